@@ -1,0 +1,20 @@
+"""Which number formats compute in which."""
+
+import torch
+
+
+def accumulation_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """The format that states and sums are kept in: float64 if any tensor is float64, else float32.
+
+    Example:
+        >>> accumulation_dtype(torch.zeros(1, dtype=torch.bfloat16))
+        torch.float32
+    """
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        return torch.float64
+    return torch.float32
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64 (Apple's MPS does not)."""
+    return device.type != "mps"

@@ -1,0 +1,33 @@
+"""Shared by all tests: cases without parametrize marks, one seed, no uninitialised memory."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in ("libs", "src"):
+    if str(ROOT / folder) not in sys.path:
+        sys.path.insert(0, str(ROOT / folder))
+
+from myfla.testing import expand_cases  # noqa: E402
+
+os.environ.setdefault("PYTHONHASHSEED", "0")
+torch.set_num_threads(int(os.environ.get("MYFLA_TEST_THREADS", "1")))
+
+
+def pytest_generate_tests(metafunc):
+    """Turn the ``cases`` attribute left by `myfla.testing.cases` into parameters."""
+    arguments = expand_cases(metafunc.function)
+    names = list(arguments[0])
+    if names:
+        rows = [[row[name] for name in names] for row in arguments]
+        ids = ["-".join(f"{name}={row[name]}" for name in names)[:120] for row in arguments]
+        metafunc.parametrize(names, rows, ids=ids)
+
+
+@pytest.fixture(autouse=True)
+def _one_seed():
+    torch.manual_seed(0)
