@@ -9,37 +9,33 @@ A `Block` is what is worked on at one time: some rows, some waves, small enough 
 tensors are ``[M * heads, C, D]``, ordered by wave, then row, then head: a wave is one contiguous slice.
 """
 
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import torch
 
 
 class Block:
-    """A group of chunks worked on together; made by `ChunkLayout.blocks`.
+    """A group of chunks worked on together; made by `ChunkLayout`.
 
     Attributes:
         chunk: tokens in a chunk, C.
         rows: first and last-plus-one sequence (in the layout's order).
+        wave: number of its first wave.
         counts: active rows of each wave, not increasing.
         start: number of chunks that come before this block, over the whole layout.
+        size: number of chunks, M.
     """
 
     def __init__(self, layout: "ChunkLayout", rows: Tuple[int, int], wave: int, counts: List[int], start: int) -> None:
         self.layout, self.rows, self.wave, self.counts, self.start = layout, rows, wave, counts, start
-        self.chunk = layout.chunk
+        self.chunk, self.size = layout.chunk, sum(counts)
 
-    @property
-    def size(self) -> int:
-        """Number of chunks, M."""
-        return sum(self.counts)
-
-    @property
-    def span(self) -> slice:
-        """Where this block's chunks lie among all chunks of the layout."""
-        return slice(self.start, self.start + self.size)
+    def span(self, heads: int) -> slice:
+        """Where this block's matrices lie among those of the whole layout."""
+        return slice(self.start * heads, (self.start + self.size) * heads)
 
     def waves(self, heads: int) -> List[slice]:
-        """For each wave the slice of its matrices, for tensors with ``heads`` matrices per chunk."""
+        """For each wave the slice of its matrices within the block."""
         out, at = [], 0
         for count in self.counts:
             out.append(slice(at * heads, (at + count) * heads))
@@ -51,70 +47,71 @@ class Block:
 
         Args:
             x: ``[B, T, H, D]``.
-            out: ``[M, HV, C, D]`` (any strides), HV a multiple of H.
-            pad: whether positions past a sequence's end must be zero. Without it they may hold any token of the same
-                chunk, which costs less.
+            out: ``[M, HV, C, D]`` (M may not be strided oddly, the rest may), HV a multiple of H.
+            pad: whether positions past a sequence's end must be zero. Without it, those of packed sequences hold
+                the last token of the same sequence instead, which costs less.
 
         Returns:
             ``out``.
         """
-        heads = out.shape[1]
-        repeat = heads // x.shape[2]
-        target = out.unflatten(1, (x.shape[2], repeat)) if repeat > 1 else out.unsqueeze(2)
-        for source, m, c in self._pieces(x):
-            target[m, :, :, :c] = source.permute(0, 2, 1, 3).unsqueeze(2)
+        heads, repeat = x.shape[2], out.shape[1] // x.shape[2]
+        target = out.view(out.shape[0], heads, repeat, *out.shape[2:])
+        for source, first, c in self._pieces(x):
+            waves, rows = source.shape[:2]
+            piece = target[first : first + waves * rows]
+            piece = piece.view(waves, rows, *piece.shape[1:])
+            piece[..., :c, :] = source.transpose(2, 3).unsqueeze(3)
             if c < self.chunk:
-                target[m, :, :, c:] = 0
-        if pad and self.layout.index is not None:
-            holes = self.layout.holes(self)
-            if holes is not None:
-                out.masked_fill_(holes.view(self.size, 1, self.chunk, 1), 0)
+                piece[..., c:, :] = 0
+        holes = self.holes() if pad else None
+        if holes is not None:
+            out.masked_fill_(holes.view(self.size, 1, self.chunk, 1), 0)
         return out
 
-    def store(self, buffer: torch.Tensor, out: torch.Tensor, sum_heads: bool = False) -> None:
-        """Write this block's tokens back.
+    def store(self, buffer: torch.Tensor, out: torch.Tensor) -> None:
+        """Write this block's tokens back, converting; heads that share one of ``out``'s are summed.
 
         Args:
             buffer: ``[M, HV, C, D]``.
-            out: ``[B, T, H, D]``, written in place, converted to its dtype.
-            sum_heads: sum the ``HV / H`` heads that share one of ``out``'s; otherwise H is HV.
+            out: ``[B, T, H, D]``, written in place.
         """
-        if sum_heads and out.shape[2] != buffer.shape[1]:
-            buffer = buffer.unflatten(1, (out.shape[2], -1)).sum(2)
-        layout = self.layout
-        if layout.index is not None:
-            tokens, positions = layout.tokens(self)
+        if out.shape[2] != buffer.shape[1]:
+            buffer = buffer.view(buffer.shape[0], out.shape[2], -1, *buffer.shape[2:]).sum(2)
+        if self.layout.index is not None:
+            tokens, positions = self.layout.tokens(self)
             rows = buffer.transpose(1, 2).reshape(-1, out.shape[2], out.shape[3])
             rows = rows if positions is None else rows.index_select(0, positions)
             out[0].index_copy_(0, tokens, rows.to(out.dtype))
             return
-        for target, m, c in self._pieces(out):
-            target.copy_(buffer[m, :, :c].transpose(1, 2))
+        for target, first, c in self._pieces(out):
+            waves, rows = target.shape[:2]
+            piece = buffer[first : first + waves * rows]
+            target.copy_(piece.view(waves, rows, *piece.shape[1:])[..., :c, :].transpose(2, 3))
 
-    def _pieces(self, x: torch.Tensor) -> Iterator[Tuple[torch.Tensor, slice, int]]:
-        """Views or gathered copies ``[m, c, H, D]`` of x with the chunks they belong to and their length c."""
-        layout, chunk = self.layout, self.chunk
+    def holes(self) -> Optional[torch.Tensor]:
+        """``[M, C]`` bool, true past a packed sequence's end; None where there is no such position."""
+        return self.layout.hole[self.span(1)] if self.layout.hole is not None else None
+
+    def _pieces(self, x: torch.Tensor) -> Iterator[Tuple[torch.Tensor, int, int]]:
+        """Views (packed: gathered copies) ``[waves, rows, c, H, D]`` of x, each with its first chunk and its c."""
+        layout, chunk, (heads, channels) = self.layout, self.chunk, x.shape[2:]
         if layout.index is not None:
-            index = layout.index[self.span].reshape(-1)
-            gathered = x[0].index_select(0, index)
-            yield gathered.view(self.size, chunk, x.shape[2], x.shape[3]), slice(0, self.size), chunk
+            gathered = x[0].index_select(0, layout.index[self.span(1)].reshape(-1))
+            yield gathered.view(1, self.size, chunk, heads, channels), 0, chunk
             return
         first, last = self.rows
-        count, batch = len(self.counts), last - first
         begin = self.wave * chunk
-        full = min(count, (layout.length - begin) // chunk)
+        full = min(len(self.counts), (layout.length - begin) // chunk)
         x = x[first:last]
         if full:
-            # [b, w, c, H, D] -> chunks ordered by wave, then row
-            view = x[:, begin : begin + full * chunk].unflatten(1, (full, chunk)).transpose(0, 1)
-            if batch == 1 or full == 1:
-                yield view.reshape(full * batch, chunk, x.shape[2], x.shape[3]), slice(0, full * batch), chunk
-            else:
-                for wave in range(full):
-                    yield view[wave], slice(wave * batch, (wave + 1) * batch), chunk
-        if full < count:
+            whole = x[:, begin : begin + full * chunk]
+            batch, token, head, channel = whole.stride()
+            shape = (full, last - first, chunk, heads, channels)
+            strides = (chunk * token, batch, token, head, channel)
+            yield whole.as_strided(shape, strides, whole.storage_offset()), 0, chunk
+        if full < len(self.counts):
             tail = x[:, begin + full * chunk : layout.length]
-            yield tail, slice(full * batch, self.size), tail.shape[1]
+            yield tail.unsqueeze(0), full * (last - first), tail.shape[1]
 
 
 class ChunkLayout:
@@ -124,100 +121,91 @@ class ChunkLayout:
         batch: B.
         tokens: T, or the packed total.
         chunk: tokens in a chunk, C.
-        cu_seqlens: ``[N + 1]`` integer offsets of packed sequences; already checked. None for a dense batch.
+        cu_seqlens: ``[N + 1]`` integer offsets of packed sequences, already checked; None for a dense batch.
         device: where index tensors live.
+        block_chunks: how many chunks a block may have, at least one wave of one row each.
 
     Attributes:
         rows: number of sequences, N.
         order: ``[N]`` int64, the sequences longest first, or None where that is the given order.
         total: number of chunks.
+        groups: for each group of rows its blocks, in the order of the recurrence. Groups are independent.
+        index: ``[total, C]`` int64, the token at each position; None for a dense batch.
+        hole: ``[total, C]`` bool, true past a sequence's end; None where there is no such position.
     """
 
     def __init__(
-        self, batch: int, tokens: int, chunk: int, cu_seqlens: Optional[torch.Tensor], device: torch.device
+        self,
+        batch: int,
+        tokens: int,
+        chunk: int,
+        cu_seqlens: Optional[torch.Tensor],
+        device: torch.device,
+        block_chunks: int,
     ) -> None:
         self.chunk, self.length = chunk, tokens
         self.index: Optional[torch.Tensor] = None
+        self.hole: Optional[torch.Tensor] = None
         self.order: Optional[torch.Tensor] = None
         if cu_seqlens is None:
             self.rows = batch
-            self.active = [batch] * (-(-tokens // chunk)) if batch else []
+            step = max(1, min(batch, block_chunks))
+            waves = -(-tokens // chunk)
+            counts = [[min(first + step, batch) - first] * waves for first in range(0, batch, step)]
         else:
-            self._pack(cu_seqlens.to("cpu", torch.int64), device)
-        self.total = sum(self.active)
+            self.rows = cu_seqlens.numel() - 1
+            step = max(1, min(self.rows, block_chunks))
+            counts = self._pack(cu_seqlens.to("cpu", torch.int64), step, device)
+        self.total = sum(sum(group) for group in counts)
+        self.groups: List[List[Block]] = []
+        start = 0
+        for i, group in enumerate(counts):
+            rows = (i * step, min((i + 1) * step, self.rows))
+            blocks: List[Block] = []
+            wave = 0
+            while wave < len(group):
+                stop = wave + 1
+                while stop < len(group) and sum(group[wave : stop + 1]) <= block_chunks:
+                    stop += 1
+                blocks.append(Block(self, rows, wave, group[wave:stop], start))
+                start += blocks[-1].size
+                wave = stop
+            self.groups.append(blocks)
 
-    def _pack(self, bounds: torch.Tensor, device: torch.device) -> None:
+    def _pack(self, bounds: torch.Tensor, step: int, device: torch.device) -> List[List[int]]:
+        """Index the chunks of packed sequences; returns the active rows of each wave of each group of rows."""
         lengths = bounds[1:] - bounds[:-1]
-        self.rows = lengths.numel()
         order = torch.sort(lengths, descending=True, stable=True).indices
         lengths, first = lengths[order], bounds[:-1][order]
-        chunks = (lengths + self.chunk - 1) // self.chunk
+        chunks = torch.div(lengths + self.chunk - 1, self.chunk, rounding_mode="floor")
+        row = torch.repeat_interleave(torch.arange(self.rows), chunks)
+        wave = torch.arange(row.numel()) - torch.repeat_interleave(torch.cumsum(chunks, 0) - chunks, chunks)
         waves = int(chunks[0]) if self.rows else 0
-        active = (chunks[None, :] > torch.arange(waves)[:, None]).sum(1)
-        self.active = active.tolist()
-        wave = torch.repeat_interleave(torch.arange(waves), active)
-        row = torch.arange(wave.numel()) - torch.repeat_interleave(torch.cumsum(active, 0) - active, active)
-        offset = wave[:, None] * self.chunk + torch.arange(self.chunk)
-        self._hole = offset >= lengths[row][:, None]
-        self._wave_row = (wave, row)
+        wave_of_group = torch.div(row, step, rounding_mode="floor") * waves + wave
+        by_wave = torch.sort(wave_of_group, stable=True).indices
+        row, offset = row[by_wave], wave[by_wave, None] * self.chunk + torch.arange(self.chunk)
+        hole = offset >= lengths[row][:, None]
         # A position past the end repeats the sequence's last token, so that nothing crosses between sequences.
-        index = first[row][:, None] + torch.minimum(offset, (lengths[row] - 1)[:, None])
-        self._last = bool(self._hole.any())
-        self.index = index.to(device)
-        self._hole = self._hole.to(device)
+        self.index = (first[row][:, None] + torch.minimum(offset, (lengths[row] - 1)[:, None])).to(device)
+        self.hole = hole.to(device) if bool(hole.any()) else None
         if not torch.equal(order, torch.arange(self.rows)):
             self.order = order.to(device)
-
-    def holes(self, block: Block) -> Optional[torch.Tensor]:
-        """``[M, C]`` bool, true past a sequence's end; None where there is no such position."""
-        return self._hole[block.span] if self._last else None
+        groups = -(-self.rows // step)
+        counts = torch.bincount(wave_of_group, minlength=groups * waves).view(groups, waves).tolist()
+        return [[count for count in group if count] for group in counts]
 
     def tokens(self, block: Block) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
         """The tokens of a packed block and their positions among its ``M * C`` (None: all, in order)."""
-        index = self.index[block.span].reshape(-1)
-        if not self._last:
+        index = self.index[block.span(1)].reshape(-1)
+        if self.hole is None:
             return index, None
-        positions = (~self._hole[block.span]).reshape(-1).nonzero(as_tuple=True)[0]
+        positions = (~self.hole[block.span(1)]).reshape(-1).nonzero(as_tuple=True)[0]
         return index.index_select(0, positions), positions
 
-    def blocks(self, row_elements: int, budget: int) -> List[List[Block]]:
-        """Cut the work into cache-sized blocks.
 
-        Args:
-            row_elements: elements of one chunk of one row in the largest buffer, ``heads * C * D``.
-            budget: how many elements that buffer may have.
-
-        Returns:
-            For each group of rows its blocks, in the order of the recurrence. Groups of rows are independent.
-            Only a dense batch is split by rows within a wave; the chunks of a packed one stay numbered by wave.
-        """
-        per_block = max(1, budget // max(row_elements, 1))
-        if not self.active:
-            return []
-        groups = []
-        step = self.rows if self.index is not None else min(self.rows, per_block)
-        start = 0
-        for first in range(0, self.rows, step):
-            last = min(first + step, self.rows)
-            blocks: List[Block] = []
-            wave = 0
-            while wave < len(self.active):
-                counts: List[int] = []
-                while wave + len(counts) < len(self.active):
-                    count = min(self.active[wave + len(counts)], last) - first
-                    if counts and sum(counts) + count > per_block:
-                        break
-                    counts.append(count)
-                blocks.append(Block(self, (first, last), wave, counts, start))
-                start += sum(counts)
-                wave += len(counts)
-            groups.append(blocks)
-        return groups
-
-
-def sort_rows(layout: ChunkLayout, state: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+def sort_rows(layout: ChunkLayout, state: torch.Tensor) -> torch.Tensor:
     """Rows of ``state [N, ...]`` in the layout's order."""
-    return state if state is None or layout.order is None else state.index_select(0, layout.order)
+    return state if layout.order is None else state.index_select(0, layout.order)
 
 
 def unsort_rows(layout: ChunkLayout, state: torch.Tensor) -> torch.Tensor:
