@@ -1,0 +1,1 @@
+"""Typed configs with validation. Importing this package does not import torch."""

@@ -1,0 +1,111 @@
+"""Rules for config fields; every message starts with the key as it is written on the command line."""
+
+import difflib
+import math
+import numbers
+from typing import Any, Iterable, Sequence
+
+__all__ = ["ConfigError", "Fields", "config_error", "nearest"]
+
+
+class ConfigError(ValueError):
+    """A config value that breaks a rule; the message starts with the key, e.g. ``encoder.num_heads``."""
+
+
+def config_error(key: str, rule: str, got: Any, hint: str = "") -> ConfigError:
+    """The error for one key.
+
+    Args:
+        key: dotted path of the value, e.g. ``"encoder.num_heads"``.
+        rule: what must hold, worded to follow the key.
+        got: what came; shown with ``repr``.
+        hint: the way out, if there is more to say than the rule.
+
+    Example:
+        >>> str(config_error("encoder.num_heads", "must be an integer from 1 to 4", 9, "use 4"))
+        'encoder.num_heads must be an integer from 1 to 4; got 9; use 4'
+    """
+    text = f"{key} {rule}; got {_show(got)}"
+    return ConfigError(f"{text}; {hint}" if hint else text)
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """``"did you mean 'x'?"``, or an empty string when nothing is near."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+class Fields:
+    """Checks the fields of one config object and stores them back in their plain type.
+
+    Args:
+        owner: the dataclass instance, usually ``self`` inside ``__post_init__``.
+        prefix: where it sits in the whole config, e.g. ``"encoder"``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> job = SimpleNamespace(epochs=3)
+        >>> Fields(job, "job").integer("epochs", 1, 100)
+        3
+    """
+
+    def __init__(self, owner: Any, prefix: str) -> None:
+        self.owner, self.prefix = owner, prefix
+
+    def integer(self, name: str, low: int, high: int, optional: bool = False) -> Any:
+        """An integer from ``low`` to ``high``; ``None`` passes if ``optional``. A bool is not an integer."""
+        value = getattr(self.owner, name)
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+            raise self.error(name, f"must be an integer from {low} to {high}{' or null' if optional else ''}", value)
+        return self._store(name, int(value))
+
+    def number(self, name: str, low: float, high: float, open_low: bool = False, open_high: bool = False) -> float:
+        """A finite number in the interval; an open end is itself refused."""
+        value = getattr(self.owner, name)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        inside = number and math.isfinite(value) and low <= value <= high
+        if not inside or (open_low and value == low) or (open_high and value == high):
+            ends = f"{'above' if open_low else 'from'} {low:g} {'and below' if open_high else 'to'} {high:g}"
+            raise self.error(name, f"must be a finite number {ends}", value)
+        return self._store(name, float(value))
+
+    def flag(self, name: str) -> bool:
+        """True or False, nothing that merely looks like it."""
+        value = getattr(self.owner, name)
+        if not isinstance(value, bool):
+            raise self.error(name, "must be true or false", value)
+        return value
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """One of the listed words."""
+        value = getattr(self.owner, name)
+        if not isinstance(value, str) or value not in choices:
+            raise self.error(name, "must be one of " + ", ".join(choices), value, nearest(value, choices))
+        return value
+
+    def text(self, name: str, optional: bool = False) -> Any:
+        """A non-empty string; ``None`` passes if ``optional``. OmegaConf's ``???`` (missing) does not."""
+        value = getattr(self.owner, name)
+        if value is None and optional:
+            return None
+        if not isinstance(value, str) or not value.strip() or value == "???":
+            raise self.error(name, "must be a non-empty string" + (" or null" if optional else ""), value)
+        return value
+
+    def error(self, name: str, rule: str, got: Any, hint: str = "") -> ConfigError:
+        """The error for field ``name``, with the prefix in front."""
+        return config_error(f"{self.prefix}.{name}", rule, got, hint)
+
+    def _store(self, name: str, value: Any) -> Any:
+        setattr(self.owner, name, value)
+        return value
+
+
+def _show(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except Exception:  # a repr that raises must not hide the config error
+        shown = f"<{type(value).__name__}>"
+    return shown if len(shown) <= 120 else shown[:117] + "..."
