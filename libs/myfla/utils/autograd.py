@@ -1,0 +1,34 @@
+"""Second derivatives for hand-written backward passes."""
+
+from typing import Any, Callable, Optional, Sequence, Tuple
+
+import torch
+
+
+def backward_through(
+    formula: Callable[..., Any], inputs: Sequence[Optional[torch.Tensor]], needs: Sequence[bool],
+    grads: Sequence[Optional[torch.Tensor]],
+) -> Tuple[Optional[torch.Tensor], ...]:
+    """The backward pass as autograd itself would do it, recorded so that it can be differentiated again.
+
+    A hand-written backward reuses buffers and saved intermediates that autograd knows nothing of, so its result
+    cannot be differentiated. Such a backward calls this instead when it runs under ``create_graph=True``, which it
+    sees as ``torch.is_grad_enabled()``.
+
+    Args:
+        formula: the forward pass in plain differentiable operations, called with ``inputs``.
+        inputs: the tensors that the forward pass was given, as saved; None where one was left out.
+        needs: for each input, whether its gradient is asked for.
+        grads: gradients of the formula's outputs; None counts as zero.
+
+    Returns:
+        For each input its gradient, or None.
+    """
+    with torch.enable_grad():
+        outputs = formula(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(out, grad) for out, grad in zip(outputs, grads) if grad is not None]
+    wanted = [tensor for tensor, need in zip(inputs, needs) if need]
+    found = iter(torch.autograd.grad(
+        [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True))
+    return tuple(next(found) if need else None for need in needs)
