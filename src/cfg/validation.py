@@ -65,7 +65,7 @@ class Fields:
         """A finite number in the interval; an open end is itself refused."""
         value = getattr(self.owner, name)
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        inside = number and math.isfinite(value) and low <= value <= high
+        inside = number and low <= value <= high and math.isfinite(value)
         if not inside or (open_low and value == low) or (open_high and value == high):
             ends = f"{'above' if open_low else 'from'} {low:g} {'and below' if open_high else 'to'} {high:g}"
             raise self.error(name, f"must be a finite number {ends}", value)
