@@ -1,12 +1,14 @@
 """Inverse of unit lower triangular matrices, exact to rounding and in few large products."""
 
+from typing import Optional
+
 import torch
 
 LEAF = 16
 """Blocks of this size are solved by substitution; larger ones are put together from them."""
 
 
-def unit_lower_inverse(lower: torch.Tensor) -> torch.Tensor:
+def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) -> torch.Tensor:
     """``(I + strictly_lower(lower))^-1``.
 
     Diagonal blocks of `LEAF` rows are solved by substitution; then neighbours are joined, doubling the size:
@@ -15,6 +17,7 @@ def unit_lower_inverse(lower: torch.Tensor) -> torch.Tensor:
 
     Args:
         lower: ``[M, C, C]``, float32 or float64; the diagonal and everything above it are not read.
+        out: where the result goes; a new tensor by default.
 
     Returns:
         ``[M, C, C]`` of the same dtype, zero above the diagonal, one on it.
@@ -26,8 +29,8 @@ def unit_lower_inverse(lower: torch.Tensor) -> torch.Tensor:
     """
     size = lower.shape[-1]
     if size <= LEAF:
-        return _substitute(lower)
-    inverse = torch.zeros_like(lower)
+        return _substitute(lower) if out is None else out.copy_(_substitute(lower))
+    inverse = torch.zeros_like(lower) if out is None else out.zero_()
     whole = size - size % LEAF
     leaves = _diagonal_blocks(lower, whole)
     _diagonal_blocks(inverse, whole).copy_(_substitute(leaves.reshape(-1, LEAF, LEAF)).view(leaves.shape))

@@ -1,0 +1,41 @@
+"""How large chunks and blocks are. These numbers change speed and rounding, never meaning."""
+
+import torch
+
+CPU_BLOCK = 64 * 1024
+"""Elements of one buffer per thread (256 kB of float32): a handful of such buffers stay in a core's cache."""
+
+GPU_BLOCK = 64 * 1024 * 1024
+"""On a GPU large products matter, not caches."""
+
+
+def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int:
+    """Tokens in a chunk: about half the head size, between 16 and 64, and not much more than there are.
+
+    Within a chunk the work grows with C, between chunks with the head size; C = D / 2 balances them.
+
+    Args:
+        tokens: length of a typical sequence.
+        key, value: head sizes.
+        device: where it runs.
+    """
+    if tokens <= 16:
+        return max(tokens, 1)
+    if device.type != "cpu":
+        return 64
+    size = max(key, value)
+    wanted = 16 if size <= 32 else 32 if size <= 64 else 64
+    while wanted > 16 and wanted >= 2 * tokens:
+        wanted //= 2
+    return wanted
+
+
+def block_chunks(elements: int, device: torch.device) -> int:
+    """How many chunks are worked on together.
+
+    Args:
+        elements: elements of one chunk of all heads in the largest buffer.
+        device: where it runs.
+    """
+    budget = CPU_BLOCK * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK
+    return max(1, budget // max(elements, 1))

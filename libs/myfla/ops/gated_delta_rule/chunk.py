@@ -1,0 +1,144 @@
+"""`chunk_gated_delta_rule`: the form for training and long inputs."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.ops.common.layout import ChunkLayout
+from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
+from myfla.ops.gated_delta_rule.chunk_fwd import Saved, chunk_forward
+from myfla.ops.gated_delta_rule.inputs import Prepared, check_per_token, check_shapes, prepare, take_legacy_keywords
+from myfla.ops.common.tuning import block_chunks, chunk_tokens
+from myfla.utils.errors import value_error
+
+__all__ = ["chunk_gated_delta_rule", "chunk_gdn"]
+
+NAME = "chunk_gated_delta_rule"
+KEYWORDS = (
+    "q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel",
+    "use_beta_sigmoid_in_kernel", "allow_neg_eigval", "state_v_first", "cu_seqlens", "cu_seqlens_cpu",
+    "chunk_indices", "cp_context", "use_gate_in_kernel", "A_log", "dt_bias", "chunk_size",
+)  # fmt: skip
+
+
+def chunk_gated_delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    use_beta_sigmoid_in_kernel: bool = False,
+    allow_neg_eigval: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    cu_seqlens_cpu: Optional[torch.Tensor] = None,
+    chunk_indices: Optional[torch.Tensor] = None,
+    cp_context: Any = None,
+    *,
+    use_gate_in_kernel: bool = False,
+    A_log: Optional[torch.Tensor] = None,
+    dt_bias: Optional[torch.Tensor] = None,
+    chunk_size: Optional[int] = None,
+    **legacy: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The gated delta rule, many tokens at a time.
+
+    ``S <- exp(g) S;  S <- S + k (beta (v - S^T k))^T;  o = scale S^T q`` for every token (Gated DeltaNet,
+    arXiv 2412.06464). Sums and states are float32, or float64 if any input is. Safe for every log decay from 0 to
+    -inf. A NaN reaches back at most to the start of its chunk, and never into another sequence.
+
+    Args:
+        q, k: ``[B, T, H, K]`` queries and keys.
+        v: ``[B, T, HV, V]`` values; HV is a multiple of H, value head i reads query head ``i // (HV / H)``.
+        g: ``[B, T, HV]`` log decay, or its pre-activation with ``use_gate_in_kernel``.
+        beta: ``[B, T, HV]`` write strength, or its pre-activation with ``use_beta_sigmoid_in_kernel``.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[N, HV, K, V]``, zeros by default. Never written.
+        output_final_state: also return the state after the last token of each sequence.
+        use_qk_l2norm_in_kernel: normalise q and k to length one first.
+        use_beta_sigmoid_in_kernel: ``beta = sigmoid(beta)``.
+        allow_neg_eigval: ``beta = 2 sigmoid(beta)``; needs ``use_beta_sigmoid_in_kernel``.
+        state_v_first: states, in and out, are ``[N, HV, V, K]``.
+        cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
+        cu_seqlens_cpu, chunk_indices: official names; they save a copy there and change nothing here.
+        cp_context: must be None; there is no context parallelism.
+        use_gate_in_kernel: ``g = -exp(A_log) softplus(g + dt_bias)``.
+        A_log, dt_bias: ``[HV]``, with ``use_gate_in_kernel``; dt_bias may be None.
+        chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
+        **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
+
+    Returns:
+        o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape, head count, offset or option that does not fit; the message says which.
+        TypeError: an unknown keyword.
+
+    Example:
+        >>> q = k = torch.ones(1, 3, 1, 1); v = torch.ones(1, 3, 1, 2)
+        >>> o, state = chunk_gated_delta_rule(q, k, v, g=torch.zeros(1, 3, 1), beta=torch.ones(1, 3, 1),
+        ...                                   output_final_state=True)
+        >>> o.shape, state.shape
+        (torch.Size([1, 3, 1, 2]), torch.Size([1, 1, 1, 2]))
+    """
+    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    check_shapes(NAME, q, k, v)
+    check_per_token(NAME, "g", g, v)
+    check_per_token(NAME, "beta", beta, v)
+    if chunk_size is not None and chunk_size not in (16, 32, 64):
+        raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
+    if cp_context is not None:
+        raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
+    given = prepare(
+        NAME, q, k, v, g, beta, scale, initial_state, state_v_first, cu_seqlens, use_qk_l2norm_in_kernel,
+        use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval,
+    )  # fmt: skip
+    o, final = _run(given, cu_seqlens, chunk_size, q.dtype)
+    if not output_final_state:
+        return o, None
+    return o, final.transpose(2, 3).contiguous() if state_v_first else final
+
+
+def _run(
+    given: Prepared, cu_seqlens: Optional[torch.Tensor], chunk_size: Optional[int], out_dtype: torch.dtype
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    q, k, v = given.q, given.k, given.v
+    longest = q.shape[1] if cu_seqlens is None else -(-q.shape[1] // max(given.sequences, 1))
+    chunk = chunk_size or chunk_tokens(longest, k.shape[3], v.shape[3], q.device)
+    size = v.shape[2] * chunk * max(k.shape[3], v.shape[3])
+    layout = ChunkLayout(q.shape[0], q.shape[1], chunk, cu_seqlens, q.device, block_chunks(size, q.device))
+    tensors = (q, k, v, given.g, given.beta, given.initial_state)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return _ChunkGatedDeltaRule.apply(*tensors, given.scale, layout, given.dtype, out_dtype)
+    return chunk_forward(*tensors, given.scale, layout, given.dtype, out_dtype, save=False)[:2]
+
+
+class _ChunkGatedDeltaRule(torch.autograd.Function):
+    """Joins the two hand-written directions."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype):
+        o, final, saved = chunk_forward(
+            q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype, save=True
+        )
+        ctx.save_for_backward(q, k, v, g, beta, *saved)
+        ctx.scale, ctx.layout = scale, layout
+        ctx.state_dtype = None if initial_state is None else initial_state.dtype
+        ctx.set_materialize_grads(False)
+        return o, final
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, do, dfinal):
+        q, k, v, g, beta, *saved = ctx.saved_tensors
+        do = torch.zeros_like(v) if do is None else do
+        *grads, dinitial = chunk_backward(q, k, v, g, beta, ctx.scale, ctx.layout, Saved(*saved), do, dfinal)
+        dinitial = None if ctx.state_dtype is None else dinitial.to(ctx.state_dtype)
+        return (*grads, dinitial, None, None, None, None)
+
+
+chunk_gdn = chunk_gated_delta_rule

@@ -1,0 +1,116 @@
+"""The gated delta rule in its plainest form: the specification.
+
+For every token, with the state ``S [K, V]`` of one head (Gated DeltaNet, arXiv 2412.06464, eq. 10)::
+
+    S     <- exp(g_t) S                          forget
+    error  = v_t - S^T k_t                       what the memory gets wrong about k_t
+    S     <- S + k_t (beta_t error)^T            correct it
+    o_t    = scale * S^T q_t                     read
+"""
+
+from typing import Optional, Tuple
+
+import torch
+
+from myfla.utils.dtypes import accumulation_dtype
+
+__all__ = ["naive_chunk_gated_delta_rule", "naive_recurrent_gated_delta_rule"]
+
+
+def naive_recurrent_gated_delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    g: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Token by token. Mind the official order of arguments: ``beta`` before ``g``.
+
+    Args:
+        q, k: ``[B, T, H, K]``.
+        v: ``[B, T, H, V]``.
+        beta: ``[B, T, H]`` write strength.
+        g: ``[B, T, H]`` log decay.
+        scale: factor on q, ``K ** -0.5`` by default.
+        initial_state: ``[B, H, K, V]`` (or broadcastable), zeros by default.
+        output_final_state: return the state after the last token.
+
+    Returns:
+        o ``[B, T, H, V]`` and the final state ``[B, H, K, V]`` or None; float32, or float64 for float64 input.
+
+    Example:
+        >>> x = torch.ones(1, 1, 1, 1)
+        >>> naive_recurrent_gated_delta_rule(x, x, x, beta=torch.ones(1, 1, 1), g=torch.zeros(1, 1, 1))[0].item()
+        1.0
+    """
+    dtype = accumulation_dtype(q, k, v)
+    q, k, v, beta, g = (x.to(dtype) for x in (q, k, v, beta, g))
+    batch, tokens, heads, key = q.shape
+    value = v.shape[-1]
+    q = q * (key**-0.5 if scale is None else scale)
+    state = v.new_zeros(batch, heads, key, value)
+    if initial_state is not None:
+        state = state + initial_state.to(dtype)
+    outputs = []
+    for t in range(tokens):
+        state = state * g[:, t, :, None, None].exp()
+        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
+        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * error)
+        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
+    o = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v)
+    return o, state if output_final_state else None
+
+
+def naive_chunk_gated_delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    chunk_size: int = 64,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Chunk by chunk, every step of the algebra on a line of its own. Mind the order: ``g`` before ``beta``.
+
+    With ``c`` the log decay summed from the chunk's start and ``D_ij = exp(c_i - c_j)`` for ``i >= j``, the
+    corrections of a chunk solve ``(I + tril(beta D * k k^T, -1)) delta = beta (v - exp(c) k S)``.
+
+    Args:
+        q, k, v, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_gated_delta_rule`.
+        chunk_size: tokens in a chunk, C; any T.
+
+    Returns:
+        as `naive_recurrent_gated_delta_rule`.
+
+    Example:
+        >>> x = torch.ones(1, 1, 1, 1)
+        >>> naive_chunk_gated_delta_rule(x, x, x, g=torch.zeros(1, 1, 1), beta=torch.ones(1, 1, 1))[0].item()
+        1.0
+    """
+    dtype = accumulation_dtype(q, k, v)
+    q, k, v, g, beta = (x.to(dtype).transpose(1, 2) for x in (q, k, v, g, beta))
+    batch, heads, tokens, key = q.shape
+    value = v.shape[-1]
+    q = q * (key**-0.5 if scale is None else scale)
+    state = v.new_zeros(batch, heads, key, value)
+    if initial_state is not None:
+        state = state + initial_state.to(dtype)
+    outputs = []
+    for start in range(0, tokens, chunk_size):
+        qc, kc, vc, gc, bc = (x[:, :, start : start + chunk_size] for x in (q, k, v, g, beta))
+        c = gc.cumsum(-1)
+        decay = (c[..., :, None] - c[..., None, :]).tril().exp().tril()
+        bc = bc[..., None]
+        system = (bc * decay * (kc @ kc.transpose(-1, -2))).tril(-1)
+        right = bc * (vc - c.exp()[..., None] * (kc @ state))
+        delta = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+        outputs.append(c.exp()[..., None] * (qc @ state) + (decay * (qc @ kc.transpose(-1, -2))) @ delta)
+        last = c[..., -1:]
+        state = last.exp()[..., None] * state + (kc * (last - c).exp()[..., None]).transpose(-1, -2) @ delta
+    o = torch.cat(outputs, dim=2).transpose(1, 2) if outputs else torch.zeros_like(v).transpose(1, 2)
+    return o, state if output_final_state else None
