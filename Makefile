@@ -1,0 +1,48 @@
+# make demo       train a GatedDeltaNet encoder on real speech data and show the result
+# make test       install and run the tests
+# make test-slow  the tests that take minutes
+# make clean      remove the virtual environment and what runs and builds left
+#
+# PYTHON=python3.11      which Python makes the virtual environment
+# TORCH_INDEX=ADDRESS    an extra pip index for torch, e.g. the CPU one that pytorch.org shows
+# ARGS="seed=1"          more arguments for the demo, or for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help demo test test-slow clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.app
+	$(BIN)/python -m app encoder=gated_deltanet $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.app: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing (torch is large: the first time takes minutes) ..."
+	$(PIP_INSTALL) -e ".[app]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing (torch is large: the first time takes minutes) ..."
+	$(PIP_INSTALL) -e ".[app,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-* build dist outputs multirun .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

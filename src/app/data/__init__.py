@@ -1,0 +1,31 @@
+"""Data sources of the application, by the name in ``data.name``.
+
+To add one: a module with ``load(config) -> SequenceData``, a line in `SOURCES`, a config class in `cfg.data` and a
+YAML preset in ``conf/data``. Splitting, standardising and batching are the data module's business, not the source's.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.data.sequences import SequenceData
+    from cfg.data import DataConfig
+
+__all__ = ["SOURCES", "load_data"]
+
+SOURCES = {"japanese_vowels": "app.data.japanese_vowels", "ts": "app.data.ts_files"}
+
+
+def load_data(config: "DataConfig") -> "SequenceData":
+    """Read the data that ``config.name`` asks for.
+
+    Raises:
+        DataError: unknown name, or data that is missing or damaged.
+    """
+    from app.errors import data_error
+    from myfla.utils.errors import nearest
+
+    if config.name not in SOURCES:
+        hint = nearest(config.name, SOURCES)
+        raise data_error("app", "data.name", f"must be one of {', '.join(SOURCES)}", config.name, hint)
+    return import_module(SOURCES[config.name]).load(config)

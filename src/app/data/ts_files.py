@@ -1,0 +1,29 @@
+"""One's own `.ts` files: ``data=ts data.train_path=A_TRAIN.ts data.test_path=A_TEST.ts``."""
+
+import torch
+
+from app.data.sequences import SequenceData, SequenceSet
+from app.data.ts import read_ts
+from app.errors import data_error
+from cfg.data import TsDataConfig
+
+__all__ = ["load"]
+
+
+def load(config: TsDataConfig) -> SequenceData:
+    """Read the two files and check that they belong together.
+
+    Raises:
+        DataError: a file is missing or breaks the format, or the two differ in classes or channels.
+    """
+    train, classes = read_ts(config.train_path)
+    test, test_classes = read_ts(config.test_path)
+    if sorted(classes) != sorted(test_classes):
+        raise data_error(config.test_path, "@classLabel", f"must name the classes of {config.train_path}", test_classes)
+    place = torch.tensor([classes.index(name) for name in test_classes])
+    test = SequenceSet(test.sequences, place[test.labels])
+    size, test_size = train.sequences[0].shape[1], test.sequences[0].shape[1]
+    if size != test_size:
+        raise data_error(config.test_path, "number of channels", f"must be {size} as in training", test_size)
+    return SequenceData(train, test, classes, size)
+

@@ -1,0 +1,45 @@
+"""What is decayed, and how the learning rate moves."""
+
+import math
+from typing import Any, Dict, List
+
+from torch import nn
+
+__all__ = ["cosine_with_warmup", "parameter_groups"]
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> List[Dict[str, Any]]:
+    """Optimizer groups: weight decay for matrices only.
+
+    Biases, norm weights and other vectors, embeddings, and every parameter that its layer marks with
+    ``_no_weight_decay`` (the decay rates ``A_log`` and ``dt_bias`` of GatedDeltaNet) keep out.
+
+    Args:
+        module: whose trainable parameters are grouped.
+        weight_decay: for the group that is decayed.
+
+    Returns:
+        two groups, decayed and not, in the order of ``module.named_parameters()``.
+    """
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, (nn.Embedding, nn.EmbeddingBag))}
+    decayed: List[nn.Parameter] = []
+    free: List[nn.Parameter] = []
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        vector = parameter.ndim < 2 or id(parameter) in embeddings
+        (free if vector or getattr(parameter, "_no_weight_decay", False) else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Factor of the learning rate at ``step``: up in a straight line, then half a cosine down to zero.
+
+    Example:
+        >>> [round(cosine_with_warmup(step, 2, 6), 3) for step in range(7)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
