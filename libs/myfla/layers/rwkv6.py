@@ -1,0 +1,5 @@
+"""The official place of `LoRA`."""
+
+from myfla.layers.lora import LoRA
+
+__all__ = ["LoRA"]

@@ -1,0 +1,114 @@
+"""The difference between each token and the one before it (RWKV, arXiv 2305.13048)."""
+
+from typing import Optional, Tuple, Union
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from myfla.utils.errors import value_error
+from myfla.utils.varlen import check_cu_seqlens
+
+__all__ = ["token_shift", "token_shift_ref"]
+
+
+def token_shift(
+    x: torch.Tensor,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    cache: Optional[torch.Tensor] = None,
+    output_cache: bool = False,
+    chunk_indices: Optional[torch.Tensor] = None,
+) -> Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]:
+    """``x_{t-1} - x_t``, where the token before a sequence's first is its cache, or zero.
+
+    Args:
+        x: ``[B, T, D]``, or ``[1, total, D]`` with ``cu_seqlens``.
+        cu_seqlens: ``[N + 1]`` offsets of packed sequences; empty ones are fine.
+        cache: ``[N, D]``, the last token of each sequence in the call before. Not written to.
+        output_cache: also return the cache for the next call.
+        chunk_indices: official argument; not needed here.
+
+    Returns:
+        the differences ``[B, T, D]`` in x's dtype; with ``output_cache`` also ``[N, D]``, the last token of each
+        sequence (of an empty one: its cache, or zeros).
+
+    Raises:
+        ValueError: a wrong rank, cache shape or offset.
+
+    Example:
+        >>> token_shift(torch.tensor([[[1.0], [3.0]]]), output_cache=True)
+        (tensor([[[-1.],
+                 [-2.]]]), tensor([[3.]]))
+    """
+    if x.dim() != 3:
+        raise value_error("token_shift", "x", "must have shape [B, T, D]", tuple(x.shape))
+    batch, tokens, width = x.shape
+    rows = batch if cu_seqlens is None else check_cu_seqlens("token_shift", cu_seqlens, batch, tokens)
+    if cache is not None and tuple(cache.shape) != (rows, width):
+        raise value_error("token_shift", "cache", f"must have shape [N, D] = {(rows, width)}", tuple(cache.shape))
+    delta, last = _TokenShiftFunction.apply(x, cache, cu_seqlens)
+    return (delta, last) if output_cache else delta
+
+
+def token_shift_ref(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """`token_shift` without a cache, sequence by sequence: the reference.
+
+    Example:
+        >>> token_shift_ref(torch.tensor([[[1.0], [3.0]]]))
+        tensor([[[-1.],
+                 [-2.]]])
+    """
+    if cu_seqlens is None:
+        return torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1) - x
+    bounds = cu_seqlens.tolist()
+    pieces = [token_shift_ref(x[:, first:last]) for first, last in zip(bounds[:-1], bounds[1:])]
+    return torch.cat(pieces, dim=1) if pieces else torch.zeros_like(x)
+
+
+class _TokenShiftFunction(torch.autograd.Function):
+    """Rows of a dense batch, or sequences of one packed row; the ends are found once, without a loop."""
+
+    @staticmethod
+    def forward(ctx, x, cache, cu_seqlens):
+        ctx.ends = None if cu_seqlens is None else _ends(cu_seqlens)
+        ctx.cache_dtype = None if cache is None else cache.dtype
+        delta = torch.empty_like(x, memory_format=torch.contiguous_format)
+        torch.sub(x[:, :-1], x[:, 1:], out=delta[:, 1:])
+        if ctx.ends is None:
+            ctx.rows = x.shape[0]
+            if x.shape[1]:
+                delta[:, 0] = -x[:, 0] if cache is None else cache.to(x.dtype) - x[:, 0]
+                return delta, x[:, -1].clone()
+            return delta, x.new_zeros(x.shape[0], x.shape[2]) if cache is None else cache.to(x.dtype, copy=True)
+        ctx.rows, filled, first, last = cu_seqlens.numel() - 1, *ctx.ends
+        start = -x[0].index_select(0, first)
+        final = x.new_zeros(ctx.rows, x.shape[2]) if cache is None else cache.to(x.dtype, copy=True)
+        if cache is not None:
+            start += final.index_select(0, filled)
+        delta[0].index_copy_(0, first, start)
+        return delta, final.index_copy_(0, filled, x[0].index_select(0, last))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_delta, d_last):
+        dx = torch.empty_like(d_delta, memory_format=torch.contiguous_format)
+        torch.sub(d_delta[:, 1:], d_delta[:, :-1], out=dx[:, :-1])
+        if ctx.ends is None:
+            if not d_delta.shape[1]:
+                return dx, _to(d_last, ctx.cache_dtype), None
+            dx[:, -1] = d_last - d_delta[:, -1]
+            return dx, _to(d_delta[:, 0], ctx.cache_dtype), None
+        filled, first, last = ctx.ends
+        dx[0].index_copy_(0, last, d_last.index_select(0, filled) - d_delta[0].index_select(0, last))
+        d_cache = d_last.index_copy(0, filled, d_delta[0].index_select(0, first))
+        return dx, _to(d_cache, ctx.cache_dtype), None
+
+
+def _ends(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sequences that are not empty, and the first and last token of each."""
+    bounds = cu_seqlens.long()
+    filled = (bounds[1:] > bounds[:-1]).nonzero(as_tuple=True)[0]
+    return filled, bounds[:-1].index_select(0, filled), bounds[1:].index_select(0, filled) - 1
+
+
+def _to(grad: torch.Tensor, dtype: Optional[torch.dtype]) -> Optional[torch.Tensor]:
+    return None if dtype is None else grad.to(dtype, copy=True)

@@ -1,0 +1,133 @@
+"""The recurrence token by token, forward only: what decoding runs on.
+
+Every token is computed from slices of one shape and alignment, so that a sequence fed in pieces gives, bit for bit,
+what it gives in one. With ``r_t = (q_t exp(gk_t))^T S`` and ``u_t = a_t^T S`` read in one product,
+``o_t = r_t + (q_t b_t) u_t + (q_t k_t) v_t`` needs no second look at the state.
+"""
+
+from typing import List, Optional, Tuple
+
+import torch
+
+from myfla.utils.dtypes import accumulation_dtype
+
+SEGMENT = 1 << 18
+"""Elements of one float32 buffer that are prepared at a time; bounds the memory of a long sequence."""
+
+LANES = 16
+"""Rows of all matrices start at multiples of this many elements: products of odd sizes depend on alignment."""
+
+
+def aligned(size: int) -> int:
+    """``size`` rounded up to a multiple of `LANES`, at least one."""
+    return max(LANES, -(-size // LANES) * LANES)
+
+
+def recurrent_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    gk: torch.Tensor,
+    scale: float,
+    initial_state: Optional[torch.Tensor],
+    cu_seqlens: Optional[torch.Tensor],
+    rows: int,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Run the rule over checked arguments.
+
+    Args:
+        q, k, a, b, gk: ``[B, T, H, K]``.
+        v: ``[B, T, H, V]``.
+        scale: factor on q.
+        initial_state: ``[N, H, K, V]`` or None.
+        cu_seqlens: ``[N + 1]`` or None.
+        rows: N.
+
+    Returns:
+        o ``[B, T, H, V]`` in v's dtype and the final state ``[N, H, K, V]``, float32 or float64.
+    """
+    dtype = accumulation_dtype(q, k, v, initial_state)
+    batch, tokens, heads, key = q.shape
+    value = v.shape[-1]
+    state = q.new_zeros(rows, heads, aligned(key), aligned(value), dtype=dtype)
+    if initial_state is not None:
+        state[:, :, :key, :value] = initial_state
+    if cu_seqlens is None:
+        counts, order = [batch] * tokens, None
+        inputs = [x.transpose(0, 1) for x in (q, k, v, a, b, gk)]
+    else:
+        rank, order, counts = _by_position(cu_seqlens)
+        inputs = [x[0] for x in (q, k, v, a, b, gk)]
+        state = torch.empty_like(state).index_copy_(0, rank, state)
+    o = torch.empty((tokens, batch, heads, value) if order is None else v.shape[1:], dtype=v.dtype, device=v.device)
+    step = max(1, SEGMENT // max(1, rows * heads * state.shape[2]))
+    start = 0
+    for first in range(0, len(counts), step):
+        part = counts[first : first + step]
+        if order is None:
+            pieces, at = [x[first : first + len(part)] for x in inputs], slice(first, first + len(part))
+        else:
+            at = order[start : start + sum(part)]
+            pieces = [x.index_select(0, at) for x in inputs]
+        o[at] = _segment(pieces, part, state, scale).view(-1, *o.shape[1:]).to(o.dtype)
+        start += sum(part)
+    final = state[:, :, :key, :value]
+    if order is None:
+        return o.transpose(0, 1), final.contiguous()
+    return o.unsqueeze(0), final.index_select(0, rank)
+
+
+def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor, scale: float) -> torch.Tensor:
+    """Run some positions; changes ``state`` (ours alone) in place.
+
+    Args:
+        inputs: q, k, v, a, b, gk as ``[positions, rows, H, D]``, or ``[tokens, H, D]`` where rows vary.
+        counts: rows at each position, not increasing.
+        state: ``[N, H, K', V']``, sizes aligned.
+
+    Returns:
+        ``[tokens, H, V]``.
+    """
+    q, k, v, a, b, gk = (x.to(state.dtype) for x in inputs)
+    heads, key, value = k.shape[-2], k.shape[-1], v.shape[-1]
+    n, wide, tall = k.numel() // key, state.shape[3], state.shape[2]
+    decay = state.new_zeros(n, tall)
+    reads, writes = state.new_zeros(n, 2, tall), state.new_zeros(n, 2, tall)
+    results = state.new_zeros(n, 3, wide)
+    q = (q * scale).reshape(n, key)
+    decay[:, :key] = gk.exp().reshape(n, key)
+    torch.mul(q, decay[:, :key], out=reads[:, 0, :key])
+    reads[:, 1, :key] = a.reshape(n, key)
+    writes[:, 0, :key] = b.reshape(n, key)
+    writes[:, 1, :key] = k.reshape(n, key)
+    results[:, 2, :value] = v.reshape(n, value)
+    flat, decay, writes = state.view(-1, tall, wide), decay.unsqueeze(-1), writes.transpose(1, 2)
+    start = 0
+    for count in counts:
+        at, now = slice(start, start + count * heads), flat[: count * heads]
+        torch.bmm(reads[at], now, out=results[at, :2])
+        now.mul_(decay[at]).baddbmm_(writes[at], results[at, 1:])
+        start += count * heads
+    own = (q.unsqueeze(1) * writes.transpose(1, 2)[:, :, :key]).sum(-1, keepdim=True)
+    out = results[:, 0] + own[:, 0] * results[:, 1] + own[:, 1] * results[:, 2]
+    return out[:, :value].reshape(-1, heads, value)
+
+
+def _by_position(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, List[int]]:
+    """Packed tokens by their position in their sequence, longest sequence first.
+
+    Returns:
+        the place of every sequence in that order ``[N]``, the tokens in the order they are run ``[total]``, and how
+        many there are at each position.
+    """
+    bounds = cu_seqlens.to("cpu", torch.int64)
+    lengths = bounds[1:] - bounds[:-1]
+    longest = torch.sort(lengths, descending=True, stable=True).indices
+    rank = torch.empty_like(longest).index_copy_(0, longest, torch.arange(lengths.numel()))
+    position = torch.arange(int(bounds[-1])) - torch.repeat_interleave(bounds[:-1], lengths)
+    sort_key = position * lengths.numel() + torch.repeat_interleave(rank, lengths)
+    order = torch.sort(sort_key).indices
+    counts = torch.bincount(position).tolist() if position.numel() else []
+    return rank.to(cu_seqlens.device), order.to(cu_seqlens.device), counts
