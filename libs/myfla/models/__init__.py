@@ -1,0 +1,5 @@
+"""Caches, and whole models with the official checkpoint names."""
+
+from myfla.models.utils import Cache
+
+__all__ = ["Cache"]

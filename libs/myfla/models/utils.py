@@ -1,0 +1,335 @@
+"""`Cache`: the state of a stack of recurrent layers as a value that can be batched, split, kept and filed."""
+
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+import torch
+
+from myfla.models.cache_batch import Rows, join_layers, row_index
+from myfla.models.cache_file import read_cache, write_cache
+from myfla.models.cache_layer import FIELDS, FLALayer
+from myfla.models.cache_layout import activation_format, swap_layer, v_first_flags
+from myfla.models.fla_cache import FLACache
+from myfla.models.legacy_cache import LegacyFLACache
+from myfla.models.state_tree import tensors_of
+from myfla.utils.errors import CacheError, message, value_error
+
+__all__ = ["Cache", "FLACache", "FLALayer", "LegacyFLACache"]
+
+
+class Cache(FLACache):
+    """The state of a stack of layers for N sequences.
+
+    It speaks the official protocol (`FLACache`); recurrent states are ``[N, HV, K, V]``. Tensors in a cache are never
+    written: `update` puts new ones in their place. So `fork` costs nothing, and a fork stays what it was.
+
+    ``get_seq_length()`` counts positions, pads included, as the official cache does; ``lengths`` counts the real
+    tokens of each row.
+
+    Attributes:
+        fingerprint: a name for the model and settings the states belong to, set by whoever builds the model; it goes
+            along with every copy and into the file.
+
+    Example:
+        >>> cache = Cache()
+        >>> state = cache.update(recurrent_state=torch.zeros(2, 1, 4, 4), offset=3, lengths=torch.tensor([3, 2]))
+        >>> cache.get_seq_length(), cache.lengths.tolist()
+        (3, [3, 2])
+        >>> first, second = cache.unstack()
+        >>> Cache.stack([second, first]).lengths.tolist()
+        [2, 3]
+    """
+
+    fingerprint: Optional[str] = None
+    _groups: Optional[Tuple[int, ...]] = None
+
+    @property
+    def batch_size(self) -> Optional[int]:
+        """N, or None while no layer has a state."""
+        return self._batch()
+
+    @property
+    def lengths(self) -> Optional[torch.Tensor]:
+        """``[N]`` int64, real tokens of each row in the first layer; None while N is unknown."""
+        return self.get_lengths(0)
+
+    def get_lengths(self, layer_idx: int = 0) -> Optional[torch.Tensor]:
+        """``[N]`` int64, real tokens of each row that a layer has taken in; None for a layer without state."""
+        return self.layers[layer_idx].lengths if layer_idx < len(self.layers) else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held."""
+        return sum(tensor.numel() * tensor.element_size() for _, tensor in self._tensors())
+
+    # ---- copies -------------------------------------------------------------------------------------------------
+
+    def fork(self) -> "Cache":
+        """A cache with the same content that goes its own way; tensors are shared and never written."""
+        return self._copy(lambda field, tensor: tensor, lambda counts: counts, self._groups)
+
+    def rollback(self, fork: "Cache") -> "Cache":
+        """Make this cache again what it was when ``fork`` was taken from it; the fork can be used again.
+
+        Returns:
+            This cache.
+        """
+        if not isinstance(fork, Cache):
+            raise CacheError(message("Cache.rollback", "fork", "must be a Cache", type(fork).__name__))
+        if fork.fingerprint != self.fingerprint:
+            rule = f"must be that of this model, {self.fingerprint!r}"
+            raise CacheError(message("Cache.rollback", "fingerprint", rule, fork.fingerprint))
+        again = fork.fork()
+        self.layers, self._groups, self._seen_tokens = again.layers, again._groups, again._seen_tokens
+        return self
+
+    def to(self, device: Any = None, dtype: Optional[torch.dtype] = None) -> "Cache":
+        """A copy on another device or in another number format.
+
+        Args:
+            device: a device, its name, or (as in torch) a dtype.
+            dtype: format of the activations kept. Recurrent states are sums and stay wide: float64 for float64,
+                else float32.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if dtype is not None and not dtype.is_floating_point:
+            raise value_error("Cache.to", "dtype", "must be a floating-point format", dtype)
+
+        def move(field: str, tensor: torch.Tensor) -> torch.Tensor:
+            wanted = activation_format(field, dtype) if tensor.is_floating_point() else None
+            return tensor.to(device=device or tensor.device, dtype=wanted or tensor.dtype)
+
+        return self._copy(move, lambda counts: counts.to(device or counts.device), self._groups)
+
+    def detach(self) -> "Cache":
+        """A copy that no gradient flows through."""
+        return self._copy(lambda field, tensor: tensor.detach(), lambda counts: counts, self._groups)
+
+    # ---- rows ---------------------------------------------------------------------------------------------------
+
+    def select(self, rows: Rows) -> "Cache":
+        """A cache of the given rows, in the given order.
+
+        Args:
+            rows: integers, a bool mask ``[N]``, a slice, or one integer (which gives a batch of 1).
+        """
+        return self._select("Cache.select", rows)
+
+    def reorder(self, rows: Rows) -> "Cache":
+        """As `select`, for exactly N rows: row ``rows[i]`` becomes row i (beam search)."""
+        index = row_index("Cache.reorder", rows, self.batch_size)
+        if self.batch_size is not None and len(index) != self.batch_size:
+            rule = f"must be {self.batch_size} numbers"
+            raise CacheError(message("Cache.reorder", "rows", rule, len(index), "use select"))
+        return self._select("Cache.reorder", index)
+
+    def repeat(self, repeats: int) -> "Cache":
+        """A cache with every row ``repeats`` times, side by side."""
+        new = self.fork()
+        new.batch_repeat_interleave(repeats)
+        new._groups = None
+        return new
+
+    @classmethod
+    def stack(cls, caches: Sequence["Cache"]) -> "Cache":
+        """One cache whose rows are those of several, in order: sessions at different positions as one batch.
+
+        A cache that has not begun counts as one row of zeros (or as many as its lengths tell).
+
+        Raises:
+            CacheError: no cache, or caches of different models, layers, head sizes, dtypes or devices.
+        """
+        caches = list(caches)
+        if not caches or not all(isinstance(cache, Cache) for cache in caches):
+            got = [type(cache).__name__ for cache in caches]
+            raise CacheError(message("Cache.stack", "caches", "must be at least one Cache", got))
+        prints = {cache.fingerprint for cache in caches if cache.layers}
+        if len(prints) > 1:
+            raise CacheError(message("Cache.stack", "fingerprint", "must be of one model", sorted(map(str, prints))))
+        depth = max(len(cache) for cache in caches)
+        if any(len(cache) not in (0, depth) for cache in caches):
+            raise CacheError(message("Cache.stack", "layers", "must be equal in all caches", [len(c) for c in caches]))
+        sizes = tuple(1 if cache.batch_size is None else cache.batch_size for cache in caches)
+        new = cls()
+        new.fingerprint = next(iter(prints), caches[0].fingerprint)
+        for i in range(depth):
+            new.layers.append(join_layers([c.layers[i] if c.layers else FLALayer() for c in caches], sizes, i))
+        new._groups = sizes
+        return new
+
+    def unstack(self, sizes: Optional[Sequence[int]] = None, copy: bool = True) -> List["Cache"]:
+        """The caches that `stack` was given, each with its own count of tokens.
+
+        Args:
+            sizes: rows of each; as they were stacked if not given, or one row each if they were not stacked or the
+                rows were picked since.
+            copy: give each its own memory, so that one that is kept does not keep the whole batch.
+        """
+        batch = self.batch_size
+        if batch is None:
+            return [self._copy(lambda field, tensor: tensor, lambda counts: counts, None) for _ in self._groups or (1,)]
+        sizes = tuple(sizes) if sizes is not None else self._groups or (1,) * batch
+        if sum(sizes) != batch or any(size < 0 for size in sizes):
+            raise CacheError(message("Cache.unstack", "sizes", f"must add up to the batch size {batch}", list(sizes)))
+        out, start = [], 0
+        for size in sizes:
+            out.append(self._narrow(start, size, copy))
+            start += size
+        return out
+
+    # ---- files and other libraries --------------------------------------------------------------------------------
+
+    def save(self, path: Union[str, Path], fingerprint: Optional[str] = None) -> None:
+        """Write a safetensors file, atomically, with format version, state layout and fingerprint.
+
+        Args:
+            path: the file.
+            fingerprint: used instead of this cache's.
+        """
+        about = {"fingerprint": self.fingerprint if fingerprint is None else fingerprint,
+                 "groups": self._groups, "seen_tokens": self._seen_tokens}
+        write_cache(path, self.layers, about)
+
+    @classmethod
+    def load(
+        cls,
+        path: Union[str, Path],
+        device: Any = "cpu",
+        fingerprint: Optional[str] = None,
+        layers: Optional[int] = None,
+        batch: Optional[int] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> "Cache":
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            device: where the tensors shall live.
+            fingerprint, layers, batch, dtype: what the reader insists on; see `require`.
+
+        Raises:
+            CacheError: the file is missing, damaged or foreign, or something is not as asked.
+        """
+        cache = cls()
+        cache.layers, about = read_cache(path)
+        cache.fingerprint, cache._seen_tokens = about.get("fingerprint"), int(about.get("seen_tokens", 0))
+        cache._groups = tuple(about["groups"]) if about.get("groups") else None
+        cache.require(f"Cache.load({str(path)!r})", fingerprint, layers, batch, dtype)
+        return cache if torch.device(device).type == "cpu" else cache.to(device)
+
+    def require(
+        self,
+        who: str,
+        fingerprint: Optional[str] = None,
+        layers: Optional[int] = None,
+        batch: Optional[int] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        """Raise `CacheError` for the first thing that is not as asked.
+
+        Args:
+            who: the caller, for the message.
+            fingerprint: of the model the cache must belong to.
+            layers: number of layers.
+            batch: number of rows.
+            dtype: format of the model's activations; recurrent states must have the accumulation format of it.
+        """
+        facts = (
+            ("fingerprint", f"must be that of the model, {fingerprint!r}", fingerprint, self.fingerprint),
+            ("layers", f"must be {layers}", layers, len(self.layers)),
+            ("batch", f"must be {batch}", batch, self.batch_size),
+        )
+        for field, rule, wanted, got in facts:
+            if wanted is not None and wanted != got:
+                raise CacheError(message(who, field, rule, got, "the cache belongs to another model or batch"))
+        for path, tensor in self._tensors() if dtype is not None else ():
+            field = path.split(".")[1]
+            if field in FIELDS and tensor.is_floating_point() and tensor.dtype != activation_format(field, dtype):
+                rule = f"must be {activation_format(field, dtype)} for a model in {dtype}"
+                raise CacheError(message(who, f"dtype of {path}", rule, tensor.dtype, f"use cache.to(dtype={dtype})"))
+
+    @classmethod
+    def from_fla(
+        cls, past_key_values: Any, state_v_first: Union[bool, Sequence[bool]] = True, seen_tokens: Optional[int] = None
+    ) -> "Cache":
+        """A cache of flash-linear-attention 0.6.0, whose GatedDeltaNet keeps its states as ``[N, HV, V, K]``.
+
+        Args:
+            past_key_values: an official cache, or its ``to_legacy_cache()``: state dicts, layer by layer.
+            state_v_first: whether recurrent states are V-first (GatedDeltaNet) or not (RWKV-7); for mixed models
+                one value per layer. It cannot be seen from a state with K = V.
+            seen_tokens: positions counted; asked of the official cache if not given, else 0.
+        """
+        if isinstance(past_key_values, FLACache):
+            rule, got = "must be a cache of flash-linear-attention", "one of this library"
+            raise CacheError(message("Cache.from_fla", "past_key_values", rule, got, "use it as it is"))
+        states = list(past_key_values)
+        flags = v_first_flags("Cache.from_fla", state_v_first, len(states))
+        count = getattr(past_key_values, "get_seq_length", lambda layer_idx: 0)
+        cache = cls()
+        for i, state in enumerate(states):
+            layer = cls.from_legacy_cache([state]).layers[0]
+            layer._seen_tokens = int(count(i) if seen_tokens is None else seen_tokens)
+            cache.layers.append(swap_layer("Cache.from_fla", layer, i) if flags[i] else layer)
+        return cache
+
+    def to_fla(self, state_v_first: Union[bool, Sequence[bool]] = True) -> Tuple[Optional[Dict[str, Any]], ...]:
+        """State dicts for ``fla.models.utils.Cache.from_legacy_cache(dicts, seen_tokens=cache.get_seq_length())``.
+
+        Args:
+            state_v_first: as in `from_fla`.
+        """
+        flags = v_first_flags("Cache.to_fla", state_v_first, len(self))
+        layers = [swap_layer("Cache.to_fla", layer, i) if flags[i] else layer for i, layer in enumerate(self.layers)]
+        return tuple(None if layer.state is None else dict(layer.state) for layer in layers)
+
+    # ---- within ---------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        count = f"{len(self)} layer{'' if len(self) == 1 else 's'}, batch {self.batch_size}, {self.nbytes} bytes"
+        lines = [f"Cache({count}" + (f", fingerprint {self.fingerprint!r}" if self.fingerprint else "")]
+        for i, layer in enumerate(self.layers):
+            shapes = [f"{name} {list(t.shape)} {str(t.dtype)[6:]}" for name, t in tensors_of(layer.state or {})]
+            tokens = f"{layer.get_seq_length()} tokens, real {_brief(layer.lengths)}"
+            lines.append(f"  {i}: {tokens}; {', '.join(shapes) or 'empty'}")
+        return "\n".join(lines) + ")"
+
+    def _tensors(self) -> Iterable[Tuple[str, torch.Tensor]]:
+        for i, layer in enumerate(self.layers):
+            for found in tensors_of({**(layer.state or {}), "pads": layer._pads, "late": layer._late}, str(i)):
+                yield found
+
+    def _copy(self, on_state: Callable, on_counts: Callable, groups: Optional[Tuple[int, ...]]) -> "Cache":
+        new = type(self)(seen_tokens=self._seen_tokens)
+        new.layers = [layer.map(on_state, on_counts) for layer in self.layers]
+        new.fingerprint, new._groups = self.fingerprint, groups
+        return new
+
+    def _pick(self, who: str, rows: Rows) -> None:
+        super()._pick(who, rows)
+        self._groups = None
+        for layer in self.layers:
+            layer.rebase()
+
+    def _select(self, who: str, rows: Rows) -> "Cache":
+        new = self.fork()
+        new._pick(who, rows)
+        return new
+
+    def _narrow(self, start: int, size: int, copy: bool) -> "Cache":
+        def cut(tensor: torch.Tensor) -> torch.Tensor:
+            part = tensor.narrow(0, start, size)
+            return part.clone() if copy else part
+
+        new = self._copy(lambda field, tensor: cut(tensor), cut, None)
+        for layer in new.layers:
+            layer.rebase()
+        return new
+
+
+def _brief(lengths: Optional[torch.Tensor]) -> str:
+    if lengths is None:
+        return "unknown"
+    shown = " ".join(str(n) for n in lengths[:8].tolist())
+    return f"{shown} ... ({len(lengths)} rows)" if len(lengths) > 8 else shown
