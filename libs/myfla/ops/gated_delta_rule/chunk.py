@@ -5,10 +5,18 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops.common.layout import ChunkLayout
+from myfla.ops.common.tuning import block_chunks, chunk_tokens
 from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
 from myfla.ops.gated_delta_rule.chunk_fwd import Saved, chunk_forward
-from myfla.ops.gated_delta_rule.inputs import Prepared, check_per_token, check_shapes, prepare, take_legacy_keywords
-from myfla.ops.common.tuning import block_chunks, chunk_tokens
+from myfla.ops.gated_delta_rule.inputs import (
+    Activation,
+    check_per_token,
+    check_shapes,
+    count_sequences,
+    state_k_first,
+    take_legacy_keywords,
+)
+from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 
 __all__ = ["chunk_gated_delta_rule", "chunk_gdn"]
@@ -93,28 +101,29 @@ def chunk_gated_delta_rule(
         raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
     if cp_context is not None:
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
-    given = prepare(
-        NAME, q, k, v, g, beta, scale, initial_state, state_v_first, cu_seqlens, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval,
-    )  # fmt: skip
-    o, final = _run(given, cu_seqlens, chunk_size, q.dtype)
+    activation = Activation(
+        use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
+    )
+    activation.check(NAME, g, v.shape[2])
+    sequences = count_sequences(NAME, q, cu_seqlens)
+    initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
+    scale = k.shape[3] ** -0.5 if scale is None else float(scale)
+    typical = q.shape[1] if cu_seqlens is None else -(-q.shape[1] // max(sequences, 1))
+    chunk = chunk_size or chunk_tokens(typical, k.shape[3], v.shape[3], q.device)
+    block = block_chunks(v.shape[2] * chunk * max(k.shape[3], v.shape[3]), q.device)
+    layout = ChunkLayout(q.shape[0], q.shape[1], chunk, cu_seqlens, q.device, block)
+
+    out_dtype = q.dtype
+    q, k, g, beta = activation.apply(q, k, g, beta)
+    tensors = (q, k, v, g, beta, initial_state)
+    how = (scale, layout, accumulation_dtype(*tensors), out_dtype)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        o, final = _ChunkGatedDeltaRule.apply(*tensors, *how)
+    else:
+        o, final, _ = chunk_forward(*tensors, *how, save=False)
     if not output_final_state:
         return o, None
     return o, final.transpose(2, 3).contiguous() if state_v_first else final
-
-
-def _run(
-    given: Prepared, cu_seqlens: Optional[torch.Tensor], chunk_size: Optional[int], out_dtype: torch.dtype
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    q, k, v = given.q, given.k, given.v
-    longest = q.shape[1] if cu_seqlens is None else -(-q.shape[1] // max(given.sequences, 1))
-    chunk = chunk_size or chunk_tokens(longest, k.shape[3], v.shape[3], q.device)
-    size = v.shape[2] * chunk * max(k.shape[3], v.shape[3])
-    layout = ChunkLayout(q.shape[0], q.shape[1], chunk, cu_seqlens, q.device, block_chunks(size, q.device))
-    tensors = (q, k, v, given.g, given.beta, given.initial_state)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return _ChunkGatedDeltaRule.apply(*tensors, given.scale, layout, given.dtype, out_dtype)
-    return chunk_forward(*tensors, given.scale, layout, given.dtype, out_dtype, save=False)[:2]
 
 
 class _ChunkGatedDeltaRule(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """What both forms of the gated delta rule check and prepare."""
 
 import warnings
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 
@@ -12,18 +12,45 @@ from myfla.utils.l2norm import l2norm
 from myfla.utils.varlen import check_cu_seqlens
 
 
-class Prepared(NamedTuple):
-    """Inputs with everything "in kernel" applied."""
+Activated = Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor], torch.Tensor]
 
-    q: torch.Tensor  # [B, T, H, K]
-    k: torch.Tensor  # [B, T, H, K]
-    v: torch.Tensor  # [B, T, HV, V]
-    g: Optional[torch.Tensor]  # [B, T, HV]
-    beta: torch.Tensor  # [B, T, HV] (or [B, T, HV, V])
-    initial_state: Optional[torch.Tensor]  # [N, HV, K, V]
-    scale: float
-    sequences: int  # N
-    dtype: torch.dtype  # what is computed in
+
+class Activation(NamedTuple):
+    """What the op does to its inputs before the recurrence, token by token."""
+
+    l2norm: bool
+    gate: bool
+    A_log: Optional[torch.Tensor]  # [HV]
+    dt_bias: Optional[torch.Tensor]  # [HV]
+    sigmoid: bool
+    neg_eigval: bool
+
+    def check(self, who: str, g: Optional[torch.Tensor], heads: int) -> None:
+        """Options that contradict each other or lack what they need."""
+        if self.neg_eigval and not self.sigmoid:
+            hint = "or pass beta in (0, 2) and leave allow_neg_eigval out"
+            rule = "doubles the op's own sigmoid and needs use_beta_sigmoid_in_kernel=True"
+            raise value_error(who, "allow_neg_eigval", rule, True, hint)
+        if not self.gate:
+            return
+        if self.A_log is None:
+            raise value_error(who, "A_log", "is required with use_gate_in_kernel=True", None, "pass A_log [HV]")
+        if g is None:
+            raise value_error(who, "g", "is required with use_gate_in_kernel=True", None, "pass the pre-activation")
+        for name, x in (("A_log", self.A_log), ("dt_bias", self.dt_bias)):
+            if x is not None and tuple(x.shape) != (heads,):
+                raise value_error(who, name, f"must have shape [HV] = {(heads,)}", tuple(x.shape))
+
+    def apply(self, q: torch.Tensor, k: torch.Tensor, g: Optional[torch.Tensor], beta: torch.Tensor) -> Activated:
+        """Normalised q and k, log decay and write strength; differentiable."""
+        if self.gate:
+            g = naive_gdn_gate(g, self.A_log, self.dt_bias)
+        if self.l2norm:
+            wide = accumulation_dtype(q, k)
+            q, k = l2norm(q, output_dtype=wide), l2norm(k, output_dtype=wide)
+        if self.sigmoid:
+            beta = beta_sigmoid(beta, self.neg_eigval)
+        return q, k, g, beta
 
 
 def check_shapes(who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -71,56 +98,25 @@ def take_legacy_keywords(who: str, legacy: dict, state_v_first: bool, known: tup
     return state_v_first
 
 
-def prepare(
-    who: str,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: Optional[torch.Tensor],
-    beta: torch.Tensor,
-    scale: Optional[float],
-    initial_state: Optional[torch.Tensor],
-    state_v_first: bool,
-    cu_seqlens: Optional[torch.Tensor],
-    use_qk_l2norm_in_kernel: bool,
-    use_gate_in_kernel: bool,
-    A_log: Optional[torch.Tensor],
-    dt_bias: Optional[torch.Tensor],
-    use_beta_sigmoid_in_kernel: bool,
-    allow_neg_eigval: bool,
-) -> Prepared:
-    """Check what is left to check, then normalise, gate and turn the state K-first; differentiable throughout."""
-    value_heads, key, value = v.shape[2], k.shape[3], v.shape[3]
+def count_sequences(who: str, q: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> int:
+    """N: rows of the batch, or sequences packed in one row."""
     if cu_seqlens is None:
-        sequences = q.shape[0]
-    else:
-        sequences = check_cu_seqlens(who, cu_seqlens, q.shape[0], q.shape[1])
-    if initial_state is not None:
-        shape = (sequences, value_heads) + ((value, key) if state_v_first else (key, value))
-        if tuple(initial_state.shape) != shape:
-            layout = "[N, HV, V, K]" if state_v_first else "[N, HV, K, V]"
-            raise value_error(who, "initial_state", f"must have shape {layout} = {shape}", tuple(initial_state.shape))
-        if state_v_first:
-            initial_state = initial_state.transpose(2, 3)
-    if allow_neg_eigval and not use_beta_sigmoid_in_kernel:
-        raise value_error(
-            who, "allow_neg_eigval", "doubles the sigmoid in the op and needs use_beta_sigmoid_in_kernel=True", True,
-            "or pass beta in (0, 2) and leave allow_neg_eigval out",
-        )
-    if use_gate_in_kernel:
-        if A_log is None:
-            raise value_error(who, "A_log", "is required with use_gate_in_kernel=True", None, "pass A_log [HV]")
-        if g is None:
-            raise value_error(who, "g", "is required with use_gate_in_kernel=True", None, "pass the pre-activation")
-        for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
-            if x is not None and tuple(x.shape) != (value_heads,):
-                raise value_error(who, name, f"must have shape [HV] = {(value_heads,)}", tuple(x.shape))
-        g = naive_gdn_gate(g, A_log, dt_bias)
-    if use_qk_l2norm_in_kernel:
-        wide = accumulation_dtype(q, k)
-        q, k = l2norm(q, output_dtype=wide), l2norm(k, output_dtype=wide)
-    if use_beta_sigmoid_in_kernel:
-        beta = beta_sigmoid(beta, allow_neg_eigval)
-    dtype = accumulation_dtype(q, k, v, g, beta, initial_state)
-    scale = key**-0.5 if scale is None else float(scale)
-    return Prepared(q, k, v, g, beta, initial_state, scale, sequences, dtype)
+        return q.shape[0]
+    return check_cu_seqlens(who, cu_seqlens, q.shape[0], q.shape[1])
+
+
+def state_k_first(
+    who: str, state: Optional[torch.Tensor], k: torch.Tensor, v: torch.Tensor, sequences: int, v_first: bool
+) -> Optional[torch.Tensor]:
+    """An initial state, checked, as a view ``[N, HV, K, V]``."""
+    if state is None:
+        return None
+    sizes = (v.shape[3], k.shape[3]) if v_first else (k.shape[3], v.shape[3])
+    shape = (sequences, v.shape[2]) + sizes
+    if not isinstance(state, torch.Tensor) or tuple(state.shape) != shape:
+        layout = "[N, HV, V, K]" if v_first else "[N, HV, K, V]"
+        got = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
+        raise value_error(who, "initial_state", f"must have shape {layout} = {shape}", got)
+    if not state.is_floating_point():
+        raise value_error(who, "initial_state", "must be a floating point tensor", state.dtype)
+    return state.transpose(2, 3) if v_first else state

@@ -1,0 +1,186 @@
+"""`fused_recurrent_gated_delta_rule`: token by token, for decoding and short inputs."""
+
+from typing import Any, List, NamedTuple, Optional, Tuple
+
+import torch
+
+from myfla.ops.common.tokens import TokenLayout
+from myfla.ops.gated_delta_rule.inputs import (
+    Activation,
+    check_per_token,
+    check_shapes,
+    count_sequences,
+    state_k_first,
+    take_legacy_keywords,
+)
+from myfla.utils.autocast import without_autocast
+from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import value_error
+
+__all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
+
+NAME = "fused_recurrent_gated_delta_rule"
+KEYWORDS = (
+    "q", "k", "v", "g", "gk", "gv", "beta", "scale", "initial_state", "output_final_state",
+    "use_qk_l2norm_in_kernel", "use_gate_in_kernel", "A_log", "dt_bias", "use_beta_sigmoid_in_kernel",
+    "allow_neg_eigval", "state_v_first", "cu_seqlens",
+)  # fmt: skip
+
+
+def fused_recurrent_gated_delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: Optional[torch.Tensor] = None,
+    gk: Optional[torch.Tensor] = None,
+    gv: Optional[torch.Tensor] = None,
+    beta: Optional[torch.Tensor] = None,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    use_gate_in_kernel: bool = False,
+    A_log: Optional[torch.Tensor] = None,
+    dt_bias: Optional[torch.Tensor] = None,
+    use_beta_sigmoid_in_kernel: bool = False,
+    allow_neg_eigval: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    **legacy: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The gated delta rule, one token after another; continues from a state, and trains.
+
+    Computes what `chunk_gated_delta_rule` computes. Every token costs the same few operations on tensors of the same
+    shape, so a sequence split into any number of calls gives the same bits.
+
+    Args:
+        q, k: ``[B, T, H, K]``.
+        v: ``[B, T, HV, V]``, HV a multiple of H.
+        g: ``[B, T, HV]`` log decay of the whole state (or its pre-activation), none by default.
+        gk: ``[B, T, HV, K]`` log decay of each key channel, none by default.
+        gv: ``[B, T, HV, V]`` log decay of each value channel, none by default.
+        beta: ``[B, T, HV]``, or ``[B, T, HV, V]`` for each value channel; ones by default.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[N, HV, K, V]``, zeros by default. Never written.
+        output_final_state: also return the state after the last token.
+        use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval,
+            state_v_first, cu_seqlens: as `chunk_gated_delta_rule`.
+        **legacy: ``transpose_state_layout``, ``head_first=False``.
+
+    Returns:
+        o ``[B, T, HV, V]`` in v's dtype; the final states in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape, head count, offset or option that does not fit; the message says which.
+        TypeError: an unknown keyword.
+
+    Example:
+        >>> q = k = v = torch.ones(1, 1, 1, 1)
+        >>> o, state = fused_recurrent_gated_delta_rule(q, k, v, output_final_state=True)
+        >>> o, state = fused_recurrent_gated_delta_rule(q, k, v, initial_state=state, output_final_state=True)
+        >>> state.item()
+        1.0
+    """
+    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    check_shapes(NAME, q, k, v)
+    key, value = k.shape[3], v.shape[3]
+    for name, x, more in (("g", g, ()), ("gk", gk, (key,)), ("gv", gv, (value,))):
+        if x is not None:
+            check_per_token(NAME, name, x, v, *more)
+    if beta is None:
+        if use_beta_sigmoid_in_kernel:
+            rule = "is required with use_beta_sigmoid_in_kernel=True"
+            raise value_error(NAME, "beta", rule, None, "pass the pre-activation")
+        beta = v.new_ones(v.shape[:3])
+    check_per_token(NAME, "beta", beta, v, *((value,) if beta.dim() == v.dim() else ()))
+    activation = Activation(
+        use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
+    )
+    activation.check(NAME, g, v.shape[2])
+    sequences = count_sequences(NAME, q, cu_seqlens)
+    state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
+    scale = key**-0.5 if scale is None else float(scale)
+    o, final = _recurrence(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens)
+    if not output_final_state:
+        return o, None
+    return o, final.transpose(2, 3).contiguous() if state_v_first else final
+
+
+class _Token(NamedTuple):
+    """One step's inputs."""
+
+    q: torch.Tensor  # [N, H, K]
+    k: torch.Tensor  # [N, H, K]
+    v: torch.Tensor  # [N, HV, V]
+    beta: torch.Tensor  # [N, HV] or [N, HV, V]
+    g: Optional[torch.Tensor]  # [N, HV]
+    gk: Optional[torch.Tensor]  # [N, HV, K]
+    gv: Optional[torch.Tensor]  # [N, HV, V]
+
+
+@without_autocast
+def _recurrence(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    g: Optional[torch.Tensor],
+    gk: Optional[torch.Tensor],
+    gv: Optional[torch.Tensor],
+    state: Optional[torch.Tensor],
+    scale: float,
+    activation: Activation,
+    cu_seqlens: Optional[torch.Tensor],
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    dtype = accumulation_dtype(q, k, v, beta, g, gk, gv, state)
+    layout = TokenLayout(q.shape[0], q.shape[1], cu_seqlens, q.device)
+    if state is None:
+        state = v.new_zeros(layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
+    state = layout.sort(state.to(dtype)).contiguous()
+    tensors = [None if x is None else layout.split(x) for x in (q, k, v, beta, g, gk, gv)]
+    outputs: List[torch.Tensor] = []
+    done: List[torch.Tensor] = []
+    for t, rows in enumerate(layout.active):
+        if rows < state.shape[0]:
+            done.append(state[rows:])
+            state = state[:rows]
+        token = _Token(*(None if x is None else x[t] for x in tensors))
+        output, state = _step(token, state, scale, activation, dtype)
+        outputs.append(output.to(v.dtype))
+    if done:
+        state = torch.cat([state] + done[::-1])
+    o = layout.merge(outputs) if outputs else torch.zeros_like(v)
+    return o, layout.unsort(state)
+
+
+def _step(
+    token: _Token, state: torch.Tensor, scale: float, activation: Activation, dtype: torch.dtype
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """One token: output ``[N, HV, V]`` and the new state; nothing that is passed in is written."""
+    q, k, g, beta = activation.apply(token.q, token.k, token.g, token.beta)
+    rows, heads, key, value = state.shape
+    flat = rows * heads
+    # Queries and keys read the old state in one product; the query's share of the update is added after.
+    read = torch.stack((k.to(dtype), q.to(dtype) * scale), dim=2)
+    if heads != read.shape[1]:
+        read = read.repeat_interleave(heads // read.shape[1], dim=1)
+    k = read[:, :, 0]
+    match = (read[:, :, 1] * k).sum(-1, keepdim=True)
+    log_decay = None if g is None else g.to(dtype)[:, :, None, None]
+    if token.gk is not None:
+        channel = token.gk.to(dtype)[..., None]
+        log_decay = channel if log_decay is None else log_decay + channel
+    decay = None if log_decay is None else log_decay.exp()
+    if decay is not None:
+        state = state * decay
+    if token.gv is not None:
+        state = state * token.gv.to(dtype)[:, :, None, :].exp()
+    found = torch.bmm(read.reshape(flat, 2, key), state.view(flat, key, value)).view(rows, heads, 2, value)
+    beta = beta.to(dtype)
+    delta = (beta if beta.dim() == 3 else beta.unsqueeze(-1)) * (token.v.to(dtype) - found[:, :, 0])
+    output = found[:, :, 1] + match * delta
+    update = (k.reshape(flat, key, 1), delta.reshape(flat, 1, value))
+    return output, torch.baddbmm(state.view(flat, key, value), *update).view(state.shape)
+
+
+fused_recurrent_gdn = fused_recurrent_gated_delta_rule
