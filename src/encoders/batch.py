@@ -1,0 +1,140 @@
+"""Which positions of a batch are tokens: one layout for `lengths`, masks and packed sequences.
+
+The stack sees either a dense batch ``[B, T, ...]`` with a token at every position, or tokens packed as
+``[1, total, ...]`` with ``cu_seqlens``; never a pad. What stands in a pad is not read, so it may be NaN.
+"""
+
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
+
+import torch
+
+from myfla.utils.errors import value_error
+from myfla.utils.varlen import check_cu_seqlens
+
+__all__ = ["Layout", "make_layout"]
+
+_WHO = "encoder"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Layout(NamedTuple):
+    """Where the tokens of one call are.
+
+    Attributes:
+        batch, time: the first two sizes of the caller's data.
+        lengths: ``[N]`` int64, tokens of each sequence (N is ``batch``, or the number of packed sequences).
+        cu_seqlens: ``[N + 1]`` int32, where each sequence starts in the packed tokens; None for a dense batch.
+        tokens: ``[total]`` int64, the flat position of each token in the caller's ``batch * time``; None if all are.
+    """
+
+    batch: int
+    time: int
+    lengths: torch.Tensor
+    cu_seqlens: Optional[torch.Tensor] = None
+    tokens: Optional[torch.Tensor] = None
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, T, ...]`` to what the stack sees: ``[1, total, ...]``, or ``x`` itself when every position is a token."""
+        return x if self.tokens is None else x.flatten(0, 1)[self.tokens].unsqueeze(0)
+
+    def unpack(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The reverse of `pack`, with zeros at the pads."""
+        if self.tokens is None:
+            return hidden
+        flat = hidden.new_zeros(self.batch * self.time, *hidden.shape[2:])
+        return flat.index_copy(0, self.tokens, hidden[0]).view(self.batch, self.time, *hidden.shape[2:])
+
+    def segments(self) -> torch.Tensor:
+        """``[tokens]`` int64: the sequence that each token, counted in order, belongs to."""
+        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+
+    def reverser(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function that turns each sequence of the stack's data around, in its own place; its own inverse."""
+        if self.cu_seqlens is None:
+            return lambda hidden: hidden.flip(1)
+        ends = self.cu_seqlens.long()
+        order = (ends[:-1] + ends[1:] - 1)[self.segments()]
+        order = order - torch.arange(len(order), device=order.device)
+        return lambda hidden: hidden[:, order]
+
+
+def make_layout(
+    x: torch.Tensor,
+    lengths: Union[torch.Tensor, Sequence[int], None] = None,
+    attention_mask: Optional[torch.Tensor] = None,
+    cu_seqlens: Optional[torch.Tensor] = None,
+) -> Layout:
+    """The layout of a call.
+
+    Args:
+        x: ``[B, T, ...]``, or packed ``[1, total, ...]`` with ``cu_seqlens``.
+        lengths: ``[B]`` integers; row b has tokens at ``0 .. lengths[b] - 1`` and pads after them.
+        attention_mask: ``[B, T]``, 1 or True at tokens, 0 at pads, in any order.
+        cu_seqlens: ``[N + 1]`` int32 or int64: where each packed sequence starts, and the end.
+
+    Raises:
+        ValueError: more than one of the three, or one that does not fit ``x``.
+
+    Example:
+        >>> make_layout(torch.zeros(2, 3, 1), lengths=[3, 1]).cu_seqlens.tolist()
+        [0, 3, 4]
+    """
+    given = dict(lengths=lengths, attention_mask=attention_mask, cu_seqlens=cu_seqlens)
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise value_error(_WHO, named[1], f"must not be given together with {named[0]}", ", ".join(named), "give one")
+    batch, time = x.shape[:2]
+    if cu_seqlens is not None:
+        check_cu_seqlens(_WHO, cu_seqlens, batch, time)
+        offsets = cu_seqlens.to(device=x.device, dtype=torch.int32)
+        return Layout(batch, time, (offsets[1:] - offsets[:-1]).long(), offsets)
+    if lengths is not None:
+        counts = _check_lengths(lengths, batch, time).to(x.device)
+        return _from_mask(torch.arange(time, device=x.device) < counts[:, None])
+    if attention_mask is not None:
+        return _from_mask(_check_mask(attention_mask, batch, time).to(x.device))
+    return _dense(batch, time, x.device)
+
+
+def _dense(batch: int, time: int, device: torch.device) -> Layout:
+    return Layout(batch, time, torch.full((batch,), time, dtype=torch.int64, device=device))
+
+
+def _from_mask(mask: torch.Tensor) -> Layout:
+    batch, time = mask.shape
+    if bool(mask.all()):
+        return _dense(batch, time, mask.device)
+    lengths = mask.sum(1)
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
+    return Layout(batch, time, lengths, offsets, mask.flatten().nonzero().flatten())
+
+
+def _check_lengths(lengths: Any, batch: int, time: int) -> torch.Tensor:
+    rule = f"must be {batch} integers, one per row of x"
+    if not isinstance(lengths, torch.Tensor):
+        if not isinstance(lengths, (list, tuple)) or not all(type(n) is int for n in lengths):
+            raise value_error(_WHO, "lengths", rule, lengths, "use a list of int or a tensor [B]")
+        lengths = torch.tensor(lengths, dtype=torch.int64)
+    if lengths.dtype not in _INTEGERS:
+        raise value_error(_WHO, "lengths", rule, lengths.dtype, "use lengths.long()")
+    if tuple(lengths.shape) != (batch,):
+        raise value_error(_WHO, "lengths", rule, f"shape {tuple(lengths.shape)}")
+    wrong = (lengths < 0) | (lengths > time)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise value_error(_WHO, "lengths", f"must be from 0 to T={time}", f"{lengths[row].item()} in row {row}")
+    return lengths.long()
+
+
+def _check_mask(mask: Any, batch: int, time: int) -> torch.Tensor:
+    if not isinstance(mask, torch.Tensor):
+        raise value_error(_WHO, "attention_mask", "must be a tensor [B, T] of 0 and 1", type(mask).__name__)
+    if tuple(mask.shape) != (batch, time):
+        raise value_error(_WHO, "attention_mask", f"must have shape [B, T] = {[batch, time]}", list(mask.shape))
+    if mask.dtype != torch.bool:
+        wrong = (mask != 0) & (mask != 1)
+        if bool(wrong.any()):
+            row, column = wrong.nonzero()[0].tolist()
+            got = f"{mask[row, column].item()} at [{row}, {column}]"
+            raise value_error(_WHO, "attention_mask", "must hold only 0 and 1", got)
+    return mask != 0

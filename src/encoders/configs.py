@@ -1,0 +1,96 @@
+"""Configs of any strategy, built-in or not: from a mapping, as another encoder's, and in Hydra's ConfigStore."""
+
+import sys
+from typing import Any, List, Mapping, Optional, Sequence
+
+from cfg import encoder_mapping
+from cfg.encoder import EncoderConfig
+from cfg.validation import config_error
+from encoders.errors import PluginError
+from encoders.factory import BUILT_IN, Registry, StrategyInfo, default_registry
+
+__all__ = ["encoder_config", "register_plugin_configs", "switch_encoder"]
+
+
+def encoder_config(values: Mapping[str, Any]) -> EncoderConfig:
+    """A checked config from plain values, e.g. an entry of a host program's own configuration.
+
+    Args:
+        values: ``name``, and any fields of that strategy's config.
+
+    Raises:
+        ConfigError: no name, an unknown field (also one that belongs to another encoder), or a broken rule.
+        UnknownEncoderError, PluginError: as `get_strategy`.
+
+    Example:
+        >>> encoder_config({"name": "gated_deltanet", "input_size": 3, "num_layers": 1}).num_layers
+        1
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise config_error("encoder.name", "must be a string", values.get("name") if isinstance(values, Mapping) else values)
+    return encoder_mapping.from_mapping(default_registry().config_class(values["name"]), values)
+
+
+def switch_encoder(config: EncoderConfig, name: str, **changes: Any) -> EncoderConfig:
+    """The same encoder with another strategy: shared fields stay, the layer's own start afresh.
+
+    Args:
+        config: of any strategy.
+        name: the other strategy.
+        changes: fields to set on top.
+
+    Raises:
+        ConfigError: a change that the other config has no field for, or a broken rule.
+
+    Example:
+        >>> config = encoder_config({"name": "rwkv7", "input_size": 3, "hidden_size": 32})
+        >>> switch_encoder(config, "gated_deltanet", use_gate=False).hidden_size
+        32
+    """
+    return encoder_mapping.switch_encoder(config, default_registry().config_class(name), **changes)
+
+
+def register_plugin_configs(asked: Optional[Sequence[str]] = None, registry: Optional[Registry] = None) -> List[StrategyInfo]:
+    """Put the configs of third-party encoders into Hydra's ConfigStore; to be called before Hydra composes.
+
+    Strategies are not imported, so this is as free of torch as the plugins' config modules are. A plugin that is
+    broken or blocked is left out of the store, unless it is asked for: then ``encoder=<name>`` composes, and the one
+    who builds the encoder gets the error that says what is wrong with the plugin.
+
+    Args:
+        asked: names that the command line asks for; read from ``sys.argv`` (``encoder=a,b``) if not given.
+        registry: where to look; the process's own if not given.
+
+    Returns:
+        What could not be registered.
+    """
+    from cfg.store import register_encoder_config  # here, because hydra is slow to import and hosts need not have it
+
+    registry = default_registry() if registry is None else registry
+    asked = _names_asked_for(sys.argv[1:]) if asked is None else asked
+    lost, stored = [], []
+    for found in registry.failed():
+        lost.append(StrategyInfo.of(found.plugin.name, found.plugin, "blocked" if found.blocked else "failed", found.failure))
+    for offer in registry.offers():
+        if offer.plugin.distribution == BUILT_IN:
+            continue  # cfg.store.register_encoder_configs does those
+        try:
+            register_encoder_config(offer.name, registry.config_class(offer.name), preset=not offer.preset)
+            stored.append(offer.name)
+        except PluginError as problem:
+            lost.append(StrategyInfo.of(offer.name, offer.plugin, "failed", str(problem)))
+    for row in lost:
+        if row.name in asked and row.name not in stored and row.distribution != BUILT_IN:
+            _register_placeholder(row.name)
+    return lost
+
+
+def _names_asked_for(arguments: Sequence[str]) -> List[str]:
+    choices = [word.split("=", 1)[1] for word in arguments if word.startswith(("encoder=", "+encoder="))]
+    return [name.strip() for choice in choices for name in choice.split(",")]
+
+
+def _register_placeholder(name: str) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group="encoder", name=name, node={"name": name}, provider="encoders")

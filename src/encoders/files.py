@@ -1,0 +1,118 @@
+"""Files that are whole or not there, and that notice when they were changed."""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any, Dict
+
+from myfla.utils.errors import CheckpointError
+
+__all__ = ["digest", "parse_manifest", "read_bytes", "refuse", "seal_manifest", "weights_name", "write_atomic"]
+
+_LIMIT = 16 << 20  # bytes; a manifest holds a config and a few digests
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def refuse(path: Path, rule: str, got: str, remedy: str) -> CheckpointError:
+    """The error for a file: which, what must hold, what was found, what to do."""
+    return CheckpointError(f"load_encoder: {path} {rule}; got {got}; {remedy}")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a reader after a crash, sees the old content or the new.
+
+    Raises:
+        OSError: the folder is missing, read-only or full; what stood at ``path`` is untouched.
+    """
+    temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        with open(str(temporary), "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(str(temporary), str(path))
+    except BaseException:
+        if temporary.exists():
+            temporary.unlink()
+        raise
+    if os.name != "nt":  # the rename itself must survive a power cut; Windows cannot open a folder
+        folder = os.open(str(path.parent), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_bytes(path: Path, remedy: str, limit: int = 1 << 62) -> bytes:
+    """The content of a file.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, or larger than ``limit``.
+    """
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise refuse(path, f"must be at most {limit} bytes", str(size), "the file is foreign or damaged")
+        return path.read_bytes()
+    except OSError as problem:
+        raise refuse(path, "must be a readable file", problem.strerror or str(problem), remedy) from None
+
+
+def seal_manifest(manifest: Dict[str, Any]) -> bytes:
+    """A manifest as JSON text, with the digest of its own content under ``sha256``."""
+    text = json.dumps({**manifest, "sha256": digest(_canonical(manifest))}, indent=2, sort_keys=True)
+    return (text + "\n").encode("utf-8")
+
+
+def parse_manifest(path: Path, kind: str, version: int, remedy: str) -> Dict[str, Any]:
+    """What `seal_manifest` wrote.
+
+    Args:
+        path: the JSON file.
+        kind: what its ``format`` must be.
+        version: the newest ``format_version`` that can be read.
+        remedy: for the messages.
+
+    Raises:
+        CheckpointError: missing, no JSON, of another format, of a newer version, or changed since it was written.
+    """
+    data = read_bytes(path, remedy, _LIMIT)
+    try:
+        manifest = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise refuse(path, "must be JSON", f"{type(problem).__name__}", remedy) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != kind:
+        got = repr(manifest.get("format")) if isinstance(manifest, dict) else type(manifest).__name__
+        raise refuse(path, f"must have the format {kind!r}", got, "the file is foreign; write one with encoder.save")
+    found = manifest.get("format_version")
+    if type(found) is not int or not 1 <= found <= version:
+        raise refuse(path, f"must have a format_version from 1 to {version}", repr(found),
+                     "it was written by a newer version; update this package")
+    seal = manifest.pop("sha256", None)
+    if seal != digest(_canonical(manifest)):
+        raise refuse(path, "must match its own sha256", "another content", "it was changed or damaged; " + remedy)
+    return manifest
+
+
+def weights_name(path: Path, manifest: Dict[str, Any]) -> str:
+    """The one weights file a manifest names: a plain file name, so that nothing outside the folder is read."""
+    files = manifest.get("files")
+    names = list(files) if isinstance(files, dict) else []
+    if len(names) != 1 or not re.match(r"[^/\\:\0]+\.safetensors\Z", names[0]) or names[0].startswith("."):
+        raise refuse(path, "must name one file, NAME.safetensors in its own folder", repr(names),
+                     "do not load it: it was not written by encoder.save")
+    entry = files[names[0]]
+    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or not isinstance(entry.get("sha256"), str):
+        raise refuse(path, "must give bytes and sha256 of its file", repr(entry), "write it again with encoder.save")
+    return names[0]
+
+
+def _canonical(manifest: Dict[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode("utf-8")

@@ -1,0 +1,72 @@
+"""The way in: a projection of real-valued features, or an embedding of token ids, and what is refused at the door."""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from cfg.encoder import EncoderConfig
+from myfla.utils.errors import value_error
+
+__all__ = ["autocast", "build_input", "check_ids", "check_input"]
+
+_IDS = (torch.int32, torch.int64)
+
+
+def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
+    """``Linear(input_size, hidden_size)``, or ``Embedding(vocab_size, hidden_size)`` for token ids.
+
+    Raises:
+        ValueError: neither size is set (a config refuses both).
+    """
+    if config.vocab_size is not None:
+        return nn.Embedding(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+    if config.input_size is None:
+        raise value_error("build_encoder", "encoder.input_size", "must be set, or encoder.vocab_size", None,
+                          "input_size is the number of channels of x")
+    return nn.Linear(config.input_size, config.hidden_size, device=device, dtype=dtype)
+
+
+def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
+    """Refuse data that does not fit the encoder.
+
+    Args:
+        config: the encoder's.
+        entry: what `build_input` made.
+        x: what the caller gave.
+
+    Raises:
+        ValueError: names rank, width, dtype, device or token id.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise value_error("encoder", "x", "must be a tensor", type(x).__name__)
+    ids = config.vocab_size is not None
+    shape = "[B, T] of token ids" if ids else f"[B, T, {config.input_size}]"
+    if x.dim() != (2 if ids else 3) or (not ids and x.shape[2] != config.input_size):
+        source = "vocab_size" if ids else "input_size"
+        raise value_error("encoder", "x", f"must have shape {shape}", list(x.shape),
+                          f"encoder.{source}={getattr(config, source)}")
+    if x.device != entry.weight.device:
+        raise value_error("encoder", "x", f"must be on the encoder's device {entry.weight.device}", str(x.device))
+    if ids:
+        if x.dtype not in _IDS:
+            raise value_error("encoder", "x", "must be int32 or int64 token ids", x.dtype)
+    elif x.dtype != entry.weight.dtype and not autocast():
+        raise value_error("encoder", "x", f"must have the encoder's dtype {entry.weight.dtype}", x.dtype,
+                          f"use x.to({entry.weight.dtype}) or encoder.to({x.dtype})")
+
+
+def check_ids(config: EncoderConfig, ids: torch.Tensor) -> None:
+    """Refuse a token id that the vocabulary does not have; ``ids`` are those of real tokens, pads left out."""
+    if config.vocab_size is None or not ids.numel() or ids.device.type == "meta":
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= config.vocab_size:
+        raise value_error("encoder", "x", f"must hold token ids from 0 to {config.vocab_size - 1}",
+                          low if low < 0 else high, f"encoder.vocab_size={config.vocab_size}")
+
+
+def autocast() -> bool:
+    """Whether autocast chooses dtypes now, so that data and weights may differ."""
+    on_cpu = getattr(torch, "is_autocast_cpu_enabled", lambda: False)
+    return torch.is_autocast_enabled() or on_cpu()

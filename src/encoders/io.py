@@ -1,0 +1,172 @@
+"""An encoder as two files: ``encoder.safetensors`` and a manifest ``encoder.json``. No pickle.
+
+The manifest is written last but one step: first the new weights under a name of their own, then the manifest that
+names their digest, then the weights take their final name. Whenever a writer is killed, the manifest describes
+weights that are there, under one name or the other.
+"""
+
+import platform
+from pathlib import Path
+from typing import Any, Dict, Union
+
+import safetensors
+import torch
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as format_tensors
+
+from cfg.encoder_mapping import to_mapping
+from encoders.build import build_encoder
+from encoders.errors import PluginError, UnknownEncoderError
+from encoders.factory import default_registry
+from encoders.files import digest, parse_manifest, read_bytes, refuse, seal_manifest, weights_name, write_atomic
+from encoders.stack import Encoder
+from myfla import __version__
+from myfla.utils.errors import CheckpointError
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "load_encoder", "save_encoder"]
+
+FORMAT = "myfla-encoder"
+FORMAT_VERSION = 1
+_REMEDY = "use a copy, or write it again with encoder.save"
+_PICKLES = (b"PK\x03\x04", b"\x80")
+
+
+def save_encoder(encoder: Encoder, path: Union[str, Path]) -> Path:
+    """Write an encoder's config and weights.
+
+    Args:
+        encoder: any strategy's.
+        path: a folder (made if missing), for ``encoder.safetensors`` and ``encoder.json`` in it; or the name of the
+            ``.safetensors`` file, with the manifest beside it. An older encoder there is replaced.
+
+    Returns:
+        The path of the weights file.
+
+    Raises:
+        OSError: the folder cannot be written; an older encoder there stays readable.
+    """
+    weights, manifest = _paths(Path(path))
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    # clone: safetensors refuses tensors that share memory
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.state_dict().items()}
+    data = format_tensors(tensors, {"format": FORMAT})
+    sha = digest(data)
+    staged = _staged(weights, sha)
+    write_atomic(staged, data)
+    write_atomic(manifest, seal_manifest({
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": to_mapping(encoder.config),
+        "fingerprint": encoder.fingerprint,
+        "files": {weights.name: {"sha256": sha, "bytes": len(data)}},
+        "versions": _versions(encoder.config.name),
+    }))
+    staged.replace(weights)
+    for old in weights.parent.glob(_staged(weights, "*").name):
+        old.unlink()  # left by a writer that was killed
+    return weights
+
+
+def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
+    """Read what `save_encoder` wrote.
+
+    Nothing in the files is executed, and the state of torch's random generators is left as it was.
+
+    Args:
+        path: the folder, the ``.safetensors`` file or the ``.json`` file.
+        device: where to put the encoder.
+
+    Returns:
+        The encoder, in eval mode, with the dtypes it was saved in.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, foreign or unsafe, or its encoder cannot be built here.
+
+    Example:
+        >>> import tempfile
+        >>> encoder = build_encoder({"name": "gated_deltanet", "input_size": 3})
+        >>> load_encoder(encoder.save(tempfile.mkdtemp())).config == encoder.config
+        True
+    """
+    weights, manifest_path = _paths(Path(path))
+    if not manifest_path.exists() and weights.exists():
+        _check_no_pickle(weights, read_bytes(weights, _REMEDY)[:4])
+        raise refuse(manifest_path, "must stand beside the weights, to say which encoder they are for", "no such file",
+                     "copy both files")
+    manifest = parse_manifest(manifest_path, FORMAT, FORMAT_VERSION, _REMEDY)
+    name = weights_name(manifest_path, manifest)
+    weights = manifest_path.with_name(name)
+    tensors = _read_weights(weights, manifest["files"][name])
+    config = manifest.get("config")
+    try:
+        _check_fit(build_encoder(config, device="meta"), tensors, weights)
+        with torch.random.fork_rng(devices=[]):
+            encoder = build_encoder(config)
+    except (UnknownEncoderError, PluginError) as problem:
+        made = manifest.get("versions", {}).get("encoder")
+        raise refuse(manifest_path, "must name an encoder that is installed", str(problem), f"install {made}") from problem
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as problem:
+        raise refuse(manifest_path, "must hold a config of its encoder", str(problem), _REMEDY) from problem
+    for key, value in encoder.state_dict(keep_vars=True).items():
+        value.data = tensors[key]  # as saved, dtype included
+    return encoder.to(device=device).eval()
+
+
+def _paths(path: Path) -> tuple:
+    if path.suffix == ".json":
+        path = path.with_suffix(".safetensors")
+    if path.suffix != ".safetensors" or path.is_dir():
+        path = path / "encoder.safetensors"
+    return path, path.with_suffix(".json")
+
+
+def _staged(weights: Path, sha: str) -> Path:
+    return weights.with_name(f".{weights.stem}-{sha[:16]}.safetensors")
+
+
+def _read_weights(path: Path, entry: Dict[str, Any]) -> Dict[str, torch.Tensor]:
+    staged = _staged(path, entry["sha256"])
+    if staged.exists() and digest(read_bytes(staged, _REMEDY)) == entry["sha256"]:
+        path = staged  # the writer was killed before the last rename
+    data = read_bytes(path, _REMEDY)
+    _check_no_pickle(path, data)
+    if len(data) != entry["bytes"]:
+        raise refuse(path, f"must have {entry['bytes']} bytes, as its manifest says", str(len(data)),
+                     "it was cut short or belongs to another manifest; " + _REMEDY)
+    if digest(data) != entry["sha256"]:
+        raise refuse(path, "must match the sha256 in its manifest", "another content",
+                     "it is damaged or belongs to another manifest; " + _REMEDY)
+    try:
+        return parse_tensors(data)
+    except Exception as problem:  # safetensors has an error class of its own per version
+        raise refuse(path, "must be a safetensors file", str(problem), _REMEDY) from None
+
+
+def _check_no_pickle(path: Path, data: bytes) -> None:
+    if data.startswith(_PICKLES):
+        raise refuse(path, "must be a safetensors file", "a pickle or zip file",
+                     "loading one runs code; load it where you trust it and write it with encoder.save")
+
+
+def _check_fit(model: Encoder, tensors: Dict[str, torch.Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or extra:
+        raise refuse(path, "must hold the tensors of the encoder in its manifest",
+                     f"missing {missing[:3]}, unknown {extra[:3]}", "it belongs to another encoder; " + _REMEDY)
+    for name, want in own.items():
+        got = tensors[name]
+        if got.shape != want.shape or got.is_floating_point() != want.is_floating_point():
+            raise refuse(path, f"must hold {name} as {list(want.shape)} {want.dtype}", f"{list(got.shape)} {got.dtype}",
+                         "it belongs to another encoder; " + _REMEDY)
+
+
+def _versions(name: str) -> Dict[str, str]:
+    try:
+        origin = default_registry().offer(name).plugin.origin
+    except ValueError:  # built without the factory
+        origin = "unknown"
+    return {"encoder": origin, "myfla": __version__, "python": platform.python_version(),
+            "safetensors": safetensors.__version__, "torch": str(torch.__version__)}

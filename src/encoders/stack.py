@@ -1,0 +1,160 @@
+"""The encoder: input, residual blocks in one or both directions, final norm, pooling."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Sequence, Union
+
+import torch
+import torch.nn as nn
+
+from cfg.encoder import EncoderConfig
+from cfg.encoder_mapping import to_mapping
+from encoders.batch import Layout, make_layout
+from encoders.blocks import StackCall
+from encoders.inputs import autocast, build_input, check_ids, check_input
+from encoders.pooling import build_pooling
+from myfla.models.state_tree import tensors_of
+from myfla.models.utils import Cache
+from myfla.utils.errors import CacheError, message, value_error
+
+if TYPE_CHECKING:
+    from encoders.strategy import EncoderStrategy
+
+__all__ = ["Encoder", "EncoderOutput"]
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder returns.
+
+    Attributes:
+        hidden: ``[B, T, hidden_size]``, zeros at pads; for packed input ``[1, total, hidden_size]``.
+        embedding: ``[N, hidden_size]``, pooled over the tokens of this call; zero for a sequence without tokens.
+        cache: the states after this call, or None if none were asked for.
+    """
+
+    hidden: torch.Tensor
+    embedding: torch.Tensor
+    cache: Optional[Cache]
+
+
+class Encoder(nn.Module):
+    """A stack of a strategy's blocks over real-valued features or token ids.
+
+    ``direction="bidirectional"``: each layer has a second block that reads every sequence backwards, and the layer's
+    output is the mean of both.
+
+    Args:
+        config: checked again here, and copied.
+        strategy: builds blocks and norms.
+        device, dtype: for every parameter.
+
+    Example:
+        >>> from cfg.encoder import GatedDeltaNetEncoderConfig
+        >>> from encoders import build_encoder
+        >>> encoder = build_encoder(GatedDeltaNetEncoderConfig(input_size=3))
+        >>> first = encoder(torch.randn(2, 5, 3), use_cache=True)
+        >>> encoder(torch.randn(2, 1, 3), cache=first.cache).embedding.shape
+        torch.Size([2, 64])
+    """
+
+    def __init__(self, config: EncoderConfig, strategy: "EncoderStrategy", device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.config = dataclasses.replace(config)  # a copy, checked: the caller may change its own
+        self.strategy = strategy
+        made = dict(device=device, dtype=dtype)
+        layers = range(self.config.num_layers)
+        self.input = build_input(self.config, **made)
+        self.blocks = nn.ModuleList(strategy.build_block(self.config, i, **made) for i in layers)
+        backwards = layers if self.config.direction == "bidirectional" else ()
+        self.backward_blocks = nn.ModuleList(strategy.build_block(self.config, i, **made) for i in backwards)
+        self.norm = strategy.build_norm(self.config, **made)
+        self.pooling = build_pooling(self.config.pooling, self.config.hidden_size, **made)
+        settings = json.dumps(to_mapping(self.config), sort_keys=True)
+        #: A name for the settings; a cache made by an encoder with other settings is refused.
+        self.fingerprint = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        lengths: Union[torch.Tensor, Sequence[int], None] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        cu_seqlens: Optional[torch.Tensor] = None,
+        cache: Optional[Cache] = None,
+        use_cache: Optional[bool] = None,
+    ) -> EncoderOutput:
+        """Encode a batch, whole or in pieces.
+
+        A causal encoder that is fed in pieces, each call given the cache of the one before, returns the hidden states
+        of one call with everything; the embedding is always over the tokens of the call. Rows may have different
+        numbers of new tokens, none included.
+
+        Args:
+            x: features ``[B, T, input_size]`` in the encoder's dtype, or token ids ``[B, T]`` (int32 or int64);
+                packed ``[1, total, ...]`` with ``cu_seqlens``.
+            lengths: ``[B]``, tokens of each row; pads follow them.
+            attention_mask: ``[B, T]`` of 0 and 1, pads anywhere. What stands in a pad is never read.
+            cu_seqlens: ``[N + 1]``, where each packed sequence starts, and the end.
+            cache: states to continue from; it stays as it is, and the new states are in the returned cache.
+            use_cache: return a cache; by default exactly if one was given.
+
+        Returns:
+            `EncoderOutput`.
+
+        Raises:
+            ValueError: the data or its layout does not fit; more than one of ``lengths``, ``attention_mask`` and
+                ``cu_seqlens``; a bidirectional encoder with a cache.
+            CacheError: the cache is of another model or batch.
+        """
+        check_input(self.config, self.input, x)
+        layout = make_layout(x, lengths, attention_mask, cu_seqlens)
+        use_cache = cache is not None if use_cache is None else use_cache
+        state = self._open_cache(cache, use_cache, len(layout.lengths))
+        tokens = layout.pack(x)
+        check_ids(self.config, tokens)
+        hidden = self.norm(self._run(self.input(tokens), layout, StackCall(layout.cu_seqlens, state, use_cache)))
+        if use_cache:
+            state.fingerprint = self.fingerprint
+        return EncoderOutput(layout.unpack(hidden), self.pooling(hidden, layout), state if use_cache else None)
+
+    def save(self, path: Union[str, Path]) -> Path:
+        """Write weights and config; see `encoders.io.save_encoder`."""
+        from encoders.io import save_encoder  # here, because files are no part of the stack
+
+        return save_encoder(self, path)
+
+    def extra_repr(self) -> str:
+        return f"{self.config.name}, {self.config.direction}, fingerprint={self.fingerprint}"
+
+    def _run(self, hidden: torch.Tensor, layout: Layout, call: StackCall) -> torch.Tensor:
+        carry, back_carry = None, None
+        if not self.backward_blocks:
+            for block in self.blocks:
+                hidden, carry = block(hidden, call, carry)
+            return hidden
+        turn = layout.reverser()
+        for block, back in zip(self.blocks, self.backward_blocks):
+            ahead, carry = block(hidden, call, carry)
+            behind, back_carry = back(turn(hidden), call, back_carry)
+            hidden = (ahead + turn(behind)) / 2
+        return hidden
+
+    def _open_cache(self, cache: Optional[Cache], use_cache: bool, batch: int) -> Optional[Cache]:
+        if self.backward_blocks and (cache is not None or use_cache):
+            raise value_error("encoder", "cache", "cannot be used with direction='bidirectional'",
+                              "use_cache" if cache is None else "a cache",
+                              "reading backwards starts at the end of a sequence; build it with encoder.direction=causal")
+        if cache is None:
+            return Cache() if use_cache else None
+        if not isinstance(cache, Cache):
+            raise CacheError(message("encoder", "cache", "must be a myfla.models.utils.Cache", type(cache).__name__))
+        if cache.batch_size is not None:
+            weight = self.input.weight
+            cache.require("encoder", fingerprint=self.fingerprint if cache.fingerprint else None,
+                          layers=len(self.blocks), batch=batch, dtype=None if autocast() else weight.dtype)
+            device = next(tensors_of(cache[0]))[1].device
+            if device != weight.device:
+                raise CacheError(message("encoder", "cache", f"must be on the encoder's device {weight.device}",
+                                         str(device), f"use cache.to({str(weight.device)!r})"))
+        return cache.fork()

@@ -1,0 +1,80 @@
+"""What a strategy is: it knows one kind of layer and builds residual blocks of it."""
+
+import abc
+from typing import Any, Type
+
+import torch.nn as nn
+
+from cfg.encoder import EncoderConfig
+from encoders.blocks import PreNormBlock
+from encoders.stack import Encoder
+from myfla.modules.layernorm import RMSNorm
+from myfla.modules.mlp import GatedMLP
+from myfla.utils.errors import value_error
+
+__all__ = ["EncoderStrategy"]
+
+
+class EncoderStrategy(abc.ABC):
+    """Builds encoders of one kind of layer.
+
+    A subclass names itself and its config class and says how its mixer is made; everything around it (input, packing,
+    residuals, directions, pooling, files) is the stack's. Where the mixer's call or the MLP is special, it overrides
+    `build_block` and returns a module with the call of `PreNormBlock`.
+
+    Attributes:
+        name: what users write, e.g. ``gated_deltanet``.
+        config_class: a dataclass that extends `cfg.encoder.EncoderConfig`; its ``name`` defaults to ``name``.
+
+    Example:
+        >>> from encoders import get_strategy
+        >>> strategy = get_strategy("gated_deltanet")
+        >>> encoder = strategy.build(strategy.config_class(input_size=12))
+    """
+
+    name: str
+    config_class: Type[EncoderConfig]
+
+    @abc.abstractmethod
+    def build_mixer(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
+        """The layer that mixes along time, ``mixer(x, call, carry) -> (y, carry)`` unless `build_block` adapts it.
+
+        Args:
+            config: of this strategy's class.
+            layer_idx: number of the block, and of the mixer's slot in a cache.
+            device, dtype: for every parameter.
+        """
+
+    def build_mlp(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
+        """The part that works on each token: a gated MLP (SwiGLU) of ``config.intermediate_size``."""
+        mlp = GatedMLP(config.hidden_size, intermediate_size=config.intermediate_size)
+        return mlp.to(device=device, dtype=dtype)
+
+    def build_norm(self, config: EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
+        """The normalisation in front of each branch and behind the last block: RMSNorm."""
+        return RMSNorm(config.hidden_size, eps=config.norm_eps, device=device, dtype=dtype)
+
+    def build_block(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
+        """One residual block; see `PreNormBlock` for how it is called."""
+        return PreNormBlock(
+            self.build_mixer(config, layer_idx, device=device, dtype=dtype),
+            self.build_mlp(config, layer_idx, device=device, dtype=dtype),
+            self.build_norm(config, device=device, dtype=dtype),
+            self.build_norm(config, device=device, dtype=dtype),
+            config.dropout,
+        )
+
+    def build(self, config: EncoderConfig, device: Any = None, dtype: Any = None) -> Encoder:
+        """The whole encoder.
+
+        Args:
+            config: of this strategy's class, with ``input_size`` or ``vocab_size`` set.
+            device, dtype: for every parameter.
+
+        Raises:
+            ValueError: a config of another class, or one that breaks a rule.
+        """
+        if not isinstance(config, self.config_class):
+            raise value_error(f"{type(self).__name__}.build", "config", f"must be a {self.config_class.__name__}",
+                              type(config).__name__)
+        return Encoder(config, self, device=device, dtype=dtype)
