@@ -1,0 +1,220 @@
+"""Causal depthwise convolution as functions: whole sequences, one step, and the state between calls."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.modules.conv_function import conv_rows
+from myfla.modules.conv_taps import Spread, spread_of
+from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.varlen import check_cu_seqlens
+
+ACTIVATIONS = ("silu", "swish", None)
+BACKENDS = ("triton", "cuda", "mix")
+_NAMES = ("x", "weight", "bias", "residual", "initial_state", "output_final_state", "activation", "backend",
+          "cu_seqlens", "cu_seqlens_cpu", "chunk_indices", "cp_context")
+
+
+def causal_conv1d(
+    x: torch.Tensor,
+    weight: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    residual: Optional[torch.Tensor] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: Optional[bool] = False,
+    activation: Optional[str] = None,
+    backend: Optional[str] = "triton",
+    cu_seqlens: Optional[torch.Tensor] = None,
+    cu_seqlens_cpu: Optional[torch.Tensor] = None,
+    chunk_indices: Optional[torch.Tensor] = None,
+    cp_context: Any = None,
+    **kwargs: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Depthwise causal convolution: ``y[t] = act(sum_s weight[:, W-1-s] * x[t-s] + bias) + residual[t]``.
+
+    Differentiable in every tensor, final state included. Sums are float32 (float64 where an argument is float64) and
+    rounded once.
+
+    Args:
+        x: ``[B, T, D]``, or ``[B, T, H, D/H]``; packed ``[1, T, D]`` with ``cu_seqlens``.
+        weight: ``[D, W]``.
+        bias: ``[D]``.
+        residual: shaped as x; added after the activation.
+        initial_state: the last W inputs of each sequence so far, ``[N, D, W]``, newest last; zeros if not given.
+        output_final_state: also return the state after the last token.
+        activation: ``"silu"`` or ``"swish"`` (the same), or None.
+        backend: an official name, ``"triton"``, ``"cuda"`` or ``"mix"``; all mean this implementation.
+        cu_seqlens: ``[N + 1]`` int32 or int64, where each packed sequence starts, and the end.
+        cu_seqlens_cpu, chunk_indices: accepted for the official signature; nothing to gain from them here.
+        cp_context: context parallelism; not available.
+
+    Returns:
+        ``y`` shaped as x, and the final state ``[N, D, W]`` in the number format of x, or None.
+
+    Raises:
+        ValueError: an argument of the wrong shape, name or kind.
+        TypeError: an unknown keyword.
+
+    Example:
+        >>> y, state = causal_conv1d(torch.ones(1, 3, 2), torch.ones(2, 4), output_final_state=True)
+        >>> y[0, :, 0].tolist(), tuple(state.shape)
+        ([1.0, 2.0, 3.0], (1, 2, 4))
+    """
+    refuse_unknown("causal_conv1d", kwargs, _NAMES)
+    if backend not in BACKENDS:
+        raise value_error("causal_conv1d", "backend", f"must be one of {list(BACKENDS)}", backend)
+    if cp_context is not None:
+        raise value_error("causal_conv1d", "cp_context", "must be None: there is no context parallelism here", cp_context)
+    return run("causal_conv1d", x, weight, bias, residual, initial_state, bool(output_final_state), activation, cu_seqlens)
+
+
+def run(
+    who: str, x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], residual: Optional[torch.Tensor],
+    state: Optional[torch.Tensor], output_final_state: bool, activation: Optional[str],
+    cu_seqlens: Optional[torch.Tensor], state_name: str = "initial_state",
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """`causal_conv1d` under other names for its messages."""
+    count = check(who, x, weight, bias, residual, state, activation, cu_seqlens, state_name)
+    shape, D = x.shape, weight.shape[0]
+    x = x.reshape(x.shape[0], x.shape[1], D)
+    residual = None if residual is None else residual.reshape(x.shape)
+    rows, rest, spread, past = x, residual, None, state
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.to(x.device)
+        rows, spread = _unpack(x, cu_seqlens, count, weight.shape[1])
+        rest = None if residual is None else residual.reshape(rows.shape)
+        past = state if spread is not None or rows.shape[0] == count else None
+    y = conv_rows(rows, weight, bias, rest, past, activation, spread).reshape(shape)
+    final = causal_conv1d_update_states(x, weight.shape[1], state, cu_seqlens) if output_final_state else None
+    return y, final
+
+
+def causal_conv1d_update(
+    x: torch.Tensor,
+    cache: torch.Tensor,
+    residual: Optional[torch.Tensor] = None,
+    weight: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
+    activation: Optional[str] = None,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """One token for each of N sequences.
+
+    Args:
+        x: ``[N, D]``, ``[1, N, D]`` or ``[N, 1, D]``.
+        cache: the last W inputs of each sequence, ``[N, D, W]``, newest last. It is read, never written: the
+            official kernel shifts it in place, here the new one is returned.
+        residual: shaped as x; added after the activation.
+        weight: ``[D, W]``.
+        bias: ``[D]``.
+        activation: ``"silu"``, ``"swish"`` or None.
+
+    Returns:
+        ``y`` shaped as x, and the new cache, in the number format of the old one.
+
+    Example:
+        >>> y, cache = causal_conv1d_update(torch.ones(2, 3), torch.zeros(2, 3, 4), weight=torch.ones(3, 4))
+        >>> cache[0, 0].tolist()
+        [0.0, 0.0, 0.0, 1.0]
+    """
+    return step("causal_conv1d_update", x, cache, residual, weight, bias, activation)
+
+
+def step(
+    who: str, x: torch.Tensor, cache: Optional[torch.Tensor], residual: Optional[torch.Tensor], weight: torch.Tensor,
+    bias: Optional[torch.Tensor], activation: Optional[str],
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """`causal_conv1d_update` under another name for its messages; a cache of None is a new one."""
+    if x.dim() not in (2, 3) or (x.dim() == 3 and 1 not in x.shape[:2]):
+        raise value_error(who, "x", "must be one token per sequence, [N, D], [1, N, D] or [N, 1, D]", tuple(x.shape))
+    rows = x.reshape(-1, 1, x.shape[-1])
+    rest = residual
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
+        rest = residual.reshape(rows.shape)
+    check(who, rows, weight, bias, rest, cache, activation, None, "cache")
+    y = conv_rows(rows, weight, bias, rest, cache, activation, None)
+    if cache is None:
+        cache = rows.new_zeros(rows.shape[0], *weight.shape)
+    return y.reshape(x.shape), torch.cat([cache[:, :, 1:], rows.transpose(1, 2).to(cache.dtype)], -1)
+
+
+def causal_conv1d_update_states(
+    x: torch.Tensor,
+    state_len: int,
+    initial_state: Optional[torch.Tensor] = None,
+    cu_seqlens: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """The last ``state_len`` inputs of each sequence, reaching back into its initial state where it is shorter.
+
+    Args:
+        x: ``[B, T, D]``, or packed ``[1, T, D]`` or ``[T, D]`` with ``cu_seqlens``.
+        state_len: W.
+        initial_state: ``[N, D, W]``; zeros if not given.
+        cu_seqlens: ``[N + 1]``.
+
+    Returns:
+        ``[N, D, W]`` in the number format of x: slot ``w`` holds input ``T - W + w``. Always a new tensor.
+
+    Example:
+        >>> causal_conv1d_update_states(torch.tensor([[[1.0], [2.0]]]), 3).tolist()
+        [[[0.0, 1.0, 2.0]]]
+    """
+    who = "causal_conv1d_update_states"
+    if state_len < 1:
+        raise value_error(who, "state_len", "must be at least 1", state_len)
+    if x.dim() == 2 and cu_seqlens is not None:
+        x = x.unsqueeze(0)
+    if x.dim() != 3:
+        raise value_error(who, "x", "must have shape [B, T, D], or [T, D] with cu_seqlens", tuple(x.shape))
+    B, T, D = x.shape
+    count = B if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, B, T)
+    _check_state(who, "initial_state", initial_state, (count, D, state_len))
+    old = x.new_zeros(count, D, state_len) if initial_state is None else initial_state.to(x.dtype)
+    if cu_seqlens is None or T == 0:
+        new = x.transpose(1, 2)[:, :, max(T - state_len, 0):]
+        kept = old[:, :, min(T, state_len):]
+        return torch.cat([kept, new.to(x.dtype)], -1) if T else old.clone()
+    starts, ends = cu_seqlens[:-1].long().unsqueeze(1), cu_seqlens[1:].long().unsqueeze(1)
+    token = ends - state_len + torch.arange(state_len, device=x.device)  # [N, W]
+    recent = x[0].index_select(0, token.clamp(min=0).flatten()).view(count, state_len, D).transpose(1, 2)
+    slot = (token - starts + state_len).clamp(max=state_len - 1).unsqueeze(1).expand(-1, D, -1)
+    return torch.where((token >= starts).unsqueeze(1), recent, old.gather(2, slot)).contiguous()
+
+
+def check(
+    who: str, x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
+    residual: Optional[torch.Tensor], state: Optional[torch.Tensor], activation: Optional[str],
+    cu_seqlens: Optional[torch.Tensor], state_name: str,
+) -> int:
+    """Refuse arguments that do not fit together; returns N, the number of sequences."""
+    if weight is None or weight.dim() != 2:
+        raise value_error(who, "weight", "must have shape [D, W]", None if weight is None else tuple(weight.shape))
+    D, W = weight.shape
+    if x.dim() < 3 or not x.is_floating_point():
+        raise value_error(who, "x", "must be a floating tensor [B, T, D]", f"{x.dtype} {tuple(x.shape)}")
+    if x.shape[2:].numel() != D:
+        raise value_error(who, "x", f"must have {D} channels, as the weight has", tuple(x.shape))
+    if bias is not None and bias.shape != (D,):
+        raise value_error(who, "bias", f"must have shape ({D},)", tuple(bias.shape))
+    if residual is not None and residual.shape != x.shape:
+        raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
+    if activation not in ACTIVATIONS:
+        raise value_error(who, "activation", f"must be one of {list(ACTIVATIONS)}", activation)
+    count = x.shape[0] if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, x.shape[0], x.shape[1])
+    _check_state(who, state_name, state, (count, D, W))
+    return count
+
+
+def _check_state(who: str, name: str, state: Optional[torch.Tensor], shape: Tuple[int, int, int]) -> None:
+    if state is not None and tuple(state.shape) != shape:
+        raise value_error(who, name, f"must have shape [N, D, W] = {shape}", tuple(state.shape), "one for each sequence")
+
+
+def _unpack(x: torch.Tensor, cu_seqlens: torch.Tensor, count: int, width: int) -> Tuple[torch.Tensor, Optional[Spread]]:
+    """Packed sequences of one length are a batch; others are drawn apart, unless no window is wider than a token."""
+    T, D = x.shape[1:]
+    length = T // count if count else 0
+    if T == length * count and bool((cu_seqlens[1:] - cu_seqlens[:-1] == length).all()):
+        return x.view(count, length, D), None
+    return x, spread_of(cu_seqlens, T, width) if width > 1 else None
