@@ -66,7 +66,7 @@ class SequenceDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(
-            self.train, self.config.batch_size, shuffle=True, generator=generator, collate_fn=collate, drop_last=False
+            self.train, batch_size=self.config.batch_size, shuffle=True, generator=generator, collate_fn=collate
         )
 
     def val_dataloader(self) -> List[DataLoader]:
@@ -79,4 +79,4 @@ class SequenceDataModule(lightning.LightningDataModule):
         return self._in_order(self.test)
 
     def _in_order(self, data: SequenceSet) -> DataLoader:
-        return DataLoader(data, self.config.batch_size, collate_fn=collate)
+        return DataLoader(data, batch_size=self.config.batch_size, collate_fn=collate)

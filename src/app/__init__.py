@@ -1,0 +1,1 @@
+"""The application: ``python -m app``. Importing this package does not import torch."""

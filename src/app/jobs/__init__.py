@@ -1,0 +1,45 @@
+"""Jobs of the application, by the name in ``job.name``.
+
+To add one: a module with ``run(config, folder) -> float``, a line in `JOBS`, a config class in `cfg.job` and a YAML
+preset in ``conf/job``.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.errors import RunError
+from cfg.validation import config_error, nearest
+
+if TYPE_CHECKING:
+    from cfg.app import AppConfig
+
+__all__ = ["JOBS", "run_job"]
+
+JOBS = {"train": "app.jobs.train"}
+
+
+def run_job(config: "AppConfig", folder: Path) -> float:
+    """Run the job that ``config.job.name`` asks for.
+
+    Args:
+        config: the whole, checked config.
+        folder: where everything is written.
+
+    Returns:
+        what a hyperparameter search minimises.
+
+    Raises:
+        ConfigError: no such job.
+        RunError: a package that the job needs is not installed.
+    """
+    name = config.job.name
+    if name not in JOBS:
+        raise config_error("job.name", f"must be one of {', '.join(JOBS)}", name, nearest(name, JOBS))
+    try:
+        module = import_module(JOBS[name])
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("app", "cfg", "encoders", "myfla"):
+            raise
+        raise RunError(f"job {name!r} needs the package {error.name!r}; pip install 'myfla[app]'") from error
+    return module.run(config, folder)

@@ -1,0 +1,11 @@
+"""Where the config tree lies."""
+
+from pathlib import Path
+
+__all__ = ["conf_dir"]
+
+
+def conf_dir() -> Path:
+    """``app/conf`` in an installed wheel, ``conf`` at the root of a checkout or an editable install."""
+    installed = Path(__file__).resolve().parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "conf"

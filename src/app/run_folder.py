@@ -1,0 +1,46 @@
+"""The files that every run leaves: the composed config, results as JSON, the reason of a failure."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+from omegaconf import OmegaConf
+
+from app.errors import RunError
+
+__all__ = ["FAILURE", "RESULTS", "claim", "relative", "write_config", "write_json"]
+
+RESULTS = "metrics.json"
+FAILURE = "failure.json"
+_MARKS = (RESULTS, "metrics.csv", FAILURE)
+
+
+def claim(folder: Path) -> None:
+    """Make sure that ``folder`` holds no other run's results.
+
+    Raises:
+        RunError: it does; naming the file.
+    """
+    for name in _MARKS:
+        if (folder / name).exists():
+            raise RunError(f"hydra.run.dir must be a folder without another run's {name}; got {str(folder)!r}; "
+                           "leave hydra.run.dir out to get a new folder")
+
+
+def write_config(config: Any, path: Path) -> None:
+    """The config as YAML, every value filled in."""
+    OmegaConf.save(OmegaConf.create(dataclasses.asdict(config)), path)
+
+
+def write_json(values: Dict[str, Any], path: Path) -> None:
+    """One JSON object, readable by people."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def relative(path: Path) -> str:
+    """``path`` from the current folder if it lies below, else in full."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

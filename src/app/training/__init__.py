@@ -1,0 +1,1 @@
+"""What Lightning is given: the module, its optimizer, callbacks, logger and checkpoints."""

@@ -1,0 +1,102 @@
+"""Lightning callbacks: the progress bar, and how fast it goes."""
+
+import logging
+import time
+from typing import Any, Optional
+
+import lightning
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.data.module import Batch
+
+__all__ = ["EpochProgress", "Throughput"]
+
+log = logging.getLogger(__name__)
+
+
+class Throughput(lightning.Callback):
+    """Counts real tokens (pads left out), sequences and the seconds of steps, loading included, validation not.
+
+    Attributes:
+        tokens, sequences, seconds: of all training epochs, or of the whole prediction.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.sequences = 0
+        self.seconds = 0.0
+        self._start = 0.0
+        self._before = (0, 0.0)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._before = (self.tokens, self.seconds)
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._count(batch)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        tokens, seconds = self._before
+        rate = (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
+        module.log_dict({"learning_rate": trainer.optimizers[0].param_groups[0]["lr"], "tokens_per_s": rate})
+
+    def on_predict_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_predict_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._count(batch)
+
+    def _count(self, batch: Batch) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._start
+        self.tokens += int(batch.lengths.sum())
+        self.sequences += len(batch.labels)
+        self._start = now
+
+
+class EpochProgress(lightning.Callback):
+    """A bar over the epochs on a terminal; elsewhere a log line every tenth of the way.
+
+    Args:
+        title: what is being trained.
+        epochs: how many epochs there will be at most.
+        show: False shows nothing.
+    """
+
+    def __init__(self, title: str, epochs: int, show: bool) -> None:
+        self.title, self.epochs, self.show = title, epochs, show
+        self._bar: Optional[Progress] = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        console = Console(stderr=True)
+        if self.show and console.is_terminal and trainer.is_global_zero:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
+                       TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console)
+            self._bar.add_task(self.title, total=self.epochs, figures="")
+            self._bar.start()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        named = (("loss", "train_loss", ".3f"), ("val loss", "val_loss", ".3f"), ("val acc", "val_accuracy", ".3f"),
+                 ("tokens/s", "tokens_per_s", ",.0f"))
+        metrics = trainer.callback_metrics
+        figures = "  ".join(f"{label} {float(metrics[key]):{form}}" for label, key, form in named if key in metrics)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, figures=figures)
+        elif self.show and (done == self.epochs or done % max(1, self.epochs // 10) == 0):
+            log.info("%s: epoch %d/%d  %s", self.title, done, self.epochs, figures)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

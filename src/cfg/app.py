@@ -1,0 +1,61 @@
+"""The application's whole config, and its schemas in Hydra's ConfigStore."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from cfg.data import DATA_CONFIGS, DataConfig
+from cfg.encoder import EncoderConfig
+from cfg.job import JOB_CONFIGS, JobConfig
+from cfg.store import register_encoder_configs
+from cfg.trainer import TrainerConfig
+from cfg.validation import ConfigError, Fields, config_error
+
+__all__ = ["AppConfig", "register_configs"]
+
+
+@dataclass
+class AppConfig:
+    """One run: an encoder, its data, a job, a trainer.
+
+    Args:
+        seed: fixes the split, the initial weights, the order of the batches and the noise.
+        deterministic: only deterministic algorithms, so that the same seed gives the same files.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with its key.
+    """
+
+    encoder: EncoderConfig = MISSING
+    data: DataConfig = MISSING
+    job: JobConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        fields = _RootFields(self, "")
+        fields.integer("seed", 0, (1 << 31) - 1)
+        fields.flag("deterministic")
+
+
+class _RootFields(Fields):
+    """Fields at the top of the config: the key has no prefix."""
+
+    def error(self, name: str, rule: str, got: Any, hint: str = "") -> ConfigError:
+        return config_error(name, rule, got, hint)
+
+
+def register_configs() -> None:
+    """Store the root schema as ``app`` and a schema for every preset as ``<group>/schema/<name>``.
+
+    Calling it again changes nothing.
+    """
+    store = ConfigStore.instance()
+    store.store(name="app_schema", node=AppConfig, provider="app")
+    for group, classes in (("data", DATA_CONFIGS), ("job", JOB_CONFIGS), ("trainer", {"lightning": TrainerConfig})):
+        for name, config_class in classes.items():
+            store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")
+    register_encoder_configs()

@@ -1,0 +1,72 @@
+"""Job configs: what a run does."""
+
+from dataclasses import dataclass
+from typing import Dict, Type
+
+from cfg.validation import Fields
+
+__all__ = ["JOB_CONFIGS", "JobConfig", "TrainJobConfig"]
+
+OBJECTIVES = ("classify",)
+
+
+@dataclass
+class JobConfig:
+    """What every job has.
+
+    Args:
+        name: the job, as `app.jobs.JOBS` knows it.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
+    """
+
+    name: str = "???"
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check every field. A subclass calls ``super().validate()`` and then checks its own."""
+        Fields(self, "job").text("name")
+
+
+@dataclass
+class TrainJobConfig(JobConfig):
+    """Train an encoder with a head on top, choose the epoch on validation data, report on test data.
+
+    Args:
+        objective: ``classify``: one label a sequence, cross-entropy on the pooled embedding.
+        learning_rate: peak of AdamW's learning rate; half a cosine takes it to zero.
+        warmup: share of all steps in which the learning rate rises to its peak.
+        weight_decay: of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have none.
+        label_smoothing: share of the target spread over all classes.
+        noise: standard deviation of the Gaussian noise on training input, in units of the (standardised) input.
+        patience: stop after this many epochs without a better validation loss.
+        refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
+    """
+
+    name: str = "train"
+    objective: str = "classify"
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.0
+    noise: float = 0.0
+    patience: int = 20
+    refit: bool = False
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "job")
+        fields.choice("objective", OBJECTIVES)
+        fields.number("learning_rate", 0, 10, open_low=True)
+        fields.number("warmup", 0, 1)
+        fields.number("weight_decay", 0, 100)
+        fields.number("label_smoothing", 0, 1, open_high=True)
+        fields.number("noise", 0, 100)
+        fields.integer("patience", 1, 1 << 20)
+        fields.flag("refit")
+
+
+JOB_CONFIGS: Dict[str, Type[JobConfig]] = {"train": TrainJobConfig}

@@ -1,0 +1,51 @@
+"""Trainer configs: how Lightning runs the loop."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from cfg.validation import Fields
+
+__all__ = ["TrainerConfig"]
+
+ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+
+
+@dataclass
+class TrainerConfig:
+    """The arguments of `lightning.Trainer` that a run may change, under their own names.
+
+    Args:
+        name: label of the preset.
+        max_epochs: length of the schedule; early stopping may end before.
+        gradient_clip_val: largest norm of the gradient; null for no clipping.
+        accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.
+        devices: how many of them.
+        precision: ``32-true``, ``64-true``, ``16-mixed`` or ``bf16-mixed``.
+        threads: threads of torch on the CPU; null leaves torch's choice.
+        progress: show a progress bar; without a terminal, a line now and then.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``trainer.<field>``.
+    """
+
+    name: str = "cpu"
+    max_epochs: int = 60
+    gradient_clip_val: Optional[float] = 1.0
+    accelerator: str = "cpu"
+    devices: int = 1
+    precision: str = "32-true"
+    threads: Optional[int] = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        fields = Fields(self, "trainer")
+        fields.text("name")
+        fields.integer("max_epochs", 1, 1 << 20)
+        if self.gradient_clip_val is not None:
+            fields.number("gradient_clip_val", 0, 1e9, open_low=True)
+        fields.choice("accelerator", ACCELERATORS)
+        fields.integer("devices", 1, 1 << 10)
+        fields.choice("precision", PRECISIONS)
+        fields.integer("threads", 1, 1 << 10, optional=True)
+        fields.flag("progress")
