@@ -1,0 +1,146 @@
+"""The switch between encoders: what one config says composes for the other, and a flag of the other is refused by name."""
+
+import dataclasses
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cfg.encoder import DIRECTIONS, ENCODER_CONFIGS, POOLINGS, EncoderConfig
+from cfg.encoder_mapping import field_names, from_mapping, switch_encoder, to_mapping
+from cfg.validation import ConfigError
+
+from myfla.testing import cases, raises
+
+hydra = pytest.importorskip("hydra")
+from cfg.store import register_encoder_config, register_encoder_configs  # noqa: E402
+from hydra.core.config_store import ConfigStore  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
+from hydra.errors import ConfigCompositionException  # noqa: E402
+from omegaconf import MISSING, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+CONF = str(Path(__file__).resolve().parents[2] / "conf")
+NAMES = list(ENCODER_CONFIGS)
+SHARED = field_names(EncoderConfig)
+OWN = {name: [f for f in field_names(cls) if f not in SHARED] for name, cls in ENCODER_CONFIGS.items()}
+
+
+@dataclasses.dataclass
+class _Root:
+    encoder: EncoderConfig = MISSING
+
+
+@dataclasses.dataclass
+class OtherConfig(EncoderConfig):
+    name: str = "store_only"
+    width: int = 3
+
+
+@contextmanager
+def composing():
+    """Hydra over this project's presets, under a root config of the test's own."""
+    register_encoder_configs()
+    ConfigStore.instance().store(name="encoder_test_root", node=_Root)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_dir=CONF, version_base="1.3"):
+        yield lambda *overrides: hydra.compose("encoder_test_root", overrides=list(overrides))
+    GlobalHydra.instance().clear()
+
+
+def other(name):
+    return NAMES[1 - NAMES.index(name)]
+
+
+@cases(name=NAMES)
+def test_the_preset_composes_to_a_checked_config(name):
+    with composing() as compose:
+        config = OmegaConf.to_object(compose(f"+encoder={name}").encoder)
+    assert type(config) is ENCODER_CONFIGS[name] and config.name == name
+    assert config == dataclasses.replace(config)
+
+
+@cases(name=NAMES, direction=DIRECTIONS, pooling=POOLINGS, hidden_size=[24, 97])
+def test_every_shared_setting_of_one_composes_for_the_other(name, direction, pooling, hidden_size):
+    shared = dict(direction=direction, pooling=pooling, hidden_size=hidden_size, num_layers=3, mlp_ratio=1.5,
+                  dropout=0.25, norm_eps=1e-6, input_size=7)
+    assert {*shared, "name", "vocab_size"} == set(SHARED)
+    with composing() as compose:
+        words = [f"encoder.{key}={value}" for key, value in shared.items()]
+        here, there = (OmegaConf.to_object(compose(f"+encoder={n}", *words).encoder) for n in (name, other(name)))
+    for key, value in shared.items():
+        assert getattr(here, key) == getattr(there, key) == value
+    switched = switch_encoder(here, ENCODER_CONFIGS[other(name)])
+    assert switched == there and switch_encoder(switched, ENCODER_CONFIGS[name]) == here
+
+
+@cases(name=NAMES)
+def test_a_flag_of_the_other_is_refused_by_name(name):
+    theirs = [flag for flag in OWN[other(name)] if flag not in OWN[name]]
+    assert theirs
+    with composing() as compose:
+        for flag in theirs:
+            default = getattr(ENCODER_CONFIGS[other(name)](), flag)
+            word = "null" if default is None else default
+            with raises(ConfigCompositionException, f"encoder.{flag}"):
+                compose(f"+encoder={name}", f"encoder.{flag}={word}")
+            rule = f"encoder.{flag} belongs to {other(name)!r}, not to {name!r}"
+            with raises(ConfigError, rule, f"leave it out or set encoder.name to {other(name)!r}"):
+                from_mapping(ENCODER_CONFIGS[name], {flag: default})
+            with raises(ConfigError, rule):
+                switch_encoder(ENCODER_CONFIGS[other(name)](), ENCODER_CONFIGS[name], **{flag: default})
+
+
+@cases(name=NAMES)
+def test_own_flags_do_not_cross_over(name):
+    changed = dict(num_heads=2, head_dim=32, mode="fused_recurrent")
+    switched = switch_encoder(ENCODER_CONFIGS[name](**changed), ENCODER_CONFIGS[other(name)])
+    assert switched == ENCODER_CONFIGS[other(name)]()
+
+
+@cases(name=NAMES)
+def test_a_misspelt_field_is_answered_with_the_nearest(name):
+    with raises(ConfigError, f"encoder.hiden_size is no field of encoder {name!r}; got 8; did you mean 'hidden_size'?"):
+        from_mapping(ENCODER_CONFIGS[name], {"hiden_size": 8})
+    with raises(ConfigError, f"encoder.zzz is no field of encoder {name!r}; got 1; known: name, input_size"):
+        from_mapping(ENCODER_CONFIGS[name], {"zzz": 1})
+    with composing() as compose:
+        with raises(ConfigCompositionException, "encoder.hiden_size"):
+            compose(f"+encoder={name}", "encoder.hiden_size=8")
+
+
+@cases(name=NAMES)
+def test_mapping_there_and_back_is_the_same(name):
+    config = ENCODER_CONFIGS[name](input_size=5, hidden_size=48, direction="bidirectional")
+    assert from_mapping(ENCODER_CONFIGS[name], to_mapping(config)) == config
+
+
+@cases(name=NAMES)
+def test_an_override_of_the_wrong_type_is_refused_by_key(name):
+    with composing() as compose:
+        with raises(ConfigCompositionException, "encoder.num_layers"):
+            compose(f"+encoder={name}", "encoder.num_layers=two")
+        config = compose(f"+encoder={name}", "encoder.num_layers=0").encoder
+        with pytest.raises((ConfigError, OmegaConfBaseException), match=r"encoder\.num_layers must be an integer from 1"):
+            OmegaConf.to_object(config)
+        config = compose(f"+encoder={name}", "encoder.dropout=nan").encoder
+        with pytest.raises((ConfigError, OmegaConfBaseException), match=r"encoder\.dropout must be a finite number"):
+            OmegaConf.to_object(config)
+
+
+def test_registering_twice_changes_nothing():
+    register_encoder_configs()
+    register_encoder_configs()
+    with composing() as compose:
+        assert compose("+encoder=rwkv7").encoder.name == "rwkv7"
+
+
+def test_an_encoder_without_a_yaml_file_composes_from_the_store():
+    register_encoder_config("store_only", OtherConfig)
+    with composing() as compose:
+        config = OmegaConf.to_object(compose("+encoder=store_only", "encoder.width=5").encoder)
+    assert (config.name, config.width) == ("store_only", 5)
+
+
+def test_presets_run_nothing():
+    for path in Path(CONF, "encoder").glob("*.yaml"):
+        assert "_target_" not in path.read_text(encoding="utf-8")
