@@ -86,7 +86,7 @@ def _join_field(field: str, layers: Sequence[FLALayer], model: FLALayer, sizes: 
     if field == "attn_state" and model.state[field] is not None and any(layer.state is None for layer in layers):
         raise CacheError(message("Cache.stack", where, "must exist in all caches", "an empty cache",
                                  "an attention state has no zero to begin from"))
-    return join_tensors(lambda tensors: _cat(tensors, where), states, "Cache.stack", where)
+    return join_tensors(_cat, states, "Cache.stack", where)
 
 
 def _zeros(tree: Any, size: int) -> Any:

@@ -48,11 +48,11 @@ def tensors_of(tree: Any, path: str = "") -> Iterator[Tuple[str, torch.Tensor]]:
                 yield found
 
 
-def join_tensors(function: Callable[[List[torch.Tensor]], Any], trees: Sequence[Any], who: str, field: str) -> Any:
+def join_tensors(function: Callable[[List[torch.Tensor], str], Any], trees: Sequence[Any], who: str, field: str) -> Any:
     """One structure made of several equal ones, tensor by tensor.
 
     Args:
-        function: called with the tensors that stand at one place, in the order of ``trees``.
+        function: called with the tensors that stand at one place, in the order of ``trees``, and with their path.
         trees: structures of one form, at least one.
         who, field: who asks and what the structures are, for the message.
 
@@ -60,7 +60,7 @@ def join_tensors(function: Callable[[List[torch.Tensor]], Any], trees: Sequence[
         CacheError: the structures differ.
 
     Example:
-        >>> join_tensors(torch.cat, [(torch.zeros(1),), (torch.ones(1),)], "cat", "state")
+        >>> join_tensors(lambda found, path: torch.cat(found), [(torch.zeros(1),), (torch.ones(1),)], "cat", "state")
         (tensor([0., 1.]),)
     """
     first = trees[0]
@@ -69,7 +69,7 @@ def join_tensors(function: Callable[[List[torch.Tensor]], Any], trees: Sequence[
             got = f"{type(first).__name__} and {type(tree).__name__}"
             raise CacheError(message(who, field, "must be of one kind in all caches", got))
     if isinstance(first, torch.Tensor):
-        return function(list(trees))
+        return function(list(trees), field)
     if isinstance(first, _PLAIN):
         if any(tree != first for tree in trees):
             raise CacheError(message(who, field, "must be equal in all caches", list(trees)))
