@@ -1,6 +1,6 @@
 """The residual block, and what one pass down the stack has in common."""
 
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,25 @@ class StackCall(NamedTuple):
     cu_seqlens: Optional[torch.Tensor] = None
     cache: Optional[Cache] = None
     use_cache: bool = False
+
+    def state(self, layer_idx: int) -> Dict[str, Any]:
+        """What the cache holds for a layer: ``recurrent_state``, ``conv_state``, ...; empty before the first call."""
+        if self.cache is None or len(self.cache) <= layer_idx:
+            return {}
+        return self.cache[layer_idx] or {}
+
+    def keep(self, layer_idx: int, x: torch.Tensor, **states: Any) -> None:
+        """Put a layer's new states into the cache, if they are wanted, and count the tokens of its input.
+
+        Args:
+            layer_idx: the layer's slot.
+            x: its input, ``[B, T, D]`` or ``[1, total, D]``.
+            states: ``recurrent_state``, ``conv_state`` or ``ffn_state``: a tensor with one row per sequence, or a
+                tuple of such.
+        """
+        if self.use_cache and self.cache is not None:
+            real = {} if self.cu_seqlens is None else {"lengths": self.cu_seqlens[1:] - self.cu_seqlens[:-1]}
+            self.cache.update(layer_idx=layer_idx, offset=x.shape[1], **real, **states)
 
 
 class PreNormBlock(nn.Module):

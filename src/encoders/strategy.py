@@ -19,12 +19,14 @@ class EncoderStrategy(abc.ABC):
     """Builds encoders of one kind of layer.
 
     A subclass names itself and its config class and says how its mixer is made; everything around it (input, packing,
-    residuals, directions, pooling, files) is the stack's. Where the mixer's call or the MLP is special, it overrides
-    `build_block` and returns a module with the call of `PreNormBlock`.
+    residuals, directions, pooling, files) is the stack's. Where the mixer is called in its own way, ``block_class``
+    is a `PreNormBlock` that knows how; where the block itself is another, `build_block` returns any module with the
+    call of `PreNormBlock`.
 
     Attributes:
         name: what users write, e.g. ``gated_deltanet``.
         config_class: a dataclass that extends `cfg.encoder.EncoderConfig`; its ``name`` defaults to ``name``.
+        block_class: the residual block.
 
     Example:
         >>> from encoders import get_strategy
@@ -34,10 +36,11 @@ class EncoderStrategy(abc.ABC):
 
     name: str
     config_class: Type[EncoderConfig]
+    block_class: Type[PreNormBlock] = PreNormBlock
 
     @abc.abstractmethod
     def build_mixer(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
-        """The layer that mixes along time, ``mixer(x, call, carry) -> (y, carry)`` unless `build_block` adapts it.
+        """The layer that mixes along time, ``mixer(x, call, carry) -> (y, carry)`` unless ``block_class`` adapts it.
 
         Args:
             config: of this strategy's class.
@@ -56,7 +59,7 @@ class EncoderStrategy(abc.ABC):
 
     def build_block(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """One residual block; see `PreNormBlock` for how it is called."""
-        return PreNormBlock(
+        return self.block_class(
             self.build_mixer(config, layer_idx, device=device, dtype=dtype),
             self.build_mlp(config, layer_idx, device=device, dtype=dtype),
             self.build_norm(config, device=device, dtype=dtype),

@@ -1,0 +1,1 @@
+"""Gated convolutions as a third-party encoder."""

@@ -1,0 +1,56 @@
+"""Encoders of GatedDeltaNet layers."""
+
+from typing import Any, Tuple
+
+import torch
+import torch.nn as nn
+
+from cfg.encoder import GatedDeltaNetEncoderConfig
+from encoders.blocks import PreNormBlock, StackCall
+from encoders.strategy import EncoderStrategy
+from myfla.layers import GatedDeltaNet
+
+__all__ = ["GatedDeltaNetBlock", "GatedDeltaNetEncoderStrategy"]
+
+
+class GatedDeltaNetBlock(PreNormBlock):
+    """A residual block around `myfla.layers.GatedDeltaNet`, which keeps its states in the cache itself."""
+
+    def mix(self, x: torch.Tensor, call: StackCall, carry: Any) -> Tuple[torch.Tensor, Any]:
+        y, _, _ = self.mixer(x, past_key_values=call.cache, use_cache=call.use_cache, cu_seqlens=call.cu_seqlens)
+        return y, carry
+
+
+class GatedDeltaNetEncoderStrategy(EncoderStrategy):
+    """Gated DeltaNet (arXiv 2412.06464) with a gated MLP and RMSNorm, as in the official model.
+
+    Example:
+        >>> strategy = GatedDeltaNetEncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name = "gated_deltanet"
+    config_class = GatedDeltaNetEncoderConfig
+    block_class = GatedDeltaNetBlock
+
+    def build_mixer(self, config: GatedDeltaNetEncoderConfig, layer_idx: int, device: Any = None,
+                    dtype: Any = None) -> nn.Module:
+        return GatedDeltaNet(
+            hidden_size=config.hidden_size,
+            expand_v=config.expand_v,
+            head_dim=config.head_dim,
+            num_heads=config.num_heads,
+            num_v_heads=config.num_v_heads,
+            mode=config.mode,
+            use_gate=config.use_gate,
+            use_short_conv=config.use_short_conv,
+            allow_neg_eigval=config.allow_neg_eigval,
+            conv_size=config.conv_size,
+            conv_bias=config.conv_bias,
+            layer_idx=layer_idx,
+            norm_eps=config.norm_eps,
+            output_gate_activation=config.output_gate_activation,
+            device=device,
+            dtype=dtype,
+        )
