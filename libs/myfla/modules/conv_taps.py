@@ -4,8 +4,8 @@ Legend: B sequences, T tokens, D channels, W taps. `taps [W, D]` is the kernel w
 is one row that multiplies whole tokens: `z[t] = bias + sum_s taps[W-1-s] * x[t-s]`, s = 0 .. W-1.
 `history [B, W-1, D]` is what stood before the first token, newest last; without it the past is zero.
 
-Taps are added newest first everywhere, so a sequence cut in two and continued through its history gives bit for bit
-the values of the whole, and so does one packed among others.
+Taps are added newest first everywhere, so a sequence cut in two and continued through its history, or packed among
+others, repeats the same sums in the same order as the whole.
 """
 
 from typing import NamedTuple, Optional, Tuple
