@@ -5,16 +5,24 @@ from typing import Any, Callable
 
 import torch
 
+_BY_DEVICE = hasattr(torch, "get_autocast_dtype")  # from here on is_autocast_enabled takes a device
+
+
+def _enabled(device: str) -> bool:
+    if _BY_DEVICE:
+        return torch.is_autocast_enabled(device)
+    return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+
 
 def without_autocast(function: Callable) -> Callable:
-    """Decorate a function of tensors so that autocast is off inside, on the device of its first tensor argument."""
+    """Decorate a function whose first argument is a tensor so that autocast is off inside, on that tensor's device."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not (torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()):
-            return function(*args, **kwargs)
-        device = next(x.device.type for x in args if isinstance(x, torch.Tensor))
+    def wrapped(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        device = first.device.type
+        if not _enabled(device):
+            return function(first, *args, **kwargs)
         with torch.autocast(device_type=device, enabled=False):
-            return function(*args, **kwargs)
+            return function(first, *args, **kwargs)
 
     return wrapped

@@ -71,8 +71,7 @@ def chunk_forward(
     if initial_state is None:
         running = v.new_zeros(layout.rows, heads, key, value, dtype=dtype)
     else:
-        running = sort_rows(layout, initial_state.to(dtype))
-        running = running.clone() if running is initial_state else running.contiguous()
+        running = sort_rows(layout, initial_state).to(dtype).clone(memory_format=torch.contiguous_format)
     flat = running.view(-1, key, value)
     scratch = Scratch(v, dtype, largest_block(layout, heads))
     saved = None
