@@ -1,11 +1,16 @@
 """What every form of the rule asks of its arguments."""
 
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 
-from myfla.utils.errors import value_error
+from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.varlen import check_cu_seqlens
+
+KEYWORDS = (
+    "q", "k", "v", "a", "b", "gk", "scale", "initial_state", "output_final_state", "cu_seqlens", "cu_seqlens_cpu",
+    "safe_gate", "chunk_size", "disable_recompute", "cp_context", "lower_bound",
+)  # fmt: skip
 
 
 def check_inputs(
@@ -54,3 +59,23 @@ def check_inputs(
         if tuple(initial_state.shape) != want:
             raise value_error(who, "initial_state", f"must have shape [N, H, K, V] = {want}", tuple(initial_state.shape))
     return rows
+
+
+def check_options(
+    who: str, chunk_size: Optional[int], cp_context: Any, lower_bound: Optional[float], legacy: Dict[str, Any]
+) -> None:
+    """Refuse options of the chunk form that do not fit.
+
+    Raises:
+        ValueError: a wrong value.
+        TypeError: a keyword in ``legacy`` that is not official.
+    """
+    refuse_unknown(who, legacy, KEYWORDS, inert=("head_first",))
+    if legacy.get("head_first"):
+        raise value_error(who, "head_first", "is not supported", True, "pass tensors as [B, T, H, D]")
+    if chunk_size is not None and chunk_size not in (16, 32, 64):
+        raise value_error(who, "chunk_size", "must be 16, 32 or 64", chunk_size)
+    if cp_context is not None:
+        raise value_error(who, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
+    if lower_bound is not None and not lower_bound < 0:
+        raise value_error(who, "lower_bound", "must be negative, as a log decay is", lower_bound)

@@ -9,6 +9,7 @@ from typing import List, Optional, Tuple
 
 import torch
 
+from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
 
 SEGMENT = 1 << 18
@@ -23,6 +24,7 @@ def aligned(size: int) -> int:
     return max(LANES, -(-size // LANES) * LANES)
 
 
+@without_autocast
 def recurrent_forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -97,7 +99,7 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
     reads, writes = state.new_zeros(n, 2, tall), state.new_zeros(n, 2, tall)
     results = state.new_zeros(n, 3, wide)
     q = (q * scale).reshape(n, key)
-    decay[:, :key] = gk.exp().reshape(n, key)
+    decay[:, :key] = gk.reshape(n, key).exp()
     torch.mul(q, decay[:, :key], out=reads[:, 0, :key])
     reads[:, 1, :key] = a.reshape(n, key)
     writes[:, 0, :key] = b.reshape(n, key)

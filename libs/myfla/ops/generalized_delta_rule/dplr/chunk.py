@@ -1,0 +1,135 @@
+"""`chunk_dplr_delta_rule`: the form for training and long inputs."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from myfla.ops.common.layout import ChunkLayout
+from myfla.ops.common.tuning import block_chunks, chunk_tokens
+from myfla.ops.generalized_delta_rule.dplr.chunk_bwd import chunk_backward
+from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs
+from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, chunk_forward
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
+from myfla.utils.dtypes import accumulation_dtype
+
+__all__ = ["chunk_dplr_delta_rule"]
+
+NAME = "chunk_dplr_delta_rule"
+LANES = 16
+"""Head sizes are filled up to a multiple of this: products of odd sizes are slow, and depend on alignment."""
+
+
+def chunk_dplr_delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    gk: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    cu_seqlens_cpu: Optional[torch.Tensor] = None,
+    safe_gate: bool = False,
+    chunk_size: Optional[int] = None,
+    disable_recompute: bool = False,
+    cp_context: Any = None,
+    lower_bound: Optional[float] = None,
+    **legacy: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The delta rule with a diagonal-plus-low-rank transition, many tokens at a time.
+
+    ``S <- diag(exp(gk)) S + b (a^T S)^T + k v^T;  o = scale S^T q`` for every token; a reads the state before it
+    decays (RWKV-7, arXiv 2503.14456). Sums and states are float32, or float64 if any input is.
+
+    Every log decay is safe, down to -inf. What bounds the quick way is the sum of log decays over one chunk, per
+    channel: within 40 either way it is exact to rounding (the RWKV-7 layer stays below 39 at the largest chunk, 64);
+    chunks and heads beyond take a way of about twice the cost that is right for all. The choice is made for each
+    chunk and head by itself. A NaN reaches back at most to the start of its chunk, and never into another sequence.
+
+    Args:
+        q, k, a, b: ``[B, T, H, K]``.
+        v: ``[B, T, H, V]``.
+        gk: ``[B, T, H, K]`` log decay of each key channel, at or below zero.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[N, H, K, V]``, zeros by default. Never written.
+        output_final_state: also return the state after the last token of each sequence.
+        cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
+        cu_seqlens_cpu, safe_gate, disable_recompute: official names; they choose between kernels there and change
+            nothing here.
+        chunk_size: tokens in a chunk, 16, 32 or 64 as officially; chosen by K and T if not given. Changes rounding
+            and speed only.
+        cp_context: must be None; there is no context parallelism.
+        lower_bound: official promise ``lower_bound <= gk < 0``; must be negative, and is not needed here.
+        **legacy: ``head_first=False``.
+
+    Returns:
+        o ``[B, T, H, V]`` in q's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape, offset or option that does not fit; the message says which.
+        TypeError: an unknown keyword.
+
+    Example:
+        >>> x = torch.ones(1, 3, 1, 2)
+        >>> o, state = chunk_dplr_delta_rule(x, x, x, 0 * x, x, 0 * x, scale=1.0, output_final_state=True)
+        >>> o[0, :, 0, 0].tolist(), state.shape
+        ([2.0, 4.0, 6.0], torch.Size([1, 1, 2, 2]))
+    """
+    others = {"k": k, "a": a, "b": b, "gk": gk}
+    rows = check_inputs(NAME, q, v, others, initial_state, cu_seqlens)
+    check_options(NAME, chunk_size, cp_context, lower_bound, legacy)
+    key, value = q.shape[3], v.shape[3]
+    scale = key**-0.5 if scale is None else float(scale)
+    o, final = _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size)
+    if o.shape[3] != value:
+        o = o[..., :value]
+    if not output_final_state:
+        return o, None
+    return o, final if final.shape[2:] == (key, value) else final[:, :, :key, :value].contiguous()
+
+
+def _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size):
+    """Fill head sizes up with channels that do nothing, choose the chunks, and run."""
+    wider, taller = (-size % LANES for size in (q.shape[3], v.shape[3]))
+    if wider:
+        q, k, a, b, gk = (F.pad(x, (0, wider)) for x in (q, k, a, b, gk))
+    v = F.pad(v, (0, taller)) if taller else v
+    if initial_state is not None and (wider or taller):
+        initial_state = F.pad(initial_state, (0, taller, 0, wider))
+    batch, tokens, heads, key = q.shape
+    size = max(key, v.shape[3])
+    typical = tokens if cu_seqlens is None else -(-tokens // max(rows, 1))
+    chunk = chunk_size or chunk_tokens(typical, key, v.shape[3], q.device)
+    layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, q.device, block_chunks(heads * chunk * size, q.device))
+    tensors = (q, k, v, a, b, gk, initial_state)
+    dtype = accumulation_dtype(*tensors)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return _ChunkDPLRFunction.apply(*tensors, scale, layout, dtype)
+    return chunk_forward(*tensors, scale, layout, dtype, save=False)[:2]
+
+
+class _ChunkDPLRFunction(torch.autograd.Function):
+    """Joins the two hand-written directions."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, a, b, gk, initial_state, scale, layout, dtype):
+        o, final, saved = chunk_forward(q, k, v, a, b, gk, initial_state, scale, layout, dtype, save=True)
+        ctx.save_for_backward(q, k, v, a, b, gk, *saved)
+        ctx.scale, ctx.layout = scale, layout
+        ctx.state_dtype = None if initial_state is None else initial_state.dtype
+        ctx.set_materialize_grads(False)
+        return o, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do, dfinal):
+        q, k, v, a, b, gk, *saved = ctx.saved_tensors
+        do = torch.zeros_like(v) if do is None else do
+        inputs = Inputs(q, k, v, a, b, gk)
+        grads, dinitial = chunk_backward(inputs, ctx.scale, ctx.layout, Saved(*saved), do, dfinal)
+        dinitial = None if ctx.state_dtype is None else dinitial.to(ctx.state_dtype)
+        return (*grads, dinitial, None, None, None)

@@ -1,0 +1,100 @@
+"""`fused_recurrent_dplr_delta_rule`: token by token, for decoding and short inputs."""
+
+from typing import Optional, Tuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from myfla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_delta_rule
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
+from myfla.ops.generalized_delta_rule.dplr.recurrence import recurrent_forward
+
+__all__ = ["fused_recurrent_dplr_delta_rule"]
+
+NAME = "fused_recurrent_dplr_delta_rule"
+
+
+def fused_recurrent_dplr_delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    gk: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    reverse: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The delta rule of `chunk_dplr_delta_rule`, one token after another; continues from a state, and trains.
+
+    Every token costs the same few operations on tensors of the same shape, so a sequence split into any number of
+    calls gives the same bits, and every log decay is safe. The backward runs the chunk form.
+
+    Args:
+        q, k, a, b: ``[B, T, H, K]``.
+        v: ``[B, T, H, V]``.
+        gk: ``[B, T, H, K]`` log decay of each key channel.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[N, H, K, V]``, zeros by default. Never written.
+        output_final_state: also return the state after the last token of each sequence.
+        reverse: walk every sequence from its last token to its first.
+        cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
+
+    Returns:
+        o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape or offset that does not fit; the message says which.
+
+    Example:
+        >>> x = torch.ones(1, 1, 1, 1)
+        >>> o, state = fused_recurrent_dplr_delta_rule(x, x, x, 0 * x, x, 0 * x, output_final_state=True)
+        >>> fused_recurrent_dplr_delta_rule(x, x, x, 0 * x, x, 0 * x, initial_state=state)[0].item()
+        2.0
+    """
+    others = {"k": k, "a": a, "b": b, "gk": gk}
+    rows = check_inputs(NAME, q, v, others, initial_state, cu_seqlens)
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    tensors = (q, k, v, a, b, gk)
+    if reverse:
+        tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
+    given = (*tensors, initial_state)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
+        o, final = _RecurrentDPLRFunction.apply(*given, scale, cu_seqlens, rows)
+    else:
+        o, final = recurrent_forward(*tensors, scale, initial_state, cu_seqlens, rows)
+    return _reverse(o, cu_seqlens) if reverse else o, final if output_final_state else None
+
+
+def _reverse(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
+    """Every sequence back to front."""
+    if cu_seqlens is None:
+        return x.flip(1)
+    bounds = cu_seqlens.long()
+    ends = torch.repeat_interleave(bounds[:-1] + bounds[1:] - 1, bounds[1:] - bounds[:-1])
+    return x.index_select(1, ends - torch.arange(x.shape[1], device=x.device))
+
+
+class _RecurrentDPLRFunction(torch.autograd.Function):
+    """Token by token forward; backward through the chunk form, whose gradients are those of the same function."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows):
+        ctx.save_for_backward(q, k, v, a, b, gk, initial_state)
+        ctx.scale, ctx.cu_seqlens = scale, cu_seqlens
+        return recurrent_forward(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do, dfinal):
+        needed = ctx.needs_input_grad[:7]
+        inputs = [x if x is None else x.detach() for x in ctx.saved_tensors]
+        wanted = [x.requires_grad_() for x, need in zip(inputs, needed) if need]
+        with torch.enable_grad():
+            o, final = chunk_dplr_delta_rule(
+                *inputs[:6], ctx.scale, inputs[6], output_final_state=True, cu_seqlens=ctx.cu_seqlens
+            )
+            found = iter(torch.autograd.grad((o, final), wanted, (do.to(o.dtype), dfinal.to(final.dtype))))
+        return (*(next(found) if need else None for need in needed), None, None, None)

@@ -1,0 +1,70 @@
+"""`chunk_rwkv7`: RWKV-7's time mixing, many tokens at a time."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_delta_rule
+
+__all__ = ["chunk_rwkv7"]
+
+
+def chunk_rwkv7(
+    r: torch.Tensor,
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float = 1.0,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    cu_seqlens_cpu: Optional[torch.Tensor] = None,
+    safe_gate: bool = False,
+    chunk_size: Optional[int] = None,
+    disable_recompute: bool = False,
+    cp_context: Any = None,
+    lower_bound: Optional[float] = None,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """``S <- diag(exp(w)) S + b (a^T S)^T + k v^T;  o = scale S^T r``: `chunk_dplr_delta_rule` under RWKV-7's names.
+
+    The layer calls it with ``a = -kk`` and ``b = kk * a``. Safe for every log decay; see there for what bounds it.
+
+    Args:
+        r, k, a, b: ``[B, T, H, K]``.
+        w: ``[B, T, H, K]`` log decay.
+        v: ``[B, T, H, V]``.
+        scale: factor on r; None for ``K ** -0.5``.
+        initial_state, output_final_state, cu_seqlens, cu_seqlens_cpu, safe_gate, chunk_size, disable_recompute,
+            cp_context, lower_bound: as `chunk_dplr_delta_rule`.
+
+    Returns:
+        o ``[B, T, H, V]`` in r's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape, offset or option that does not fit; the message says which.
+
+    Example:
+        >>> x = torch.ones(1, 3, 1, 2)
+        >>> chunk_rwkv7(x, 0 * x, x, x, 0 * x, x)[0][0, :, 0, 0].tolist()
+        [2.0, 4.0, 6.0]
+    """
+    return chunk_dplr_delta_rule(
+        q=r,
+        k=k,
+        v=v,
+        a=a,
+        b=b,
+        gk=w,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_cpu=cu_seqlens_cpu,
+        safe_gate=safe_gate,
+        chunk_size=chunk_size,
+        disable_recompute=disable_recompute,
+        cp_context=cp_context,
+        lower_bound=lower_bound,
+    )

@@ -1,0 +1,97 @@
+"""RWKV-7's time mixing token by token, for decoding and short inputs."""
+
+from typing import Optional, Tuple
+
+import torch
+
+from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import fused_recurrent_dplr_delta_rule
+from myfla.utils.errors import value_error
+
+__all__ = ["fused_mul_recurrent_rwkv7", "fused_recurrent_rwkv7"]
+
+
+def fused_recurrent_rwkv7(
+    r: torch.Tensor,
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = True,
+    cu_seqlens: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """`fused_recurrent_dplr_delta_rule` under RWKV-7's names; what `chunk_rwkv7` computes. Trains.
+
+    Mind the official defaults: ``scale`` is ``K ** -0.5`` here, and the final state is returned.
+
+    Args:
+        r, k, a, b: ``[B, T, H, K]``.
+        w: ``[B, T, H, K]`` log decay.
+        v: ``[B, T, H, V]``.
+        scale: factor on r; ``K ** -0.5`` by default.
+        initial_state: ``[N, H, K, V]``, zeros by default.
+        output_final_state: also return the final state.
+        cu_seqlens: ``[N + 1]`` offsets of packed sequences.
+
+    Returns:
+        o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape or offset that does not fit.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> fused_recurrent_rwkv7(x, 0 * x, x, x, 0 * x, x)[1].item()
+        2.0
+    """
+    return fused_recurrent_dplr_delta_rule(
+        r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens
+    )
+
+
+def fused_mul_recurrent_rwkv7(
+    r: torch.Tensor,
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kk: torch.Tensor,
+    a: torch.Tensor,
+    scale: Optional[float] = 1.0,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    reverse: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """`fused_recurrent_rwkv7` with ``a = -kk`` and ``b = kk * a`` made inside. Trains.
+
+    Args:
+        r, k: ``[B, T, H, K]``.
+        w: ``[B, T, H, K]`` log decay.
+        v: ``[B, T, H, V]``.
+        kk: ``[B, T, H, K]`` key to be replaced, of length one.
+        a: ``[B, T, H, K]`` in-context learning rate.
+        scale: factor on r; None for ``K ** -0.5``.
+        initial_state: ``[N, H, K, V]``, zeros by default.
+        output_final_state: also return the final state.
+        reverse: walk every sequence from its last token to its first.
+        cu_seqlens: ``[N + 1]`` offsets of packed sequences.
+
+    Returns:
+        o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape or offset that does not fit.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> fused_mul_recurrent_rwkv7(x, 0 * x, x, x, x, x)[0].flatten().tolist()
+        [1.0, 1.0]
+    """
+    if kk.shape != a.shape:
+        raise value_error("fused_mul_recurrent_rwkv7", "a", f"must have the shape of kk, {tuple(kk.shape)}",
+                          tuple(a.shape))
+    return fused_recurrent_dplr_delta_rule(
+        r, k, v, -kk, kk * a, w, scale, initial_state, output_final_state, reverse, cu_seqlens
+    )
