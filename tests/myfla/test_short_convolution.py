@@ -1,10 +1,9 @@
-"""ShortConvolution: causal, equal to `nn.Conv1d`, continued through its cache, packed, masked, and its errors.
+"""ShortConvolution: causal, equal to `nn.Conv1d`, continued through its cache, packed and masked.
 
 Runs under pytest and as a script: ``PYTHONPATH=src python3.8 tests/myfla/test_short_convolution.py``.
 """
 
 import sys
-import warnings
 from pathlib import Path
 
 try:
@@ -15,64 +14,18 @@ SUPPORT = str(Path(__file__).resolve().parents[1] / "support")
 if SUPPORT not in sys.path:
     sys.path.insert(0, SUPPORT)
 
-import goldens  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from myfla.modules.convolution import (  # noqa: E402
-    ShortConvolution,
-    causal_conv1d,
-    causal_conv1d_update,
-    causal_conv1d_update_states,
-)
-from myfla.testing import assert_close, cases, raises, run_as_script  # noqa: E402
+import goldens  # noqa: E402
+from conv_loop import assert_same_gradients, gradients, leaves, loop, loop_packed  # noqa: E402
+from myfla.modules.convolution import ShortConvolution, causal_conv1d  # noqa: E402
+from myfla.testing import assert_close, cases, run_as_script  # noqa: E402
 
 GOLDENS = {name: case for name, case in goldens.load("modules").items() if case.params["module"] == "ShortConvolution"}
 CUTS = [
     [0, 1, 3, 20, 60], [0, 0, 5, 5, 6, 7, 7, 11, 11], [0, 2, 4], [0, 1, 2, 3], [0, 9], [0, 0], [0, 0, 0], [0, 3, 4, 40],
 ]
-
-
-def loop(x, weight, bias=None, residual=None, state=None, activation=None):
-    """One sequence ``[T, D]``, token by token: output and final state ``[D, W]``."""
-    D, W = weight.shape
-    window = torch.zeros(D, W, dtype=x.dtype) if state is None else state
-    rows = []
-    for t in range(x.shape[0]):
-        window = torch.cat([window[:, 1:], x[t].unsqueeze(1)], 1)
-        z = (window * weight).sum(1)
-        z = z if bias is None else z + bias
-        y = z * torch.sigmoid(z) if activation else z
-        rows.append(y if residual is None else y + residual[t])
-    return torch.stack(rows) if rows else x.clone(), window
-
-
-def loop_packed(x, offsets, weight, bias=None, residual=None, state=None, activation=None):
-    """The loop over sequences and tokens that the packed call must equal: ``[T, D]``, ``[N, D, W]``."""
-    ys, finals = [], []
-    for n, (a, b) in enumerate(zip(offsets[:-1], offsets[1:])):
-        own = None if state is None else state[n]
-        y, final = loop(x[a:b], weight, bias, None if residual is None else residual[a:b], own, activation)
-        ys.append(y)
-        finals.append(final)
-    return torch.cat(ys), torch.stack(finals)
-
-
-def leaves(*shapes, dtype=torch.float64):
-    return [None if shape is None else torch.randn(*shape, dtype=dtype).requires_grad_() for shape in shapes]
-
-
-def gradients(outputs, weights, inputs):
-    loss = sum((out * weight).sum() for out, weight in zip(outputs, weights))
-    return torch.autograd.grad(loss, [t for t in inputs if t is not None], allow_unused=True)
-
-
-def assert_same_gradients(got, want, rms):
-    for i, (g, w) in enumerate(zip(got, want)):
-        if w is None or not w.any():
-            assert g is None or not g.any(), f"gradient {i} should be zero"
-        else:
-            assert_close(g, w, rms=rms, name=f"gradient {i}")
 
 
 # --- equality with other implementations
@@ -391,167 +344,6 @@ def test_empty_batches_and_sequences_pass(shape):
     y.sum().backward()
     assert y.shape == x.shape == x.grad.shape and cache.shape == (shape[0], 3, 4)
     assert not conv.weight.grad.any() and not conv.bias.grad.any()
-
-
-def test_channels_may_come_split_in_heads():
-    x, w, r = torch.randn(2, 5, 3, 4), torch.randn(12, 4), torch.randn(2, 5, 3, 4)
-    y, final = causal_conv1d(x, w, residual=r, output_final_state=True, activation="silu")
-    want, want_final = causal_conv1d(x.flatten(2), w, None, r.flatten(2), None, True, "silu")
-    assert y.shape == x.shape and torch.equal(y.flatten(2), want) and torch.equal(final, want_final)
-
-
-@cases(shape=[(5, 3), (1, 5, 3), (5, 1, 3)])
-def test_update_takes_every_official_shape(shape):
-    x, cache, w, b, r = torch.randn(5, 3), torch.randn(5, 3, 4), torch.randn(3, 4), torch.randn(3), torch.randn(5, 3)
-    before = cache.clone()
-    y, new = causal_conv1d_update(x.view(shape), cache, r.view(shape), w, b, "silu")
-    want, want_new = loop_packed(x, list(range(6)), w, b, r, cache, "silu")
-    assert y.shape == shape and torch.equal(cache, before)
-    assert_close(y.view(5, 3), want, rms=1e-6)
-    assert torch.equal(new, want_new)
-
-
-@cases(state=[False, True])
-def test_update_states_takes_unpacked_and_packed_input(state):
-    x, cut = torch.randn(7, 3), [0, 0, 1, 5, 7]
-    old = torch.randn(4, 3, 3) if state else None
-    want = loop_packed(x, cut, torch.zeros(3, 3), state=old)[1]
-    assert torch.equal(causal_conv1d_update_states(x, 3, old, torch.tensor(cut)), want)
-    assert torch.equal(causal_conv1d_update_states(x.unsqueeze(0), 3, old, torch.tensor(cut)), want)
-    assert torch.equal(causal_conv1d_update_states(x.unsqueeze(0), 3), loop(x, torch.zeros(3, 3))[1].unsqueeze(0))
-
-
-# --- the module itself
-
-
-@cases(bias=[False, True], dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_keys_shapes_and_formats_are_those_of_conv1d(bias, dtype):
-    conv = ShortConvolution(6, 4, bias=bias, dtype=dtype)
-    assert isinstance(conv, torch.nn.Conv1d)
-    want = {"weight": (6, 1, 4), **({"bias": (6,)} if bias else {})}
-    assert {name: tuple(p.shape) for name, p in conv.state_dict().items()} == want
-    assert all(p.dtype == dtype for p in conv.parameters())
-    assert conv.state_size == 24 and conv.kernel_size == (4,)
-
-
-def test_meta_device_and_reset_parameters():
-    conv = ShortConvolution(6, 4, bias=True, device="meta")
-    assert all(p.is_meta for p in conv.parameters())
-    y, cache = conv(torch.zeros(2, 5, 6, device="meta"), output_final_state=True)
-    assert y.is_meta and y.shape == (2, 5, 6) and cache.shape == (2, 6, 4)
-    conv = conv.to_empty(device="cpu")
-    conv.reset_parameters()
-    assert all(torch.isfinite(p).all() for p in conv.parameters()) and conv.weight.abs().max() <= 0.5
-
-
-def test_repr_names_the_settings():
-    assert repr(ShortConvolution(6, 4)) == "ShortConvolution(6, kernel_size=4, activation=silu, bias=False)"
-    assert repr(ShortConvolution(6, 2, bias=True, activation=None)) == (
-        "ShortConvolution(6, kernel_size=2, activation=None)")
-
-
-def test_old_official_keyword_is_accepted_with_a_warning():
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        ShortConvolution(4, 2, use_fast_conv1d=True)
-    assert len(seen) == 1 and "use_fast_conv1d" in str(seen[0].message)
-
-
-def test_official_backends_are_accepted():
-    x, w = torch.randn(1, 4, 2), torch.randn(2, 3)
-    assert ShortConvolution(2, 3, backend="cuda").backend == "cuda"
-    assert torch.equal(causal_conv1d(x, w, backend="mix")[0], causal_conv1d(x, w)[0])
-
-
-# --- errors
-
-
-def test_constructor_errors_name_the_field():
-    with raises(ValueError, "ShortConvolution: hidden_size must be at least 1", "got 0"):
-        ShortConvolution(0, 4)
-    with raises(ValueError, "ShortConvolution: kernel_size must be at least 1", "got -2"):
-        ShortConvolution(4, -2)
-    with raises(ValueError, "ShortConvolution: activation must be one of ['silu', 'swish', None]", "'relu'"):
-        ShortConvolution(4, 2, activation="relu")
-    with raises(ValueError, "ShortConvolution: backend must be one of ['triton', 'cuda']", "'mps'"):
-        ShortConvolution(4, 2, backend="mps")
-    with raises(TypeError, "ShortConvolution: unknown keyword 'kernal_size'", "did you mean 'kernel_size'?"):
-        ShortConvolution(4, 2, kernal_size=2)
-
-
-def test_call_errors_name_the_field():
-    conv, x = ShortConvolution(4, 3), torch.randn(2, 5, 4)
-    one = x[:1]
-    with raises(ValueError, "ShortConvolution: x must have shape [B, T, D]", "(5, 4)"):
-        conv(x[0])
-    with raises(ValueError, "ShortConvolution: x must have 4 channels", "(2, 5, 3)"):
-        conv(x[..., :3])
-    with raises(ValueError, "ShortConvolution: x must be a floating tensor", "torch.int64"):
-        conv(x.long())
-    with raises(ValueError, "ShortConvolution: residual must have the shape of x, (2, 5, 4)", "(1, 5, 4)"):
-        conv(x, residual=one)
-    with raises(ValueError, "ShortConvolution: mask must have shape [B, T] = (2, 5)", "(2, 4)"):
-        conv(x, mask=torch.ones(2, 4))
-    with raises(ValueError, "ShortConvolution: mask and cu_seqlens cannot both be given"):
-        conv(one, mask=torch.ones(1, 5), cu_seqlens=torch.tensor([0, 5]))
-    with raises(ValueError, "ShortConvolution: cache must have shape [N, D, W] = (2, 4, 3)", "(2, 4, 2)"):
-        conv(x, cache=torch.zeros(2, 4, 2))
-    with raises(ValueError, "ShortConvolution: cache must have shape [N, D, W] = (2, 4, 3)", "one for each sequence"):
-        conv(one, cache=torch.zeros(1, 4, 3), cu_seqlens=torch.tensor([0, 1, 5]))
-    with torch.no_grad(), raises(ValueError, "ShortConvolution: cache must have shape [N, D, W] = (2, 4, 3)"):
-        conv(x[:, :1], cache=torch.zeros(3, 4, 3))
-    with raises(TypeError, "ShortConvolution: unknown keyword 'cu_seqlen'", "did you mean 'cu_seqlens'?"):
-        conv(one, cu_seqlen=torch.tensor([0, 5]))
-    with raises(ValueError, "ShortConvolution: cp_context must be None", "context parallelism"):
-        conv(x, cp_context="ring")
-
-
-@cases(grad=[False, True])
-def test_wrong_offsets_are_refused(grad):
-    conv, x = ShortConvolution(4, 3), torch.randn(1, 5, 4)
-    with torch.set_grad_enabled(grad):
-        for offsets, part in (
-            ([1, 5], "must start at 0"), ([0, 3, 2, 5], "must not decrease"), ([0, 4], "must end at the number of tokens, 5"),
-            ([0.0, 5.0], "must be int32 or int64"), ([[0, 5]], "must have shape [N+1]"),
-        ):
-            with raises(ValueError, "ShortConvolution: cu_seqlens", part):
-                conv(x, cu_seqlens=torch.tensor(offsets))
-        with raises(ValueError, "ShortConvolution: cu_seqlens must be a tensor", "'list'"):
-            conv(x, cu_seqlens=[0, 1, 2, 3, 4, 5])
-        with raises(ValueError, "ShortConvolution: cu_seqlens needs data packed as [1, total, ...]", "batch size 2"):
-            conv(x.expand(2, 5, 4), cu_seqlens=torch.tensor([0, 5]))
-
-
-def test_function_errors_name_the_function():
-    x, w = torch.randn(2, 5, 4), torch.randn(4, 3)
-    with raises(ValueError, "causal_conv1d: weight must have shape [D, W]", "None"):
-        causal_conv1d(x)
-    with raises(ValueError, "causal_conv1d: weight must have shape [D, W]", "(4, 1, 3)"):
-        causal_conv1d(x, w.unsqueeze(1))
-    with raises(ValueError, "causal_conv1d: bias must have shape (4,)", "(3,)"):
-        causal_conv1d(x, w, torch.zeros(3))
-    with raises(ValueError, "causal_conv1d: initial_state must have shape [N, D, W] = (2, 4, 3)", "(1, 4, 3)"):
-        causal_conv1d(x, w, initial_state=torch.zeros(1, 4, 3))
-    with raises(ValueError, "causal_conv1d: activation must be one of", "'gelu'"):
-        causal_conv1d(x, w, activation="gelu")
-    with raises(ValueError, "causal_conv1d: backend must be one of ['triton', 'cuda', 'mix']", "'cpu'"):
-        causal_conv1d(x, w, backend="cpu")
-    with raises(ValueError, "causal_conv1d: cp_context must be None"):
-        causal_conv1d(x, w, cp_context=object())
-    with raises(TypeError, "causal_conv1d: unknown keyword 'activaton'", "did you mean 'activation'?"):
-        causal_conv1d(x, w, activaton="silu")
-    with raises(ValueError, "causal_conv1d_update: x must be one token per sequence", "(2, 5, 4)"):
-        causal_conv1d_update(x, torch.zeros(2, 4, 3), weight=w)
-    with raises(ValueError, "causal_conv1d_update: cache must have shape [N, D, W] = (2, 4, 3)", "(1, 4, 3)"):
-        causal_conv1d_update(x[:, 0], torch.zeros(1, 4, 3), weight=w)
-    with raises(ValueError, "causal_conv1d_update: residual must have the shape of x, (2, 4)", "(4,)"):
-        causal_conv1d_update(x[:, 0], torch.zeros(2, 4, 3), torch.zeros(4), w)
-    with raises(ValueError, "causal_conv1d_update_states: x must have shape [B, T, D]", "(5, 4)"):
-        causal_conv1d_update_states(x[0], 3)
-    with raises(ValueError, "causal_conv1d_update_states: state_len must be at least 1", "got 0"):
-        causal_conv1d_update_states(x, 0)
-    with raises(ValueError, "causal_conv1d_update_states: initial_state must have shape [N, D, W] = (2, 4, 3)"):
-        causal_conv1d_update_states(x, 3, torch.zeros(2, 4, 2))
 
 
 if __name__ == "__main__":

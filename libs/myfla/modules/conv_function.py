@@ -49,8 +49,8 @@ class CausalConv1dFunction(torch.autograd.Function):
         x, weight, bias, residual, state, z = ctx.saved_tensors
         needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
-            inputs = [x, weight, bias, residual, state]
-            return backward_through(lambda *t: _formula(*t, ctx.activation, ctx.spread), inputs, needs, [dy]) + (None, None)
+            inputs, settings = [x, weight, bias, residual, state], (ctx.activation, ctx.spread)
+            return backward_through(lambda *tensors: _formula(*tensors, *settings), inputs, needs, [dy]) + (None, None)
         kind = accumulation_dtype(x, weight, bias, residual, state)
         dz = dy.to(kind)
         if ctx.activation:

@@ -63,9 +63,9 @@ def causal_conv1d(
     refuse_unknown("causal_conv1d", kwargs, _NAMES)
     if backend not in BACKENDS:
         raise value_error("causal_conv1d", "backend", f"must be one of {list(BACKENDS)}", backend)
-    if cp_context is not None:
-        raise value_error("causal_conv1d", "cp_context", "must be None: there is no context parallelism here", cp_context)
-    return run("causal_conv1d", x, weight, bias, residual, initial_state, bool(output_final_state), activation, cu_seqlens)
+    refuse_context("causal_conv1d", cp_context)
+    final = bool(output_final_state)
+    return run("causal_conv1d", x, weight, bias, residual, initial_state, final, activation, cu_seqlens)
 
 
 def run(
@@ -206,9 +206,16 @@ def check(
     return count
 
 
+def refuse_context(who: str, cp_context: Any) -> None:
+    """Refuse a context for parallel ranks."""
+    if cp_context is not None:
+        raise value_error(who, "cp_context", "must be None: there is no context parallelism here", cp_context)
+
+
 def _check_state(who: str, name: str, state: Optional[torch.Tensor], shape: Tuple[int, int, int]) -> None:
     if state is not None and tuple(state.shape) != shape:
-        raise value_error(who, name, f"must have shape [N, D, W] = {shape}", tuple(state.shape), "one for each sequence")
+        rule, got = f"must have shape [N, D, W] = {shape}", tuple(state.shape)
+        raise value_error(who, name, rule, got, "one for each sequence")
 
 
 def _unpack(x: torch.Tensor, cu_seqlens: torch.Tensor, count: int, width: int) -> Tuple[torch.Tensor, Optional[Spread]]:

@@ -71,7 +71,8 @@ def backward(
     """Gradients of x, taps and history; ``needs`` says which are asked for."""
     if spread is not None:
         x = draw_apart(x, spread, history) if needs[1] else dz.new_empty(1, spread.source.shape[0], dz.shape[2])
-        dx, dtaps, _ = backward(draw_apart(dz, spread, None), x, taps, None, None, (needs[0] or needs[2], needs[1], False))
+        wide_dz = draw_apart(dz, spread, None)
+        dx, dtaps, _ = backward(wide_dz, x, taps, None, None, (needs[0] or needs[2], needs[1], False))
         dhistory = dx[0][spread.gaps].view(-1, taps.shape[0] - 1, dz.shape[2]) if needs[2] else None
         return dx.index_select(1, spread.place) if needs[0] else None, dtaps, dhistory
     buffer = torch.empty_like(dz)

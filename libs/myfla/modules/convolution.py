@@ -11,6 +11,7 @@ from myfla.modules.conv_functional import (
     causal_conv1d,
     causal_conv1d_update,
     causal_conv1d_update_states,
+    refuse_context,
     run,
     step,
 )
@@ -110,17 +111,15 @@ class ShortConvolution(nn.Conv1d):
         who = type(self).__name__
         if kwargs:
             refuse_unknown(who, kwargs, _CALL, inert=("cu_seqlens_cpu", "cp_context"))
-            if kwargs.get("cp_context") is not None:
-                raise value_error(who, "cp_context", "must be None: there is no context parallelism here", kwargs["cp_context"])
+            refuse_context(who, kwargs.get("cp_context"))
         if x.dim() != 3:
             raise value_error(who, "x", "must have shape [B, T, D]", tuple(x.shape))
         if mask is not None:
             x = self._masked(who, x, mask, cu_seqlens)
         if self._is_step(x, cu_seqlens):
             return self.step(x, residual, cache, output_final_state, cu_seqlens)
-        weight = self.weight.squeeze(1)
-        return run(
-            who, x, weight, self.bias, residual, cache, output_final_state, self.activation, cu_seqlens, state_name="cache")
+        weight, bias = self.weight.squeeze(1), self.bias
+        return run(who, x, weight, bias, residual, cache, output_final_state, self.activation, cu_seqlens, "cache")
 
     def step(
         self,
