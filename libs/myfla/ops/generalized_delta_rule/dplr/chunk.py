@@ -130,6 +130,6 @@ class _ChunkDPLRFunction(torch.autograd.Function):
         q, k, v, a, b, gk, *saved = ctx.saved_tensors
         do = torch.zeros_like(v) if do is None else do
         inputs = Inputs(q, k, v, a, b, gk)
-        grads, dinitial = chunk_backward(inputs, ctx.scale, ctx.layout, Saved(*saved), do, dfinal)
+        grads, dinitial = chunk_backward(do, dfinal, inputs, ctx.scale, ctx.layout, Saved(*saved))
         dinitial = None if ctx.state_dtype is None else dinitial.to(ctx.state_dtype)
         return (*grads, dinitial, None, None, None)

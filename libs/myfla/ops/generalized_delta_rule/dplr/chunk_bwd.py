@@ -37,20 +37,20 @@ class Grads(NamedTuple):
 
 @without_autocast
 def chunk_backward(
+    do: torch.Tensor,
+    dfinal: Optional[torch.Tensor],
     x: Inputs,
     scale: float,
     layout: ChunkLayout,
     saved: Saved,
-    do: torch.Tensor,
-    dfinal: Optional[torch.Tensor],
 ) -> Tuple[List[torch.Tensor], torch.Tensor]:
     """Gradients of q, k, v, a, b, gk (each in its own dtype) and of the initial state.
 
     Args:
-        x, scale, layout: as given to `chunk_forward`.
-        saved: what it kept.
         do: ``[B, T, H, V]`` gradient of the outputs.
         dfinal: ``[N, H, K, V]`` gradient of the final states, or None.
+        x, scale, layout: as given to `chunk_forward`.
+        saved: what it kept.
     """
     heads, key, value = x.k.shape[2], x.k.shape[3], x.v.shape[3]
     dtype, device = saved.states.dtype, do.device
