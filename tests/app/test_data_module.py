@@ -1,0 +1,86 @@
+"""Split, standardisation and batches."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from app.data.module import SequenceDataModule, collate
+from app.data.sequences import SequenceData, SequenceSet, Standardizer, stratified_split
+from app.errors import DataError
+from cfg.data import DataConfig
+
+
+def make_data(count=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
+    sequences = [3 + 2 * torch.randn(length, 3, generator=generator) for length in lengths]
+    train = SequenceSet(sequences, torch.arange(count) % 4)
+    test = SequenceSet([sequence + 100 for sequence in sequences[:6]], torch.arange(6) % 4)
+    return SequenceData(train, test, ["a", "b", "c", "d"], 3)
+
+
+def test_split_is_stratified_disjoint_and_complete():
+    labels = torch.tensor([0] * 30 + [1] * 10 + [2] * 5)
+    kept, held = stratified_split(labels, 0.2, seed=3)
+    assert sorted(kept + held) == list(range(45))
+    assert labels[held].bincount().tolist() == [6, 2, 1]
+    assert (kept, held) == stratified_split(labels, 0.2, seed=3)
+    assert held != stratified_split(labels, 0.2, seed=4)[1]
+
+
+def test_split_keeps_every_class_on_both_sides():
+    kept, held = stratified_split(torch.tensor([0, 0, 1, 1]), 0.01, seed=0)
+    assert torch.tensor([0, 0, 1, 1])[held].tolist() == [0, 1]
+    kept, held = stratified_split(torch.tensor([0, 0, 1, 1]), 0.99, seed=0)
+    assert torch.tensor([0, 0, 1, 1])[kept].tolist() == [0, 1]
+    with pytest.raises(DataError, match="must have two sequences of class 1 to validate on one; got 1"):
+        stratified_split(torch.tensor([0, 0, 1]), 0.5, seed=0)
+
+
+def test_standardisation_sees_training_sequences_only():
+    data = make_data()
+    module = SequenceDataModule(data, DataConfig(name="x"), seed=0)
+    steps = torch.cat(module.train.sequences)
+    assert torch.allclose(steps.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(steps.std(0, unbiased=False), torch.ones(3), atol=1e-5)
+    changed = dataclasses.replace(data, test=SequenceSet([s * 7 for s in data.test.sequences], data.test.labels))
+    again = SequenceDataModule(changed, DataConfig(name="x"), seed=0)
+    assert torch.equal(again.standardizer.mean, module.standardizer.mean)
+    held = set(range(40)) - set(stratified_split(data.train.labels, 0.2, 0)[0])
+    spoiled = [s + 1000 if i in held else s for i, s in enumerate(data.train.sequences)]
+    changed = dataclasses.replace(data, train=SequenceSet(spoiled, data.train.labels))
+    again = SequenceDataModule(changed, DataConfig(name="x"), seed=0)
+    assert torch.equal(again.standardizer.mean, module.standardizer.mean)
+
+
+def test_standardisation_survives_a_constant_channel_and_can_be_off():
+    data = SequenceSet([torch.tensor([[1.0, 5.0], [3.0, 5.0]])], torch.tensor([0]))
+    out = Standardizer.fit(data)(data).sequences[0]
+    assert torch.equal(out, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    raw = make_data()
+    module = SequenceDataModule(raw, DataConfig(name="x", standardize=False), seed=0)
+    assert torch.equal(module.test.sequences[0], raw.test.sequences[0])
+
+
+def test_without_validation_everything_trains():
+    module = SequenceDataModule(make_data(), DataConfig(name="x"), seed=0, validate=False)
+    assert len(module.train) == 40 and module.val_dataloader() == []
+
+
+def test_batches_hold_every_sequence_once_padded_with_zeros():
+    module = SequenceDataModule(make_data(), DataConfig(name="x", batch_size=7), seed=0)
+    batches = list(module.test_dataloader())
+    assert sum(len(batch.labels) for batch in batches) == 6
+    batch = collate([module.train[i] for i in range(5)])
+    for row, length, sequence in zip(batch.x, batch.lengths, module.train.sequences):
+        assert torch.equal(row[:length], sequence) and not row[length:].any()
+    assert batch.x.shape[1] == batch.lengths.max()
+
+
+def test_order_of_training_follows_the_seed():
+    def first(seed):
+        return next(iter(SequenceDataModule(make_data(), DataConfig(name="x"), seed, validate=False).train_dataloader()))
+
+    assert torch.equal(first(1).labels, first(1).labels)
+    assert not torch.equal(first(1).x, first(2).x)

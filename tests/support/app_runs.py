@@ -1,0 +1,39 @@
+"""Running the application from tests: in a process of its own, or composed in this one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("experiment=quick", "trainer.max_epochs=2", "trainer.threads=1")
+
+
+def run_app(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """``python -m app ...`` in ``folder``, from the bare checkout."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "libs")]), "COLUMNS": "120"}
+    return run_python(folder, "-m", "app", *arguments, environment=environment)
+
+
+def run_python(folder: Path, *arguments: str, environment: Any = None) -> "subprocess.CompletedProcess[str]":
+    """This Python in ``folder``; output and exit code are the caller's to judge."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=str(folder), env=environment, timeout=300, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, encoding="utf-8",
+    )
+
+
+def compose_app(overrides: Sequence[str] = ()) -> Any:
+    """The checked `AppConfig` for these overrides, as ``main`` makes it."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from app.paths import conf_dir
+    from app.sweep import register_sweep_table
+    from cfg.app import register_configs
+
+    register_configs()
+    register_sweep_table()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return OmegaConf.to_object(compose("config", list(overrides)))
