@@ -1,0 +1,155 @@
+"""The command line without training: help, composed configs, and errors that name the key."""
+
+import pytest
+from app_runs import ROOT, compose_app, run_app, run_python
+
+from app.errors import RunError
+from cfg.validation import ConfigError
+
+EIGHT_JOBS = ["encoder.use_gate=true,false", "encoder.use_short_conv=true,false", "encoder.allow_neg_eigval=true,false"]
+
+
+def test_help_lists_commands_choices_and_settings(tmp_path):
+    done = run_app(tmp_path, "--help")
+    assert done.returncode == 0, done.stderr
+    for part in ["Typical commands", "python -m app -m encoder=", "encoder: gated_deltanet, rwkv7", "job: train",
+                 "data: japanese_vowels, ts", "trainer: cpu, gpu", "experiment: ", "allow_neg_eigval: false",
+                 "max_epochs:", "--hydra-help"]:
+        assert part in done.stdout, part
+    assert not done.stderr
+
+
+def test_help_and_configs_never_import_torch(tmp_path):
+    script = "\n".join([
+        "import os, sys, runpy",
+        "os.environ.update(COMP_LINE='python -m app encoder=', COMP_POINT='21')",
+        f"sys.path[:0] = [{str(ROOT / 'src')!r}, {str(ROOT / 'libs')!r}]",
+        "sys.argv = ['app', *sys.argv[1:]]",
+        "try: runpy.run_module('app', run_name='__main__')",
+        "except SystemExit as stop: assert not stop.code, stop.code",
+        "heavy = {'torch', 'lightning', 'matplotlib', 'numpy', 'rich'} & set(sys.modules)",
+        "assert not heavy, heavy",
+    ])
+    for arguments in (["--help"], ["--cfg", "job"], ["--info", "searchpath"], ["-sc", "query=bash"]):
+        done = run_python(tmp_path, "-c", script, *arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+    assert "encoder=gated_deltanet" in done.stdout and "encoder=rwkv7" in done.stdout, "tab completion"
+
+
+def test_cfg_shows_the_config_and_runs_nothing(tmp_path):
+    done = run_app(tmp_path, "encoder=rwkv7", "job.learning_rate=0.01", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "name: rwkv7" in done.stdout and "learning_rate: 0.01" in done.stdout
+    done = run_app(tmp_path, "--cfg", "job", "-p", "encoder", "--resolve")
+    assert "use_gate: true" in done.stdout and "learning_rate" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        ("encoder.num_heads=0", ["error: encoder.num_heads must be an integer from 1"]),
+        ("encoder.dropout=1.5", ["error: encoder.dropout must be a finite number"]),
+        ("encoder.direction=sideways", ["error: encoder.direction must be one of causal, bidirectional"]),
+        ("encoder.input_size=5", ["error: encoder.input_size must be 12, the channels of data=japanese_vowels", "5"]),
+        ("encoder.vocab_size=5", ["error: encoder.vocab_size must be null for data of 12 real-valued channels"]),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_key(tmp_path, override, parts):
+    done = run_app(tmp_path, override)
+    assert done.returncode == 1
+    for part in parts:
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        ("encoder.num_haeds=4", ["num_haeds", "GatedDeltaNetEncoderConfig"]),
+        ("encoder.num_heads=four", ["encoder.num_heads", "four"]),
+        ("encoder.use_gate=maybe", ["encoder.use_gate", "maybe"]),
+        ("encoder=gated_deltanett", ["gated_deltanett", "rwkv7"]),
+        ("job=trian", ["trian", "train"]),
+        ("data=ts", ["data.train_path"]),
+    ],
+)
+def test_what_hydra_refuses_is_named_too(tmp_path, override, parts):
+    done = run_app(tmp_path, override)
+    assert done.returncode == 1
+    for part in parts:
+        assert part in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.batch_size=0", "data.batch_size must be an integer from 1"),
+        ("data.validation_fraction=1", "data.validation_fraction must be a finite number above 0 and below 1; got 1.0"),
+        ("data.validation_fraction=nan", "data.validation_fraction must be a finite number"),
+        ("job.learning_rate=0", "job.learning_rate must be a finite number above 0"),
+        ("job.learning_rate=inf", "job.learning_rate must be a finite number"),
+        ("job.warmup=-0.1", "job.warmup must be a finite number from 0 to 1; got -0.1"),
+        ("job.weight_decay=-1", "job.weight_decay must be"),
+        ("job.label_smoothing=1", "job.label_smoothing must be a finite number from 0 and below 1"),
+        ("job.noise=-1", "job.noise must be"),
+        ("job.patience=0", "job.patience must be an integer from 1"),
+        ("job.objective=regress", "job.objective must be one of classify; got 'regress'"),
+        ("trainer.max_epochs=0", "trainer.max_epochs must be an integer from 1"),
+        ("trainer.gradient_clip_val=0", "trainer.gradient_clip_val must be a finite number above 0"),
+        ("trainer.precision=16", "trainer.precision must be one of 32-true, 64-true, 16-mixed, bf16-mixed; got '16'"),
+        ("trainer.accelerator=abacus", "trainer.accelerator must be one of auto, cpu, gpu, mps; got 'abacus'"),
+        ("trainer.devices=0", "trainer.devices must be an integer from 1"),
+        ("trainer.threads=0", "trainer.threads must be an integer from 1 to 1024 or null; got 0"),
+        ("seed=-1", "seed must be an integer from 0"),
+    ],
+)
+def test_every_rule_of_the_app_config_names_its_key(override, message):
+    with pytest.raises(ConfigError) as caught:
+        compose_app([override])
+    assert str(caught.value).startswith(message)
+
+
+def test_defaults_and_presets_pass_their_own_rules():
+    config = compose_app()
+    assert (config.encoder.name, config.data.name, config.job.name) == ("gated_deltanet", "japanese_vowels", "train")
+    assert compose_app(["encoder=rwkv7", "trainer=gpu", "experiment=quick"]).trainer.accelerator == "gpu"
+    assert compose_app(["trainer.gradient_clip_val=null", "trainer.threads=3"]).trainer.gradient_clip_val is None
+
+
+def test_no_class_paths_in_yaml():
+    files = list((ROOT / "conf").rglob("*.yaml"))
+    assert len(files) >= 8
+    for path in files:
+        assert "_target_" not in path.read_text(encoding="utf-8"), path
+
+
+def test_an_unknown_job_names_the_nearest(tmp_path):
+    from app.jobs import run_job
+
+    config = compose_app()
+    config.job.name = "trian"
+    with pytest.raises(ConfigError, match="job.name must be one of train; got 'trian'; did you mean 'train'"):
+        run_job(config, tmp_path)
+
+
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
+    from app import jobs
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'lightning'", name="lightning")
+
+    monkeypatch.setattr(jobs, "import_module", missing)
+    with pytest.raises(RunError, match=r"job 'train' needs the package 'lightning'; pip install 'myfla\[app\]'"):
+        jobs.run_job(compose_app(), tmp_path)
+
+
+def test_the_advertised_sweep_has_eight_legal_jobs():
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides(["encoder=gated_deltanet", *EIGHT_JOBS])
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    flags = {(c.use_gate, c.use_short_conv, c.allow_neg_eigval) for c in (compose_app(job).encoder for job in jobs)}
+    assert len(jobs) == len(flags) == 8

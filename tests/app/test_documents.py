@@ -1,0 +1,69 @@
+"""What README and packaging promise."""
+
+import re
+import sys
+
+import pytest
+from app_runs import ROOT, run_python
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_examples_of_the_readme_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 4
+    paths = f"import sys; sys.path[:0] = [{str(ROOT / 'src')!r}, {str(ROOT / 'libs')!r}]\n"
+    done = run_python(tmp_path, "-c", paths + "\n".join(blocks))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_three_lines_of_a_host_program_are_three():
+    block = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    lines = [line for line in block.splitlines() if line.strip() and not line.startswith(("import", "from", "x ="))]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "clean"])
+def test_make_targets_of_the_readme_exist(target):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
+
+
+def test_every_dependency_has_a_pin_for_every_python():
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["app"], *extras["test"], *extras["sweep"], *extras["optuna"]]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    for version in ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13"):
+        environment = {"python_version": version, "extra": ""}
+        valid = {pin.name: pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)}
+        for need in map(Requirement, wanted):
+            (pinned,) = valid[need.name].specifier
+            assert pinned.operator == "==" and need.specifier.contains(pinned.version), (version, need, pinned)
+
+
+def test_no_torch_below_the_application_floor():
+    for path in (ROOT / "src" / "cfg").rglob("*.py"):
+        if path.parent.name != "cfg_hf":
+            assert not re.search(r"^\s*(import|from) torch", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_the_version_is_said_once_in_each_place():
+    import myfla
+
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{myfla.__version__}"' in text
+    assert f"## {myfla.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,150 @@
+"""One short training run: what it leaves, that it can be used again, and that it can be repeated."""
+
+import csv
+import json
+
+import pytest
+import torch
+from app_runs import QUICK, compose_app, run_app
+
+from app.data import load_data
+from app.data.module import SequenceDataModule, collate
+from app.errors import RunError
+from app.run_folder import claim
+from encoders import load_encoder
+from myfla.models.sealed_file import read_sealed
+
+FILES = ["app.log", "classifier.safetensors", "config.yaml", "confusion.png", "embeddings.safetensors",
+         "encoder.safetensors", "loss.png", "metrics.csv", "metrics.json", "predictions.csv"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run of two epochs, from a process of its own."""
+    where = tmp_path_factory.mktemp("train")
+    done = run_app(where, *QUICK, "job.refit=true", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout and "macro-F1" in done.stdout and "tokens/s" in done.stdout
+    assert "metrics.csv" in done.stdout and "run" in done.stdout
+    assert "Warning" not in done.stderr, done.stderr
+    return where / "run"
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_file_is_there(folder):
+    found = {path.name for path in folder.iterdir() if path.is_file()}
+    assert set(FILES) <= found
+    for name in ("loss.png", "confusion.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_results_agree_with_the_predictions(folder):
+    results = json.loads((folder / "metrics.json").read_text())
+    rows = rows_of(folder / "predictions.csv")
+    assert len(rows) == 370 == results["test_sequences"]
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert results["test_accuracy"] == pytest.approx(right / 370, abs=1e-6)
+    classes = sorted({row["label"] for row in rows})
+    f1 = []
+    for name in classes:
+        hit = sum(row["label"] == row["predicted"] == name for row in rows)
+        f1.append(2 * hit / sum((row["label"] == name) + (row["predicted"] == name) for row in rows))
+    assert results["test_macro_f1"] == pytest.approx(sum(f1) / len(f1), abs=1e-5)
+    assert results["train_tokens_per_s"] > 0 and results["encode_tokens_per_s"] > 0
+    assert results["overrides"][0] == "experiment=quick"
+
+
+def test_metrics_have_one_row_an_epoch_and_the_best_is_chosen(folder):
+    rows = rows_of(folder / "metrics.csv")
+    fit = [row for row in rows if row["stage"] == "fit"]
+    assert [row["epoch"] for row in fit] == ["1", "2"]
+    for row in fit:
+        assert all(row[name] for name in ("train_loss", "val_loss", "val_accuracy", "learning_rate", "tokens_per_s"))
+    results = json.loads((folder / "metrics.json").read_text())
+    best = min(fit, key=lambda row: float(row["val_loss"]))
+    assert results["epoch"] == int(best["epoch"]) and results["val_loss"] == pytest.approx(float(best["val_loss"]))
+    refit = [row for row in rows if row["stage"] == "refit"]
+    assert len(refit) == results["epoch"] and not refit[0]["val_loss"]
+    assert results["train_sequences"] == 270 and results["validation_sequences"] == 0
+
+
+def test_the_encoder_comes_back_with_the_same_embeddings(folder):
+    encoder = load_encoder(folder).eval()
+    head, facts = read_sealed(folder / "classifier.safetensors", "myfla.classifier", ValueError)
+    saved, _ = read_sealed(folder / "embeddings.safetensors", "myfla.embeddings", ValueError)
+    test = load_data(compose_app().data).test
+    sequences = [(sequence - head["mean"]) / head["std"] for sequence in test.sequences]
+    with torch.no_grad():
+        batch = collate([(sequence, torch.tensor(0)) for sequence in sequences])
+        embeddings = encoder(batch.x, lengths=batch.lengths).embedding
+    torch.testing.assert_close(embeddings, saved["embeddings"], rtol=1e-4, atol=1e-5)
+    logits = embeddings @ head["head.weight"].T + head["head.bias"]
+    guesses = [facts["classes"][index] for index in logits.argmax(-1).tolist()]
+    assert guesses == [row["predicted"] for row in rows_of(folder / "predictions.csv")]
+
+
+def test_the_written_config_is_the_config(folder):
+    from omegaconf import OmegaConf
+
+    written = OmegaConf.load(folder / "config.yaml")
+    assert written.encoder.input_size == 12 and written.encoder.hidden_size == 16
+    assert written.trainer.max_epochs == 2 and written.job.refit is True
+
+
+def test_a_folder_in_use_is_left_alone(folder):
+    before = (folder / "metrics.json").read_bytes()
+    with pytest.raises(RunError, match="hydra.run.dir must be a folder without another run's metrics.json"):
+        claim(folder)
+    done = run_app(folder.parent, *QUICK, "hydra.run.dir=run")
+    assert done.returncode == 1 and "hydra.run.dir must be a folder" in done.stderr
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def run_here(folder, *overrides):
+    from app.jobs.train import run
+
+    folder.mkdir()
+    return run(compose_app([*QUICK, "trainer.progress=false", *overrides]), folder)
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path):
+    overrides = ("encoder.dropout=0.2", "job.noise=0.1")
+    first = run_here(tmp_path / "a", *overrides)
+    assert run_here(tmp_path / "b", *overrides) == first
+    for name in ("encoder.safetensors", "classifier.safetensors", "embeddings.safetensors", "predictions.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert run_here(tmp_path / "c", *overrides, "seed=1") != first
+
+
+def test_test_data_never_steer_the_training(tmp_path, monkeypatch):
+    from app.jobs import train
+
+    honest = run_here(tmp_path / "honest")
+    spoiled = load_data(compose_app().data)
+    spoiled.test.sequences = [sequence * 0 for sequence in spoiled.test.sequences]
+    monkeypatch.setattr(train, "load_data", lambda config: spoiled)
+    assert run_here(tmp_path / "spoiled") == honest
+    encoders = [(tmp_path / name / "encoder.safetensors").read_bytes() for name in ("honest", "spoiled")]
+    assert encoders[0] == encoders[1]
+
+
+def test_training_stops_early_and_keeps_the_best_epoch(tmp_path):
+    folder = tmp_path / "run"
+    # A learning rate that ruins everything after its warm-up: the best epoch is an early one.
+    run_here(folder, "job.patience=2", "trainer.max_epochs=12", "job.learning_rate=1", "job.warmup=0.5",
+             "trainer.gradient_clip_val=null")
+    results = json.loads((folder / "metrics.json").read_text())
+    assert results["epochs"] < 12 and results["epoch"] == results["epochs"] - 2
+    parts = SequenceDataModule(load_data(compose_app().data), compose_app().data, seed=0)
+    batch = collate([parts.validation[i] for i in range(len(parts.validation))])
+    head, _ = read_sealed(folder / "classifier.safetensors", "myfla.classifier", ValueError)
+    with torch.no_grad():
+        embeddings = load_encoder(folder).eval()(batch.x, lengths=batch.lengths).embedding
+    logits = embeddings @ head["head.weight"].T + head["head.bias"]
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+    assert float(loss) == pytest.approx(results["val_loss"], rel=1e-3)
