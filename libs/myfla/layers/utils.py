@@ -1,0 +1,195 @@
+"""Between a padded batch and its packed tokens, and between a layer and its slot in a cache.
+
+Nothing here is remembered between calls, so a mask edited in place is obeyed.
+"""
+
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch
+
+from myfla.ops.utils.index import prepare_cu_seqlens_from_lens, prepare_lens_from_mask
+from myfla.utils.errors import value_error
+
+Tensors = Union[torch.Tensor, Tuple[torch.Tensor, ...]]
+
+
+def index_first_axis(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Rows ``indices [n]`` of ``x [b, ...]``: ``[n, ...]``. The gradient adds up where an index comes twice.
+
+    Example:
+        >>> index_first_axis(torch.tensor([[1], [2], [3]]), torch.tensor([2, 0])).tolist()
+        [[3], [1]]
+    """
+    _check_rows("index_first_axis", x, indices)
+    return x.index_select(0, indices)
+
+
+def index_put_first_axis(x: torch.Tensor, indices: torch.Tensor, first_axis_dim: int) -> torch.Tensor:
+    """``x [n, ...]`` put at rows ``indices [n]`` of ``first_axis_dim`` rows of zeros; the indices are distinct.
+
+    Example:
+        >>> index_put_first_axis(torch.tensor([[3], [1]]), torch.tensor([2, 0]), 4).tolist()
+        [[1], [0], [3], [0]]
+    """
+    _check_rows("index_put_first_axis", x, indices)
+    if indices.shape[0] != x.shape[0]:
+        rule = f"must be {x.shape[0]}, one for each row of x"
+        raise value_error("index_put_first_axis", "indices", rule, indices.shape[0])
+    return x.new_zeros(first_axis_dim, *x.shape[1:]).index_copy_(0, indices.long(), x)
+
+
+def get_unpad_indices_and_cu(
+    attention_mask: torch.Tensor, q_len: Optional[int] = None
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Where the real tokens are.
+
+    Args:
+        attention_mask: ``[B, T]`` of 0 and 1, pads anywhere.
+        q_len: look only at the last so many columns.
+
+    Returns:
+        Their numbers in the flattened ``[B, q_len]``, int64, and the offsets of the packed rows, int32 ``[B + 1]``.
+
+    Example:
+        >>> [t.tolist() for t in get_unpad_indices_and_cu(torch.tensor([[0, 1, 1], [0, 0, 1]]), 2)]
+        [[0, 1, 3], [0, 2, 3]]
+    """
+    if attention_mask.dim() != 2:
+        rule = "must have shape [batch, sequence]"
+        raise value_error("get_unpad_indices_and_cu", "attention_mask", rule, tuple(attention_mask.shape))
+    total = attention_mask.shape[1]
+    if q_len is not None:
+        if not 0 <= q_len <= total:
+            rule = f"must lie between 0 and the {total} columns of attention_mask"
+            raise value_error("get_unpad_indices_and_cu", "q_len", rule, q_len)
+        attention_mask = attention_mask[:, total - q_len :]
+    indices = attention_mask.flatten().nonzero().flatten()
+    return indices, prepare_cu_seqlens_from_lens(prepare_lens_from_mask(attention_mask))
+
+
+def get_unpad_data(attention_mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, int]:
+    """`get_unpad_indices_and_cu`, and the number of tokens of the longest row, for which it waits for the device.
+
+    Example:
+        >>> get_unpad_data(torch.tensor([[0, 1, 1], [0, 0, 1]]))[2]
+        2
+    """
+    indices, cu_seqlens = get_unpad_indices_and_cu(attention_mask)
+    lens = cu_seqlens[1:] - cu_seqlens[:-1]
+    return indices, cu_seqlens, int(lens.max()) if lens.numel() else 0
+
+
+def unpad_hidden_states(
+    hidden_states: torch.Tensor,
+    cu_seqlens: Optional[torch.Tensor],
+    attention_mask: Optional[torch.Tensor],
+    q_len: int,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """Pack the real tokens of a batch; nothing is done without a mask, or with explicit ``cu_seqlens``.
+
+    Args:
+        hidden_states: ``[B, q_len, ...]``. What stands at pads is not read.
+        cu_seqlens: ``[N + 1]`` of a batch that is packed already; wins over the mask.
+        attention_mask: ``[B, T]`` of 0 and 1 with ``T >= q_len``; its last columns belong to the input.
+        q_len: number of tokens.
+
+    Returns:
+        ``[1, total, ...]``, the tokens' numbers for `repad_hidden_states`, and their offsets ``[B + 1]``; or the input
+        as it came, None, and ``cu_seqlens``.
+    """
+    if cu_seqlens is not None or attention_mask is None:
+        return hidden_states, None, cu_seqlens
+    batch = hidden_states.shape[0]
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < q_len:
+        rule = f"must have shape [{batch}, {q_len} or more]"
+        raise value_error("unpad_hidden_states", "attention_mask", rule, tuple(attention_mask.shape))
+    indices, cu_seqlens = get_unpad_indices_and_cu(attention_mask, q_len)
+    return index_first_axis(hidden_states.flatten(0, 1), indices).unsqueeze(0), indices, cu_seqlens
+
+
+def repad_hidden_states(
+    hidden_states: torch.Tensor, indices: Optional[torch.Tensor], batch_size: int, q_len: int
+) -> torch.Tensor:
+    """Undo `unpad_hidden_states`: ``[1, total, ...]`` to ``[batch_size, q_len, ...]`` with zeros at the pads.
+
+    Without ``indices`` the input is returned as it came.
+    """
+    return hidden_states if indices is None else pad_input(hidden_states.squeeze(0), indices, batch_size, q_len)
+
+
+def pad_input(hidden_states: torch.Tensor, indices: torch.Tensor, batch_size: int, seq_len: int) -> torch.Tensor:
+    """Packed tokens ``[total, ...]`` back to ``[batch_size, seq_len, ...]`` with zeros at the pads.
+
+    Example:
+        >>> pad_input(torch.tensor([[7], [8]]), torch.tensor([1, 2]), 2, 2).squeeze(-1).tolist()
+        [[0, 7], [8, 0]]
+    """
+    rows = index_put_first_axis(hidden_states, indices, batch_size * seq_len)
+    return rows.view(batch_size, seq_len, *rows.shape[1:])
+
+
+def unpad_input(
+    q: Tensors, states: Tuple[torch.Tensor, ...], attention_mask: torch.Tensor, q_len: int, keepdim: bool = False
+) -> Tuple[Any, ...]:
+    """Pack queries and states (keys, values) of a batch.
+
+    Args:
+        q: ``[B, q_len, ...]``, or a tuple of such.
+        states: each ``[B, T, ...]``.
+        attention_mask: ``[B, T]`` of 0 and 1.
+        q_len: T, 1 (decoding; then every row has one query, whatever the mask says of it), or any length between;
+            queries are the last tokens.
+        keepdim: give ``[1, total, ...]`` instead of ``[total, ...]``.
+
+    Returns:
+        q, states, the numbers of the queries, ``(cu_seqlens_q, cu_seqlens_k)`` and ``(max_len_q, max_len_k)``.
+    """
+    queries = (q,) if isinstance(q, torch.Tensor) else tuple(q)
+    batch, seq_len = states[0].shape[:2]
+    if tuple(attention_mask.shape) != (batch, seq_len):
+        rule = f"must have shape {(batch, seq_len)}"
+        raise value_error("unpad_input", "attention_mask", rule, tuple(attention_mask.shape))
+    if not 1 <= q_len <= seq_len:
+        raise value_error("unpad_input", "q_len", f"must lie between 1 and {seq_len}, the length of the states", q_len)
+    indices_k, cu_k, max_k = get_unpad_data(attention_mask)
+    states = tuple(index_first_axis(state.flatten(0, 1), indices_k) for state in states)
+    if q_len == 1 != seq_len:
+        cu_q = torch.arange(batch + 1, dtype=torch.int32, device=attention_mask.device)
+        indices_q, max_q = cu_q[:-1], 1
+        queries = tuple(query.squeeze(1) for query in queries)
+    else:
+        indices_q, cu_q, max_q = get_unpad_data(attention_mask[:, seq_len - q_len :])
+        queries = tuple(index_first_axis(query.flatten(0, 1), indices_q) for query in queries)
+    if keepdim:
+        queries, states = (tuple(t.unsqueeze(0) for t in group) for group in (queries, states))
+    return queries[0] if isinstance(q, torch.Tensor) else queries, states, indices_q, (cu_q, cu_k), (max_q, max_k)
+
+
+def require_cache_layer_idx(module: Any, past_key_values: Any) -> Optional[int]:
+    """The module's ``layer_idx``; a `ValueError` if a cache is given and the module has none."""
+    layer_idx = getattr(module, "layer_idx", None)
+    if past_key_values is not None and layer_idx is None:
+        rule = "must be given to the layer that is called with past_key_values"
+        raise value_error(type(module).__name__, "layer_idx", rule, None, "count the layers of a model from 0")
+    return layer_idx
+
+
+def get_layer_cache(module: Any, past_key_values: Any) -> Optional[Dict[str, Any]]:
+    """The module's slot in a cache, or None if there is no cache or no such slot yet."""
+    layer_idx = require_cache_layer_idx(module, past_key_values)
+    if past_key_values is None or len(past_key_values) <= layer_idx:
+        return None
+    return past_key_values[layer_idx]
+
+
+def update_layer_cache(module: Any, past_key_values: Any, **kwargs: Any) -> Optional[Dict[str, Any]]:
+    """Write the module's slot with `Cache.update`; nothing is done without a cache."""
+    layer_idx = require_cache_layer_idx(module, past_key_values)
+    return None if past_key_values is None else past_key_values.update(layer_idx=layer_idx, **kwargs)
+
+
+def _check_rows(who: str, x: torch.Tensor, indices: torch.Tensor) -> None:
+    if x.dim() < 2:
+        raise value_error(who, "x", "must have at least two axes", tuple(x.shape))
+    if indices.dim() != 1:
+        raise value_error(who, "indices", "must have one axis", tuple(indices.shape))

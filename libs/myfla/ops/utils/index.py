@@ -1,0 +1,185 @@
+"""Arithmetic on packed sequences: lengths, offsets, and the numbers of tokens and chunks.
+
+`cu_seqlens [N+1]` holds where each of N sequences starts, and the end of the last; `lens [N]` their lengths.
+Nothing here is remembered between calls, so a mask or offsets edited in place are obeyed.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+
+from myfla.utils.errors import value_error
+
+
+def prepare_lens(cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """Lengths ``[N]`` of the sequences.
+
+    Example:
+        >>> prepare_lens(torch.tensor([0, 2, 2, 5])).tolist()
+        [2, 0, 3]
+    """
+    return cu_seqlens[1:] - cu_seqlens[:-1]
+
+
+def prepare_lens_from_mask(mask: torch.Tensor) -> torch.Tensor:
+    """How many tokens of each row of a mask ``[B, T]`` are real: int32 ``[B]``.
+
+    Example:
+        >>> prepare_lens_from_mask(torch.tensor([[0, 1, 1], [0, 0, 1]])).tolist()
+        [2, 1]
+    """
+    return (mask != 0).sum(-1, dtype=torch.int32)
+
+
+def prepare_cu_seqlens_from_lens(lens: torch.Tensor, dtype: Optional[torch.dtype] = torch.int32) -> torch.Tensor:
+    """Offsets ``[N + 1]`` from lengths ``[N]``.
+
+    Example:
+        >>> prepare_cu_seqlens_from_lens(torch.tensor([2, 0, 3])).tolist()
+        [0, 2, 2, 5]
+    """
+    return F.pad(lens.cumsum(0, dtype=dtype), (1, 0))
+
+
+def prepare_cu_seqlens_from_mask(mask: torch.Tensor, dtype: Optional[torch.dtype] = torch.int32) -> torch.Tensor:
+    """Offsets ``[B + 1]`` of the real tokens of a mask ``[B, T]``, packed row by row.
+
+    Example:
+        >>> prepare_cu_seqlens_from_mask(torch.tensor([[0, 1, 1], [0, 0, 1]])).tolist()
+        [0, 2, 3]
+    """
+    return prepare_cu_seqlens_from_lens(prepare_lens_from_mask(mask), dtype)
+
+
+def prepare_split_cu_seqlens(
+    batch_size: Optional[int] = None,
+    seq_len: Optional[int] = None,
+    split_size: Optional[int] = None,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    dtype: Optional[torch.dtype] = torch.int32,
+    device: Optional[torch.device] = torch.device("cpu"),
+) -> torch.Tensor:
+    """Offsets after every sequence is cut into pieces of at most ``split_size`` tokens.
+
+    Args:
+        batch_size, seq_len: the sequences, when they all have one length.
+        split_size: largest piece.
+        cu_seqlens: the sequences, packed; then the two sizes are not read.
+        dtype, device: of the result.
+
+    Returns:
+        The offsets; an empty sequence leaves no piece.
+
+    Raises:
+        TypeError: ``split_size`` is missing, or both ways to name the sequences are.
+
+    Example:
+        >>> prepare_split_cu_seqlens(2, 5, 2).tolist()
+        [0, 2, 4, 5, 7, 9, 10]
+    """
+    if split_size is None:
+        raise TypeError("prepare_split_cu_seqlens: split_size must be given")
+    if split_size < 1:
+        raise value_error("prepare_split_cu_seqlens", "split_size", "must be at least 1", split_size)
+    if cu_seqlens is None:
+        if batch_size is None or seq_len is None:
+            raise TypeError("prepare_split_cu_seqlens: give cu_seqlens, or both batch_size and seq_len")
+        cu_seqlens = torch.arange(batch_size + 1) * seq_len
+    piece = prepare_chunk_indices(cu_seqlens, split_size)
+    starts = cu_seqlens[:-1][piece[:, 0].long()] + piece[:, 1] * split_size
+    return torch.cat([starts, cu_seqlens[-1:]]).to(device=device, dtype=dtype)
+
+
+def prepare_position_ids(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """Place ``[T]`` of each token in its sequence.
+
+    Example:
+        >>> prepare_position_ids(torch.tensor([0, 2, 2, 5])).tolist()
+        [0, 1, 0, 1, 2]
+    """
+    return _segments(prepare_lens(_host(cu_seqlens, cu_seqlens_cpu)))[1].to(cu_seqlens)
+
+
+def prepare_sequence_ids(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """Number ``[T]`` of the sequence each token belongs to; empty sequences are counted.
+
+    Example:
+        >>> prepare_sequence_ids(torch.tensor([0, 2, 2, 5])).tolist()
+        [0, 0, 2, 2, 2]
+    """
+    return _segments(prepare_lens(_host(cu_seqlens, cu_seqlens_cpu)))[0].to(cu_seqlens)
+
+
+def prepare_token_indices(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """``[T, 2]``: sequence and place of each token."""
+    return torch.stack(_segments(prepare_lens(_host(cu_seqlens, cu_seqlens_cpu))), 1).to(cu_seqlens)
+
+
+def prepare_chunk_indices(
+    cu_seqlens: torch.Tensor, chunk_size: int, cu_seqlens_cpu: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """``[NT, 2]``: sequence of each chunk, and its place there, when sequences are cut into chunks one by one.
+
+    Example:
+        >>> prepare_chunk_indices(torch.tensor([0, 2, 2, 5]), 2).tolist()
+        [[0, 0], [2, 0], [2, 1]]
+    """
+    counts = _chunk_counts(_host(cu_seqlens, cu_seqlens_cpu), chunk_size)
+    return torch.stack(_segments(counts), 1).to(cu_seqlens)
+
+
+def prepare_chunk_offsets(cu_seqlens: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """``[N + 1]``: number of the first chunk of each sequence, and how many there are in all.
+
+    Example:
+        >>> prepare_chunk_offsets(torch.tensor([0, 2, 2, 5]), 2).tolist()
+        [0, 1, 1, 3]
+    """
+    return F.pad(_chunk_counts(cu_seqlens, chunk_size).cumsum(0), (1, 0))
+
+
+def get_max_num_splits(
+    cu_seqlens: torch.Tensor, chunk_size: int, cu_seqlens_cpu: Optional[torch.Tensor] = None
+) -> int:
+    """How many chunks the longest sequence has.
+
+    Example:
+        >>> get_max_num_splits(torch.tensor([0, 2, 2, 5]), 2)
+        2
+    """
+    counts = _chunk_counts(_host(cu_seqlens, cu_seqlens_cpu), chunk_size)
+    return int(counts.max()) if counts.numel() else 0
+
+
+def prepare_chunk_indices_static(
+    cu_seqlens: torch.Tensor, chunk_size: int, nt_max: int
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """`prepare_chunk_indices` in a fixed number of rows, without waiting for the device.
+
+    Returns:
+        ``[nt_max, 2]``, where rows beyond the last chunk are ``(-1, 0)``, and the chunk offsets ``[N + 1]``.
+    """
+    offsets = prepare_chunk_offsets(cu_seqlens, chunk_size)
+    slots = torch.arange(nt_max, device=cu_seqlens.device, dtype=offsets.dtype)
+    sequence = torch.searchsorted(offsets, slots, right=True) - 1
+    used = slots < offsets[-1]
+    place = slots - offsets[sequence]
+    rows = torch.stack([torch.where(used, sequence, torch.full_like(sequence, -1)), place * used], 1)
+    return rows.to(cu_seqlens), offsets.to(cu_seqlens)
+
+
+def _host(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor]) -> torch.Tensor:
+    return cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
+
+
+def _chunk_counts(cu_seqlens: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    return torch.div(prepare_lens(cu_seqlens) + (chunk_size - 1), chunk_size, rounding_mode="floor")
+
+
+def _segments(counts: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """For ``counts [N]``, the number of the segment of each of their sum of slots, and the place in it."""
+    counts = counts.long()
+    segment = torch.repeat_interleave(torch.arange(counts.shape[0], device=counts.device), counts)
+    first = counts.cumsum(0) - counts
+    return segment, torch.arange(segment.shape[0], device=counts.device) - first[segment]
