@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["plot_confusion", "plot_history"]
 
@@ -38,6 +39,7 @@ def plot_history(rows: Sequence[Dict[str, Any]], best_epoch: int, path: Path) ->
     top.legend(frameon=False)
     bottom.set_ylabel("validation\naccuracy, %")
     bottom.set_xlabel("epoch")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 
@@ -59,8 +61,9 @@ def plot_confusion(matrix: List[List[int]], classes: Sequence[str], title: str, 
     if size <= 30:
         for i, row in enumerate(matrix):
             for j, count in enumerate(row):
+                colour = "white" if shares[i][j] > 0.5 else "black"
                 if count:
-                    axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
+                    axes.text(j, i, str(count), ha="center", va="center", color=colour)
     axes.set_xticks(range(size), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
     axes.set_yticks(range(size), classes)
     axes.set_xlabel("predicted")

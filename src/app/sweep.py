@@ -75,8 +75,9 @@ def _read(job: Path) -> Any:
 
 def _write(rows: List[Dict[str, Any]], path: Path) -> None:
     names = [key for key, _, _ in FIGURES if any(key in row for row in rows)]
-    flat = [{"job": row["job"], **row["settings"], **{key: row.get(key) for key in names}, "error": row.get("error", "")}
-            for row in rows]
+    flat = [{"job": row["job"], **row["settings"], **{key: row.get(key) for key in names}} for row in rows]
+    for line, row in zip(flat, rows):
+        line["error"] = row.get("error", "")
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(flat[0]))
         writer.writeheader()

@@ -38,7 +38,7 @@ def test_shared_memory_is_no_obstacle(tmp_path):
 
 
 def test_objects_are_refused():
-    with pytest.raises(TypeError, match="a object cannot be saved without pickle"):
+    with pytest.raises(TypeError, match="a value of type object cannot be saved without pickle"):
         pack({"x": object()}, {})
     tensors = {}
     assert unpack(pack((1, [2, "3"]), tensors), tensors) == (1, [2, "3"])

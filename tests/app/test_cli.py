@@ -1,9 +1,9 @@
 """The command line without training: help, composed configs, and errors that name the key."""
 
 import pytest
-from app_runs import ROOT, compose_app, run_app, run_python
 
 from app.errors import RunError
+from app_runs import ROOT, compose_app, run_app, run_python
 from cfg.validation import ConfigError
 
 EIGHT_JOBS = ["encoder.use_gate=true,false", "encoder.use_short_conv=true,false", "encoder.allow_neg_eigval=true,false"]
@@ -22,7 +22,7 @@ def test_help_lists_commands_choices_and_settings(tmp_path):
 def test_help_and_configs_never_import_torch(tmp_path):
     script = "\n".join([
         "import os, sys, runpy",
-        "os.environ.update(COMP_LINE='python -m app encoder=', COMP_POINT='21')",
+        "os.environ.update(COMP_LINE='myfla encoder=', COMP_POINT='14')",
         f"sys.path[:0] = [{str(ROOT / 'src')!r}, {str(ROOT / 'libs')!r}]",
         "sys.argv = ['app', *sys.argv[1:]]",
         "try: runpy.run_module('app', run_name='__main__')",

@@ -80,7 +80,8 @@ def test_batches_hold_every_sequence_once_padded_with_zeros():
 
 def test_order_of_training_follows_the_seed():
     def first(seed):
-        return next(iter(SequenceDataModule(make_data(), DataConfig(name="x"), seed, validate=False).train_dataloader()))
+        module = SequenceDataModule(make_data(), DataConfig(name="x"), seed, validate=False)
+        return next(iter(module.train_dataloader()))
 
     assert torch.equal(first(1).labels, first(1).labels)
     assert not torch.equal(first(1).x, first(2).x)

@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+
 from app_runs import ROOT, run_python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,7 +40,6 @@ def test_every_dependency_has_a_pin_for_every_python():
     if sys.version_info < (3, 11):
         pytest.skip("tomllib came with Python 3.11")
     import tomllib
-
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

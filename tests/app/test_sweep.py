@@ -4,9 +4,9 @@ import csv
 import json
 
 import pytest
-from app_runs import QUICK, run_app
 
 from app.sweep import collect
+from app_runs import QUICK, run_app
 
 
 @pytest.fixture(scope="module")

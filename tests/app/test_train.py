@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from app_runs import QUICK, compose_app, run_app
 
 from app.data import load_data
 from app.data.module import SequenceDataModule, collate
 from app.errors import RunError
 from app.run_folder import claim
+from app_runs import QUICK, compose_app, run_app
 from encoders import load_encoder
 from myfla.models.sealed_file import read_sealed
 

@@ -12,7 +12,8 @@ QUICK = ("experiment=quick", "trainer.max_epochs=2", "trainer.threads=1")
 
 def run_app(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """``python -m app ...`` in ``folder``, from the bare checkout."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "libs")]), "COLUMNS": "120"}
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "libs")])
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "120"}
     return run_python(folder, "-m", "app", *arguments, environment=environment)
 
 

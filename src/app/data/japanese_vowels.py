@@ -25,6 +25,6 @@ def load(config: DataConfig) -> SequenceData:
     test, _ = read_ts(FILES / "JapaneseVowels_TEST.ts")
     for part, data, count in (("TRAIN", train, 270), ("TEST", test, 370)):
         if len(data) != count:
-            path = FILES / f"JapaneseVowels_{part}.ts"
-            raise data_error(str(path), "number of sequences", f"must be {count}", len(data), "install the package anew")
+            path = str(FILES / f"JapaneseVowels_{part}.ts")
+            raise data_error(path, "number of sequences", f"must be {count}", len(data), "install the package anew")
     return SequenceData(train, test, classes, train.sequences[0].shape[1])

@@ -57,7 +57,8 @@ def pack(value: Any, tensors: Dict[str, torch.Tensor]) -> Any:
         return ["tuple" if isinstance(value, tuple) else "list", *(pack(item, tensors) for item in value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return ["value", value]
-    raise TypeError(f"checkpoint: a {type(value).__name__} cannot be saved without pickle; keep plain values and tensors")
+    kind = type(value).__name__
+    raise TypeError(f"checkpoint: a value of type {kind} cannot be saved without pickle; keep to numbers and tensors")
 
 
 def unpack(facts: List[Any], tensors: Dict[str, torch.Tensor]) -> Any:
