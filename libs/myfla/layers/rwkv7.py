@@ -1,0 +1,325 @@
+"""The RWKV-7 attention layer: token shift, low-rank gates, the delta rule with per-channel decay, a gated norm."""
+
+import math
+from typing import Any, Optional, Tuple
+
+import torch
+import torch.nn as nn
+
+from myfla.layers.layer_inputs import (
+    INERT_FORWARD,
+    check_hidden_states,
+    check_positive,
+    check_state,
+    read_layer_state,
+    real_tokens,
+)
+from myfla.layers.lora import LoRA
+from myfla.layers.rwkv7_init import check_depth, reset_rwkv7
+from myfla.layers.utils import repad_hidden_states, unpad_hidden_states, update_layer_cache
+from myfla.models.utils import Cache
+from myfla.modules import GroupNorm
+from myfla.modules.token_shift import token_shift
+from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7
+from myfla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
+from myfla.ops.rwkv7.fused_k_update import fused_k_rwkv7
+from myfla.ops.rwkv7.gate_output_correction import gate_output_correction
+from myfla.ops.rwkv7.unit_key import unit_key
+from myfla.ops.rwkv7.value_residual import mix_values
+from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.varlen import check_cu_seqlens
+
+__all__ = ["RWKV7Attention"]
+
+NAME = "RWKV7Attention"
+KEYWORDS = (
+    "mode", "hidden_size", "head_dim", "num_heads", "decay_low_rank_dim", "gate_low_rank_dim", "a_low_rank_dim",
+    "v_low_rank_dim", "elementwise_affine", "norm_eps", "layer_idx", "fuse_norm", "value_dim", "num_hidden_layers",
+    "device", "dtype",
+)  # fmt: skip
+FORWARD = (
+    "hidden_states", "attention_mask", "past_key_values", "use_cache", "output_attentions", "v_first", "cu_seqlens",
+)  # fmt: skip
+MODES = ("chunk", "fused_recurrent")
+STRONGEST_DECAY = -0.6065306597126334
+"""``-exp(-0.5)``, the log decay of one step at its strongest."""
+
+
+class RWKV7Attention(nn.Module):
+    """RWKV-7's time mixing (arXiv 2503.14456), with the parameters, results and cache protocol of fla 0.6.0's layer.
+
+    Each of six inputs mixes a token with the one before it, ``x_i = x + (x_before - x) mix_i``. For each head, with
+    ``w = exp(-exp(-0.5) sigmoid(w_lora(x_w)))``, ``a = sigmoid(a_lora(x_a))``, ``kk = k k_k`` scaled to length one and
+    ``k <- k (1 + (a - 1) k_a)``::
+
+        S <- diag(w) S - (kk a)(kk^T S)^T + k v^T;   o = S^T r
+        y = o_proj((GroupNorm(o) + (sum r k r_k) v) * g_lora(x_g))
+
+    In every layer but the first, v is mixed with the first layer's: ``v + (v_first - v) sigmoid(v_lora(x_v))``.
+    States are summed in float32, or in float64 for a float64 layer; outputs have the input's dtype.
+
+    Args:
+        mode: ``"chunk"`` or ``"fused_recurrent"``: the form for long inputs in evaluation without autograd. With
+            autograd or in training mode it is always ``"chunk"``, else below 64 steps ``"fused_recurrent"``. Both
+            give the same result up to rounding.
+        hidden_size: channels in and out, D.
+        head_dim: key size of one head, K. Wins over ``num_heads``.
+        num_heads: heads, H; used when ``head_dim`` is None.
+        decay_low_rank_dim, gate_low_rank_dim, a_low_rank_dim, v_low_rank_dim: sizes of the bottlenecks; from
+            ``hidden_size`` and ``head_dim`` if not given.
+        elementwise_affine: whether the norm has a weight and a bias.
+        norm_eps: the norm adds ``head_dim * norm_eps`` to the variance.
+        layer_idx: the layer's number and its slot in a cache. Layer 0 makes ``v_first``, the others need it. None:
+            a layer by itself, which may be given a ``v_first``.
+        fuse_norm: the official choice between two norms and two ways to scale kk: with it ``1e-6`` is added to its
+            squared length, without it lengths below ``1e-12`` count as that.
+        value_dim: channels of all values together; ``hidden_size`` by default.
+        num_hidden_layers: layers of the model, for the initialisation; ``layer_idx + 1`` by default.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument out of range, or arguments that do not fit each other.
+        TypeError: an unknown keyword.
+
+    Example:
+        >>> layer = RWKV7Attention(hidden_size=32, head_dim=8, layer_idx=0, num_hidden_layers=2)
+        >>> y, _, _, v_first = layer(torch.randn(2, 10, 32))
+        >>> y.shape, v_first.shape
+        (torch.Size([2, 10, 32]), torch.Size([2, 10, 32]))
+    """
+
+    def __init__(
+        self,
+        mode: str = "chunk",
+        hidden_size: int = 1024,
+        head_dim: Optional[int] = 64,
+        num_heads: Optional[int] = None,
+        decay_low_rank_dim: Optional[int] = None,
+        gate_low_rank_dim: Optional[int] = None,
+        a_low_rank_dim: Optional[int] = None,
+        v_low_rank_dim: Optional[int] = None,
+        elementwise_affine: Optional[bool] = True,
+        norm_eps: float = 1e-5,
+        layer_idx: Optional[int] = None,
+        fuse_norm: bool = False,
+        value_dim: Optional[int] = None,
+        num_hidden_layers: Optional[int] = None,
+        *,
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        refuse_unknown(NAME, kwargs, KEYWORDS)
+        if mode not in MODES:
+            raise value_error(NAME, "mode", f"must be one of {', '.join(MODES)}", mode)
+        check_depth(NAME, layer_idx, num_hidden_layers)
+        self.head_dim, self.num_heads, self.head_v_dim = _head_sizes(hidden_size, head_dim, num_heads, value_dim)
+        self.mode, self.hidden_size, self.layer_idx, self.fuse_norm = mode, hidden_size, layer_idx, fuse_norm
+        self.key_dim, self.value_dim = hidden_size, self.num_heads * self.head_v_dim
+        self.num_hidden_layers, self.norm_eps = num_hidden_layers, norm_eps
+
+        wide, root = self.head_dim / 64, math.sqrt(hidden_size)
+        self.decay_low_rank_dim = _rank("decay_low_rank_dim", decay_low_rank_dim, 2.5 * root * wide)
+        self.gate_low_rank_dim = _rank("gate_low_rank_dim", gate_low_rank_dim, 5 * root)
+        self.a_low_rank_dim = _rank("a_low_rank_dim", a_low_rank_dim, 2.5 * root * wide)
+        self.v_low_rank_dim = _rank("v_low_rank_dim", v_low_rank_dim, 1.7 * root * wide)
+
+        new = {"device": device, "dtype": dtype}
+        for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g"):
+            setattr(self, name, nn.Parameter(torch.empty(1, 1, hidden_size, **new)))
+        self.k_k = nn.Parameter(torch.empty(hidden_size, **new))
+        self.k_a = nn.Parameter(torch.empty(hidden_size, **new))
+        self.r_k = nn.Parameter(torch.empty(self.num_heads, self.head_dim, **new))
+        self.r_proj = nn.Linear(hidden_size, self.key_dim, bias=False, **new)
+        self.k_proj = nn.Linear(hidden_size, self.key_dim, bias=False, **new)
+        self.v_proj = nn.Linear(hidden_size, self.value_dim, bias=False, **new)
+        self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False, **new)
+        self.w_lora = LoRA(hidden_size, self.key_dim, self.decay_low_rank_dim, activation="tanh", **new)
+        if layer_idx != 0:
+            self.v_lora = LoRA(hidden_size, self.value_dim, self.v_low_rank_dim, activation=None, **new)
+        self.a_lora = LoRA(hidden_size, self.key_dim, self.a_low_rank_dim, activation=None, **new)
+        self.g_lora = LoRA(hidden_size, self.value_dim, self.gate_low_rank_dim, bias=False, activation="sigmoid", **new)
+        self.g_norm = _group_norm(self, fuse_norm, bool(elementwise_affine), new)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set and draw all parameters by the official law; call it after ``to_empty`` on a meta-device layer."""
+        reset_rwkv7(self)
+
+    def extra_repr(self) -> str:
+        parts = ("mode", "hidden_size", "head_dim", "num_heads", "value_dim", "layer_idx", "num_hidden_layers",
+                 "norm_eps", "fuse_norm")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: Optional[torch.Tensor] = None,
+        past_key_values: Optional[Any] = None,
+        use_cache: Optional[bool] = False,
+        output_attentions: Optional[bool] = False,
+        v_first: Optional[torch.Tensor] = None,
+        cu_seqlens: Optional[torch.Tensor] = None,
+        **kwargs: Any,
+    ) -> Tuple[torch.Tensor, None, Optional[Any], torch.Tensor]:
+        """Mix a sequence along time.
+
+        Args:
+            hidden_states: ``[B, T, hidden_size]``; T may be 0.
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may stand anywhere and
+                hold anything, NaN too; they are taken out, so that states and outputs are those of the tokens alone.
+            past_key_values: a `Cache` to go on from. With ``use_cache`` this layer's states in it are replaced and
+                its tokens counted; without, it is read only.
+            use_cache: keep the final states.
+            output_attentions: accepted and ignored.
+            v_first: ``[B, T, value_dim]``, the values of layer 0 for the same tokens. Layer 0 ignores it.
+            cu_seqlens: ``[N + 1]`` int offsets of N sequences packed in one row; the mask is then ignored.
+
+        Returns:
+            ``(y, None, past_key_values, v_first)`` with y ``[B, T, hidden_size]``, zero at pads, and the ``v_first``
+            for the next layer: as given, or in layer 0 its own values ``[B, T, value_dim]``, zero at pads.
+
+        Raises:
+            ValueError: an input, mask or offsets of the wrong shape, dtype or device; a missing ``v_first``.
+            CacheError: a cache of another layer, batch, layout or device.
+            TypeError: an unknown keyword.
+        """
+        refuse_unknown(f"{NAME}.forward", kwargs, FORWARD, INERT_FORWARD)
+        check_hidden_states(NAME, hidden_states, self.hidden_size, self.r_proj.weight)
+        batch, q_len, _ = hidden_states.shape
+        self._check_v_first(v_first, hidden_states)
+        x, indices, cu_seqlens = _unpad(hidden_states, attention_mask, cu_seqlens)
+        first = v_first
+        if indices is not None and v_first is not None:
+            first = v_first.reshape(-1, self.value_dim).index_select(0, indices).unsqueeze(0)
+        sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        recurrent_state, conv_state = self._read_cache(past_key_values, sequences, x)
+        keep = bool(use_cache) and past_key_values is not None
+
+        delta, conv_state = token_shift(x, cu_seqlens, cache=conv_state, output_cache=True)
+        o, recurrent_state, value = self._mix(x, delta, first, recurrent_state, keep, cu_seqlens, q_len)
+        if keep:
+            real = {}
+            if isinstance(past_key_values, Cache) and cu_seqlens is not None:
+                real["lengths"] = cu_seqlens[1:] - cu_seqlens[:-1]
+            update_layer_cache(
+                self, past_key_values, recurrent_state=recurrent_state, conv_state=conv_state, offset=q_len, **real
+            )
+        if v_first is None or self.layer_idx == 0:
+            v_first = repad_hidden_states(value, indices, batch, q_len)
+        return repad_hidden_states(o, indices, batch, q_len), None, past_key_values, v_first
+
+    def _mix(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        v_first: Optional[torch.Tensor],
+        state: Optional[torch.Tensor],
+        keep: bool,
+        cu_seqlens: Optional[torch.Tensor],
+        q_len: int,
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor]:
+        """The layer on tokens without pads: output, final state, and the values before they met ``v_first``."""
+        xr, xw, xk, xv, xa, xg = fused_addcmul_rwkv7(
+            x, delta, self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g
+        )
+        heads = (*x.shape[:2], self.num_heads, self.head_dim)
+        r = self.r_proj(xr).view(heads)
+        w = STRONGEST_DECAY * self.w_lora(xw).sigmoid()
+        k, v = self.k_proj(xk), self.v_proj(xv)
+        value = v
+        if self.layer_idx != 0 and v_first is not None:
+            v = mix_values(v, v_first, self.v_lora(xv))
+        a = self.a_lora(xa).sigmoid()
+        kk = unit_key(k, self.k_k, self.head_dim, 1e-6 if self.fuse_norm else None)
+        k = fused_k_rwkv7(k, a, self.k_a).view(heads)
+        v, a, w = v.view(*x.shape[:2], self.num_heads, self.head_v_dim), a.view(heads), w.view(heads)
+        shared = dict(scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens)
+        if self._uses_chunks(q_len):
+            o, state = chunk_rwkv7(r, w, k, v, -kk, kk * a, **shared)
+        else:
+            o, state = fused_mul_recurrent_rwkv7(r, w, k, v, kk, a, **shared)
+        o = o.reshape(*x.shape[:2], self.value_dim)
+        o = self.g_norm(o) if self.fuse_norm else self.g_norm(o.flatten(0, 1)).view(o.shape)
+        o = gate_output_correction(o, r, k, self.r_k, v, self.g_lora(xg))
+        return self.o_proj(o), state, value
+
+    def _uses_chunks(self, q_len: int) -> bool:
+        if torch.is_grad_enabled() or self.training:
+            return True
+        return q_len >= 64 and self.mode == "chunk"
+
+    def _check_v_first(self, v_first: Any, x: torch.Tensor) -> None:
+        if v_first is None:
+            if self.layer_idx:
+                hint = "pass the fourth result of layer 0"
+                raise value_error(NAME, "v_first", f"is required in layer {self.layer_idx}", None, hint)
+            return
+        want = (*x.shape[:2], self.value_dim)
+        if self.layer_idx != 0 and (not isinstance(v_first, torch.Tensor) or tuple(v_first.shape) != want):
+            got = tuple(v_first.shape) if isinstance(v_first, torch.Tensor) else type(v_first).__name__
+            raise value_error(NAME, "v_first", f"must have shape [B, T, value_dim] = {want}", got)
+
+    def _read_cache(
+        self, cache: Any, sequences: int, x: torch.Tensor
+    ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        last = read_layer_state(NAME, self, cache, ("recurrent_state", "conv_state"))
+        if last is None:
+            return None, None
+        recurrent, conv = last.get("recurrent_state"), last.get("conv_state")
+        batch = ("batch", sequences)
+        if recurrent is not None:
+            sizes = (batch, ("heads", self.num_heads), ("key size", self.head_dim), ("value size", self.head_v_dim))
+            check_state(NAME, "recurrent_state", recurrent, sizes, x, wide=True)
+        if conv is not None:
+            check_state(NAME, "conv_state", conv, (batch, ("channels", self.hidden_size)), x)
+        return recurrent, conv
+
+
+def _unpad(
+    x: torch.Tensor, mask: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor]
+) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """The input without pads, where its tokens stood, and the offsets of its sequences."""
+    if cu_seqlens is not None:
+        check_cu_seqlens(NAME, cu_seqlens, x.shape[0], x.shape[1])
+        return x, None, cu_seqlens
+    mask = None if mask is None else real_tokens(NAME, mask, x.shape[0], x.shape[1])
+    if mask is None:
+        return x, None, None
+    return unpad_hidden_states(x, None, mask.to(x.device), x.shape[1])
+
+
+def _head_sizes(hidden: int, head: Optional[int], heads: Optional[int], value: Optional[int]) -> Tuple[int, int, int]:
+    """Key size, number of heads, value size of one head."""
+    check_positive(NAME, hidden_size=hidden)
+    if head is None and heads is None:
+        raise value_error(NAME, "head_dim", "must be given if num_heads is not", None)
+    field, size = ("head_dim", head) if head is not None else ("num_heads", heads)
+    check_positive(NAME, **{field: size})
+    if hidden % size:
+        raise value_error(NAME, field, f"must divide hidden_size={hidden}", size)
+    head, heads = (size, hidden // size) if field == "head_dim" else (hidden // size, size)
+    value = hidden if value is None else value
+    check_positive(NAME, value_dim=value)
+    if value % heads:
+        raise value_error(NAME, "value_dim", f"must be a multiple of the number of heads, {heads}", value)
+    return head, heads, value // heads
+
+
+def _rank(field: str, given: Optional[int], wanted: float) -> int:
+    """A bottleneck's size: as given, or the nearest multiple of 32 to what is wanted, at least 32."""
+    if given is None:
+        return max(32, int(round(wanted / 32) * 32))
+    check_positive(NAME, **{field: given})
+    return given
+
+
+def _group_norm(layer: RWKV7Attention, fused: bool, affine: bool, new: dict) -> nn.Module:
+    eps = layer.norm_eps
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
+        raise value_error(NAME, "norm_eps", "must be a finite number from 0", eps)
+    if fused:
+        return GroupNorm(layer.num_heads, layer.value_dim, elementwise_affine=affine, bias=True,
+                         eps=layer.head_dim * eps, **new)
+    return nn.GroupNorm(layer.num_heads, layer.value_dim, eps=layer.head_dim * eps, affine=affine, **new)

@@ -1,0 +1,44 @@
+"""The value residual: every layer's values, mixed with those of the first."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from myfla.utils.dtypes import accumulation_dtype
+
+__all__ = ["mix_values"]
+
+
+def mix_values(v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """``v + (v_first - v) sigmoid(gate)``, computed in float32 (float64 for float64 input) and rounded once.
+
+    Args:
+        v, v_first, gate: ``[B, T, D]``; gate before its sigmoid.
+
+    Returns:
+        ``[B, T, D]`` in v's dtype.
+
+    Example:
+        >>> mix_values(torch.zeros(1), torch.full((1,), 4.0), torch.zeros(1))
+        tensor([2.])
+    """
+    return _MixFunction.apply(v, v_first, gate)
+
+
+class _MixFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v, v_first, gate):
+        dtype = accumulation_dtype(v)
+        share = torch.sigmoid(gate.to(dtype))
+        ctx.save_for_backward(v, v_first, share.to(gate.dtype))
+        return torch.addcmul(v.to(dtype), v_first.to(dtype) - v.to(dtype), share).to(v.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        v, v_first, share = ctx.saved_tensors
+        dtype = accumulation_dtype(v)
+        wide, part = grad.to(dtype), share.to(dtype)
+        to_first = wide * part
+        difference = (v_first.to(dtype) - v.to(dtype)).mul_(to_first)
+        d_gate = difference.addcmul_(difference, part, value=-1)
+        return (wide - to_first).to(v.dtype), to_first.to(v_first.dtype), d_gate.to(share.dtype)
