@@ -107,7 +107,7 @@ def _backward_block(
     erase = _dot(keys, by_state[:, chunk:].mul_(-decay.rise), scratch)
     torch.bmm(at.delta, dstates.transpose(1, 2), out=dk).mul_(decay.fall)
     hand = _dot(keys, dk, scratch)
-    carried = torch.bmm(at.states.reshape(size, 1, -1), dstates.reshape(size, -1, 1)).view(size, 1)
+    carried = torch.mul(at.states, dstates, out=dstates).sum((1, 2)).unsqueeze(-1)
 
     # Within the chunk.
     inner = torch.bmm(outer, at.delta.transpose(1, 2), out=scratch.get("inner", size, 2 * chunk, chunk))
