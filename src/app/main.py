@@ -7,14 +7,13 @@ from typing import Optional
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from app.errors import DataError, RunError
 from app.jobs import run_job
 from app.paths import conf_dir
-from app.run_folder import FAILURE, claim, write_json
+from app.run_folder import FAILURE, claim, in_sweep, overrides, write_json
 from app.sweep import register_sweep_table
 from cfg.app import register_configs
 from cfg.validation import ConfigError
@@ -30,28 +29,26 @@ USER_ERRORS = (ConfigError, DataError, RunError, PluginError, UnknownEncoderErro
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _run(config: DictConfig) -> Optional[float]:
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    sweep = hydra_config.mode == RunMode.MULTIRUN
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         claim(folder)
         # Dataclasses check themselves here; nothing below ever sees a DictConfig.
         return run_job(OmegaConf.to_object(config), folder)
     except Exception as error:
         known = isinstance(error, USER_ERRORS)
-        if sweep:
-            return _record_failure(error, folder, list(hydra_config.overrides.task), known)
+        if in_sweep():
+            return _record_failure(error, folder, known)
         if not known:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _record_failure(error: Exception, folder: Path, overrides: list, known: bool) -> float:
+def _record_failure(error: Exception, folder: Path, known: bool) -> float:
     """Leave the reason for the table at the end of the sweep, which sets the exit code, and let the siblings run."""
     reason = f"{type(error).__name__}: {error}"
     log.error("job failed: %s", reason, exc_info=None if known else error)
-    write_json({"overrides": overrides, "error": reason}, folder / FAILURE)
+    write_json({"overrides": overrides(), "error": reason}, folder / FAILURE)
     return float("nan")
 
 

@@ -1,6 +1,7 @@
 """What a training run leaves and shows at its end."""
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -15,6 +16,8 @@ from app.training.fit import Fit
 from myfla.models.sealed_file import write_sealed
 
 __all__ = ["scores", "show_results", "write_results"]
+
+log = logging.getLogger(__name__)
 
 
 def scores(prediction: Prediction, classes: int) -> Dict[str, float]:
@@ -67,8 +70,12 @@ def _write_predictions(path: Path, prediction: Prediction, classes: List[str]) -
             writer.writerow([index, classes[label], classes[guess], f"{share:.6f}"])
 
 
-def show_results(results: Dict[str, Any], folder: Path) -> None:
-    """Print the results as a table, and where the files are."""
+def show_results(results: Dict[str, Any], folder: Path, brief: bool = False) -> None:
+    """Print the results as a table, and where the files are; ``brief`` logs one line instead."""
+    if brief:
+        log.info("test accuracy %.4f, macro-F1 %.4f, validation loss %.4f, in %s", results["test_accuracy"],
+                 results["test_macro_f1"], results["val_loss"], relative(folder))
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -3,13 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from app.errors import RunError
 
-__all__ = ["FAILURE", "RESULTS", "claim", "relative", "write_config", "write_json"]
+__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "overrides", "relative", "write_config", "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
@@ -36,6 +38,16 @@ def write_config(config: Any, path: Path) -> None:
 def write_json(values: Dict[str, Any], path: Path) -> None:
     """One JSON object, readable by people."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def in_sweep() -> bool:
+    """Whether this run is one job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def overrides() -> List[str]:
+    """What the command line set, e.g. ``["encoder=rwkv7"]``; empty outside of Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def relative(path: Path) -> str:

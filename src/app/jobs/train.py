@@ -8,15 +8,15 @@ from typing import Any, Dict, Tuple
 
 import lightning
 import torch
-from hydra.core.hydra_config import HydraConfig
 
 from app.data import load_data
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData
 from app.report import scores, show_results, write_results
-from app.run_folder import RESULTS, write_config, write_json
+from app.run_folder import RESULTS, in_sweep, overrides, write_config, write_json
 from app.training.classifier import Classifier
 from app.training.fit import Fit, fit, predict
+from app.training.quiet import quiet
 from cfg.app import AppConfig
 from cfg.validation import config_error
 from encoders import build_encoder
@@ -37,6 +37,7 @@ def run(config: AppConfig, folder: Path) -> float:
     Raises:
         ConfigError, DataError, PluginError, UnknownEncoderError: before anything is trained.
     """
+    quiet()
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     data = load_data(config.data)
@@ -66,12 +67,12 @@ def run(config: AppConfig, folder: Path) -> float:
         "refit": config.job.refit,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
+        "overrides": overrides(),
     }
     module.encoder.save(folder)
     write_results(folder, module, parts.standardizer, data.classes, prediction, first)
     write_json(results, folder / RESULTS)  # last: a folder with it is a run that ended well
-    show_results(results, folder)
+    show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]
 
 
@@ -105,5 +106,5 @@ def _refit(
 
 
 def _fresh(config: AppConfig, data: SequenceData) -> Classifier:
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    lightning.seed_everything(config.seed, workers=True)
     return Classifier(build_encoder(config.encoder), config.encoder.hidden_size, len(data.classes), config.job)

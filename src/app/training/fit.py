@@ -1,8 +1,6 @@
 """One call of Lightning's training loop, from a fresh module to the weights of its best epoch."""
 
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -82,7 +80,8 @@ def fit(
         callbacks += [best, EarlyStopping("val_loss", patience=config.job.patience)]
     if stop_after is not None:
         callbacks.append(_StopAfter(stop_after))
-    trainer = _trainer(config, folder, logger=table, callbacks=callbacks)
+    validate = None if data.validation is not None else 0
+    trainer = _trainer(config, folder, logger=table, callbacks=callbacks, limit_val_batches=validate)
     start = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - start
@@ -109,13 +108,6 @@ def predict(module: Classifier, data: SequenceDataModule, config: AppConfig, fol
 
 
 def _trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trainer:
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # what hardware there is not, and how to buy some
-    # Small sets in memory: worker processes would only cost.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*The number of training batches.*log_every_n_steps.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own business with torch
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     trainer = config.trainer
     return lightning.Trainer(
         accelerator=trainer.accelerator,

@@ -1,0 +1,22 @@
+"""Other libraries' chatter, kept out of the run's log."""
+
+import logging
+import warnings
+
+__all__ = ["quiet"]
+
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning", "matplotlib")
+WARNINGS = (
+    ".*does not have many workers.*",  # a small set in memory: worker processes would only cost
+    ".*The number of training batches.*log_every_n_steps.*",  # figures are logged by epoch
+    ".*LeafSpec.*deprecated.*",  # between Lightning and torch
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def quiet() -> None:
+    """Leave warnings and errors of these libraries, drop their greetings."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
