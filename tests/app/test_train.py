@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from app.data import load_data
 from app.data.module import SequenceDataModule, collate
 from app.errors import RunError
 from app.run_folder import claim
-from app_runs import QUICK, compose_app, run_app
+from app_runs import QUICK, ROOT, compose_app, run_app, run_python
 from encoders import load_encoder
 from myfla.models.sealed_file import read_sealed
 
@@ -148,3 +150,18 @@ def test_training_stops_early_and_keeps_the_best_epoch(tmp_path):
     logits = embeddings @ head["head.weight"].T + head["head.bias"]
     loss = torch.nn.functional.cross_entropy(logits, batch.labels)
     assert float(loss) == pytest.approx(results["val_loss"], rel=1e-3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_terminal_gets_a_progress_bar(tmp_path):
+    script = (
+        "import os, pty, sys\n"
+        f"sys.path[:0] = [{str(ROOT / 'src')!r}, {str(ROOT / 'libs')!r}]\n"
+        "os.environ.update(PYTHONPATH=os.pathsep.join(sys.path[:2]), TERM='xterm', COLUMNS='100')\n"
+        "status = pty.spawn([sys.executable, '-m', 'app', *sys.argv[1:]])\n"
+        "sys.exit(status >> 8)\n"
+    )
+    done = run_python(tmp_path, "-c", script, *QUICK)
+    assert done.returncode == 0, done.stdout
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout)
+    assert "2/2 epochs" in plain and "tokens/s" in plain

@@ -10,17 +10,19 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("experiment=quick", "trainer.max_epochs=2", "trainer.threads=1")
 
 
-def run_app(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_app(folder: Path, *arguments: str, timeout: int = 300) -> "subprocess.CompletedProcess[str]":
     """``python -m app ...`` in ``folder``, from the bare checkout."""
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "libs")])
     environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "120"}
-    return run_python(folder, "-m", "app", *arguments, environment=environment)
+    return run_python(folder, "-m", "app", *arguments, environment=environment, timeout=timeout)
 
 
-def run_python(folder: Path, *arguments: str, environment: Any = None) -> "subprocess.CompletedProcess[str]":
+def run_python(
+    folder: Path, *arguments: str, environment: Any = None, timeout: int = 300
+) -> "subprocess.CompletedProcess[str]":
     """This Python in ``folder``; output and exit code are the caller's to judge."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=str(folder), env=environment, timeout=300, check=False,
+        [sys.executable, *arguments], cwd=str(folder), env=environment, timeout=timeout, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, encoding="utf-8",
     )
 

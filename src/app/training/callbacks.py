@@ -73,18 +73,18 @@ class EpochProgress(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         console = Console(stderr=True)
         if self.show and console.is_terminal and trainer.is_global_zero:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
-                       TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=console)
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+                       TextColumn("epochs  {task.fields[figures]}"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console, expand=True)
             self._bar.add_task(self.title, total=self.epochs, figures="")
             self._bar.start()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         done = trainer.current_epoch + 1
-        named = (("loss", "train_loss", ".3f"), ("val loss", "val_loss", ".3f"), ("val acc", "val_accuracy", ".3f"),
-                 ("tokens/s", "tokens_per_s", ",.0f"))
+        forms = (("train_loss", "loss {:.3f}"), ("val_loss", "val {:.3f}"), ("val_accuracy", "acc {:.3f}"),
+                 ("tokens_per_s", "{:,.0f} tokens/s"))
         metrics = trainer.callback_metrics
-        figures = "  ".join(f"{label} {float(metrics[key]):{form}}" for label, key, form in named if key in metrics)
+        figures = "  ".join(form.format(float(metrics[key])) for key, form in forms if key in metrics)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, figures=figures)
         elif self.show and (done == self.epochs or done % max(1, self.epochs // 10) == 0):
