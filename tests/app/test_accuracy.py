@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from app_runs import run_app
 
 SEEDS = range(5)
