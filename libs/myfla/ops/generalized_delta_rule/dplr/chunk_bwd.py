@@ -92,10 +92,12 @@ def _backward_block(
     dread = scratch.get("dread", size, chunk, value)
     torch.bmm(f.products[:, chunk:, :chunk].transpose(1, 2), outer[:, chunk:], out=dread)
     inverse = at.inverse.transpose(1, 2)
-    torch.bmm(inverse, dread, out=outer[:, :chunk])
+    inner = torch.bmm(inverse, dread, out=scratch.get("inner", size, chunk, value))
     writer = torch.bmm(inverse, f.hand[:, :chunk], out=scratch.get("writer", size, chunk, key))
+    asked = torch.bmm(f.left[:, chunk:].transpose(1, 2), outer[:, chunk:], out=scratch.get("asked", size, key, value))
     dstates = scratch.get("dstates", size, key, value)
-    _scan_back(block, heads, running, f, writer, outer, dstates)
+    _scan_back(block, heads, running, f, writer, asked, inner, dstates)
+    outer[:, :chunk].copy_(inner)
 
     dv = torch.bmm(f.products[:, :, chunk:].transpose(1, 2), outer, out=dread)
     block.store(split_heads(dv.baddbmm_(f.hand[:, chunk:], dstates), heads), out.v)
@@ -135,11 +137,11 @@ def _token_gradients(
     dright.addcmul_(dhand, f.rise[:, -1:])
     ends.add_(dhand.mul_(f.hand).sum(1))
     crossing = torch.mul(f.left, dleft, out=f.left)
-    flow = crossing[:, chunk:]
-    flow[:, :-1].add_(crossing[:, 1:chunk])
     handed = torch.mul(f.right, dright, out=f.right)
-    flow.sub_(handed[:, :chunk]).sub_(handed[:, chunk:])
-    dgk = torch.matmul(later, flow, out=dhand[:, :chunk]).add_(ends.unsqueeze(1))
+    flow = torch.sub(crossing[:, chunk:], handed[:, :chunk], out=scratch.get("flow", size, chunk, key))
+    flow.sub_(handed[:, chunk:])
+    flow[:, :-1].add_(crossing[:, 1:chunk])
+    dgk = torch.bmm(later.expand(size, -1, -1), flow, out=scratch.get("dgk", size, chunk, key)).add_(ends.unsqueeze(1))
     dleft[:, 1:chunk].mul_(f.rise[:, :-1])
     dq = dleft[:, chunk:].mul_(f.rise)
     dright.view(size, 2, chunk, key).mul_(f.fall.unsqueeze(1))
@@ -152,20 +154,25 @@ def _scan_back(
     running: torch.Tensor,
     f: Factors,
     writer: torch.Tensor,
-    outer: torch.Tensor,
+    asked: torch.Tensor,
+    inner: torch.Tensor,
     dstates: torch.Tensor,
 ) -> None:
-    """From the last chunk to the first: fill ``dstates`` (after each chunk) and g, the upper half of ``outer``."""
-    first, chunk = block.rows[0] * heads, block.chunk
-    waves = block.waves(heads)
+    """From the last chunk to the first: fill ``dstates`` (after each chunk) and ``inner`` (g).
+
+    ``writer`` is ``T^T b^`` and ``asked`` is ``q'^T do``, so that three operations a chunk are left.
+    """
+    first, sizes = block.rows[0] * heads, [count * heads for count in block.counts]
+    gradients, gs, writers, whole, parts, lefts = (
+        t.split(sizes) for t in (dstates, inner, writer, f.whole, asked, f.left[:, : block.chunk].transpose(1, 2))
+    )
     filled = 0
-    for i in reversed(range(len(waves))):
-        wave = waves[i]
-        rows = wave.stop - wave.start
-        dstates[wave][filled:].copy_(running[first + filled : first + rows])
-        gradient = dstates[wave]
-        outer[wave, :chunk].baddbmm_(writer[wave], gradient)
-        target = dstates[waves[i - 1]][:rows] if i else running[first : first + rows]
-        torch.mul(gradient, f.whole[wave], out=target)
-        target.baddbmm_(f.left[wave].transpose(1, 2), outer[wave])
+    for i in reversed(range(len(sizes))):
+        gradient, rows = gradients[i], sizes[i]
+        if filled < rows:
+            gradient[filled:].copy_(running[first + filled : first + rows])
+        g = gs[i].baddbmm_(writers[i], gradient)
+        target = gradients[i - 1][:rows] if i else running[first : first + rows]
+        torch.addcmul(parts[i], gradient, whole[i], out=target)
+        target.baddbmm_(lefts[i], g)
         filled = rows

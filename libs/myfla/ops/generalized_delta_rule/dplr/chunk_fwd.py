@@ -103,18 +103,21 @@ def _forward_block(
     out: torch.Tensor,
 ) -> None:
     """One block: everything but the scan is one product over all its chunks."""
-    heads, chunk, value = x.k.shape[2], block.chunk, x.v.shape[3]
+    heads, chunk, key, value = x.k.shape[2], block.chunk, x.k.shape[3], x.v.shape[3]
     f = chunk_factors(block, x, scale, scratch, wide)
     size = f.left.shape[0]
     written = scratch.get("written", size, 2 * chunk, value)
     block.load(x.v, split_heads(written, heads)[:, :, chunk:], pad=False)
+    v = written[:, chunk:]
     square = torch.neg(f.products[:, :chunk, :chunk], out=scratch.get("square", size, chunk, chunk))
     unit_lower_inverse(square, out=at.inverse)
     result = scratch.get("result", size, chunk, value)
-    torch.bmm(f.products[:, :chunk, chunk:], written[:, chunk:], out=result)
+    torch.bmm(f.products[:, :chunk, chunk:], v, out=result)
     torch.bmm(at.inverse, result, out=at.read)
-    reader = torch.bmm(at.inverse, f.left[:, :chunk], out=f.right[:, :chunk])
-    _scan(block, heads, running, f, reader, written, at)
+    reader = torch.bmm(at.inverse, f.left[:, :chunk], out=scratch.get("reader", size, chunk, key))
+    stored = torch.bmm(f.hand[:, chunk:].transpose(1, 2), v, out=scratch.get("stored", size, key, value))
+    _scan(block, heads, running, f, reader, stored, at)
+    written[:, :chunk].copy_(at.read)
     torch.bmm(f.left[:, chunk:], at.states, out=result)
     result.baddbmm_(f.products[:, chunk:], written)
     block.store(split_heads(result, heads), out)
@@ -126,23 +129,24 @@ def _scan(
     running: torch.Tensor,
     f: Factors,
     reader: torch.Tensor,
-    written: torch.Tensor,
+    stored: torch.Tensor,
     at: Saved,
 ) -> None:
-    """From chunk to chunk: fill ``at.states``, ``at.read`` and the upper half of ``written``; leave the last states
-    in ``running``."""
-    first, chunk = block.rows[0] * heads, block.chunk
-    waves = block.waves(heads)
+    """From chunk to chunk: fill ``at.states`` and ``at.read``, leave the last states in ``running``.
+
+    ``reader`` is ``T a'`` and ``stored`` is ``k^^T v``, so that three operations a chunk are left.
+    """
+    first, sizes = block.rows[0] * heads, [count * heads for count in block.counts]
+    states, reads, readers, whole, parts, hands = (
+        t.split(sizes) for t in (at.states, at.read, reader, f.whole, stored, f.hand[:, : block.chunk].transpose(1, 2))
+    )
     state = None
-    for i, wave in enumerate(waves):
-        rows = wave.stop - wave.start
+    for i, rows in enumerate(sizes):
         if state is None:
-            at.states[wave].copy_(running[first : first + rows])
-        state = at.states[wave]
-        read = at.read[wave].baddbmm_(reader[wave], state)
-        written[wave, :chunk].copy_(read)
-        follows = i + 1 < len(waves) and block.counts[i + 1] == block.counts[i]
-        target = at.states[waves[i + 1]] if follows else running[first : first + rows]
-        torch.mul(state, f.whole[wave], out=target)
-        target.baddbmm_(f.hand[wave].transpose(1, 2), written[wave])
+            state = states[i].copy_(running[first : first + rows])
+        read = reads[i].baddbmm_(readers[i], state)
+        follows = i + 1 < len(sizes) and sizes[i + 1] == rows
+        target = states[i + 1] if follows else running[first : first + rows]
+        torch.addcmul(parts[i], state, whole[i], out=target)
+        target.baddbmm_(hands[i], read)
         state = target if follows else None
