@@ -8,7 +8,8 @@ import torch
 _BY_DEVICE = hasattr(torch, "get_autocast_dtype")  # from here on is_autocast_enabled takes a device
 
 
-def _enabled(device: str) -> bool:
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for a device type, in every version of PyTorch."""
     if _BY_DEVICE:
         return torch.is_autocast_enabled(device)
     return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
@@ -20,7 +21,7 @@ def without_autocast(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapped(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         device = first.device.type
-        if not _enabled(device):
+        if not autocast_enabled(device):
             return function(first, *args, **kwargs)
         with torch.autocast(device_type=device, enabled=False):
             return function(first, *args, **kwargs)
