@@ -36,7 +36,7 @@ class _UnitKeyFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, k_k, head_dim, eps):
         dtype = accumulation_dtype(k)
-        scaled = (k.to(dtype) * k_k.to(dtype)).view(*k.shape[:-1], -1, head_dim)
+        scaled = (k.to(dtype) * k_k.to(dtype)).view(*k.shape[:-1], k.shape[-1] // head_dim, head_dim)
         inverse = _inverse_length(scaled, eps)
         ctx.save_for_backward(k, k_k, inverse)
         ctx.eps = eps
