@@ -34,6 +34,10 @@ class Block:
         """Where this block's matrices lie among those of the whole layout."""
         return slice(self.start * heads, (self.start + self.size) * heads)
 
+    def within(self, whole: "Block", heads: int) -> slice:
+        """Where this block's matrices lie among those of its group."""
+        return slice((self.start - whole.start) * heads, (self.start - whole.start + self.size) * heads)
+
     def waves(self, heads: int) -> List[slice]:
         """For each wave the slice of its matrices within the block."""
         out, at = [], 0
@@ -47,7 +51,7 @@ class Block:
 
         Args:
             x: ``[B, T, H, D]``.
-            out: ``[M, HV, C, D]`` (M may not be strided oddly, the rest may), HV a multiple of H.
+            out: ``[M, HV, C, D]``, HV a multiple of H.
             pad: whether positions past a sequence's end must be zero. Without it, those of packed sequences hold
                 the last token of the same sequence instead, which costs less.
 
@@ -55,14 +59,14 @@ class Block:
             ``out``.
         """
         heads, repeat = x.shape[2], out.shape[1] // x.shape[2]
-        target = out.view(out.shape[0], heads, repeat, *out.shape[2:])
         for source, first, c in self._pieces(x):
             waves, rows = source.shape[:2]
-            piece = target[first : first + waves * rows]
-            piece = piece.view(waves, rows, *piece.shape[1:])
-            piece[..., :c, :] = source.transpose(2, 3).unsqueeze(3)
+            piece = out if waves * rows == self.size else out[first : first + waves * rows]
+            piece = piece.view(waves, rows, heads, repeat, self.chunk, -1)
             if c < self.chunk:
                 piece[..., c:, :] = 0
+                piece = piece[..., :c, :]
+            piece.copy_(source.permute(0, 1, 3, 2, 4).unsqueeze(3))
         holes = self.holes() if pad else None
         if holes is not None:
             out.masked_fill_(holes.view(self.size, 1, self.chunk, 1), 0)
@@ -85,8 +89,9 @@ class Block:
             return
         for target, first, c in self._pieces(out):
             waves, rows = target.shape[:2]
-            piece = buffer[first : first + waves * rows]
-            target.copy_(piece.view(waves, rows, *piece.shape[1:])[..., :c, :].transpose(2, 3))
+            piece = buffer if waves * rows == self.size else buffer[first : first + waves * rows]
+            piece = piece.view(waves, rows, out.shape[2], self.chunk, -1)
+            target.copy_((piece if c == self.chunk else piece[..., :c, :]).transpose(2, 3))
 
     def holes(self) -> Optional[torch.Tensor]:
         """``[M, C]`` bool, true past a packed sequence's end; None where there is no such position."""
@@ -99,18 +104,13 @@ class Block:
             gathered = x[0].index_select(0, layout.index[self.span(1)].reshape(-1))
             yield gathered.view(1, self.size, chunk, heads, channels), 0, chunk
             return
-        first, last = self.rows
-        begin = self.wave * chunk
+        (first, last), begin = self.rows, self.wave * chunk
         full = min(len(self.counts), (layout.length - begin) // chunk)
-        x = x[first:last]
         if full:
-            whole = x[:, begin : begin + full * chunk]
-            batch, token, head, channel = whole.stride()
-            shape = (full, last - first, chunk, heads, channels)
-            strides = (chunk * token, batch, token, head, channel)
-            yield whole.as_strided(shape, strides, whole.storage_offset()), 0, chunk
+            whole = x[first:last, begin : begin + full * chunk].view(last - first, full, chunk, heads, channels)
+            yield whole.transpose(0, 1), 0, chunk
         if full < len(self.counts):
-            tail = x[:, begin + full * chunk : layout.length]
+            tail = x[first:last, begin + full * chunk : layout.length]
             yield tail.unsqueeze(0), full * (last - first), tail.shape[1]
 
 
@@ -130,6 +130,7 @@ class ChunkLayout:
         order: ``[N]`` int64, the sequences longest first, or None where that is the given order.
         total: number of chunks.
         groups: for each group of rows its blocks, in the order of the recurrence. Groups are independent.
+        wholes: for each group one block with all its chunks, for what is small enough to be loaded at once.
         index: ``[total, C]`` int64, the token at each position; None for a dense batch.
         hole: ``[total, C]`` bool, true past a sequence's end; None where there is no such position.
     """
@@ -158,10 +159,12 @@ class ChunkLayout:
             counts = self._pack(cu_seqlens.to("cpu", torch.int64), step, device)
         self.total = sum(sum(group) for group in counts)
         self.groups: List[List[Block]] = []
+        self.wholes: List[Block] = []
         start = 0
         for i, group in enumerate(counts):
             rows = (i * step, min((i + 1) * step, self.rows))
             blocks: List[Block] = []
+            self.wholes.append(Block(self, rows, 0, group, start))
             wave = 0
             while wave < len(group):
                 stop = wave + 1

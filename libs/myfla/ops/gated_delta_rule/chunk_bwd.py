@@ -23,8 +23,8 @@ import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
-from myfla.ops.gated_delta_rule.chunk_decay import Decay, chunk_decay
-from myfla.ops.gated_delta_rule.chunk_fwd import Saved, largest_block, load_queries_and_keys, load_rows
+from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns
+from myfla.ops.gated_delta_rule.chunk_fwd import Saved, largest_block, load_rows
 from myfla.utils.autocast import without_autocast
 
 
@@ -59,10 +59,18 @@ def chunk_backward(
         running = sort_rows(layout, dfinal).to(dtype).clone(memory_format=torch.contiguous_format)
     flat = running.view(-1, key, value)
     scratch = Scratch(v, dtype, largest_block(layout, heads))
-    for group in layout.groups:
+    for whole, group in zip(layout.wholes, layout.groups):
+        columns = load_columns(whole, g, beta, scale, dtype)
+        dg, dbeta = torch.empty_like(columns.strength), torch.empty_like(columns.strength)
         for block in reversed(group):
             at = Saved(*(x[block.span(heads)] for x in saved))
-            _backward_block(block, q, k, v, g, beta, do, flat, scale, scratch, at, grads)
+            part = block.within(whole, heads)
+            flow, dbeta[part] = _backward_block(
+                block, q, k, v, do, columns.part(part), flat, scale, scratch, at, grads
+            )
+            dg[part] = flow.flip(1).cumsum(1).flip(1)
+        whole.store(split_heads(dg, heads), grads["g"].unsqueeze(-1))
+        whole.store(split_heads(dbeta, heads), grads["beta"].unsqueeze(-1))
     return grads["q"], grads["k"], grads["v"], grads["g"], grads["beta"], unsort_rows(layout, running)
 
 
@@ -71,98 +79,91 @@ def _backward_block(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
     do: torch.Tensor,
+    columns: Columns,
     running: torch.Tensor,
     scale: float,
     scratch: Scratch,
     at: Saved,
     grads: Dict[str, torch.Tensor],
-) -> None:
-    heads, chunk, key, value = v.shape[2], block.chunk, k.shape[3], v.shape[3]
-    both = load_queries_and_keys(block, q, k, heads, scratch)
-    size, queries, keys = both.shape[0], both[:, :chunk], both[:, chunk:]
-    strength = load_rows(block, beta.unsqueeze(-1), "beta", scratch, pad=True)
-    decay = chunk_decay(block, g, scratch)
-    read_scale, erase_scale = decay.rise * scale, decay.rise * strength
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """One block: stores dq, dk and dv; returns what each token adds to the log decay's gradient, and dbeta."""
+    heads = v.shape[2]
+    q = load_rows(block, q, "q", heads, scratch, pad=False)
+    k = load_rows(block, k, "k", heads, scratch, pad=False)
+    do = load_rows(block, do, "do", heads, scratch, pad=True)
+    strength = columns.strength
 
-    # The two gradients that meet the state, dO and eta, lie above each other like queries and keys.
-    outer = scratch.get("outer", size, 2 * chunk, value)
-    block.load(do, split_heads(outer, heads)[:, :, :chunk])
-    factors = scratch.get("factors", size, 2 * chunk, key)
-    torch.mul(queries, read_scale, out=factors[:, :chunk])
-    torch.mul(keys, -erase_scale, out=factors[:, chunk:])
-    handed = torch.mul(keys, decay.fall, out=scratch.get("handed", size, chunk, key))
-    square = torch.mul(at.products[:, :chunk], decay.pair, out=scratch.get("square", size, chunk, chunk)).tril_()
-    ddelta = scratch.get("ddelta", size, chunk, value)
-    torch.bmm(square.transpose(1, 2), outer[:, :chunk], out=ddelta).mul_(scale)
-    dstates = scratch.get("dstates", size, key, value)
-    _scan_back(block, heads, running, decay, factors, handed, outer, ddelta, dstates, at)
+    ddelta, eta = scratch.get("ddelta", *at.delta.shape), scratch.get("eta", *at.delta.shape)
+    torch.baddbmm(ddelta, at.attend.transpose(1, 2), do, beta=0, alpha=scale, out=ddelta)
+    reader = torch.mul(q, columns.read, out=scratch.get("reader", *q.shape))
+    eraser = torch.mul(k, columns.erase, out=scratch.get("eraser", *k.shape))
+    handed = torch.mul(k, columns.fall, out=scratch.get("handed", *k.shape))
+    dstates = scratch.get("dstates", *at.states.shape)
+    _scan_back(block, heads, running, columns.whole, reader, eraser, handed, do, ddelta, eta, dstates, at)
 
     # Through the state.
-    by_state = torch.bmm(outer, at.states.transpose(1, 2), out=factors)
-    dq, dk = by_state[:, :chunk].mul_(read_scale), handed
-    read = _dot(queries, dq, scratch)
-    erase = _dot(keys, by_state[:, chunk:].mul_(-decay.rise), scratch)
-    torch.bmm(at.delta, dstates.transpose(1, 2), out=dk).mul_(decay.fall)
-    hand = _dot(keys, dk, scratch)
-    carried = torch.mul(at.states, dstates, out=dstates).sum((1, 2)).unsqueeze(-1)
+    dq = torch.bmm(do, at.states.transpose(1, 2), out=reader).mul_(columns.read)
+    erased = torch.bmm(eta, at.states.transpose(1, 2), out=eraser)
+    dk = torch.bmm(at.delta, dstates.transpose(1, 2), out=handed).mul_(columns.fall)
+    read, erase, hand = _dot(q, dq, scratch), _dot(k, erased, scratch).mul_(columns.rise), _dot(k, dk, scratch)
+    carried = torch.mul(at.states, dstates, out=dstates).sum((1, 2), keepdim=True)
 
     # Within the chunk.
-    inner = torch.bmm(outer, at.delta.transpose(1, 2), out=scratch.get("inner", size, 2 * chunk, chunk))
-    inner_q, inner_k = inner[:, :chunk], inner[:, chunk:]
-    inner_q.mul_(decay.pair).mul_(scale).tril_()
-    inner_k.mul_(decay.pair).neg_().tril_(-1)
-    pairs = torch.mul(inner_k, at.products[:, chunk:], out=square)
-    erase_inside = pairs.sum(-1)
-    pairs.mul_(strength).add_(torch.mul(inner_q, at.products[:, :chunk], out=decay.pair)).tril_(-1)
-    inner_k.mul_(strength)
-    dq.baddbmm_(inner_q, keys)
-    inner_k.add_(inner_k.transpose(1, 2).clone())
-    dk.addcmul_(by_state[:, chunk:], strength).baddbmm_(inner.transpose(1, 2), both)
+    dattend = torch.bmm(do, at.delta.transpose(1, 2), out=scratch.get("dattend", *at.pair.shape))
+    doverlap = torch.bmm(eta, at.delta.transpose(1, 2), out=scratch.get("doverlap", *at.pair.shape)).tril_(-1)
+    pairs = torch.mul(doverlap, at.overlap, out=scratch.get("pairs", *at.pair.shape))
+    erase_inside = pairs.sum(-1, keepdim=True)
+    pairs.mul_(-strength).addcmul_(dattend, at.attend, value=scale).tril_(-1)
+    flow = pairs.sum(2, keepdim=True) - pairs.sum(1).unsqueeze(-1)
+    dattend.mul_(at.pair)
+    doverlap.mul_(at.pair).mul_(strength)
+    both_ways = torch.add(doverlap, doverlap.transpose(1, 2), out=pairs)
+    dq.baddbmm_(dattend, k, alpha=scale)
+    dk.addcmul_(erased, columns.erase, value=-1).baddbmm_(dattend.transpose(1, 2), q, alpha=scale)
+    dk.baddbmm_(both_ways, k, alpha=-1)
 
-    flow = pairs.sum(-1) - pairs.sum(-2) + read + strength[..., 0] * erase - hand
-    flow[:, -1:] += carried * decay.whole[..., 0] + hand.sum(-1, keepdim=True)
-    dg = flow.flip(-1).cumsum(-1).flip(-1)
-    eta = outer[:, chunk:]
-    dbeta = _dot(eta, load_rows(block, v, "v", scratch, pad=False), scratch).add_(erase).add_(erase_inside)
-    dv = eta.mul_(strength)
-    for name, gradient in (("q", dq), ("k", dk), ("v", dv)):
+    flow.add_(read).addcmul_(strength, erase, value=-1).sub_(hand)
+    flow[:, -1:] += carried * columns.whole + hand.sum(1, keepdim=True)
+    dbeta = _dot(eta, load_rows(block, v, "v", heads, scratch, pad=False), scratch).sub_(erase).sub_(erase_inside)
+    for name, gradient in (("q", dq), ("k", dk), ("v", eta.mul_(strength))):
         block.store(split_heads(gradient, heads), grads[name])
-    for name, column in (("g", dg), ("beta", dbeta)):
-        block.store(split_heads(column.unsqueeze(-1), heads), grads[name].unsqueeze(-1))
+    return flow, dbeta
 
 
 def _scan_back(
     block: Block,
     heads: int,
     running: torch.Tensor,
-    decay: Decay,
-    factors: torch.Tensor,
+    whole: torch.Tensor,
+    reader: torch.Tensor,
+    eraser: torch.Tensor,
     handed: torch.Tensor,
-    outer: torch.Tensor,
+    do: torch.Tensor,
     ddelta: torch.Tensor,
+    eta: torch.Tensor,
     dstates: torch.Tensor,
     at: Saved,
 ) -> None:
-    """From the last chunk to the first: fill ``dstates`` (after each chunk) and eta, the lower half of ``outer``."""
-    first, chunk = block.rows[0] * heads, block.chunk
+    """From the last chunk to the first: fill eta and ``dstates``, the gradients of the states after each chunk."""
+    first = block.rows[0] * heads
     waves = block.waves(heads)
     filled = 0
     for i in reversed(range(len(waves))):
         wave = waves[i]
         rows = wave.stop - wave.start
-        dstates[wave][filled:].copy_(running[first + filled : first + rows])
         gradient = dstates[wave]
+        if filled < rows:
+            gradient[filled:].copy_(running[first + filled : first + rows])
         right = torch.baddbmm(ddelta[wave], handed[wave], gradient)
-        torch.bmm(at.inverse[wave].transpose(1, 2), right, out=outer[wave, chunk:])
+        torch.bmm(at.inverse[wave].transpose(1, 2), right, out=eta[wave])
         target = dstates[waves[i - 1]][:rows] if i else running[first : first + rows]
-        torch.mul(gradient, decay.whole[wave], out=target)
-        target.baddbmm_(factors[wave].transpose(1, 2), outer[wave])
+        torch.mul(gradient, whole[wave], out=target)
+        target.baddbmm_(reader[wave].transpose(1, 2), do[wave])
+        target.baddbmm_(eraser[wave].transpose(1, 2), eta[wave], alpha=-1)
         filled = rows
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor, scratch: Scratch) -> torch.Tensor:
-    """Row by row ``a . b``: ``[M, C, D]`` twice to ``[M, C]``."""
-    return torch.mul(a, b, out=scratch.get(f"dot{a.shape[2]}", a.shape[0], *a.shape[1:])).sum(-1)
+    """Row by row ``a . b``: ``[M, C, D]`` twice to ``[M, C, 1]``."""
+    return torch.mul(a, b, out=scratch.get(f"dot{a.shape[2]}", *a.shape)).sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The decays inside a chunk, exact for every gate.
+"""The decays inside a chunk, exact for every gate, and the write strengths beside them.
 
 With ``c_i`` the log decay summed from the chunk's start: ``exp(c_i)`` carries the incoming state to token i,
 ``exp(c_last - c_i)`` carries token i to the chunk's end, ``exp(c_i - c_j)`` carries token j to token i. Differences
@@ -11,47 +11,70 @@ from typing import NamedTuple
 import torch
 
 from myfla.ops.common.layout import Block
-from myfla.ops.common.scratch import Scratch
+from myfla.ops.common.scratch import split_heads
 from myfla.utils.dtypes import has_float64
 
 FLOOR = -1000.0
 """A log decay below this is zero in every number format; -inf would turn differences into NaN."""
 
 
-class Decay(NamedTuple):
-    """Decays of M chunks; M counts heads too."""
+class Columns(NamedTuple):
+    """What every token of some chunks carries; M counts chunks and heads."""
 
-    rise: torch.Tensor  # [M, C, 1]  chunk start -> token
-    fall: torch.Tensor  # [M, C, 1]  token -> chunk end
-    pair: torch.Tensor  # [M, C, C]  token j -> token i for j <= i; one above the diagonal
-    whole: torch.Tensor  # [M, 1, 1]  chunk start -> chunk end
+    sums: torch.Tensor  # [M, C]     c, in float64 where there is
+    rise: torch.Tensor  # [M, C, 1]  decay from the chunk's start to the token
+    fall: torch.Tensor  # [M, C, 1]  decay from the token to the chunk's end
+    strength: torch.Tensor  # [M, C, 1]  beta
+    read: torch.Tensor  # [M, C, 1]  scale * rise
+    erase: torch.Tensor  # [M, C, 1]  beta * rise
+
+    def part(self, at: slice) -> "Columns":
+        """The columns of some of the chunks."""
+        return Columns(*(x[at] for x in self))
+
+    @property
+    def whole(self) -> torch.Tensor:
+        """``[M, 1, 1]`` decay from the chunk's start to its end."""
+        return self.rise[:, -1:]
 
 
-def chunk_decay(block: Block, g: torch.Tensor, scratch: Scratch) -> Decay:
-    """Decays of one block.
+def load_columns(block: Block, g: torch.Tensor, beta: torch.Tensor, scale: float, dtype: torch.dtype) -> Columns:
+    """Columns of one block, or of a whole group.
 
     Args:
         block: which chunks.
-        g: ``[B, T, HV]`` log decay of every step.
-        scratch: buffers in the dtype of the computation.
+        g, beta: ``[B, T, HV]``.
+        scale: the queries' factor.
+        dtype: what is computed in.
     """
     heads, chunk = g.shape[2], block.chunk
     wide = torch.float64 if has_float64(g.device) else torch.float32
-    steps = g.new_empty(block.size, heads, chunk, 1, dtype=wide)
-    c = block.load(g.unsqueeze(-1), steps).clamp_(min=FLOOR).view(-1, chunk).cumsum_(-1)
-    pair = _exp((c[:, :, None] - c[:, None, :]).tril_(), scratch.get("pair", c.shape[0], chunk, chunk))
-    ends = torch.stack((c, c[:, -1:] - c), dim=1)
-    ends = _exp(ends, torch.empty(ends.shape, dtype=scratch.dtype, device=g.device)).unsqueeze(-1)
-    rise, fall = ends[:, 0], ends[:, 1]
-    return Decay(rise, fall, pair, rise[:, -1:])
+    sums = g.new_empty(block.size * heads, chunk, 1, dtype=wide)
+    block.load(g.unsqueeze(-1), split_heads(sums, heads))
+    sums = sums.clamp_(min=FLOOR).cumsum_(1)
+    strength = g.new_empty(sums.shape, dtype=dtype)
+    block.load(beta.unsqueeze(-1), split_heads(strength, heads))
+    rise, fall = _exp(sums.clone(), strength), _exp(sums[:, -1:] - sums, strength)
+    return Columns(sums[..., 0], rise, fall, strength, rise * scale, rise * strength)
 
 
-def _exp(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """``exp(x)`` in the dtype of ``out``; x is overwritten.
+def pair_decay(sums: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """``exp(c_i - c_j)`` for ``j <= i``, zero above.
 
-    On a CPU a float32 exponential that underflows takes thirty times as long as one that does not, a float64 one
+    Args:
+        sums: ``[M, C]``.
+        out: ``[M, C, C]``, written.
+    """
+    difference = sums[:, :, None] - sums[:, None, :]
+    return out.copy_(_exp(difference.tril_(), out)).tril_()
+
+
+def _exp(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``exp(x)`` in the dtype of ``like``; x may be overwritten.
+
+    On a CPU a float32 exponential that underflows takes thirty times as long as one that does not, and a float64 one
     does not underflow here.
     """
     if x.device.type == "cpu" and x.dtype == torch.float64:
-        return out.copy_(x.clamp_(min=-700.0).exp_())
-    return out.copy_(x).exp_()
+        return x.clamp_(min=-700.0).exp_().to(like.dtype)
+    return x.to(like.dtype).exp_()

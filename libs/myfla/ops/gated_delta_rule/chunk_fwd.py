@@ -18,17 +18,24 @@ import torch
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.common.triangular import unit_lower_inverse
-from myfla.ops.gated_delta_rule.chunk_decay import Decay, chunk_decay
+from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns, pair_decay
 from myfla.utils.autocast import without_autocast
 
 
 class Saved(NamedTuple):
     """What the backward needs beside the inputs, for all chunks in the layout's order."""
 
-    states: torch.Tensor  # [M, K, V]   state before each chunk
+    states: torch.Tensor  # [M, K, V]  state before each chunk
     delta: torch.Tensor  # [M, C, V]
     inverse: torch.Tensor  # [M, C, C]  T
-    products: torch.Tensor  # [M, 2C, C]  Q K^T above K K^T, without decay and scale
+    pair: torch.Tensor  # [M, C, C]  lower triangular
+    attend: torch.Tensor  # [M, C, C]  pair * Q K^T
+    overlap: torch.Tensor  # [M, C, C]  pair * K K^T
+
+    @staticmethod
+    def sizes(chunk: int, key: int, value: int) -> Tuple[Tuple[int, int], ...]:
+        """Rows and columns of each matrix."""
+        return ((key, value), (chunk, value)) + 4 * ((chunk, chunk),)
 
 
 def largest_block(layout: ChunkLayout, heads: int) -> int:
@@ -74,40 +81,23 @@ def chunk_forward(
         running = sort_rows(layout, initial_state).to(dtype).clone(memory_format=torch.contiguous_format)
     flat = running.view(-1, key, value)
     scratch = Scratch(v, dtype, largest_block(layout, heads))
-    saved = None
+    sizes, saved = Saved.sizes(chunk, key, value), None
     if save:
         total = layout.total * heads
-        shapes = ((key, value), (chunk, value), (chunk, chunk), (2 * chunk, chunk))
-        saved = Saved(*(torch.empty((total,) + shape, dtype=dtype, device=v.device) for shape in shapes))
-    for group in layout.groups:
+        saved = Saved(*(torch.empty((total,) + size, dtype=dtype, device=v.device) for size in sizes))
+    for whole, group in zip(layout.wholes, layout.groups):
+        columns = load_columns(whole, g, beta, scale, dtype)
         for block in group:
             if saved is None:
-                size = block.size * heads
-                at = Saved(
-                    scratch.get("states", size, key, value),
-                    scratch.get("delta", size, chunk, value),
-                    scratch.get("inverse", size, chunk, chunk),
-                    scratch.get("products", size, 2 * chunk, chunk),
-                )
+                at = Saved(*(scratch.get(f, block.size * heads, *size) for f, size in zip(Saved._fields, sizes)))
             else:
                 at = Saved(*(x[block.span(heads)] for x in saved))
-            _forward_block(block, q, k, v, g, beta, flat, scale, scratch, at, out)
+            _forward_block(block, q, k, v, columns.part(block.within(whole, heads)), flat, scale, scratch, at, out)
     return out, unsort_rows(layout, running), saved
 
 
-def load_queries_and_keys(block: Block, q: torch.Tensor, k: torch.Tensor, heads: int, scratch: Scratch) -> torch.Tensor:
-    """``[M, 2C, K]``: a chunk's queries above its keys, so that one product serves both."""
-    chunk = block.chunk
-    both = scratch.get("qk", block.size * heads, 2 * chunk, k.shape[3])
-    split = split_heads(both, heads)
-    block.load(q, split[:, :, :chunk], pad=False)
-    block.load(k, split[:, :, chunk:], pad=False)
-    return both
-
-
-def load_rows(block: Block, x: torch.Tensor, name: str, scratch: Scratch, pad: bool) -> torch.Tensor:
-    """``[M, C, D]`` of one per-head tensor ``[B, T, HV, D]``."""
-    heads = x.shape[2]
+def load_rows(block: Block, x: torch.Tensor, name: str, heads: int, scratch: Scratch, pad: bool) -> torch.Tensor:
+    """``[M, C, D]`` of one tensor ``[B, T, H, D]``, its heads repeated to ``heads``."""
     buffer = scratch.get(name, block.size * heads, block.chunk, x.shape[3])
     block.load(x, split_heads(buffer, heads), pad)
     return buffer
@@ -118,8 +108,7 @@ def _forward_block(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
+    columns: Columns,
     running: torch.Tensor,
     scale: float,
     scratch: Scratch,
@@ -127,23 +116,23 @@ def _forward_block(
     out: torch.Tensor,
 ) -> None:
     """One block: everything but the scan is one product over all its chunks."""
-    heads, chunk = v.shape[2], block.chunk
-    both = load_queries_and_keys(block, q, k, heads, scratch)
-    size, queries, keys = both.shape[0], both[:, :chunk], both[:, chunk:]
-    strength = load_rows(block, beta.unsqueeze(-1), "beta", scratch, pad=True)
-    written = load_rows(block, v, "v", scratch, pad=False).mul_(strength)
-    decay = chunk_decay(block, g, scratch)
+    heads = v.shape[2]
+    q = load_rows(block, q, "q", heads, scratch, pad=False)
+    k = load_rows(block, k, "k", heads, scratch, pad=False)
+    v = load_rows(block, v, "v", heads, scratch, pad=False)
 
-    torch.bmm(both, keys.transpose(1, 2), out=at.products)
-    square = scratch.get("square", size, chunk, chunk)
-    torch.mul(at.products[:, chunk:], decay.pair, out=square)
-    unit_lower_inverse(square.mul_(strength), out=at.inverse)
-    erased = torch.mul(keys, decay.rise * strength, out=scratch.get("erased", size, chunk, k.shape[3]))
-    _scan(block, heads, running, decay, erased, keys.mul_(decay.fall), written, at)
+    pair = pair_decay(columns.sums, at.pair)
+    torch.bmm(q, k.transpose(1, 2), out=at.attend).mul_(pair)
+    torch.bmm(k, k.transpose(1, 2), out=at.overlap).mul_(pair)
+    system = torch.mul(at.overlap, columns.strength, out=scratch.get("system", *at.overlap.shape))
+    unit_lower_inverse(system, out=at.inverse)
 
-    result = torch.bmm(queries.mul_(decay.rise * scale), at.states, out=written)
-    torch.mul(at.products[:, :chunk], decay.pair, out=square)
-    result.baddbmm_(square.tril_(), at.delta, alpha=scale)
+    erased = torch.mul(k, columns.erase, out=scratch.get("erased", *k.shape))
+    written, handed = v.mul_(columns.strength), k.mul_(columns.fall)
+    _scan(block, heads, running, columns.whole, erased, handed, written, at)
+
+    result = torch.bmm(q.mul_(columns.read), at.states, out=v)
+    result.baddbmm_(at.attend, at.delta, alpha=scale)
     block.store(split_heads(result, heads), out)
 
 
@@ -151,9 +140,9 @@ def _scan(
     block: Block,
     heads: int,
     running: torch.Tensor,
-    decay: Decay,
+    whole: torch.Tensor,
     erased: torch.Tensor,
-    keys: torch.Tensor,
+    handed: torch.Tensor,
     written: torch.Tensor,
     at: Saved,
 ) -> None:
@@ -164,12 +153,11 @@ def _scan(
     for i, wave in enumerate(waves):
         rows = wave.stop - wave.start
         if state is None:
-            at.states[wave].copy_(running[first : first + rows])
-        state = at.states[wave]
-        right = torch.baddbmm(written[wave], erased[wave], state, alpha=-1)
-        torch.bmm(at.inverse[wave], right, out=at.delta[wave])
+            state = at.states[wave].copy_(running[first : first + rows])
+        delta = at.delta[wave]
+        torch.bmm(at.inverse[wave], torch.baddbmm(written[wave], erased[wave], state, alpha=-1), out=delta)
         follows = i + 1 < len(waves) and block.counts[i + 1] == block.counts[i]
         target = at.states[waves[i + 1]] if follows else running[first : first + rows]
-        torch.mul(state, decay.whole[wave], out=target)
-        target.baddbmm_(keys[wave].transpose(1, 2), at.delta[wave])
+        torch.mul(state, whole[wave], out=target)
+        target.baddbmm_(handed[wave].transpose(1, 2), delta)
         state = target if follows else None
