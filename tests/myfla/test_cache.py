@@ -1,8 +1,8 @@
 """The official protocol of `Cache`: states by layer, counts, windows, rows, and the older class."""
 
 import torch
-from caches import filled, same
 
+from caches import filled, same
 from myfla.models import utils
 from myfla.models.cache_utils import Cache, FLACache, FLALayer, LegacyFLACache
 from myfla.testing import cases, raises

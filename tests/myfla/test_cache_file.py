@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import filled, same
 from safetensors.torch import save_file
 
+from caches import filled, same
 from myfla.models import cache_file
 from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.models.utils import Cache

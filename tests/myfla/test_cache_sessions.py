@@ -1,8 +1,8 @@
 """What `Cache` offers beyond the official protocol: sessions as a batch, forks, copies, layouts."""
 
 import torch
-from caches import advance, filled, same
 
+from caches import advance, filled, same
 from myfla.models.utils import Cache, LegacyFLACache
 from myfla.testing import cases, raises
 from myfla.utils.errors import CacheError

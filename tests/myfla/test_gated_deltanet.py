@@ -13,16 +13,16 @@ except ImportError:  # a bare checkout: PYTHONPATH=src does not cover libs
     sys.path.insert(0, str(ROOT / "libs"))
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-import warnings
+import warnings  # noqa: E402
 
-import layer_truth
-import torch
+import torch  # noqa: E402
 
-from myfla.layers import gated_deltanet as module
-from myfla.layers.gated_deltanet import GatedDeltaNet, elu_p1, sum_norm
-from myfla.models.utils import Cache
-from myfla.testing import assert_close, cases, raises, run_as_script
-from myfla.utils.errors import CacheError
+import layer_truth  # noqa: E402
+from myfla.layers import gated_deltanet as module  # noqa: E402
+from myfla.layers.gated_deltanet import GatedDeltaNet, elu_p1, sum_norm  # noqa: E402
+from myfla.models.utils import Cache  # noqa: E402
+from myfla.testing import assert_close, cases, raises, run_as_script  # noqa: E402
+from myfla.utils.errors import CacheError  # noqa: E402
 
 D = 12
 SHAPES = {

@@ -12,20 +12,20 @@ try:
 except ImportError:  # a bare checkout: PYTHONPATH=src does not cover libs
     sys.path.insert(0, str(ROOT / "libs"))
 
-import copy
-import inspect
-import math
-import pickle
-import subprocess
-import warnings
+import copy  # noqa: E402
+import inspect  # noqa: E402
+import math  # noqa: E402
+import pickle  # noqa: E402
+import subprocess  # noqa: E402
+import warnings  # noqa: E402
 
-import torch
+import torch  # noqa: E402
 
-from myfla.layers.gated_deltanet import GatedDeltaNet
-from myfla.models.legacy_cache import LegacyFLACache
-from myfla.models.utils import Cache
-from myfla.testing import assert_close, cases, raises, run_as_script
-from myfla.utils.errors import CacheError
+from myfla.layers.gated_deltanet import GatedDeltaNet  # noqa: E402
+from myfla.models.legacy_cache import LegacyFLACache  # noqa: E402
+from myfla.models.utils import Cache  # noqa: E402
+from myfla.testing import assert_close, cases, raises, run_as_script  # noqa: E402
+from myfla.utils.errors import CacheError  # noqa: E402
 
 SMALL = dict(hidden_size=12, head_dim=4, num_heads=2, layer_idx=0)
 FLAGS = {

@@ -2,10 +2,10 @@
 
 import warnings
 
-import layer_truth
 import torch
-from goldens import load, names
 
+import layer_truth
+from goldens import load, names
 from myfla.layers.gated_deltanet import GatedDeltaNet
 from myfla.models.utils import Cache
 from myfla.testing import assert_close, cases
