@@ -9,8 +9,11 @@ In the notation of `chunk_fwd`, for one chunk, with ``do`` and the gradient ``dS
     dleft    = dpairs right + [g; do] S^T
     dright   = dpairs^T left + whole ([u; v] dS'^T)
 
-and from these, token by token, the gradients of a, q, b and k. A step's log decay lies on every path that crosses it:
-its gradient is the sum, over tokens from it on, of ``left dleft - right dright``, plus what reaches the chunk's end.
+and from these, token by token, the gradients of a, q, b and k. A step's log decay lies on every path that crosses it.
+Its gradient is summed from what such paths contribute: reads of the incoming state by tokens from it on, hand-overs
+to the outgoing state by tokens before it, the state's own way through the chunk, and pairs of tokens on either side of
+it, as the difference ``left dleft - right dright`` summed from it on. What no decay scales, a token's read of itself
+and the last one's hand-over, never enters, so that the difference is exact to rounding for strong decays too.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
@@ -61,11 +64,12 @@ def chunk_backward(
         running = sort_rows(layout, dfinal).to(dtype).clone(memory_format=torch.contiguous_format)
     largest = largest_block(layout, heads)
     scratch, wide = Scratch(do, dtype, largest), Scratch(do, wide_dtype(device, dtype), largest)
-    later = torch.ones(layout.chunk, layout.chunk, dtype=dtype, device=device).triu()
+    ones = torch.ones(layout.chunk, layout.chunk, dtype=dtype, device=device)
+    sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1)
     for group in layout.groups:
         for block in reversed(group):
             at = Saved(*(s[block.span(heads)] for s in saved))
-            _backward_block(block, x, do, running.view(-1, key, value), scale, scratch, wide, at, later, Inputs(*grads))
+            _backward_block(block, x, do, running.view(-1, key, value), scale, scratch, wide, at, sums, Inputs(*grads))
     return grads, unsort_rows(layout, running)
 
 
@@ -78,7 +82,7 @@ def _backward_block(
     scratch: Scratch,
     wide: Scratch,
     at: Saved,
-    later: torch.Tensor,
+    sums: torch.Tensor,
     out: Inputs,
 ) -> None:
     heads, chunk, key, value = x.k.shape[2], block.chunk, x.k.shape[3], x.v.shape[3]
@@ -112,7 +116,7 @@ def _backward_block(
     if f.strong is not None:
         parts = (t.index_select(0, f.strong) for t in (dpairs, dleft, dhand, ends))
         strong = strong_decay.token_gradients(block, x, scale, f.strong, *parts)
-    token = _token_gradients(f, dpairs, dleft, dhand, ends, scale, later, scratch)
+    token = _token_gradients(f, dpairs, dleft, dhand, ends, scale, sums, scratch)
     for i, name in enumerate(Grads._fields):
         if strong is not None:
             token[i].index_copy_(0, f.strong, strong[i])
@@ -126,22 +130,35 @@ def _token_gradients(
     dhand: torch.Tensor,
     ends: torch.Tensor,
     scale: float,
-    later: torch.Tensor,
+    sums: torch.Tensor,
     scratch: Scratch,
 ) -> Grads:
     """Everything behind ``dpairs``, ``dleft`` (through the state), ``dhand`` and ``ends``, the decay's own way from
-    the state before to the state after. Overwrites all but ``dpairs``."""
+    the state before to the state after. Overwrites them.
+
+    ``sums`` is ``[C, 2C]``: for each token a one at itself and all later ones, then at all earlier ones.
+    """
     size, chunk, key = f.rise.shape
+    queries = dpairs[:, chunk:]
+    own = [queries[:, :, part].diagonal(0, 1, 2) for part in (slice(0, chunk), slice(chunk, None))]
+    own_b, own_k = (d.clone().unsqueeze(-1) for d in own)
+    for d in own:
+        d.zero_()
     dleft.baddbmm_(dpairs, f.right)
     dright = torch.bmm(dpairs.transpose(1, 2), f.left, out=scratch.get("dright", size, 2 * chunk, key))
+    halves = slice(0, chunk), slice(chunk, None)
+    flow = scratch.get("flow", size, 2 * chunk, key)
+    crossing, handed = (flow[:, half] for half in halves)
+    torch.mul(f.left[:, chunk:], dleft[:, chunk:], out=crossing)
+    crossing[:, :-1].addcmul_(f.left[:, 1:chunk], dleft[:, 1:chunk])
+    torch.mul(dhand[:, :chunk], f.hand[:, :chunk], out=handed).addcmul_(dhand[:, chunk:], f.hand[:, chunk:])
+    for half in halves:
+        crossing.addcmul_(f.right[:, half], dright[:, half], value=-1)
+    dgk = torch.bmm(sums.expand(size, -1, -1), flow, out=scratch.get("dgk", size, chunk, key)).add_(ends.unsqueeze(1))
     dright.addcmul_(dhand, f.rise[:, -1:])
-    ends.add_(dhand.mul_(f.hand).sum(1))
-    crossing = torch.mul(f.left, dleft, out=f.left)
-    handed = torch.mul(f.right, dright, out=f.right)
-    flow = torch.sub(crossing[:, chunk:], handed[:, :chunk], out=scratch.get("flow", size, chunk, key))
-    flow.sub_(handed[:, chunk:])
-    flow[:, :-1].add_(crossing[:, 1:chunk])
-    dgk = torch.bmm(later.expand(size, -1, -1), flow, out=scratch.get("dgk", size, chunk, key)).add_(ends.unsqueeze(1))
+    for half, weight in zip(halves, (own_b, own_k)):
+        dleft[:, chunk:].addcmul_(f.right[:, half], weight)
+        dright[:, half].addcmul_(f.left[:, chunk:], weight)
     dleft[:, 1:chunk].mul_(f.rise[:, :-1])
     dq = dleft[:, chunk:].mul_(f.rise)
     dright.view(size, 2, chunk, key).mul_(f.fall.unsqueeze(1))

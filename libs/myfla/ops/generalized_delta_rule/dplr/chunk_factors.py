@@ -9,9 +9,9 @@ rows for tokens::
     whole    = exp(c_last)
     products = left right^T, cut to the tokens that are seen: a sees s < t, q sees s <= t
 
-Splitting ``exp(c_t - c_s)`` into two factors is exact to rounding while ``|c|`` stays within `LIMIT` in the chunk and
-no step is below `STEP` (the RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). Chunks and heads
-beyond are worked out again by `strong_decay`, which is right for every decay down to -inf.
+Splitting ``exp(c_t - c_s)`` into two factors is exact to rounding while ``|c|`` stays within `LIMIT` in the chunk (the
+RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). Chunks and heads beyond are worked out again
+by `strong_decay`, which is right for every decay down to -inf.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -25,11 +25,6 @@ from myfla.utils.dtypes import has_float64
 
 LIMIT = 40.0
 """Largest summed log decay, up or down, that a chunk may have on the quick way: both factors stay below exp(40)."""
-
-STEP = -3.0
-"""Smallest log decay of one step there: the quick gradient of a decay is a difference that leaves a rounding error of
-the size of the undecayed terms."""
-
 
 class Inputs(NamedTuple):
     """The arguments of the rule, as the caller gave them."""
@@ -115,12 +110,11 @@ def _decay(
     size = block.size * heads
     steps = wide.get("steps", size, chunk, key)
     block.load(gk, split_heads(steps, heads))
-    strong = steps.flatten(1).amin(1) < STEP
     rise = scratch.get("rise", size, chunk, key)
     rise.copy_(torch.cumsum(steps, 1, out=steps).exp_())
     flat = rise.flatten(1)
     low, high = torch.exp(flat.new_tensor([-LIMIT, LIMIT]))
-    strong = strong | (flat.amin(1) < low) | (flat.amax(1) > high)
+    strong = (flat.amin(1) < low) | (flat.amax(1) > high)
     return rise, strong.nonzero(as_tuple=True)[0] if bool(strong.any()) else None
 
 
