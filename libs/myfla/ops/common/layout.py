@@ -62,7 +62,7 @@ class Block:
         for source, first, c in self._pieces(x):
             waves, rows = source.shape[:2]
             piece = out if waves * rows == self.size else out[first : first + waves * rows]
-            piece = piece.view(waves, rows, heads, repeat, self.chunk, -1)
+            piece = piece.view(waves, rows, heads, repeat, self.chunk, out.shape[-1])
             if c < self.chunk:
                 piece[..., c:, :] = 0
                 piece = piece[..., :c, :]
@@ -90,7 +90,7 @@ class Block:
         for target, first, c in self._pieces(out):
             waves, rows = target.shape[:2]
             piece = buffer if waves * rows == self.size else buffer[first : first + waves * rows]
-            piece = piece.view(waves, rows, out.shape[2], self.chunk, -1)
+            piece = piece.view(waves, rows, out.shape[2], self.chunk, out.shape[3])
             target.copy_((piece if c == self.chunk else piece[..., :c, :]).transpose(2, 3))
 
     def holes(self) -> Optional[torch.Tensor]:
