@@ -1,0 +1,194 @@
+"""Every norm of the library in one autograd function: root-mean-square or centred, in groups, with an output gate.
+
+    n = (h - mean) * rstd * weight + bias          mean is 0 for the root-mean-square norms
+    y = n * act(g)                                 with a gate: silu(g) or sigmoid(g)
+
+`h [..., D]` is split into G groups of d = D / G channels, each with its own mean and
+`rstd = 1 / sqrt(mean(h^2) + eps)`. Sums are float32 (float64 where an argument is float64), rounded once at the end.
+"""
+
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+
+from myfla.utils.autograd import backward_through
+from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import value_error
+
+GATES = ("swish", "silu", "sigmoid")
+
+
+class Settings(NamedTuple):
+    """What is not a tensor. ``dtype`` is the number format of the result."""
+
+    eps: float
+    centred: bool
+    groups: int
+    activation: Optional[str]
+    dtype: torch.dtype
+
+
+def normalise(
+    who: str, x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
+    residual: Optional[torch.Tensor], eps: float, prenorm: bool, residual_in_fp32: bool, centred: bool,
+    groups: int = 1, gate: Optional[torch.Tensor] = None, activation: Optional[str] = None,
+):
+    """Add the residual, normalise, gate: what all functions and modules of this package do.
+
+    Returns:
+        y shaped as x and in its number format; with ``prenorm`` also the sum that was normalised, in the format of
+        the residual (of x without one; float32 then, if ``residual_in_fp32`` and x is of half precision).
+    """
+    _check(who, x, weight, bias, residual, groups, gate, activation)
+    total, carried = _add(x, residual, residual_in_fp32)
+    settings = Settings(eps, centred, groups, activation, x.dtype)
+    gate = None if gate is None else gate.reshape(x.shape)
+    if gate is None and centred and groups == 1 and _one_format(x.dtype, total, weight, bias):
+        y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)  # torch's own is one pass over memory
+    elif torch.is_grad_enabled():
+        y = _Normalise.apply(total, gate, weight, bias, settings)
+    else:  # without autograd's bookkeeping, which costs more than the arithmetic of one token
+        y = _forward(total, gate, weight, bias, settings)[0]
+    return (y, carried) if prenorm else y
+
+
+def _add(
+    x: torch.Tensor, residual: Optional[torch.Tensor], residual_in_fp32: bool
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What is normalised, and what is handed on."""
+    if residual is not None:
+        kind = accumulation_dtype(x, residual)
+        total = x.to(kind) + residual.to(kind)
+        return total, total.to(residual.dtype)
+    return x, x.to(accumulation_dtype(x)) if residual_in_fp32 else x
+
+
+def _one_format(kind: torch.dtype, *tensors: Optional[torch.Tensor]) -> bool:
+    return kind in (torch.float32, torch.float64) and all(t is None or t.dtype == kind for t in tensors)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, g, weight, bias, settings):
+        y, mean, rstd, gate = _forward(h, g, weight, bias, settings)
+        ctx.save_for_backward(h, g, weight, bias, mean, rstd, gate)
+        ctx.settings = settings
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        h, g, weight, bias, mean, rstd, gate = ctx.saved_tensors
+        settings, needs = ctx.settings, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return backward_through(lambda *t: _formula(*t, settings), [h, g, weight, bias], needs[:4], [dy]) + (None,)
+        kind, groups = rstd.dtype, settings.groups
+        dy, rows, w = _split(dy.to(kind), groups), _split(h.to(kind), groups), _parameter(weight, kind, groups)
+        unit = rows * rstd if mean is None else (rows - mean).mul_(rstd)
+        dg, dnorm = None, dy
+        if g is not None:
+            if needs[1]:
+                dg = _backward_gate(dy, unit, w, _parameter(bias, kind, groups), g, gate, settings)
+            dnorm = dy * gate
+        # One buffer for what is summed over tokens, then over channels, then for the gradient itself.
+        along = dnorm * unit
+        dweight = _sum_tokens(along, weight) if needs[2] else None
+        dbias = _sum_tokens(dnorm, bias) if needs[3] else None
+        if not needs[0]:
+            return None, dg, dweight, dbias, None
+        share = (along if w is None else along.mul_(w)).sum(-1, keepdim=True)
+        dh = along.copy_(dnorm) if w is None else torch.mul(dnorm, w, out=along)
+        if mean is not None:
+            dh.sub_(dh.mean(-1, keepdim=True))
+        dh.addcmul_(unit, share, value=-1 / dh.shape[-1]).mul_(rstd)
+        return dh.view(h.shape).to(h.dtype), dg, dweight, dbias, None
+
+
+def _split(rows: torch.Tensor, groups: int) -> torch.Tensor:
+    """``[..., D]`` as ``[..., G, d]``, where there are groups."""
+    return rows if groups == 1 else rows.reshape(rows.shape[:-1] + (groups, -1))
+
+
+def _parameter(parameter: Optional[torch.Tensor], kind: torch.dtype, groups: int) -> Optional[torch.Tensor]:
+    return None if parameter is None else _split(parameter.to(kind), groups)
+
+
+def _forward(h, g, weight, bias, settings):
+    """y, and what the backward pass needs: the mean, rstd and the activated gate."""
+    kind, groups = accumulation_dtype(h, g, weight, bias), settings.groups
+    rows, mean, gate = _split(h.to(kind), groups), None, None
+    if settings.centred:
+        mean = rows.mean(-1, keepdim=True)
+        rows = rows - mean
+    rstd = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    rstd.mul_(rstd).div_(rows.shape[-1]).add_(settings.eps).rsqrt_()
+    y = rows * rstd
+    if weight is not None:
+        y.mul_(_parameter(weight, kind, groups))
+    if bias is not None:
+        y.add_(_parameter(bias, kind, groups))
+    if g is not None:
+        gate = _split(_activate(g.to(kind), settings.activation), groups)
+        y.mul_(gate)
+    return y.view(h.shape).to(settings.dtype), mean, rstd, gate
+
+
+def _activate(g: torch.Tensor, activation: Optional[str]) -> torch.Tensor:
+    return torch.sigmoid(g) if activation == "sigmoid" else F.silu(g)
+
+
+def _backward_gate(dy, unit, w, b, g, gate, settings):
+    """Gradient of g; ``gate`` is its activation, ``unit`` the rows of unit size before weight and bias."""
+    into = dy * unit
+    if w is not None:
+        into.mul_(w)
+    if b is not None:
+        into.addcmul_(dy, b)
+    into = into.view(g.shape)
+    if settings.activation == "sigmoid":
+        return torch.ops.aten.sigmoid_backward(into, gate.view(g.shape)).to(g.dtype)
+    return torch.ops.aten.silu_backward(into, g.to(into.dtype)).to(g.dtype)
+
+
+def _sum_tokens(rows: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    return rows.reshape(-1, parameter.shape[0]).sum(0).to(parameter.dtype)
+
+
+def _formula(h, g, weight, bias, settings):
+    """`_forward` in plain operations, for second derivatives."""
+    kind, groups = accumulation_dtype(h, g, weight, bias), settings.groups
+    rows = _split(h.to(kind), groups)
+    if settings.centred:
+        rows = rows - rows.mean(-1, keepdim=True)
+    y = rows * (rows.square().mean(-1, keepdim=True) + settings.eps).rsqrt()
+    y = y if weight is None else y * _parameter(weight, kind, groups)
+    y = (y if bias is None else y + _parameter(bias, kind, groups)).reshape(h.shape)
+    return (y if g is None else y * _activate(g.to(kind), settings.activation)).to(settings.dtype)
+
+
+def _check(who, x, weight, bias, residual, groups, gate, activation) -> None:
+    if x.dim() < 1 or not x.is_floating_point():
+        raise value_error(who, "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")
+    D = x.shape[-1]
+    check_groups(who, groups, D)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and tuple(parameter.shape) != (D,):
+            raise value_error(who, name, f"must have shape ({D},), the last axis of x", tuple(parameter.shape))
+    if residual is not None and residual.shape != x.shape:
+        raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
+    if gate is not None:
+        check_activation(who, activation)
+        if gate.shape[-1:] != x.shape[-1:] or gate.numel() != x.numel():
+            raise value_error(who, "g", f"must have the rows of x, {tuple(x.shape)}", tuple(gate.shape))
+
+
+def check_groups(who: str, groups: int, size: int) -> None:
+    """Refuse a number of groups that does not divide the channels."""
+    if groups < 1 or size % groups:
+        raise value_error(who, "num_groups", f"must divide the number of channels, {size}", groups)
+
+
+def check_activation(who: str, activation: Optional[str]) -> None:
+    """Refuse an unknown gate."""
+    if activation not in GATES:
+        raise value_error(who, "activation", f"must be one of {list(GATES)}", activation)

@@ -1,0 +1,152 @@
+"""A norm followed by a linear map whose weight the caller holds: ``linear(norm(x), weight, bias)``."""
+
+from typing import Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+
+from myfla.modules.norm_base import NormBase
+from myfla.modules.norm_core import check_groups, normalise
+from myfla.utils.errors import value_error
+
+Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
+
+
+def project(who: str, result: Result, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor]) -> Result:
+    """The linear map of a norm's result, which is a pair after ``prenorm``; weights come to its number format."""
+    y, carried = result if isinstance(result, tuple) else (result, None)
+    if weight is None or weight.dim() != 2 or weight.shape[1] != y.shape[-1]:
+        got = None if weight is None else tuple(weight.shape)
+        raise value_error(who, "linear weight", f"must have shape [out, {y.shape[-1]}]", got)
+    out = F.linear(y, weight.to(y.dtype), None if bias is None else bias.to(y.dtype))
+    return out if carried is None else (out, carried)
+
+
+def layer_norm_linear(
+    x: torch.Tensor,
+    norm_weight: Optional[torch.Tensor],
+    norm_bias: Optional[torch.Tensor],
+    linear_weight: torch.Tensor,
+    linear_bias: Optional[torch.Tensor],
+    residual: Optional[torch.Tensor] = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+    num_groups: int = 1,
+) -> Result:
+    """``linear(group_norm(x))``.
+
+    Args:
+        x: ``[..., D]``.
+        norm_weight, norm_bias: ``[D]`` or None.
+        linear_weight: ``[out, D]``.
+        linear_bias: ``[out]`` or None.
+        residual, eps, prenorm, residual_in_fp32, is_rms_norm, num_groups: as `myfla.modules.layernorm.group_norm`.
+
+    Returns:
+        ``[..., out]``; with ``prenorm`` also the sum that was normalised.
+    """
+    who, centred = "layer_norm_linear", not is_rms_norm
+    result = normalise(
+        who, x, norm_weight, norm_bias, residual, eps, prenorm, residual_in_fp32, centred, num_groups)
+    return project(who, result, linear_weight, linear_bias)
+
+
+def rms_norm_linear(
+    x: torch.Tensor,
+    norm_weight: Optional[torch.Tensor],
+    norm_bias: Optional[torch.Tensor],
+    linear_weight: torch.Tensor,
+    linear_bias: Optional[torch.Tensor],
+    residual: Optional[torch.Tensor] = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+) -> Result:
+    """`layer_norm_linear` without the mean."""
+    result = normalise("rms_norm_linear", x, norm_weight, norm_bias, residual, eps, prenorm, residual_in_fp32, False)
+    return project("rms_norm_linear", result, linear_weight, linear_bias)
+
+
+def group_norm_linear(
+    x: torch.Tensor,
+    norm_weight: Optional[torch.Tensor],
+    norm_bias: Optional[torch.Tensor],
+    linear_weight: torch.Tensor,
+    linear_bias: Optional[torch.Tensor],
+    residual: Optional[torch.Tensor] = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+    num_groups: int = 1,
+) -> Result:
+    """`layer_norm_linear` under its other official name."""
+    return layer_norm_linear(
+        x, norm_weight, norm_bias, linear_weight, linear_bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm,
+        num_groups)
+
+
+class LayerNormLinear(NormBase):
+    """`layer_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.LayerNorm`."""
+
+    centred = True
+    groups = 1
+
+    def __init__(
+        self,
+        hidden_size: int,
+        elementwise_affine: bool = True,
+        bias: bool = False,
+        eps: float = 1e-5,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__(hidden_size, elementwise_affine, bias, eps, device, dtype)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor],
+        residual: Optional[torch.Tensor] = None,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> Result:
+        """``linear(norm(x), weight, bias)`` with ``weight [out, D]`` and ``bias [out]`` or None."""
+        who = type(self).__name__
+        result = normalise(
+            who, x, self.weight, self.bias, residual, self.eps, prenorm, residual_in_fp32, self.centred, self.groups)
+        return project(who, result, weight, bias)
+
+
+class RMSNormLinear(LayerNormLinear):
+    """`rms_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.RMSNorm`."""
+
+    centred = False
+
+
+class GroupNormLinear(LayerNormLinear):
+    """`group_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.GroupNorm`."""
+
+    def __init__(
+        self,
+        num_groups: int,
+        hidden_size: int,
+        elementwise_affine: bool = True,
+        bias: bool = False,
+        eps: float = 1e-5,
+        is_rms_norm: bool = False,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        check_groups(type(self).__name__, num_groups, hidden_size)
+        super().__init__(hidden_size, elementwise_affine, bias, eps, device, dtype)
+        self.num_groups = self.groups = num_groups
+        self.is_rms_norm = is_rms_norm
+        self.centred = not is_rms_norm
+
+    def extra_repr(self) -> str:
+        """Groups, size and settings, for ``repr``."""
+        return f"{self.num_groups}, {super().extra_repr()}"
