@@ -60,6 +60,8 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
     """
     if x.dim() < 1 or not x.is_floating_point():
         raise value_error("l2norm", "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return l2norm_fwd(x, eps, output_dtype)[0]
     return _L2Norm.apply(x, eps, output_dtype)
 
 

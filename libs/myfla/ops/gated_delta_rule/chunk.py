@@ -114,7 +114,7 @@ def chunk_gated_delta_rule(
     layout = ChunkLayout(q.shape[0], q.shape[1], chunk, cu_seqlens, q.device, block)
 
     out_dtype = q.dtype
-    q, k, g, beta = activation.apply(q, k, g, beta)
+    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
     tensors = (q, k, v, g, beta, initial_state)
     how = (scale, layout, accumulation_dtype(*tensors), out_dtype)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):

@@ -16,6 +16,7 @@ from myfla.ops.gated_delta_rule.inputs import (
 from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.l2norm import l2norm
 
 __all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
 
@@ -140,12 +141,16 @@ def _recurrence(
     tensors = [None if x is None else layout.split(x) for x in (q, k, v, beta, g, gk, gv)]
     outputs: List[torch.Tensor] = []
     done: List[torch.Tensor] = []
+    recorded = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (q, k, v, beta, g, gk, gv, state, activation.A_log)
+    )
     for t, rows in enumerate(layout.active):
         if rows < state.shape[0]:
             done.append(state[rows:])
             state = state[:rows]
         token = _Token(*(None if x is None else x[t] for x in tensors))
-        output, state = _step(token, state, scale, activation, dtype)
+        # The first step leaves the caller's state alone; later ones may write into their own.
+        output, state = _step(token, state, scale, activation, dtype, in_place=t > 0 and not recorded)
         outputs.append(output.to(v.dtype))
     if done:
         state = torch.cat([state] + done[::-1])
@@ -154,33 +159,45 @@ def _recurrence(
 
 
 def _step(
-    token: _Token, state: torch.Tensor, scale: float, activation: Activation, dtype: torch.dtype
+    token: _Token, state: torch.Tensor, scale: float, activation: Activation, dtype: torch.dtype, in_place: bool
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """One token: output ``[N, HV, V]`` and the new state; nothing that is passed in is written."""
-    q, k, g, beta = activation.apply(token.q, token.k, token.g, token.beta)
+    """One token: output ``[N, HV, V]`` and the new state; writes into ``state`` only with ``in_place``."""
+    g, beta = activation.gates(token.g, token.beta)
     rows, heads, key, value = state.shape
     flat = rows * heads
-    # Queries and keys read the old state in one product; the query's share of the update is added after.
-    read = torch.stack((k.to(dtype), q.to(dtype) * scale), dim=2)
+    state = state.view(flat, key, value)
+    # Keys and queries read the old state in one product; the query's share of the update is added after.
+    read = torch.stack((token.k.to(dtype), token.q.to(dtype)), dim=2)
+    read = l2norm(read) if activation.l2norm else read
     if heads != read.shape[1]:
         read = read.repeat_interleave(heads // read.shape[1], dim=1)
-    k = read[:, :, 0]
-    match = (read[:, :, 1] * k).sum(-1, keepdim=True)
-    log_decay = None if g is None else g.to(dtype)[:, :, None, None]
-    if token.gk is not None:
-        channel = token.gk.to(dtype)[..., None]
-        log_decay = channel if log_decay is None else log_decay + channel
-    decay = None if log_decay is None else log_decay.exp()
-    if decay is not None:
-        state = state * decay
-    if token.gv is not None:
-        state = state * token.gv.to(dtype)[:, :, None, :].exp()
-    found = torch.bmm(read.reshape(flat, 2, key), state.view(flat, key, value)).view(rows, heads, 2, value)
-    beta = beta.to(dtype)
-    delta = (beta if beta.dim() == 3 else beta.unsqueeze(-1)) * (token.v.to(dtype) - found[:, :, 0])
-    output = found[:, :, 1] + match * delta
-    update = (k.reshape(flat, key, 1), delta.reshape(flat, 1, value))
-    return output, torch.baddbmm(state.view(flat, key, value), *update).view(state.shape)
+    read = read.view(flat, 2, key)
+    k = read[:, 0]
+    match = (k * read[:, 1]).sum(-1, keepdim=True)
+    if token.gk is not None or token.gv is not None:
+        state = _decay_channels(state, token, dtype, in_place)
+    found = torch.bmm(read, state)
+    if g is not None:
+        decay = g.to(dtype).view(flat, 1, 1).exp()
+        found = found * decay
+        state = state.mul_(decay) if in_place else state * decay
+    beta = beta.to(dtype).reshape(flat, value if beta.dim() == 3 else 1)
+    delta = beta * (token.v.to(dtype).view(flat, value) - found[:, 0])
+    output = torch.addcmul(found[:, 1], match, delta) * scale
+    update = (k.unsqueeze(2), delta.unsqueeze(1))
+    owned = in_place or (g is not None and not state.requires_grad)
+    state = state.addcmul_(*update) if owned else torch.addcmul(state, *update)
+    return output.view(rows, heads, value), state.view(rows, heads, key, value)
+
+
+def _decay_channels(state: torch.Tensor, token: _Token, dtype: torch.dtype, in_place: bool) -> torch.Tensor:
+    """The state after the decays of key and value channels."""
+    flat, key, value = state.shape
+    for log_decay, shape in ((token.gk, (flat, key, 1)), (token.gv, (flat, 1, value))):
+        if log_decay is not None:
+            decay = log_decay.to(dtype).view(shape).exp()
+            state = state.mul_(decay) if in_place else state * decay
+    return state
 
 
 fused_recurrent_gdn = fused_recurrent_gated_delta_rule

@@ -12,9 +12,6 @@ from myfla.utils.l2norm import l2norm
 from myfla.utils.varlen import check_cu_seqlens
 
 
-Activated = Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor], torch.Tensor]
-
-
 class Activation(NamedTuple):
     """What the op does to its inputs before the recurrence, token by token."""
 
@@ -41,16 +38,18 @@ class Activation(NamedTuple):
             if x is not None and tuple(x.shape) != (heads,):
                 raise value_error(who, name, f"must have shape [HV] = {(heads,)}", tuple(x.shape))
 
-    def apply(self, q: torch.Tensor, k: torch.Tensor, g: Optional[torch.Tensor], beta: torch.Tensor) -> Activated:
-        """Normalised q and k, log decay and write strength; differentiable."""
+    def gates(self, g: Optional[torch.Tensor], beta: torch.Tensor) -> Tuple[Optional[torch.Tensor], torch.Tensor]:
+        """Log decay and write strength; differentiable."""
         if self.gate:
             g = naive_gdn_gate(g, self.A_log, self.dt_bias)
-        if self.l2norm:
-            wide = accumulation_dtype(q, k)
-            q, k = l2norm(q, output_dtype=wide), l2norm(k, output_dtype=wide)
-        if self.sigmoid:
-            beta = beta_sigmoid(beta, self.neg_eigval)
-        return q, k, g, beta
+        return g, beta_sigmoid(beta, self.neg_eigval) if self.sigmoid else beta
+
+    def normalise(self, q: torch.Tensor, k: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys, of length one where that is asked for; differentiable."""
+        if not self.l2norm:
+            return q, k
+        wide = accumulation_dtype(q, k)
+        return l2norm(q, output_dtype=wide), l2norm(k, output_dtype=wide)
 
 
 def check_shapes(who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
