@@ -48,7 +48,7 @@ def chunk_dplr_delta_rule(
     Every log decay is safe, down to -inf. What bounds the quick way is the sum of log decays over one chunk, per
     channel: within 40 either way it is exact to rounding (the RWKV-7 layer stays below 39 at the largest chunk, 64);
     chunks and heads beyond take a way of about four times the cost that is right for all. The choice is made for
-    each chunk and head by itself. A NaN reaches back at most to the start of its chunk, and never into another sequence.
+    each chunk and head by itself. A NaN reaches back at most to the start of its chunk, never into another sequence.
 
     Args:
         q, k, a, b: ``[B, T, H, K]``.

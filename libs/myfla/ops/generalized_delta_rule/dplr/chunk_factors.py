@@ -10,8 +10,8 @@ rows for tokens::
     products = left right^T, cut to the tokens that are seen: a sees s < t, q sees s <= t
 
 Splitting ``exp(c_t - c_s)`` into two factors is exact to rounding while ``|c|`` stays within `LIMIT` in the chunk (the
-RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). Chunks and heads beyond are worked out again
-by `strong_decay`, which is right for every decay down to -inf.
+RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). In chunks and heads beyond, the tokens from
+the first that leaves the limit are worked out again by `strong_decay`, which is right for every decay down to -inf.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -84,7 +84,8 @@ def chunk_factors(block: Block, x: Inputs, scale: float, scratch: Scratch, wide:
     factors = Factors(rise, fall, left, right, hand, last.transpose(1, 2), products, strong)
     if strong is not None:
         factors = factors._replace(whole=factors.whole.clone())
-        strong_decay.replace_factors(block, x, scale, factors)
+        late = _beyond_limit(rise.index_select(0, strong)).any(2).cumsum(1) > 0
+        strong_decay.replace_factors(block, x, scale, factors, late)
     keep_seen(products)
     return factors
 
@@ -104,7 +105,7 @@ def _decay(
     """``exp(c)``, and the indices of the matrices whose decay is too strong for the quick way.
 
     Summed in float64 where there is one: rounding errors of a float32 sum would be the largest of all. Every matrix is
-    judged by itself, so that no row and no earlier chunk feels another's decay; a NaN counts as within.
+    judged by itself, so that no row and no earlier token feels another's decay; a NaN counts as within.
     """
     heads, chunk, key = gk.shape[2], block.chunk, gk.shape[3]
     size = block.size * heads
@@ -113,9 +114,14 @@ def _decay(
     rise = scratch.get("rise", size, chunk, key)
     rise.copy_(torch.cumsum(steps, 1, out=steps).exp_())
     flat = rise.flatten(1)
-    low, high = torch.exp(flat.new_tensor([-LIMIT, LIMIT]))
-    strong = (flat.amin(1) < low) | (flat.amax(1) > high)
+    strong = _beyond_limit(torch.stack((flat.amin(1), flat.amax(1)))).any(0)
     return rise, strong.nonzero(as_tuple=True)[0] if bool(strong.any()) else None
+
+
+def _beyond_limit(rise: torch.Tensor) -> torch.Tensor:
+    """Where ``exp(c)`` has left the limit."""
+    low, high = torch.exp(rise.new_tensor([-LIMIT, LIMIT]))
+    return (rise < low) | (rise > high)
 
 
 def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -48,7 +48,8 @@ def check_inputs(
     if q.dim() != 4:
         raise value_error(who, "q", "must have shape [B, T, H, K]", tuple(q.shape))
     if v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        raise value_error(who, "v", f"must have shape [B, T, H, V] with [B, T, H] = {list(q.shape[:3])}", tuple(v.shape))
+        rule = f"must have shape [B, T, H, V] with [B, T, H] = {list(q.shape[:3])}"
+        raise value_error(who, "v", rule, tuple(v.shape))
     for name, x in others.items():
         if x.shape != q.shape:
             raise value_error(who, name, f"must have the shape of the queries, {tuple(q.shape)}", tuple(x.shape))
@@ -57,7 +58,8 @@ def check_inputs(
     if initial_state is not None:
         want = (rows, heads, key, v.shape[-1])
         if tuple(initial_state.shape) != want:
-            raise value_error(who, "initial_state", f"must have shape [N, H, K, V] = {want}", tuple(initial_state.shape))
+            rule = f"must have shape [N, H, K, V] = {want}"
+            raise value_error(who, "initial_state", rule, tuple(initial_state.shape))
     return rows
 
 

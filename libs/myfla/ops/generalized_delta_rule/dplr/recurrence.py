@@ -73,7 +73,7 @@ def recurrent_forward(
         else:
             at = order[start : start + sum(part)]
             pieces = [x.index_select(0, at) for x in inputs]
-        o[at] = _segment(pieces, part, state, scale).view(-1, *o.shape[1:]).to(o.dtype)
+        o[at] = _segment(pieces, part, state, scale).to(o.dtype)
         start += sum(part)
     final = state[:, :, :key, :value]
     if order is None:
@@ -90,7 +90,7 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
         state: ``[N, H, K', V']``, sizes aligned.
 
     Returns:
-        ``[tokens, H, V]``.
+        outputs, in the shape of v.
     """
     q, k, v, a, b, gk = (x.to(state.dtype) for x in inputs)
     heads, key, value = k.shape[-2], k.shape[-1], v.shape[-1]
@@ -114,7 +114,7 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
         start += count * heads
     own = (q.unsqueeze(1) * writes.transpose(1, 2)[:, :, :key]).sum(-1, keepdim=True)
     out = results[:, 0] + own[:, 0] * results[:, 1] + own[:, 1] * results[:, 2]
-    return out[:, :value].reshape(-1, heads, value)
+    return out[:, :value].reshape(v.shape)
 
 
 def _by_position(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, List[int]]:

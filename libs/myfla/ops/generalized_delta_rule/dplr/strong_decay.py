@@ -73,14 +73,18 @@ class _Tokens:
         return _corner(matrix, self.size, half).permute(0, 5, 1, 2, 3, 4).flatten(4, 5).flatten(2, 3)
 
 
-def replace_factors(block: Block, x, scale: float, factors) -> None:
+def replace_factors(block: Block, x, scale: float, factors, late: torch.Tensor) -> None:
     """Write left, hand, whole and products of the matrices ``factors.strong`` again, in place.
+
+    Products of tokens before the first strong decay stay as they are, so that no token's result depends, by as much
+    as a bit, on decays after it.
 
     Args:
         block: which chunks.
         x: the arguments, `chunk_factors.Inputs`.
         scale: factor on q.
         factors: `chunk_factors.Factors`, worked out as if no decay were strong.
+        late: ``[n, C]`` bool, the tokens from the first strong decay of each on.
     """
     tokens = _Tokens(block, x, scale, factors.strong, factors.left.dtype)
     chunk, size, n = tokens.chunk, tokens.size, factors.strong.numel()
@@ -101,8 +105,9 @@ def replace_factors(block: Block, x, scale: float, factors) -> None:
     own = products[:, size:]
     own[:, :, :size].diagonal(0, 1, 2).copy_((tokens.q * tokens.b).sum(-1))
     own[:, :, size:].diagonal(0, 1, 2).copy_((tokens.q * tokens.k).sum(-1))
-    products = products.view(n, 2, size, 2, size)[:, :, :chunk, :, :chunk]
-    factors.products.index_copy_(0, factors.strong, products.reshape(n, 2 * chunk, 2 * chunk))
+    products = products.view(n, 2, size, 2, size)[:, :, :chunk, :, :chunk].reshape(n, 2 * chunk, 2 * chunk)
+    quick = factors.products.index_select(0, factors.strong)
+    factors.products.index_copy_(0, factors.strong, torch.where(late.repeat(1, 2).unsqueeze(2), products, quick))
 
 
 def token_gradients(
@@ -162,7 +167,7 @@ def token_gradients(
 
 
 def _corner(matrix: torch.Tensor, size: int, half: int) -> torch.Tensor:
-    """View ``[n, 2, half, 2, half, pairs]`` of ``[n, 2 size, 2 size]``: rows of second blocks, columns of first ones."""
+    """View ``[n, 2, half, 2, half, pairs]`` of ``[n, 2 size, 2 size]``: rows of second, columns of first blocks."""
     count = size // (2 * half)
     grid = matrix.view(-1, 2, count, 2 * half, 2, count, 2 * half)
     return grid.diagonal(0, 2, 5)[:, :, half:, :, :half]
