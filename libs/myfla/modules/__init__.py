@@ -1,0 +1,32 @@
+"""Layers with parameters and no memory of their own: convolution, norms, token shift, feed-forward."""
+
+from myfla.modules.convolution import ShortConvolution
+from myfla.modules.fused_norm_gate import (
+    FusedLayerNormGated,
+    FusedLayerNormSwishGate,
+    FusedLayerNormSwishGateLinear,
+    FusedRMSNormGated,
+    FusedRMSNormSwishGate,
+    FusedRMSNormSwishGateLinear,
+)
+from myfla.modules.l2norm import L2Norm
+from myfla.modules.layernorm import GroupNorm, GroupNormLinear, LayerNorm, LayerNormLinear, RMSNorm, RMSNormLinear
+from myfla.modules.mlp import GatedMLP
+
+__all__ = [
+    "FusedLayerNormGated",
+    "FusedLayerNormSwishGate",
+    "FusedLayerNormSwishGateLinear",
+    "FusedRMSNormGated",
+    "FusedRMSNormSwishGate",
+    "FusedRMSNormSwishGateLinear",
+    "GatedMLP",
+    "GroupNorm",
+    "GroupNormLinear",
+    "L2Norm",
+    "LayerNorm",
+    "LayerNormLinear",
+    "RMSNorm",
+    "RMSNormLinear",
+    "ShortConvolution",
+]

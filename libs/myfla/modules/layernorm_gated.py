@@ -74,7 +74,8 @@ def rms_norm_ref(
     wide = x.float() if upcast and x.dtype != torch.float64 else x
     gate = 1 if z is None else F.silu(z.to(wide.dtype))
     rows = wide if norm_before_gate else wide * gate
-    rows = rows.reshape(rows.shape[:-1] + (-1, group_size or rows.shape[-1]))
+    size = group_size or rows.shape[-1]
+    rows = rows.reshape(rows.shape[:-1] + (rows.shape[-1] // size, size))
     out = (rows / torch.sqrt(rows.square().mean(-1, keepdim=True) + eps)).reshape(x.shape) * weight.to(wide.dtype)
     out = out if bias is None else out + bias.to(wide.dtype)
     return (out * gate if norm_before_gate else out).to(x.dtype)

@@ -106,7 +106,7 @@ class _Normalise(torch.autograd.Function):
 
 def _split(rows: torch.Tensor, groups: int) -> torch.Tensor:
     """``[..., D]`` as ``[..., G, d]``, where there are groups."""
-    return rows if groups == 1 else rows.reshape(rows.shape[:-1] + (groups, -1))
+    return rows if groups == 1 else rows.reshape(rows.shape[:-1] + (groups, rows.shape[-1] // groups))
 
 
 def _parameter(parameter: Optional[torch.Tensor], kind: torch.dtype, groups: int) -> Optional[torch.Tensor]:
@@ -151,7 +151,8 @@ def _backward_gate(dy, unit, w, b, g, gate, settings):
 
 
 def _sum_tokens(rows: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    return rows.reshape(-1, parameter.shape[0]).sum(0).to(parameter.dtype)
+    D = parameter.shape[0]
+    return rows.reshape(rows.numel() // D, D).sum(0).to(parameter.dtype)
 
 
 def _formula(h, g, weight, bias, settings):
