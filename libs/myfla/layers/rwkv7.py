@@ -18,7 +18,7 @@ from myfla.layers.lora import LoRA
 from myfla.layers.rwkv7_init import check_depth, reset_rwkv7
 from myfla.layers.utils import repad_hidden_states, unpad_hidden_states, update_layer_cache
 from myfla.models.utils import Cache
-from myfla.modules import GroupNorm
+from myfla.modules.layernorm import GroupNorm, group_norm
 from myfla.modules.token_shift import token_shift
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7
 from myfla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
@@ -241,7 +241,8 @@ class RWKV7Attention(nn.Module):
         else:
             o, state = fused_mul_recurrent_rwkv7(r, w, k, v, kk, a, **shared)
         o = o.reshape(*x.shape[:2], self.value_dim)
-        o = self.g_norm(o) if self.fuse_norm else self.g_norm(o.flatten(0, 1)).view(o.shape)
+        norm = self.g_norm
+        o = group_norm(o, norm.weight, norm.bias, eps=norm.eps, num_groups=self.num_heads)
         o = gate_output_correction(o, r, k, self.r_k, v, self.g_lora(xg))
         return self.o_proj(o), state, value
 

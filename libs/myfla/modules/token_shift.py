@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from myfla.utils.errors import value_error
 from myfla.utils.varlen import check_cu_seqlens
 
-__all__ = ["token_shift", "token_shift_ref"]
+__all__ = ["TokenShift", "token_shift", "token_shift_ref"]
 
 
 def token_shift(
@@ -45,7 +45,7 @@ def token_shift(
     rows = batch if cu_seqlens is None else check_cu_seqlens("token_shift", cu_seqlens, batch, tokens)
     if cache is not None and tuple(cache.shape) != (rows, width):
         raise value_error("token_shift", "cache", f"must have shape [N, D] = {(rows, width)}", tuple(cache.shape))
-    delta, last = _TokenShiftFunction.apply(x, cache, cu_seqlens)
+    delta, last = TokenShift.apply(x, cu_seqlens, cache, output_cache, chunk_indices)
     return (delta, last) if output_cache else delta
 
 
@@ -64,11 +64,12 @@ def token_shift_ref(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) 
     return torch.cat(pieces, dim=1) if pieces else torch.zeros_like(x)
 
 
-class _TokenShiftFunction(torch.autograd.Function):
-    """Rows of a dense batch, or sequences of one packed row; the ends are found once, without a loop."""
+class TokenShift(torch.autograd.Function):
+    """`token_shift` without its checks, under the official name: ``apply(x, cu_seqlens, cache, ...)`` returns both
+    results. The ends of packed sequences are found at once, without a loop."""
 
     @staticmethod
-    def forward(ctx, x, cache, cu_seqlens):
+    def forward(ctx, x, cu_seqlens=None, cache=None, output_cache=False, chunk_indices=None):
         ctx.ends = None if cu_seqlens is None else _ends(cu_seqlens)
         ctx.cache_dtype = None if cache is None else cache.dtype
         delta = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -94,13 +95,13 @@ class _TokenShiftFunction(torch.autograd.Function):
         torch.sub(d_delta[:, 1:], d_delta[:, :-1], out=dx[:, :-1])
         if ctx.ends is None:
             if not d_delta.shape[1]:
-                return dx, _to(d_last, ctx.cache_dtype), None
+                return dx, None, _to(d_last, ctx.cache_dtype), None, None
             dx[:, -1] = d_last - d_delta[:, -1]
-            return dx, _to(d_delta[:, 0], ctx.cache_dtype), None
+            return dx, None, _to(d_delta[:, 0], ctx.cache_dtype), None, None
         filled, first, last = ctx.ends
         dx[0].index_copy_(0, last, d_last.index_select(0, filled) - d_delta[0].index_select(0, last))
         d_cache = d_last.index_copy(0, filled, d_delta[0].index_select(0, first))
-        return dx, _to(d_cache, ctx.cache_dtype), None
+        return dx, None, _to(d_cache, ctx.cache_dtype), None, None
 
 
 def _ends(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
