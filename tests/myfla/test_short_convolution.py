@@ -336,7 +336,7 @@ def test_any_memory_layout_gives_the_same():
         assert_close(own.grad, plain.grad, rms=1e-6)
 
 
-@cases(shape=[(0, 5), (2, 0), (0, 0)])
+@cases(shape=[(0, 5), (2, 0), (0, 0), (0, 1)])
 def test_empty_batches_and_sequences_pass(shape):
     conv = ShortConvolution(3, 4, bias=True)
     x = torch.randn(*shape, 3, requires_grad=True)
@@ -344,6 +344,9 @@ def test_empty_batches_and_sequences_pass(shape):
     y.sum().backward()
     assert y.shape == x.shape == x.grad.shape and cache.shape == (shape[0], 3, 4)
     assert not conv.weight.grad.any() and not conv.bias.grad.any()
+    with torch.no_grad():
+        y, cache = conv(x, output_final_state=True)
+    assert y.shape == x.shape and not cache.any()
 
 
 if __name__ == "__main__":

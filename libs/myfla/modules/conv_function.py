@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from myfla.modules.conv_taps import Spread, backward, convolve, draw_apart
-from myfla.utils.autograd import backward_through
+from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 
 
@@ -28,7 +28,7 @@ def conv_rows(
     Returns:
         ``[B, T, D]`` in the number format of x.
     """
-    if torch.is_grad_enabled():
+    if records(x, weight, bias, residual, state):
         return CausalConv1dFunction.apply(x, weight, bias, residual, state, activation, spread)
     # Without autograd's bookkeeping, which costs more than the arithmetic of one token.
     return _forward(x, weight, bias, residual, state, activation, spread, keep=False)[0]

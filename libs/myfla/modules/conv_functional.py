@@ -85,7 +85,7 @@ def run(
         rest = None if residual is None else residual.reshape(rows.shape)
         past = state if spread is not None or rows.shape[0] == count else None
     y = conv_rows(rows, weight, bias, rest, past, activation, spread).reshape(shape)
-    final = causal_conv1d_update_states(x, weight.shape[1], state, cu_seqlens) if output_final_state else None
+    final = _final_state(x, weight.shape[1], state, cu_seqlens, count) if output_final_state else None
     return y, final
 
 
@@ -170,16 +170,7 @@ def causal_conv1d_update_states(
     B, T, D = x.shape
     count = B if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, B, T)
     _check_state(who, "initial_state", initial_state, (count, D, state_len))
-    old = x.new_zeros(count, D, state_len) if initial_state is None else initial_state.to(x.dtype)
-    if cu_seqlens is None or T == 0:
-        new = x.transpose(1, 2)[:, :, max(T - state_len, 0):]
-        kept = old[:, :, min(T, state_len):]
-        return torch.cat([kept, new.to(x.dtype)], -1) if T else old.clone()
-    starts, ends = cu_seqlens[:-1].long().unsqueeze(1), cu_seqlens[1:].long().unsqueeze(1)
-    token = ends - state_len + torch.arange(state_len, device=x.device)  # [N, W]
-    recent = x[0].index_select(0, token.clamp(min=0).flatten()).view(count, state_len, D).transpose(1, 2)
-    slot = (token - starts + state_len).clamp(max=state_len - 1).unsqueeze(1).expand(-1, D, -1)
-    return torch.where((token >= starts).unsqueeze(1), recent, old.gather(2, slot)).contiguous()
+    return _final_state(x, state_len, initial_state, cu_seqlens, count)
 
 
 def check(
@@ -225,3 +216,20 @@ def _unpack(x: torch.Tensor, cu_seqlens: torch.Tensor, count: int, width: int) -
     if T == length * count and bool((cu_seqlens[1:] - cu_seqlens[:-1] == length).all()):
         return x.view(count, length, D), None
     return x, spread_of(cu_seqlens, T, width) if width > 1 else None
+
+
+def _final_state(
+    x: torch.Tensor, width: int, state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], count: int
+) -> torch.Tensor:
+    T, D = x.shape[1:]
+    old = x.new_zeros(count, D, width) if state is None else state.to(x.dtype)
+    if cu_seqlens is None or T == 0:
+        new = x.transpose(1, 2)[:, :, max(T - width, 0):]
+        kept = old[:, :, min(T, width):]
+        return torch.cat([kept, new.to(x.dtype)], -1) if T else old.clone()
+    offsets = cu_seqlens.to(x.device, torch.int64).unsqueeze(1)
+    starts, ends = offsets[:-1], offsets[1:]
+    token = ends - width + torch.arange(width, device=x.device)  # [N, W]
+    recent = x[0].index_select(0, token.clamp(min=0).flatten()).view(count, width, D).transpose(1, 2)
+    slot = (token - starts + width).clamp(max=width - 1).unsqueeze(1).expand(-1, D, -1)
+    return torch.where((token >= starts).unsqueeze(1), recent, old.gather(2, slot)).contiguous()

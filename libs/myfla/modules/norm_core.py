@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from myfla.utils.autograd import backward_through
+from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 
@@ -46,7 +46,7 @@ def normalise(
     gate = None if gate is None else gate.reshape(x.shape)
     if gate is None and centred and groups == 1 and _one_format(x.dtype, total, weight, bias):
         y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)  # torch's own is one pass over memory
-    elif torch.is_grad_enabled():
+    elif records(total, gate, weight, bias):
         y = _Normalise.apply(total, gate, weight, bias, settings)
     else:  # without autograd's bookkeeping, which costs more than the arithmetic of one token
         y = _forward(total, gate, weight, bias, settings)[0]

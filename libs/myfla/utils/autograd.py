@@ -1,8 +1,18 @@
-"""Second derivatives for hand-written backward passes."""
+"""What hand-written autograd functions share: when to record, and second derivatives."""
 
 from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
+
+
+def records(*tensors: Optional[torch.Tensor]) -> bool:
+    """Whether autograd would record an operation on these tensors; None counts as a constant.
+
+    Example:
+        >>> records(torch.zeros(1), None)
+        False
+    """
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def backward_through(
