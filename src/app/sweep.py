@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from app.run_folder import FAILURE, RESULTS, relative
 
@@ -68,8 +68,9 @@ def _read(job: Path) -> Any:
     for name in (RESULTS, FAILURE):
         if (job / name).is_file():
             return json.loads((job / name).read_text(encoding="utf-8"))
-    if (job / ".hydra").is_dir():
-        return {"error": "ended without a result; see its log", "overrides": []}
+    record = job / ".hydra" / "overrides.yaml"  # Hydra writes it before the job starts
+    if record.is_file():
+        return {"error": "ended without a result; see its log", "overrides": list(OmegaConf.load(record))}
     return None
 
 

@@ -51,8 +51,6 @@ def test_cfg_shows_the_config_and_runs_nothing(tmp_path):
         ("encoder.num_heads=0", ["error: encoder.num_heads must be an integer from 1"]),
         ("encoder.dropout=1.5", ["error: encoder.dropout must be a finite number"]),
         ("encoder.direction=sideways", ["error: encoder.direction must be one of causal, bidirectional"]),
-        ("encoder.input_size=5", ["error: encoder.input_size must be 12, the channels of data=japanese_vowels", "5"]),
-        ("encoder.vocab_size=5", ["error: encoder.vocab_size must be null for data of 12 real-valued channels"]),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_key(tmp_path, override, parts):

@@ -53,11 +53,12 @@ def test_rows_show_only_settings_that_differ(tmp_path):
         file = "failure.json" if "error" in values else "metrics.json"
         (tmp_path / name / file).write_text(json.dumps(values))
     (tmp_path / "4" / ".hydra").mkdir(parents=True)
+    (tmp_path / "4" / ".hydra" / "overrides.yaml").write_text("- a=4\n- same=1\n")
     (tmp_path / "notes").mkdir()
     rows = collect(tmp_path)
     assert [row["job"] for row in rows] == ["2", "10", "3", "4"]
     assert rows[0]["settings"] == {"a": "2", "b": ""} and rows[1]["settings"] == {"a": "1", "b": "x"}
-    assert rows[3]["error"].startswith("ended without a result")
+    assert rows[3]["error"].startswith("ended without a result") and rows[3]["settings"] == {"a": "4", "b": ""}
 
 
 def test_a_sweep_that_works_exits_with_zero(tmp_path):

@@ -12,6 +12,7 @@ from app.data import load_data
 from app.data.module import SequenceDataModule, collate
 from app.errors import RunError
 from app.run_folder import claim
+from cfg.validation import ConfigError
 from app_runs import QUICK, ROOT, compose_app, run_app, run_python
 from encoders import load_encoder
 from myfla.models.sealed_file import read_sealed
@@ -112,6 +113,14 @@ def run_here(folder, *overrides):
 
     folder.mkdir()
     return run(compose_app([*QUICK, "trainer.progress=false", *overrides]), folder)
+
+
+def test_an_encoder_that_does_not_fit_the_data_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match="^encoder.input_size must be 12, the channels of data=japanese_vowels.*got 5"):
+        run_here(tmp_path / "a", "encoder.input_size=5")
+    with pytest.raises(ConfigError, match="^encoder.vocab_size must be null for data of 12 real-valued channels; got 9"):
+        run_here(tmp_path / "b", "encoder.vocab_size=9")
+    assert not list((tmp_path / "a").iterdir()) and not list((tmp_path / "b").iterdir())
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path):
