@@ -95,7 +95,8 @@ def _backward_block(
     strength = columns.strength
 
     ddelta, eta = scratch.get("ddelta", *at.delta.shape), scratch.get("eta", *at.delta.shape)
-    torch.baddbmm(ddelta, at.attend.transpose(1, 2), do, beta=0, alpha=scale, out=ddelta)
+    # Not baddbmm with beta=0: PyTorch 1.12 multiplies what stands in the buffer by that zero, NaN too.
+    torch.bmm(at.attend.transpose(1, 2), do, out=ddelta).mul_(scale)
     reader = torch.mul(q, columns.read, out=scratch.get("reader", *q.shape))
     eraser = torch.mul(k, columns.erase, out=scratch.get("eraser", *k.shape))
     handed = torch.mul(k, columns.fall, out=scratch.get("handed", *k.shape))
