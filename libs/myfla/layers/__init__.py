@@ -1,0 +1,6 @@
+"""The layers, under the names flash-linear-attention gives them."""
+
+from myfla.layers.gated_deltanet import GatedDeltaNet
+from myfla.layers.rwkv7 import RWKV7Attention
+
+__all__ = ["GatedDeltaNet", "RWKV7Attention"]
