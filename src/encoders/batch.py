@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     tokens: Optional[torch.Tensor] = None
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B, T, ...]`` to what the stack sees: ``[1, total, ...]``, or ``x`` itself when every position is a token."""
+        """``[B, T, ...]`` to what the stack sees: ``[1, total, ...]``, or ``x`` itself where all are tokens."""
         return x if self.tokens is None else x.flatten(0, 1)[self.tokens].unsqueeze(0)
 
     def unpack(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ from typing import Any, List, Mapping, Optional, Sequence
 from cfg import encoder_mapping
 from cfg.encoder import EncoderConfig
 from cfg.validation import config_error
-from encoders.errors import PluginError
 from encoders.factory import BUILT_IN, Registry, StrategyInfo, default_registry
 
 __all__ = ["encoder_config", "register_plugin_configs", "switch_encoder"]
@@ -26,9 +25,10 @@ def encoder_config(values: Mapping[str, Any]) -> EncoderConfig:
         >>> encoder_config({"name": "gated_deltanet", "input_size": 3, "num_layers": 1}).num_layers
         1
     """
-    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
-        raise config_error("encoder.name", "must be a string", values.get("name") if isinstance(values, Mapping) else values)
-    return encoder_mapping.from_mapping(default_registry().config_class(values["name"]), values)
+    name = values.get("name") if isinstance(values, Mapping) else None
+    if not isinstance(name, str):
+        raise config_error("encoder.name", "must be a string", name if isinstance(values, Mapping) else values)
+    return encoder_mapping.from_mapping(default_registry().config_class(name), values)
 
 
 def switch_encoder(config: EncoderConfig, name: str, **changes: Any) -> EncoderConfig:
@@ -50,7 +50,9 @@ def switch_encoder(config: EncoderConfig, name: str, **changes: Any) -> EncoderC
     return encoder_mapping.switch_encoder(config, default_registry().config_class(name), **changes)
 
 
-def register_plugin_configs(asked: Optional[Sequence[str]] = None, registry: Optional[Registry] = None) -> List[StrategyInfo]:
+def register_plugin_configs(
+    asked: Optional[Sequence[str]] = None, registry: Optional[Registry] = None
+) -> List[StrategyInfo]:
     """Put the configs of third-party encoders into Hydra's ConfigStore; to be called before Hydra composes.
 
     Strategies are not imported, so this is as free of torch as the plugins' config modules are. A plugin that is
@@ -70,15 +72,16 @@ def register_plugin_configs(asked: Optional[Sequence[str]] = None, registry: Opt
     asked = _names_asked_for(sys.argv[1:]) if asked is None else asked
     lost, stored = [], []
     for found in registry.failed():
-        lost.append(StrategyInfo.of(found.plugin.name, found.plugin, "blocked" if found.blocked else "failed", found.failure))
+        state = "blocked" if found.blocked else "failed"
+        lost.append(StrategyInfo.of(found.plugin.name, found.plugin, state, found.failure))
     for offer in registry.offers():
         if offer.plugin.distribution == BUILT_IN:
             continue  # cfg.store.register_encoder_configs does those
         try:
             register_encoder_config(offer.name, registry.config_class(offer.name), preset=not offer.preset)
             stored.append(offer.name)
-        except PluginError as problem:
-            lost.append(StrategyInfo.of(offer.name, offer.plugin, "failed", str(problem)))
+        except Exception as problem:  # also what OmegaConf says of a dataclass that it cannot hold
+            lost.append(StrategyInfo.of(offer.name, offer.plugin, "failed", f"{type(problem).__name__}: {problem}"))
     for row in lost:
         if row.name in asked and row.name not in stored and row.distribution != BUILT_IN:
             _register_placeholder(row.name)

@@ -15,7 +15,8 @@ from encoders.strategies import builtin_plugins
 if TYPE_CHECKING:
     from encoders.strategy import EncoderStrategy
 
-__all__ = ["BLOCK_VARIABLE", "BUILT_IN", "Registry", "StrategyInfo", "available_strategies", "default_registry", "get_strategy"]
+__all__ = ["BLOCK_VARIABLE", "BUILT_IN", "Registry", "StrategyInfo", "available_strategies", "default_registry",
+           "get_strategy"]
 
 BLOCK_VARIABLE = "ENCODERS_BLOCK"
 
@@ -117,7 +118,8 @@ class Registry:
         rows = [self._row(offer) for offer in self._offers.values()]
         for offer in self._duplicates:
             first = self._offers[offer.name].plugin
-            rows.append(StrategyInfo.of(offer.name, offer.plugin, "duplicate", f"{offer.name!r} is taken by {first.origin}"))
+            why = f"{offer.name!r} is taken by {first.origin}"
+            rows.append(StrategyInfo.of(offer.name, offer.plugin, "duplicate", why))
         for found in self._found:
             if found.failure:
                 state = "blocked" if found.blocked else "failed"
@@ -136,7 +138,8 @@ class Registry:
         try:
             self.get_strategy(offer.name)
         except PluginError as problem:
-            return StrategyInfo.of(offer.name, offer.plugin, "failed", str(problem.__cause__ or problem))
+            cause = problem.__cause__
+            return StrategyInfo.of(offer.name, offer.plugin, "failed", f"{type(cause).__name__}: {cause}")
         return StrategyInfo.of(offer.name, offer.plugin, "ready")
 
 

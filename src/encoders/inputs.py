@@ -6,9 +6,10 @@ import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
+from myfla.utils.autocast import autocast_enabled
 from myfla.utils.errors import value_error
 
-__all__ = ["autocast", "build_input", "check_ids", "check_input"]
+__all__ = ["build_input", "check_ids", "check_input"]
 
 _IDS = (torch.int32, torch.int64)
 
@@ -51,7 +52,7 @@ def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
     if ids:
         if x.dtype not in _IDS:
             raise value_error("encoder", "x", "must be int32 or int64 token ids", x.dtype)
-    elif x.dtype != entry.weight.dtype and not autocast():
+    elif x.dtype != entry.weight.dtype and not autocast_enabled(x.device.type):
         raise value_error("encoder", "x", f"must have the encoder's dtype {entry.weight.dtype}", x.dtype,
                           f"use x.to({entry.weight.dtype}) or encoder.to({x.dtype})")
 
@@ -64,9 +65,3 @@ def check_ids(config: EncoderConfig, ids: torch.Tensor) -> None:
     if low < 0 or high >= config.vocab_size:
         raise value_error("encoder", "x", f"must hold token ids from 0 to {config.vocab_size - 1}",
                           low if low < 0 else high, f"encoder.vocab_size={config.vocab_size}")
-
-
-def autocast() -> bool:
-    """Whether autocast chooses dtypes now, so that data and weights may differ."""
-    on_cpu = getattr(torch, "is_autocast_cpu_enabled", lambda: False)
-    return torch.is_autocast_enabled() or on_cpu()

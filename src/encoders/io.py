@@ -91,20 +91,19 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
     weights, manifest_path = _paths(Path(path))
     if not manifest_path.exists() and weights.exists():
         _check_no_pickle(weights, read_bytes(weights, _REMEDY)[:4])
-        raise refuse(manifest_path, "must stand beside the weights, to say which encoder they are for", "no such file",
+        raise refuse(manifest_path, "must stand beside the weights, to say whose they are", "no such file",
                      "copy both files")
     manifest = parse_manifest(manifest_path, FORMAT, FORMAT_VERSION, _REMEDY)
     name = weights_name(manifest_path, manifest)
     weights = manifest_path.with_name(name)
     tensors = _read_weights(weights, manifest["files"][name])
-    config = manifest.get("config")
     try:
-        _check_fit(build_encoder(config, device="meta"), tensors, weights)
         with torch.random.fork_rng(devices=[]):
-            encoder = build_encoder(config)
+            _check_fit(build_encoder(manifest.get("config"), device="meta"), tensors, weights)
+            encoder = build_encoder(manifest["config"])
     except (UnknownEncoderError, PluginError) as problem:
-        made = manifest.get("versions", {}).get("encoder")
-        raise refuse(manifest_path, "must name an encoder that is installed", str(problem), f"install {made}") from problem
+        remedy = f"install {manifest.get('versions', {}).get('encoder')}"
+        raise refuse(manifest_path, "must name an encoder that is installed", str(problem), remedy) from problem
     except CheckpointError:
         raise
     except (TypeError, ValueError) as problem:

@@ -97,7 +97,8 @@ def _call(manager: pluggy.PluginManager, plugin: Plugin, loaded: Any) -> List[Of
     for hook in hooks:
         if not hook.has_spec():
             hint = nearest(hook.name, ["register_encoders"])
-            raise pluggy.PluginValidationError(loaded, f"unknown hook {hook.name!r}; {hint or 'the hook is register_encoders'}")
+            hint = hint or "the hook is register_encoders"
+            raise pluggy.PluginValidationError(loaded, f"unknown hook {hook.name!r}; {hint}")
     offers: List[Offer] = []
 
     def register(name: str, *, strategy: Any, config: Any, preset: bool = False) -> None:

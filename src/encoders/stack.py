@@ -13,10 +13,11 @@ from cfg.encoder import EncoderConfig
 from cfg.encoder_mapping import to_mapping
 from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
-from encoders.inputs import autocast, build_input, check_ids, check_input
+from encoders.inputs import build_input, check_ids, check_input
 from encoders.pooling import build_pooling
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
+from myfla.utils.autocast import autocast_enabled
 from myfla.utils.errors import CacheError, message, value_error
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Encoder(nn.Module):
         torch.Size([2, 64])
     """
 
-    def __init__(self, config: EncoderConfig, strategy: "EncoderStrategy", device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, config: EncoderConfig, strategy: "EncoderStrategy", device: Any = None,
+                 dtype: Any = None) -> None:
         super().__init__()
         self.config = dataclasses.replace(config)  # a copy, checked: the caller may change its own
         self.strategy = strategy
@@ -115,7 +117,7 @@ class Encoder(nn.Module):
         check_ids(self.config, tokens)
         hidden = self.norm(self._run(self.input(tokens), layout, StackCall(layout.cu_seqlens, state, use_cache)))
         if use_cache:
-            state.fingerprint = self.fingerprint
+            self._close_cache(state, layout, tokens.shape[1])
         return EncoderOutput(layout.unpack(hidden), self.pooling(hidden, layout), state if use_cache else None)
 
     def save(self, path: Union[str, Path]) -> Path:
@@ -142,19 +144,29 @@ class Encoder(nn.Module):
 
     def _open_cache(self, cache: Optional[Cache], use_cache: bool, batch: int) -> Optional[Cache]:
         if self.backward_blocks and (cache is not None or use_cache):
-            raise value_error("encoder", "cache", "cannot be used with direction='bidirectional'",
-                              "use_cache" if cache is None else "a cache",
-                              "reading backwards starts at the end of a sequence; build it with encoder.direction=causal")
+            hint = "reading backwards starts at the end of a sequence; build it with encoder.direction=causal"
+            got = "use_cache" if cache is None else "a cache"
+            raise value_error("encoder", "cache", "cannot be used with direction='bidirectional'", got, hint)
         if cache is None:
             return Cache() if use_cache else None
         if not isinstance(cache, Cache):
             raise CacheError(message("encoder", "cache", "must be a myfla.models.utils.Cache", type(cache).__name__))
         if cache.batch_size is not None:
             weight = self.input.weight
+            # A cache made by hand has no fingerprint; under autocast the activations kept are of another dtype.
             cache.require("encoder", fingerprint=self.fingerprint if cache.fingerprint else None,
-                          layers=len(self.blocks), batch=batch, dtype=None if autocast() else weight.dtype)
+                          layers=len(self.blocks), batch=batch,
+                          dtype=None if autocast_enabled(weight.device.type) else weight.dtype)
             device = next(tensors_of(cache[0]))[1].device
             if device != weight.device:
                 raise CacheError(message("encoder", "cache", f"must be on the encoder's device {weight.device}",
                                          str(device), f"use cache.to({str(weight.device)!r})"))
         return cache.fork()
+
+    def _close_cache(self, state: Cache, layout: Layout, packed: int) -> None:
+        state.fingerprint = self.fingerprint
+        if layout.tokens is not None:
+            # The layers counted packed tokens; positions are counted as the caller sees them, pads included.
+            none = torch.zeros_like(layout.lengths)
+            for i in range(len(state)):
+                state.update(layer_idx=i, offset=layout.time - packed, lengths=none)

@@ -50,8 +50,7 @@ class EncoderStrategy(abc.ABC):
 
     def build_mlp(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """The part that works on each token: a gated MLP (SwiGLU) of ``config.intermediate_size``."""
-        mlp = GatedMLP(config.hidden_size, intermediate_size=config.intermediate_size)
-        return mlp.to(device=device, dtype=dtype)
+        return GatedMLP(config.hidden_size, intermediate_size=config.intermediate_size, device=device, dtype=dtype)
 
     def build_norm(self, config: EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
         """The normalisation in front of each branch and behind the last block: RMSNorm."""

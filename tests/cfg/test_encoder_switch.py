@@ -1,23 +1,24 @@
-"""The switch between encoders: what one config says composes for the other, and a flag of the other is refused by name."""
+"""The switch between encoders: shared settings compose for both, and a flag of the other is refused by name."""
 
 import dataclasses
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from cfg.encoder import DIRECTIONS, ENCODER_CONFIGS, POOLINGS, EncoderConfig
 from cfg.encoder_mapping import field_names, from_mapping, switch_encoder, to_mapping
 from cfg.validation import ConfigError
-
 from myfla.testing import cases, raises
 
 hydra = pytest.importorskip("hydra")
-from cfg.store import register_encoder_config, register_encoder_configs  # noqa: E402
 from hydra.core.config_store import ConfigStore  # noqa: E402
 from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 from hydra.errors import ConfigCompositionException  # noqa: E402
 from omegaconf import MISSING, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from cfg.store import register_encoder_config, register_encoder_configs  # noqa: E402
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 NAMES = list(ENCODER_CONFIGS)
@@ -120,7 +121,7 @@ def test_an_override_of_the_wrong_type_is_refused_by_key(name):
         with raises(ConfigCompositionException, "encoder.num_layers"):
             compose(f"+encoder={name}", "encoder.num_layers=two")
         config = compose(f"+encoder={name}", "encoder.num_layers=0").encoder
-        with pytest.raises((ConfigError, OmegaConfBaseException), match=r"encoder\.num_layers must be an integer from 1"):
+        with pytest.raises((ConfigError, OmegaConfBaseException), match=r"encoder\.num_layers must be an integer"):
             OmegaConf.to_object(config)
         config = compose(f"+encoder={name}", "encoder.dropout=nan").encoder
         with pytest.raises((ConfigError, OmegaConfBaseException), match=r"encoder\.dropout must be a finite number"):

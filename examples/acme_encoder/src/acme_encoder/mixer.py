@@ -4,6 +4,7 @@ from typing import Any, Tuple
 
 import torch
 import torch.nn as nn
+
 from encoders import StackCall
 from myfla.modules import ShortConvolution
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch.nn as nn
+
 from acme_encoder.config import AcmeEncoderConfig
 from acme_encoder.mixer import GatedConvolution
 from encoders import EncoderStrategy
@@ -14,5 +15,8 @@ class AcmeEncoderStrategy(EncoderStrategy):
     name = "acme"
     config_class = AcmeEncoderConfig
 
-    def build_mixer(self, config: AcmeEncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
-        return GatedConvolution(config.hidden_size, config.kernel_size, config.gate, layer_idx, device=device, dtype=dtype)
+    def build_mixer(self, config: AcmeEncoderConfig, layer_idx: int, device: Any = None,
+                    dtype: Any = None) -> nn.Module:
+        return GatedConvolution(
+            config.hidden_size, config.kernel_size, config.gate, layer_idx, device=device, dtype=dtype
+        )

@@ -1,0 +1,102 @@
+"""Encoders of RWKV-7 layers."""
+
+from typing import Any, Tuple
+
+import torch
+import torch.nn as nn
+
+from cfg.encoder import RWKV7EncoderConfig
+from encoders.blocks import PreNormBlock, StackCall
+from encoders.strategy import EncoderStrategy
+from myfla.layers.rwkv7 import RWKV7Attention
+from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
+from myfla.modules.layernorm import LayerNorm
+
+__all__ = ["RWKV7Block", "RWKV7EncoderStrategy"]
+
+
+class RWKV7Block(PreNormBlock):
+    """A residual block of `myfla.layers.RWKV7Attention` and its feed-forward, which looks one token back as well.
+
+    The carry is ``v_first``, the values of the first layer, which every later layer mixes with its own.
+
+    Args:
+        entry_norm: in front of the whole block; the official model has one in the first block only.
+    """
+
+    def __init__(self, *parts: Any, entry_norm: nn.Module) -> None:
+        super().__init__(*parts)
+        self.entry_norm = entry_norm
+
+    def forward(self, hidden: torch.Tensor, call: StackCall, carry: Any) -> Tuple[torch.Tensor, Any]:
+        return super().forward(self.entry_norm(hidden), call, carry)
+
+    def mix(self, x: torch.Tensor, call: StackCall, carry: Any) -> Tuple[torch.Tensor, Any]:
+        y, _, _, v_first = self.mixer(
+            x, past_key_values=call.cache, use_cache=call.use_cache, v_first=carry, cu_seqlens=call.cu_seqlens
+        )
+        return y, v_first
+
+    def feed(self, x: torch.Tensor, call: StackCall) -> torch.Tensor:
+        y, _ = self.mlp(x, state=call.cache, use_cache=call.use_cache, cu_seqlens=call.cu_seqlens)
+        return y
+
+
+class RWKV7EncoderStrategy(EncoderStrategy):
+    """RWKV-7 (arXiv 2503.14456) with its own feed-forward and LayerNorm, as in the official model.
+
+    As there, a fresh encoder's layers add nothing (their output projections are zero); they begin to with the first
+    training step.
+
+    Example:
+        >>> strategy = RWKV7EncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name = "rwkv7"
+    config_class = RWKV7EncoderConfig
+
+    def build_mixer(self, config: RWKV7EncoderConfig, layer_idx: int, device: Any = None,
+                    dtype: Any = None) -> nn.Module:
+        return RWKV7Attention(
+            mode=config.mode,
+            hidden_size=config.hidden_size,
+            head_dim=config.resolved_head_dim,
+            decay_low_rank_dim=config.decay_low_rank_dim,
+            gate_low_rank_dim=config.gate_low_rank_dim,
+            a_low_rank_dim=config.a_low_rank_dim,
+            v_low_rank_dim=config.v_low_rank_dim,
+            norm_eps=config.norm_eps,
+            layer_idx=layer_idx,
+            fuse_norm=config.fuse_norm,
+            value_dim=config.value_dim,
+            num_hidden_layers=config.num_layers,
+            device=device,
+            dtype=dtype,
+        )
+
+    def build_mlp(self, config: RWKV7EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
+        return RWKV7FeedForward(
+            config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            layer_idx=layer_idx,
+            num_hidden_layers=config.num_layers,
+            device=device,
+            dtype=dtype,
+        )
+
+    def build_norm(self, config: RWKV7EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
+        return LayerNorm(config.hidden_size, bias=True, eps=config.norm_eps, device=device, dtype=dtype)
+
+    def build_block(self, config: RWKV7EncoderConfig, layer_idx: int, device: Any = None,
+                    dtype: Any = None) -> nn.Module:
+        made = dict(device=device, dtype=dtype)
+        return RWKV7Block(
+            self.build_mixer(config, layer_idx, **made),
+            self.build_mlp(config, layer_idx, **made),
+            self.build_norm(config, **made),
+            self.build_norm(config, **made),
+            config.dropout,
+            entry_norm=self.build_norm(config, **made) if layer_idx == 0 else nn.Identity(),
+        )

@@ -1,0 +1,28 @@
+"""Small encoders of every built-in strategy for tests, awake: no parameter left at a start that hides a layer."""
+
+import torch
+
+from encoders import build_encoder
+
+NAMES = ("gated_deltanet", "rwkv7")
+OWN = {
+    "gated_deltanet": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True, conv_size=3),
+    "rwkv7": dict(num_heads=2),
+}
+
+
+def wake(module, seed=0):
+    """Move every parameter away from its start (RWKV-7 starts with zero output projections, which hide the layer)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += (0.3 * noise).to(parameter.dtype)
+    return module
+
+
+def small(name, dtype=torch.float64, seed=0, **changes):
+    """An encoder of two layers, 3 channels in, 8 wide, in eval mode."""
+    config = dict(name=name, input_size=None if "vocab_size" in changes else 3, hidden_size=8, num_layers=2)
+    torch.manual_seed(seed)
+    return wake(build_encoder({**config, **OWN.get(name, {}), **changes}, dtype=dtype), seed).eval()
