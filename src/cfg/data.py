@@ -23,7 +23,7 @@ class DataConfig:
     """
 
     name: str = "???"
-    batch_size: int = 32
+    batch_size: int = 16
     validation_fraction: float = 0.2
     standardize: bool = True
 

@@ -51,7 +51,7 @@ class TrainJobConfig(JobConfig):
     learning_rate: float = 3e-3
     warmup: float = 0.1
     weight_decay: float = 0.05
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     noise: float = 0.0
     patience: int = 20
     refit: bool = False
