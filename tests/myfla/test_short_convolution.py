@@ -145,6 +145,17 @@ def test_only_the_asked_gradients_are_computed():
         assert torch.equal(got[0], whole[i])
 
 
+@cases(cut=[None, [0, 2, 2, 7], [0, 1, 7]], activation=[None, "silu"])
+def test_incoming_gradient_is_not_written(cut, activation):
+    x, weight, do = torch.randn(1, 7, 4, requires_grad=True), torch.randn(4, 3), torch.randn(1, 7, 4)
+    before = do.clone()
+    y, _ = causal_conv1d(x, weight, activation=activation, cu_seqlens=None if cut is None else torch.tensor(cut))
+    y.backward(do, retain_graph=True)
+    first = x.grad.clone()
+    y.backward(do)
+    assert torch.equal(do, before) and torch.equal(x.grad, 2 * first)
+
+
 def test_one_token_under_autograd_trains_and_keeps_the_cache():
     conv = ShortConvolution(4, 3, dtype=torch.float64)
     x, cache = leaves((2, 1, 4), (2, 4, 3))

@@ -13,51 +13,41 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 
 
-class Spread(NamedTuple):
-    """Packed sequences drawn apart: before each one stand W-1 more rows, so that no window crosses a boundary.
+class Heads(NamedTuple):
+    """The first W-1 tokens of packed sequences: the only ones whose window reaches over a boundary."""
 
-    The rows in between hold the history, or zeros. E = T + N (W-1) rows in all.
-    """
-
-    source: torch.Tensor  # [E] the token that comes to each row; any at the gaps
-    place: torch.Tensor  # [T] the row that each token comes to
-    gaps: torch.Tensor  # [N * (W-1)] the rows in between, sequence by sequence
+    grid: torch.Tensor  # [N * (W-1)] their numbers, sequence by sequence, clamped to the last token there is
+    rows: torch.Tensor  # [M] the numbers of those that exist: shorter sequences have fewer
+    keep: Optional[torch.Tensor]  # [M] where those stand in the grid; None if all exist
+    gone: Optional[torch.Tensor]  # the other places of the grid
 
 
-def spread_of(cu_seqlens: torch.Tensor, tokens: int, width: int) -> Spread:
-    """`Spread` of sequences packed at ``cu_seqlens [N+1]``; needs ``tokens > 0``."""
-    offsets, gap = cu_seqlens.long(), width - 1
-    numbers = torch.arange(offsets.shape[0] - 1, device=offsets.device)
-    sequence = torch.repeat_interleave(numbers, offsets[1:] - offsets[:-1])
-    token = torch.arange(tokens, device=offsets.device)
-    place = token + gap * (sequence + 1)
-    gaps = (offsets[:-1] + gap * numbers).unsqueeze(1) + torch.arange(gap, device=offsets.device)
-    source = token.new_zeros(tokens + gaps.numel())
-    source[place] = token
-    return Spread(source, place, gaps.flatten())
-
-
-def draw_apart(rows: torch.Tensor, spread: Spread, history: Optional[torch.Tensor]) -> torch.Tensor:
-    """Packed ``[1, T, D]`` to ``[1, E, D]``, with the history ``[N, W-1, D]`` or zeros in the gaps."""
-    # index_select and index_fill_ copy whole rows; index_copy_ and index_put_ are several times slower.
-    wide = rows.index_select(1, spread.source)
-    if history is None:
-        return wide.index_fill_(1, spread.gaps, 0)
-    return wide.index_copy_(1, spread.gaps, history.reshape(1, -1, rows.shape[2]))
+def heads_of(cu_seqlens: torch.Tensor, tokens: int, width: int) -> Heads:
+    """`Heads` of sequences packed at ``cu_seqlens [N+1]``; needs ``tokens > 0``."""
+    offsets = cu_seqlens.long()
+    grid = offsets[:-1, None] + torch.arange(width - 1, device=offsets.device)
+    real = (grid < offsets[1:, None]).flatten()
+    grid = grid.flatten()
+    if bool(real.all()):
+        return Heads(grid, grid, None, None)
+    keep, gone = real.nonzero().squeeze(1), (~real).nonzero().squeeze(1)
+    return Heads(grid.clamp(max=tokens - 1), grid[keep], keep, gone)
 
 
 def convolve(
     x: torch.Tensor, taps: torch.Tensor, bias: Optional[torch.Tensor], history: Optional[torch.Tensor],
-    spread: Optional[Spread] = None,
+    heads: Optional[Heads] = None,
 ) -> torch.Tensor:
-    """``z [B, T, D]``. With ``spread``, x is ``[1, T, D]`` packed and the history ``[N, W-1, D]``."""
-    if spread is not None:
-        return convolve(draw_apart(x, spread, history), taps, bias, None).index_select(1, spread.place)
+    """``z [B, T, D]``. With ``heads``, x is ``[1, T, D]`` packed and the history ``[N, W-1, D]``."""
     width, T = taps.shape[0], x.shape[1]
     z = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
     for s in range(1, min(width, T)):
         z[:, s:].addcmul_(x[:, : T - s], taps[-1 - s])
-    if history is not None:
+    if heads is not None:
+        # That ran over the boundaries. The heads are done again, as a batch of short sequences with their own past.
+        own = convolve(_pick(x, heads, width), taps, bias, history).flatten(0, 1)
+        z[0].index_copy_(0, heads.rows, _existing(own, heads))
+    elif history is not None:
         for s in range(1, width):
             m = min(s, T)
             z[:, :m].addcmul_(_past(history, s, m), taps[-1 - s])
@@ -66,19 +56,37 @@ def convolve(
 
 def backward(
     dz: torch.Tensor, x: torch.Tensor, taps: torch.Tensor, history: Optional[torch.Tensor],
-    spread: Optional[Spread], needs: Tuple[bool, bool, bool],
+    heads: Optional[Heads], needs: Tuple[bool, bool, bool],
 ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor], Optional[torch.Tensor]]:
-    """Gradients of x, taps and history; ``needs`` says which are asked for."""
-    if spread is not None:
-        x = draw_apart(x, spread, history) if needs[1] else dz.new_empty(1, spread.source.shape[0], dz.shape[2])
-        wide_dz = draw_apart(dz, spread, None)
-        dx, dtaps, _ = backward(wide_dz, x, taps, None, None, (needs[0] or needs[2], needs[1], False))
-        dhistory = dx[0][spread.gaps].view(-1, taps.shape[0] - 1, dz.shape[2]) if needs[2] else None
-        return dx.index_select(1, spread.place) if needs[0] else None, dtaps, dhistory
+    """Gradients of x, taps and history; ``needs`` says which are asked for. With ``heads``, dz is overwritten."""
+    width = taps.shape[0]
+    if heads is not None:
+        return _backward_packed(dz, x, taps, history, heads, needs)
     buffer = torch.empty_like(dz)
-    dtaps = _backward_taps(dz, x, history, taps.shape[0], buffer) if needs[1] else None
+    dtaps = _backward_taps(dz, x, history, width, buffer) if needs[1] else None
     dhistory = _backward_history(dz, taps) if needs[2] else None
     return _backward_x(dz, taps, buffer) if needs[0] else None, dtaps, dhistory
+
+
+def _backward_packed(dz, x, taps, history, heads, needs):
+    own_dz = _pick(dz, heads, taps.shape[0])
+    if heads.gone is not None:
+        own_dz.view(-1, dz.shape[2]).index_fill_(0, heads.gone, 0)
+    dz.index_fill_(1, heads.rows, 0)
+    dx, dtaps, _ = backward(dz, x, taps, None, None, (needs[0], needs[1], False))
+    own_dx, own_dtaps, dhistory = backward(own_dz, _pick(x, heads, taps.shape[0]), taps, history, None, needs)
+    if needs[0]:
+        dx[0].index_add_(0, heads.rows, _existing(own_dx.flatten(0, 1), heads))
+    return dx, dtaps.add_(own_dtaps) if needs[1] else None, dhistory
+
+
+def _pick(rows: torch.Tensor, heads: Heads, width: int) -> torch.Tensor:
+    """The heads of packed rows ``[1, T, D]`` as ``[N, W-1, D]``. index_select copies whole rows; [] is slower."""
+    return rows[0].index_select(0, heads.grid).view(-1, width - 1, rows.shape[2])
+
+
+def _existing(rows: torch.Tensor, heads: Heads) -> torch.Tensor:
+    return rows if heads.keep is None else rows.index_select(0, heads.keep)
 
 
 def _past(history: torch.Tensor, s: int, m: int) -> torch.Tensor:
@@ -103,7 +111,7 @@ def _backward_taps(
     for s in range(min(width, T)):
         # A contiguous piece of the buffer, whatever s: a sum over a strided one is several times slower.
         product = buffer.view(-1)[: B * (T - s) * D].view(B, T - s, D)
-        dtaps[-1 - s] = torch.mul(dz[:, s:], x[:, : T - s], out=product).sum((0, 1))
+        torch.sum(torch.mul(dz[:, s:], x[:, : T - s], out=product), (0, 1), out=dtaps[-1 - s])
     if history is not None:
         for s in range(1, width):
             m = min(s, T)
