@@ -14,6 +14,31 @@ from myfla.modules.convolution import (
 from myfla.testing import assert_close, cases, raises
 
 
+def test_any_memory_layout_gives_the_same():
+    conv = ShortConvolution(4, 3, bias=True)
+    wide = torch.randn(2, 9, 12)
+    for view in (wide[..., 4:8], wide[:, ::2, :4], wide.transpose(1, 2)[:, 2:6, :4].transpose(1, 2)):
+        own = view.detach().requires_grad_()
+        plain = view.contiguous().requires_grad_()
+        assert torch.equal(conv(own)[0], conv(plain)[0])
+        conv(own)[0].sum().backward()
+        conv(plain)[0].sum().backward()
+        assert_close(own.grad, plain.grad, rms=1e-6)
+
+
+@cases(shape=[(0, 5), (2, 0), (0, 0), (0, 1)])
+def test_empty_batches_and_sequences_pass(shape):
+    conv = ShortConvolution(3, 4, bias=True)
+    x = torch.randn(*shape, 3, requires_grad=True)
+    y, cache = conv(x, output_final_state=True)
+    y.sum().backward()
+    assert y.shape == x.shape == x.grad.shape and cache.shape == (shape[0], 3, 4)
+    assert not conv.weight.grad.any() and not conv.bias.grad.any()
+    with torch.no_grad():
+        y, cache = conv(x, output_final_state=True)
+    assert y.shape == x.shape and not cache.any()
+
+
 def test_channels_may_come_split_in_heads():
     x, w, r = torch.randn(2, 5, 3, 4), torch.randn(12, 4), torch.randn(2, 5, 3, 4)
     y, final = causal_conv1d(x, w, residual=r, output_final_state=True, activation="silu")
