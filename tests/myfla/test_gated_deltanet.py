@@ -14,6 +14,7 @@ except ImportError:  # a bare checkout: PYTHONPATH=src does not cover libs
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import warnings  # noqa: E402
+from concurrent.futures import ThreadPoolExecutor  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -319,6 +320,31 @@ def test_interleaved_sessions_equal_lone_ones():
     want = [[run(layer, x[s][:, i:j], alone[s]) for i, j in cuts] for s in (0, 1)]
     got = [[run(layer, x[s][:, i:j], mixed[s]) for s in (0, 1)] for i, j in cuts]
     assert all(torch.equal(want[s][c], got[c][s]) for s in (0, 1) for c in range(len(cuts)))
+
+
+@cases(grad=[True, False])
+def test_threads_on_one_layer_do_not_see_each_other(grad):
+    layer = build(torch.float32).train(grad)
+    x = [inputs(2, tokens, torch.float32, seed=tokens) for tokens in (70, 71, 9, 10)]
+
+    def work(i):
+        torch.set_num_threads(1)  # older PyTorch splits a sum differently in a thread that is not the first
+        cache, out = Cache(), []
+        for _ in range(6):
+            leaf = x[i].clone().requires_grad_(grad)
+            y = run(layer, leaf, cache, grad=grad)
+            out.append(torch.autograd.grad(y.square().sum(), leaf)[0] if grad else y)
+            cache = cache.detach()
+        return out
+
+    threads = torch.get_num_threads()
+    try:
+        alone = [work(i) for i in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(work, range(4)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for one, two in zip(alone, together) for a, b in zip(one, two))
 
 
 def test_stacked_sessions_equal_lone_ones():
