@@ -160,6 +160,22 @@ def test_copies_and_pickles_behave_the_same():
         assert torch.equal(other(x)[0], layer(x)[0])
 
 
+def test_a_projection_may_be_replaced_by_any_module():
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    layer, x = build(), torch.randn(1, 4, 12)
+    want = layer(x)[0]
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        setattr(layer, name, Wrapped(getattr(layer, name)))
+    assert torch.equal(layer(x)[0], want)
+
+
 def test_repr_shows_the_settings():
     text = repr(build(num_v_heads=4, allow_neg_eigval=True))
     for part in ("hidden_size=12", "num_v_heads=4", "allow_neg_eigval=True", "mode='chunk'", "layer_idx=0"):

@@ -172,7 +172,7 @@ class GatedDeltaNet(nn.Module):
         """
         cu_seqlens = kwargs.pop("cu_seqlens", None)
         refuse_unknown(f"{NAME}.forward", kwargs, FORWARD, INERT_FORWARD)
-        check_hidden_states(NAME, hidden_states, self.hidden_size, self.q_proj.weight)
+        check_hidden_states(NAME, hidden_states, self.hidden_size, getattr(self.q_proj, "weight", None))
         batch, q_len, _ = hidden_states.shape
         x, indices, cu_seqlens = self._unpad(hidden_states, attention_mask, cu_seqlens)
         sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1

@@ -24,8 +24,11 @@ def check_positive(who: str, **sizes: Any) -> None:
             raise value_error(who, field, "must be a positive integer", size)
 
 
-def check_hidden_states(who: str, x: Any, hidden_size: int, weight: torch.Tensor) -> None:
-    """Refuse an input that is not ``[B, T, hidden_size]`` in the number format and on the device of the weights."""
+def check_hidden_states(who: str, x: Any, hidden_size: int, weight: Any) -> None:
+    """Refuse an input that is not ``[B, T, hidden_size]`` in the number format and on the device of the weights.
+
+    Where ``weight`` is no floating-point tensor (a quantised or wrapped projection), only the shape is checked.
+    """
     field = "hidden_states"
     if not isinstance(x, torch.Tensor):
         raise value_error(who, field, "must be a tensor [B, T, hidden_size]", type(x).__name__)
@@ -33,6 +36,8 @@ def check_hidden_states(who: str, x: Any, hidden_size: int, weight: torch.Tensor
         raise value_error(who, field, f"must have shape [B, T, {hidden_size}]", list(x.shape))
     if not x.is_floating_point():
         raise value_error(who, field, "must be floating point", x.dtype, "embed token ids first")
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        return
     if x.dtype != weight.dtype and not autocast_enabled(x.device.type):
         hint = f"convert the input with x.to({weight.dtype}), or the layer with layer.to({x.dtype})"
         raise value_error(who, field, f"must be {weight.dtype} as the layer's weights", x.dtype, hint)
