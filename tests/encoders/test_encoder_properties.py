@@ -268,16 +268,20 @@ def test_gradients_flow_through_a_cache(name):
     assert_close(got, want, rms=1e-9)
 
 
-@cases(name=NAMES, dtype=[torch.bfloat16, torch.float16])
-def test_half_precision_follows_float64(name, dtype):
+@cases(name=NAMES, dtype=[torch.bfloat16, torch.float16], seed=range(3))
+def test_half_precision_follows_float64(name, dtype, seed):
+    """One layer with heads of 16: the norm behind tiny heads multiplies any rounding without a bound."""
     if dtype == torch.float16 and tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 1):
         pytest.skip("torch before 2.1 multiplies no float16 matrices on the CPU")
-    half, wide, x = small(name, dtype=dtype), small(name), data(2, 20, 3).to(dtype)
+    sizes = dict(hidden_size=32, num_layers=1, **({"head_dim": 16} if name == "gated_deltanet" else {}))
+    half, wide, x = small(name, dtype, seed, **sizes), small(name, **sizes), data(2, 20, 3, seed=seed).to(dtype)
     wide.load_state_dict(half.state_dict())  # the same rounded weights: what differs is the arithmetic
     want = wide(x.double(), lengths=[20, 11])
     got = half(x, lengths=[20, 11])
     assert got.hidden.dtype == got.embedding.dtype == dtype
-    assert_close(got.hidden.double(), want.hidden, rms=5e-2, largest=2e-1)
+    rms = 3e-2 if dtype == torch.bfloat16 else 4e-3
+    assert_close(got.hidden.double(), want.hidden, rms=rms, largest=5 * rms)
+    assert_close(got.embedding.double(), want.embedding, rms=rms, largest=5 * rms)
 
 
 @cases(name=NAMES)

@@ -1,0 +1,94 @@
+"""What a config says reaches the layers, the MLP and the norms."""
+
+import dataclasses
+
+import torch
+from cfg.encoder import ENCODER_CONFIGS, EncoderConfig
+from encoders import build_encoder
+
+from myfla.modules.layernorm import LayerNorm, RMSNorm
+from myfla.modules.mlp import GatedMLP
+from myfla.testing import cases, raises
+
+CHANGED = {
+    "gated_deltanet": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=6, mode="fused_recurrent", use_gate=False,
+                           use_short_conv=False, allow_neg_eigval=True, conv_size=3, conv_bias=True,
+                           output_gate_activation="sigmoid"),
+    "rwkv7": dict(num_heads=3, head_dim=8, value_dim=48, decay_low_rank_dim=5, gate_low_rank_dim=6, a_low_rank_dim=7,
+                  v_low_rank_dim=9, mode="fused_recurrent", fuse_norm=True),
+}  # fmt: skip
+SETTINGS = [(name, flag) for name, flags in CHANGED.items() for flag in flags]
+
+
+def build(name, **changes):
+    return build_encoder({"name": name, "input_size": 3, "hidden_size": 24, **changes})
+
+
+@cases(name=list(CHANGED))
+def test_every_own_field_is_tried_below(name):
+    shared = {field.name for field in dataclasses.fields(EncoderConfig)}
+    own = {field.name for field in dataclasses.fields(ENCODER_CONFIGS[name])} - shared
+    assert set(CHANGED[name]) == own
+
+
+@cases(setting=SETTINGS)
+def test_every_own_field_reaches_every_layer(setting):
+    name, flag = setting
+    value = CHANGED[name][flag]
+    encoder = build(name, direction="bidirectional", **{flag: value})
+    for i, block in enumerate([*encoder.blocks, *encoder.backward_blocks]):
+        assert getattr(block.mixer, flag) == value
+        assert block.mixer.layer_idx == i % 2
+
+
+@cases(name=list(CHANGED))
+def test_shared_fields_reach_every_part(name):
+    encoder = build(name, norm_eps=0.125, mlp_ratio=1.5, dropout=0.25, num_layers=3, direction="bidirectional")
+    assert len(encoder.blocks) == len(encoder.backward_blocks) == 3
+    for block in [*encoder.blocks, *encoder.backward_blocks]:
+        assert block.mixer.hidden_size == 24 and block.mixer.norm_eps == 0.125 and block.dropout.p == 0.25
+        assert block.mixer_norm.eps == block.mlp_norm.eps == encoder.norm.eps == 0.125
+        assert block.mlp.intermediate_size == 36
+
+
+def test_gated_deltanet_stands_in_the_official_model_s_block():
+    encoder = build("gated_deltanet")
+    assert type(encoder.norm) is RMSNorm
+    for block in encoder.blocks:
+        assert type(block.mixer_norm) is type(block.mlp_norm) is RMSNorm and type(block.mlp) is GatedMLP
+
+
+def test_rwkv7_stands_in_the_official_model_s_block():
+    encoder = build("rwkv7")
+    kinds = [type(block.entry_norm) for block in encoder.blocks]
+    assert kinds == [LayerNorm, torch.nn.Identity] and type(encoder.norm) is LayerNorm
+    for block in encoder.blocks:
+        assert all(norm.bias is not None for norm in (block.mixer_norm, block.mlp_norm))
+        assert block.mixer.num_hidden_layers == block.mlp.num_hidden_layers == 2
+        assert block.mlp.layer_idx == block.mixer.layer_idx
+
+
+def test_layers_of_rwkv7_share_the_values_of_the_first():
+    encoder = build("rwkv7", num_layers=3, direction="bidirectional")
+    seen = {}
+
+    for side, blocks in (("ahead", encoder.blocks), ("back", encoder.backward_blocks)):
+        for i, block in enumerate(blocks):
+            original = block.mixer.forward
+
+            def spy(*arguments, original=original, key=(side, i), **keywords):
+                result = original(*arguments, **keywords)
+                seen[key] = (keywords["v_first"], result[3])
+                return result
+
+            block.mixer.forward = spy
+    encoder(torch.randn(2, 4, 3))
+    for side in ("ahead", "back"):
+        assert seen[side, 0][0] is None
+        assert seen[side, 1][0] is seen[side, 0][1] and seen[side, 2][0] is seen[side, 0][1]
+    assert not torch.equal(seen["ahead", 0][1], seen["back", 0][1])
+
+
+def test_a_layer_that_refuses_its_size_says_so():
+    with raises(ValueError, "encoder.num_heads must divide encoder.hidden_size=24; got 5"):
+        build("rwkv7", num_heads=5)
