@@ -21,7 +21,7 @@ from myfla.ops.rwkv7.gate_output_correction import (
     gate_output_correction_backward_triton,
     gate_output_correction_ref,
 )
-from myfla.ops.rwkv7.unit_key import unit_key
+from myfla.ops.rwkv7.key_gates import key_gates
 from myfla.ops.rwkv7.value_residual import mix_values
 from myfla.testing import assert_close, cases, raises
 
@@ -115,30 +115,40 @@ def test_squared_relu_and_value_mix_equal_their_references():
         both(mix_values, lambda v, first, gate: torch.lerp(v, first, gate.sigmoid()), inputs, rms)
 
 
-@cases(eps=[None, 1e-6], dtype=list(HALF))
-def test_unit_key_equals_its_reference(eps, dtype):
-    def reference(k, k_k):
-        x = (k * k_k).view(2, 5, 3, 4)
-        if eps is None:
-            return torch.nn.functional.normalize(x, dim=-1)
-        return x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
+@cases(eps=[None, 1e-6], dtype=list(HALF), block=[50, 1 << 16])
+def test_key_gates_equal_their_reference(eps, dtype, block):
+    def reference(k, w, a, k_k, k_a):
+        heads, rate = (2, 5, 3, 4), a.sigmoid()
+        kk = (k * k_k).view(heads)
+        kk = torch.nn.functional.normalize(kk, dim=-1) if eps is None else (
+            kk * (kk.square().sum(-1, keepdim=True) + eps).rsqrt())
+        decay = -0.6065306597126334 * w.sigmoid()
+        return decay.view(heads), k_update_ref(k, rate, k_a).view(heads), -kk, kk * rate.view(heads)
 
-    both(lambda k, k_k: unit_key(k, k_k, 4, eps), reference, draw((2, 5, 12), (12,), dtype=dtype), 2 * HALF[dtype])
+    inputs = draw(*[(2, 5, 12)] * 3, (12,), (12,), dtype=dtype)
+    before = addcmul_module.BLOCK
+    try:
+        addcmul_module.BLOCK = block
+        both(lambda *x: key_gates(*x, 4, eps), reference, inputs, 2 * HALF[dtype])
+    finally:
+        addcmul_module.BLOCK = before
 
 
-def test_unit_key_of_nothing_is_nothing():
+def test_a_key_of_nothing_removes_nothing():
     for eps in (None, 1e-6):
-        k = torch.zeros(1, 1, 4, requires_grad=True)
-        kk = unit_key(k, torch.ones(4), 4, eps)
-        kk.sum().backward()
-        assert not kk.any() and torch.isfinite(k.grad).all() and k.grad.abs().max() <= 1e4
+        k, rest = torch.zeros(1, 1, 4, requires_grad=True), torch.ones(1, 1, 4)
+        _, key, remove, replace = key_gates(k, rest, rest, torch.ones(4), torch.ones(4), 4, eps)
+        (key + 2 * remove + 3 * replace).sum().backward()
+        assert not key.any() and not remove.any() and not replace.any()
+        assert torch.isfinite(k.grad).all() and k.grad.abs().max() <= 1e4
 
 
 def test_small_functions_pass_gradcheck():
     (x, y, z), six = draw(*[(2, 3, 4)] * 3), draw(*[(4,)] * 6)
     check = torch.autograd.gradcheck
     assert check(fused_addcmul_rwkv7, (x, y, *six)) and check(fused_k_rwkv7, (x, y, six[0]))
-    assert check(lambda k, k_k: unit_key(k, k_k, 2, None), (x, six[0])) and check(mix_values, (x, y, z))
+    assert check(lambda *t: key_gates(*t, 2, None), (x, y, z, *six[:2]))
+    assert check(mix_values, (x, y, z))
     assert check(gate_output_correction, draw((1, 2, 6), (1, 2, 2, 2), (1, 2, 2, 2), (2, 2), (1, 2, 2, 3), (1, 2, 6)))
     assert check(channel_mixing_rwkv7, draw((2, 3, 4), (2, 4), (4,), (4, 5), (5, 4)))
 

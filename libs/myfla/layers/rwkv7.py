@@ -20,11 +20,10 @@ from myfla.layers.utils import repad_hidden_states, unpad_hidden_states, update_
 from myfla.models.utils import Cache
 from myfla.modules.layernorm import GroupNorm, group_norm
 from myfla.modules.token_shift import token_shift
-from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7
+from myfla.ops.rwkv7 import chunk_rwkv7, fused_recurrent_rwkv7
 from myfla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
-from myfla.ops.rwkv7.fused_k_update import fused_k_rwkv7
 from myfla.ops.rwkv7.gate_output_correction import gate_output_correction
-from myfla.ops.rwkv7.unit_key import unit_key
+from myfla.ops.rwkv7.key_gates import key_gates
 from myfla.ops.rwkv7.value_residual import mix_values
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.varlen import check_cu_seqlens
@@ -41,8 +40,6 @@ FORWARD = (
     "hidden_states", "attention_mask", "past_key_values", "use_cache", "output_attentions", "v_first", "cu_seqlens",
 )  # fmt: skip
 MODES = ("chunk", "fused_recurrent")
-STRONGEST_DECAY = -0.6065306597126334
-"""``-exp(-0.5)``, the log decay of one step at its strongest."""
 
 
 class RWKV7Attention(nn.Module):
@@ -224,22 +221,19 @@ class RWKV7Attention(nn.Module):
         xr, xw, xk, xv, xa, xg = fused_addcmul_rwkv7(
             x, delta, self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g
         )
-        heads = (*x.shape[:2], self.num_heads, self.head_dim)
-        r = self.r_proj(xr).view(heads)
-        w = STRONGEST_DECAY * self.w_lora(xw).sigmoid()
-        k, v = self.k_proj(xk), self.v_proj(xv)
-        value = v
+        r = self.r_proj(xr).view(*x.shape[:2], self.num_heads, self.head_dim)
+        v = value = self.v_proj(xv)
         if self.layer_idx != 0 and v_first is not None:
             v = mix_values(v, v_first, self.v_lora(xv))
-        a = self.a_lora(xa).sigmoid()
-        kk = unit_key(k, self.k_k, self.head_dim, 1e-6 if self.fuse_norm else None)
-        k = fused_k_rwkv7(k, a, self.k_a).view(heads)
-        v, a, w = v.view(*x.shape[:2], self.num_heads, self.head_v_dim), a.view(heads), w.view(heads)
-        shared = dict(scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens)
-        if self._uses_chunks(q_len):
-            o, state = chunk_rwkv7(r, w, k, v, -kk, kk * a, **shared)
-        else:
-            o, state = fused_mul_recurrent_rwkv7(r, w, k, v, kk, a, **shared)
+        v = v.view(*x.shape[:2], self.num_heads, self.head_v_dim)
+        w, k, a, b = key_gates(
+            self.k_proj(xk), self.w_lora(xw), self.a_lora(xa), self.k_k, self.k_a, self.head_dim,
+            1e-6 if self.fuse_norm else None,
+        )  # fmt: skip
+        op = chunk_rwkv7 if self._uses_chunks(q_len) else fused_recurrent_rwkv7
+        o, state = op(
+            r, w, k, v, a, b, scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens
+        )
         o = o.reshape(*x.shape[:2], self.value_dim)
         norm = self.g_norm
         o = group_norm(o, norm.weight, norm.bias, eps=norm.eps, num_groups=self.num_heads)

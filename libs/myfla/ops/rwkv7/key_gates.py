@@ -1,0 +1,126 @@
+"""From RWKV-7's projections to what its recurrence takes, in one node of the graph and few passes over memory."""
+
+from typing import Optional, Tuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from myfla.ops.rwkv7.fused_addcmul import row_blocks
+from myfla.utils.dtypes import accumulation_dtype
+
+__all__ = ["STRONGEST_DECAY", "key_gates"]
+
+STRONGEST_DECAY = -0.6065306597126334
+"""``-exp(-0.5)``, the log decay of one step at its strongest."""
+
+SHORTEST = 1e-12
+
+Four = Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def key_gates(
+    k: torch.Tensor,
+    w: torch.Tensor,
+    a: torch.Tensor,
+    k_k: torch.Tensor,
+    k_a: torch.Tensor,
+    head_dim: int,
+    eps: Optional[float],
+) -> Four:
+    """Log decay, written key and removal vectors (RWKV-7, arXiv 2503.14456).
+
+    With ``a <- sigmoid(a)`` and, per head, ``kk = k k_k / |k k_k|``::
+
+        log decay = -exp(-0.5) sigmoid(w),   key = k (1 + (a - 1) k_a),   remove = -kk,   replace = kk a
+
+    Computed in float32 (float64 for float64 input) and rounded once.
+
+    Args:
+        k: ``[B, T, H * K]`` projected keys.
+        w, a: ``[B, T, H * K]``, before their sigmoids.
+        k_k, k_a: ``[H * K]``.
+        head_dim: K.
+        eps: added to the squared length of kk; None for ``torch.nn.functional.normalize``'s way, where lengths below
+            1e-12 count as 1e-12. There such a key gets no gradient through kk; the exact one would be 1e12 times too
+            large.
+
+    Returns:
+        ``(log decay, key, remove, replace)``, each ``[B, T, H, K]`` in k's dtype: `chunk_rwkv7`'s w, k, a and b.
+
+    Example:
+        >>> k, zero = torch.tensor([[[3.0, 4.0]]]), torch.zeros(1, 1, 2)
+        >>> w, key, remove, replace = key_gates(k, zero, zero, torch.ones(2), torch.ones(2), 2, None)
+        >>> key.flatten().tolist(), [round(x, 4) for x in (*remove.flatten().tolist(), *replace.flatten().tolist())]
+        ([1.5, 2.0], [-0.6, -0.8, 0.3, 0.4])
+    """
+    return _KeyGatesFunction.apply(k, w, a, k_k, k_a, head_dim, eps)
+
+
+class _KeyGatesFunction(torch.autograd.Function):
+    """Both directions go through blocks of rows that stay in the processor's cache."""
+
+    @staticmethod
+    def forward(ctx, k, w, a, k_k, k_a, head_dim, eps):
+        dtype, width = accumulation_dtype(k), k.shape[-1]
+        heads = (*k.shape[:-1], width // head_dim, head_dim)
+        decay, key, remove, replace = outputs = [torch.empty_like(k.view(heads)) for _ in range(4)]
+        inverse = torch.empty((*heads[:-1], 1), dtype=dtype, device=k.device)
+        rows = [x.reshape(-1, width) for x in (k, w, a)]
+        out = [x.view(-1, width) for x in outputs]
+        scale, mix = k_k.to(dtype), k_a.to(dtype)
+        lengths = inverse.view(-1, width // head_dim, 1)
+        for at in row_blocks(*rows[0].shape):
+            plain, gate, rate = (x[at].to(dtype) for x in rows)
+            out[0][at] = torch.sigmoid(gate).mul_(STRONGEST_DECAY)
+            rate = torch.sigmoid(rate)
+            unit = (plain * scale).view(-1, width // head_dim, head_dim)
+            lengths[at] = _inverse_length(unit, eps)
+            unit = unit.mul_(lengths[at]).view(-1, width)
+            out[2][at] = -unit
+            out[3][at] = unit.mul_(rate)
+            out[1][at] = rate.sub_(1).mul_(mix).add_(1).mul_(plain)
+        ctx.save_for_backward(k, a, k_k, k_a, inverse, decay, remove)
+        ctx.eps, ctx.w_dtype = eps, w.dtype
+        return decay, key, remove, replace
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_decay, d_key, d_remove, d_replace):
+        k, a, k_k, k_a, inverse, decay, remove = ctx.saved_tensors
+        dtype, (heads, head), width = inverse.dtype, remove.shape[-2:], k.shape[-1]
+        dk, da, dw = torch.empty_like(k), torch.empty_like(a), torch.empty_like(k, dtype=ctx.w_dtype)
+        flat = [x.reshape(-1, width) for x in (k, a, decay, remove, d_decay, d_key, d_remove, d_replace)]
+        out_k, out_a, out_w = (x.view(-1, width) for x in (dk, da, dw))
+        scale, mix, lengths = k_k.to(dtype), k_a.to(dtype), inverse.view(-1, heads, 1)
+        d_scale, d_mix = torch.zeros_like(scale), torch.zeros_like(mix)
+        for at in row_blocks(*flat[0].shape):
+            plain, rate, decay, unit, to_decay, to_key, to_remove, to_replace = (x[at].to(dtype) for x in flat)
+            out_w[at] = torch.addcmul(decay, decay, decay, value=-1 / STRONGEST_DECAY).mul_(to_decay)
+            rate, unit = torch.sigmoid(rate), -unit
+            less = rate - 1
+            own = to_key * plain
+            d_mix += (own * less).sum(0)
+            to_rate = own.mul_(mix).addcmul_(to_replace, unit)
+            out_a[at] = to_rate.mul_(rate).mul_(less).neg_()
+            to_unit = torch.addcmul(to_remove, to_replace, rate, value=-1).neg_().view(-1, heads, head)
+            unit = unit.view(-1, heads, head)
+            along = (to_unit * unit).sum(-1, keepdim=True)
+            to_scaled = to_unit.addcmul_(unit, along, value=-1).mul_(_gradient_factor(lengths[at], ctx.eps))
+            to_scaled = to_scaled.view(-1, width)
+            d_scale += (to_scaled * plain).sum(0)
+            out_k[at] = less.mul_(mix).add_(1).mul_(to_key).addcmul_(to_scaled, scale)
+        return dk, dw, da, d_scale.to(k_k.dtype), d_mix.to(k_a.dtype), None, None
+
+
+def _inverse_length(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if eps is None:
+        return length.clamp_(min=SHORTEST).reciprocal_()
+    return length.mul_(length).add_(eps).rsqrt_()
+
+
+def _gradient_factor(inverse: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
+    """One over the length, or zero where it was too short to have a direction."""
+    if eps is not None:
+        return inverse
+    return torch.where(inverse < 0.5 / SHORTEST, inverse, inverse.new_zeros(()))
