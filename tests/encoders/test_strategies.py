@@ -3,17 +3,17 @@
 import dataclasses
 
 import torch
+
 from cfg.encoder import ENCODER_CONFIGS, EncoderConfig
 from encoders import build_encoder
-
 from myfla.modules.layernorm import LayerNorm, RMSNorm
 from myfla.modules.mlp import GatedMLP
 from myfla.testing import cases, raises
 
 CHANGED = {
-    "gated_deltanet": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=6, mode="fused_recurrent", use_gate=False,
-                           use_short_conv=False, allow_neg_eigval=True, conv_size=3, conv_bias=True,
-                           output_gate_activation="sigmoid"),
+    "gated_deltanet": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent",
+                           use_gate=False, use_short_conv=False, allow_neg_eigval=True, conv_size=3,
+                           conv_bias=True, output_gate_activation="sigmoid"),
     "rwkv7": dict(num_heads=3, head_dim=8, value_dim=48, decay_low_rank_dim=5, gate_low_rank_dim=6, a_low_rank_dim=7,
                   v_low_rank_dim=9, mode="fused_recurrent", fuse_norm=True),
 }  # fmt: skip
