@@ -22,6 +22,7 @@ from myfla.ops.gated_delta_rule import (
     naive_chunk_gated_delta_rule,
     naive_recurrent_gated_delta_rule,
 )
+from myfla.ops.gated_delta_rule import chunk_scan
 from myfla.ops.gated_delta_rule.gate import fused_gdn_gate, gdn_gate_bwd, gdn_gate_chunk_cumsum, naive_gdn_gate
 from myfla.testing import assert_close, cases, raises, run_as_script
 
@@ -84,6 +85,24 @@ def test_values_and_gradients_equal_the_token_loop(op, T, in_kernel, neg):
     truths = gradients(want, want_in)
     for name, grad in gradients(got, got_in).items():
         assert_close(grad, truths[name], 1e-11, name=f"d{name}")
+
+
+@cases(T=[1, 17, 100], cu=[None, [0, 1, 17, 17, 60, 100]], HV=[2, 4])
+def test_scanning_by_transitions_equals_scanning_by_steps(T, cu, HV):
+    cu = None if cu is None or T < 100 else torch.tensor(cu)
+    given = make(B=1 if cu is not None else 2, T=T, HV=HV, cu=cu)
+    found = []
+    chosen = chunk_scan.by_transitions
+    for form in (True, False):
+        inputs = leaves(given)
+        chunk_scan.by_transitions = lambda device, form=form: form
+        try:
+            outputs = chunk_gated_delta_rule(**inputs, cu_seqlens=cu, output_final_state=True)
+            found.append((*outputs, *gradients(outputs, inputs).values()))
+        finally:
+            chunk_scan.by_transitions = chosen
+    for a, b in zip(*found):
+        assert_close(a, b, 1e-12)
 
 
 @cases(op=list(OPS), T=[1, 16, 33, 130], K=[16, 64], decay=[0.0, 1.0, 40.0])

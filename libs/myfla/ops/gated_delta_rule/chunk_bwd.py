@@ -25,6 +25,7 @@ from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns
 from myfla.ops.gated_delta_rule.chunk_fwd import Saved, largest_block, load_rows
+from myfla.ops.gated_delta_rule.chunk_scan import Factors, scan_back
 from myfla.utils.autocast import without_autocast
 
 
@@ -101,7 +102,8 @@ def _backward_block(
     eraser = torch.mul(k, columns.erase, out=scratch.get("eraser", *k.shape))
     handed = torch.mul(k, columns.fall, out=scratch.get("handed", *k.shape))
     dstates = scratch.get("dstates", *at.states.shape)
-    _scan_back(block, heads, running, columns.whole, reader, eraser, handed, do, ddelta, eta, dstates, at)
+    factors = Factors(columns.whole, eraser, handed, at.inverse)
+    scan_back(block, heads, factors, reader, do, ddelta, running, dstates, eta)
 
     # Through the state.
     dq = torch.bmm(do, at.states.transpose(1, 2), out=reader).mul_(columns.read)
@@ -130,39 +132,6 @@ def _backward_block(
     for name, gradient in (("q", dq), ("k", dk), ("v", eta.mul_(strength))):
         block.store(split_heads(gradient, heads), grads[name])
     return flow, dbeta
-
-
-def _scan_back(
-    block: Block,
-    heads: int,
-    running: torch.Tensor,
-    whole: torch.Tensor,
-    reader: torch.Tensor,
-    eraser: torch.Tensor,
-    handed: torch.Tensor,
-    do: torch.Tensor,
-    ddelta: torch.Tensor,
-    eta: torch.Tensor,
-    dstates: torch.Tensor,
-    at: Saved,
-) -> None:
-    """From the last chunk to the first: fill eta and ``dstates``, the gradients of the states after each chunk."""
-    first = block.rows[0] * heads
-    waves = block.waves(heads)
-    filled = 0
-    for i in reversed(range(len(waves))):
-        wave = waves[i]
-        rows = wave.stop - wave.start
-        gradient = dstates[wave]
-        if filled < rows:
-            gradient[filled:].copy_(running[first + filled : first + rows])
-        right = torch.baddbmm(ddelta[wave], handed[wave], gradient)
-        torch.bmm(at.inverse[wave].transpose(1, 2), right, out=eta[wave])
-        target = dstates[waves[i - 1]][:rows] if i else running[first : first + rows]
-        torch.mul(gradient, whole[wave], out=target)
-        target.baddbmm_(reader[wave].transpose(1, 2), do[wave])
-        target.baddbmm_(eraser[wave].transpose(1, 2), eta[wave], alpha=-1)
-        filled = rows
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor, scratch: Scratch) -> torch.Tensor:

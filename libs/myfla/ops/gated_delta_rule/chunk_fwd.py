@@ -19,6 +19,7 @@ from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.common.triangular import unit_lower_inverse
 from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns, pair_decay
+from myfla.ops.gated_delta_rule.chunk_scan import Factors, scan
 from myfla.utils.autocast import without_autocast
 
 
@@ -129,35 +130,8 @@ def _forward_block(
 
     erased = torch.mul(k, columns.erase, out=scratch.get("erased", *k.shape))
     written, handed = v.mul_(columns.strength), k.mul_(columns.fall)
-    _scan(block, heads, running, columns.whole, erased, handed, written, at)
+    scan(block, heads, Factors(columns.whole, erased, handed, at.inverse), written, running, at.states, at.delta)
 
     result = torch.bmm(q.mul_(columns.read), at.states, out=v)
     result.baddbmm_(at.attend, at.delta, alpha=scale)
     block.store(split_heads(result, heads), out)
-
-
-def _scan(
-    block: Block,
-    heads: int,
-    running: torch.Tensor,
-    whole: torch.Tensor,
-    erased: torch.Tensor,
-    handed: torch.Tensor,
-    written: torch.Tensor,
-    at: Saved,
-) -> None:
-    """From chunk to chunk: fill ``at.states`` and ``at.delta``, leave the last states in ``running``."""
-    first = block.rows[0] * heads
-    waves = block.waves(heads)
-    state = None
-    for i, wave in enumerate(waves):
-        rows = wave.stop - wave.start
-        if state is None:
-            state = at.states[wave].copy_(running[first : first + rows])
-        delta = at.delta[wave]
-        torch.bmm(at.inverse[wave], torch.baddbmm(written[wave], erased[wave], state, alpha=-1), out=delta)
-        follows = i + 1 < len(waves) and block.counts[i + 1] == block.counts[i]
-        target = at.states[waves[i + 1]] if follows else running[first : first + rows]
-        torch.mul(state, whole[wave], out=target)
-        target.baddbmm_(handed[wave].transpose(1, 2), delta)
-        state = target if follows else None
