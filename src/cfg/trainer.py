@@ -30,7 +30,7 @@ class TrainerConfig:
     """
 
     name: str = "cpu"
-    max_epochs: int = 30
+    max_epochs: int = 20
     gradient_clip_val: Optional[float] = 1.0
     accelerator: str = "cpu"
     devices: int = 1
