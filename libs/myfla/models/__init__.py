@@ -1,5 +1,35 @@
-"""Caches, and whole models with the official checkpoint names."""
+"""Caches, and whole models with the official checkpoint names.
+
+Models are imported when they are first asked for, since the layers they are made of import the caches from here.
+"""
+
+import importlib
+from typing import Any, List
 
 from myfla.models.utils import Cache
 
-__all__ = ["Cache"]
+_WHERE = {
+    "GatedDeltaNetConfig": "gated_deltanet",
+    "GatedDeltaNetForCausalLM": "gated_deltanet",
+    "GatedDeltaNetModel": "gated_deltanet",
+    "RWKV7Config": "rwkv7",
+    "RWKV7ForCausalLM": "rwkv7",
+    "RWKV7Model": "rwkv7",
+    "load_backbone": "auto",
+    "load_config": "auto",
+    "load_model": "auto",
+}
+
+__all__ = ["Cache", *_WHERE]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        found = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> List[str]:
+    return sorted([*globals(), *_WHERE])

@@ -1,0 +1,66 @@
+"""The model of a folder, whichever it is."""
+
+from pathlib import Path
+from typing import Any, Dict, Tuple, Union
+
+from myfla.models.configuration import ModelConfig, read_json
+from myfla.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, GatedDeltaNetModel
+from myfla.models.modeling_utils import FLAForCausalLM, FLAModel
+from myfla.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM, RWKV7Model
+from myfla.utils.errors import CheckpointError, message, nearest
+
+__all__ = ["MODELS", "load_backbone", "load_config", "load_model"]
+
+MODELS: Dict[str, Tuple[type, type, type]] = {
+    "gated_deltanet": (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
+    "rwkv7": (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
+}
+"""By ``model_type``: config, model, language model."""
+
+
+def load_config(folder: Union[str, Path], **overrides: Any) -> ModelConfig:
+    """The config of a checkpoint folder, of the class that its ``model_type`` tells.
+
+    Raises:
+        CheckpointError: no folder, no ``config.json``, or a model that this library does not have.
+    """
+    return _classes("load_config", folder)[0].from_pretrained(folder, **overrides)
+
+
+def load_backbone(folder: Union[str, Path], **kwargs: Any) -> FLAModel:
+    """Embedding, blocks and last norm of a checkpoint, without the output map.
+
+    The result maps ids ``[B, T]`` or embeddings ``[B, T, hidden_size]`` to hidden states; its parts are ``embeddings``,
+    ``layers`` (blocks with their norms and feed-forward layers) and ``norm``.
+
+    Args:
+        folder: of a model or language model.
+        kwargs: see `FLAPreTrainedModel.from_pretrained`: ``dtype``, ``device``, fields of the config.
+
+    Raises:
+        CheckpointError: as there; or a model that this library does not have.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from myfla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
+        >>> config = GatedDeltaNetConfig(hidden_size=16, head_dim=8, num_heads=2, num_hidden_layers=1, vocab_size=9)
+        >>> folder = tempfile.mkdtemp()
+        >>> GatedDeltaNetForCausalLM(config).save_pretrained(folder)
+        >>> load_backbone(folder)(inputs_embeds=torch.zeros(1, 3, 16)).last_hidden_state.shape
+        torch.Size([1, 3, 16])
+    """
+    return _classes("load_backbone", folder)[1].from_pretrained(folder, **kwargs)
+
+
+def load_model(folder: Union[str, Path], **kwargs: Any) -> FLAForCausalLM:
+    """The language model of a checkpoint; arguments and errors as for `load_backbone`."""
+    return _classes("load_model", folder)[2].from_pretrained(folder, **kwargs)
+
+
+def _classes(who: str, folder: Union[str, Path]) -> Tuple[type, type, type]:
+    path, fields = read_json(who, folder)
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in MODELS:
+        hint = nearest(str(kind), MODELS) or "models of other architectures are not part of this library"
+        raise CheckpointError(message(str(path), "model_type", f"must be one of {', '.join(MODELS)}", kind, hint))
+    return MODELS[kind]

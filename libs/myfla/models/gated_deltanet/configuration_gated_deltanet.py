@@ -1,0 +1,109 @@
+"""The settings of a GatedDeltaNet model, under the official names."""
+
+from typing import Any, Optional
+
+from myfla.models.configuration import ModelConfig
+from myfla.models.configuration_utils import (
+    check_sizes,
+    refuse_softmax_attention,
+    validate_attnres_config,
+    validate_loss_config,
+)
+from myfla.utils.errors import value_error
+
+__all__ = ["GatedDeltaNetConfig"]
+
+NAME = "GatedDeltaNetConfig"
+
+
+class GatedDeltaNetConfig(ModelConfig):
+    """Settings of `GatedDeltaNetModel` and `GatedDeltaNetForCausalLM`; names and defaults of fla 0.6.0.
+
+    Args:
+        attn_mode: ``"chunk"`` or ``"fused_recurrent"``, the layers' ``mode``.
+        hidden_size, expand_v, use_gate, use_short_conv, allow_neg_eigval, conv_size, head_dim, num_heads, num_v_heads,
+        output_gate_activation: of the layers, see `myfla.layers.GatedDeltaNet`.
+        max_position_embeddings: kept for the file; there are no positions.
+        hidden_ratio, intermediate_size, hidden_act: of the feed-forward layers, see `myfla.modules.GatedMLP`.
+        num_hidden_layers: number of blocks.
+        norm_eps: of all norms.
+        attn: must be None; hybrid models with softmax attention are refused.
+        use_cache: whether a model in evaluation keeps states unless told otherwise.
+        pad_token_id, bos_token_id, eos_token_id: token ids.
+        tie_word_embeddings: whether the output map is the embedding.
+        initializer_range: standard deviation of fresh weights.
+        fuse_norm, fuse_swiglu, fuse_cross_entropy: kept for the file; the results are the same.
+        fuse_linear_cross_entropy: compute the loss in parts that never hold all logits; none are returned with it.
+        use_l2warp: pull the largest logit of each token towards zero, see `myfla.models.loss.l2_warp`.
+        vocab_size: number of tokens.
+        attnres_block_size: None, or attention residuals (arXiv 2603.15031) over blocks of so many half layers.
+        kwargs: any other key; kept.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Example:
+        >>> GatedDeltaNetConfig(hidden_size=64, my_note="kept").my_note
+        'kept'
+    """
+
+    model_type = "gated_deltanet"
+
+    def __init__(
+        self,
+        attn_mode: str = "chunk",
+        hidden_size: int = 2048,
+        expand_v: float = 2.0,
+        use_gate: bool = True,
+        use_short_conv: bool = True,
+        allow_neg_eigval: bool = False,
+        conv_size: int = 4,
+        head_dim: int = 256,
+        num_heads: int = 6,
+        num_v_heads: Optional[int] = None,
+        max_position_embeddings: int = 2048,
+        hidden_ratio: Optional[int] = 4,
+        intermediate_size: Optional[int] = None,
+        hidden_act: str = "swish",
+        num_hidden_layers: int = 21,
+        norm_eps: float = 1e-6,
+        attn: Any = None,
+        use_cache: bool = True,
+        pad_token_id: Optional[int] = None,
+        bos_token_id: int = 1,
+        eos_token_id: int = 2,
+        tie_word_embeddings: bool = False,
+        initializer_range: float = 0.02,
+        fuse_norm: bool = True,
+        fuse_swiglu: bool = True,
+        fuse_cross_entropy: bool = True,
+        fuse_linear_cross_entropy: bool = False,
+        use_l2warp: bool = False,
+        vocab_size: int = 32000,
+        attnres_block_size: Optional[int] = None,
+        output_gate_activation: str = "swish",
+        **kwargs: Any,
+    ) -> None:
+        check_sizes(NAME, hidden_size=hidden_size, head_dim=head_dim, num_heads=num_heads, num_v_heads=num_v_heads,
+                    num_hidden_layers=num_hidden_layers, conv_size=conv_size, vocab_size=vocab_size,
+                    intermediate_size=intermediate_size)
+        if output_gate_activation not in ("swish", "silu", "sigmoid"):
+            rule = "must be 'swish', 'silu' or 'sigmoid'"
+            raise value_error(NAME, "output_gate_activation", rule, output_gate_activation)
+        refuse_softmax_attention(NAME, attn)
+        validate_loss_config(NAME, fuse_cross_entropy, fuse_linear_cross_entropy)
+        validate_attnres_config(NAME, attnres_block_size)
+        self.attn_mode, self.attn = attn_mode, attn
+        self.hidden_size, self.num_hidden_layers, self.vocab_size = hidden_size, num_hidden_layers, vocab_size
+        self.head_dim, self.num_heads, self.num_v_heads = head_dim, num_heads, num_v_heads
+        self.expand_v, self.use_gate = expand_v, use_gate
+        self.use_short_conv, self.conv_size = use_short_conv, conv_size
+        self.allow_neg_eigval, self.output_gate_activation = allow_neg_eigval, output_gate_activation
+        self.max_position_embeddings = max_position_embeddings
+        self.hidden_ratio, self.intermediate_size, self.hidden_act = hidden_ratio, intermediate_size, hidden_act
+        self.norm_eps, self.initializer_range, self.use_cache = norm_eps, initializer_range, use_cache
+        self.fuse_norm, self.fuse_swiglu, self.fuse_cross_entropy = fuse_norm, fuse_swiglu, fuse_cross_entropy
+        self.fuse_linear_cross_entropy, self.use_l2warp = fuse_linear_cross_entropy, use_l2warp
+        self.attnres_block_size = attnres_block_size
+        super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id,
+                         tie_word_embeddings=tie_word_embeddings, **kwargs)

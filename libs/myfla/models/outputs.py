@@ -1,0 +1,92 @@
+"""What models return: values by attribute, by name and by place."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Iterator, Optional, Tuple
+
+import torch
+
+__all__ = ["BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput", "ModelOutput"]
+
+
+class ModelOutput(Mapping):
+    """Base of the outputs; behaves as transformers' do.
+
+    ``out.name`` is None for what is not there. ``out["name"]``, ``out[0]``, ``out[:2]``, ``len(out)``, iteration (over
+    names) and `to_tuple` see only what is there.
+
+    Example:
+        >>> out = CausalLMOutputWithPast(logits=torch.zeros(1, 2, 3))
+        >>> out.loss is None, out[0].shape, list(out), out["logits"] is out.logits
+        (True, torch.Size([1, 2, 3]), ['logits'], True)
+    """
+
+    def to_tuple(self) -> Tuple[Any, ...]:
+        """The values that are there, in order."""
+        return tuple(getattr(self, name) for name in self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            if key not in list(self):
+                raise KeyError(f"{type(self).__name__}: {key!r} is not there; it has {', '.join(self)}")
+            return getattr(self, key)
+        return self.to_tuple()[key]
+
+    # A mapping compares by content, which tensors do not do.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+@dataclasses.dataclass(eq=False)
+class BaseModelOutputWithPast(ModelOutput):
+    """What a model without output map returns.
+
+    Attributes:
+        last_hidden_state: ``[B, T, hidden_size]``, after the last norm.
+        past_key_values: the `Cache`, if one was given or kept.
+        hidden_states: the input of every block and the last hidden state, if asked for.
+        attentions: always None.
+    """
+
+    last_hidden_state: Optional[torch.Tensor] = None
+    past_key_values: Optional[Any] = None
+    hidden_states: Optional[Tuple[torch.Tensor, ...]] = None
+    attentions: Optional[Tuple[Any, ...]] = None
+
+
+@dataclasses.dataclass(eq=False)
+class CausalLMOutputWithPast(ModelOutput):
+    """What a language model returns.
+
+    Attributes:
+        loss: scalar, if labels were given.
+        logits: ``[B, T', vocab_size]`` for the T' positions kept.
+        past_key_values, hidden_states, attentions: as in `BaseModelOutputWithPast`.
+    """
+
+    loss: Optional[torch.Tensor] = None
+    logits: Optional[torch.Tensor] = None
+    past_key_values: Optional[Any] = None
+    hidden_states: Optional[Tuple[torch.Tensor, ...]] = None
+    attentions: Optional[Tuple[Any, ...]] = None
+
+
+@dataclasses.dataclass(eq=False)
+class GenerateOutput(ModelOutput):
+    """What ``generate(return_dict_in_generate=True)`` returns.
+
+    Attributes:
+        sequences: ``[B, T + new]`` int64, prompt and continuation.
+        scores: for each new token ``[B, vocab_size]``, the logits it was chosen from after all filters, if asked for.
+        past_key_values: the `Cache` after the last token that the model has read.
+    """
+
+    sequences: Optional[torch.Tensor] = None
+    scores: Optional[Tuple[torch.Tensor, ...]] = None
+    past_key_values: Optional[Any] = None
