@@ -10,6 +10,8 @@ from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["TokenShift", "token_shift", "token_shift_ref"]
 
+Ends = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 def token_shift(
     x: torch.Tensor,
@@ -45,7 +47,10 @@ def token_shift(
     rows = batch if cu_seqlens is None else check_cu_seqlens("token_shift", cu_seqlens, batch, tokens)
     if cache is not None and tuple(cache.shape) != (rows, width):
         raise value_error("token_shift", "cache", f"must have shape [N, D] = {(rows, width)}", tuple(cache.shape))
-    delta, last = TokenShift.apply(x, cu_seqlens, cache, output_cache, chunk_indices)
+    if torch.is_grad_enabled():
+        delta, last = TokenShift.apply(x, cu_seqlens, cache, output_cache, chunk_indices)
+    else:
+        delta, last = _forward(x, cache, None if cu_seqlens is None else _ends(cu_seqlens), rows)
     return (delta, last) if output_cache else delta
 
 
@@ -72,21 +77,8 @@ class TokenShift(torch.autograd.Function):
     def forward(ctx, x, cu_seqlens=None, cache=None, output_cache=False, chunk_indices=None):
         ctx.ends = None if cu_seqlens is None else _ends(cu_seqlens)
         ctx.cache_dtype = None if cache is None else cache.dtype
-        delta = torch.empty_like(x, memory_format=torch.contiguous_format)
-        torch.sub(x[:, :-1], x[:, 1:], out=delta[:, 1:])
-        if ctx.ends is None:
-            ctx.rows = x.shape[0]
-            if x.shape[1]:
-                delta[:, 0] = -x[:, 0] if cache is None else cache.to(x.dtype) - x[:, 0]
-                return delta, x[:, -1].clone()
-            return delta, x.new_zeros(x.shape[0], x.shape[2]) if cache is None else cache.to(x.dtype, copy=True)
-        ctx.rows, filled, first, last = cu_seqlens.numel() - 1, *ctx.ends
-        start = -x[0].index_select(0, first)
-        final = x.new_zeros(ctx.rows, x.shape[2]) if cache is None else cache.to(x.dtype, copy=True)
-        if cache is not None:
-            start += final.index_select(0, filled)
-        delta[0].index_copy_(0, first, start)
-        return delta, final.index_copy_(0, filled, x[0].index_select(0, last))
+        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+        return _forward(x, cache, ctx.ends, rows)
 
     @staticmethod
     @once_differentiable
@@ -104,7 +96,26 @@ class TokenShift(torch.autograd.Function):
         return dx, None, _to(d_cache, ctx.cache_dtype), None, None
 
 
-def _ends(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _forward(
+    x: torch.Tensor, cache: Optional[torch.Tensor], ends: Optional[Ends], rows: int
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    delta = torch.empty_like(x, memory_format=torch.contiguous_format)
+    torch.sub(x[:, :-1], x[:, 1:], out=delta[:, 1:])
+    if ends is None:
+        if x.shape[1]:
+            delta[:, 0] = -x[:, 0] if cache is None else cache.to(x.dtype) - x[:, 0]
+            return delta, x[:, -1].clone()
+        return delta, x.new_zeros(rows, x.shape[2]) if cache is None else cache.to(x.dtype, copy=True)
+    filled, first, last = ends
+    start = -x[0].index_select(0, first)
+    final = x.new_zeros(rows, x.shape[2]) if cache is None else cache.to(x.dtype, copy=True)
+    if cache is not None:
+        start += final.index_select(0, filled)
+    delta[0].index_copy_(0, first, start)
+    return delta, final.index_copy_(0, filled, x[0].index_select(0, last))
+
+
+def _ends(cu_seqlens: torch.Tensor) -> Ends:
     """The sequences that are not empty, and the first and last token of each."""
     bounds = cu_seqlens.long()
     filled = (bounds[1:] > bounds[:-1]).nonzero(as_tuple=True)[0]

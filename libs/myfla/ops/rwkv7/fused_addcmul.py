@@ -50,7 +50,8 @@ def fused_addcmul_rwkv7(
         raise value_error("fused_addcmul_rwkv7", "delta", f"must have the shape of hidden_states, "
                           f"{tuple(hidden_states.shape)}", tuple(delta.shape))
     mixes = [xr, xw, xk, xv, xa] + ([] if xg is None else [xg])
-    mixed = _AddcmulFunction.apply(hidden_states, delta, *mixes)
+    run = _AddcmulFunction.apply if torch.is_grad_enabled() else _forward
+    mixed = run(hidden_states, delta, *mixes)
     return mixed if xg is not None else (*mixed, None)
 
 
@@ -82,17 +83,19 @@ def row_blocks(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def _forward(hidden, delta, *mixes):
+    dtype = accumulation_dtype(hidden)
+    wide, step = hidden.to(dtype), delta.to(dtype)
+    return tuple(torch.addcmul(wide, step, x.to(dtype)).to(hidden.dtype) for x in mixes)
+
+
 class _AddcmulFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, delta, *mixes):
         ctx.save_for_backward(delta, *mixes)
         ctx.dtype = hidden.dtype
         ctx.set_materialize_grads(False)
-        dtype = accumulation_dtype(hidden)
-        if hidden.dtype == dtype == delta.dtype:
-            return tuple(torch.addcmul(hidden, delta, x.to(dtype)) for x in mixes)
-        wide, step = hidden.to(dtype), delta.to(dtype)
-        return tuple(torch.addcmul(wide, step, x.to(dtype)).to(hidden.dtype) for x in mixes)
+        return _forward(hidden, delta, *mixes)
 
     @staticmethod
     @once_differentiable

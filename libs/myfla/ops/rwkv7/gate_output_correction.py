@@ -52,7 +52,7 @@ def gate_output_correction(
     if r_k.shape != r.shape[-2:]:
         raise value_error("gate_output_correction", "r_k", f"must have shape [H, K] = {tuple(r.shape[-2:])}",
                           tuple(r_k.shape))
-    return _GateFunction.apply(o, r, k, r_k, v, g)
+    return (_GateFunction.apply if torch.is_grad_enabled() else _forward)(o, r, k, r_k, v, g)
 
 
 def gate_output_correction_ref(
@@ -119,14 +119,18 @@ def _head_sum(own: torch.Tensor, r_k: torch.Tensor) -> torch.Tensor:
     return (own * r_k).sum(-1, keepdim=True)
 
 
+def _forward(o, r, k, r_k, v, g):
+    dtype = accumulation_dtype(o)
+    bonus = _head_sum(r.to(dtype) * k.to(dtype), r_k.to(dtype))
+    out = bonus * v.to(dtype)
+    return out.view(o.shape).add_(o.to(dtype)).mul_(g.to(dtype)).to(o.dtype)
+
+
 class _GateFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, o, r, k, r_k, v, g):
         ctx.save_for_backward(o, r, k, r_k, v, g)
-        dtype = accumulation_dtype(o)
-        bonus = _head_sum(r.to(dtype) * k.to(dtype), r_k.to(dtype))
-        out = bonus * v.to(dtype)
-        return out.view(o.shape).add_(o.to(dtype)).mul_(g.to(dtype)).to(o.dtype)
+        return _forward(o, r, k, r_k, v, g)
 
     @staticmethod
     @once_differentiable

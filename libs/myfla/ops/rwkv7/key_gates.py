@@ -53,7 +53,38 @@ def key_gates(
         >>> key.flatten().tolist(), [round(x, 4) for x in (*remove.flatten().tolist(), *replace.flatten().tolist())]
         ([1.5, 2.0], [-0.6, -0.8, 0.3, 0.4])
     """
-    return _KeyGatesFunction.apply(k, w, a, k_k, k_a, head_dim, eps)
+    if torch.is_grad_enabled():
+        return _KeyGatesFunction.apply(k, w, a, k_k, k_a, head_dim, eps)
+    return _forward(k, w, a, k_k, k_a, head_dim, eps)[:4]
+
+
+def _forward(k, w, a, k_k, k_a, head_dim, eps):
+    """The four results, and one over the length of each key."""
+    dtype, width = accumulation_dtype(k), k.shape[-1]
+    heads = (*k.shape[:-1], width // head_dim, head_dim)
+    rows = [x.reshape(-1, width) for x in (k, w, a)]
+    scale, mix, blocks = k_k.to(dtype), k_a.to(dtype), list(row_blocks(*rows[0].shape))
+    if len(blocks) == 1:
+        *outputs, inverse = _block(*(x.to(dtype) for x in rows), scale, mix, head_dim, eps)
+        return [x.to(k.dtype).view(heads) for x in outputs] + [inverse]
+    outputs = [torch.empty_like(rows[0]) for _ in range(4)]
+    inverse = torch.empty((rows[0].shape[0], width // head_dim, 1), dtype=dtype, device=k.device)
+    for at in blocks:
+        for target, found in zip(
+            (*outputs, inverse), _block(*(x[at].to(dtype) for x in rows), scale, mix, head_dim, eps)
+        ):
+            target[at] = found
+    return [x.view(heads) for x in outputs] + [inverse]
+
+
+def _block(plain, gate, rate, scale, mix, head_dim, eps):
+    """`_forward` of some rows ``[n, D]``."""
+    decay, rate = torch.sigmoid(gate).mul_(STRONGEST_DECAY), torch.sigmoid(rate)
+    unit = (plain * scale).view(plain.shape[0], -1, head_dim)
+    inverse = _inverse_length(unit, eps)
+    unit = unit.mul_(inverse).view(plain.shape)
+    replace = unit * rate
+    return decay, rate.sub_(1).mul_(mix).add_(1).mul_(plain), unit.neg_(), replace, inverse
 
 
 class _KeyGatesFunction(torch.autograd.Function):
@@ -61,24 +92,7 @@ class _KeyGatesFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, k, w, a, k_k, k_a, head_dim, eps):
-        dtype, width = accumulation_dtype(k), k.shape[-1]
-        heads = (*k.shape[:-1], width // head_dim, head_dim)
-        decay, key, remove, replace = outputs = [torch.empty_like(k.view(heads)) for _ in range(4)]
-        inverse = torch.empty((*heads[:-1], 1), dtype=dtype, device=k.device)
-        rows = [x.reshape(-1, width) for x in (k, w, a)]
-        out = [x.view(-1, width) for x in outputs]
-        scale, mix = k_k.to(dtype), k_a.to(dtype)
-        lengths = inverse.view(-1, width // head_dim, 1)
-        for at in row_blocks(*rows[0].shape):
-            plain, gate, rate = (x[at].to(dtype) for x in rows)
-            out[0][at] = torch.sigmoid(gate).mul_(STRONGEST_DECAY)
-            rate = torch.sigmoid(rate)
-            unit = (plain * scale).view(-1, width // head_dim, head_dim)
-            lengths[at] = _inverse_length(unit, eps)
-            unit = unit.mul_(lengths[at]).view(-1, width)
-            out[2][at] = -unit
-            out[3][at] = unit.mul_(rate)
-            out[1][at] = rate.sub_(1).mul_(mix).add_(1).mul_(plain)
+        decay, key, remove, replace, inverse = _forward(k, w, a, k_k, k_a, head_dim, eps)
         ctx.save_for_backward(k, a, k_k, k_a, inverse, decay, remove)
         ctx.eps, ctx.w_dtype = eps, w.dtype
         return decay, key, remove, replace
@@ -91,7 +105,7 @@ class _KeyGatesFunction(torch.autograd.Function):
         dk, da, dw = torch.empty_like(k), torch.empty_like(a), torch.empty_like(k, dtype=ctx.w_dtype)
         flat = [x.reshape(-1, width) for x in (k, a, decay, remove, d_decay, d_key, d_remove, d_replace)]
         out_k, out_a, out_w = (x.view(-1, width) for x in (dk, da, dw))
-        scale, mix, lengths = k_k.to(dtype), k_a.to(dtype), inverse.view(-1, heads, 1)
+        scale, mix, lengths = k_k.to(dtype), k_a.to(dtype), inverse
         d_scale, d_mix = torch.zeros_like(scale), torch.zeros_like(mix)
         for at in row_blocks(*flat[0].shape):
             plain, rate, decay, unit, to_decay, to_key, to_remove, to_replace = (x[at].to(dtype) for x in flat)

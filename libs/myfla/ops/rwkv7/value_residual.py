@@ -21,16 +21,24 @@ def mix_values(v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor) -> to
         >>> mix_values(torch.zeros(1), torch.full((1,), 4.0), torch.zeros(1))
         tensor([2.])
     """
-    return _MixFunction.apply(v, v_first, gate)
+    if torch.is_grad_enabled():
+        return _MixFunction.apply(v, v_first, gate)
+    return _forward(v, v_first, gate)[0]
+
+
+def _forward(v, v_first, gate):
+    """The mix, and the share of ``v_first`` in it."""
+    dtype = accumulation_dtype(v)
+    wide, share = v.to(dtype), torch.sigmoid(gate.to(dtype))
+    return torch.addcmul(wide, v_first.to(dtype) - wide, share).to(v.dtype), share.to(gate.dtype)
 
 
 class _MixFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v, v_first, gate):
-        dtype = accumulation_dtype(v)
-        share = torch.sigmoid(gate.to(dtype))
-        ctx.save_for_backward(v, v_first, share.to(gate.dtype))
-        return torch.addcmul(v.to(dtype), v_first.to(dtype) - v.to(dtype), share).to(v.dtype)
+        mixed, share = _forward(v, v_first, gate)
+        ctx.save_for_backward(v, v_first, share)
+        return mixed
 
     @staticmethod
     @once_differentiable

@@ -92,29 +92,31 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
     Returns:
         outputs, in the shape of v.
     """
-    q, k, v, a, b, gk = (x.to(state.dtype) for x in inputs)
-    heads, key, value = k.shape[-2], k.shape[-1], v.shape[-1]
-    n, wide, tall = k.numel() // key, state.shape[3], state.shape[2]
-    decay = state.new_zeros(n, tall)
-    reads, writes = state.new_zeros(n, 2, tall), state.new_zeros(n, 2, tall)
-    results = state.new_zeros(n, 3, wide)
-    q = (q * scale).reshape(n, key)
-    decay[:, :key] = gk.reshape(n, key).exp()
-    torch.mul(q, decay[:, :key], out=reads[:, 0, :key])
-    reads[:, 1, :key] = a.reshape(n, key)
-    writes[:, 0, :key] = b.reshape(n, key)
-    writes[:, 1, :key] = k.reshape(n, key)
-    results[:, 2, :value] = v.reshape(n, value)
-    flat, decay, writes = state.view(-1, tall, wide), decay.unsqueeze(-1), writes.transpose(1, 2)
+    heads, shape = inputs[2].shape[-2], inputs[2].shape
+    q, k, v, a, b, gk = (_rows(x, state) for x in inputs)
+    tall, wide = state.shape[2:]
+    q, decay = q if scale == 1 else q * scale, gk.exp()
+    reads, writes, values = (torch.stack(pair, dim=1) for pair in ((a, q * decay), (b, k), (v, v)))
+    found = torch.empty_like(values)
+    flat, decay, across = state.view(-1, tall, wide), decay.unsqueeze(-1), writes.transpose(1, 2)
     start = 0
     for count in counts:
         at, now = slice(start, start + count * heads), flat[: count * heads]
-        torch.bmm(reads[at], now, out=results[at, :2])
-        now.mul_(decay[at]).baddbmm_(writes[at], results[at, 1:])
+        read, written = found[at], values[at]
+        torch.bmm(reads[at], now, out=read)  # into contiguous memory: anything else goes matrix by matrix
+        written[:, 0] = read[:, 0]
+        now.mul_(decay[at]).baddbmm_(across[at], written)
         start += count * heads
-    own = (q.unsqueeze(1) * writes.transpose(1, 2)[:, :, :key]).sum(-1, keepdim=True)
-    out = results[:, 0] + own[:, 0] * results[:, 1] + own[:, 1] * results[:, 2]
-    return out[:, :value].reshape(v.shape)
+    own = (q.unsqueeze(1) * writes).sum(-1, keepdim=True)
+    out = found[:, 1] + own[:, 0] * values[:, 0] + own[:, 1] * values[:, 1]
+    return out[:, : shape[-1]].reshape(shape)
+
+
+def _rows(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """``[..., D]`` as contiguous rows in the state's dtype, filled up with zeros to an aligned size."""
+    x = x.to(state.dtype).reshape(-1, x.shape[-1])
+    short = aligned(x.shape[-1]) - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, short)) if short else x.contiguous()
 
 
 def _by_position(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, List[int]]:
