@@ -60,6 +60,10 @@ class EncoderConfig:
         """Check every field. A subclass calls ``super().validate()`` and then checks its own."""
         fields = Fields(self, "encoder")
         fields.text("name")
+        own = type(self).__dataclass_fields__["name"].default
+        if own not in ("???", self.name):
+            raise fields.error("name", f"must be {own!r} in a {type(self).__name__}", self.name,
+                               f"another encoder has another config: encoder={self.name}")
         fields.integer("input_size", 1, 1 << 20, optional=True)
         fields.integer("vocab_size", 1, 1 << 24, optional=True)
         if self.input_size is not None and self.vocab_size is not None:

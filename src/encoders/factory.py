@@ -77,7 +77,7 @@ class Registry:
             UnknownEncoderError: nobody does.
             PluginError: the plugin of that name is broken or blocked.
         """
-        if name in self._offers:
+        if isinstance(name, str) and name in self._offers:
             return self._offers[name]
         failed = [found for found in self._found if found.failure]
         for found in failed:

@@ -81,6 +81,13 @@ def test_a_bad_name_is_refused(value):
         EncoderConfig(name=value)
 
 
+@cases(cls=list(ENCODER_CONFIGS.values()))
+def test_a_config_is_not_called_by_the_name_of_another(cls):
+    rule = f"encoder.name must be {cls().name!r} in a {cls.__name__}; got 'other'"
+    with raises(ConfigError, f"{rule}; another encoder has another config: encoder=other"):
+        cls(name="other")
+
+
 def test_a_near_miss_is_pointed_at():
     message = "encoder.direction must be one of causal, bidirectional; got 'caussal'; did you mean 'causal'?"
     with raises(ConfigError, message):

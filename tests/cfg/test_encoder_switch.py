@@ -74,6 +74,16 @@ def test_every_shared_setting_of_one_composes_for_the_other(name, direction, poo
     assert switched == there and switch_encoder(switched, ENCODER_CONFIGS[name]) == here
 
 
+def test_flags_that_both_have_mean_the_same_for_both():
+    common = {"num_heads": 4, "head_dim": 16, "mode": "fused_recurrent"}
+    assert set(common) == set(OWN[NAMES[0]]) & set(OWN[NAMES[1]])
+    words = [f"encoder.{flag}={value}" for flag, value in common.items()]
+    with composing() as compose:
+        for name in NAMES:
+            config = OmegaConf.to_object(compose(f"+encoder={name}", "encoder.hidden_size=64", *words).encoder)
+            assert {flag: getattr(config, flag) for flag in common} == common
+
+
 @cases(name=NAMES)
 def test_a_flag_of_the_other_is_refused_by_name(name):
     theirs = [flag for flag in OWN[other(name)] if flag not in OWN[name]]

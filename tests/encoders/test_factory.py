@@ -143,6 +143,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
         registry.get_strategy("zzz")
 
 
+@cases(name=[None, 3, ["rwkv7"], b"rwkv7", ""])
+def test_what_is_no_name_is_not_known(name):
+    with raises(UnknownEncoderError, f"encoder {name!r} is not known", "known: gated_deltanet, rwkv7"):
+        Registry(plugins=[]).get_strategy(name)
+
+
 def test_an_unknown_name_names_plugins_that_could_have_had_it():
     registry = Registry(plugins=[plugin("bad", load=failing_import)])
     with raises(UnknownEncoderError, "known: gated_deltanet, rwkv7; plugins that did not load: 'bad' (bad-dist 1.0)"):
