@@ -21,8 +21,9 @@ def mock():
 
 
 def test_it_runs_from_a_bare_checkout_with_src_alone_on_the_path(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          cwd=str(tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"})
+                          cwd=str(tmp_path), env=env)
     lines = done.stdout.decode().splitlines()
     steps = [line for line in lines if line.startswith("ok ")]
     assert done.returncode == 0 and lines[-1] == f"{len(steps)} steps passed", done.stdout.decode()

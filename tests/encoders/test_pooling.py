@@ -82,10 +82,13 @@ def test_the_embedding_has_the_dtype_of_the_hidden_states(name, dtype):
     assert awake(name, 4, dtype)(layout.pack(x), layout).dtype == dtype
 
 
-def test_a_long_mean_is_summed_in_float32():
-    x = torch.ones(1, 5000, 1, dtype=torch.bfloat16)
-    layout = make_layout(torch.cat([x, x[:, :1]], dim=1), lengths=[5000])
-    assert build_pooling("mean", 1)(x, layout).item() == 1.0  # 5000 ones summed in bfloat16 would stop at 256
+@cases(name=["mean", "attention"], packed=[True, False])
+def test_means_of_bfloat16_are_summed_in_float32(name, packed):
+    x = torch.ones(1, 257, 1, dtype=torch.bfloat16)
+    x[0, 5] = 3
+    layout = make_layout(x, cu_seqlens=torch.tensor([0, 257]) if packed else None)
+    # bfloat16 has neither 257 nor 259: there the mean would be 260 / 256.
+    assert build_pooling(name, 1, dtype=torch.bfloat16)(x, layout).item() == torch.tensor(259 / 257).bfloat16().item()
 
 
 @cases(name=POOLINGS)
