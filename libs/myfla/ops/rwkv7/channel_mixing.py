@@ -5,6 +5,7 @@ from typing import Tuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 
 __all__ = [
@@ -47,7 +48,8 @@ def channel_mixing_rwkv7(
     """
     if x.dim() != 3:
         raise value_error("channel_mixing_rwkv7", "x", "must have shape [B, T, D]", tuple(x.shape))
-    return squared_relu(rwkv_mix_torch(x, x_prev, x_k) @ key_weight) @ value_weight, x[-1, :]
+    mixed = _MixFunction.apply(x, x_prev, x_k)
+    return squared_relu(mixed @ key_weight) @ value_weight, x[-1, :]
 
 
 def channel_mixing_rwkv7_torch(
@@ -92,6 +94,31 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
         tensor([0., 9.])
     """
     return _SquaredReLU.apply(x)
+
+
+class _MixFunction(torch.autograd.Function):
+    """`rwkv_mix_torch` in float32 (float64 for float64 input), each result rounded once."""
+
+    @staticmethod
+    def forward(ctx, x, x_prev, x_k):
+        ctx.save_for_backward(x, x_prev, x_k)
+        dtype = accumulation_dtype(x)
+        return rwkv_mix_torch(*(t.to(dtype) for t in (x, x_prev, x_k))).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, x_prev, x_k = ctx.saved_tensors
+        dtype = accumulation_dtype(x)
+        wide, token = grad.to(dtype), x.to(dtype)
+        before = x_prev.to(dtype).view(x.shape[0], 1, -1)
+        step = torch.cat((before, token[:, :-1]), dim=1)[:, : x.shape[1]].sub_(token)
+        d_mix = step.mul_(wide).flatten(0, 1).sum(0)
+        to_before = wide * x_k.to(dtype)
+        dx = wide - to_before
+        dx[:, :-1] += to_before[:, 1:]
+        first = to_before[:, 0] if x.shape[1] else before[:, 0] * 0
+        return dx.to(x.dtype), first.to(x_prev.dtype).view(x_prev.shape), d_mix.to(x_k.dtype).view(x_k.shape)
 
 
 class _SquaredReLU(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
 
-SEGMENT = 1 << 18
+SEGMENT = 1 << 16
 """Elements of one float32 buffer that are prepared at a time; bounds the memory of a long sequence."""
 
 LANES = 16
