@@ -5,7 +5,7 @@ multiplications cost, on CPUs.
 
 **Transitions** put a chunk's whole effect on the state into one matrix, ``S' = P S + R`` with
 ``P = whole I - handed^T T erased`` and ``R = handed^T T written``, all chunks at once, so that one product a chunk is
-left in the loop. Nearly twice the multiplications, a quarter of the launches: best on GPUs.
+left in the loop. Nearly twice the multiplications, a quarter of the launches: best on GPUs where a wave is small.
 """
 
 from typing import NamedTuple
@@ -24,9 +24,14 @@ class Factors(NamedTuple):
     inverse: torch.Tensor  # [M, C, C]  T
 
 
-def by_transitions(device: torch.device) -> bool:
-    """Which form a device gets."""
-    return device.type != "cpu"
+def by_transitions(device: torch.device, matrices: int) -> bool:
+    """Which form to take.
+
+    Args:
+        device: where it runs.
+        matrices: sequences times heads, what one step of the loop works on; a hundred of them fill a large GPU.
+    """
+    return device.type != "cpu" and matrices < 128
 
 
 def scan(
@@ -49,7 +54,7 @@ def scan(
         states: ``[M, K, V]``, written.
         delta: ``[M, C, V]``, written.
     """
-    whole_chunk = by_transitions(states.device)
+    whole_chunk = by_transitions(states.device, running.shape[0])
     if whole_chunk:
         reads, fresh = torch.bmm(f.inverse, f.erased), torch.bmm(f.inverse, written)
         transition, stored = _transition(f, reads), torch.bmm(f.handed.transpose(1, 2), fresh)
@@ -95,7 +100,7 @@ def scan_back(
         dstates: ``[M, K, V]``, written.
         eta: ``[M, C, V]``, written.
     """
-    whole_chunk = by_transitions(dstates.device)
+    whole_chunk = by_transitions(dstates.device, running.shape[0])
     turned = f.inverse.transpose(1, 2)
     if whole_chunk:
         direct = torch.bmm(turned, ddelta)
