@@ -5,6 +5,7 @@ import torch
 import dplr_cases
 from dplr_cases import DECAYS, everything, leaves, loop, make, run
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
+from myfla.ops.generalized_delta_rule.dplr import chunk_scan
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import LIMIT
 from myfla.ops.generalized_delta_rule.dplr.naive import dplr_chunkwise, dplr_recurrence
 from myfla.testing import assert_close, cases
@@ -85,6 +86,17 @@ def test_strong_chunks_are_chosen_one_by_one(size=16):
 @cases(chunk_size=[16, 32, 64], dtype=list(EXACT), decay=["layer_floor", "spikes"])
 def test_chunk_size_changes_rounding_only(chunk_size, dtype, decay):
     check("chunk", make(T=150, decay=decay, dtype=dtype), EXACT[dtype], chunk_size=chunk_size)
+
+
+@cases(cu=[None, CU], decay=["layer_floor", "spikes"])
+def test_both_forms_of_the_scan_agree(cu, decay):
+    """The one that GPUs get, run here."""
+    given, chosen = make(T=100, cu=cu, decay=decay), chunk_scan.by_transitions
+    try:
+        chunk_scan.by_transitions = lambda device: True
+        check("chunk", given, 1e-12, cu)
+    finally:
+        chunk_scan.by_transitions = chosen
 
 
 @cases(op=list(OPS), cu=[CU, [0, 5], [0, 1, 2, 3], [0, 0, 0, 70]], decay=["layer", "spikes"])

@@ -25,6 +25,7 @@ from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.generalized_delta_rule.dplr import strong_decay
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, keep_seen, wide_dtype
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, largest_block
+from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan_back
 from myfla.utils.autocast import without_autocast
 
 
@@ -100,7 +101,7 @@ def _backward_block(
     writer = torch.bmm(inverse, f.hand[:, :chunk], out=scratch.get("writer", size, chunk, key))
     asked = torch.bmm(f.left[:, chunk:].transpose(1, 2), outer[:, chunk:], out=scratch.get("asked", size, key, value))
     dstates = scratch.get("dstates", size, key, value)
-    _scan_back(block, heads, running, f, writer, asked, inner, dstates)
+    scan_back(block, heads, Way(f.whole, writer, f.left[:, :chunk], asked), running, dstates, inner)
     outer[:, :chunk].copy_(inner)
 
     dv = torch.bmm(f.products[:, :, chunk:].transpose(1, 2), outer, out=dread)
@@ -163,33 +164,3 @@ def _token_gradients(
     dq = dleft[:, chunk:].mul_(f.rise)
     dright.view(size, 2, chunk, key).mul_(f.fall.unsqueeze(1))
     return Grads(dq.mul_(scale) if scale != 1 else dq, dright[:, chunk:], dleft[:, :chunk], dright[:, :chunk], dgk)
-
-
-def _scan_back(
-    block: Block,
-    heads: int,
-    running: torch.Tensor,
-    f: Factors,
-    writer: torch.Tensor,
-    asked: torch.Tensor,
-    inner: torch.Tensor,
-    dstates: torch.Tensor,
-) -> None:
-    """From the last chunk to the first: fill ``dstates`` (after each chunk) and ``inner`` (g).
-
-    ``writer`` is ``T^T b^`` and ``asked`` is ``q'^T do``, so that three operations a chunk are left.
-    """
-    first, sizes = block.rows[0] * heads, [count * heads for count in block.counts]
-    gradients, gs, writers, whole, parts, lefts = (
-        t.split(sizes) for t in (dstates, inner, writer, f.whole, asked, f.left[:, : block.chunk].transpose(1, 2))
-    )
-    filled = 0
-    for i in reversed(range(len(sizes))):
-        gradient, rows = gradients[i], sizes[i]
-        if filled < rows:
-            gradient[filled:].copy_(running[first + filled : first + rows])
-        g = gs[i].baddbmm_(writers[i], gradient)
-        target = gradients[i - 1][:rows] if i else running[first : first + rows]
-        torch.addcmul(parts[i], gradient, whole[i], out=target)
-        target.baddbmm_(lefts[i], g)
-        filled = rows

@@ -18,7 +18,8 @@ import torch
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.common.triangular import unit_lower_inverse
-from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, wide_dtype
+from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs, chunk_factors, wide_dtype
+from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan
 from myfla.utils.autocast import without_autocast
 
 
@@ -116,37 +117,8 @@ def _forward_block(
     torch.bmm(at.inverse, result, out=at.read)
     reader = torch.bmm(at.inverse, f.left[:, :chunk], out=scratch.get("reader", size, chunk, key))
     stored = torch.bmm(f.hand[:, chunk:].transpose(1, 2), v, out=scratch.get("stored", size, key, value))
-    _scan(block, heads, running, f, reader, stored, at)
+    scan(block, heads, Way(f.whole, reader, f.hand[:, :chunk], stored), running, at.states, at.read)
     written[:, :chunk].copy_(at.read)
     torch.bmm(f.left[:, chunk:], at.states, out=result)
     result.baddbmm_(f.products[:, chunk:], written)
     block.store(split_heads(result, heads), out)
-
-
-def _scan(
-    block: Block,
-    heads: int,
-    running: torch.Tensor,
-    f: Factors,
-    reader: torch.Tensor,
-    stored: torch.Tensor,
-    at: Saved,
-) -> None:
-    """From chunk to chunk: fill ``at.states`` and ``at.read``, leave the last states in ``running``.
-
-    ``reader`` is ``T a'`` and ``stored`` is ``k^^T v``, so that three operations a chunk are left.
-    """
-    first, sizes = block.rows[0] * heads, [count * heads for count in block.counts]
-    states, reads, readers, whole, parts, hands = (
-        t.split(sizes) for t in (at.states, at.read, reader, f.whole, stored, f.hand[:, : block.chunk].transpose(1, 2))
-    )
-    state = None
-    for i, rows in enumerate(sizes):
-        if state is None:
-            state = states[i].copy_(running[first : first + rows])
-        read = reads[i].baddbmm_(readers[i], state)
-        follows = i + 1 < len(sizes) and sizes[i + 1] == rows
-        target = states[i + 1] if follows else running[first : first + rows]
-        torch.addcmul(parts[i], state, whole[i], out=target)
-        target.baddbmm_(hands[i], read)
-        state = target if follows else None
