@@ -1,5 +1,6 @@
 """`chunk_gated_delta_rule`: the form for training and long inputs."""
 
+import functools
 from typing import Any, Optional, Tuple
 
 import torch
@@ -8,6 +9,7 @@ from myfla.ops.common.layout import ChunkLayout
 from myfla.ops.common.tuning import block_chunks, chunk_tokens
 from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
 from myfla.ops.gated_delta_rule.chunk_fwd import Saved, chunk_forward
+from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
@@ -16,6 +18,7 @@ from myfla.ops.gated_delta_rule.inputs import (
     state_k_first,
     take_legacy_keywords,
 )
+from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 
@@ -117,8 +120,8 @@ def chunk_gated_delta_rule(
     (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
     tensors = (q, k, v, g, beta, initial_state)
     how = (scale, layout, accumulation_dtype(*tensors), out_dtype)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        o, final = _ChunkGatedDeltaRule.apply(*tensors, *how)
+    if records(*tensors):
+        o, final = _ChunkGatedDeltaRule.apply(*tensors, *how, cu_seqlens)
     else:
         o, final, _ = chunk_forward(*tensors, *how, save=False)
     if not output_final_state:
@@ -130,24 +133,36 @@ class _ChunkGatedDeltaRule(torch.autograd.Function):
     """Joins the two hand-written directions."""
 
     @staticmethod
-    def forward(ctx, q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype):
+    def forward(ctx, q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype, cu_seqlens):
         o, final, saved = chunk_forward(
             q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype, save=True
         )
-        ctx.save_for_backward(q, k, v, g, beta, *saved)
-        ctx.scale, ctx.layout = scale, layout
-        ctx.state_dtype = None if initial_state is None else initial_state.dtype
+        ctx.save_for_backward(q, k, v, g, beta, initial_state, cu_seqlens, *saved)
+        ctx.scale, ctx.layout, ctx.out_dtype = scale, layout, out_dtype
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, do, dfinal):
-        q, k, v, g, beta, *saved = ctx.saved_tensors
+        q, k, v, g, beta, initial_state, cu_seqlens, *saved = ctx.saved_tensors
+        inputs = (q, k, v, g, beta, initial_state)
+        if torch.is_grad_enabled():  # create_graph: second derivatives go through the token loop
+            plain = functools.partial(_token_loop, ctx.scale, cu_seqlens, ctx.out_dtype)
+            grads = backward_through(plain, inputs, ctx.needs_input_grad[:6], (do, dfinal))
+            return (*grads, None, None, None, None, None)
         do = torch.zeros_like(v) if do is None else do
         *grads, dinitial = chunk_backward(q, k, v, g, beta, ctx.scale, ctx.layout, Saved(*saved), do, dfinal)
-        dinitial = None if ctx.state_dtype is None else dinitial.to(ctx.state_dtype)
-        return (*grads, dinitial, None, None, None, None)
+        dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
+        return (*grads, dinitial, None, None, None, None, None)
+
+
+def _token_loop(scale, cu_seqlens, out_dtype, q, k, v, g, beta, initial_state):
+    """The same function, as autograd can record it."""
+    o, final = fused_recurrent_gated_delta_rule(
+        q, k, v, g=g, beta=beta, scale=scale, initial_state=initial_state, output_final_state=True,
+        cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+    return o.to(out_dtype), final
 
 
 chunk_gdn = chunk_gated_delta_rule

@@ -14,6 +14,7 @@ from myfla.ops.gated_delta_rule.inputs import (
     take_legacy_keywords,
 )
 from myfla.utils.autocast import without_autocast
+from myfla.utils.autograd import records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.l2norm import l2norm
@@ -141,9 +142,7 @@ def _recurrence(
     tensors = [None if x is None else layout.split(x) for x in (q, k, v, beta, g, gk, gv)]
     outputs: List[torch.Tensor] = []
     done: List[torch.Tensor] = []
-    recorded = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (q, k, v, beta, g, gk, gv, state, activation.A_log)
-    )
+    recorded = records(q, k, v, beta, g, gk, gv, state, activation.A_log, activation.dt_bias)
     for t, rows in enumerate(layout.active):
         if rows < state.shape[0]:
             done.append(state[rows:])
