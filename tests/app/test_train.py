@@ -123,6 +123,17 @@ def test_an_encoder_that_does_not_fit_the_data_is_refused_before_training(tmp_pa
     assert not list((tmp_path / "a").iterdir()) and not list((tmp_path / "b").iterdir())
 
 
+def test_a_training_that_diverges_says_so(tmp_path, monkeypatch):
+    from app.jobs import train
+
+    huge = load_data(compose_app().data)
+    huge.train.sequences = [sequence * float("inf") for sequence in huge.train.sequences]
+    monkeypatch.setattr(train, "load_data", lambda config: huge)
+    with pytest.raises(RunError, match="training diverged: no epoch had a finite val_loss; lower job.learning_rate"):
+        run_here(tmp_path / "a", "data.standardize=false")
+    assert not (tmp_path / "a" / "metrics.json").exists()
+
+
 def test_the_same_seed_gives_the_same_files(tmp_path):
     overrides = ("encoder.dropout=0.2", "job.noise=0.1")
     first = run_here(tmp_path / "a", *overrides)

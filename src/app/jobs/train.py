@@ -99,10 +99,11 @@ def _fit(config: AppConfig, data: SequenceData, folder: Path) -> Tuple[Classifie
 def _refit(
     config: AppConfig, data: SequenceData, folder: Path, first: Fit
 ) -> Tuple[Classifier, SequenceDataModule, Fit]:
-    """Train afresh on all training data for the number of epochs that validation chose, on the same schedule."""
+    """Train afresh on all training data, with a schedule as long as the number of epochs that validation chose."""
+    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=first.epoch))
     parts = SequenceDataModule(data, config.data, config.seed, validate=False)
     module = _fresh(config, data)
-    return module, parts, fit(module, parts, config, folder, "refit", stop_after=first.epoch, earlier=first.rows)
+    return module, parts, fit(module, parts, config, folder, "refit", earlier=first.rows)
 
 
 def _fresh(config: AppConfig, data: SequenceData) -> Classifier:

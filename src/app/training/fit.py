@@ -1,13 +1,15 @@
 """One call of Lightning's training loop, from a fresh module to the weights of its best epoch."""
 
+import math
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import lightning
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from app.data.module import SequenceDataModule
+from app.errors import RunError
 from app.training.callbacks import EpochProgress, Throughput
 from app.training.checkpoint_io import SafeCheckpointIO
 from app.training.classifier import Classifier, Prediction, join
@@ -37,23 +39,12 @@ class Fit(NamedTuple):
     rows: List[Dict[str, Any]]
 
 
-class _StopAfter(Callback):
-    """Ends the training after so many epochs, on the schedule of the longer run."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self.epochs
-
-
 def fit(
     module: Classifier,
     data: SequenceDataModule,
     config: AppConfig,
     folder: Path,
     stage: str = "fit",
-    stop_after: Optional[int] = None,
     earlier: Optional[List[Dict[str, Any]]] = None,
 ) -> Fit:
     """Train ``module`` in place.
@@ -67,19 +58,18 @@ def fit(
         config: the whole config.
         folder: of the run; receives ``metrics.csv`` and the best checkpoint.
         stage: written into every row.
-        stop_after: end after this many epochs, while the schedule stays that of ``trainer.max_epochs``.
         earlier: rows of earlier stages.
+
+    Raises:
+        RunError: the validation loss is never finite.
     """
     table = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier)
     speed = Throughput()
-    expected = stop_after or config.trainer.max_epochs
-    callbacks: List[Callback] = [speed, EpochProgress(stage, expected, config.trainer.progress)]
+    callbacks: List[Callback] = [speed, EpochProgress(stage, config.trainer.max_epochs, config.trainer.progress)]
     best: Optional[ModelCheckpoint] = None
     if data.validation is not None:
         best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", save_weights_only=True)
         callbacks += [best, EarlyStopping("val_loss", patience=config.job.patience)]
-    if stop_after is not None:
-        callbacks.append(_StopAfter(stop_after))
     validate = None if data.validation is not None else 0
     trainer = _trainer(config, folder, logger=table, callbacks=callbacks, limit_val_batches=validate)
     start = time.perf_counter()
@@ -87,6 +77,9 @@ def fit(
     seconds = time.perf_counter() - start
     epoch = trainer.current_epoch
     if best is not None:
+        if best.best_model_score is None or not math.isfinite(best.best_model_score):
+            raise RunError("training diverged: no epoch had a finite val_loss; lower job.learning_rate, "
+                           "or look for huge values in the data")
         checkpoint = SafeCheckpointIO().load_checkpoint(best.best_model_path)
         module.load_state_dict(checkpoint["state_dict"])
         epoch = checkpoint["epoch"] + 1
@@ -95,7 +88,9 @@ def fit(
     return Fit(epoch, trainer.current_epoch, figures, seconds, speed.tokens / max(speed.seconds, 1e-9), table.rows)
 
 
-def predict(module: Classifier, data: SequenceDataModule, config: AppConfig, folder: Path) -> "tuple":
+def predict(
+    module: Classifier, data: SequenceDataModule, config: AppConfig, folder: Path
+) -> Tuple[Prediction, Throughput]:
     """What the module says about the test set.
 
     Returns:
