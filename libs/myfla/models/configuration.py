@@ -39,6 +39,7 @@ class ModelConfig:
 
     model_type = ""
     keys_to_ignore_at_inference = ("past_key_values",)
+    sub_configs: Dict[str, Any] = {}  # asked for by transformers' Auto classes
 
     def __init__(
         self,

@@ -8,10 +8,17 @@ from torch import nn
 from myfla.layers.gated_deltanet import GatedDeltaNet
 from myfla.models.gated_deltanet.attnres import AttnRes
 from myfla.models.gated_deltanet.configuration_gated_deltanet import GatedDeltaNetConfig
-from myfla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel, normal_
+from myfla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
+from myfla.models.stack import Stack, normal_
 from myfla.modules import GatedMLP, RMSNorm
 
-__all__ = ["GatedDeltaNetBlock", "GatedDeltaNetForCausalLM", "GatedDeltaNetModel", "GatedDeltaNetPreTrainedModel"]
+__all__ = [
+    "GatedDeltaNetBlock",
+    "GatedDeltaNetForCausalLM",
+    "GatedDeltaNetModel",
+    "GatedDeltaNetPreTrainedModel",
+    "GatedDeltaNetStack",
+]
 
 
 class GatedDeltaNetBlock(nn.Module):
@@ -74,13 +81,53 @@ class GatedDeltaNetBlock(nn.Module):
         return residual + self.mlp(mixed), None, past_key_values, None
 
 
+class GatedDeltaNetStack(Stack):
+    """Embedding, blocks, norm: the parts of a GatedDeltaNet model."""
+
+    carried = "attnres_states"
+    state_fields = ("hidden_size", "num_hidden_layers", "head_dim", "num_heads", "num_v_heads", "expand_v",
+                    "use_short_conv", "conv_size", "allow_neg_eigval")
+
+    def build(self, config: Any, device: Any = None, dtype: Optional[torch.dtype] = None) -> None:
+        """Make the parts, with weights by the official law."""
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        new = {"device": device, "dtype": dtype}
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id, **new)
+        self.layers = nn.ModuleList(GatedDeltaNetBlock(config, i, **new) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps, **new)
+        self.use_attnres = config.attnres_block_size is not None
+        if self.use_attnres:
+            AttnRes.add_to_model(self, config, new)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):  # the rest begins as it should
+                self.init_module(module)
+
+    def init_module(self, module: nn.Module) -> None:
+        """Draw a module's parameters: normal with ``initializer_range``, biases 0, norms 1, decays as the layer."""
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
+            normal_(module, 0.0 if getattr(module, "is_attnres_query", False) else self.config.initializer_range)
+        elif isinstance(module, GatedDeltaNet):
+            module._reset_decay()
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def init_head(self, head: nn.Linear) -> None:
+        """Draw the output map."""
+        self.init_module(head)
+
+    def _finish(self, hidden_states: torch.Tensor, carried: Any) -> torch.Tensor:
+        if self.use_attnres:
+            return AttnRes.finish(self, hidden_states, carried)
+        return self.norm(hidden_states)
+
+
 class GatedDeltaNetPreTrainedModel(FLAPreTrainedModel):
     """Base of the two models."""
 
     config_class = GatedDeltaNetConfig
 
 
-class GatedDeltaNetModel(FLAModel, GatedDeltaNetPreTrainedModel):
+class GatedDeltaNetModel(GatedDeltaNetStack, FLAModel, GatedDeltaNetPreTrainedModel):
     """Embedding, blocks, norm.
 
     Args:
@@ -92,33 +139,6 @@ class GatedDeltaNetModel(FLAModel, GatedDeltaNetPreTrainedModel):
         >>> GatedDeltaNetModel(config)(torch.tensor([[1, 2, 3]])).last_hidden_state.shape
         torch.Size([1, 3, 16])
     """
-
-    carried = "attnres_states"
-    state_fields = ("hidden_size", "num_hidden_layers", "head_dim", "num_heads", "num_v_heads", "expand_v",
-                    "use_short_conv", "conv_size", "allow_neg_eigval")
-
-    def __init__(self, config: Any, *, device: Any = None, dtype: Optional[torch.dtype] = None) -> None:
-        super().__init__(config)
-        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
-        new = {"device": device, "dtype": dtype}
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id, **new)
-        self.layers = nn.ModuleList(GatedDeltaNetBlock(config, i, **new) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps, **new)
-        self.use_attnres = config.attnres_block_size is not None
-        if self.use_attnres:
-            AttnRes.add_to_model(self, config, new)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Draw all parameters by the official law: normal with ``initializer_range``, biases zero, norms one."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
-                normal_(module, 0.0 if getattr(module, "is_attnres_query", False) else self.config.initializer_range)
-
-    def _finish(self, hidden_states: torch.Tensor, carried: Any) -> torch.Tensor:
-        if self.use_attnres:
-            return AttnRes.finish(self, hidden_states, carried)
-        return self.norm(hidden_states)
 
 
 class GatedDeltaNetForCausalLM(FLAForCausalLM, GatedDeltaNetPreTrainedModel):
@@ -137,7 +157,3 @@ class GatedDeltaNetForCausalLM(FLAForCausalLM, GatedDeltaNetPreTrainedModel):
     """
 
     model_class = GatedDeltaNetModel
-
-    def init_head(self) -> None:
-        """Draw the output map afresh."""
-        normal_(self.lm_head, self.config.initializer_range)

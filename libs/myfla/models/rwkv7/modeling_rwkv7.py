@@ -12,9 +12,10 @@ from myfla.models.checkpoint_names import split_mixes
 from myfla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
 from myfla.models.rwkv7.configuration_rwkv7 import RWKV7Config
 from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
+from myfla.models.stack import Stack
 from myfla.modules import LayerNorm
 
-__all__ = ["RWKV7Block", "RWKV7ForCausalLM", "RWKV7Model", "RWKV7PreTrainedModel"]
+__all__ = ["RWKV7Block", "RWKV7ForCausalLM", "RWKV7Model", "RWKV7PreTrainedModel", "RWKV7Stack"]
 
 SMALLEST = 1e-4
 """Fresh embeddings are uniform between minus and plus this."""
@@ -83,13 +84,42 @@ class RWKV7Block(nn.Module):
         return residual + mixed, None, past_key_values, v_first
 
 
+class RWKV7Stack(Stack):
+    """Embedding, blocks, norm: the parts of an RWKV-7 model."""
+
+    carried = "v_first"
+    state_fields = ("hidden_size", "num_hidden_layers", "head_dim", "num_heads", "value_dim")
+
+    def build(self, config: Any, device: Any = None, dtype: Optional[torch.dtype] = None) -> None:
+        """Make the parts, with weights by the official law."""
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        new = {"device": device, "dtype": dtype}
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id, **new)
+        self.layers = nn.ModuleList(RWKV7Block(config, i, **new) for i in range(config.num_hidden_layers))
+        self.norm = _norm(config, new)
+        self.init_module(self.embeddings)  # the rest begins as it should
+        self._register_load_state_dict_pre_hook(_convert)
+
+    def init_module(self, module: nn.Module) -> None:
+        """Draw a module's parameters; the two halves of a block know their own law."""
+        if isinstance(module, nn.Embedding):
+            nn.init.uniform_(module.weight, -SMALLEST, SMALLEST)
+        elif isinstance(module, (RWKV7Attention, RWKV7FeedForward, LayerNorm)):
+            module.reset_parameters()
+
+    def init_head(self, head: nn.Linear) -> None:
+        """Draw the output map: orthogonal."""
+        rows, columns = head.weight.shape
+        orthogonal_(head.weight, gain=0.5 * math.sqrt(max(rows / columns, 1.0)))
+
+
 class RWKV7PreTrainedModel(FLAPreTrainedModel):
     """Base of the two models."""
 
     config_class = RWKV7Config
 
 
-class RWKV7Model(FLAModel, RWKV7PreTrainedModel):
+class RWKV7Model(RWKV7Stack, FLAModel, RWKV7PreTrainedModel):
     """Embedding, blocks, norm.
 
     State dicts of older checkpoints, whose layers hold ``x_x``, are converted when they are loaded.
@@ -103,19 +133,6 @@ class RWKV7Model(FLAModel, RWKV7PreTrainedModel):
         >>> RWKV7Model(config)(torch.tensor([[1, 2, 3]])).last_hidden_state.shape
         torch.Size([1, 3, 16])
     """
-
-    carried = "v_first"
-    state_fields = ("hidden_size", "num_hidden_layers", "head_dim", "num_heads", "value_dim")
-
-    def __init__(self, config: Any, *, device: Any = None, dtype: Optional[torch.dtype] = None) -> None:
-        super().__init__(config)
-        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
-        new = {"device": device, "dtype": dtype}
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id, **new)
-        self.layers = nn.ModuleList(RWKV7Block(config, i, **new) for i in range(config.num_hidden_layers))
-        self.norm = _norm(config, new)
-        nn.init.uniform_(self.embeddings.weight, -SMALLEST, SMALLEST)  # the blocks have drawn their own
-        self._register_load_state_dict_pre_hook(_convert)
 
 
 class RWKV7ForCausalLM(FLAForCausalLM, RWKV7PreTrainedModel):
@@ -136,11 +153,6 @@ class RWKV7ForCausalLM(FLAForCausalLM, RWKV7PreTrainedModel):
     """
 
     model_class = RWKV7Model
-
-    def init_head(self) -> None:
-        """Draw the output map afresh: orthogonal."""
-        rows, columns = self.lm_head.weight.shape
-        orthogonal_(self.lm_head.weight, gain=0.5 * math.sqrt(max(rows / columns, 1.0)))
 
 
 def _norm(config: Any, new: Dict[str, Any]) -> LayerNorm:

@@ -1,0 +1,223 @@
+"""The models as transformers' own: ``AutoConfig``, ``AutoModel`` and ``AutoModelForCausalLM`` find them.
+
+    import myfla.models.hf
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+Importing this module registers ``gated_deltanet`` and ``rwkv7``; nothing else of the library imports transformers. The
+official library registers the same names: whichever is imported last serves them. The classes here compute what those
+of `myfla.models` do and have the same parameters; transformers' loading, saving, `Trainer` and generation work on them.
+"""
+
+import functools
+import os
+from typing import Any, Dict, List, Optional, Tuple, Type
+
+import torch
+from torch import nn
+
+try:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+    from transformers import GenerationMixin as Generation
+    from transformers import PretrainedConfig as Config
+    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+except ImportError as problem:
+    raise ImportError(f"myfla.models.hf: transformers must be installed; pip install transformers ({problem})") from None
+
+from myfla.models import configuration
+from myfla.models.auto import MODELS
+from myfla.models.checkpoint import WeightFiles
+from myfla.models.checkpoint_names import adapt_names
+from myfla.models.gated_deltanet.modeling_gated_deltanet import GatedDeltaNetStack
+from myfla.models.language_model import LanguageModel
+from myfla.models.rwkv7.modeling_rwkv7 import RWKV7Stack
+from myfla.models.stack import Stack
+
+__all__ = [
+    "GatedDeltaNetConfig",
+    "GatedDeltaNetForCausalLM",
+    "GatedDeltaNetModel",
+    "RWKV7Config",
+    "RWKV7ForCausalLM",
+    "RWKV7Model",
+    "register",
+]
+
+BASE_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
+
+
+class _Config(Config):
+    """A config of transformers with the fields, defaults and rules of one of ours."""
+
+    plain = configuration.ModelConfig  # without annotation: transformers would make a field of it
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(self, **fields: Any) -> None:
+        fields.pop("model_type", None)
+        checked = self.plain(**fields).to_dict()
+        checked.pop("model_type")
+        base = {name: checked.pop(name) for name in BASE_FIELDS}
+        unknown = [name for name in checked if name in fields and name not in self.plain().__dict__]
+        base.update({name: checked.pop(name) for name in unknown})
+        for name, value in checked.items():
+            setattr(self, name, value)
+        super().__init__(**base)
+
+
+class GatedDeltaNetConfig(_Config):
+    """`myfla.models.GatedDeltaNetConfig` for transformers."""
+
+    model_type = "gated_deltanet"
+    plain = MODELS["gated_deltanet"][0]
+
+    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+        super().__init__(**fields)
+
+
+class RWKV7Config(_Config):
+    """`myfla.models.RWKV7Config` for transformers."""
+
+    model_type = "rwkv7"
+    plain = MODELS["rwkv7"][0]
+
+    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+        super().__init__(**fields)
+
+
+class _Pretrained(PreTrainedModel):
+    """What the models of transformers ask of one."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    stack: Type[Stack]
+    _no_split_modules = ["GatedDeltaNetBlock", "RWKV7Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _is_stateful = True
+    _input_embed_layer = "embeddings"
+    gradient_checkpointing = False
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> "PreTrainedModel":
+        if isinstance(config, configuration.ModelConfig):
+            config = cls.config_class(**config.to_dict())
+        return super()._from_config(config, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it; older RWKV-7 names in a local folder are converted."""
+        tensors = _converted(name) if name is not None and os.path.isdir(name) else None
+        if tensors is None:
+            return super().from_pretrained(name, *args, **kwargs)
+        kwargs.setdefault("config", cls.config_class.from_pretrained(name))
+        return super().from_pretrained(None, *args, state_dict=tensors, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw what was not loaded; what was loaded is marked, and a law that sets several tensors must spare it."""
+        loaded = [p for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
+        values = [p.detach().clone() for p in loaded]
+        if module is getattr(self, "lm_head", None):
+            self.model.init_head(module)
+        elif not isinstance(module, PreTrainedModel):
+            (self if isinstance(self, Stack) else self.model).init_module(module)
+        for parameter, value in zip(loaded, values):
+            parameter.copy_(value)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
+        for module in self.modules():
+            if isinstance(module, _Pretrained):
+                module.gradient_checkpointing = enable
+
+
+def _returning(kind: type, forward: Any) -> Any:
+    """A forward pass that returns outputs of transformers, which look at its signature."""
+
+    @functools.wraps(forward)
+    def wrapped(self: Any, *args: Any, return_dict: Optional[bool] = None, **kwargs: Any) -> Any:
+        out = kind(**dict(forward(self, *args, return_dict=True, **kwargs)))
+        return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
+
+    return wrapped
+
+
+class _Base(_Pretrained):
+    forward = _returning(BaseModelOutputWithPast, Stack.forward)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.build(config)
+        self.post_init()
+
+
+class GatedDeltaNetModel(_Base, GatedDeltaNetStack):
+    """`myfla.models.GatedDeltaNetModel` for transformers."""
+
+    config_class = GatedDeltaNetConfig
+
+
+class RWKV7Model(_Base, RWKV7Stack):
+    """`myfla.models.RWKV7Model` for transformers."""
+
+    config_class = RWKV7Config
+
+
+class _Language(_Pretrained, Generation):
+    base: Type[_Base]
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
+    forward = _returning(CausalLMOutputWithPast, LanguageModel.forward)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = self.base(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the layers keep recurrent states, in a cache of their own
+
+
+class GatedDeltaNetForCausalLM(_Language, LanguageModel):
+    """`myfla.models.GatedDeltaNetForCausalLM` for transformers."""
+
+    config_class, base = GatedDeltaNetConfig, GatedDeltaNetModel
+
+
+class RWKV7ForCausalLM(_Language, LanguageModel):
+    """`myfla.models.RWKV7ForCausalLM` for transformers."""
+
+    config_class, base = RWKV7Config, RWKV7Model
+
+
+CLASSES: List[Tuple[type, type, type]] = [
+    (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
+    (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
+]
+
+
+def register() -> None:
+    """Make transformers' Auto classes serve these models; done when this module is imported.
+
+    ``AutoModel.from_config`` takes the configs of `myfla.models` too.
+    """
+    for config, base, language in CLASSES:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        for kind in (config, config.plain):
+            AutoModel.register(kind, base, exist_ok=True)
+            AutoModelForCausalLM.register(kind, language, exist_ok=True)
+
+
+def _converted(folder: Any) -> Optional[Dict[str, torch.Tensor]]:
+    """All tensors of a folder under their new names, or None where none has an old one."""
+    names = [name for name in os.listdir(str(folder)) if name.endswith(".safetensors")]
+    if not names:
+        return None
+    files = WeightFiles(folder)
+    if not any(name.endswith("attn.x_x") for name in files.names):
+        return None
+    sources = adapt_names(files.names, headless=False)
+    read = {source.name: files.read(source.name) for source in sources.values()}
+    return {name: read[s.name] if s.change is None else s.change(read[s.name]) for name, s in sources.items()}
+
+
+register()

@@ -1,0 +1,123 @@
+"""An output map over a stack of blocks: logits and loss."""
+
+from typing import Any, Optional, Tuple, Union
+
+import torch
+from torch import nn
+
+from myfla.layers.layer_inputs import INERT_FORWARD
+from myfla.models.loss import causal_lm_loss, linear_cross_entropy, next_tokens
+from myfla.models.outputs import CausalLMOutputWithPast
+from myfla.models.stack import KEYWORDS
+from myfla.utils.errors import refuse_unknown, value_error
+
+__all__ = ["LanguageModel"]
+
+HEAD_KEYWORDS = ("labels", "shift_labels", "logits_to_keep", "num_items_in_batch")
+
+
+class LanguageModel:
+    """The forward pass of a language model, without a base class; see `Stack`.
+
+    The module has a ``config``, a ``model`` and ``lm_head [vocab_size, hidden_size]``, a linear map without bias.
+    """
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        return self.model.embeddings
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Put another embedding in."""
+        self.model.embeddings = embeddings
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output map."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Put another output map in."""
+        self.lm_head = new_embeddings
+
+    def get_decoder(self) -> nn.Module:
+        """The model without output map."""
+        return self.model
+
+    def set_decoder(self, decoder: nn.Module) -> None:
+        """Put another model under the output map."""
+        self.model = decoder
+
+    def forward(
+        self,
+        input_ids: Optional[torch.Tensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        inputs_embeds: Optional[torch.Tensor] = None,
+        past_key_values: Any = None,
+        labels: Optional[torch.Tensor] = None,
+        shift_labels: Optional[torch.Tensor] = None,
+        use_cache: Optional[bool] = None,
+        output_attentions: Optional[bool] = None,
+        output_hidden_states: Optional[bool] = None,
+        return_dict: Optional[bool] = None,
+        logits_to_keep: Union[int, torch.Tensor, None] = 0,
+        num_items_in_batch: Union[int, torch.Tensor, None] = None,
+        **kwargs: Any,
+    ) -> Union[Tuple[Any, ...], CausalLMOutputWithPast]:
+        """Read tokens, tell the next ones, and how surprising the labels are.
+
+        Args:
+            input_ids, attention_mask, inputs_embeds, past_key_values, use_cache, output_attentions,
+            output_hidden_states, return_dict, cu_seqlens: see `FLAModel.forward`.
+            labels: ``[B, T]`` integers, the tokens themselves; position t is held to label t + 1, -100 to nothing. Of
+                packed sequences the last position of one is held to the first label of the next, as officially: set
+                those to -100.
+            shift_labels: ``[B, T]``, labels moved already; they win.
+            logits_to_keep: compute logits for so many last positions, or for the positions in an index ``[T']``; 0 or
+                None for all. With labels they are all computed.
+            num_items_in_batch: divide the summed loss by this, not by the number of labels.
+
+        Returns:
+            `CausalLMOutputWithPast`, or its values as a tuple. With ``fuse_linear_cross_entropy`` and labels there are
+            no logits.
+
+        Raises:
+            ValueError: as there; labels of another shape, or out of range.
+        """
+        who = f"{type(self).__name__}.forward"
+        refuse_unknown(who, kwargs, (*KEYWORDS, *HEAD_KEYWORDS), ("cu_seqlens", *INERT_FORWARD))
+        out = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values, use_cache=use_cache, output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
+        )  # fmt: skip
+        targets = next_tokens(who, labels, shift_labels, out.last_hidden_state)
+        logits, loss = self.logits_and_loss(out.last_hidden_state, targets, logits_to_keep, num_items_in_batch)
+        full = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states)
+        as_object = self.config.return_dict if return_dict is None else return_dict
+        return full if as_object else full.to_tuple()
+
+    def logits_and_loss(
+        self,
+        hidden_states: torch.Tensor,
+        targets: Optional[torch.Tensor] = None,
+        logits_to_keep: Union[int, torch.Tensor, None] = 0,
+        num_items_in_batch: Union[int, torch.Tensor, None] = None,
+    ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        """Logits of the positions kept and, with targets ``[B, T]``, the loss."""
+        config = self.config
+        if targets is None:
+            return self.lm_head(self._kept(hidden_states, logits_to_keep)), None
+        if config.fuse_linear_cross_entropy:
+            loss = linear_cross_entropy(
+                hidden_states, self.lm_head.weight, targets, num_items_in_batch, config.use_l2warp)
+            return None, loss
+        logits = self.lm_head(hidden_states)
+        return logits, causal_lm_loss(logits, targets, num_items_in_batch, config.use_l2warp)
+
+    def _kept(self, hidden_states: torch.Tensor, logits_to_keep: Union[int, torch.Tensor, None]) -> torch.Tensor:
+        if isinstance(logits_to_keep, torch.Tensor):
+            return hidden_states[:, logits_to_keep]
+        if logits_to_keep is not None and (isinstance(logits_to_keep, bool) or logits_to_keep < 0):
+            rule = "must be a number from 0, or an index"
+            raise value_error(f"{type(self).__name__}.forward", "logits_to_keep", rule, logits_to_keep)
+        return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
