@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 __all__ = ["ConfigError", "Fields", "config_error", "nearest"]
 
@@ -64,12 +64,12 @@ class Fields:
     def number(self, name: str, low: float, high: float, open_low: bool = False, open_high: bool = False) -> float:
         """A finite number in the interval; an open end is itself refused."""
         value = getattr(self.owner, name)
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        inside = number and low <= value <= high and math.isfinite(value)
-        if not inside or (open_low and value == low) or (open_high and value == high):
+        number = _finite(value)
+        inside = number is not None and low <= number <= high
+        if not inside or (open_low and number == low) or (open_high and number == high):
             ends = f"{'above' if open_low else 'from'} {low:g} {'and below' if open_high else 'to'} {high:g}"
             raise self.error(name, f"must be a finite number {ends}", value)
-        return self._store(name, float(value))
+        return self._store(name, number)
 
     def flag(self, name: str) -> bool:
         """True or False, nothing that merely looks like it."""
@@ -101,6 +101,17 @@ class Fields:
     def _store(self, name: str, value: Any) -> Any:
         setattr(self.owner, name, value)
         return value
+
+
+def _finite(value: Any) -> Optional[float]:
+    """The value as a float, or None where it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _show(value: Any) -> str:

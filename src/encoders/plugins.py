@@ -79,17 +79,14 @@ def collect(plugins: Iterable[Plugin], blocked: Iterable[str] = ()) -> List[Foun
 def _try(manager: pluggy.PluginManager, plugin: Plugin, blocked: set) -> Found:
     if plugin.name in blocked:
         return Found(plugin, [], "it is named in ENCODERS_BLOCK", blocked=True)
-    loaded = None
     try:
-        loaded = plugin.load()
-        return Found(plugin, _call(manager, plugin, loaded), None)
+        return Found(plugin, _call(manager, plugin, plugin.load()), None)
     except (Exception, SystemExit) as problem:  # a plugin may raise anything at import; it must hurt nobody else
-        if loaded is not None and manager.is_registered(loaded):
-            manager.unregister(loaded)  # pluggy keeps a plugin whose registration failed
         return Found(plugin, [], f"{type(problem).__name__}: {problem}")
 
 
 def _call(manager: pluggy.PluginManager, plugin: Plugin, loaded: Any) -> List[Offer]:
+    # pluggy keeps a plugin whose registration failed, so implementations are called one by one and never all together.
     if manager.is_registered(loaded):
         raise pluggy.PluginValidationError(loaded, "the same object is already registered by another entry point")
     manager.register(loaded, name=f"{plugin.distribution}:{plugin.name}")
