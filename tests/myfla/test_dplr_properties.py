@@ -174,13 +174,21 @@ def test_wrong_tensors_are_refused_by_name(op):
     who = f"{'chunk' if op == 'chunk' else 'fused_recurrent'}_dplr_delta_rule"
     with raises(ValueError, who, "q must have shape [B, T, H, K]", "(9, 2, 16)"):
         call(**{**x, "q": x["q"][0]})
+    with raises(ValueError, who, "q must have shape [B, T, H, K] with H and K from 1", "(2, 9, 0, 16)"):
+        call(**{name: t[:, :, :0] for name, t in x.items()})
     with raises(ValueError, who, "v must have shape [B, T, H, V]", "[2, 9, 2]", "(2, 8, 2, 16)"):
         call(**{**x, "v": x["v"][:, 1:]})
     for name in ("k", "a", "b", "gk"):
-        with raises(ValueError, who, f"{name} must have the shape of the queries", "(2, 9, 2, 15)"):
+        with raises(ValueError, who, f"{name} must have the shape of q, (2, 9, 2, 16)", "(2, 9, 2, 15)"):
             call(**{**x, name: x[name][..., 1:]})
     with raises(ValueError, who, "k must be a floating point tensor", "int64"):
         call(**{**x, "k": x["k"].long()})
+    with raises(ValueError, who, "a must be a floating point tensor", "'NoneType'"):
+        call(**{**x, "a": None})
+    with raises(ValueError, who, "gk must be on the device of q, cpu", "'meta'"):
+        call(**{**x, "gk": x["gk"].to("meta")})
+    with raises(ValueError, who, "initial_state must be a floating point tensor", "int64"):
+        call(**x, initial_state=given["initial_state"].long())
     with raises(ValueError, who, "initial_state must have shape [N, H, K, V] = (2, 2, 16, 16)", "(1, 2, 16, 16)"):
         call(**x, initial_state=given["initial_state"][:1])
     with raises(ValueError, who, "cu_seqlens", "batch size 2"):

@@ -183,5 +183,12 @@ def test_wrong_shapes_are_refused_by_name():
         gate_output_correction(x, four, four, torch.randn(2, 3), four, x)
     with raises(ValueError, "channel_mixing_rwkv7: x must have shape [B, T, D]", "(3, 4)"):
         channel_mixing_rwkv7(x[0], x[0], x[0, 0], x[0].t(), x[0])
-    with raises(ValueError, "fused_mul_recurrent_rwkv7: a must have the shape of kk"):
+    for op, names in ((chunk_rwkv7, "rwkvab"), (fused_recurrent_rwkv7, "rwkvab")):
+        for i in (1, 2, 4, 5):
+            wrong = [four] * i + [four[:, 1:]] + [four] * (5 - i)
+            with raises(ValueError, f"{op.__name__}: {names[i]} must have the shape of r, (2, 3, 2, 2)"):
+                op(*wrong)
+    with raises(ValueError, "fused_mul_recurrent_rwkv7: a must have the shape of r, (2, 3, 2, 2)"):
         fused_mul_recurrent_rwkv7(four, four, four, four, four, four[:, 1:])
+    with raises(ValueError, "chunk_rwkv7: chunk_size must be 16, 32 or 64; got 8"):
+        chunk_rwkv7(*[four] * 6, chunk_size=8)

@@ -9,13 +9,13 @@ import torch.nn as nn
 from myfla.layers.layer_inputs import (
     INERT_FORWARD,
     check_hidden_states,
-    check_positive,
     check_state,
     read_layer_state,
     real_tokens,
 )
 from myfla.layers.lora import LoRA
-from myfla.layers.rwkv7_init import check_depth, reset_rwkv7
+from myfla.layers.rwkv7_init import reset_rwkv7
+from myfla.layers.rwkv7_sizes import check_depth, head_sizes, low_rank
 from myfla.layers.utils import repad_hidden_states, unpad_hidden_states, update_layer_cache
 from myfla.models.utils import Cache
 from myfla.modules.layernorm import GroupNorm, group_norm
@@ -111,16 +111,16 @@ class RWKV7Attention(nn.Module):
         if mode not in MODES:
             raise value_error(NAME, "mode", f"must be one of {', '.join(MODES)}", mode)
         check_depth(NAME, layer_idx, num_hidden_layers)
-        self.head_dim, self.num_heads, self.head_v_dim = _head_sizes(hidden_size, head_dim, num_heads, value_dim)
+        self.head_dim, self.num_heads, self.head_v_dim = head_sizes(NAME, hidden_size, head_dim, num_heads, value_dim)
         self.mode, self.hidden_size, self.layer_idx, self.fuse_norm = mode, hidden_size, layer_idx, fuse_norm
         self.key_dim, self.value_dim = hidden_size, self.num_heads * self.head_v_dim
         self.num_hidden_layers, self.norm_eps = num_hidden_layers, norm_eps
 
         wide, root = self.head_dim / 64, math.sqrt(hidden_size)
-        self.decay_low_rank_dim = _rank("decay_low_rank_dim", decay_low_rank_dim, 2.5 * root * wide)
-        self.gate_low_rank_dim = _rank("gate_low_rank_dim", gate_low_rank_dim, 5 * root)
-        self.a_low_rank_dim = _rank("a_low_rank_dim", a_low_rank_dim, 2.5 * root * wide)
-        self.v_low_rank_dim = _rank("v_low_rank_dim", v_low_rank_dim, 1.7 * root * wide)
+        self.decay_low_rank_dim = low_rank(NAME, "decay_low_rank_dim", decay_low_rank_dim, 2.5 * root * wide)
+        self.gate_low_rank_dim = low_rank(NAME, "gate_low_rank_dim", gate_low_rank_dim, 5 * root)
+        self.a_low_rank_dim = low_rank(NAME, "a_low_rank_dim", a_low_rank_dim, 2.5 * root * wide)
+        self.v_low_rank_dim = low_rank(NAME, "v_low_rank_dim", v_low_rank_dim, 1.7 * root * wide)
 
         new = {"device": device, "dtype": dtype}
         for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g"):
@@ -283,31 +283,6 @@ def _unpad(
     if mask is None:
         return x, None, None
     return unpad_hidden_states(x, None, mask.to(x.device), x.shape[1])
-
-
-def _head_sizes(hidden: int, head: Optional[int], heads: Optional[int], value: Optional[int]) -> Tuple[int, int, int]:
-    """Key size, number of heads, value size of one head."""
-    check_positive(NAME, hidden_size=hidden)
-    if head is None and heads is None:
-        raise value_error(NAME, "head_dim", "must be given if num_heads is not", None)
-    field, size = ("head_dim", head) if head is not None else ("num_heads", heads)
-    check_positive(NAME, **{field: size})
-    if hidden % size:
-        raise value_error(NAME, field, f"must divide hidden_size={hidden}", size)
-    head, heads = (size, hidden // size) if field == "head_dim" else (hidden // size, size)
-    value = hidden if value is None else value
-    check_positive(NAME, value_dim=value)
-    if value % heads:
-        raise value_error(NAME, "value_dim", f"must be a multiple of the number of heads, {heads}", value)
-    return head, heads, value // heads
-
-
-def _rank(field: str, given: Optional[int], wanted: float) -> int:
-    """A bottleneck's size: as given, or the nearest multiple of 32 to what is wanted, at least 32."""
-    if given is None:
-        return max(32, int(round(wanted / 32) * 32))
-    check_positive(NAME, **{field: given})
-    return given
 
 
 def _group_norm(layer: RWKV7Attention, fused: bool, affine: bool, new: dict) -> nn.Module:

@@ -1,30 +1,16 @@
 """How RWKV-7's parameters begin: by position in the channels and in the depth of the model."""
 
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import nn
 
 from myfla.layers.lora import orthogonal_
-from myfla.utils.errors import value_error
 
-__all__ = ["check_depth", "reset_rwkv7"]
+__all__ = ["reset_rwkv7"]
 
 MIXES = {"x_r": 0.2, "x_w": 0.9, "x_k": 0.7, "x_v": 0.7, "x_a": 0.9, "x_g": 0.2}
 """Exponents of the mixing vectors in the first layer."""
-
-
-def check_depth(who: str, layer_idx: Any, num_hidden_layers: Any) -> None:
-    """Refuse a layer number or depth that is none, or that contradict each other."""
-    if layer_idx is not None and (isinstance(layer_idx, bool) or not isinstance(layer_idx, int) or layer_idx < 0):
-        raise value_error(who, "layer_idx", "must be an integer from 0, or None", layer_idx)
-    if num_hidden_layers is None:
-        return
-    lowest = 1 if layer_idx is None else layer_idx + 1
-    whole = isinstance(num_hidden_layers, int) and not isinstance(num_hidden_layers, bool)
-    if not whole or num_hidden_layers < lowest:
-        rule = f"must be an integer from {lowest}" + ("" if layer_idx is None else f" for layer_idx={layer_idx}")
-        raise value_error(who, "num_hidden_layers", rule, num_hidden_layers)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, check_positive, check_state, real_tokens
 from myfla.layers.lora import orthogonal_
-from myfla.layers.rwkv7_init import check_depth
+from myfla.layers.rwkv7_sizes import check_depth
 from myfla.layers.utils import get_layer_cache, repad_hidden_states, unpad_hidden_states, update_layer_cache
 from myfla.modules.token_shift import token_shift
 from myfla.ops.rwkv7.channel_mixing import squared_relu

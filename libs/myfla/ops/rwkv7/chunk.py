@@ -4,9 +4,12 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_delta_rule
+from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
 
 __all__ = ["chunk_rwkv7"]
+
+NAME = "chunk_rwkv7"
 
 
 def chunk_rwkv7(
@@ -50,21 +53,7 @@ def chunk_rwkv7(
         >>> chunk_rwkv7(x, 0 * x, x, x, 0 * x, x)[0][0, :, 0, 0].tolist()
         [2.0, 4.0, 6.0]
     """
-    return chunk_dplr_delta_rule(
-        q=r,
-        k=k,
-        v=v,
-        a=a,
-        b=b,
-        gk=w,
-        scale=scale,
-        initial_state=initial_state,
-        output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
-        cu_seqlens_cpu=cu_seqlens_cpu,
-        safe_gate=safe_gate,
-        chunk_size=chunk_size,
-        disable_recompute=disable_recompute,
-        cp_context=cp_context,
-        lower_bound=lower_bound,
-    )
+    rows = check_inputs(NAME, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
+    check_options(NAME, chunk_size, cp_context, lower_bound)
+    o, final = run_chunks(r, k, v, a, b, w, scale, initial_state, cu_seqlens, rows, chunk_size)
+    return o, final if output_final_state else None

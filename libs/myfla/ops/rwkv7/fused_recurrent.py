@@ -4,8 +4,8 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import fused_recurrent_dplr_delta_rule
-from myfla.utils.errors import value_error
+from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 
 __all__ = ["fused_mul_recurrent_rwkv7", "fused_recurrent_rwkv7"]
 
@@ -46,9 +46,10 @@ def fused_recurrent_rwkv7(
         >>> fused_recurrent_rwkv7(x, 0 * x, x, x, 0 * x, x)[1].item()
         2.0
     """
-    return fused_recurrent_dplr_delta_rule(
-        r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens
-    )
+    keys = {"r": r, "w": w, "k": k, "a": a, "b": b}
+    rows = check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
+    o, final = run_tokens((r, k, v, a, b, w), scale, initial_state, False, cu_seqlens, rows)
+    return o, final if output_final_state else None
 
 
 def fused_mul_recurrent_rwkv7(
@@ -89,9 +90,7 @@ def fused_mul_recurrent_rwkv7(
         >>> fused_mul_recurrent_rwkv7(x, 0 * x, x, x, x, x)[0].flatten().tolist()
         [1.0, 1.0]
     """
-    if kk.shape != a.shape:
-        raise value_error("fused_mul_recurrent_rwkv7", "a", f"must have the shape of kk, {tuple(kk.shape)}",
-                          tuple(a.shape))
-    return fused_recurrent_dplr_delta_rule(
-        r, k, v, -kk, kk * a, w, scale, initial_state, output_final_state, reverse, cu_seqlens
-    )
+    keys = {"r": r, "w": w, "k": k, "kk": kk, "a": a}
+    rows = check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
+    o, final = run_tokens((r, k, v, -kk, kk * a, w), scale, initial_state, reverse, cu_seqlens, rows)
+    return o, final if output_final_state else None

@@ -13,10 +13,18 @@ from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, chunk_forward
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import refuse_unknown, value_error
 
 __all__ = ["chunk_dplr_delta_rule"]
 
 NAME = "chunk_dplr_delta_rule"
+KEYWORDS = (
+    "q", "k", "v", "a", "b", "gk", "scale", "initial_state", "output_final_state", "cu_seqlens", "cu_seqlens_cpu",
+    "safe_gate", "chunk_size", "disable_recompute", "cp_context", "lower_bound",
+)  # fmt: skip
+LARGEST_CHUNK = 32
+"""The work within a chunk grows with its size faster than in other rules, and so does the sum of its decays."""
+
 LANES = 16
 """Head sizes are filled up to a multiple of this: products of odd sizes are slow, and depend on alignment."""
 
@@ -79,16 +87,33 @@ def chunk_dplr_delta_rule(
         >>> o[0, :, 0, 0].tolist(), state.shape
         ([2.0, 4.0, 6.0], torch.Size([1, 1, 2, 2]))
     """
-    others = {"k": k, "a": a, "b": b, "gk": gk}
-    rows = check_inputs(NAME, q, v, others, initial_state, cu_seqlens)
-    check_options(NAME, chunk_size, cp_context, lower_bound, legacy)
+    refuse_unknown(NAME, legacy, KEYWORDS, inert=("head_first",))
+    if legacy.get("head_first"):
+        raise value_error(NAME, "head_first", "is not supported", True, "pass tensors as [B, T, H, D]")
+    rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
+    check_options(NAME, chunk_size, cp_context, lower_bound)
+    o, final = run_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows, chunk_size)
+    return o, final if output_final_state else None
+
+
+def run_chunks(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    gk: torch.Tensor,
+    scale: Optional[float],
+    initial_state: Optional[torch.Tensor],
+    cu_seqlens: Optional[torch.Tensor],
+    rows: int,
+    chunk_size: Optional[int] = None,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """`chunk_dplr_delta_rule` with checked arguments, of N = ``rows`` sequences; always returns the final state."""
     key, value = q.shape[3], v.shape[3]
     scale = key**-0.5 if scale is None else float(scale)
     o, final = _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size)
-    if o.shape[3] != value:
-        o = o[..., :value]
-    if not output_final_state:
-        return o, None
+    o = o if o.shape[3] == value else o[..., :value]
     return o, final if final.shape[2:] == (key, value) else final[:, :, :key, :value].contiguous()
 
 
@@ -103,7 +128,7 @@ def _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_siz
     batch, tokens, heads, key = q.shape
     size = max(key, v.shape[3])
     typical = tokens if cu_seqlens is None else -(-tokens // max(rows, 1))
-    chunk = chunk_size or chunk_tokens(typical, key, v.shape[3], q.device)
+    chunk = chunk_size or min(LARGEST_CHUNK, chunk_tokens(typical, key, v.shape[3], q.device))
     layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, q.device, block_chunks(heads * chunk * size, q.device))
     tensors = (q, k, v, a, b, gk, initial_state)
     dtype = accumulation_dtype(*tensors)

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from myfla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_delta_rule
+from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 from myfla.ops.generalized_delta_rule.dplr.recurrence import recurrent_forward
 
@@ -54,10 +54,22 @@ def fused_recurrent_dplr_delta_rule(
         >>> fused_recurrent_dplr_delta_rule(x, x, x, 0 * x, x, 0 * x, initial_state=state)[0].item()
         2.0
     """
-    others = {"k": k, "a": a, "b": b, "gk": gk}
-    rows = check_inputs(NAME, q, v, others, initial_state, cu_seqlens)
-    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    tensors = (q, k, v, a, b, gk)
+    rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
+    o, final = run_tokens((q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows)
+    return o, final if output_final_state else None
+
+
+def run_tokens(
+    tensors: Tuple[torch.Tensor, ...],
+    scale: Optional[float],
+    initial_state: Optional[torch.Tensor],
+    reverse: bool,
+    cu_seqlens: Optional[torch.Tensor],
+    rows: int,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """`fused_recurrent_dplr_delta_rule` with checked arguments (``tensors`` are q, k, v, a, b, gk), of N = ``rows``
+    sequences; always returns the final state."""
+    scale = tensors[0].shape[3] ** -0.5 if scale is None else float(scale)
     if reverse:
         tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
     given = (*tensors, initial_state)
@@ -65,7 +77,7 @@ def fused_recurrent_dplr_delta_rule(
         o, final = _RecurrentDPLRFunction.apply(*given, scale, cu_seqlens, rows)
     else:
         o, final = recurrent_forward(*tensors, scale, initial_state, cu_seqlens, rows)
-    return _reverse(o, cu_seqlens) if reverse else o, final if output_final_state else None
+    return _reverse(o, cu_seqlens) if reverse else o, final
 
 
 def _reverse(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
@@ -83,7 +95,7 @@ class _RecurrentDPLRFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows):
         ctx.save_for_backward(q, k, v, a, b, gk, initial_state)
-        ctx.scale, ctx.cu_seqlens = scale, cu_seqlens
+        ctx.scale, ctx.cu_seqlens, ctx.rows = scale, cu_seqlens, rows
         return recurrent_forward(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows)
 
     @staticmethod
@@ -93,8 +105,6 @@ class _RecurrentDPLRFunction(torch.autograd.Function):
         inputs = [x if x is None else x.detach() for x in ctx.saved_tensors]
         wanted = [x.requires_grad_() for x, need in zip(inputs, needed) if need]
         with torch.enable_grad():
-            o, final = chunk_dplr_delta_rule(
-                *inputs[:6], ctx.scale, inputs[6], output_final_state=True, cu_seqlens=ctx.cu_seqlens
-            )
+            o, final = run_chunks(*inputs[:6], ctx.scale, inputs[6], ctx.cu_seqlens, ctx.rows)
             found = iter(torch.autograd.grad((o, final), wanted, (do.to(o.dtype), dfinal.to(final.dtype))))
         return (*(next(found) if need else None for need in needed), None, None, None)

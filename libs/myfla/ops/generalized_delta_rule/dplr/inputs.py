@@ -4,20 +4,14 @@ from typing import Any, Dict, Optional
 
 import torch
 
-from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.errors import value_error
 from myfla.utils.varlen import check_cu_seqlens
-
-KEYWORDS = (
-    "q", "k", "v", "a", "b", "gk", "scale", "initial_state", "output_final_state", "cu_seqlens", "cu_seqlens_cpu",
-    "safe_gate", "chunk_size", "disable_recompute", "cp_context", "lower_bound",
-)  # fmt: skip
 
 
 def check_inputs(
     who: str,
-    q: torch.Tensor,
+    keys: Dict[str, torch.Tensor],
     v: torch.Tensor,
-    others: Dict[str, torch.Tensor],
     initial_state: Optional[torch.Tensor],
     cu_seqlens: Optional[torch.Tensor],
 ) -> int:
@@ -25,9 +19,8 @@ def check_inputs(
 
     Args:
         who: the caller, for the message.
-        q: ``[B, T, H, K]``.
+        keys: by the caller's names, the tensors ``[B, T, H, K]``; the queries come first.
         v: ``[B, T, H, V]``.
-        others: by name, the tensors that must have q's shape.
         initial_state: ``[N, H, K, V]`` or None.
         cu_seqlens: ``[N + 1]`` or None.
 
@@ -35,46 +28,45 @@ def check_inputs(
         N, the number of sequences.
 
     Raises:
-        ValueError: a wrong rank, shape, number format or offset.
+        ValueError: a wrong rank, shape, number format, device or offset.
 
     Example:
         >>> x = torch.zeros(2, 5, 1, 4)
-        >>> check_inputs("who", x, x, {"k": x}, None, None)
+        >>> check_inputs("who", {"q": x, "k": x}, x, None, None)
         2
     """
-    for name, x in {"q": q, "v": v, **others}.items():
-        if not x.is_floating_point():
-            raise value_error(who, name, "must be a floating point tensor", x.dtype)
-    if q.dim() != 4:
-        raise value_error(who, "q", "must have shape [B, T, H, K]", tuple(q.shape))
-    if v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        rule = f"must have shape [B, T, H, V] with [B, T, H] = {list(q.shape[:3])}"
+    first, q = next(iter(keys.items()))
+    given = {**keys, "v": v}
+    if initial_state is not None:
+        given["initial_state"] = initial_state
+    for name, x in given.items():
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise value_error(who, name, "must be a floating point tensor", getattr(x, "dtype", type(x).__name__))
+        if x.device != q.device:
+            raise value_error(who, name, f"must be on the device of {first}, {q.device}", str(x.device))
+    if q.dim() != 4 or min(q.shape[2:]) < 1:
+        raise value_error(who, first, "must have shape [B, T, H, K] with H and K from 1", tuple(q.shape))
+    if v.dim() != 4 or v.shape[:3] != q.shape[:3] or v.shape[3] < 1:
+        rule = f"must have shape [B, T, H, V] with [B, T, H] = {list(q.shape[:3])} and V from 1"
         raise value_error(who, "v", rule, tuple(v.shape))
-    for name, x in others.items():
+    for name, x in keys.items():
         if x.shape != q.shape:
-            raise value_error(who, name, f"must have the shape of the queries, {tuple(q.shape)}", tuple(x.shape))
+            raise value_error(who, name, f"must have the shape of {first}, {tuple(q.shape)}", tuple(x.shape))
     batch, tokens, heads, key = q.shape
     rows = batch if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, batch, tokens)
-    if initial_state is not None:
-        want = (rows, heads, key, v.shape[-1])
-        if tuple(initial_state.shape) != want:
-            rule = f"must have shape [N, H, K, V] = {want}"
-            raise value_error(who, "initial_state", rule, tuple(initial_state.shape))
+    want = (rows, heads, key, v.shape[-1])
+    if initial_state is not None and tuple(initial_state.shape) != want:
+        rule = f"must have shape [N, H, K, V] = {want}"
+        raise value_error(who, "initial_state", rule, tuple(initial_state.shape))
     return rows
 
 
-def check_options(
-    who: str, chunk_size: Optional[int], cp_context: Any, lower_bound: Optional[float], legacy: Dict[str, Any]
-) -> None:
+def check_options(who: str, chunk_size: Optional[int], cp_context: Any, lower_bound: Optional[float]) -> None:
     """Refuse options of the chunk form that do not fit.
 
     Raises:
         ValueError: a wrong value.
-        TypeError: a keyword in ``legacy`` that is not official.
     """
-    refuse_unknown(who, legacy, KEYWORDS, inert=("head_first",))
-    if legacy.get("head_first"):
-        raise value_error(who, "head_first", "is not supported", True, "pass tensors as [B, T, H, D]")
     if chunk_size is not None and chunk_size not in (16, 32, 64):
         raise value_error(who, "chunk_size", "must be 16, 32 or 64", chunk_size)
     if cp_context is not None:
