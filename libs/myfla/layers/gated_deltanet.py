@@ -271,14 +271,16 @@ class GatedDeltaNet(nn.Module):
 
     def _reset_decay(self) -> None:
         """A uniform in (0, 16); time steps log-uniform in (0.001, 0.1), through the inverse of softplus."""
+        for parameter in (self.A_log, self.dt_bias):
+            parameter._no_weight_decay = True
+        if self.A_log.is_meta:  # there is nothing to draw, and the attempt loads torch's compiler, which takes seconds
+            return
         with torch.no_grad():
             size, device = self.A_log.shape, self.A_log.device
             self.A_log.copy_(torch.empty(size, device=device, dtype=torch.float32).uniform_(0, 16).log())
             low, high = math.log(0.001), math.log(0.1)
             step = (torch.rand(size, device=device) * (high - low) + low).exp().clamp(min=1e-4)
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
-        for parameter in (self.A_log, self.dt_bias):
-            parameter._no_weight_decay = True
 
 
 def _wide(dtype: Optional[torch.dtype]) -> torch.dtype:
