@@ -21,7 +21,8 @@ try:
     from transformers import PretrainedConfig as Config
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 except ImportError as problem:
-    raise ImportError(f"myfla.models.hf: transformers must be installed; pip install transformers ({problem})") from None
+    remedy = "pip install transformers"
+    raise ImportError(f"myfla.models.hf: transformers must be installed; {remedy} ({problem})") from None
 
 from myfla.models import configuration
 from myfla.models.auto import MODELS
