@@ -41,7 +41,9 @@ class TrainJobConfig(JobConfig):
         warmup: share of all steps in which the learning rate rises to its peak.
         weight_decay: of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have none.
         label_smoothing: share of the target spread over all classes.
-        noise: standard deviation of the Gaussian noise on training input, in units of the (standardised) input.
+        noise: standard deviation of the Gaussian noise on every training value, in units of the (standardised) input.
+        offset: standard deviation of the random shift of every channel of a training sequence, the same at all its
+            steps; stands for other microphones, rooms and days.
         patience: stop after this many epochs without a better validation loss.
         refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
     """
@@ -53,6 +55,7 @@ class TrainJobConfig(JobConfig):
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     noise: float = 0.0
+    offset: float = 0.2
     patience: int = 20
     refit: bool = False
 
@@ -65,6 +68,7 @@ class TrainJobConfig(JobConfig):
         fields.number("weight_decay", 0, 100)
         fields.number("label_smoothing", 0, 1, open_high=True)
         fields.number("noise", 0, 100)
+        fields.number("offset", 0, 100)
         fields.integer("patience", 1, 1 << 20)
         fields.flag("refit")
 

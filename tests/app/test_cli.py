@@ -12,7 +12,7 @@ EIGHT_JOBS = ["encoder.use_gate=true,false", "encoder.use_short_conv=true,false"
 def test_help_lists_commands_choices_and_settings(tmp_path):
     done = run_app(tmp_path, "--help")
     assert done.returncode == 0, done.stderr
-    for part in ["Typical commands", "python -m app -m encoder=", "encoder: gated_deltanet, rwkv7", "job: train",
+    for part in ["Typical commands", "python -m app -m encoder=", "encoder: gated_deltanet, rwkv7", "job: ",
                  "data: japanese_vowels, ts", "trainer: cpu, gpu", "experiment: ", "allow_neg_eigval: false",
                  "max_epochs:", "--hydra-help"]:
         assert part in done.stdout, part
@@ -92,6 +92,7 @@ def test_what_hydra_refuses_is_named_too(tmp_path, override, parts):
         ("job.weight_decay=-1", "job.weight_decay must be"),
         ("job.label_smoothing=1", "job.label_smoothing must be a finite number from 0 and below 1"),
         ("job.noise=-1", "job.noise must be"),
+        ("job.offset=nan", "job.offset must be a finite number from 0 to 100"),
         ("job.patience=0", "job.patience must be an integer from 1"),
         ("job.objective=regress", "job.objective must be one of classify; got 'regress'"),
         ("trainer.max_epochs=0", "trainer.max_epochs must be an integer from 1"),
@@ -128,7 +129,7 @@ def test_an_unknown_job_names_the_nearest(tmp_path):
 
     config = compose_app()
     config.job.name = "trian"
-    with pytest.raises(ConfigError, match="job.name must be one of train; got 'trian'; did you mean 'train'"):
+    with pytest.raises(ConfigError, match="job.name must be one of .*train.*; got 'trian'; did you mean 'train'"):
         run_job(config, tmp_path)
 
 

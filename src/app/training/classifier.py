@@ -36,7 +36,7 @@ class Classifier(lightning.LightningModule):
         encoder: an encoder as `encoders.build_encoder` makes it.
         hidden_size: width of its embedding.
         classes: number of classes.
-        config: learning rate and its schedule, weight decay, label smoothing, noise.
+        config: learning rate and its schedule, weight decay, label smoothing, noise and shifts.
     """
 
     def __init__(self, encoder: nn.Module, hidden_size: int, classes: int, config: TrainJobConfig) -> None:
@@ -51,11 +51,18 @@ class Classifier(lightning.LightningModule):
         return self.head(self.encoder(batch.x, lengths=batch.lengths).embedding)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        if self.config.noise:
-            batch = batch._replace(x=batch.x + self.config.noise * torch.randn_like(batch.x))
+        batch = batch._replace(x=self._augment(batch.x))
         loss = F.cross_entropy(self(batch), batch.labels, label_smoothing=self.config.label_smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         return loss
+
+    def _augment(self, x: Tensor) -> Tensor:
+        """``[B, T, D]`` with noise and shifts; what becomes of pads does not matter, the encoder never sees them."""
+        if self.config.offset:
+            x = x + self.config.offset * torch.randn_like(x[:, :1])
+        if self.config.noise:
+            x = x + self.config.noise * torch.randn_like(x)
+        return x
 
     def validation_step(self, batch: Batch, index: int) -> None:
         logits = self(batch)

@@ -1,0 +1,62 @@
+"""The Lightning module: what training does to its input, and what it leaves alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from app.data.module import Batch, collate
+from app.training.classifier import Classifier
+from cfg.job import TrainJobConfig
+from encoders import build_encoder
+
+
+class Recorder(nn.Module):
+    """Stands where the encoder stands and keeps what it was given."""
+
+    def forward(self, x, lengths):
+        self.seen = x
+        return type("Output", (), {"embedding": x.mean(dim=1)})
+
+
+def make(**config):
+    module = Classifier(Recorder(), 3, 2, TrainJobConfig(**config))
+    module.log = lambda *args, **kwargs: None
+    return module, Batch(torch.zeros(64, 50, 3), torch.full((64,), 50), torch.arange(64) % 2)
+
+
+def test_noise_is_new_at_every_value():
+    module, batch = make(noise=0.5, offset=0.0)
+    module.training_step(batch, 0)
+    assert module.encoder.seen.std() == pytest.approx(0.5, rel=0.05)
+    assert module.encoder.seen.mean(dim=1).std() < 0.5 / 50**0.5 * 1.3
+
+
+def test_offset_is_one_shift_for_each_sequence_and_channel():
+    module, batch = make(offset=0.5)
+    module.training_step(batch, 0)
+    seen = module.encoder.seen
+    assert torch.equal(seen, seen[:, :1].expand_as(seen))
+    assert seen[:, 0].unique().numel() == 64 * 3 and seen.std() == pytest.approx(0.5, rel=0.2)
+
+
+def test_validation_and_prediction_see_the_data_as_they_are():
+    module, batch = make(offset=0.5, noise=0.5)
+    module.validation_step(batch, 0)
+    assert torch.equal(module.encoder.seen, batch.x)
+    module.predict_step(batch, 0)
+    assert torch.equal(module.encoder.seen, batch.x)
+    assert not batch.x.any()
+
+
+def test_loss_does_not_depend_on_padding():
+    torch.manual_seed(0)
+    config = {"name": "gated_deltanet", "input_size": 3, "hidden_size": 16, "direction": "bidirectional"}
+    encoder = build_encoder(config)
+    module = Classifier(encoder, 16, 2, TrainJobConfig(offset=0.0))
+    module.log = lambda *args, **kwargs: None
+    items = [(torch.randn(length, 3), torch.tensor(length % 2)) for length in (1, 7, 4)]
+    batch = collate(items)
+    wide = batch._replace(x=torch.cat([batch.x, torch.full((3, 5, 3), float("nan"))], dim=1))
+    torch.testing.assert_close(module.training_step(wide, 0), module.training_step(batch, 0))
+    alone = [module.training_step(collate([item]), 0) for item in items]
+    torch.testing.assert_close(torch.stack(alone).mean(), module.training_step(batch, 0))
