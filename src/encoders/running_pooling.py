@@ -1,0 +1,154 @@
+"""The pooling of an encoder over all that a sequence has shown so far, for every token of a stream.
+
+After each token, the running embedding is what `Encoder` returns for the whole sequence up to there. What has to be
+kept between calls is of fixed size: sums (in float64, so that long streams stay exact), counts, or a maximum.
+"""
+
+from typing import Any, Callable, Tuple
+
+import torch
+import torch.nn as nn
+
+from encoders.pooling import AttentionPool, LastPool, MaxPool, MeanPool
+from myfla.utils.errors import value_error
+
+__all__ = ["RunningPooling"]
+
+State = Tuple[torch.Tensor, ...]
+
+
+class RunningPooling:
+    """Running embeddings for one of the built-in poolings.
+
+    Args:
+        pooling: an encoder's ``pooling``.
+        hidden_size: D.
+
+    Raises:
+        ValueError: a pooling that is none of the built-in ones.
+
+    Example:
+        >>> pool = RunningPooling(MeanPool(), hidden_size=1)
+        >>> hidden, lengths = torch.tensor([[1.0], [3.0], [8.0]]), torch.tensor([2, 1])
+        >>> embedding, state = pool(hidden, lengths, pool.start(2))
+        >>> embedding.flatten().tolist()
+        [1.0, 2.0, 8.0]
+        >>> pool(torch.tensor([[5.0]]), torch.tensor([1, 0]), state)[0].tolist()
+        [[3.0]]
+    """
+
+    def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
+        kinds = {MeanPool: _Mean, LastPool: _Last, MaxPool: _Max, AttentionPool: _Attention}
+        if type(pooling) not in kinds:
+            rule = "must be one of " + ", ".join(kind.__name__ for kind in kinds)
+            raise value_error("RunningPooling", "pooling", rule, type(pooling).__name__)
+        self._kind = kinds[type(pooling)](pooling, hidden_size)
+
+    def start(self, batch: int, device: Any = None) -> State:
+        """The state of sequences that have shown nothing: tensors ``[batch, ...]``, float64."""
+        return tuple(
+            torch.full((batch, *shape), value, dtype=torch.float64, device=device)
+            for shape, value in self._kind.identity
+        )
+
+    def __call__(self, hidden: torch.Tensor, lengths: torch.Tensor, state: State) -> Tuple[torch.Tensor, State]:
+        """Take in some tokens of each sequence.
+
+        Args:
+            hidden: ``[total, D]``, the encoder's hidden states of all new tokens, sequence after sequence.
+            lengths: ``[N]`` int64, new tokens of each sequence, none included.
+            state: what the call before returned, or `start`.
+
+        Returns:
+            ``(embedding, state)``: ``[total, D]`` after each token, and the state after all of them.
+        """
+        if not state or not hidden.shape[0]:
+            return hidden, state
+        items = self._kind.items(hidden)
+        if hidden.shape[0] == len(lengths) and bool((lengths == 1).all()):
+            state = self._kind.combine(state, items)
+            return self._kind.finish(state).to(hidden.dtype), state
+        # Each sequence becomes a segment that begins with its state: a scan then needs no special first element.
+        count = lengths + 1
+        starts = count.cumsum(0) - count
+        segment = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), count)
+        place = torch.arange(len(segment), device=hidden.device) - starts[segment]
+        first = place == 0
+        joined = tuple(_interleave(old, new, first) for old, new in zip(state, items))
+        scanned = _scan(self._kind.combine, joined, place, int(count.max()))
+        ends = starts + count - 1
+        pooled = self._kind.finish(tuple(part[~first] for part in scanned))
+        return pooled.to(hidden.dtype), tuple(part[ends] for part in scanned)
+
+
+def _interleave(old: torch.Tensor, new: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    out = new.new_empty(len(first), *new.shape[1:])
+    out[first], out[~first] = old, new
+    return out
+
+
+def _scan(combine: Callable[[State, State], State], items: State, place: torch.Tensor, longest: int) -> State:
+    """Inclusive scan within segments by doubling: log2(longest) rounds over all elements at once."""
+    index = torch.arange(len(place), device=place.device)
+    step = 1
+    while step < longest:
+        later = index[place >= step]
+        update = combine(tuple(part[later - step] for part in items), tuple(part[later] for part in items))
+        items = tuple(part.index_copy(0, later, new) for part, new in zip(items, update))
+        step *= 2
+    return items
+
+
+class _Last:
+    identity: tuple = ()
+
+    def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
+        pass
+
+
+class _Mean:
+    def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
+        self.identity = (((hidden_size,), 0.0), ((1,), 0.0))
+
+    def items(self, hidden: torch.Tensor) -> State:
+        return hidden.double(), torch.ones_like(hidden[:, :1], dtype=torch.float64)
+
+    def combine(self, left: State, right: State) -> State:
+        return left[0] + right[0], left[1] + right[1]
+
+    def finish(self, items: State) -> torch.Tensor:
+        return items[0] / items[1]
+
+
+class _Max:
+    def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
+        self.identity = (((hidden_size,), float("-inf")),)
+
+    def items(self, hidden: torch.Tensor) -> State:
+        return (hidden.double(),)
+
+    def combine(self, left: State, right: State) -> State:
+        return (torch.maximum(left[0], right[0]),)
+
+    def finish(self, items: State) -> torch.Tensor:
+        return items[0]
+
+
+class _Attention:
+    """State: the largest score so far, the sum of weights, the weighted sum; weights are relative to that score."""
+
+    def __init__(self, pooling: AttentionPool, hidden_size: int) -> None:
+        self.pooling = pooling
+        self.identity = (((1,), float("-inf")), ((1,), 0.0), ((hidden_size,), 0.0))
+
+    def items(self, hidden: torch.Tensor) -> State:
+        score = self.pooling.query(torch.tanh(self.pooling.key(hidden))).double()
+        return score, torch.ones_like(score), hidden.double()
+
+    def combine(self, left: State, right: State) -> State:
+        top = torch.maximum(left[0], right[0])
+        a, b = (left[0] - top).exp(), (right[0] - top).exp()
+        return top, a * left[1] + b * right[1], a * left[2] + b * right[2]
+
+    def finish(self, items: State) -> torch.Tensor:
+        return items[2] / items[1]
