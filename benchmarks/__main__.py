@@ -1,0 +1,96 @@
+"""``python -m benchmarks [ops decode layer varlen scaling startup hf]``: see ``--help``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+try:
+    import myfla  # noqa: F401
+except ImportError:  # a bare checkout
+    sys.path.insert(0, str(ROOT / "libs"))
+
+from benchmarks import machine, report  # noqa: E402
+from benchmarks.document import insert  # noqa: E402
+from benchmarks.measure import Missing  # noqa: E402
+from benchmarks.plots import draw_scaling  # noqa: E402
+from benchmarks.rows import Options, Row  # noqa: E402
+from benchmarks.sections import SECTIONS  # noqa: E402
+
+
+def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Time myfla beside other implementations, in one process and in turn. Each line gives the median "
+        "(and least) of all rounds: process time on one thread of a CPU, else wall time, on a GPU by its events; and "
+        "'times ours', the tokens per second, the share of the floor (floors.py), the peak memory. What cannot be run "
+        "is listed as missing.",
+    )
+    choice = f"any of {' '.join(SECTIONS['cpu'])}; all by default"
+    parser.add_argument("sections", nargs="*", metavar="section", help=choice)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", default="1", help="of a CPU, for ops, decode and layer; e.g. 1,2")
+    parser.add_argument("--rounds", type=int, help="samples of each side (7; with --quick 2)")
+    parser.add_argument("--patience", type=float, default=20.0, help="seconds after which a side gets no more samples")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks", help="folder for JSON and plots")
+    parser.add_argument("--markdown", type=Path, help="document whose marked tables are replaced")
+    options = parser.parse_args(arguments)
+    known = SECTIONS[options.device]
+    options.sections = options.sections or list(known)
+    wrong = [section for section in options.sections if section not in known]
+    if wrong:
+        parser.error(f"unknown section {wrong[0]!r} on {options.device}; choose from {', '.join(known)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this PyTorch sees no CUDA GPU")
+    return options
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    given = parse(arguments)
+    options = Options(
+        device=given.device,
+        threads=[int(count) for count in given.threads.split(",")],
+        quick=given.quick,
+        rounds=given.rounds or (2 if given.quick else 7),
+        patience=given.patience,
+        compile=given.compile,
+        memory=not given.no_memory,
+    )
+    facts = machine.describe()
+    print(machine.summary(facts), flush=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+    rows: List[Row] = []
+    for section in given.sections:
+        print(f"\n==== {section} ====", flush=True)
+        for case in SECTIONS[options.device][section](options):
+            rows += case
+            print(report.table(case), flush=True)
+            _write(given.out / f"benchmarks_{options.device}.json", facts, options, rows)
+    if "scaling" in given.sections:
+        try:
+            print("\n" + "\n".join(f"wrote {path}" for path in draw_scaling(rows, given.out)))
+        except Missing as error:
+            print(f"\nno plots: {error}")
+    print(f"wrote {given.out / f'benchmarks_{options.device}.json'}")
+    if given.markdown:
+        head = machine.summary(facts)
+        own = {name: [row for row in rows if row.section == name] for name in given.sections}
+        tables = {f"{options.device} {name}": f"Measured on {head}.\n\n{report.markdown(own[name])}" for name in own}
+        insert(given.markdown, tables)
+        print(f"updated {given.markdown}")
+
+
+def _write(path: Path, facts: Dict[str, Any], options: Options, rows: Sequence[Row]) -> None:
+    content = {"machine": facts, "options": vars(options), "rows": [row.to_json() for row in rows]}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

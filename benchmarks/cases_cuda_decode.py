@@ -1,0 +1,76 @@
+"""A decoding step on a CUDA GPU, eager and in a CUDA graph, beside the official Triton kernel."""
+
+from typing import Any, Callable, Iterator, List
+
+import torch
+
+from benchmarks.cases_cuda import GRAPH, RECORDED, graphed
+from benchmarks.cases_decode import HEADS, IN_PLACE, RIVAL, SIZE, UNIT, ours, ours_in_place, transformers
+from benchmarks.floors import state_bytes
+from benchmarks.inputs import gated_inputs, largest_error
+from benchmarks.measure import COPY_SIDE, Missing, Side, Work, copy_side, median, time_in_turn
+from benchmarks.peers import OURS, TRITON, optional
+from benchmarks.rows import Options, Row, rows_of
+
+RECORDS = {1: (0.080, 0.007), 32: (0.078, 0.030), 256: (0.187, 0.188)}
+"""Milliseconds of the official kernel, eager and in a CUDA graph."""
+
+GOALS = {1: 2.0, 32: 1.2, 256: 1.0}
+
+
+def run(options: Options) -> Iterator[List[Row]]:
+    """Every batch; yields the lines of each."""
+    for batch in (1,) if options.quick else tuple(RECORDS):
+        yield _case(batch, options)
+
+
+def _case(batch: int, options: Options) -> List[Row]:
+    inputs = gated_inputs(batch, 1, HEADS, SIZE, torch.bfloat16, "cuda")
+    state = torch.randn(batch, HEADS, SIZE, SIZE, device="cuda")
+    makers = {OURS: ours, IN_PLACE: ours_in_place, TRITON: _triton, RIVAL: transformers}
+    sides = []
+    for name, maker in makers.items():
+        sides.append(Side(name, _maker(maker, inputs, state, False)))
+        sides.append(Side(name + GRAPH, _maker(maker, inputs, state, True)))
+    copy, moved = copy_side("cuda", 2**28)  # larger than the cache: a step's state was not just written
+    timings = time_in_turn([*sides, copy], options.rounds, options.patience, "cuda", largest_error)
+    speed = moved / median(timings[COPY_SIDE].wall)
+    floor = state_bytes(batch, HEADS, SIZE, SIZE) / speed
+    rows = rows_of(
+        timings, [side.name for side in sides], False, tokens=batch, floor=floor,
+        section="decode", op="gated delta rule", shape=f"{batch} x {HEADS} x {SIZE} x {SIZE}", work="step",
+        dtype="bfloat16", threads=0, note=f"floor: the state read and written at {speed / 1e12:.2f} TB/s",
+    )  # fmt: skip
+    by_name = {row.side: row for row in rows}
+    for name, seconds in zip((RECORDED, RECORDED + GRAPH), RECORDS[batch]):
+        ratio = seconds / 1e3 / rows[0].seconds if rows[0].seconds else None
+        rows.append(Row(*rows[0].case, name, seconds=seconds / 1e3, ratio=ratio, note="not measured in this run"))
+    best = by_name[OURS + GRAPH].seconds
+    official = by_name[TRITON + GRAPH].seconds or RECORDS[batch][1] / 1e3
+    if best:
+        reached = f"{best / official:.2f}x official in a CUDA graph"
+        by_name[OURS + GRAPH].goal = f"{reached} (goal: at most {GOALS[batch]:g}x)"
+    return rows
+
+
+def _triton() -> Callable[..., Any]:
+    if not torch.cuda.is_available():
+        raise Missing("no CUDA GPU")
+    op = optional("fla.ops.gated_delta_rule").fused_recurrent_gated_delta_rule
+    return lambda q, k, v, g, beta, s: op(q, k, v, g=g, beta=beta, initial_state=s, output_final_state=True, **UNIT)
+
+
+def _maker(maker: Callable[..., Any], inputs: Any, state: torch.Tensor, graph: bool) -> Callable[[], Work]:
+    def make() -> Work:
+        step, own = maker(), state.clone()
+
+        def work() -> Any:
+            with torch.no_grad():
+                return step(*inputs, own)
+
+        work()
+        ready = graphed(work) if graph else work
+        own.copy_(state)
+        return ready
+
+    return make

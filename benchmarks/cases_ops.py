@@ -1,0 +1,117 @@
+"""The ops on a CPU: forward, and forward with backward, beside every other implementation."""
+
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+
+from benchmarks.floors import op_flops
+from benchmarks.inputs import INPUTS, WORKS, largest_error
+from benchmarks.measure import GEMM_SIDE, Side, TooSlow, Work, median, product_side, time_in_turn
+from benchmarks.memory import peaks
+from benchmarks.peers import OURS, TRANSFORMERS
+from benchmarks.registry import OPS, load_op
+from benchmarks.rows import Options, Row, rows_of
+
+Shape = Tuple[int, int, int, int]
+
+SHAPES: Dict[str, Sequence[Shape]] = {
+    "gated delta rule": ((8, 128, 4, 32), (2, 512, 4, 64), (1, 2048, 4, 128), (1, 4096, 16, 128)),
+    "RWKV-7": ((8, 128, 4, 32), (2, 512, 4, 64), (1, 2048, 4, 64)),
+}
+QUICK: Dict[str, Sequence[Shape]] = {"gated delta rule": ((1, 40, 2, 16),), "RWKV-7": ((1, 64, 2, 16),)}
+RIVALS = {"gated delta rule": (TRANSFORMERS,), "RWKV-7": ("fla naive chunk", "token loop")}
+"""Goals are ratios to these, or to the better of them."""
+
+GOALS: Dict[Tuple[str, str], Sequence[float]] = {
+    ("gated delta rule", "forward"): (2.5, 2.3, 2.5, 3.0),
+    ("gated delta rule", "forward + backward"): (3.2, 3.0, 3.2, 12.0),
+    ("RWKV-7", "forward"): (2.5, 3.5, 5.0),
+    ("RWKV-7", "forward + backward"): (5.0, 10.0, 12.0),
+}
+SHARES = {"forward": 0.55, "forward + backward": 0.5}
+LONGEST_LOOP = {"forward": 2048, "forward + backward": 512}
+"""Token loops run up to this length, RWKV-7's (a rival) to 2048 always."""
+
+
+def run(options: Options) -> Iterator[List[Row]]:
+    """Every shape of both ops, then bfloat16; yields the lines of each case."""
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for op, shapes in (QUICK if options.quick else SHAPES).items():
+            for index, shape in enumerate(shapes):
+                for work in WORKS:
+                    goal = None if options.quick else GOALS[op, work][index]
+                    yield _case(op, shape, work, threads, options, goal)
+        for shape in (QUICK if options.quick else SHAPES)["gated delta rule"][-2:]:
+            for work in WORKS:
+                yield _half_case(shape, work, threads, options)
+
+
+def _case(op: str, shape: Shape, work: str, threads: int, options: Options, goal: Optional[float]) -> List[Row]:
+    names = [name for name in OPS[op] if name != "fla Triton"]
+    sides = [Side(name, _maker(op, name, shape, work, torch.float32)) for name in names]
+    product, flops = product_side("cpu", torch.float32)
+    timings = time_in_turn([*sides, product], options.rounds, options.patience, "cpu", largest_error)
+    process = threads == 1
+    least = op_flops(op, *shape, shape[-1], backward=work != "forward")
+    rate = flops / median(timings[GEMM_SIDE].samples(process))
+    rows = rows_of(
+        timings, names, process, tokens=shape[0] * shape[1], floor=least / rate, section="ops", op=op,
+        shape=name_shape(shape), work=work, dtype="float32", threads=threads,
+        note=f"floor: {least / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s",
+    )  # fmt: skip
+    largest = shape == SHAPES[op][-1] and op == "gated delta rule"
+    if goal is not None:
+        rows[0].goal = _goal(rows, RIVALS[op], goal, SHARES[work] if largest else None)
+    if options.memory and threads == 1 and work != "forward":
+        _add_peaks(rows, op, shape, work, (OURS, *RIVALS[op]), options)
+    return rows
+
+
+def _half_case(shape: Shape, work: str, threads: int, options: Options) -> List[Row]:
+    """Ours on bfloat16 inputs against ours on float32."""
+    sides = [
+        Side(OURS, _maker("gated delta rule", OURS, shape, work, torch.bfloat16)),
+        Side("myfla float32", _maker("gated delta rule", OURS, shape, work, torch.float32)),
+        Side(TRANSFORMERS, _maker("gated delta rule", TRANSFORMERS, shape, work, torch.bfloat16)),
+    ]
+    timings = time_in_turn(sides, options.rounds, options.patience, "cpu", largest_error)
+    rows = rows_of(
+        timings, [side.name for side in sides], threads == 1, tokens=shape[0] * shape[1], section="ops",
+        op="gated delta rule", shape=name_shape(shape), work=work, dtype="bfloat16", threads=threads,
+    )  # fmt: skip
+    if rows[1].ratio:
+        rows[0].goal = f"{1 / rows[1].ratio:.2f} of the float32 time (goal: at most 1.2; below 1 with bf16 units)"
+    return rows
+
+
+def _maker(op: str, name: str, shape: Shape, work: str, dtype: torch.dtype) -> Callable[[], Work]:
+    def make() -> Work:
+        loop = ("recurrent" in name or name in ("token loop", "rwkv_ops")) and name not in RIVALS[op]
+        if loop and shape[1] > LONGEST_LOOP[work]:
+            raise TooSlow(f"token by token, {work}, T > {LONGEST_LOOP[work]}")
+        return WORKS[work](load_op(op, name), INPUTS[op](*shape, dtype, "cpu"))
+
+    return make
+
+
+def _add_peaks(rows: List[Row], op: str, shape: Shape, work: str, names: Sequence[str], options: Options) -> None:
+    for row in rows:
+        if row.side in names and row.status == "ok":
+            spec = dict(op=op, side=row.side, work=work, dtype="float32", threads=row.threads, shapes=[shape])
+            found, reason = peaks(spec, timeout=10 * options.patience + 60)
+            row.peak_bytes = found[0] if found else None
+            row.note += f"; memory: {reason}" if reason else ""
+
+
+def _goal(rows: List[Row], rivals: Sequence[str], goal: float, share: Optional[float]) -> str:
+    """What was reached against the better rival, in words."""
+    ratios = [row.ratio for row in rows if row.side in rivals and row.ratio]
+    text = f"{min(ratios):.2f}x the speed of {' / '.join(rivals)} (goal: {goal:g}x)" if ratios else ""
+    if share is not None and rows[0].share:
+        text += f"{', ' if text else ''}{rows[0].share:.2f} of the floor (goal: {share:g})"
+    return text
+
+
+def name_shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,90 @@
+"""Peak memory of one side, in a process of its own.
+
+    python -m benchmarks.memory '{"op": "gated delta rule", "side": "myfla", "shapes": [[1, 64, 4, 64]], ...}'
+
+prints one JSON line for each shape. The peak is the high-water mark of the resident set above what is resident when
+the work starts; inputs do not count, outputs and gradients do. (The mark is read from /proc and set back before each
+shape: ``getrusage`` would start from the peak of the process that forked this one. It is used where there is no /proc.)
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+"""Give every freed buffer back at once, so that one run's leftovers do not hide the next one's needs."""
+
+
+def peaks(spec: Dict[str, Any], timeout: float) -> Tuple[List[float], str]:
+    """Bytes for as many of ``spec["shapes"]`` as could be run, and why not all of them ("" if all).
+
+    Args:
+        spec: ``op``, ``side``, ``work``, ``dtype``, ``threads`` and ``shapes``, a list of ``[B, T, H, K]``.
+        timeout: seconds for all shapes together.
+    """
+    environment = {**os.environ, **FIXED_MALLOC}
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(spec)]
+    child = subprocess.Popen(
+        command, cwd=str(ROOT), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
+    )
+    try:
+        output, errors = child.communicate(timeout=timeout)
+        reason = "" if child.returncode == 0 else (errors.strip().splitlines() or [f"exit {child.returncode}"])[-1]
+    except subprocess.TimeoutExpired:
+        child.kill()
+        output, _ = child.communicate()
+        reason = f"over {timeout:.0f} s"
+    found = [json.loads(line)["peak"] for line in output.splitlines() if line.startswith("{")]
+    return found, reason if len(found) < len(spec["shapes"]) else ""
+
+
+def _status(field: str) -> float:
+    """Bytes of a line of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return float(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")
+
+
+def _start() -> float:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return _high_water()
+
+
+def _high_water() -> float:
+    try:
+        return _status("VmHWM")
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def measure(spec: Dict[str, Any]) -> Iterator[float]:
+    """The peak of each shape, in this process."""
+    import torch
+
+    from benchmarks.inputs import INPUTS, WORKS
+    from benchmarks.registry import load_op
+
+    torch.set_num_threads(spec["threads"])
+    op, dtype = load_op(spec["op"], spec["side"]), getattr(torch, spec["dtype"])
+    WORKS[spec["work"]](op, INPUTS[spec["op"]](1, 128, 1, 16, dtype, "cpu"))()  # what is loaded once does not count
+    for shape in spec["shapes"]:
+        work = WORKS[spec["work"]](op, INPUTS[spec["op"]](*shape, dtype, "cpu"))
+        before = _start()
+        result = work()
+        yield max(0.0, _high_water() - before)
+        del result, work
+
+
+if __name__ == "__main__":
+    for peak in measure(json.loads(sys.argv[1])):
+        print(json.dumps({"peak": peak}), flush=True)

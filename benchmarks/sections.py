@@ -1,0 +1,31 @@
+"""What can be measured on each kind of device."""
+
+from typing import Callable, Dict, Iterator, List
+
+from benchmarks import (
+    cases_cuda,
+    cases_cuda_decode,
+    cases_decode,
+    cases_hf,
+    cases_layer,
+    cases_ops,
+    cases_scaling,
+    cases_startup,
+    cases_varlen,
+)
+from benchmarks.rows import Options, Row
+
+Runner = Callable[[Options], Iterator[List[Row]]]
+
+SECTIONS: Dict[str, Dict[str, Runner]] = {
+    "cpu": {
+        "ops": cases_ops.run,
+        "decode": cases_decode.run,
+        "layer": cases_layer.run,
+        "varlen": cases_varlen.run,
+        "scaling": cases_scaling.run,
+        "startup": cases_startup.run,
+        "hf": cases_hf.run,
+    },
+    "cuda": {"ops": cases_cuda.run, "decode": cases_cuda_decode.run, "scaling": cases_scaling.run},
+}
