@@ -1,14 +1,15 @@
 """Which modules of transformers define a model with a gated delta rule, and under which names it calls it."""
 
+import ast
+import functools
 import importlib
 import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, FrozenSet, List, Optional, Sequence
 
 import transformers
-from torch import nn
 
 from myfla.integrations import hf_kernels
 from myfla.utils.errors import nearest, value_error
@@ -27,6 +28,7 @@ KERNELS: Dict[str, Callable] = {
 """By the name that a model calls: the function to call instead."""
 
 
+@functools.lru_cache(maxsize=None)
 def model_files() -> Dict[str, str]:
     """The model families of the installed transformers that carry a gated delta rule, and their modules' names.
 
@@ -73,15 +75,23 @@ def loaded_remote_code() -> List[ModuleType]:
 
 
 def called_kernels(module: ModuleType) -> List[str]:
-    """The names of `KERNELS` that this module's layers look up in the module whenever they are called.
+    """The names of `KERNELS` that this module calls through its own namespace, looked up anew at every call.
 
     To replace such a name reaches every layer, whether it was built before or comes later.
     """
-    read = set()
-    for layer in list(vars(module).values()):
-        if inspect.isclass(layer) and issubclass(layer, nn.Module) and layer.__module__ == module.__name__:
-            read.update(inspect.unwrap(layer.forward).__code__.co_names)
-    return [name for name in KERNELS if name in read and callable(getattr(module, name, None))]
+    called = _called_names(module)
+    return [name for name in KERNELS if name in called and callable(getattr(module, name, None))]
+
+
+@functools.lru_cache(maxsize=None)
+def _called_names(module: ModuleType) -> FrozenSet[str]:
+    """Read from the source, so that layers which somebody has wrapped are no obstacle."""
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError):  # remote code without a file
+        return frozenset()
+    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return frozenset(function.id for function in functions if isinstance(function, ast.Name))
 
 
 def _calls_the_rule(module: ModuleType) -> bool:
