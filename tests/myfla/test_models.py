@@ -91,6 +91,23 @@ def test_pads_change_nothing(kind, where):
     assert torch.equal(logits_of(model, changed, attention_mask=mask)[mask.bool()], out.logits[mask.bool()])
 
 
+@cases(kind=KINDS, grad=[True, False])
+def test_padded_prompts_are_read_in_parts(kind, grad):
+    """As generation loops do it: each part comes with the mask of everything so far."""
+    model, ids, starts = small_model(kind), prompt(3, 24), [0, 5, 12]
+    mask = (torch.arange(24) >= torch.tensor(starts).unsqueeze(1)).long()
+    cache, parts, begin = None, [], 0
+    with torch.set_grad_enabled(grad):
+        for end in (9, 18, 19, 20, 24):
+            out = model(ids[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+            cache, begin = out.past_key_values, end
+            parts.append(out.logits)
+        got = torch.cat(parts, dim=1)
+        for row, start in enumerate(starts):
+            assert_close(got[row, start:], model(ids[row : row + 1, start:]).logits[0], rms=TIGHT)
+    assert cache.get_seq_length() == 24 and cache.lengths.tolist() == [24, 19, 12]
+
+
 @cases(kind=KINDS)
 def test_packed_sequences_equal_separate_ones(kind):
     model, lengths = small_model(kind), [5, 1, 0, 8]
@@ -166,6 +183,16 @@ def test_outputs_are_read_by_attribute_name_and_place(kind):
     model.config.return_dict = False
     assert isinstance(model(ids), tuple) and isinstance(model.model(ids), tuple)
     assert CausalLMOutputWithPast() != CausalLMOutputWithPast()
+
+
+def test_tensors_are_found_in_outputs():
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    out = CausalLMOutputWithPast(logits=torch.ones(2), hidden_states=(torch.zeros(1), torch.ones(1)))
+    leaves, spec = tree_flatten(out)
+    again = tree_unflatten([leaf + 1 for leaf in leaves], spec)
+    assert len(leaves) == 3 and isinstance(again, CausalLMOutputWithPast) and again.loss is None
+    assert again.logits.tolist() == [2, 2] and [t.item() for t in again.hidden_states] == [1, 2]
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
+from torch.utils import _pytree as pytree
 
 __all__ = ["BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput", "ModelOutput"]
 
@@ -90,3 +91,19 @@ class GenerateOutput(ModelOutput):
     sequences: Optional[torch.Tensor] = None
     scores: Optional[Tuple[torch.Tensor, ...]] = None
     past_key_values: Optional[Any] = None
+
+
+def _flatten(out: ModelOutput) -> Tuple[List[Any], Any]:
+    return list(out.to_tuple()), (type(out), tuple(out))
+
+
+def _unflatten(values: Any, about: Any) -> ModelOutput:
+    kind, names = about
+    return kind(**dict(zip(names, values)))
+
+
+# What walks over outputs for tensors (parallel wrappers, export) shall find them.
+_register = getattr(pytree, "register_pytree_node", None) or getattr(pytree, "_register_pytree_node", None)
+for _kind in (BaseModelOutputWithPast, CausalLMOutputWithPast, GenerateOutput):
+    if _register is not None:
+        _register(_kind, _flatten, _unflatten)
