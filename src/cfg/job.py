@@ -50,14 +50,14 @@ class TrainJobConfig(JobConfig):
 
     name: str = "train"
     objective: str = "classify"
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     warmup: float = 0.1
-    weight_decay: float = 0.05
+    weight_decay: float = 0.2
     label_smoothing: float = 0.1
     noise: float = 0.0
-    offset: float = 0.2
+    offset: float = 0.3
     patience: int = 20
-    refit: bool = False
+    refit: bool = True
 
     def validate(self) -> None:
         super().validate()
