@@ -8,17 +8,20 @@ pytest.importorskip("transformers", minversion="5.15")
 from hf_small_models import CONFIGS, build, plain_transformers, tokens  # noqa: E402
 from transformers import DataCollatorWithFlattening  # noqa: E402
 
-from myfla.integrations.hf_modules import model_files  # noqa: E402
+from myfla.integrations.hf_models import model_files  # noqa: E402
 from myfla.integrations.transformers import packed_kwargs, use_myfla  # noqa: E402
 from myfla.testing import assert_close, cases, rms_error  # noqa: E402
 
 FAMILIES = sorted(CONFIGS)
-INDEXED = "qwen4_exp"  # its attention picks blocks of the row it stands in, so a packed row is not a set of rows
-PACKABLE = [family for family in FAMILIES if family != INDEXED]
+# The attention of these two picks blocks of the row it stands in: packed sequences are no rows to it.
+PACKABLE = [family for family in FAMILIES if family not in ("qwen4_exp", "glm5_next")]
+# Of these, transformers computes the same in pieces as in one.
+SPLITTABLE = [family for family in FAMILIES if family != "glm5_next"]
 LOGITS = GRADIENTS = 1e-5
-# The decay's parameters add up terms that cancel: in transformers itself they move by up to 2e-4 when the weights are
-# rounded another way in their last bit. `test_hf_kernels.py` holds both sides' gradient of the decay against float64.
-DECAY, DECAY_PARAMETERS = 5e-4, ("A_log", "dt_bias", "a_proj.weight", "in_proj_a.weight")
+# These parameters add up terms that cancel: in transformers itself they move by up to 2e-4 when the weights are rounded
+# another way in their last bit. `test_hf_rules.py` holds both sides' gradient of the decay against float64.
+CANCELLING = 5e-4
+CANCELLING_PARAMETERS = ("A_log", "dt_bias", "a_proj.weight", "in_proj_a.weight", "_hc.scale", "_hc.base")
 
 
 def logits_and_gradients(model, ids, **kwargs):
@@ -34,7 +37,8 @@ def assert_same(got, want):
     assert_close(got[0], want[0], rms=LOGITS, name="logits")
     assert sorted(got[1]) == sorted(want[1])
     for name, gradient in want[1].items():
-        assert_close(got[1][name], gradient, rms=DECAY if name.endswith(DECAY_PARAMETERS) else GRADIENTS, name=name)
+        bound = CANCELLING if name.endswith(CANCELLING_PARAMETERS) else GRADIENTS
+        assert_close(got[1][name], gradient, rms=bound, name=name)
     whole = [torch.cat([gradient.flatten() for _, gradient in sorted(side[1].items())]) for side in (got, want)]
     assert_close(*whole, rms=GRADIENTS, name="all gradients")
 
@@ -50,7 +54,7 @@ def test_logits_and_gradients_equal_transformers(family, length):
         want = logits_and_gradients(model, ids)
     with use_myfla():
         got = logits_and_gradients(model, ids)
-    assert any("linear_attn" in name for name in got[1])
+    assert any("A_log" in name for name in got[1])
     assert_same(got, want)
 
 
@@ -58,13 +62,11 @@ def test_logits_and_gradients_equal_transformers(family, length):
 def test_the_rule_and_the_convolution_matter_in_these_models(family):
     model, ids = build(family), tokens(1, 40)
     with torch.no_grad(), use_myfla():
-        before = model(ids).logits
-        for part, change in (("A_log", 2.0), ("conv1d", -1.0)):
+        for part in ("A_log", "conv1d", "norm.weight"):
+            before = model(ids).logits
             for name, weight in model.named_parameters():
-                weight.mul_(change if part in name else 1.0)
-            after = model(ids).logits
-            assert rms_error(after, before) > 100 * LOGITS, part
-            before = after
+                weight.add_(1.0 if part in name else 0.0)
+            assert rms_error(model(ids).logits, before) > 100 * LOGITS, part
 
 
 @cases(family=FAMILIES, side=["left", "right"])
@@ -114,7 +116,8 @@ def test_any_split_through_the_cache_equals_transformers_and_the_whole(family, c
             want = in_pieces()
         with use_myfla():
             assert_close(in_pieces(), want, rms=LOGITS, name="transformers in the same pieces")
-            assert_close(in_pieces(), model(ids).logits, rms=LOGITS, name="in one piece")
+            if family in SPLITTABLE:
+                assert_close(in_pieces(), model(ids).logits, rms=LOGITS, name="in one piece")
 
 
 @cases(family=PACKABLE)

@@ -1,0 +1,116 @@
+"""Which modules of transformers define a model with a gated delta rule, and what to replace in them."""
+
+import ast
+import functools
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence
+
+import transformers
+
+from myfla.integrations import hf_layers, hf_rules
+from myfla.utils.errors import nearest, value_error
+
+RULES: Dict[str, Callable] = {
+    "torch_chunk_gated_delta_rule": hf_rules.chunk_gated_delta_rule,
+    "chunk_gated_delta_rule": hf_rules.chunk_gated_delta_rule,
+    "torch_recurrent_gated_delta_rule": hf_rules.recurrent_gated_delta_rule,
+    "fused_recurrent_gated_delta_rule": hf_rules.recurrent_gated_delta_rule,
+    "chunk_kimi_delta_attention": hf_rules.chunk_kimi_delta_attention,
+    "recurrent_kimi_delta_attention": hf_rules.recurrent_kimi_delta_attention,
+}
+"""By the name that a model calls: the function to call instead. A model that calls none of these is left alone."""
+
+CONVOLUTIONS: Dict[str, Callable] = {
+    "causal_conv1d_fn": hf_layers.causal_conv1d_fn,
+    "causal_conv1d_update": hf_layers.causal_conv1d_update,
+}
+
+NORM = "RMSNormGated"
+"""Classes whose names end so hold the gated norm after the rule."""
+
+
+class Target(NamedTuple):
+    """One attribute to replace."""
+
+    owner: Any  # the module, or a class in it
+    name: str
+    ours: Callable
+
+
+@functools.lru_cache(maxsize=None)
+def model_files() -> Dict[str, str]:
+    """The model families of the installed transformers that carry a gated delta rule, and their modules' names.
+
+    Found by the text of the files, because importing every model would take minutes.
+
+    Example:
+        >>> model_files()["qwen3_next"]
+        'transformers.models.qwen3_next.modeling_qwen3_next'
+    """
+    found = {}
+    for path in sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if any(name in text for name in RULES):
+            found[path.parent.name] = f"transformers.models.{path.parent.name}.{path.stem}"
+    return found
+
+
+def load_families(names: Optional[Sequence[str]] = None) -> List[ModuleType]:
+    """Import the modules of these families, or of all.
+
+    Raises:
+        ValueError: a family that the installed transformers does not have.
+        ImportError: a transformers whose layers keep the functions that they found when they were built.
+    """
+    files, modules = model_files(), []
+    for name in files if names is None else names:
+        if name not in files:
+            hint = nearest(name, files) or f"transformers {transformers.__version__} has {sorted(files)}"
+            raise value_error("use_myfla", "families", "must be families with a gated delta rule", name, hint)
+        modules.append(importlib.import_module(files[name]))
+    foreign = [module.__name__ for module in modules if not _calls_a_rule(module)]
+    if foreign or not files:
+        what = f"{foreign[0]} binds its functions to the layers" if foreign else "has no model with a gated delta rule"
+        raise ImportError(
+            f"use_myfla: transformers {transformers.__version__}: {what}; "
+            "transformers 5.15 or newer is needed, `pip install 'myfla[hf]'`"
+        )
+    return modules
+
+
+def loaded_remote_code() -> List[ModuleType]:
+    """Models whose code came with a checkpoint, if they are imported: transformers keeps them in one package."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("transformers_modules.")]
+    return [module for module in modules if _calls_a_rule(module)]
+
+
+def targets(module: ModuleType) -> List[Target]:
+    """What to replace in a module: functions that it looks up in itself at every call, and its gated norm.
+
+    To replace those reaches every layer, whether it was built before or comes later.
+    """
+    called = _called_names(module)
+    functions = {**RULES, **CONVOLUTIONS}
+    found = [Target(module, name, ours) for name, ours in functions.items() if name in called & vars(module).keys()]
+    classes = [layer for layer in list(vars(module).values()) if inspect.isclass(layer)]
+    norms = [layer for layer in classes if layer.__module__ == module.__name__ and layer.__name__.endswith(NORM)]
+    return found + [Target(layer, "forward", hf_layers.rms_norm_gated) for layer in norms if "forward" in vars(layer)]
+
+
+@functools.lru_cache(maxsize=None)
+def _called_names(module: ModuleType) -> FrozenSet[str]:
+    """Read from the source, so that layers which somebody has wrapped are no obstacle."""
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError):  # remote code without a file
+        return frozenset()
+    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return frozenset(function.id for function in functions if isinstance(function, ast.Name))
+
+
+def _calls_a_rule(module: ModuleType) -> bool:
+    return any(target.name in RULES for target in targets(module))
