@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from myfla.modules.conv_taps import Heads, backward, convolve
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.tracing import tracing
 
 
 def conv_rows(
@@ -28,6 +29,8 @@ def conv_rows(
     Returns:
         ``[B, T, D]`` in the number format of x.
     """
+    if tracing():
+        return _formula(x, weight, bias, residual, state, activation, heads)
     if records(x, weight, bias, residual, state):
         return CausalConv1dFunction.apply(x, weight, bias, residual, state, activation, heads)
     # Without autograd's bookkeeping, which costs more than the arithmetic of one token.
@@ -99,7 +102,7 @@ def _forward(x, weight, bias, residual, state, activation, heads, keep):
 
 
 def _formula(x, weight, bias, residual, state, activation, heads):
-    """`_forward` in plain operations, for second derivatives."""
+    """`_forward` in plain operations, for second derivatives and for those who record (`myfla.utils.tracing`)."""
     kind = accumulation_dtype(x, weight, bias, residual, state)
     rows, past = x.to(kind), _history(state, kind)
     z = _windows(rows, weight.to(kind), past if heads is None else None)
@@ -116,4 +119,8 @@ def _formula(x, weight, bias, residual, state, activation, heads):
 def _windows(x: torch.Tensor, weight: torch.Tensor, past: Optional[torch.Tensor]) -> torch.Tensor:
     width = weight.shape[1]
     past = x.new_zeros(x.shape[0], width - 1, x.shape[2]) if past is None else past
-    return (torch.cat([past, x], 1).unfold(1, width, 1) * weight).sum(-1)
+    rows, T = torch.cat([past, x], 1), x.shape[1]
+    z = rows[:, width - 1 : width - 1 + T] * weight[:, -1]
+    for s in range(1, width):
+        z = z + rows[:, width - 1 - s : width - 1 - s + T] * weight[:, -1 - s]
+    return z

@@ -7,6 +7,8 @@ import torch
 from myfla.modules.conv_function import conv_rows
 from myfla.modules.conv_taps import Heads, heads_of
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.rows import from_rows, to_rows
+from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
 ACTIVATIONS = ("silu", "swish", None)
@@ -79,6 +81,11 @@ def run(
     x = x.reshape(x.shape[0], x.shape[1], D)
     residual = None if residual is None else residual.reshape(x.shape)
     rows, rest, heads, past = x, residual, None, state
+    if cu_seqlens is not None and tracing():
+        rest = None if residual is None else to_rows(residual, cu_seqlens)
+        y = from_rows(conv_rows(to_rows(x, cu_seqlens), weight, bias, rest, state, activation, None), cu_seqlens)
+        final = _final_state(x, weight.shape[1], state, cu_seqlens, count) if output_final_state else None
+        return y.reshape(shape), final
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.to(x.device)
         rows, heads = _unpack(x, cu_seqlens, count, weight.shape[1])
@@ -227,6 +234,8 @@ def _final_state(
 ) -> torch.Tensor:
     T, D = x.shape[1:]
     old = x.new_zeros(count, D, width) if state is None else state.to(x.dtype)
+    if cu_seqlens is None and tracing():
+        return torch.cat([old, x.transpose(1, 2)], -1)[:, :, -width:].contiguous()
     if cu_seqlens is None or T == 0:
         new = x.transpose(1, 2)[:, :, max(T - width, 0):]
         kept = old[:, :, min(T, width):]

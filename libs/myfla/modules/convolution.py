@@ -16,6 +16,7 @@ from myfla.modules.conv_functional import (
     step,
 )
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.tracing import tracing
 
 __all__ = ["ShortConvolution", "causal_conv1d", "causal_conv1d_update", "causal_conv1d_update_states"]
 
@@ -154,7 +155,7 @@ class ShortConvolution(nn.Conv1d):
 
     @staticmethod
     def _is_step(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> bool:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or (cu_seqlens is not None and tracing()):
             return False
         if cu_seqlens is None:
             return x.shape[1] == 1

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 GATES = ("swish", "silu", "sigmoid")
 
@@ -46,6 +47,8 @@ def normalise(
     gate = None if gate is None else gate.reshape(x.shape)
     if gate is None and centred and groups == 1 and _one_format(x.dtype, total, weight, bias):
         y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)  # torch's own is one pass over memory
+    elif tracing():
+        y = _formula(total, gate, weight, bias, settings)
     elif records(total, gate, weight, bias):
         y = _Normalise.apply(total, gate, weight, bias, settings)
     else:  # without autograd's bookkeeping, which costs more than the arithmetic of one token

@@ -6,6 +6,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from myfla.utils.errors import value_error
+from myfla.utils.rows import from_rows, to_rows
+from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["TokenShift", "token_shift", "token_shift_ref"]
@@ -47,7 +49,9 @@ def token_shift(
     rows = batch if cu_seqlens is None else check_cu_seqlens("token_shift", cu_seqlens, batch, tokens)
     if cache is not None and tuple(cache.shape) != (rows, width):
         raise value_error("token_shift", "cache", f"must have shape [N, D] = {(rows, width)}", tuple(cache.shape))
-    if torch.is_grad_enabled():
+    if tracing():
+        delta, last = _formula(x, cu_seqlens, cache)
+    elif torch.is_grad_enabled():
         delta, last = TokenShift.apply(x, cu_seqlens, cache, output_cache, chunk_indices)
     else:
         delta, last = _forward(x, cache, None if cu_seqlens is None else _ends(cu_seqlens), rows)
@@ -113,6 +117,20 @@ def _forward(
         start += final.index_select(0, filled)
     delta[0].index_copy_(0, first, start)
     return delta, final.index_copy_(0, filled, x[0].index_select(0, last))
+
+
+def _formula(
+    x: torch.Tensor, cu_seqlens: Optional[torch.Tensor], cache: Optional[torch.Tensor]
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """`_forward` in plain operations, for those who record (`myfla.utils.tracing`)."""
+    rows = x if cu_seqlens is None else to_rows(x, cu_seqlens)
+    before = rows.new_zeros(rows.shape[0], 1, rows.shape[2]) if cache is None else cache.to(x.dtype).unsqueeze(1)
+    rows = torch.cat([before, rows], dim=1)
+    delta = rows[:, :-1] - rows[:, 1:]
+    if cu_seqlens is None:
+        return delta, rows[:, -1].clone()
+    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).to(x.device, torch.int64)
+    return from_rows(delta, cu_seqlens), rows[torch.arange(rows.shape[0], device=x.device), lengths]
 
 
 def _ends(cu_seqlens: torch.Tensor) -> Ends:

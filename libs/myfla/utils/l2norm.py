@@ -7,6 +7,7 @@ import torch
 from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 
 def l2norm_fwd(
@@ -60,6 +61,8 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
     """
     if x.dim() < 1 or not x.is_floating_point():
         raise value_error("l2norm", "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")
+    if tracing():
+        return _formula(x, eps, output_dtype or x.dtype)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return l2norm_fwd(x, eps, output_dtype)[0]
     return _L2Norm.apply(x, eps, output_dtype)

@@ -59,7 +59,35 @@ def _substitute(lower: torch.Tensor) -> torch.Tensor:
     one = torch.eye(size, dtype=lower.dtype, device=lower.device)
     if lower.device.type != "mps":
         return torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False, unitriangular=True)
-    rows = [one[:1].expand(lower.shape[0], 1, size)]
+    return _row_by_row(lower)
+
+
+def _row_by_row(lower: torch.Tensor) -> torch.Tensor:
+    """`_substitute` of ``[..., C, C]`` in operations that every runtime has."""
+    size = lower.shape[-1]
+    one = torch.eye(size, dtype=lower.dtype, device=lower.device)
+    rows = one[:1].expand(lower.shape[:-2] + (1, size))
     for i in range(1, size):
-        rows.append(one[i : i + 1] - torch.bmm(lower[:, i : i + 1, :i], torch.cat(rows, dim=1)))
-    return torch.cat(rows, dim=1)
+        rows = torch.cat([rows, one[i : i + 1] - lower[..., i : i + 1, :i] @ rows], dim=-2)
+    return rows
+
+
+def substitute(lower: torch.Tensor) -> torch.Tensor:
+    """`unit_lower_inverse` of ``[..., C, C]`` without LAPACK and without writing in place, for exported graphs.
+
+    Args:
+        lower: any leading axes; zero on the diagonal and above it.
+
+    Example:
+        >>> substitute(torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+        tensor([[ 1.,  0.],
+                [-3.,  1.]])
+    """
+    size = lower.shape[-1]
+    if size <= LEAF:
+        return _row_by_row(lower)
+    half = size // 2
+    top, bottom = substitute(lower[..., :half, :half]), substitute(lower[..., half:, half:])
+    corner = -(bottom @ (lower[..., half:, :half] @ top))
+    above = torch.cat([top, torch.zeros_like(top[..., :1]).expand(top.shape[:-1] + (size - half,))], dim=-1)
+    return torch.cat([above, torch.cat([corner, bottom], dim=-1)], dim=-2)

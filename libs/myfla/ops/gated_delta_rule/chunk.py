@@ -18,9 +18,11 @@ from myfla.ops.gated_delta_rule.inputs import (
     state_k_first,
     take_legacy_keywords,
 )
+from myfla.ops.gated_delta_rule.plain import plain_chunks
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 __all__ = ["chunk_gated_delta_rule", "chunk_gdn"]
 
@@ -111,22 +113,38 @@ def chunk_gated_delta_rule(
     sequences = count_sequences(NAME, q, cu_seqlens)
     initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     scale = k.shape[3] ** -0.5 if scale is None else float(scale)
+    out_dtype = q.dtype
+    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
+    tensors = (q, k, v, g, beta, initial_state)
+    dtype = accumulation_dtype(*tensors)
+    if tracing():
+        o, final = plain_chunks(*tensors, scale, cu_seqlens, dtype, out_dtype)
+    else:
+        o, final = _run(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype)
+    if not output_final_state:
+        return o, None
+    return o, final.transpose(2, 3).contiguous() if state_v_first else final
+
+
+def _run(
+    tensors: Tuple[Optional[torch.Tensor], ...],
+    scale: float,
+    cu_seqlens: Optional[torch.Tensor],
+    sequences: int,
+    chunk_size: Optional[int],
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Choose the chunks, and run; always returns the final state."""
+    q, k, v = tensors[:3]
     typical = q.shape[1] if cu_seqlens is None else -(-q.shape[1] // max(sequences, 1))
     chunk = chunk_size or chunk_tokens(typical, k.shape[3], v.shape[3], q.device)
     block = block_chunks(v.shape[2] * chunk * max(k.shape[3], v.shape[3]), q.device)
     layout = ChunkLayout(q.shape[0], q.shape[1], chunk, cu_seqlens, q.device, block)
-
-    out_dtype = q.dtype
-    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
-    tensors = (q, k, v, g, beta, initial_state)
-    how = (scale, layout, accumulation_dtype(*tensors), out_dtype)
+    how = (scale, layout, dtype, out_dtype)
     if records(*tensors):
-        o, final = _ChunkGatedDeltaRule.apply(*tensors, *how, cu_seqlens)
-    else:
-        o, final, _ = chunk_forward(*tensors, *how, save=False)
-    if not output_final_state:
-        return o, None
-    return o, final.transpose(2, 3).contiguous() if state_v_first else final
+        return _ChunkGatedDeltaRule.apply(*tensors, *how, cu_seqlens)
+    return chunk_forward(*tensors, *how, save=False)[:2]
 
 
 class _ChunkGatedDeltaRule(torch.autograd.Function):

@@ -13,11 +13,13 @@ from myfla.ops.gated_delta_rule.inputs import (
     state_k_first,
     take_legacy_keywords,
 )
+from myfla.ops.gated_delta_rule.plain import plain_chunks
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.l2norm import l2norm
+from myfla.utils.tracing import tracing
 
 __all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
 
@@ -102,10 +104,22 @@ def fused_recurrent_gated_delta_rule(
     sequences = count_sequences(NAME, q, cu_seqlens)
     state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     scale = key**-0.5 if scale is None else float(scale)
-    o, final = _recurrence(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens)
+    one_gate = gk is None and gv is None and beta.dim() == 3
+    if one_gate and tracing() and (cu_seqlens is not None or q.shape[1] != 1):
+        o, final = _traced(q, k, v, beta, g, state, scale, activation, cu_seqlens)
+    else:
+        o, final = _recurrence(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens)
     if not output_final_state:
         return o, None
     return o, final.transpose(2, 3).contiguous() if state_v_first else final
+
+
+def _traced(q, k, v, beta, g, state, scale, activation, cu_seqlens):
+    """Chunks: a compiled graph of the token loop would hold every token."""
+    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
+    g = torch.zeros_like(beta) if g is None else g
+    dtype = accumulation_dtype(q, k, v, g, beta, state)
+    return plain_chunks(q, k, v, g, beta, state, scale, cu_seqlens, dtype, v.dtype)
 
 
 class _Token(NamedTuple):
@@ -142,7 +156,7 @@ def _recurrence(
     tensors = [None if x is None else layout.split(x) for x in (q, k, v, beta, g, gk, gv)]
     outputs: List[torch.Tensor] = []
     done: List[torch.Tensor] = []
-    recorded = records(q, k, v, beta, g, gk, gv, state, activation.A_log, activation.dt_bias)
+    recorded = tracing() or records(q, k, v, beta, g, gk, gv, state, activation.A_log, activation.dt_bias)
     for t, rows in enumerate(layout.active):
         if rows < state.shape[0]:
             done.append(state[rows:])
@@ -184,7 +198,7 @@ def _step(
     delta = beta * (token.v.to(dtype).view(flat, value) - found[:, 0])
     output = torch.addcmul(found[:, 1], match, delta) * scale
     update = (k.unsqueeze(2), delta.unsqueeze(1))
-    owned = in_place or (g is not None and not state.requires_grad)
+    owned = in_place or (g is not None and not state.requires_grad and not tracing())
     state = state.addcmul_(*update) if owned else torch.addcmul(state, *update)
     return output.view(rows, heads, value), state.view(rows, heads, key, value)
 

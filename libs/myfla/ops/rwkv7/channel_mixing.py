@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 __all__ = [
     "channel_mixing_rwkv7",
@@ -48,7 +49,7 @@ def channel_mixing_rwkv7(
     """
     if x.dim() != 3:
         raise value_error("channel_mixing_rwkv7", "x", "must have shape [B, T, D]", tuple(x.shape))
-    mixed = _MixFunction.apply(x, x_prev, x_k)
+    mixed = (_mix if tracing() else _MixFunction.apply)(x, x_prev, x_k)
     return squared_relu(mixed @ key_weight) @ value_weight, x[-1, :]
 
 
@@ -93,7 +94,12 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
         >>> squared_relu(torch.tensor([-1.0, 3.0]))
         tensor([0., 9.])
     """
-    return _SquaredReLU.apply(x)
+    return torch.relu(x).square() if tracing() else _SquaredReLU.apply(x)
+
+
+def _mix(x, x_prev, x_k):
+    dtype = accumulation_dtype(x)
+    return rwkv_mix_torch(*(t.to(dtype) for t in (x, x_prev, x_k))).to(x.dtype)
 
 
 class _MixFunction(torch.autograd.Function):
@@ -102,8 +108,7 @@ class _MixFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, x_prev, x_k):
         ctx.save_for_backward(x, x_prev, x_k)
-        dtype = accumulation_dtype(x)
-        return rwkv_mix_torch(*(t.to(dtype) for t in (x, x_prev, x_k))).to(x.dtype)
+        return _mix(x, x_prev, x_k)
 
     @staticmethod
     @once_differentiable

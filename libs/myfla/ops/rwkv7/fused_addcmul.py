@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 __all__ = ["fused_addcmul_rwkv7", "torch_addcmul_rwkv7"]
 
@@ -50,7 +51,7 @@ def fused_addcmul_rwkv7(
         raise value_error("fused_addcmul_rwkv7", "delta", f"must have the shape of hidden_states, "
                           f"{tuple(hidden_states.shape)}", tuple(delta.shape))
     mixes = [xr, xw, xk, xv, xa] + ([] if xg is None else [xg])
-    run = _AddcmulFunction.apply if torch.is_grad_enabled() else _forward
+    run = _AddcmulFunction.apply if torch.is_grad_enabled() and not tracing() else _forward
     mixed = run(hidden_states, delta, *mixes)
     return mixed if xg is not None else (*mixed, None)
 

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from myfla.ops.rwkv7.fused_addcmul import row_blocks
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 __all__ = ["fused_k_rwkv7", "k_update_ref"]
 
@@ -49,16 +50,20 @@ def fused_k_rwkv7(
     """
     if a.shape != k.shape:
         raise value_error("fused_k_rwkv7", "a", f"must have the shape of k, {tuple(k.shape)}", tuple(a.shape))
-    return _KeyUpdateFunction.apply(k, a, ka)
+    return (_forward if tracing() else _KeyUpdateFunction.apply)(k, a, ka)
+
+
+def _forward(k, a, ka):
+    dtype = accumulation_dtype(k)
+    wide = k.to(dtype)
+    return torch.addcmul(wide, wide * (a.to(dtype) - 1), ka.to(dtype)).to(k.dtype)
 
 
 class _KeyUpdateFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, a, ka):
         ctx.save_for_backward(k, a, ka)
-        dtype = accumulation_dtype(k)
-        wide = k.to(dtype)
-        return torch.addcmul(wide, wide * (a.to(dtype) - 1), ka.to(dtype)).to(k.dtype)
+        return _forward(k, a, ka)
 
     @staticmethod
     @once_differentiable

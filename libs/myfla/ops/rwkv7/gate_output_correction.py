@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 __all__ = [
     "gate_output_correction",
@@ -52,6 +53,9 @@ def gate_output_correction(
     if r_k.shape != r.shape[-2:]:
         raise value_error("gate_output_correction", "r_k", f"must have shape [H, K] = {tuple(r.shape[-2:])}",
                           tuple(r_k.shape))
+    if tracing():
+        kind = accumulation_dtype(o)
+        return gate_output_correction_ref(*(x.to(kind) for x in (o, r, k, r_k, v, g))).to(o.dtype)
     return (_GateFunction.apply if torch.is_grad_enabled() else _forward)(o, r, k, r_k, v, g)
 
 

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from myfla.ops.rwkv7.fused_addcmul import row_blocks
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.tracing import tracing
 
 __all__ = ["STRONGEST_DECAY", "key_gates"]
 
@@ -53,9 +54,28 @@ def key_gates(
         >>> key.flatten().tolist(), [round(x, 4) for x in (*remove.flatten().tolist(), *replace.flatten().tolist())]
         ([1.5, 2.0], [-0.6, -0.8, 0.3, 0.4])
     """
+    if tracing():
+        return _formula(k, w, a, k_k, k_a, head_dim, eps)
     if torch.is_grad_enabled():
         return _KeyGatesFunction.apply(k, w, a, k_k, k_a, head_dim, eps)
     return _forward(k, w, a, k_k, k_a, head_dim, eps)[:4]
+
+
+def _formula(k, w, a, k_k, k_a, head_dim, eps):
+    """The four results in plain operations, for those who record (`myfla.utils.tracing`)."""
+    dtype = accumulation_dtype(k)
+    heads = k.shape[:-1] + (k.shape[-1] // head_dim, head_dim)
+    wide, decay, rate = k.to(dtype), torch.sigmoid(w.to(dtype)) * STRONGEST_DECAY, torch.sigmoid(a.to(dtype))
+    unit, rates = (wide * k_k.to(dtype)).view(heads), rate.view(heads)
+    square = unit.square().sum(-1, keepdim=True)
+    if eps is None:
+        short = square <= SHORTEST**2
+        length = torch.where(short, torch.ones_like(square), square).rsqrt()
+        unit = torch.where(short, (unit / SHORTEST).detach(), unit * length)
+    else:
+        unit = unit * (square + eps).rsqrt()
+    key = wide * (1 + (rate - 1) * k_a.to(dtype))
+    return tuple(x.to(k.dtype) for x in (decay.view(heads), key.view(heads), -unit, unit * rates))
 
 
 def _forward(k, w, a, k_k, k_a, head_dim, eps):

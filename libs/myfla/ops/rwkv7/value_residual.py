@@ -4,6 +4,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.tracing import tracing
 
 __all__ = ["mix_values"]
 
@@ -21,7 +22,7 @@ def mix_values(v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor) -> to
         >>> mix_values(torch.zeros(1), torch.full((1,), 4.0), torch.zeros(1))
         tensor([2.])
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not tracing():
         return _MixFunction.apply(v, v_first, gate)
     return _forward(v, v_first, gate)[0]
 

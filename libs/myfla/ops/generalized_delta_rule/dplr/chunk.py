@@ -12,8 +12,10 @@ from myfla.ops.generalized_delta_rule.dplr.chunk_bwd import chunk_backward
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, chunk_forward
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
+from myfla.ops.generalized_delta_rule.dplr.plain import plain_chunks
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.tracing import tracing
 
 __all__ = ["chunk_dplr_delta_rule"]
 
@@ -112,6 +114,8 @@ def run_chunks(
     """`chunk_dplr_delta_rule` with checked arguments, of N = ``rows`` sequences; always returns the final state."""
     key, value = q.shape[3], v.shape[3]
     scale = key**-0.5 if scale is None else float(scale)
+    if tracing():
+        return plain_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens)
     o, final = _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size)
     o = o if o.shape[3] == value else o[..., :value]
     return o, final if final.shape[2:] == (key, value) else final[:, :, :key, :value].contiguous()

@@ -7,7 +7,9 @@ from torch.autograd.function import once_differentiable
 
 from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
+from myfla.ops.generalized_delta_rule.dplr.plain import plain_chunks, plain_step
 from myfla.ops.generalized_delta_rule.dplr.recurrence import recurrent_forward
+from myfla.utils.tracing import tracing
 
 __all__ = ["fused_recurrent_dplr_delta_rule"]
 
@@ -70,6 +72,8 @@ def run_tokens(
     """`fused_recurrent_dplr_delta_rule` with checked arguments (``tensors`` are q, k, v, a, b, gk), of N = ``rows``
     sequences; always returns the final state."""
     scale = tensors[0].shape[3] ** -0.5 if scale is None else float(scale)
+    if tracing():
+        return _traced(tensors, scale, initial_state, reverse, cu_seqlens)
     if reverse:
         tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
     given = (*tensors, initial_state)
@@ -80,13 +84,26 @@ def run_tokens(
     return _reverse(o, cu_seqlens) if reverse else o, final
 
 
+def _traced(tensors, scale, initial_state, reverse, cu_seqlens):
+    """One step of the rule for one token, else chunks: a compiled graph of the loop would hold every token."""
+    if reverse:
+        tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
+    if cu_seqlens is None and tensors[0].shape[1] == 1:
+        o, final = plain_step(*tensors, scale, initial_state)
+    else:
+        o, final = plain_chunks(*tensors, scale, initial_state, cu_seqlens)
+    o = o.to(tensors[2].dtype)
+    return _reverse(o, cu_seqlens) if reverse else o, final
+
+
 def _reverse(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
     """Every sequence back to front."""
     if cu_seqlens is None:
         return x.flip(1)
     bounds = cu_seqlens.long()
-    ends = torch.repeat_interleave(bounds[:-1] + bounds[1:] - 1, bounds[1:] - bounds[:-1])
-    return x.index_select(1, ends - torch.arange(x.shape[1], device=x.device))
+    token = torch.arange(x.shape[1], device=x.device)
+    row = torch.searchsorted(bounds[1:], token, right=True)
+    return x.index_select(1, (bounds[:-1] + bounds[1:] - 1)[row] - token)
 
 
 class _RecurrentDPLRFunction(torch.autograd.Function):

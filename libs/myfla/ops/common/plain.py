@@ -1,0 +1,111 @@
+"""What the plain forms of both delta rules share: chunks of a batch, decays within one, and the scan over them.
+
+A plain form is what a compiler, an exporter or a function transform sees; `myfla.utils.tracing` has the rule. Nothing
+here depends on a tensor's values, and in a compiled graph nothing but shapes depends on the length.
+"""
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+
+from myfla.ops.common.triangular import substitute
+from myfla.utils.tracing import compiling, exporting
+
+try:
+    from torch._higher_order_ops.scan import scan as _scan
+except ImportError:  # before PyTorch 2.6
+    _scan = None
+
+__all__ = ["first_state", "join_chunks", "solve_unit_lower", "split_chunks", "states_before", "sums_between"]
+
+
+def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:
+    """``[B, T, H, D]`` as ``[M, B, heads, chunk, D]``, with zeros after the end, and heads repeated.
+
+    """
+    batch, tokens, own, size = x.shape
+    count = _count(tokens, chunk)
+    x = torch.cat([x, x.new_zeros(batch, count * chunk - tokens, own, size)], dim=1)
+    x = x.view(batch, count, chunk, own, size).permute(1, 0, 3, 2, 4)
+    return x if own == heads else x.repeat_interleave(heads // own, dim=2)
+
+
+def _count(tokens: int, chunk: int) -> int:
+    """How many chunks. A compiled graph has at least two, and at least one pad: it serves every length from 2 on, where
+    questions like "is there a pad?" would each compile another one."""
+    if not compiling() or (exporting() and isinstance(tokens, int)):
+        return -(-tokens // chunk)
+    return getattr(torch, "sym_max", max)(tokens // chunk + 1, 2)
+
+
+def join_chunks(x: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The inverse of `split_chunks`."""
+    count, batch, heads, chunk, size = x.shape
+    return x.permute(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, size)[:, :tokens]
+
+
+def sums_between(g: torch.Tensor) -> torch.Tensor:
+    """``L[i, j] = g[j + 1] + ... + g[i]`` for ``i >= j`` of ``g [..., C, D]``, and -inf above the diagonal.
+
+    Each is summed by itself, not as a difference: exact where g is large, and safe where it is -inf.
+
+    Returns:
+        ``[..., C, C, D]``.
+    """
+    size = g.shape[-2]
+    below = torch.ones(size, size, dtype=torch.bool, device=g.device).tril(-1).unsqueeze(-1)
+    wide = g.unsqueeze(-2).expand(g.shape[:-1] + (size, g.shape[-1]))
+    sums = torch.where(below, wide, wide.new_zeros(())).cumsum(-3)
+    upper = torch.ones(size, size, dtype=torch.bool, device=g.device).triu(1).unsqueeze(-1)
+    return sums.masked_fill(upper, -float("inf"))
+
+
+def solve_unit_lower(lower: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``(I + lower)^-1 right`` for strictly lower triangular ``lower [..., C, C]``."""
+    if not exporting():
+        return torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
+    return substitute(lower) @ right
+
+
+def states_before(
+    decay: torch.Tensor, write: torch.Tensor, read: torch.Tensor, given: torch.Tensor, state: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Run ``S <- decay S + write^T (read S) + given`` over chunks.
+
+    A Python loop, or in a compiled graph ``torch._higher_order_ops.scan``: one graph for every number of chunks.
+
+    Args:
+        decay: ``[M, ..., K or 1, 1]``.
+        write, read: ``[M, ..., C, K]``.
+        given: ``[M, ..., K, V]``.
+        state: ``[..., K, V]``.
+
+    Returns:
+        the state before each chunk ``[M, ..., K, V]``, and the last one.
+    """
+    write = write.transpose(-1, -2)
+    if _scan is not None and compiling() and not (exporting() and isinstance(decay.shape[0], int)):
+        last, states = _scan(_scan_step, state, (decay, write, read, given), dim=0)
+        return states, last
+    states: List[torch.Tensor] = []
+    for d, w, r, x in zip(decay.unbind(0), write.unbind(0), read.unbind(0), given.unbind(0)):
+        states.append(state)
+        state = _advance(state, d, w, r, x)
+    return torch.stack(states), state
+
+
+def _advance(state: torch.Tensor, d: torch.Tensor, w: torch.Tensor, r: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return d * state + w @ (r @ state) + x
+
+
+def _scan_step(state: torch.Tensor, xs: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+    return _advance(state, *xs), state.clone()
+
+
+def first_state(
+    state: Optional[torch.Tensor], like: torch.Tensor, rows: int, heads: int, key: int, value: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """``[N, HV, K, V]`` in the accumulation's dtype, contiguous; zeros if there is none."""
+    if state is None:
+        return like.new_zeros(rows, heads, key, value, dtype=dtype)
+    return state.to(dtype).contiguous()

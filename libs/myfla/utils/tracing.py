@@ -1,0 +1,57 @@
+"""Who is watching: a compiler, an exporter or a function transform, instead of plain eager execution.
+
+The hand-written forward and backward passes reuse buffers, read lengths and masks back to the host and are opaque to
+whoever records them. **The rule**: inside ``torch.compile``, ``torch.export`` and the transforms of ``torch.func``
+every function of this library takes the same formula in plain operations, with no choice that depends on the values
+of a tensor. It is the same function, equal up to rounding.
+"""
+
+import torch
+
+__all__ = ["compiling", "exporting", "tracing", "transforming"]
+
+_compiler = getattr(torch, "compiler", None)
+_is_compiling = getattr(_compiler, "is_compiling", None)
+_is_exporting = getattr(_compiler, "is_exporting", None)
+_functorch = getattr(torch._C, "_functorch", None)
+_transform = getattr(_functorch, "peek_interpreter_stack", None)
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` is recording; False in a PyTorch that cannot tell (before 2.3).
+
+    Example:
+        >>> compiling()
+        False
+    """
+    return _is_compiling is not None and _is_compiling()
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` is recording: the graph is for other runtimes, so it keeps to their operations.
+
+    Example:
+        >>> exporting()
+        False
+    """
+    return _is_exporting is not None and _is_exporting()
+
+
+def transforming() -> bool:
+    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is at work.
+
+    Example:
+        >>> transforming()
+        False
+    """
+    return _transform is not None and _transform() is not None
+
+
+def tracing() -> bool:
+    """Whether plain operations are needed; see above.
+
+    Example:
+        >>> tracing()
+        False
+    """
+    return compiling() or transforming()
