@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
-from hf_small_models import CONFIGS, build, plain_transformers, tokens  # noqa: E402
 from transformers import DataCollatorWithFlattening  # noqa: E402
 
+from hf_small_models import CONFIGS, build, plain_transformers, tokens  # noqa: E402
 from myfla.integrations.hf_models import model_files  # noqa: E402
 from myfla.integrations.transformers import packed_kwargs, use_myfla  # noqa: E402
 from myfla.testing import assert_close, cases, rms_error  # noqa: E402
@@ -84,8 +84,9 @@ def test_padded_batches_equal_transformers(family, side):
     assert_same(got, want)
 
 
-@cases(family=FAMILIES, prompts=["whole", "left padded"], beams=[1, 3])
-def test_generated_tokens_equal_transformers(family, prompts, beams):
+@cases(family=FAMILIES, how=[("whole", 1), ("left padded", 1), ("left padded", 3)])
+def test_generated_tokens_equal_transformers(family, how):
+    prompts, beams = how
     model, ids = build(family), tokens(2, 9)
     mask = torch.ones_like(ids)
     if prompts == "left padded":
