@@ -4,7 +4,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from benchmarks.floors import op_flops
+from benchmarks.floors import dense_flops, op_flops
 from benchmarks.inputs import INPUTS, WORKS, largest_error
 from benchmarks.measure import GEMM_SIDE, Side, TooSlow, Work, median, product_side, time_in_turn
 from benchmarks.memory import peaks
@@ -53,18 +53,21 @@ def _case(op: str, shape: Shape, work: str, threads: int, options: Options, goal
     product, flops = product_side("cpu", torch.float32)
     timings = time_in_turn([*sides, product], options.rounds, options.patience, "cpu", largest_error)
     process = threads == 1
-    least = op_flops(op, *shape, shape[-1], backward=work != "forward")
+    size = (*shape, shape[-1], work != "forward")
+    least, dense = op_flops(op, *size), dense_flops(op, *size)
     rate = flops / median(timings[GEMM_SIDE].samples(process))
     rows = rows_of(
         timings, names, process, tokens=shape[0] * shape[1], floor=least / rate, section="ops", op=op,
         shape=name_shape(shape), work=work, dtype="float32", threads=threads,
-        note=f"floor: {least / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s",
+        note=f"floor: {least / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s; dense products: {dense / 1e9:.2f} GFLOP",
     )  # fmt: skip
+    for row in rows:
+        row.share_dense = dense / rate / row.seconds if row.seconds else None
     largest = shape == SHAPES[op][-1] and op == "gated delta rule"
-    if goal is not None:
-        rows[0].goal = _goal(rows, RIVALS[op], goal, SHARES[work] if largest else None)
     if options.memory and threads == 1 and work != "forward":
         _add_peaks(rows, op, shape, work, (OURS, *RIVALS[op]), options)
+    if goal is not None:
+        rows[0].goal = _goal(rows, RIVALS[op], goal, SHARES[work] if largest else None)
     return rows
 
 
@@ -109,7 +112,11 @@ def _goal(rows: List[Row], rivals: Sequence[str], goal: float, share: Optional[f
     ratios = [row.ratio for row in rows if row.side in rivals and row.ratio]
     text = f"{min(ratios):.2f}x the speed of {' / '.join(rivals)} (goal: {goal:g}x)" if ratios else ""
     if share is not None and rows[0].share:
-        text += f"{', ' if text else ''}{rows[0].share:.2f} of the floor (goal: {share:g})"
+        reached = f"{rows[0].share:.2f} of the floor, {rows[0].share_dense:.2f} of it in dense products"
+        text += f"{', ' if text else ''}{reached} (goal: {share:g})"
+        theirs = [row.peak_bytes for row in rows if row.side in rivals and row.peak_bytes]
+        if rows[0].peak_bytes and theirs:
+            text += f", {rows[0].peak_bytes / min(theirs):.2f} of its peak memory (goal: at most 0.33)"
     return text
 
 

@@ -13,6 +13,9 @@ so ``3 K V + C (K + V)`` multiplications, and as many additions, for every token
 The sum grows with C. It is taken at `CHUNK` tokens: smaller chunks would save at most C (K + V) more (4 % at C = 16,
 K = V = 128) with products so thin that no matrix product runs them at its rate.
 
+No implementation reaches this floor: a matrix product runs whole triangles, and wants larger chunks to be quick. What
+such a one has to multiply, `dense_flops`, is told beside it.
+
 The backward of every product is two products of its size (with the state and delta of the forward kept, so nothing
 is computed again), of a triangle again triangles; the backward of the solve is another solve and one triangle. So
 forward and backward together need three times the forward.
@@ -23,6 +26,9 @@ A recurrent step reads the state once and writes it once: `state_bytes`.
 from typing import List, NamedTuple
 
 CHUNK = 16
+
+RUN_CHUNK = 64
+"""What the official kernels and most others take."""
 
 
 class Product(NamedTuple):
@@ -73,6 +79,12 @@ def op_flops(op: str, batch: int, tokens: int, heads: int, key: int, value: int,
     """
     one = sum(product.needed for product in PRODUCTS[op](CHUNK, key, value))
     return (3 if backward else 1) * one * batch * heads * tokens / CHUNK
+
+
+def dense_flops(op: str, batch: int, tokens: int, heads: int, key: int, value: int, backward: bool) -> float:
+    """The same as an implementation has to run them: whole products, in chunks of `RUN_CHUNK` tokens."""
+    one = sum(product.dense for product in PRODUCTS[op](RUN_CHUNK, key, value))
+    return (3 if backward else 1) * one * batch * heads * tokens / RUN_CHUNK
 
 
 def layer_flops(tokens: int, hidden: int, heads: int, key: int, value: int) -> float:

@@ -25,8 +25,8 @@ def _fla(name: str) -> Op:
     op = getattr(fla_file("ops/generalized_delta_rule/dplr/naive.py"), name)
 
     def call(r, w, k, v, a, b):
-        r = r * r.shape[-1] ** 0.5  # it scales by K ** -0.5
-        q, w, k, v, a, b = (x.transpose(1, 2) for x in (r, w, k, v, a, b))
+        r = r * r.shape[-1] ** 0.5  # it scales by K ** -0.5, and does not mix dtypes
+        q, w, k, v, a, b = (x.float().transpose(1, 2) for x in (r, w, k, v, a, b))
         return op(q, k, v, a, b, w)[0].transpose(1, 2)
 
     return call

@@ -1,6 +1,6 @@
 """Rows as a table for the terminal and as a table for a document."""
 
-from typing import List, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
 from benchmarks.rows import Row
 
@@ -36,31 +36,51 @@ def _figures(row: Row) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """All cases, one line for a side."""
-    lines = [
-        "| case | side | ms | times ours | tokens/s | share of floor | peak MB |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    notes: List[str] = []
-    case: Optional[tuple] = None
+    """For each op and dtype a table with a line for each case and a column for each side.
+
+    Cells hold milliseconds, (times the first side's), and peak memory where it was measured. What could not be run is
+    explained below the table, and so is what was aimed at.
+    """
+    groups = dict.fromkeys((row.op, row.dtype) for row in rows)
+    return "\n\n".join(_pivot([row for row in rows if (row.op, row.dtype) == group]) for group in groups)
+
+
+def _pivot(rows: Sequence[Row]) -> str:
+    sides = list(dict.fromkeys(row.side for row in rows))
+    cases: Dict[tuple, Dict[str, Row]] = {}
     for row in rows:
-        parts = (row.op, row.shape, row.dtype, row.work, _threads(row))
-        name = "" if row.case == case else ", ".join(part for part in parts if part)
-        case = row.case
-        if row.seconds is None:
-            lines.append(f"| {name} | {row.side} | {row.status}: {row.reason} | | | | |")
-        else:
-            cells = (
-                milliseconds(row.seconds),
-                "" if row.ratio is None else f"{row.ratio:.2f}",
-                "" if row.tokens_per_second is None else count(row.tokens_per_second),
-                "" if row.share is None else f"{row.share:.2f}",
-                "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
-            )
-            lines.append(f"| {name} | {row.side} | " + " | ".join(cells) + " |")
-        if row.goal:
-            notes.append(f"- {', '.join(part for part in parts if part)}; {row.side}: {row.goal}")
-    return "\n".join(lines + ([""] + notes if notes else []))
+        cases.setdefault(row.case, {})[row.side] = row
+    floors = any(row.share for row in rows if row.side == sides[0])
+    more = ["tokens/s"] * any(row.tokens_per_second for row in rows) + ["share of floor"] * floors
+    lines = [
+        "| " + " | ".join([f"{rows[0].op}, {rows[0].dtype}".strip(", "), sides[0], *more, *sides[1:]]) + " |",
+        "|---" + "|---:" * (len(sides) + len(more)) + "|",
+    ]
+    below: Dict[str, None] = {}
+    for case in cases.values():
+        first = next(iter(case.values()))
+        name = ", ".join(part for part in (first.shape, first.work, _threads(first)) if part)
+        extra = [count(first.tokens_per_second)] if first.tokens_per_second else [""] * ("tokens/s" in more)
+        extra += [f"{first.share:.2f}" if first.share else ""] * floors
+        cells = [_cell(case.get(side), side == sides[0]) for side in sides]
+        lines.append("| " + " | ".join([name, cells[0], *extra, *cells[1:]]) + " |")
+        for row in case.values():
+            if row.seconds is None:
+                below[f"- {row.side} {row.status}: {row.reason}"] = None
+            if row.goal:
+                below[f"- {name}: {row.side} {row.goal}"] = None
+    return "\n".join(lines + ([""] + list(below) if below else []))
+
+
+def _cell(row: Optional[Row], first: bool) -> str:
+    if row is None:
+        return ""
+    if row.seconds is None:
+        return row.status
+    ratio = f"{row.ratio:.2f}x" if row.ratio and not first else ""
+    peak = f"{row.peak_bytes / 1e6:.1f} MB" if row.peak_bytes is not None else ""
+    inside = ", ".join(part for part in (ratio, peak) if part)
+    return milliseconds(row.seconds) + (f" ({inside})" if inside else "")
 
 
 def milliseconds(seconds: float) -> str:

@@ -42,6 +42,7 @@ class Row:
     tokens_per_second: Optional[float] = None
     floor: Optional[float] = None
     share: Optional[float] = None
+    share_dense: Optional[float] = None
     peak_bytes: Optional[float] = None
     error: Optional[float] = None
     goal: str = ""

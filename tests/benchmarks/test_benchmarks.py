@@ -51,16 +51,16 @@ def test_a_peer_that_cannot_be_imported_is_reported_as_missing(tmp_path):
     broken = tmp_path / "first" / "transformers"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ValueError('broken on purpose')\n")
-    asked = ("ops", "layer", "hf", "--quick", "--no-memory", "--threads", "1,2")
+    asked = ("decode", "layer", "hf", "--quick", "--no-memory", "--threads", "1,2")
     done = _bench(tmp_path, *asked, first=[tmp_path / "first"])
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "benchmarks_cpu.json").read_text())["rows"]
     missing = [row for row in rows if row["side"].startswith("transformers")]
-    assert {row["section"] for row in missing} == {"ops", "layer", "hf"}
+    assert {row["section"] for row in missing} == {"decode", "layer", "hf"}
     assert {row["threads"] for row in missing} == {1, 2}
     for row in missing:
         assert row["status"] == "missing" and row["reason"] == "ValueError: broken on purpose", row
-    assert "transformers chunk      missing: ValueError: broken on purpose" in done.stdout, done.stdout
+    assert "transformers recurrent  missing: ValueError: broken on purpose" in done.stdout, done.stdout
 
 
 def test_a_side_that_fails_is_not_called_missing():
@@ -186,6 +186,8 @@ def test_a_triangle_needs_as_many_products_as_it_has_entries(op):
     forward = floors.op_flops(op, *shape, backward=False)
     assert forward == 2 * 3 * 3 * (2 * by_entry + dense)  # 2 rows, 3 heads, 3 chunks
     assert floors.op_flops(op, *shape, backward=True) == 3 * forward
+    large = sum(product.dense for product in floors.PRODUCTS[op](64, key, value))
+    assert floors.dense_flops(op, *shape, backward=False) == 2 * 3 * large * 48 / 64
 
 
 def test_the_floor_of_the_layer_counts_its_projections():
@@ -221,13 +223,15 @@ def test_peak_memory_grows_with_the_work():
 def test_tables_go_between_their_marks(tmp_path):
     path = tmp_path / "doc.md"
     path.write_text("a\n<!-- benchmark cpu ops -->\nold\n<!-- end cpu ops -->\nb\n")
-    row = Row("ops", "rule", "1 x 2", "forward", "float32", 1, "myfla", seconds=0.5, ratio=1.0, peak_bytes=2e6)
-    gone = Row("ops", "rule", "1 x 2", "forward", "float32", 1, "peer", status="missing", reason="no module")
-    document.insert(path, {"cpu ops": report.markdown([row, gone])})
+    case = ("ops", "rule", "1 x 2", "forward", "float32", 1)
+    row = Row(*case, "myfla", seconds=0.5, ratio=1.0, peak_bytes=2e6, share=0.25, goal="twice the speed")
+    slow, gone = Row(*case, "loop", seconds=1.0, ratio=2.0), Row(*case, "peer", status="missing", reason="no module")
+    document.insert(path, {"cpu ops": report.markdown([row, slow, gone])})
     text = path.read_text()
     assert text.startswith("a\n<!--") and text.endswith("<!-- end cpu ops -->\nb\n") and "old" not in text
-    assert "| rule, 1 x 2, float32, forward, 1 thread | myfla | 500.0 | 1.00 |  |  | 2.0 |" in text
-    assert "|  | peer | missing: no module | | | | |" in text
+    assert "| rule, float32 | myfla | share of floor | loop | peer |" in text
+    assert "| 1 x 2, forward, 1 thread | 500.0 (2.0 MB) | 0.25 | 1000 (2.00x) | missing |" in text
+    assert "- peer missing: no module" in text and "- 1 x 2, forward, 1 thread: myfla twice the speed" in text
     document.insert(path, {"cpu ops": "new"})
     assert path.read_text() == "a\n<!-- benchmark cpu ops -->\nnew\n<!-- end cpu ops -->\nb\n"
     with raises(ValueError, "no lines '<!-- benchmark cpu decode -->'", "add them where the table belongs"):
