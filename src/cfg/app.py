@@ -1,7 +1,7 @@
 """The application's whole config, and its schemas in Hydra's ConfigStore."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -10,6 +10,7 @@ from cfg.data import DATA_CONFIGS, DataConfig
 from cfg.encoder import EncoderConfig
 from cfg.job import JOB_CONFIGS, JobConfig
 from cfg.store import register_encoder_configs
+from cfg.stream import StreamJobConfig
 from cfg.trainer import TrainerConfig
 from cfg.validation import ConfigError, Fields, config_error
 
@@ -21,6 +22,7 @@ class AppConfig:
     """One run: an encoder, its data, a job, a trainer.
 
     Args:
+        run: folder of a finished run, for jobs that use one.
         seed: fixes the split, the initial weights, the order of the batches and the noise.
         deterministic: only deterministic algorithms, so that the same seed gives the same files.
 
@@ -32,11 +34,13 @@ class AppConfig:
     data: DataConfig = MISSING
     job: JobConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    run: Optional[str] = None
     seed: int = 0
     deterministic: bool = True
 
     def __post_init__(self) -> None:
         fields = _RootFields(self, "")
+        fields.text("run", optional=True)
         fields.integer("seed", 0, (1 << 31) - 1)
         fields.flag("deterministic")
 
@@ -55,7 +59,8 @@ def register_configs() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="app_schema", node=AppConfig, provider="app")
-    for group, classes in (("data", DATA_CONFIGS), ("job", JOB_CONFIGS), ("trainer", {"lightning": TrainerConfig})):
+    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig}
+    for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig})):
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")
     register_encoder_configs()

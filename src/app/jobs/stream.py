@@ -1,0 +1,107 @@
+"""``job=stream``: rows of many sessions in, one embedding or prediction per row out, state on disk."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.errors import RunError
+from app.run_folder import overrides
+from app.streaming.engine import Engine
+from app.streaming.model import load_model
+from app.streaming.parquet import ParquetSink
+from app.streaming.service import Service
+from app.streaming.sinks import FileSink, Sink, StdoutSink
+from app.streaming.store import Store
+from cfg.app import AppConfig
+from cfg.stream import StreamJobConfig
+from cfg.validation import config_error
+
+__all__ = ["run"]
+
+FIGURES = "figures.json"
+
+
+def run(config: AppConfig, folder: Path) -> float:
+    """Stream until the input ends, or until a signal asks to stop.
+
+    Returns:
+        seconds per row.
+
+    Raises:
+        ConfigError, RunError: before a row is read; or the state, input or output is lost on the way.
+    """
+    job: StreamJobConfig = config.job
+    if config.run is None:
+        raise config_error("run", "must be the folder of a finished run with a causal encoder", None,
+                           "python -m app job=stream run=outputs/app/...")
+    for override in overrides():
+        key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
+        if key.split(".", 1)[0] in ("encoder", "data", "trainer"):
+            raise config_error(key, "must be left out with job=stream", override, "they come from the run")
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    model = load_model(Path(config.run), job.emit, job.device)
+    output = _own_stdout() if job.output is None else None
+    state = Path(job.state) if job.state is not None else Path(config.run) / "stream_state"
+    facts = {"model": model.key, "emit": job.emit, "input_size": model.input_size,
+             "state": [[list(t.shape[1:]), str(t.dtype)] for t in model.fresh]}
+    store = Store(state, facts)
+    clean = False
+    try:
+        sink = _open_sink(job, state, store, output)
+        service = Service(job, store, Engine(model, store, int(job.memory_mb * (1 << 20)), job.emit), sink, _say)
+        _stop_on_signals(service)
+        figures = service.run()
+        sink.close()
+        clean = True
+    except BrokenPipeError:
+        raise RunError("standard output was closed by its reader; the rows it did not get come at the next start"
+                       ) from None
+    finally:
+        store.close(clean)
+    (state / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    _say("{rows} rows, {malformed} malformed, {rows_per_s:,.0f} rows/s, {share:.0%} of the time outside the model, "
+         "{sessions_in_memory} sessions in memory ({evicted} went to disk, {returned} came back)".format(
+             share=figures["outside_model"], **figures))
+    return figures["busy_seconds"] / max(figures["rows"], 1)
+
+
+def _open_sink(job: StreamJobConfig, state: Path, store: Store, output: Any) -> Sink:
+    facts = store.get("sink")
+    kind = StdoutSink if job.output is None else ParquetSink if job.output.endswith(".parquet") else FileSink
+    if facts is not None and facts["kind"] != kind.kind and store.outbox():
+        raise RunError(f"job.output must be as before, {facts['kind']}, until the rows that wait for it are delivered; "
+                       f"got {job.output!r}; run once more with the old job.output and no new rows")
+    return StdoutSink(state, facts, output) if job.output is None else kind(Path(job.output), facts)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _own_stdout() -> int:
+    """A descriptor of standard output that nobody else knows: what others print goes to standard error."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+    sys.stdout.flush()
+    output = os.dup(1)
+    os.dup2(2, 1)
+    return output
+
+
+def _stop_on_signals(service: Service) -> None:
+    """The first signal asks to end after the step at hand; a second one ends at once, which loses nothing either."""
+
+    def stop(number: int, frame: Any) -> None:
+        service.stopping = True
+        signal.signal(number, signal.SIG_DFL)
+
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), stop)

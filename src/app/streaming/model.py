@@ -1,0 +1,165 @@
+"""A trained run as a model that takes one more piece of many sequences at a time."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+
+from app.errors import RunError
+from encoders import load_encoder
+from encoders.running_pooling import RunningPooling
+from encoders.stack import Encoder
+from myfla.models.cache_layer import FIELDS
+from myfla.models.sealed_file import read_sealed
+from myfla.models.state_tree import map_tensors, tensors_of
+from myfla.models.utils import Cache
+from myfla.utils.errors import CheckpointError
+
+__all__ = ["Head", "StreamModel", "load_model"]
+
+HEAD = "classifier.safetensors"
+
+
+class Head(NamedTuple):
+    """What ``job=train`` puts around the encoder.
+
+    Attributes:
+        weight, bias: ``[classes, hidden_size]``, ``[classes]``.
+        mean, std: ``[input_size]``: the input is ``(features - mean) / std``.
+        classes: their names.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    classes: List[str]
+
+
+class StreamModel:
+    """A causal encoder, its running pooling and its head, over states that are plain lists of tensors.
+
+    The state of N sessions is a list of tensors ``[N, ...]``: the layers' caches, then the running pooling's.
+
+    Args:
+        encoder: causal, reading real-valued features.
+        head: the classifier's; None where only embeddings are wanted.
+        key: a name for the weights, so that states of other weights are refused.
+    """
+
+    def __init__(self, encoder: Encoder, head: Optional[Head], key: str) -> None:
+        self.encoder, self.head, self.key = encoder.eval(), head, key
+        self.input_size = encoder.config.input_size
+        self.weight = encoder.input.weight
+        self.pooling = RunningPooling(encoder.pooling, encoder.config.hidden_size)
+        with torch.inference_mode():
+            probe = encoder(self.weight.new_zeros(1, 1, self.input_size), use_cache=True).cache
+        self._trees = [probe[i] for i in range(len(probe))]
+        #: One row of zeros (and of the pooling's identity): the state of a session that has sent nothing.
+        self.fresh = [torch.zeros_like(t) for tree in self._trees for _, t in tensors_of(tree)]
+        self._cached = len(self.fresh)
+        self.fresh += self.pooling.start(1, self.weight.device)
+
+    def advance(
+        self, x: torch.Tensor, counts: torch.Tensor, seen: torch.Tensor, states: Sequence[torch.Tensor]
+    ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+        """Take in new rows of some sessions.
+
+        Args:
+            x: ``[total, input_size]`` features as they were sent, session after session.
+            counts: ``[N]`` int64, rows of each, at least one.
+            seen: ``[N]`` int64, rows of each before.
+            states: ``[N, ...]`` each, see `fresh`; left as they are.
+
+        Returns:
+            ``(embedding, states)``: ``[total, hidden_size]`` after each row, and the states after all.
+        """
+        if self.head is not None:
+            x = (x - self.head.mean) / self.head.std
+        x = x.to(self.weight.dtype)
+        cache = self._cache(states[: self._cached], seen)
+        most = int(counts.max())
+        if most == int(counts.min()):
+            out = self.encoder(x.view(len(counts), most, -1), cache=cache)
+            hidden = out.hidden.flatten(0, 1)
+        else:
+            offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            out = self.encoder(x.unsqueeze(0), cu_seqlens=offsets, cache=cache)
+            hidden = out.hidden[0]
+        embedding, pooled = self.pooling(hidden, counts, tuple(states[self._cached :]))
+        new = [t for i in range(len(out.cache)) for _, t in tensors_of(out.cache[i])]
+        return embedding, [*new, *pooled]
+
+    def predict(self, embedding: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """``(class [total] int64, its probability [total])`` of embeddings."""
+        logits = embedding.to(self.head.weight.dtype) @ self.head.weight.t() + self.head.bias
+        probability, index = logits.softmax(-1).max(-1)
+        return index, probability
+
+    def _cache(self, states: Sequence[torch.Tensor], seen: torch.Tensor) -> Cache:
+        cache, rest, offset = Cache(), iter(states), int(seen.max())
+        cache.fingerprint = self.encoder.fingerprint
+        for i, tree in enumerate(self._trees):
+            given = map_tensors(lambda t: next(rest), tree)
+            cache.update(layer_idx=i, offset=offset, lengths=seen, **{field: given[field] for field in FIELDS})
+        return cache
+
+
+def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
+    """The model that a run left.
+
+    Args:
+        folder: of a run of ``job=train``, or of a saved encoder (which has no head).
+        emit: ``prediction`` needs the head.
+        device: where it shall run.
+
+    Raises:
+        RunError: nothing there, damaged files, or an encoder that cannot stream.
+    """
+    if not folder.is_dir():
+        raise RunError(f"run must be the folder of a finished run; got {str(folder)!r}, which is no folder")
+    try:
+        encoder = load_encoder(folder, device=device)
+        head = _load_head(folder / HEAD, encoder, device)
+    except (CheckpointError, RuntimeError) as problem:  # torch says with a RuntimeError that there is no such device
+        raise RunError(f"run={str(folder)!r} must hold a whole encoder; {problem}") from None
+    config = encoder.config
+    if config.direction != "causal":
+        raise RunError(
+            f"run={str(folder)!r} must hold a causal encoder; got encoder.direction={config.direction!r}: reading "
+            "backwards starts at the end of a sequence, which a stream does not have; train a run with "
+            "encoder.direction=causal"
+        )
+    if config.vocab_size is not None:
+        raise RunError(f"run={str(folder)!r} must hold an encoder of real-valued features; got "
+                       f"encoder.vocab_size={config.vocab_size}")
+    model = StreamModel(encoder, head, _key(folder))
+    if any(tree["attn_state"] is not None for tree in model._trees):
+        raise RunError(f"run={str(folder)!r} must hold an encoder whose states have a fixed size; got one that keeps "
+                       "attention states")
+    if head is None and emit == "prediction":
+        raise RunError(f"run={str(folder)!r} must hold {HEAD} for job.emit=prediction; got no such file; "
+                       "use job.emit=embedding")
+    return model
+
+
+def _load_head(path: Path, encoder: Encoder, device: Any) -> Optional[Head]:
+    if not path.exists():
+        return None
+    tensors, facts = read_sealed(path, "myfla.classifier", CheckpointError)
+    names = ("head.weight", "head.bias", "mean", "std")
+    hidden, width, classes = encoder.config.hidden_size, encoder.config.input_size, facts.get("classes")
+    shapes = [[len(classes or ()), hidden], [len(classes or ())], [width], [width]]
+    found = [list(tensors[name].shape) if name in tensors else None for name in names]
+    if found != shapes:
+        raise CheckpointError(f"{path} must hold {', '.join(names)} as {shapes}; got {found}")
+    return Head(*(tensors[name].to(device) for name in names), list(classes))
+
+
+def _key(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ("encoder.safetensors", HEAD):
+        path = folder / name
+        digest.update(path.read_bytes() if path.exists() else b"none")
+    return digest.hexdigest()[:32]

@@ -1,0 +1,99 @@
+"""Output as a folder of Parquet files, each written whole.
+
+Rows wait in the store, where a commit puts them, until there are enough for a file or it is time for one. A file gets
+its name once it is complete; one that a kill left without its commit is made again from the same rows.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from app.errors import RunError
+from app.streaming.sinks import Output, Sink
+from app.streaming.store import Store
+
+__all__ = ["ParquetSink"]
+
+
+class ParquetSink(Sink):
+    """Files ``part-00000001.parquet``, ... in a folder; columns ``row``, ``session``, ``step``, and ``prediction`` with
+    ``probability``, or ``embedding``.
+
+    Args:
+        path: the folder; made if missing, continued if it is this state's.
+        facts: what `stage` returned last, from the store; None at the very start.
+        part_rows: rows at which a file is full.
+
+    Raises:
+        RunError: pyarrow is not installed, or the folder is another's or cannot be written.
+    """
+
+    kind = "parquet"
+
+    def __init__(self, path: Path, facts: Optional[Dict[str, Any]], part_rows: int = 1 << 18) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise RunError(f"job.output={str(path)!r} needs the package 'pyarrow'; pip install 'myfla[parquet]', or "
+                           "leave out .parquet for JSON lines") from None
+        self._arrow, self._parquet = pyarrow, pyarrow.parquet
+        self._path, self._part_rows = path.resolve(), part_rows
+        own = facts if facts is not None and facts.get("path") == str(self._path) else None
+        self._parts = own["parts"] if own else 0
+        self._end = int((facts or {}).get("end", 0))
+        self._done = int((facts or {}).get("done", 0))
+        self._waiting: List[Any] = []
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            found = sorted(path.glob("part-*.parquet"))
+            if own is None and found:
+                raise RunError(f"job.output must be a new folder or the one of this state; got {str(self._path)!r}, "
+                               f"which has {found[0].name} of something else")
+            for file in found[self._parts :]:
+                file.unlink()  # written, but not committed
+            for file in path.glob(".part-*"):
+                file.unlink()
+        except OSError as problem:
+            raise RunError(f"job.output must be a folder that can be written; got {str(self._path)!r}: "
+                           f"{problem.strerror}") from None
+
+    def add(self, output: Output) -> None:
+        pa = self._arrow
+        columns = {"row": pa.array(output.lines), "session": pa.array(output.sessions, pa.string()),
+                   "step": pa.array(output.steps)}
+        if output.embedding is None:
+            columns["prediction"] = pa.array(output.classes, pa.string())
+            columns["probability"] = pa.array(output.probability, pa.float32())
+        else:
+            flat = pa.array(output.embedding.reshape(-1), pa.float32())
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, output.embedding.shape[1])
+        self._waiting.append(pa.table(columns))
+
+    def stage(self, store: Store) -> Dict[str, Any]:
+        store.delivered(self._done)
+        if self._waiting:
+            table = self._arrow.concat_tables(self._waiting)
+            file = io.BytesIO()
+            with self._arrow.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+            store.post(self._end, len(table), file.getvalue())
+            self._end += len(table)
+            self._waiting = []
+        return {"kind": self.kind, "path": str(self._path), "parts": self._parts, "end": self._end, "done": self._done}
+
+    def release(self, store: Store, final: bool = False) -> bool:
+        waiting = self._end - self._done
+        if not waiting or (waiting < self._part_rows and not final):
+            return False
+        tables = [self._arrow.ipc.open_stream(data).read_all() for _, _, data in store.outbox()]
+        name = f"part-{self._parts + 1:08d}.parquet"
+        hidden = self._path / f".{name}"
+        with open(str(hidden), "wb") as file:
+            self._parquet.write_table(self._arrow.concat_tables(tables).combine_chunks(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(str(hidden), str(self._path / name))
+        self._parts, self._done = self._parts + 1, self._end
+        return True

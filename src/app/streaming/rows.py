@@ -1,0 +1,216 @@
+"""Lines to rows: a session and its features, checked; what is no row is named with its line and left out."""
+
+import csv
+import json
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from app.errors import RunError
+from app.streaming.lines import LONGEST, Line
+
+__all__ = ["Reader", "Rows", "csv_reader", "json_reader", "looks_like_header"]
+
+LONGEST_NAME = 1000
+
+
+class Rows(NamedTuple):
+    """What came together, in the order of the input.
+
+    Attributes:
+        lines: ``[n]`` int64, the number of each row's line in the input.
+        sessions: n names.
+        features: ``[n, input_size]`` float32, finite.
+    """
+
+    lines: np.ndarray
+    sessions: List[str]
+    features: np.ndarray
+
+
+class _Malformed(ValueError):
+    """Why a line is no row."""
+
+
+class Reader:
+    """Turns lines into rows.
+
+    Args:
+        parse: one line's text to its session and its list of features; raises a ValueError for one that has none.
+        input_size: number of features of a row.
+        complain: called with the number of a malformed line and the reason.
+
+    Attributes:
+        malformed: how many lines were left out.
+    """
+
+    def __init__(self, parse: Callable[[str], Tuple[Any, Any]], input_size: int,
+                 complain: Callable[[int, str], None]) -> None:
+        self._parse, self._size, self._complain = parse, input_size, complain
+        self.malformed = 0
+
+    def __call__(self, lines: Sequence[Line], first: int) -> Rows:
+        """Rows of lines.
+
+        Args:
+            lines: in order; empty ones are passed over.
+            first: number of the first line.
+        """
+        numbers: List[int] = []
+        sessions: List[str] = []
+        features: List[Any] = []
+        for number, line in enumerate(lines, first):
+            data = line.data
+            if data is not None and not data.strip():
+                continue
+            try:
+                session, values = self._row(data)
+            except _Malformed as problem:
+                self._refuse(number, str(problem))
+                continue
+            numbers.append(number)
+            sessions.append(session)
+            features.append(values)
+        wide = np.array(features, dtype=np.float64).reshape(len(features), self._size)
+        with np.errstate(over="ignore"):
+            array = wide.astype(np.float32)
+        lines_of = np.array(numbers, dtype=np.int64)
+        good = np.isfinite(array).all(axis=1)
+        if good.all():
+            return Rows(lines_of, sessions, array)
+        for i in np.flatnonzero(~good).tolist():
+            worst = [value for value, finite in zip(features[i], np.isfinite(array[i])) if not finite][0]
+            self._refuse(numbers[i], f"features must be finite 32-bit numbers; got {worst}")
+        return Rows(lines_of[good], [name for name, fine in zip(sessions, good) if fine], array[good])
+
+    def _row(self, data: Optional[bytes]) -> Tuple[str, List[Any]]:
+        if data is None:
+            raise _Malformed(f"a line must have at most {LONGEST} bytes; got a longer one")
+        try:
+            text = data.decode("utf-8")
+            session, values = self._parse(text[1:] if text.startswith("\ufeff") else text)
+        except _Malformed:
+            raise
+        except UnicodeDecodeError:
+            raise _Malformed("a line must be UTF-8 text; got other bytes") from None
+        except (ValueError, RecursionError, csv.Error) as problem:
+            raise _Malformed(str(problem)) from None
+        if type(session) is int:
+            session = str(session)
+        if type(session) is not str or not session or len(session) > LONGEST_NAME:
+            raise _Malformed(f"the session must be text of 1 to {LONGEST_NAME} characters, or an integer; "
+                             f"got {_short(session)}")
+        if not session.isascii():
+            _check_text(session)
+        if type(values) is not list or len(values) != self._size:
+            got = f"{len(values)}" if type(values) is list else _short(values)
+            raise _Malformed(f"features must be {self._size} numbers; got {got}")
+        if not _NUMBERS.issuperset(map(type, values)):
+            odd = [value for value in values if type(value) not in _NUMBERS][0]
+            raise _Malformed(f"features must be numbers; got {_short(odd)}")
+        if int in map(type, values):
+            values = [_float(value) for value in values]
+        return session, values
+
+    def _refuse(self, number: int, reason: str) -> None:
+        self.malformed += 1
+        self._complain(number, reason)
+
+
+_NUMBERS = frozenset((int, float))
+
+
+def json_reader(session: str, features: Optional[Sequence[str]]) -> Callable[[str], Tuple[Any, Any]]:
+    """The parser of JSON lines.
+
+    Args:
+        session: key of the session.
+        features: keys of the features; None: one key, ``features``, with a list.
+    """
+    decode = json.JSONDecoder().raw_decode
+    wanted = [session, *(features or ["features"])]
+
+    def parse(text: str) -> Tuple[Any, Any]:
+        text = text.strip()
+        value, end = decode(text)
+        if end != len(text):
+            raise _Malformed(f"a line must be one JSON object; got more after character {end}")
+        if type(value) is not dict:
+            raise _Malformed(f"a line must be a JSON object; got {_short(value)}")
+        for key in wanted:
+            if key not in value:
+                raise _Malformed(f"the object must have {key!r}; got {_short(list(value))}")
+        return value[session], value["features"] if features is None else [value[key] for key in features]
+
+    return parse
+
+
+def csv_reader(header: str, session: str, features: Optional[Sequence[str]],
+               input_size: int) -> Callable[[str], Tuple[Any, Any]]:
+    """The parser of CSV lines, made from the header.
+
+    Raises:
+        RunError: a column is missing or twice, or there are not ``input_size`` columns of features.
+    """
+    names = [name.strip() for name in _cells(header)]
+    for name in [session, *(features or ())]:
+        if names.count(name) != 1:
+            raise RunError(f"job.input must have one column {name!r} in its CSV header; got {names}; set job.session "
+                           "and job.features, or job.format=jsonl")
+    place = names.index(session)
+    chosen = [names.index(name) for name in features] if features else [i for i in range(len(names)) if i != place]
+    if len(chosen) != input_size:
+        raise RunError(f"job.input must have {input_size} columns of features, as the encoder reads; got "
+                       f"{len(chosen)}: {[names[i] for i in chosen]}; choose them with job.features")
+
+    def parse(text: str) -> Tuple[Any, Any]:
+        cells = _cells(text)
+        if len(cells) != len(names):
+            raise _Malformed(f"a line must have {len(names)} columns, as the header; got {len(cells)}")
+        return cells[place].strip(), [_number(cells[i]) for i in chosen]
+
+    return parse
+
+
+def looks_like_header(text: str, session: str) -> bool:
+    """Whether a first line is a CSV header with that column, rather than JSON."""
+    if text.lstrip().startswith("{"):
+        return False
+    try:
+        return session in [name.strip() for name in _cells(text)]
+    except csv.Error:
+        return False
+
+
+def _cells(text: str) -> List[str]:
+    if '"' not in text:
+        return text.split(",")
+    return next(csv.reader([text], strict=True))
+
+
+def _number(cell: str) -> float:
+    try:
+        if "_" in cell:  # float() reads 1_000, which no other program writes or means
+            raise ValueError
+        return float(cell)
+    except ValueError:
+        raise _Malformed(f"features must be numbers; got {_short(cell)}") from None
+
+
+def _check_text(session: str) -> None:
+    try:
+        session.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can escape half a character
+        raise _Malformed(f"the session must be whole Unicode characters; got {_short(session)}") from None
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _Malformed(f"features must be finite 32-bit numbers; got {_short(value)}") from None
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,204 @@
+"""The loop of ``job=stream``: read what is there, take a step, commit, deliver."""
+
+import time
+import zlib
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+
+from app.errors import RunError
+from app.streaming.engine import Engine
+from app.streaming.lines import Line, Lines, open_file, open_stdin
+from app.streaming.rows import Reader, csv_reader, json_reader, looks_like_header
+from app.streaming.sinks import Sink
+from app.streaming.store import Position, Store
+from cfg.stream import StreamJobConfig
+
+__all__ = ["Service"]
+
+
+class Service:
+    """One input, one engine, one sink, and the promise that they stay in step.
+
+    Args:
+        config: of the job.
+        store, engine, sink: see their modules.
+        say: shows a line to the operator; never on standard output.
+
+    Attributes:
+        stopping: set it to end after the step at hand.
+    """
+
+    def __init__(self, config: StreamJobConfig, store: Store, engine: Engine, sink: Sink,
+                 say: Callable[[str], None]) -> None:
+        self.config, self.store, self.engine, self.sink, self._say = config, store, engine, sink, say
+        self.stopping = False
+        self.rows = self.malformed = 0
+        self._name = "-" if config.input is None else str(Path(config.input).resolve())
+        self._position = store.position(self._name)
+        self._reader: Optional[Reader] = None
+        self._first = 1  # number of the next line to be read
+        self._pending = False  # something is done that no commit holds yet
+        self._waited = 0.0
+        now = time.perf_counter()
+        self._started = self._committed = self._snapped = now
+
+    def run(self) -> Dict[str, Any]:
+        """Until the input ends or `stopping` is set.
+
+        Returns:
+            Figures of this run.
+        """
+        with torch.inference_mode():
+            self.engine.repeat()
+            lines = self._open()
+            self._commit()  # delivers what a kill left undelivered, and makes a new output file this state's
+            while not self.stopping:
+                if not self._turn(lines) and lines.ended:
+                    break
+            self._commit(snapshot=True)
+        if lines.ended and self._first - 1 < self._position.row:
+            self._say(f"the input ended at row {self._first - 1}, before row {self._position.row}, the last that is "
+                      "done: nothing was new; for new rows, use job.first_row=next")
+        return self._figures()
+
+    def _turn(self, lines: Lines) -> bool:
+        """Take what is there; commit where it is time. False if nothing came."""
+        start = time.perf_counter()
+        found = lines.take(self.config.batch_rows, wait=not self._pending)
+        if not found:
+            if self._pending:
+                self._commit()
+            else:
+                self._waited += time.perf_counter() - start
+                self._rest()
+            return False
+        self._process(found)
+        now = time.perf_counter()
+        if now - self._snapped >= self.config.snapshot_seconds:
+            self._commit(snapshot=True)
+        elif now - self._committed >= self.config.commit_seconds:
+            self._commit()
+        return True
+
+    def _rest(self) -> None:
+        """Nothing to do: write the states, if it is time and there is something to write."""
+        if self.engine.pool.dirty.any() and time.perf_counter() - self._snapped >= self.config.snapshot_seconds:
+            self._commit(snapshot=True)
+
+    def _process(self, lines: List[Line]) -> None:
+        if self._reader is None:
+            self._reader, header = self._choose_reader(lines[0])
+            if header:  # it has a number only where the input is sent from its beginning
+                lines, self._first = lines[1:], max(self._first, 2)
+        first = self._first
+        self._first += len(lines)
+        done = self._position.row - first + 1
+        if done > 0:  # sent again
+            self._check_again(lines, done)
+            lines, first = lines[done:], first + done
+        if not lines:
+            return
+        rows = self._reader(lines, first)
+        self.malformed = self._reader.malformed
+        for output in self.engine.step(rows):
+            self.sink.add(output)
+        self.rows += len(rows.sessions)
+        last, read = lines[-1], sum(line.size for line in lines)
+        self._position = Position(first + len(lines) - 1, self._position.offset + read, last.size, _crc(last))
+        self._pending = True
+
+    def _commit(self, snapshot: bool = False) -> None:
+        if snapshot:
+            self.engine.snapshot()
+            self._snapped = time.perf_counter()
+        again = True
+        while again:
+            self.store.put("sink", self.sink.stage(self.store))
+            self.store.put("seq", self.engine.seq)
+            self.store.move(self._name, self._position)
+            self.store.commit()
+            again = self.sink.release(self.store, final=snapshot)
+        self._pending = False
+        self._committed = time.perf_counter()
+
+    # ---- the input -------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Lines:
+        done = self._position
+        if self.config.input is None:
+            self._first = done.row + 1 if self.config.first_row == "next" else self.config.first_row
+            if self._first > done.row + 1:
+                raise RunError(f"job.first_row must be at most {done.row + 1}, the next row; got {self._first}: the "
+                               "rows between would be lost")
+            if done.row and self._first <= done.row:
+                self._say(f"rows up to {done.row} are done and are skipped if they come again")
+            return open_stdin()
+        path = Path(self.config.input)
+        first = open_file(path).take(1, wait=True)
+        if first:
+            self._reader, header = self._choose_reader(first[0])
+            if header and not done.row:
+                done = self._position = Position(1, first[0].size, first[0].size, _crc(first[0]))
+        if done.row:
+            self._check_file(path, done)
+            self._first = done.row + 1
+        return open_file(path, done.offset)
+
+    def _choose_reader(self, first: Line) -> "tuple[Reader, bool]":
+        """The reader that fits, and whether the first line is a header."""
+        config, width = self.config, self.engine.model.input_size
+        text = (first.data or b"").decode("utf-8-sig", "replace")
+        ending = "" if config.input is None else Path(config.input).suffix.lower()
+        is_csv = config.format == "csv" or (config.format == "auto" and (
+            ending == ".csv" or (ending not in (".json", ".jsonl", ".ndjson") and looks_like_header(text, config.session))
+        ))
+        if is_csv:
+            parse = csv_reader(text, config.session, config.features, width)
+        else:
+            if config.features is not None and len(config.features) != width:
+                raise RunError(f"job.features must be {width} names, as the encoder reads; got {len(config.features)}")
+            parse = json_reader(config.session, config.features)
+        return Reader(parse, width, self._complain), is_csv
+
+    def _complain(self, number: int, reason: str) -> None:
+        self._say(f"line {number}: {reason}; the line is left out")
+
+    def _check_again(self, lines: List[Line], done: int) -> None:
+        """Of the lines that were sent again, the last that is done must be the one that was seen."""
+        if done <= len(lines):
+            last, want = lines[done - 1], self._position
+            if (last.size, _crc(last)) != (want.size, want.crc):
+                raise RunError(f"job.first_row must number the rows as before; got another row {want.row} than the one "
+                               f"that is done; send the same rows again, or new ones with job.first_row={want.row + 1}")
+
+    @staticmethod
+    def _check_file(path: Path, done: Position) -> None:
+        """The last line that is done must stand where it stood."""
+        got = open_file(path, max(0, done.offset - done.size)).take(1, wait=True)
+        last = got[0] if got else Line(b"", 0)
+        if (last.size, _crc(last)) != (done.size, done.crc):
+            raise RunError(f"job.input must be the file that was read before, or a longer one; got {str(path)!r}, "
+                           f"whose line {done.row} is another; give the new rows in a file of another name")
+
+    def _figures(self) -> Dict[str, Any]:
+        busy = time.perf_counter() - self._started - self._waited
+        engine = self.engine
+        return {
+            "rows": self.rows,
+            "malformed": self.malformed,
+            "repeated": engine.repeated,
+            "rows_per_s": round(self.rows / max(busy, 1e-9), 1),
+            "busy_seconds": round(busy, 3),
+            "model_seconds": round(engine.model_seconds, 3),
+            "outside_model": round(1 - engine.model_seconds / max(busy, 1e-9), 4),
+            "sessions_in_memory": len(engine.pool),
+            "bytes_per_session": engine.pool.bytes_each,
+            "evicted": engine.evicted,
+            "returned": engine.returned,
+        }
+
+
+def _crc(line: Line) -> int:
+    return zlib.crc32(line.data or b"")

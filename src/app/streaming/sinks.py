@@ -1,0 +1,214 @@
+"""Where the output goes, such that a kill neither loses a line nor writes one twice.
+
+A sink works in three beats: `add` what a step gave; `stage`, just before a commit, to hand over what the commit must
+hold; `release`, right after it. JSON lines in a file are written first and committed by their length: a restart cuts
+off what was not committed. For standard output, which cannot be cut, lines are committed first and then written, and
+a few bytes of shared memory on disk say how far: see `StdoutSink`.
+"""
+
+import mmap
+import os
+import stat
+import struct
+from json.encoder import encode_basestring_ascii as quoted
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import numpy as np
+
+from app.errors import RunError
+from app.streaming.store import Store
+
+__all__ = ["FileSink", "Output", "Sink", "StdoutSink", "json_lines"]
+
+
+class Output(NamedTuple):
+    """What one step gave, in the order of the input.
+
+    Attributes:
+        lines: ``[n]`` int64, line in the input.
+        sessions: n names.
+        steps: ``[n]`` int64, number of the row within its session, from 1.
+        embedding: ``[n, hidden_size]``, or None.
+        classes, probability: ``n`` names and ``[n]``, or None.
+    """
+
+    lines: np.ndarray
+    sessions: List[str]
+    steps: np.ndarray
+    embedding: Optional[np.ndarray] = None
+    classes: Optional[List[str]] = None
+    probability: Optional[np.ndarray] = None
+
+
+def json_lines(output: Output) -> bytes:
+    """One JSON object a row; numbers with the nine digits that give a float32 back.
+
+    Example:
+        >>> one = Output(np.array([7]), ["a"], np.array([2]), classes=["x"], probability=np.array([0.5]))
+        >>> json_lines(one)
+        b'{"row": 7, "session": "a", "step": 2, "prediction": "x", "probability": 0.5}\\n'
+    """
+    head = zip(output.lines.tolist(), map(quoted, output.sessions), output.steps.tolist())
+    if output.embedding is None:
+        body = zip(head, map(quoted, output.classes), output.probability.tolist())
+        form = '{"row": %d, "session": %s, "step": %d, "prediction": %s, "probability": %.9g}\n'
+        return "".join([form % (*row, name, share) for row, name, share in body]).encode("ascii")
+    form = '{"row": %d, "session": %s, "step": %d, "embedding": [' + ", ".join(["%.9g"] * output.embedding.shape[1])
+    form += "]}\n"
+    return "".join([form % (*row, *values) for row, values in zip(head, output.embedding.tolist())]).encode("ascii")
+
+
+class Sink:
+    """What all sinks have; `facts` go into the store under the key ``sink`` and come back at a restart."""
+
+    kind = ""
+
+    def add(self, output: Output) -> None:
+        """Take what a step gave."""
+        raise NotImplementedError
+
+    def stage(self, store: Store) -> Dict[str, Any]:
+        """Hand everything added to the commit that follows, and return the facts of the sink."""
+        raise NotImplementedError
+
+    def release(self, store: Store, final: bool = False) -> bool:
+        """After the commit: deliver.
+
+        Args:
+            final: now is the time to round things off: at the end, and now and then.
+
+        Returns:
+            Whether there is something new for another commit.
+        """
+        return False
+
+    def close(self) -> None:
+        """Let go of files."""
+
+
+class FileSink(Sink):
+    """JSON lines in a file.
+
+    Args:
+        path: the file; made if missing, continued if it is this state's.
+        facts: what `stage` returned last, from the store; None at the very start.
+
+    Raises:
+        RunError: the file is another's, was shortened, or cannot be written.
+    """
+
+    kind = "file"
+
+    def __init__(self, path: Path, facts: Optional[Dict[str, Any]]) -> None:
+        self._path = str(path.resolve())
+        own = facts if facts is not None and facts.get("path") == self._path else None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = path.stat().st_size if path.is_file() else 0
+            if own is None and size:
+                raise RunError(f"job.output must be a new file or the one of this state; got {self._path!r}, which "
+                               f"has {size} bytes of something else")
+            if own is not None and path.exists() and size < own["length"]:
+                raise RunError(f"job.output must hold what was written to it; got {self._path!r} with {size} bytes "
+                               f"of {own['length']}; put it back, or move it away to begin a new one")
+            self._length = own["length"] if own is not None and path.exists() else 0
+            self._file = open(self._path, "ab")
+            self._file.truncate(self._length)  # what was written after the last commit is written again
+        except OSError as problem:
+            raise RunError(f"job.output must be a file that can be written; got {self._path!r}: "
+                           f"{problem.strerror}") from None
+
+    def add(self, output: Output) -> None:
+        data = json_lines(output)
+        self._file.write(data)
+        self._length += len(data)
+
+    def stage(self, store: Store) -> Dict[str, Any]:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"kind": self.kind, "path": self._path, "length": self._length}
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class StdoutSink(Sink):
+    """JSON lines on standard output.
+
+    Lines wait in the store until they are written. How far they are is noted after every piece of at most 4096 bytes
+    of whole lines, the amount that a pipe takes all or nothing, in memory shared with a file, which outlives a kill.
+    A kill in the instant between a piece and its note makes that piece come again, byte for byte: a reader that
+    must not see a row twice leaves out lines whose ``row`` is not above the last. Into a regular file (``>> FILE``)
+    not even that happens: its size tells.
+
+    Args:
+        folder: the state folder.
+        facts: as for `FileSink`.
+        descriptor: standard output's.
+    """
+
+    kind = "standard output"
+    PIECE = 4096
+
+    def __init__(self, folder: Path, facts: Optional[Dict[str, Any]], descriptor: int = 1) -> None:
+        self._out, self._waiting = descriptor, bytearray()
+        self._end = int((facts or {}).get("end", 0))
+        self._note = self._map(folder / "delivered")
+        self._done = min(struct.unpack("<Q", self._note[:8])[0], self._end)
+        self._file = self._identify()
+        if self._file is not None and facts is not None and facts.get("file") == self._file["file"]:
+            self._catch_up(facts)
+        if self._file is not None:
+            self._file["base"] = os.fstat(descriptor).st_size - self._done
+        self._note[:8] = struct.pack("<Q", self._done)  # a note from before must not promise what is still to come
+        self._note.flush()
+
+    def add(self, output: Output) -> None:
+        self._waiting += json_lines(output)
+
+    def stage(self, store: Store) -> Dict[str, Any]:
+        store.delivered(self._done)
+        if self._waiting:
+            store.post(self._end, len(self._waiting), bytes(self._waiting))
+            self._end += len(self._waiting)
+            self._waiting.clear()
+        return {"kind": self.kind, "end": self._end, **(self._file or {})}
+
+    def release(self, store: Store, final: bool = False) -> bool:
+        for start, size, data in store.outbox():
+            if self._done < start + size:
+                self._write(data, self._done - start)
+        return final and bool(store.outbox())  # one more commit takes them out of the store
+
+    def close(self) -> None:
+        self._note.close()
+
+    def _write(self, data: bytes, place: int) -> None:
+        view, start = memoryview(data), self._done - place
+        while place < len(data):
+            end = place + self.PIECE
+            end = len(data) if end >= len(data) else data.rfind(b"\n", place, end) + 1
+            if end <= place:  # a line longer than a piece
+                end = data.index(b"\n", place) + 1
+            while place < end:
+                place += os.write(self._out, view[place:end])
+            self._done = start + place
+            self._note[:8] = struct.pack("<Q", self._done)
+
+    def _catch_up(self, facts: Dict[str, Any]) -> None:
+        """The size of a file that only this job writes to says more than the note: it may be one piece ahead."""
+        there = os.fstat(self._out).st_size - int(facts["base"])
+        if self._done < there <= self._end:
+            self._done = there
+
+    def _identify(self) -> Optional[Dict[str, Any]]:
+        about = os.fstat(self._out)
+        return {"file": [about.st_dev, about.st_ino]} if stat.S_ISREG(about.st_mode) else None
+
+    @staticmethod
+    def _map(path: Path) -> mmap.mmap:
+        with open(str(path), "a+b") as file:
+            if file.seek(0, os.SEEK_END) < 8:
+                file.truncate(8)
+            return mmap.mmap(file.fileno(), 8)

@@ -1,0 +1,241 @@
+"""The state folder: one SQLite file in which input, output and state move together.
+
+What a kill may not part is one transaction: how far the input is read, what was written, and the journal of the rows
+taken in since the states themselves were last written. After a kill, the states come back by repeating the journal.
+States that were written early, because their session was idle, say how many rows they hold, so that none is repeated
+twice. SQLite keeps a transaction whole through kills and power cuts.
+"""
+
+import json
+import sqlite3
+import zlib
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from app.errors import RunError
+from app.streaming.pool import Packed
+
+__all__ = ["Journal", "Position", "Store"]
+
+FORMAT = "myfla.stream"
+VERSION = 1
+FILE = "state.sqlite"
+_MANY = 500  # values in one query; older SQLite takes 999
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE inputs (name TEXT PRIMARY KEY, row INTEGER, offset INTEGER, size INTEGER, crc INTEGER);
+CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT UNIQUE, steps INTEGER, seq INTEGER, crc INTEGER, state BLOB);
+CREATE TABLE journal (seq INTEGER PRIMARY KEY, crc INTEGER, ids BLOB, features BLOB);
+CREATE TABLE outbox (id INTEGER PRIMARY KEY, start INTEGER, size INTEGER, data BLOB);
+"""
+
+
+class Position(NamedTuple):
+    """How far an input is done.
+
+    Attributes:
+        row: lines consumed.
+        offset: bytes consumed.
+        size, crc: length and CRC-32 of the last line consumed, by which it is known again.
+    """
+
+    row: int = 0
+    offset: int = 0
+    size: int = 0
+    crc: int = 0
+
+
+class Journal(NamedTuple):
+    """Rows of one step, in the order of the input.
+
+    Attributes:
+        seq: number of the first one, over all inputs and sessions.
+        ids: ``[n]`` int64, the sessions.
+        features: ``[n, input_size]`` float32, as they were sent.
+    """
+
+    seq: int
+    ids: np.ndarray
+    features: np.ndarray
+
+
+class Store:
+    """The state folder, open for one job.
+
+    Args:
+        folder: made if it is missing.
+        facts: what the states belong to (model, sizes); a folder of other facts is refused.
+
+    Raises:
+        RunError: the folder belongs to another model, is used by another job, is damaged or cannot be written.
+    """
+
+    def __init__(self, folder: Path, facts: Dict[str, Any]) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(str(folder / FILE), isolation_level=None, timeout=1.0, check_same_thread=False)
+        except (sqlite3.Error, OSError) as problem:
+            raise self._refuse(problem) from None
+        try:
+            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+                self._do(f"PRAGMA {pragma}")
+            self._do("BEGIN IMMEDIATE")
+            self._open({"format": FORMAT, "version": VERSION, **facts})
+            self.commit()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self, facts: Dict[str, Any]) -> None:
+        if not self._do("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in _TABLES.strip().splitlines():
+                self._do(statement)
+            self.put("facts", facts)
+        found = self.get("facts")
+        for field, wanted in facts.items():
+            got = None if not isinstance(found, dict) else found.get(field)
+            if got != wanted:
+                raise RunError(f"job.state={str(self.folder)!r} must belong to this run; its {field} is {got!r}, not "
+                               f"{wanted!r}; use another folder, or remove this one to begin anew")
+
+    # ---- one transaction after another -----------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make everything since the last commit permanent, all of it or nothing."""
+        self._do("COMMIT")
+        self._do("BEGIN IMMEDIATE")
+
+    def close(self, clean: bool = True) -> None:
+        """Close; what was not committed is gone.
+
+        Args:
+            clean: also fold SQLite's log into its file.
+        """
+        self._do("ROLLBACK")
+        if clean:
+            self._do("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+
+    # ---- facts -----------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Any:
+        """A value that `put` stored, or None."""
+        found = self._do("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        try:
+            return None if found is None else json.loads(found[0])
+        except ValueError as problem:
+            raise self._refuse(f"{key}: {problem}") from None
+
+    def put(self, key: str, value: Any) -> None:
+        """Store a value that JSON can hold."""
+        self._do("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def position(self, name: str) -> Position:
+        """How far the input of that name is done."""
+        query = "SELECT row, offset, size, crc FROM inputs WHERE name = ?"
+        return Position(*(self._do(query, (name,)).fetchone() or ()))
+
+    def move(self, name: str, position: Position) -> None:
+        """The input of that name is done up to here."""
+        self._do("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?, ?)", (name, *position))
+
+    # ---- sessions --------------------------------------------------------------------------------------------------
+
+    def fetch(self, names: Sequence[str]) -> List[Packed]:
+        """Sessions by name, all different; those that were never seen are entered, with ``b""`` as their state."""
+        found: Dict[str, Packed] = {}
+        for start in range(0, len(names), _MANY):
+            found.update(self._fetch(names[start : start + _MANY]))
+        new = [name for name in names if name not in found]
+        if new:
+            first = self._do("SELECT COALESCE(MAX(id), 0) + 1 FROM sessions").fetchone()[0]
+            query = "INSERT INTO sessions (id, name, steps, seq, crc, state) VALUES (?, ?, 0, 0, NULL, x'')"
+            self._do(query, enumerate(new, first), many=True)
+            found.update((name, Packed(number, 0, 0, b"")) for number, name in enumerate(new, first))
+        return [found[name] for name in names]
+
+    def names(self, ids: Iterable[int]) -> List[str]:
+        """Names of sessions by number."""
+        query = "SELECT name FROM sessions WHERE id = ?"
+        return [self._do(query, (number,)).fetchone()[0] for number in ids]
+
+    def keep(self, sessions: Iterable[Packed]) -> None:
+        """Write the states of sessions."""
+        rows = ((s.steps, s.seq, _seal(s), s.state, s.id) for s in sessions)
+        self._do("UPDATE sessions SET steps = ?, seq = ?, crc = ?, state = ? WHERE id = ?", rows, many=True)
+
+    def _fetch(self, names: Sequence[str]) -> Iterator[Tuple[str, Packed]]:
+        places = ", ".join("?" * len(names))
+        query = f"SELECT name, crc, id, steps, seq, state FROM sessions WHERE name IN ({places})"
+        for name, crc, *session in self._do(query, names):
+            session = Packed(*session)
+            if crc is not None and crc != _seal(session):
+                raise self._refuse(f"the state of session {name!r} is damaged")
+            yield name, session
+
+    # ---- journal ---------------------------------------------------------------------------------------------------
+
+    def note(self, rows: Journal) -> None:
+        """Add the rows of one step."""
+        ids, features = rows.ids.tobytes(), rows.features.tobytes()
+        self._do("INSERT INTO journal VALUES (?, ?, ?, ?)", (rows.seq, _crc(ids, features), ids, features))
+
+    def journal(self, input_size: int) -> Iterator[Journal]:
+        """Everything noted since `forget`, in order."""
+        last = -1
+        while True:
+            query = "SELECT seq, crc, ids, features FROM journal WHERE seq > ? ORDER BY seq LIMIT 1"
+            found = self._do(query, (last,)).fetchone()
+            if found is None:
+                return
+            last, crc, ids, features = found
+            if _crc(ids, features) != crc:
+                raise self._refuse(f"the journal is damaged at row {last}")
+            shaped = np.frombuffer(features, dtype=np.float32).reshape(-1, input_size)
+            yield Journal(last, np.frombuffer(ids, dtype=np.int64), shaped)
+
+    def forget(self) -> None:
+        """Empty the journal: every state is written."""
+        self._do("DELETE FROM journal")
+
+    # ---- outbox ----------------------------------------------------------------------------------------------------
+
+    def post(self, start: int, size: int, data: bytes) -> None:
+        """Keep output until it is delivered: ``size`` units of it, the first of them number ``start``."""
+        self._do("INSERT INTO outbox (start, size, data) VALUES (?, ?, ?)", (start, size, data))
+
+    def outbox(self) -> List[Tuple[int, int, bytes]]:
+        """What was posted and not yet removed, in order."""
+        return self._do("SELECT start, size, data FROM outbox ORDER BY id").fetchall()
+
+    def delivered(self, end: int) -> None:
+        """Remove what was posted up to unit ``end``."""
+        self._do("DELETE FROM outbox WHERE start + size <= ?", (end,))
+
+    def _do(self, query: str, values: Iterable[Any] = (), many: bool = False) -> sqlite3.Cursor:
+        try:
+            return self._db.executemany(query, values) if many else self._db.execute(query, values)
+        except sqlite3.Error as problem:
+            raise self._refuse(problem) from None
+
+    def _refuse(self, problem: Any) -> RunError:
+        text = str(problem)
+        if "locked" in text:
+            return RunError(f"job.state={str(self.folder)!r} must not be in use by another job; got a locked file; "
+                            "end the other job, or use another folder")
+        return RunError(f"job.state={str(self.folder)!r} must be a whole state folder that can be written; got: {text}")
+
+
+def _seal(session: Packed) -> int:
+    return _crc(repr(session[:3]).encode(), session.state)
+
+
+def _crc(*parts: bytes) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc

@@ -1,0 +1,92 @@
+"""The config of ``job=stream``: rows in, one output per row, state kept on disk."""
+
+from dataclasses import dataclass
+from typing import Any, List, Optional
+
+from cfg.job import JobConfig
+from cfg.validation import Fields
+
+__all__ = ["EMITS", "FORMATS", "StreamJobConfig"]
+
+FORMATS = ("auto", "jsonl", "csv")
+EMITS = ("prediction", "embedding")
+
+
+@dataclass
+class StreamJobConfig(JobConfig):
+    """Encode many concurrent sessions step by step with the causal encoder of a finished run (``run=FOLDER``).
+
+    Args:
+        input: file of rows; null reads standard input.
+        format: ``jsonl`` (one object a line), ``csv`` (a header line first), or ``auto``: by the file's name, else by
+            the first line.
+        session: name of the field or column with the session.
+        features: names of the fields or columns with the features, in order; null: in JSON the list ``features``, in
+            CSV every column but the session's, which must be as many as the encoder reads.
+        output: file for JSON lines; a name that ends in ``.parquet`` makes a folder of Parquet files; null writes JSON
+            lines to standard output.
+        emit: ``prediction`` (class and probability) or ``embedding``, both over all that the session has sent so far.
+        state: folder that keeps the state; null: ``stream_state`` in the run's folder.
+        first_row: for standard input after a restart: the number of the first row that is sent, or ``next`` where the
+            sender goes on with the first row not yet done. Rows that are done already are skipped.
+        batch_rows: most rows in one step.
+        memory_mb: memory for the states of sessions; beyond it the longest idle ones go to disk.
+        commit_seconds: under load, rows are acknowledged together this often; without load, at once.
+        snapshot_seconds: how often the states themselves are written; a restart repeats what came after.
+        threads: threads of torch; null leaves torch's choice.
+        device: where the encoder runs, e.g. ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
+    """
+
+    name: str = "stream"
+    input: Optional[str] = None
+    format: str = "auto"
+    session: str = "session"
+    features: Optional[List[str]] = None
+    output: Optional[str] = None
+    emit: str = "prediction"
+    state: Optional[str] = None
+    first_row: Any = 1
+    batch_rows: int = 4096
+    memory_mb: float = 1024.0
+    commit_seconds: float = 0.1
+    snapshot_seconds: float = 30.0
+    threads: Optional[int] = None
+    device: str = "cpu"
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "job")
+        for name in ("input", "output", "state"):
+            fields.text(name, optional=True)
+        fields.text("session")
+        fields.text("device")
+        fields.choice("format", FORMATS)
+        fields.choice("emit", EMITS)
+        self._check_features(fields)
+        self._check_first_row(fields)
+        fields.integer("batch_rows", 1, 1 << 20)
+        fields.number("memory_mb", 0, 1e9, open_low=True)
+        fields.number("commit_seconds", 0, 3600)
+        fields.number("snapshot_seconds", 0, 1e6)
+        fields.integer("threads", 1, 1 << 10, optional=True)
+
+    def _check_features(self, fields: Fields) -> None:
+        names = self.features
+        if names is None:
+            return
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
+            raise fields.error("features", "must be a list of names or null", names)
+        if len(set(names)) < len(names) or self.session in names:
+            raise fields.error("features", f"must be different names, none of them job.session={self.session}", names)
+
+    def _check_first_row(self, fields: Fields) -> None:
+        if self.first_row == "next":
+            return
+        if isinstance(self.first_row, bool) or not isinstance(self.first_row, int) or self.first_row < 1:
+            raise fields.error("first_row", "must be an integer from 1, or next", self.first_row)
+        if self.first_row != 1 and self.input is not None:
+            raise fields.error("first_row", "must be left out with job.input", self.first_row,
+                               "a file is taken up where it was left")
