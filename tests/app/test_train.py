@@ -159,7 +159,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(tmp_path):
     folder = tmp_path / "run"
     # A learning rate that ruins everything after its warm-up: the best epoch is an early one.
     run_here(folder, "job.patience=2", "trainer.max_epochs=12", "job.learning_rate=1", "job.warmup=0.5",
-             "trainer.gradient_clip_val=null")
+             "trainer.gradient_clip_val=null", "job.refit=false")
     results = json.loads((folder / "metrics.json").read_text())
     assert results["epochs"] < 12 and results["epoch"] == results["epochs"] - 2
     parts = SequenceDataModule(load_data(compose_app().data), compose_app().data, seed=0)
