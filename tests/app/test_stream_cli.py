@@ -156,8 +156,8 @@ def assert_kills_change_nothing(tmp_path, run, count, kills, how):
     source, target = tmp_path / "in.jsonl", tmp_path / ("out.parquet" if how == "parquet" else "out.jsonl")
     source.write_text(as_json(rows))
     (tmp_path / "sink").write_text("")
-    arguments = ["job.emit=embedding", f"job.state={tmp_path / 'state'}", "job.batch_rows=16", "job.commit_seconds=0.005",
-                 "job.snapshot_seconds=0.1", "job.memory_mb=0.02"]
+    arguments = ["job.emit=embedding", f"job.state={tmp_path / 'state'}", "job.batch_rows=16",
+                 "job.commit_seconds=0.005", "job.snapshot_seconds=0.1", "job.memory_mb=0.02"]
     if how == "stdout":
         deliver = lambda: files(source, target)  # noqa: E731
     else:

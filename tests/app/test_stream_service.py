@@ -113,7 +113,7 @@ def test_another_file_of_the_same_name_is_refused(tmp_path, runs):
     before = (tmp_path / "out").read_bytes()
     for rows in (make_rows(20, 3, seed=1), make_rows(19, 3)):
         path.write_text(as_json(rows))
-        with pytest.raises(RunError, match="job.input must be the file that was read before, or a longer one; .* line 20"):
+        with pytest.raises(RunError, match="job.input must be the file that was read before, or a longer .* line 20"):
             serve(run, path, tmp_path / "state", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == before
 
@@ -131,7 +131,7 @@ def test_rows_sent_again_are_known_by_their_number(tmp_path, monkeypatch, runs):
     for text, number in ((as_csv(make_rows(30, 5, seed=1)), 1), (as_csv(rows), 3)):
         with pytest.raises(RunError, match="job.first_row must number the rows as before; got another row 13 than the"):
             send(text, first_row=number)
-    with pytest.raises(RunError, match="job.first_row must be at most 14, the next row; got 15: the rows between would"):
+    with pytest.raises(RunError, match="job.first_row must be at most 14, the next row; got 15: the rows between"):
         send(as_csv(rows), first_row=15)
     assert send(as_csv(rows)[: len(as_csv(rows[:15]))]) == 3
     assert "rows up to 13 are done and are skipped if they come again" in said
@@ -147,7 +147,7 @@ def test_rows_sent_again_are_known_by_their_number(tmp_path, monkeypatch, runs):
               (["job=stream", "job.emit=all"], "job.emit must be one of prediction, embedding; got 'all'"),
               (["job=stream", "job.format=xml"], "job.format must be one of auto, jsonl, csv; got 'xml'"),
               (["job=stream", "job.first_row=0"], "job.first_row must be an integer from 1, or next; got 0"),
-              (["job=stream", "job.first_row=2", "job.input=a"], "job.first_row must be left out with job.input; got 2;"),
+              (["job=stream", "job.first_row=2", "job.input=a"], "job.first_row must be left out with job.input; got 2"),
               (["job=stream", "job.features=[a,a]"], "job.features must be different names, none of them job.session="),
               (["job=stream", "job.features=[]"], "job.features must be a list of names or null; got []"),
               (["job=stream", "job.batch_rows=0"], "job.batch_rows must be an integer from 1"),
@@ -308,7 +308,7 @@ def test_a_run_that_cannot_stream_is_refused_with_the_reason(tmp_path, change):
     run = tmp_path / "run"
     if change == "bidirectional":
         make_run(run, direction="bidirectional")
-        reason = "must hold a causal encoder; got encoder.direction='bidirectional': reading backwards starts at the end"
+        reason = "must hold a causal encoder; got encoder.direction='bidirectional': reading backwards starts"
     elif change == "vocabulary":
         make_run(run, vocab_size=7, head=False)
         reason = "must hold an encoder of real-valued features; got encoder.vocab_size=7"

@@ -132,7 +132,7 @@ def test_the_outbox_loses_only_what_was_delivered(tmp_path):
 
 def test_another_model_or_version_is_refused_by_name(tmp_path):
     Store(tmp_path, FACTS).close()
-    with pytest.raises(RunError, match="job.state=.* must belong to this run; its model is 'm', not 'other'; use anoth"):
+    with pytest.raises(RunError, match="job.state=.* must belong to this run; its model is 'm', not 'other'; use"):
         Store(tmp_path, {**FACTS, "model": "other"})
     with pytest.raises(RunError, match="its emit is 'prediction', not 'embedding'"):
         Store(tmp_path, {**FACTS, "emit": "embedding"})

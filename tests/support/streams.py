@@ -10,6 +10,7 @@ import torch
 from encoders import load_encoder
 from encoders.batch import make_layout
 from myfla.models.sealed_file import read_sealed, write_sealed
+from myfla.testing import max_error, rms_error
 from small_encoders import small
 
 CLASSES = ["one", "two", 'th"ree']
@@ -89,8 +90,7 @@ def check(folder, rows, outputs, emit="embedding", first=1, rms=2e-6):
 
 
 def close(got, want, rms):
-    difference = got - want
-    return float(difference.norm() / want.norm()) <= rms and float(difference.abs().max() / want.abs().max()) <= 10 * rms
+    return rms_error(got, want) <= rms and max_error(got, want) <= 10 * rms
 
 
 def parse(text):

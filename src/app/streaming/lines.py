@@ -5,7 +5,7 @@ import queue
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Callable, Deque, List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional
 
 from app.errors import RunError
 

@@ -151,9 +151,9 @@ class Service:
         config, width = self.config, self.engine.model.input_size
         text = (first.data or b"").decode("utf-8-sig", "replace")
         ending = "" if config.input is None else Path(config.input).suffix.lower()
-        is_csv = config.format == "csv" or (config.format == "auto" and (
-            ending == ".csv" or (ending not in (".json", ".jsonl", ".ndjson") and looks_like_header(text, config.session))
-        ))
+        is_csv = config.format == "csv"
+        if config.format == "auto" and ending not in (".json", ".jsonl", ".ndjson"):
+            is_csv = ending == ".csv" or looks_like_header(text, config.session)
         if is_csv:
             parse = csv_reader(text, config.session, config.features, width)
         else:
