@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         check_input(self.config, self.input, x)
         layout = make_layout(x, lengths, attention_mask, cu_seqlens)
         use_cache = cache is not None if use_cache is None else use_cache
-        state = self._open_cache(cache, use_cache, len(layout.lengths))
+        state = self._open_cache(cache, use_cache, layout.lengths.shape[0])
         tokens = layout.pack(x)
         check_ids(self.config, tokens)
         hidden = self.norm(self._run(self.input(tokens), layout, StackCall(layout.cu_seqlens, state, use_cache)))

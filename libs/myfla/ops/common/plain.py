@@ -25,7 +25,9 @@ def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:
     """
     batch, tokens, own, size = x.shape
     count = _count(tokens, chunk)
-    x = torch.cat([x, x.new_zeros(batch, count * chunk - tokens, own, size)], dim=1)
+    # A gather, not a pad: the size of a pad is a difference, of which an exporter cannot know that it is positive.
+    place = torch.arange(count * chunk, device=x.device)
+    x = x.index_select(1, place.clamp(max=tokens - 1)).masked_fill((place >= tokens).view(-1, 1, 1), 0)
     x = x.view(batch, count, chunk, own, size).permute(1, 0, 3, 2, 4)
     return x if own == heads else x.repeat_interleave(heads // own, dim=2)
 
@@ -35,13 +37,16 @@ def _count(tokens: int, chunk: int) -> int:
     questions like "is there a pad?" would each compile another one."""
     if not compiling() or (exporting() and isinstance(tokens, int)):
         return -(-tokens // chunk)
+    if exporting():  # whose solver does not see through a maximum
+        return tokens // chunk + 2
     return getattr(torch, "sym_max", max)(tokens // chunk + 1, 2)
 
 
 def join_chunks(x: torch.Tensor, tokens: int) -> torch.Tensor:
     """The inverse of `split_chunks`."""
     count, batch, heads, chunk, size = x.shape
-    return x.permute(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, size)[:, :tokens]
+    whole = x.permute(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, size)
+    return whole.index_select(1, torch.arange(tokens, device=x.device)) if exporting() else whole[:, :tokens]
 
 
 def sums_between(g: torch.Tensor) -> torch.Tensor:
@@ -54,8 +59,7 @@ def sums_between(g: torch.Tensor) -> torch.Tensor:
     """
     size = g.shape[-2]
     below = torch.ones(size, size, dtype=torch.bool, device=g.device).tril(-1).unsqueeze(-1)
-    wide = g.unsqueeze(-2).expand(g.shape[:-1] + (size, g.shape[-1]))
-    sums = torch.where(below, wide, wide.new_zeros(())).cumsum(-3)
+    sums = torch.where(below, g.unsqueeze(-2), g.new_zeros(())).cumsum(-3)
     upper = torch.ones(size, size, dtype=torch.bool, device=g.device).triu(1).unsqueeze(-1)
     return sums.masked_fill(upper, -float("inf"))
 
