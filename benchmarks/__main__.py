@@ -41,19 +41,44 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks", help="folder for JSON and plots")
     parser.add_argument("--markdown", type=Path, help="document whose marked tables are replaced")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="show these results instead of measuring")
     options = parser.parse_args(arguments)
     known = SECTIONS[options.device]
     options.sections = options.sections or list(known)
     wrong = [section for section in options.sections if section not in known]
     if wrong:
         parser.error(f"unknown section {wrong[0]!r} on {options.device}; choose from {', '.join(known)}")
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not options.results and not torch.cuda.is_available():
         parser.error("--device cuda: this PyTorch sees no CUDA GPU")
     return options
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     given = parse(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.results:
+        content = json.loads(given.results.read_text(encoding="utf-8"))
+        facts, rows, device = content["machine"], [Row(**row) for row in content["rows"]], content["options"]["device"]
+        print(machine.summary(facts))
+    else:
+        facts, device = machine.describe(), given.device
+        print(machine.summary(facts), flush=True)
+        rows = _measure(given, facts)
+    if any(row.section == "scaling" for row in rows):
+        try:
+            print("\n" + "\n".join(f"wrote {path}" for path in draw_scaling(rows, given.out)))
+        except Missing as error:
+            print(f"\nno plots: {error}")
+    if given.markdown:
+        head = f"Measured on {machine.summary(facts)}."
+        sections = dict.fromkeys(row.section for row in rows)
+        own = {section: [row for row in rows if row.section == section] for section in sections}
+        insert(given.markdown, {f"{device} {name}": f"{head}\n\n{report.markdown(own[name])}" for name in own})
+        print(f"updated {given.markdown}")
+
+
+def _measure(given: argparse.Namespace, facts: Dict[str, Any]) -> List[Row]:
+    """Run the sections, print each case when it is done, and keep the JSON up to date."""
     options = Options(
         device=given.device,
         threads=[int(count) for count in given.threads.split(",")],
@@ -63,33 +88,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         compile=given.compile,
         memory=not given.no_memory,
     )
-    facts = machine.describe()
-    print(machine.summary(facts), flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / f"benchmarks_{options.device}.json"
     rows: List[Row] = []
     for section in given.sections:
         print(f"\n==== {section} ====", flush=True)
         for case in SECTIONS[options.device][section](options):
             rows += case
             print(report.table(case), flush=True)
-            _write(given.out / f"benchmarks_{options.device}.json", facts, options, rows)
-    if "scaling" in given.sections:
-        try:
-            print("\n" + "\n".join(f"wrote {path}" for path in draw_scaling(rows, given.out)))
-        except Missing as error:
-            print(f"\nno plots: {error}")
-    print(f"wrote {given.out / f'benchmarks_{options.device}.json'}")
-    if given.markdown:
-        head = machine.summary(facts)
-        own = {name: [row for row in rows if row.section == name] for name in given.sections}
-        tables = {f"{options.device} {name}": f"Measured on {head}.\n\n{report.markdown(own[name])}" for name in own}
-        insert(given.markdown, tables)
-        print(f"updated {given.markdown}")
-
-
-def _write(path: Path, facts: Dict[str, Any], options: Options, rows: Sequence[Row]) -> None:
-    content = {"machine": facts, "options": vars(options), "rows": [row.to_json() for row in rows]}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            content = {"machine": facts, "options": vars(options), "rows": [row.to_json() for row in rows]}
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwrote {path}")
+    return rows
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ SIDES: Dict[str, Tuple[str, ...]] = {
     "gated delta rule": (OURS, TRANSFORMERS, "fla naive chunk", "token loop"),
     "RWKV-7": (OURS, "fla naive chunk", "token loop"),
 }
-LIMIT = 30.0
+LIMIT = 15.0
 """Seconds of one run beyond which a side is not tried at greater lengths."""
 
 

@@ -43,6 +43,7 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path):
         assert row["status"] == "ok" and row["samples"] == 2 and row["ratio"] == 1.0, row
         assert row["fastest"] <= row["seconds"] and row["tokens_per_second"] > 0
     assert all(row["share"] > 0 for row in ours if row["dtype"] == "float32")
+    assert [report.table([Row(**row)]) for row in rows]  # what was written can be read and shown again
     loops = [row for row in rows if row["section"] == "ops" and row["side"] == "token loop"]
     assert loops and all(row["error"] < 1e-5 for row in loops)  # other code, the same result
 
@@ -236,6 +237,20 @@ def test_tables_go_between_their_marks(tmp_path):
     assert path.read_text() == "a\n<!-- benchmark cpu ops -->\nnew\n<!-- end cpu ops -->\nb\n"
     with raises(ValueError, "no lines '<!-- benchmark cpu decode -->'", "add them where the table belongs"):
         document.insert(path, {"cpu decode": "x"})
+
+
+def test_results_of_another_machine_go_into_the_document(tmp_path):
+    case = ("ops", "rule", "1 x 2", "forward", "bfloat16", 0)
+    rows = [Row(*case, "myfla", seconds=0.001).to_json(), Row(*case, "peer", seconds=0.004, ratio=4.0).to_json()]
+    facts = {"processor": "p", "cores": 1, "instructions": [], "load": None, "python": "3", "time": "now", "gpu": "G1"}
+    saved = {"machine": facts, "options": {"device": "cuda"}, "rows": rows}
+    (tmp_path / "saved.json").write_text(json.dumps(saved))
+    (tmp_path / "doc.md").write_text("<!-- benchmark cuda ops -->\n<!-- end cuda ops -->\n")
+    done = _bench(tmp_path, "--results", str(tmp_path / "saved.json"), "--markdown", str(tmp_path / "doc.md"))
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "doc.md").read_text()
+    assert "Measured on G1" in text and "| 1 x 2, forward | 1.00 | 4.00 (4.00x) |" in text, text
+    assert not (tmp_path / "benchmarks_cpu.json").exists()
 
 
 def test_masks_have_the_lengths_asked_for():
