@@ -17,6 +17,7 @@ from myfla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
 from myfla.modules.convolution import causal_conv1d
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.utils.errors import refuse_unknown
+from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["GatedDeltaNet", "elu_p1", "sum_norm"]
@@ -199,6 +200,8 @@ class GatedDeltaNet(nn.Module):
         return repad_hidden_states(y, indices, batch, q_len), None, past_key_values
 
     def _uses_chunks(self, q_len: int) -> bool:
+        if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
+            return q_len != 1
         if torch.is_grad_enabled() or self.training:
             return True
         return q_len > 64 and self.mode == "chunk"

@@ -26,6 +26,7 @@ from myfla.ops.rwkv7.gate_output_correction import gate_output_correction
 from myfla.ops.rwkv7.key_gates import key_gates
 from myfla.ops.rwkv7.value_residual import mix_values
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["RWKV7Attention"]
@@ -241,6 +242,8 @@ class RWKV7Attention(nn.Module):
         return self.o_proj(o), state, value
 
     def _uses_chunks(self, q_len: int) -> bool:
+        if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
+            return q_len != 1
         if torch.is_grad_enabled() or self.training:
             return True
         return q_len >= 64 and self.mode == "chunk"

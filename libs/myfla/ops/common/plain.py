@@ -44,8 +44,7 @@ def _count(tokens: int, chunk: int) -> int:
 
 def join_chunks(x: torch.Tensor, tokens: int) -> torch.Tensor:
     """The inverse of `split_chunks`."""
-    count, batch, heads, chunk, size = x.shape
-    whole = x.permute(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, size)
+    whole = x.permute(1, 0, 3, 2, 4).flatten(1, 2)
     return whole.index_select(1, torch.arange(tokens, device=x.device)) if exporting() else whole[:, :tokens]
 
 
