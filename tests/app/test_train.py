@@ -17,8 +17,8 @@ from cfg.validation import ConfigError
 from encoders import load_encoder
 from myfla.models.sealed_file import read_sealed
 
-FILES = ["app.log", "classifier.safetensors", "config.yaml", "confusion.png", "embeddings.safetensors",
-         "encoder.safetensors", "loss.png", "metrics.csv", "metrics.json", "predictions.csv"]
+WRITTEN = ["app.log", "classifier.safetensors", "config.yaml", "confusion.png", "embeddings.safetensors",
+           "encoder.safetensors", "loss.png", "metrics.csv", "metrics.json", "predictions.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def rows_of(path):
 
 def test_every_file_is_there(folder):
     found = {path.name for path in folder.iterdir() if path.is_file()}
-    assert set(FILES) <= found
+    assert set(WRITTEN) <= found
     for name in ("loss.png", "confusion.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
@@ -185,3 +185,10 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
     assert done.returncode == 0, done.stdout
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout)
     assert "2/2 epochs" in plain and "tokens/s" in plain
+
+
+def test_own_ts_files_train_like_the_packaged_ones(tmp_path):
+    from app.data.japanese_vowels import FILES
+
+    paths = [f"data.{part}_path={FILES / f'JapaneseVowels_{part.upper()}.ts'}" for part in ("train", "test")]
+    assert run_here(tmp_path / "ts", "data=ts", *paths) == run_here(tmp_path / "packaged")
