@@ -66,7 +66,7 @@ def time_in_turn(
     Args:
         sides: what to time. Each runs untimed first.
         rounds: samples of each side.
-        patience: seconds after which a side gets no more samples (but at least two).
+        patience: seconds after which a side gets no more samples (but at least two, or one if one takes longer).
         device: "cpu" or "cuda".
         compare: error of a side's untimed result against the first side's.
 
@@ -100,7 +100,8 @@ def time_in_turn(
         for _ in range(rounds):
             for name, work in works.items():
                 timing = timings[name]
-                if timing.spent > patience and len(timing.wall) >= 2:
+                enough = 1 if timing.wall and timing.wall[0] > patience else 2
+                if timing.spent > patience and len(timing.wall) >= enough:
                     continue
                 wall, process = _sample(work, timing.repeat, device)
                 timing.wall.append(wall / timing.repeat)
