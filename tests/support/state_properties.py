@@ -105,7 +105,7 @@ def packed_and_padded(subject, rounds):
         y, packed = subject(torch.cat(parts, dim=1), packed, cu=ends)
         results[0].extend(y[0, ends[j] : ends[j + 1]] for j in range(count))
         time = max(lengths)
-        full = torch.stack([torch.cat([x[0], x.new_full((time - x.shape[1], x.shape[2]), float("nan"))]) for x in parts])
+        full = torch.nn.utils.rnn.pad_sequence([x[0] for x in parts], batch_first=True, padding_value=float("nan"))
         mask = torch.arange(time) < torch.tensor(lengths)[:, None]
         y, padded = subject(full, padded, mask=mask.long())
         results[1].extend(y[j, : lengths[j]] for j in range(count))

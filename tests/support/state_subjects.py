@@ -1,7 +1,7 @@
 """Everything that keeps a state, behind one call, so that one property is one test for all.
 
-Ops: ``op(inputs, state, cu) -> (o, state)``. Layers and encoders: ``subject(x, cache, mask, cu) -> (y, cache)``, with all
-parameters away from their start.
+Ops: ``op(inputs, state, cu) -> (o, state)``. Layers and encoders: ``subject(x, cache, mask, cu) -> (y, cache)``, with
+all parameters away from their start.
 """
 
 import dataclasses
