@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from cfg.data import DATA_CONFIGS, DataConfig
 from cfg.encoder import EncoderConfig
+from cfg.export import ExportJobConfig
 from cfg.job import JOB_CONFIGS, JobConfig
 from cfg.store import register_encoder_configs
 from cfg.stream import StreamJobConfig
@@ -59,7 +60,7 @@ def register_configs() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="app_schema", node=AppConfig, provider="app")
-    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig}
+    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig}
     for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig})):
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")

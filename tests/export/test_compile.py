@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from export_subjects import STRATEGIES, small_encoder
 
+from export_subjects import STRATEGIES, small_encoder
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7
 from myfla.testing import assert_close, cases

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JOBS", "run_job"]
 
-JOBS = {"train": "app.jobs.train", "stream": "app.jobs.stream"}
+JOBS = {"train": "app.jobs.train", "stream": "app.jobs.stream", "export": "app.jobs.export"}
 
 
 def run_job(config: "AppConfig", folder: Path) -> float:

@@ -1,0 +1,1 @@
+"""A trained encoder as graphs for other runtimes, each compared with PyTorch."""

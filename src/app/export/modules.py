@@ -1,0 +1,74 @@
+"""An encoder as modules of plain tensors: what a graph has as inputs and outputs."""
+
+import re
+from typing import List, Optional, Tuple
+
+import torch
+import torch.nn as nn
+
+from app.streaming.model import Head
+from encoders.stack import Encoder
+from myfla.models.cache_layer import FIELDS
+from myfla.models.state_tree import map_tensors, tensors_of
+from myfla.models.utils import Cache
+
+__all__ = ["EncoderStep", "WholeEncoder"]
+
+
+class WholeEncoder(nn.Module):
+    """``x [B, T, input_size]`` to ``hidden [B, T, D]``, ``embedding [B, D]`` and, with a head, ``logits``.
+
+    Args:
+        encoder: any.
+        head: the classifier's; its standardisation of x becomes part of the graph.
+    """
+
+    def __init__(self, encoder: Encoder, head: Optional[Head] = None) -> None:
+        super().__init__()
+        self.encoder, self.has_head = encoder, head is not None
+        if head is not None:
+            for name in ("weight", "bias", "mean", "std"):
+                self.register_buffer(name, getattr(head, name).clone())
+        self.names = ["hidden", "embedding"] + (["logits"] if self.has_head else [])
+
+    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+        out = self.encoder(self._standard(x))
+        if not self.has_head:
+            return out.hidden, out.embedding
+        return out.hidden, out.embedding, out.embedding.to(self.weight.dtype) @ self.weight.t() + self.bias
+
+    def _standard(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x - self.mean) / self.std).to(x.dtype) if self.has_head else x
+
+
+class EncoderStep(WholeEncoder):
+    """``x [B, 1, input_size]`` and the states to ``hidden [B, 1, D]`` and the new states. Nothing is written in place.
+
+    Args:
+        encoder: causal, with states of a fixed size.
+        head: only its standardisation of x is used.
+
+    Attributes:
+        state_names: of the states, in order. A sequence begins with zeros.
+    """
+
+    def __init__(self, encoder: Encoder, head: Optional[Head] = None) -> None:
+        super().__init__(encoder, head)
+        with torch.no_grad():
+            probe = encoder(encoder.input.weight.new_zeros(1, 1, encoder.config.input_size), use_cache=True).cache
+        self.trees = [probe[i] for i in range(len(probe))]
+        found = [(i, name) for i, tree in enumerate(self.trees) for name, _ in tensors_of(tree)]
+        self.state_names = [re.sub(r"\W+", "_", f"layer{i}_{name}") for i, name in found]
+        self.names = ["hidden", *(f"new_{name}" for name in self.state_names)]
+
+    def first_states(self, batch: int) -> List[torch.Tensor]:
+        """The states of sequences that begin."""
+        return [t.new_zeros(batch, *t.shape[1:]) for tree in self.trees for _, t in tensors_of(tree)]
+
+    def forward(self, x: torch.Tensor, *states: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+        cache, rest = Cache(), iter(states)
+        for i, tree in enumerate(self.trees):
+            given = map_tensors(lambda t: next(rest), tree)
+            cache.update(layer_idx=i, offset=1, **{field: given[field] for field in FIELDS})
+        out = self.encoder(self._standard(x), cache=cache)
+        return (out.hidden, *(t for i in range(len(out.cache)) for _, t in tensors_of(out.cache[i])))

@@ -1,0 +1,65 @@
+"""What a written file computes, against PyTorch."""
+
+from typing import Any, Callable, Dict, List, Sequence
+
+import torch
+
+from app.errors import RunError
+from app.export.modules import EncoderStep, WholeEncoder
+
+__all__ = ["compare_step", "compare_whole", "require"]
+
+Runner = Callable[[Sequence[torch.Tensor]], List[torch.Tensor]]
+
+
+def compare_step(module: EncoderStep, run: Runner, batch: int, steps: int) -> float:
+    """The largest difference over a stream in which both sides keep their own states."""
+    mine = theirs = module.first_states(batch)
+    worst, size = 0.0, module.encoder.config.input_size
+    for _ in range(steps):
+        x = _sample(module, batch, 1, size)
+        want, got = module(x, *mine), run((x, *theirs))
+        worst = _larger(worst, _difference(got, want))
+        mine, theirs = want[1:], got[1:]
+    return worst
+
+
+def compare_whole(module: WholeEncoder, run: Runner, batch: int, lengths: Sequence[int]) -> float:
+    """The largest difference over sequences of some lengths."""
+    worst, size = 0.0, module.encoder.config.input_size
+    for length in lengths:
+        x = _sample(module, batch, length, size)
+        worst = _larger(worst, _difference(run((x,)), module(x)))
+    return worst
+
+
+def require(figures: Dict[str, Any], tolerance: float) -> None:
+    """Refuse files that compute something else.
+
+    Raises:
+        RunError: a difference above the tolerance, or not a number.
+    """
+    for name, figure in figures.items():
+        if not figure <= tolerance:
+            raise RunError(f"{name} must equal PyTorch within job.tolerance={tolerance:g}; got a difference of "
+                           f"{figure:.3g}; do not use the file")
+
+
+def _sample(module: WholeEncoder, batch: int, length: int, size: int) -> torch.Tensor:
+    x = torch.randn(batch, length, size, dtype=module.encoder.input.weight.dtype)
+    return (x * module.std + module.mean).to(x.dtype) if module.has_head else x
+
+
+def _difference(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> float:
+    worst = 0.0
+    for mine, theirs in zip(got, want):
+        if mine.shape != theirs.shape:
+            return float("nan")
+        largest = max(1.0, float(theirs.abs().max()))
+        worst = _larger(worst, float((mine.double() - theirs.double()).abs().max()) / largest)
+    return worst
+
+
+def _larger(worst: float, gap: float) -> float:
+    """`max`, but once not a number, always not a number."""
+    return gap if gap != gap or gap > worst else worst

@@ -1,0 +1,46 @@
+"""The config of ``job=export``: a trained encoder for other runtimes."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from cfg.job import JobConfig
+from cfg.validation import Fields
+
+__all__ = ["EXPORT_FORMATS", "ExportJobConfig"]
+
+EXPORT_FORMATS = ("onnx", "torch_export", "safetensors")
+
+
+@dataclass
+class ExportJobConfig(JobConfig):
+    """Write the causal encoder of a finished run (``run=FOLDER``) as files that need no part of this project.
+
+    Every file is run again and compared with PyTorch before the job ends, and comes with a script that runs it.
+
+    Args:
+        format: ``onnx`` and ``torch_export`` write ``step``, one token with the states as inputs and outputs, and
+            ``encoder``, whole sequences; ``safetensors`` writes the weights.
+        length: tokens of ``encoder``. Null: any number in ``torch_export``; no ``encoder`` in ``onnx``.
+        batch: sequences that a graph of fixed size takes at once.
+        steps: how many tokens are streamed in the comparison.
+        tolerance: largest difference, in units of the largest number compared (or of 1, where that is smaller).
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
+    """
+
+    name: str = "export"
+    format: str = "onnx"
+    length: Optional[int] = None
+    batch: int = 1
+    steps: int = 200
+    tolerance: float = 1e-5
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "job")
+        fields.choice("format", EXPORT_FORMATS)
+        fields.integer("length", 2, 1 << 20, optional=True)
+        fields.integer("batch", 1, 1 << 20)
+        fields.integer("steps", 1, 1 << 20)
+        fields.number("tolerance", 0, 1, open_low=True)

@@ -1,0 +1,142 @@
+"""``job=export``: the files equal PyTorch, run without the project, and refusals say why."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from app.errors import RunError
+from app.export.formats import write_torch_export
+from app.export.modules import EncoderStep, WholeEncoder
+from app.export.parity import compare_step, compare_whole, require
+from app.jobs.export import run
+from app.streaming.model import Head
+from cfg.export import ExportJobConfig
+from cfg.validation import ConfigError
+from export_subjects import STRATEGIES, small_encoder
+from myfla.testing import assert_close, cases
+
+exports = pytest.mark.skipif(
+    not hasattr(getattr(torch, "compiler", None), "is_exporting"), reason="torch.export as used came with PyTorch 2.7")
+
+
+class Run:
+    """What the job reads of the application's config."""
+
+    def __init__(self, folder, **job):
+        self.run, self.seed, self.job = str(folder), 0, ExportJobConfig(**job)
+
+
+def run_sample(folder):
+    """The sample script in a process that cannot see the project."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    block = "import sys, runpy; [sys.modules.__setitem__(n, None) for n in ('myfla', 'encoders', 'app', 'cfg')]; "
+    command = [sys.executable, "-c", block + "runpy.run_path(sys.argv[1])", str(folder / "sample.py")]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@exports
+@cases(name=STRATEGIES)
+def test_a_stepped_graph_is_the_whole_sequence(name, tmp_path):
+    encoder = small_encoder(name)
+    step = EncoderStep(encoder)
+    x = torch.randn(2, 12, 3)
+    with torch.no_grad():
+        states = step.first_states(2)
+        runner = write_torch_export(step, (x[:, :1], *states), tmp_path / "step.pt2", dynamic=False)
+        hidden = []
+        for t in range(12):
+            before = [s.clone() for s in states]
+            out, *new = runner((x[:, t : t + 1], *states))
+            assert all(torch.equal(a, b) for a, b in zip(before, states))  # nothing is written in place
+            hidden.append(out)
+            states = new
+        assert_close(torch.cat(hidden, 1), encoder(x).hidden, rms=1e-5)
+
+
+@exports
+@pytest.mark.slow
+@cases(name=STRATEGIES)
+def test_one_exported_graph_serves_every_length(name, tmp_path):
+    whole = WholeEncoder(small_encoder(name))
+    with torch.no_grad():
+        runner = write_torch_export(whole, (torch.zeros(3, 101, 3),), tmp_path / "encoder.pt2", dynamic=True)
+        assert compare_whole(whole, runner, 2, (2, 5, 64, 101, 200)) <= 1e-5
+
+
+@exports
+@cases(name=STRATEGIES, format=["onnx", "torch_export"])
+def test_the_job_writes_a_step_that_equals_pytorch_and_runs_alone(name, format, tmp_path):
+    if format == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    encoder, out = small_encoder(name), tmp_path / "out"
+    encoder.save(tmp_path / "run")
+    out.mkdir()
+    length = dict(length=20) if format == "torch_export" else {}
+    worst = run(Run(tmp_path / "run", format=format, batch=2, **length), out)
+    facts = json.loads((out / "export.json").read_text())
+    assert 0 < worst <= 1e-5 and facts["steps"] == 200
+    assert list(facts["inputs"])[0] == "x" and all(s["shape"][0] == 2 for s in facts["inputs"].values())
+    assert len(run_sample(out)) == 5
+
+
+@exports
+@pytest.mark.slow
+@cases(name=STRATEGIES)
+def test_onnx_of_a_fixed_length_equals_pytorch(name, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    small_encoder(name).save(tmp_path / "run")
+    assert run(Run(tmp_path / "run", format="onnx", length=40), tmp_path) <= 1e-5
+    assert (tmp_path / "encoder.onnx").exists()
+
+
+def test_weights_come_back_and_list_alone(tmp_path):
+    encoder, out = small_encoder("rwkv7"), tmp_path / "out"
+    encoder.save(tmp_path / "run")
+    out.mkdir()
+    assert run(Run(tmp_path / "run", format="safetensors"), out) == 0
+    assert len(run_sample(out)) == len(encoder.state_dict())
+
+
+def test_a_head_standardises_inside_the_graph():
+    encoder = small_encoder("gated_deltanet")
+    mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 0.5])
+    head = Head(torch.randn(4, 8), torch.randn(4), mean, std, list("abcd"))
+    x = torch.randn(2, 5, 3)
+    with torch.no_grad():
+        hidden, embedding, logits = WholeEncoder(encoder, head)(x * head.std + head.mean)
+        want = encoder(x)
+    assert_close(hidden, want.hidden, rms=1e-5)
+    assert_close(logits, want.embedding @ head.weight.t() + head.bias, rms=1e-5)
+
+
+def test_a_graph_that_computes_something_else_is_refused():
+    step = EncoderStep(small_encoder("rwkv7"))
+    with torch.no_grad():
+        same = compare_step(step, lambda given: list(step(*given)), 1, 3)
+        off = compare_step(step, lambda given: [t + 1e-3 for t in step(*given)], 1, 3)
+        broken = compare_step(step, lambda given: [t * float("nan") for t in step(*given)], 1, 3)
+    require({"step.onnx": same}, 1e-5)
+    for figure in (off, broken):
+        with pytest.raises(RunError, match=r"step\.onnx must equal PyTorch within job\.tolerance=1e-05"):
+            require({"step.onnx": figure}, 1e-5)
+
+
+def test_refusals_name_field_and_way_out(tmp_path):
+    with pytest.raises(ConfigError, match="run must be the folder of a finished run.*job=export run="):
+        config = Run(tmp_path)
+        config.run = None
+        run(config, tmp_path)
+    with pytest.raises(RunError, match="must hold a whole encoder"):
+        run(Run(tmp_path), tmp_path)
+    with pytest.raises(ConfigError, match=r"job\.format"):
+        ExportJobConfig(format="tensorrt")
+    with pytest.raises(ConfigError, match=r"job\.length"):
+        ExportJobConfig(length=1)
