@@ -13,8 +13,10 @@ from myfla.utils.tracing import compiling, exporting
 
 try:
     from torch._higher_order_ops.scan import scan as _scan
-except ImportError:  # before PyTorch 2.6
+except ImportError:
     _scan = None
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+    _scan = None  # not there, or without gradients: the loop over chunks becomes part of the graph
 
 __all__ = ["first_state", "join_chunks", "solve_unit_lower", "split_chunks", "states_before", "sums_between"]
 
