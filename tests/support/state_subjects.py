@@ -29,7 +29,7 @@ class Op:
     inputs: Callable
 
     def __call__(self, given, state=None, cu=None):
-        return self.function(**given, initial_state=state, output_final_state=True, cu_seqlens=cu)
+        return self.function(**given, scale=0.5, initial_state=state, output_final_state=True, cu_seqlens=cu)
 
 
 def _generator(seed):
