@@ -181,3 +181,24 @@ def test_gradient_checkpointing_changes_nothing(family):
         model.gradient_checkpointing_enable()
         got = logits_and_gradients(model, ids)
     assert_same(got, want)
+
+
+@pytest.mark.slow
+@cases(family=["qwen3_5", "olmo_hybrid"])
+def test_compiled_models_have_no_graph_break_and_equal_themselves(family):
+    model, ids = build(family), tokens(1, 70)
+    torch._dynamo.reset()
+    with torch.no_grad(), use_myfla():
+        want = model(ids, use_cache=False).logits
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(ids, use_cache=False).logits, want, rms=1e-6)
+
+
+@pytest.mark.slow
+@cases(family=["qwen3_5", "olmo_hybrid"])
+def test_exported_models_equal_themselves(family):
+    model, ids = build(family), tokens(1, 70)
+    with torch.no_grad(), use_myfla():
+        want = model(ids, use_cache=False).logits
+        exported = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, strict=False)
+        assert_close(exported.module()(input_ids=ids, use_cache=False).logits, want, rms=1e-6)
