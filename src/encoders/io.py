@@ -90,7 +90,7 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
     """
     weights, manifest_path = _paths(Path(path))
     if not manifest_path.exists() and weights.exists():
-        _check_no_pickle(weights, read_bytes(weights, _REMEDY)[:4])
+        _check_no_pickle(weights, read_bytes(weights, _REMEDY))
         raise refuse(manifest_path, "must stand beside the weights, to say whose they are", "no such file",
                      "copy both files")
     manifest = parse_manifest(manifest_path, FORMAT, FORMAT_VERSION, _REMEDY)
@@ -144,7 +144,9 @@ def _read_weights(path: Path, entry: Dict[str, Any]) -> Dict[str, torch.Tensor]:
 
 
 def _check_no_pickle(path: Path, data: bytes) -> None:
-    if data.startswith(_PICKLES):
+    # The length of a safetensors header comes first and can begin as a pickle does; a JSON object follows it.
+    header = data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
+    if data.startswith(_PICKLES) and not header:
         raise refuse(path, "must be a safetensors file", "a pickle or zip file",
                      "loading one runs code; load it where you trust it and write it with encoder.save")
 

@@ -17,6 +17,7 @@ from safetensors.torch import save as format_tensors
 
 from encoders import build_encoder, load_encoder
 from encoders.files import seal_manifest
+from encoders.io import _check_no_pickle
 from myfla.testing import cases, raises
 from myfla.utils.errors import CheckpointError
 from small_encoders import NAMES, small
@@ -207,6 +208,18 @@ def test_pickles_are_refused_and_never_run(saved, kind, manifest):
     with refused(path, "must be a safetensors file; got a pickle or zip file; loading one runs code"):
         load_encoder(saved)
     assert not target.exists()
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
+    """A tensor's name one byte longer makes the header eight bytes longer at times, until its length ends in 0x80."""
+    for size in range(200):
+        data = format_tensors({"x" * (size + 1): torch.zeros(1)}, {"format": "myfla-encoder"})
+        if data.startswith(b"\x80"):
+            break
+    assert data.startswith(b"\x80")
+    _check_no_pickle(tmp_path / "a.safetensors", data)
+    with refused("a.safetensors", "a pickle or zip file"):
+        _check_no_pickle(tmp_path / "a.safetensors", pickle.dumps({"a": 1}))
 
 
 @cases(data=[b"", b"\xff" * 8 + b"x" * 100, b"\x10" + b"\0" * 7 + b"not json at all!", b"{}"])
