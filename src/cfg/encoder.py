@@ -33,6 +33,8 @@ class EncoderConfig:
         mlp_ratio: inner width of the MLP, as a multiple of ``hidden_size``.
         norm_eps: epsilon of every normalisation.
         dropout: probability on both branches of a block, in training.
+        state_weaving: begin each layer in the state in which the layer before it ended (TempoPFN, arXiv 2510.25502):
+            every token then knows the whole sequence, so that the encoder cannot be fed in pieces.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``encoder.<field>``.
@@ -52,6 +54,7 @@ class EncoderConfig:
     mlp_ratio: float = 2.0
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    state_weaving: bool = False
 
     def __post_init__(self) -> None:
         self.validate()
@@ -76,6 +79,7 @@ class EncoderConfig:
         fields.number("mlp_ratio", 0, 64, open_low=True)
         fields.number("norm_eps", 0, 1, open_low=True)
         fields.number("dropout", 0, 1, open_high=True)
+        fields.flag("state_weaving")
 
     @property
     def intermediate_size(self) -> int:

@@ -15,6 +15,7 @@ from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
 from encoders.inputs import build_input, check_ids, check_input
 from encoders.pooling import build_pooling
+from encoders.weaving import Pass, build_weaving
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
 from myfla.utils.autocast import autocast_enabled
@@ -71,6 +72,8 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(strategy.build_block(self.config, i, **made) for i in layers)
         backwards = layers if self.config.direction == "bidirectional" else ()
         self.backward_blocks = nn.ModuleList(strategy.build_block(self.config, i, **made) for i in backwards)
+        self.weaving = build_weaving(strategy, self.config, **made)
+        self.backward_weaving = build_weaving(strategy, self.config, **made) if self.backward_blocks else None
         self.norm = strategy.build_norm(self.config, **made)
         self.pooling = build_pooling(self.config.pooling, self.config.hidden_size, **made)
         settings = json.dumps(to_mapping(self.config), sort_keys=True)
@@ -106,7 +109,8 @@ class Encoder(nn.Module):
 
         Raises:
             ValueError: the data or its layout does not fit; more than one of ``lengths``, ``attention_mask`` and
-                ``cu_seqlens``; a bidirectional encoder with a cache.
+                ``cu_seqlens``; a cache where the encoder has to know the end of a sequence: if it is bidirectional
+                or weaves states.
             CacheError: the cache is of another model or batch.
         """
         check_input(self.config, self.input, x)
@@ -130,23 +134,25 @@ class Encoder(nn.Module):
         return f"{self.config.name}, {self.config.direction}, fingerprint={self.fingerprint}"
 
     def _run(self, hidden: torch.Tensor, layout: Layout, call: StackCall) -> torch.Tensor:
-        carry, back_carry = None, None
+        batch = layout.lengths.shape[0]
+        ahead = Pass(call, self.weaving, batch)
         if not self.backward_blocks:
-            for block in self.blocks:
-                hidden, carry = block(hidden, call, carry)
+            for i, block in enumerate(self.blocks):
+                hidden = ahead(i, block, hidden)
             return hidden
-        turn = layout.reverser()
-        for block, back in zip(self.blocks, self.backward_blocks):
-            ahead, carry = block(hidden, call, carry)
-            behind, back_carry = back(turn(hidden), call, back_carry)
-            hidden = (ahead + turn(behind)) / 2
+        behind, turn = Pass(call, self.backward_weaving, batch), layout.reverser()
+        for i, (block, back) in enumerate(zip(self.blocks, self.backward_blocks)):
+            hidden = (ahead(i, block, hidden) + turn(behind(i, back, turn(hidden)))) / 2
         return hidden
 
     def _open_cache(self, cache: Optional[Cache], use_cache: bool, batch: int) -> Optional[Cache]:
+        got = "use_cache" if cache is None else "a cache"
         if self.backward_blocks and (cache is not None or use_cache):
             hint = "reading backwards starts at the end of a sequence; build it with encoder.direction=causal"
-            got = "use_cache" if cache is None else "a cache"
             raise value_error("encoder", "cache", "cannot be used with direction='bidirectional'", got, hint)
+        if self.weaving is not None and (cache is not None or use_cache):
+            hint = "a layer begins where the one before it ended, at the end of the sequence; build it without"
+            raise value_error("encoder", "cache", "cannot be used with state_weaving=True", got, hint)
         if cache is None:
             return Cache() if use_cache else None
         if not isinstance(cache, Cache):

@@ -1,7 +1,7 @@
 """What a strategy is: it knows one kind of layer and builds residual blocks of it."""
 
 import abc
-from typing import Any, Type
+from typing import Any, Optional, Tuple, Type
 
 import torch.nn as nn
 
@@ -55,6 +55,13 @@ class EncoderStrategy(abc.ABC):
     def build_norm(self, config: EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
         """The normalisation in front of each branch and behind the last block: RMSNorm."""
         return RMSNorm(config.hidden_size, eps=config.norm_eps, device=device, dtype=dtype)
+
+    def state_shape(self, config: EncoderConfig, layer_idx: int) -> Optional[Tuple[int, ...]]:
+        """Shape ``(HV, K, V)`` of the ``recurrent_state`` that a layer's mixer keeps for one sequence, or None.
+
+        Needed for ``state_weaving`` only: the mixer then finds a first state in its slot of the cache.
+        """
+        return None
 
     def build_block(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """One residual block; see `PreNormBlock` for how it is called."""

@@ -176,5 +176,6 @@ def test_a_cache_from_a_file_goes_on_bit_for_bit(name, cut, dtype):
     want, _ = subject(x[:, cut:], cache)
     with tempfile.TemporaryDirectory() as folder:
         cache.save(Path(folder) / "cache")
-        again = Cache.load(Path(folder) / "cache", fingerprint=subject.module.fingerprint, layers=2, batch=2, dtype=dtype)
+        key = subject.module.fingerprint
+        again = Cache.load(Path(folder) / "cache", fingerprint=key, layers=2, batch=2, dtype=dtype)
     assert torch.equal(subject(x[:, cut:], again)[0], want) and again.lengths.tolist() == [cut] * 2

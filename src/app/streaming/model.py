@@ -131,6 +131,9 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
             "backwards starts at the end of a sequence, which a stream does not have; train a run with "
             "encoder.direction=causal"
         )
+    if config.state_weaving:
+        raise RunError(f"run={str(folder)!r} must hold an encoder without encoder.state_weaving: its layers begin "
+                       "where the one before ended, at the end of a sequence, which a stream does not have")
     if config.vocab_size is not None:
         raise RunError(f"run={str(folder)!r} must hold an encoder of real-valued features; got "
                        f"encoder.vocab_size={config.vocab_size}")

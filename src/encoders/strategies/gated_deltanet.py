@@ -34,6 +34,9 @@ class GatedDeltaNetEncoderStrategy(EncoderStrategy):
     config_class = GatedDeltaNetEncoderConfig
     block_class = GatedDeltaNetBlock
 
+    def state_shape(self, config: GatedDeltaNetEncoderConfig, layer_idx: int) -> Tuple[int, ...]:
+        return (config.num_v_heads or config.num_heads, config.head_dim, round(config.head_dim * config.expand_v))
+
     def build_mixer(self, config: GatedDeltaNetEncoderConfig, layer_idx: int, device: Any = None,
                     dtype: Any = None) -> nn.Module:
         return GatedDeltaNet(

@@ -57,6 +57,10 @@ class RWKV7EncoderStrategy(EncoderStrategy):
     name = "rwkv7"
     config_class = RWKV7EncoderConfig
 
+    def state_shape(self, config: RWKV7EncoderConfig, layer_idx: int) -> Tuple[int, ...]:
+        heads = config.resolved_num_heads
+        return heads, config.resolved_head_dim, (config.value_dim or config.hidden_size) // heads
+
     def build_mixer(self, config: RWKV7EncoderConfig, layer_idx: int, device: Any = None,
                     dtype: Any = None) -> nn.Module:
         return RWKV7Attention(

@@ -1,0 +1,101 @@
+"""State weaving: the state in which one layer ends is where the next one begins.
+
+TempoPFN (arXiv 2510.25502): ``H_0 of layer i + 1 = (learned H_0 of layer i + 1) + (last H of layer i)``. From the
+second layer on, every token so knows the whole sequence, at the cost of one direction. That is also why it is for whole
+sequences only: in a stream the last state of a layer is never known.
+"""
+
+from typing import TYPE_CHECKING, Any, Optional, Tuple
+
+import torch
+import torch.nn as nn
+
+from cfg.encoder import EncoderConfig
+from encoders.blocks import StackCall
+from myfla.models.utils import Cache
+from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import value_error
+
+if TYPE_CHECKING:
+    from encoders.strategy import EncoderStrategy
+
+__all__ = ["Pass", "StateWeaving", "build_weaving"]
+
+
+class StateWeaving(nn.Module):
+    """The learned initial states of one direction.
+
+    Args:
+        layers: number of layers.
+        shape: of one layer's recurrent state, ``(HV, K, V)``.
+        device, dtype: of the parameter ``initial [layers, HV, K, V]``.
+    """
+
+    def __init__(self, layers: int, shape: Tuple[int, ...], device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.initial = nn.Parameter(torch.empty(layers, *shape, device=device, dtype=dtype))
+        self.initial._no_weight_decay = True
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with standard deviation 1 / K, as in the paper's code."""
+        if not self.initial.is_meta:
+            nn.init.normal_(self.initial, std=1.0 / self.initial.shape[-2])
+
+    def seed(self, layer_idx: int, before: Optional[torch.Tensor], like: torch.Tensor, batch: int) -> torch.Tensor:
+        """The state ``[N, HV, K, V]`` in which a layer begins.
+
+        Args:
+            layer_idx: the layer.
+            before: the last state of the layer in front of it; None for the first layer.
+            like: the layer's input, for the number format.
+            batch: N.
+        """
+        own = self.initial[layer_idx].to(accumulation_dtype(like)).expand(batch, *self.initial.shape[1:])
+        return own if before is None else own + before
+
+
+class Pass:
+    """One way through the blocks, with what they hand down: a carry, and with weaving their last states.
+
+    Args:
+        call: see `StackCall`.
+        weaving: None for none; else ``call`` must have no cache, and the layers keep their states in one of the pass.
+        batch: N, the number of sequences.
+    """
+
+    def __init__(self, call: StackCall, weaving: Optional[StateWeaving], batch: int) -> None:
+        self._call = call if weaving is None else call._replace(cache=Cache(), use_cache=True)
+        self._weaving, self._batch = weaving, batch
+        self._carry: Any = None
+        self._last: Optional[torch.Tensor] = None
+
+    def __call__(self, layer_idx: int, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """The block of that number."""
+        if self._weaving is not None:
+            first = self._weaving.seed(layer_idx, self._last, hidden, self._batch)
+            self._call.cache.update(recurrent_state=first, layer_idx=layer_idx, offset=0)
+        hidden, self._carry = block(hidden, self._call, self._carry)
+        if self._weaving is not None:
+            self._last = self._call.cache[layer_idx]["recurrent_state"]
+        return hidden
+
+
+def build_weaving(strategy: "EncoderStrategy", config: EncoderConfig, device: Any = None,
+                  dtype: Any = None) -> Optional[StateWeaving]:
+    """The initial states that ``config.state_weaving`` asks for, or None.
+
+    Raises:
+        ValueError: the strategy's layers have no recurrent state, or states of different shapes.
+    """
+    if not config.state_weaving:
+        return None
+    shapes = [strategy.state_shape(config, i) for i in range(config.num_layers)]
+    for i, shape in enumerate(shapes):
+        if shape is None:
+            raise value_error("build_encoder", "encoder.state_weaving", f"must be false for encoder {config.name!r}",
+                              True, f"its strategy names no state for layer {i} (EncoderStrategy.state_shape)")
+        if shape != shapes[0]:
+            raise value_error("build_encoder", "encoder.state_weaving", "needs states of one shape in all layers", True,
+                              f"layer 0 has {shapes[0]}, layer {i} has {shape}")
+    return StateWeaving(config.num_layers, shapes[0], device=device, dtype=dtype)
