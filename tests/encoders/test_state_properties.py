@@ -43,11 +43,16 @@ def draw_rounds(data):
 schedules = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=1, max_size=8)
 
 
+def at_length(pieces, dtype):
+    """In float32, a mean over enough tokens: the norms multiply the rounding of single ones without a bound."""
+    return pieces if dtype == torch.float64 else [*pieces, 200]
+
+
 @cases(name=NAMES, dtype=PRECISIONS)
 @quick
 @given(pieces=properties.sizes, grad=st.booleans())
 def test_any_split_equals_the_whole(name, dtype, pieces, grad):
-    properties.any_split(MADE[name, dtype], pieces, grad)
+    properties.any_split(MADE[name, dtype], at_length(pieces, dtype), grad)
 
 
 @cases(name=NAMES)
@@ -96,7 +101,9 @@ def test_layouts_edited_in_place_are_obeyed(name):
 @given(data=st.data())
 def test_many_examples_of_every_property(name, data):
     single, double = MADE[name, torch.float32], MADE[name, torch.float64]
-    properties.any_split(single, data.draw(properties.sizes), data.draw(st.booleans()))
+    pieces, grad = data.draw(properties.sizes), data.draw(st.booleans())
+    for subject in (single, double):
+        properties.any_split(subject, at_length(pieces, subject.dtype), grad)
     properties.padding_on_continued_calls(double, draw_masks(data), data.draw(st.sampled_from(properties.JUNK)))
     properties.packed_and_padded(double, draw_rounds(data))
     properties.sessions_are_isolated(single, data.draw(schedules))

@@ -11,18 +11,18 @@ OWN = {
 }
 
 
-def wake(module, seed=0):
+def wake(module, seed=0, scale=0.3):
     """Move every parameter away from its start (RWKV-7 starts with zero output projections, which hide the layer)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter += (0.3 * noise).to(parameter.dtype)
+            parameter += (scale * noise).to(parameter.dtype)
     return module
 
 
-def small(name, dtype=torch.float64, seed=0, **changes):
+def small(name, dtype=torch.float64, seed=0, scale=0.3, **changes):
     """An encoder of two layers, 3 channels in, 8 wide, in eval mode."""
     config = dict(name=name, input_size=None if "vocab_size" in changes else 3, hidden_size=8, num_layers=2)
     torch.manual_seed(seed)
-    return wake(build_encoder({**config, **OWN.get(name, {}), **changes}, dtype=dtype), seed).eval()
+    return wake(build_encoder({**config, **OWN.get(name, {}), **changes}, dtype=dtype), seed, scale).eval()
