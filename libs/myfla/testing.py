@@ -33,7 +33,9 @@ def max_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return worst / scale if scale else worst
 
 
-def assert_close(got: torch.Tensor, want: torch.Tensor, rms: float, largest: Optional[float] = None, name: str = "") -> None:
+def assert_close(
+    got: torch.Tensor, want: torch.Tensor, rms: float, largest: Optional[float] = None, name: str = ""
+) -> None:
     """Raise `AssertionError` unless two tensors agree by norm and by largest element.
 
     A mean alone hides one wild element; a maximum alone hides a small error everywhere.

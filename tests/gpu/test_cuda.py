@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import truth
 
+import truth
 from myfla.layers import GatedDeltaNet, RWKV7Attention
 from myfla.models.utils import Cache
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule

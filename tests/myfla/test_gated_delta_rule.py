@@ -13,18 +13,23 @@ except ImportError:  # a bare checkout: PYTHONPATH=src does not cover libs
     sys.path.insert(0, str(ROOT / "libs"))
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-import torch
-import truth
+import torch  # noqa: E402
 
-from myfla.ops.gated_delta_rule import (
+import truth  # noqa: E402
+from myfla.ops.gated_delta_rule import (  # noqa: E402
     chunk_gated_delta_rule,
+    chunk_scan,
     fused_recurrent_gated_delta_rule,
     naive_chunk_gated_delta_rule,
     naive_recurrent_gated_delta_rule,
 )
-from myfla.ops.gated_delta_rule import chunk_scan
-from myfla.ops.gated_delta_rule.gate import fused_gdn_gate, gdn_gate_bwd, gdn_gate_chunk_cumsum, naive_gdn_gate
-from myfla.testing import assert_close, cases, raises, run_as_script
+from myfla.ops.gated_delta_rule.gate import (  # noqa: E402
+    fused_gdn_gate,
+    gdn_gate_bwd,
+    gdn_gate_chunk_cumsum,
+    naive_gdn_gate,
+)
+from myfla.testing import assert_close, cases, raises, run_as_script  # noqa: E402
 
 OPS = {"chunk": chunk_gated_delta_rule, "recurrent": fused_recurrent_gated_delta_rule}
 GRADS = ("q", "k", "v", "g", "beta", "initial_state", "A_log", "dt_bias")

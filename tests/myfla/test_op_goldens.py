@@ -1,10 +1,10 @@
 """The gated delta rule against what the official kernels returned on a GPU."""
 
-import goldens
 import pytest
 import torch
-import truth
 
+import goldens
+import truth
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.testing import assert_close, cases
 
