@@ -7,6 +7,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from cfg.data import DATA_CONFIGS, DataConfig
+from cfg.describe import DescribeJobConfig
 from cfg.encoder import EncoderConfig
 from cfg.export import ExportJobConfig
 from cfg.job import JOB_CONFIGS, JobConfig
@@ -60,7 +61,7 @@ def register_configs() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="app_schema", node=AppConfig, provider="app")
-    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig}
+    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig}
     for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig})):
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JOBS", "run_job"]
 
-JOBS = {"train": "app.jobs.train", "stream": "app.jobs.stream", "export": "app.jobs.export"}
+JOBS = {name: f"app.jobs.{name}" for name in ("train", "stream", "export", "describe")}
 
 
 def run_job(config: "AppConfig", folder: Path) -> float:

@@ -1,0 +1,105 @@
+"""``job=describe``: what is installed, and what the configured encoder is made of."""
+
+import dataclasses
+import os
+import platform
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+
+from app.data import load_data
+from app.layers import layer_rows, state_rows
+from app.run_folder import relative, write_json
+from app.tables import say, show_table
+from cfg.app import AppConfig
+from cfg.describe import DescribeJobConfig
+from encoders import available_strategies, build_encoder
+from myfla import __version__
+
+__all__ = ["run"]
+
+FACTS = "describe.json"
+
+
+def run(config: AppConfig, folder: Path) -> float:
+    """Print the tables and write them as `FACTS`.
+
+    Returns:
+        the number of parameters of the encoder.
+    """
+    job: DescribeJobConfig = config.job
+    encoder = build_encoder(_sized(config))
+    facts: Dict[str, Any] = {
+        "versions": {"myfla": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+                    "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]},
+        "backend": _backend(),
+        "strategies": [row._asdict() for row in available_strategies()],
+        "encoder": dataclasses.asdict(encoder.config),
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "input": [job.batch, job.length, *([] if encoder.config.vocab_size else [encoder.config.input_size])],
+        "layers": [row._asdict() for row in layer_rows(encoder, job.batch, job.length, job.depth)],
+        "state": state_rows(encoder),
+    }
+    write_json(facts, folder / FACTS)
+    _show(facts)
+    say(relative(folder / FACTS))
+    return float(facts["parameters"])
+
+
+def _sized(config: AppConfig) -> Any:
+    """The encoder's config; the number of channels comes from the data unless it is given."""
+    encoder = config.encoder
+    if encoder.input_size is not None or encoder.vocab_size is not None:
+        return encoder
+    return dataclasses.replace(encoder, input_size=load_data(config.data).input_size)
+
+
+def _backend() -> Any:
+    """What `myfla.backends` says of itself; None where this myfla has no choice of backends."""
+    try:
+        backends = import_module("myfla.backends")
+    except ModuleNotFoundError:
+        return None
+    return backends.describe() if hasattr(backends, "describe") else None
+
+
+def _show(facts: Dict[str, Any]) -> None:
+    machine = facts["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    place = f"{machine['cores']} cores, {machine['threads']} threads" + "".join(f", {gpu}" for gpu in machine["gpus"])
+    rows = [[row["name"], row["plugin"], row["distribution"], row["version"], row["state"], row["detail"]]
+            for row in facts["strategies"]]
+    say(f"{versions}; {machine['system']}, {place}\n")
+    show_table(["name", "plugin", "from", "version", "state", "why"], rows, "encoder strategies")
+    if facts["backend"] is not None:
+        _show_backend(facts["backend"])
+    encoder = facts["encoder"]
+    title = (f"encoder={encoder['name']}, {encoder['direction']}: {facts['parameters']:,} parameters; "
+             f"input {facts['input']}")
+    rows = [[row["path"], row["kind"], f"{row['parameters']:,}", _list(row["weights"].items(), 3),
+             " ".join(map(str, row["output"]))] for row in facts["layers"]]
+    show_table(["module", "class", "parameters", "weights", "output"], rows, title, right=["parameters"])
+    if facts["state"] is None:
+        why = "it weaves states" if encoder["state_weaving"] else f"encoder.direction={encoder['direction']}"
+        say(f"No state between calls: this encoder reads whole sequences ({why}).")
+        return
+    rows = [[row["layer"], row["state"], row["shape"], row["dtype"], f"{row['bytes']:,}"] for row in facts["state"]]
+    total = sum(row["bytes"] for row in facts["state"])
+    show_table(["layer", "state", "shape", "dtype", "bytes"], rows, f"state of one sequence: {total:,} bytes",
+               right=["bytes"])
+
+
+def _show_backend(backend: Any) -> None:
+    if isinstance(backend, dict):
+        show_table(["operation", "backend rule"], [[name, rule] for name, rule in backend.items()], "backends")
+    else:
+        say(f"backends\n{backend}\n")
+
+
+def _list(weights: Any, most: int) -> str:
+    shown: List[str] = [f"{name} {shape}" for name, shape in weights]
+    more = len(shown) - most
+    return ", ".join(shown[:most]) + (f", and {more} more" if more > 0 else "")
