@@ -9,8 +9,8 @@ from typing import Dict, Optional, Type
 
 from cfg.validation import Fields
 
-__all__ = ["ENCODER_CONFIGS", "DIRECTIONS", "MODES", "POOLINGS", "EncoderConfig", "GatedDeltaNetEncoderConfig",
-           "RWKV7EncoderConfig"]
+__all__ = ["ENCODER_CONFIGS", "DIRECTIONS", "MODES", "POOLINGS", "EncoderConfig", "GRUEncoderConfig",
+           "GatedDeltaNetEncoderConfig", "LSTMEncoderConfig", "RNNEncoderConfig", "RWKV7EncoderConfig"]
 
 DIRECTIONS = ("causal", "bidirectional")
 POOLINGS = ("mean", "last", "max", "attention")
@@ -206,7 +206,48 @@ class RWKV7EncoderConfig(EncoderConfig):
         return self.hidden_size // self.resolved_head_dim
 
 
+@dataclass
+class RNNEncoderConfig(EncoderConfig):
+    """What encoders of PyTorch's own recurrent layers have.
+
+    Args:
+        state_size: width of the recurrent state; null means ``hidden_size``.
+    """
+
+    state_size: Optional[int] = None
+
+    def validate(self) -> None:
+        super().validate()
+        Fields(self, "encoder").integer("state_size", 1, 1 << 16, optional=True)
+
+
+@dataclass
+class GRUEncoderConfig(RNNEncoderConfig):
+    """An encoder of `torch.nn.GRU` layers, to compare with.
+
+    Example:
+        >>> GRUEncoderConfig(input_size=12, state_size=96).name
+        'gru'
+    """
+
+    name: str = "gru"
+
+
+@dataclass
+class LSTMEncoderConfig(RNNEncoderConfig):
+    """An encoder of `torch.nn.LSTM` layers, to compare with.
+
+    Example:
+        >>> LSTMEncoderConfig(input_size=12).name
+        'lstm'
+    """
+
+    name: str = "lstm"
+
+
 ENCODER_CONFIGS: Dict[str, Type[EncoderConfig]] = {
     "gated_deltanet": GatedDeltaNetEncoderConfig,
     "rwkv7": RWKV7EncoderConfig,
+    "gru": GRUEncoderConfig,
+    "lstm": LSTMEncoderConfig,
 }

@@ -12,7 +12,7 @@ EIGHT_JOBS = ["encoder.use_gate=true,false", "encoder.use_short_conv=true,false"
 def test_help_lists_commands_choices_and_settings(tmp_path):
     done = run_app(tmp_path, "--help")
     assert done.returncode == 0, done.stderr
-    for part in ["Typical commands", "python -m app -m encoder=", "encoder: gated_deltanet, rwkv7", "job: ",
+    for part in ["Typical commands", "python -m app -m encoder=", "encoder: gated_deltanet, gru, lstm, rwkv7", "job: ",
                  "data: japanese_vowels, ts", "trainer: cpu, gpu", "experiment: ", "allow_neg_eigval: false",
                  "max_epochs:", "--hydra-help"]:
         assert part in done.stdout, part

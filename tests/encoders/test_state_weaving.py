@@ -11,7 +11,7 @@ import rwkv7_numpy
 from cfg.validation import ConfigError
 from encoders import build_encoder, load_encoder, switch_encoder
 from myfla.testing import assert_close, cases, raises
-from small_encoders import NAMES, small
+from small_encoders import WOVEN, small
 from tiny_encoder import TinyConfig, TinyStrategy
 
 TIGHT = 1e-10
@@ -52,7 +52,7 @@ def rwkv7_chain(encoder, x):
 CHAINS = {"gated_deltanet": gdn_chain, "rwkv7": rwkv7_chain}
 
 
-@cases(name=NAMES, num_layers=[1, 3], tokens=[1, 9])
+@cases(name=WOVEN, num_layers=[1, 3], tokens=[1, 9])
 def test_each_layer_begins_where_the_one_before_ended(name, num_layers, tokens):
     encoder, x = small(name, state_weaving=True, num_layers=num_layers), data(2, tokens, 3)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_each_layer_begins_where_the_one_before_ended(name, num_layers, tokens):
             assert_close(got[row], CHAINS[name](encoder, x[row]), rms=TIGHT)
 
 
-@cases(name=NAMES)
+@cases(name=WOVEN)
 def test_every_token_sees_the_whole_sequence_from_the_second_layer_on(name):
     x = data(1, 8, 3)
     changed = x.clone()
@@ -71,7 +71,7 @@ def test_every_token_sees_the_whole_sequence_from_the_second_layer_on(name):
         assert torch.allclose(encoder(x).hidden[:, :7], encoder(changed).hidden[:, :7], rtol=1e-9) != sees
 
 
-@cases(name=NAMES, direction=["causal", "bidirectional"])
+@cases(name=WOVEN, direction=["causal", "bidirectional"])
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4), junk=st.sampled_from([float("nan"), 1.0]))
 def test_packed_equals_padded_equals_one_by_one(name, direction, lengths, junk):
@@ -93,7 +93,7 @@ def test_packed_equals_padded_equals_one_by_one(name, direction, lengths, junk):
         assert all(not a.numel() or float((a - b).abs().max()) <= 1e-9 * scale for a, b in zip(one, grads[2]))
 
 
-@cases(name=NAMES, direction=["causal", "bidirectional"], mode=["chunk", "fused_recurrent"])
+@cases(name=WOVEN, direction=["causal", "bidirectional"], mode=["chunk", "fused_recurrent"])
 def test_every_initial_state_learns(name, direction, mode):
     encoder = small(name, torch.float32, state_weaving=True, direction=direction, mode=mode).train()
     encoder(data(2, 70, 3).float(), lengths=[70, 4]).embedding.square().sum().backward()
@@ -103,13 +103,13 @@ def test_every_initial_state_learns(name, direction, mode):
         assert parameter._no_weight_decay and all(float(layer.abs().max()) > 0 for layer in parameter.grad)
 
 
-@cases(name=NAMES)
+@cases(name=WOVEN)
 def test_gradients_equal_finite_differences(name):
     encoder = small(name, state_weaving=True)
     assert torch.autograd.gradcheck(lambda x: encoder(x, lengths=[3, 1]).hidden, data(2, 3, 3).requires_grad_())
 
 
-@cases(name=NAMES, dtype=[torch.float32, torch.bfloat16])
+@cases(name=WOVEN, dtype=[torch.float32, torch.bfloat16])
 def test_half_precision_keeps_the_states_wide(name, dtype):
     sizes = dict(hidden_size=32, num_layers=2, **({"head_dim": 16} if name == "gated_deltanet" else {}))
     half, wide = (small(name, kind, state_weaving=True, **sizes) for kind in (dtype, torch.float64))
@@ -120,7 +120,7 @@ def test_half_precision_keeps_the_states_wide(name, dtype):
     assert_close(got.double(), want, rms=1e-5 if dtype == torch.float32 else 6e-2, largest=0.3)
 
 
-@cases(name=NAMES)
+@cases(name=WOVEN)
 def test_it_is_saved_and_comes_back(name, tmp_path):
     encoder, x = small(name, torch.float32, state_weaving=True, direction="bidirectional"), data(2, 5, 3).float()
     again = load_encoder(encoder.save(tmp_path))
@@ -130,14 +130,14 @@ def test_it_is_saved_and_comes_back(name, tmp_path):
     assert plain.fingerprint != small(name, state_weaving=True).fingerprint
 
 
-@cases(name=NAMES)
+@cases(name=WOVEN)
 def test_it_goes_along_when_the_encoder_is_switched(name):
-    other = next(n for n in NAMES if n != name)
+    other = next(n for n in WOVEN if n != name)
     config = switch_encoder(small(name, state_weaving=True).config, other)
     assert config.state_weaving and build_encoder(config).weaving is not None
 
 
-@cases(name=NAMES)
+@cases(name=WOVEN)
 def test_a_cache_is_refused_with_the_reason(name):
     encoder, x = small(name, state_weaving=True), data(1, 2, 3)
     cache = small(name)(x, use_cache=True).cache

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from cfg.encoder import ENCODER_CONFIGS, EncoderConfig
-from encoders import build_encoder
+from encoders import StackCall, build_encoder
 from myfla.modules.layernorm import LayerNorm, RMSNorm
 from myfla.modules.mlp import GatedMLP
 from myfla.testing import cases, raises
@@ -92,3 +92,13 @@ def test_layers_of_rwkv7_share_the_values_of_the_first():
 def test_a_layer_that_refuses_its_size_says_so():
     with raises(ValueError, "encoder.num_heads must divide encoder.hidden_size=24; got 5"):
         build("rwkv7", num_heads=5)
+
+
+@cases(name=["gru", "lstm"], packed=[False, True])
+def test_recurrent_layers_are_pytorch_s_own(name, packed):
+    encoder = build(name, state_size=5, num_layers=1)
+    mixer, x = encoder.blocks[0].mixer, torch.randn(2, 4, 24)
+    assert type(mixer.rnn).__name__.lower() == name and mixer.state_size == 5
+    call = StackCall(torch.tensor([0, 4, 4, 8], dtype=torch.int32) if packed else None)
+    y, _ = mixer(x.view(1, 8, 24) if packed else x, call, None)
+    assert torch.allclose(y.view(2, 4, 24), mixer.out(mixer.rnn(x)[0]), atol=1e-6)

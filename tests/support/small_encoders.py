@@ -4,7 +4,8 @@ import torch
 
 from encoders import build_encoder
 
-NAMES = ("gated_deltanet", "rwkv7")
+NAMES = ("gated_deltanet", "rwkv7", "gru", "lstm")
+WOVEN = ("gated_deltanet", "rwkv7")  # those whose layers can begin in a state of the layer before
 OWN = {
     "gated_deltanet": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True, conv_size=3),
     "rwkv7": dict(num_heads=2),

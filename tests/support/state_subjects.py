@@ -171,6 +171,7 @@ LAYERS: Dict[str, Callable[[torch.dtype], Subject]] = {
 ENCODERS: Dict[str, Callable[[torch.dtype], Subject]] = {
     "gated_deltanet": lambda dtype: _encoder("gated_deltanet", dtype),
     "rwkv7": lambda dtype: _encoder("rwkv7", dtype),
+    "lstm": lambda dtype: _encoder("lstm", dtype),
 }
 
 

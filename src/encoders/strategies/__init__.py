@@ -9,8 +9,10 @@ from myfla import __version__
 __all__ = ["builtin_plugins"]
 
 _BUILTINS = {
-    "gated_deltanet": ("GatedDeltaNetEncoderStrategy", "GatedDeltaNetEncoderConfig"),
-    "rwkv7": ("RWKV7EncoderStrategy", "RWKV7EncoderConfig"),
+    "gated_deltanet": ("gated_deltanet:GatedDeltaNetEncoderStrategy", "GatedDeltaNetEncoderConfig"),
+    "rwkv7": ("rwkv7:RWKV7EncoderStrategy", "RWKV7EncoderConfig"),
+    "gru": ("rnn:GRUEncoderStrategy", "GRUEncoderConfig"),
+    "lstm": ("rnn:LSTMEncoderStrategy", "LSTMEncoderConfig"),
 }
 
 
@@ -23,7 +25,7 @@ class _Builtin:
     @hookimpl
     def register_encoders(self, register: Any) -> None:
         strategy, config = _BUILTINS[self.name]
-        register(self.name, strategy=f"encoders.strategies.{self.name}:{strategy}", config=f"cfg.encoder:{config}",
+        register(self.name, strategy=f"encoders.strategies.{strategy}", config=f"cfg.encoder:{config}",
                  preset=True)
 
 
