@@ -1,6 +1,8 @@
 # make demo       train a GatedDeltaNet encoder on real speech data and show the result
 # make test       install and run the tests
 # make test-slow  the tests that take minutes
+# make lint       style
+# make surface    write the list of public names anew, after a change to them
 # make clean      remove the virtual environment and what runs and builds left
 #
 # PYTHON=python3.11      which Python makes the virtual environment
@@ -15,7 +17,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow clean
+.PHONY: help demo test test-slow lint surface clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +32,12 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+lint: $(VENV)/.lint
+	$(BIN)/python -m ruff check .
+
+surface: $(VENV)/.test
+	$(BIN)/python tests/support/surface.py
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -43,6 +51,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) -e ".[app,test]"
 	@touch $@
 
+$(VENV)/.lint: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -e ".[app,lint]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-* build dist outputs multirun .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-* build dist outputs multirun .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,14 +17,24 @@ __all__ = ["assert_close", "cases", "expand_cases", "max_error", "raises", "rms_
 
 
 def rms_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Relative Frobenius norm of the difference, ``||got - want|| / ||want||``, in float64."""
+    """Relative Frobenius norm of the difference, ``||got - want|| / ||want||``, in float64.
+
+    Example:
+        >>> rms_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+        0.1
+    """
     got, want = got.detach().double().cpu(), want.detach().double().cpu()
     scale = want.norm().item()
     return (got - want).norm().item() / scale if scale else (got - want).norm().item()
 
 
 def max_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference over the largest magnitude, ``max|got - want| / max|want|``, in float64."""
+    """Largest difference over the largest magnitude, ``max|got - want| / max|want|``, in float64.
+
+    Example:
+        >>> max_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+        0.125
+    """
     if want.numel() == 0:
         return 0.0
     got, want = got.detach().double().cpu(), want.detach().double().cpu()
@@ -69,6 +79,13 @@ def cases(**axes: Iterable[Any]) -> Callable:
 
     ``@cases(T=[1, 5], neg=[True, False])`` gives four cases. Stacks like ``pytest.mark.parametrize``; pytest picks
     the cases up through ``tests/conftest.py``, `run_as_script` by itself.
+
+    Example:
+        >>> @cases(T=[1, 5])
+        ... def test_length_is_kept(T):
+        ...     assert len(torch.zeros(T)) == T
+        >>> expand_cases(test_length_is_kept)
+        [{'T': 1}, {'T': 5}]
     """
 
     def mark(test: Callable) -> Callable:
@@ -79,7 +96,12 @@ def cases(**axes: Iterable[Any]) -> Callable:
 
 
 def expand_cases(test: Callable) -> List[Dict[str, Any]]:
-    """The list of keyword arguments that `cases` asks for; one empty dict for a plain test."""
+    """The list of keyword arguments that `cases` asks for; one empty dict for a plain test.
+
+    Example:
+        >>> expand_cases(cases(a=[1, 2], b=["x"])(lambda a, b: None))
+        [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'x'}]
+    """
     axes = getattr(test, "cases", {})
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
@@ -114,6 +136,16 @@ def run_as_script(namespace: Dict[str, Any]) -> None:
 
     Prints a line for each failure, then ``N passed, M failed``; the exit code is 1 if anything failed or if there
     was nothing to run.
+
+    Example (the end of a test module)::
+
+        if __name__ == "__main__":
+            run_as_script(globals())
+
+    Example:
+        >>> run_as_script({})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        SystemExit: 1
     """
     torch.set_num_threads(1)  # these are many small tensors; threads would mostly wait for each other
     passed = failed = 0

@@ -53,6 +53,15 @@ class PreNormBlock(nn.Module):
         mlp: works on each token; called as ``mlp(x)``.
         mixer_norm, mlp_norm: normalisations of ``[..., D]``.
         dropout: probability on both branches, in training.
+
+    Example (a mixer that leaves its input as it is, and hands the carry down):
+        >>> class Same(nn.Module):
+        ...     def forward(self, x, call, carry):
+        ...         return x, carry
+        >>> block = PreNormBlock(Same(), nn.Linear(4, 4), nn.LayerNorm(4), nn.LayerNorm(4))
+        >>> hidden, carry = block(torch.zeros(2, 3, 4), StackCall(), None)
+        >>> hidden.shape, carry
+        (torch.Size([2, 3, 4]), None)
     """
 
     def __init__(self, mixer: nn.Module, mlp: nn.Module, mixer_norm: nn.Module, mlp_norm: nn.Module,

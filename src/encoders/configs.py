@@ -65,6 +65,10 @@ def register_plugin_configs(
 
     Returns:
         What could not be registered.
+
+    Example:
+        >>> register_plugin_configs(asked=[], registry=Registry(plugins=[]))
+        []
     """
     from cfg.store import register_encoder_config  # here, because hydra is slow to import and hosts need not have it
 

@@ -55,12 +55,6 @@ def test_every_dependency_has_a_pin_for_every_python():
             assert pinned.operator == "==" and need.specifier.contains(pinned.version), (version, need, pinned)
 
 
-def test_no_torch_below_the_application_floor():
-    for path in (ROOT / "src" / "cfg").rglob("*.py"):
-        if path.parent.name != "cfg_hf":
-            assert not re.search(r"^\s*(import|from) torch", path.read_text(encoding="utf-8"), re.MULTILINE), path
-
-
 def test_the_version_is_said_once_in_each_place():
     import myfla
 

@@ -1,4 +1,7 @@
-"""Files of an encoder: what was saved comes back, and nothing else is let in."""
+"""Files of an encoder: what was saved comes back, and nothing else is let in.
+
+Long because every way in which a file can be wrong has its case here.
+"""
 
 import hashlib
 import json

@@ -1,6 +1,7 @@
 """The gated delta rule: chunked and recurrent against a float64 token loop, and against each other.
 
 Runs under pytest and as a script: ``PYTHONPATH=src python3.8 tests/myfla/test_gated_delta_rule.py``.
+Long because the script is one of four that must stand alone.
 """
 
 import sys

@@ -10,6 +10,8 @@ import torch
 from myfla.ops.utils.index import prepare_cu_seqlens_from_lens, prepare_lens_from_mask
 from myfla.utils.errors import value_error
 
+__all__ = ["get_unpad_data", "index_first_axis", "index_put_first_axis", "pad_input", "unpad_input"]
+
 Tensors = Union[torch.Tensor, Tuple[torch.Tensor, ...]]
 
 
@@ -143,6 +145,12 @@ def unpad_input(
 
     Returns:
         q, states, the numbers of the queries, ``(cu_seqlens_q, cu_seqlens_k)`` and ``(max_len_q, max_len_k)``.
+
+    Example:
+        >>> x, mask = torch.tensor([[[5.0], [6.0]], [[7.0], [8.0]]]), torch.tensor([[0, 1], [1, 1]])
+        >>> q, (k,), indices, (cu_q, cu_k), longest = unpad_input(x, (x,), mask, q_len=2)
+        >>> q.flatten().tolist(), cu_q.tolist(), longest
+        ([6.0, 7.0, 8.0], [0, 1, 3], (2, 2))
     """
     queries = (q,) if isinstance(q, torch.Tensor) else tuple(q)
     batch, seq_len = states[0].shape[:2]

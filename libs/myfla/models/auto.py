@@ -23,6 +23,13 @@ def load_config(folder: Union[str, Path], **overrides: Any) -> ModelConfig:
 
     Raises:
         CheckpointError: no folder, no ``config.json``, or a model that this library does not have.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> GatedDeltaNetConfig(num_hidden_layers=3).save_pretrained(folder)
+        >>> load_config(folder).num_hidden_layers
+        3
     """
     return _classes("load_config", folder)[0].from_pretrained(folder, **overrides)
 
@@ -53,7 +60,16 @@ def load_backbone(folder: Union[str, Path], **kwargs: Any) -> FLAModel:
 
 
 def load_model(folder: Union[str, Path], **kwargs: Any) -> FLAForCausalLM:
-    """The language model of a checkpoint; arguments and errors as for `load_backbone`."""
+    """The language model of a checkpoint; arguments and errors as for `load_backbone`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> config = RWKV7Config(hidden_size=16, head_dim=8, num_hidden_layers=1, vocab_size=9)
+        >>> folder = tempfile.mkdtemp()
+        >>> RWKV7ForCausalLM(config).save_pretrained(folder)
+        >>> load_model(folder)(torch.tensor([[1, 2, 3]])).logits.shape
+        torch.Size([1, 3, 9])
+    """
     return _classes("load_model", folder)[2].from_pretrained(folder, **kwargs)
 
 

@@ -23,6 +23,12 @@ class FLACache:
 
     Attributes:
         layers: one `FLALayer` per layer.
+
+    Example:
+        >>> cache = FLACache()
+        >>> states = cache.update(recurrent_state=torch.zeros(2, 4, 8, 8), layer_idx=0, offset=3)
+        >>> cache.get_seq_length(), cache[0]["recurrent_state"].shape
+        (3, torch.Size([2, 4, 8, 8]))
     """
 
     is_compileable = False

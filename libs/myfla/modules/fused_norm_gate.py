@@ -208,7 +208,12 @@ class FusedRMSNormGated(_Gated):
 
 
 class FusedLayerNormSwishGate(FusedLayerNormGated):
-    """`FusedLayerNormGated` with swish."""
+    """`FusedLayerNormGated` with swish.
+
+    Example:
+        >>> FusedLayerNormSwishGate(8)(torch.randn(2, 8), torch.randn(2, 8)).shape
+        torch.Size([2, 8])
+    """
 
     def __init__(
         self,
@@ -223,7 +228,12 @@ class FusedLayerNormSwishGate(FusedLayerNormGated):
 
 
 class FusedRMSNormSwishGate(FusedRMSNormGated):
-    """`FusedRMSNormGated` with swish."""
+    """`FusedRMSNormGated` with swish.
+
+    Example:
+        >>> FusedRMSNormSwishGate(8)(torch.randn(2, 8), torch.zeros(2, 8)).abs().sum().item()
+        0.0
+    """
 
     def __init__(
         self,
@@ -244,6 +254,11 @@ class FusedLayerNormGatedLinear(NormBase):
         elementwise_affine: have a weight.
         eps: added to the variance.
         device, dtype: of the weight.
+
+    Example:
+        >>> norm = FusedLayerNormGatedLinear(8)
+        >>> norm(torch.randn(2, 8), torch.randn(2, 8), weight=torch.randn(3, 8)).shape
+        torch.Size([2, 3])
     """
 
     centred = True
@@ -276,14 +291,29 @@ class FusedLayerNormGatedLinear(NormBase):
 
 
 class FusedLayerNormSwishGateLinear(FusedLayerNormGatedLinear):
-    """`FusedLayerNormGatedLinear` under its other official name."""
+    """`FusedLayerNormGatedLinear` under its other official name.
+
+    Example:
+        >>> FusedLayerNormSwishGateLinear(8)(torch.randn(2, 8), torch.randn(2, 8), weight=torch.randn(3, 8)).shape
+        torch.Size([2, 3])
+    """
 
 
 class FusedRMSNormGatedLinear(FusedLayerNormGatedLinear):
-    """`rms_norm_swish_gate_linear` with the norm's weight; arguments as `FusedLayerNormGatedLinear`."""
+    """`rms_norm_swish_gate_linear` with the norm's weight; arguments as `FusedLayerNormGatedLinear`.
+
+    Example:
+        >>> FusedRMSNormGatedLinear(8)(torch.randn(2, 8), torch.randn(2, 8), weight=torch.randn(3, 8)).shape
+        torch.Size([2, 3])
+    """
 
     centred = False
 
 
 class FusedRMSNormSwishGateLinear(FusedRMSNormGatedLinear):
-    """`FusedRMSNormGatedLinear` under its other official name."""
+    """`FusedRMSNormGatedLinear` under its other official name.
+
+    Example:
+        >>> FusedRMSNormSwishGateLinear(8)(torch.randn(2, 8), torch.randn(2, 8), weight=torch.randn(3, 8)).shape
+        torch.Size([2, 3])
+    """

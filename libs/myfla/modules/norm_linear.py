@@ -89,7 +89,12 @@ def group_norm_linear(
 
 
 class LayerNormLinear(NormBase):
-    """`layer_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.LayerNorm`."""
+    """`layer_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.LayerNorm`.
+
+    Example:
+        >>> LayerNormLinear(8)(torch.randn(2, 8), torch.randn(3, 8), None).shape
+        torch.Size([2, 3])
+    """
 
     centred = True
     groups = 1
@@ -122,13 +127,23 @@ class LayerNormLinear(NormBase):
 
 
 class RMSNormLinear(LayerNormLinear):
-    """`rms_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.RMSNorm`."""
+    """`rms_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.RMSNorm`.
+
+    Example:
+        >>> RMSNormLinear(8)(torch.randn(2, 8), torch.randn(3, 8), None).shape
+        torch.Size([2, 3])
+    """
 
     centred = False
 
 
 class GroupNormLinear(LayerNormLinear):
-    """`group_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.GroupNorm`."""
+    """`group_norm_linear` with the norm's parameters; arguments as `myfla.modules.layernorm.GroupNorm`.
+
+    Example:
+        >>> GroupNormLinear(2, 8)(torch.randn(2, 8), torch.randn(3, 8), None).shape
+        torch.Size([2, 3])
+    """
 
     def __init__(
         self,

@@ -112,7 +112,12 @@ def prepare_sequence_ids(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torc
 
 
 def prepare_token_indices(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor] = None) -> torch.Tensor:
-    """``[T, 2]``: sequence and place of each token."""
+    """``[T, 2]``: sequence and place of each token.
+
+    Example:
+        >>> prepare_token_indices(torch.tensor([0, 2, 3])).tolist()
+        [[0, 0], [0, 1], [1, 0]]
+    """
     return torch.stack(_segments(prepare_lens(_host(cu_seqlens, cu_seqlens_cpu))), 1).to(cu_seqlens)
 
 
@@ -159,6 +164,10 @@ def prepare_chunk_indices_static(
 
     Returns:
         ``[nt_max, 2]``, where rows beyond the last chunk are ``(-1, 0)``, and the chunk offsets ``[N + 1]``.
+
+    Example:
+        >>> [t.tolist() for t in prepare_chunk_indices_static(torch.tensor([0, 2, 5]), 2, nt_max=4)]
+        [[[0, 0], [1, 0], [1, 1], [-1, 0]], [0, 1, 3]]
     """
     offsets = prepare_chunk_offsets(cu_seqlens, chunk_size)
     slots = torch.arange(nt_max, device=cu_seqlens.device, dtype=offsets.dtype)
