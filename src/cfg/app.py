@@ -6,6 +6,7 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from cfg.bench import BenchJobConfig
 from cfg.data import DATA_CONFIGS, DataConfig
 from cfg.describe import DescribeJobConfig
 from cfg.encoder import EncoderConfig
@@ -61,7 +62,8 @@ def register_configs() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="app_schema", node=AppConfig, provider="app")
-    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig}
+    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig,
+            "bench": BenchJobConfig}
     for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig})):
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")

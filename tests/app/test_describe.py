@@ -50,7 +50,7 @@ def test_token_encoders_are_described_without_data(tmp_path):
     count = run_job(config, tmp_path)
     facts = json.loads((tmp_path / "describe.json").read_text())
     assert facts["input"] == [2, 6] and facts["parameters"] == count > 0
-    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["machine"]["versions"]["torch"] == torch.__version__
 
 
 def test_strategies_come_with_version_state_and_reason(tmp_path, monkeypatch, capsys):

@@ -1,22 +1,18 @@
 """``job=describe``: what is installed, and what the configured encoder is made of."""
 
 import dataclasses
-import os
-import platform
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List
 
-import torch
-
-from app.data import load_data
 from app.layers import layer_rows, state_rows
+from app.machine import describe_machine, machine_line
 from app.run_folder import relative, write_json
+from app.sizes import sized_encoder
 from app.tables import say, show_table
 from cfg.app import AppConfig
 from cfg.describe import DescribeJobConfig
 from encoders import available_strategies, build_encoder
-from myfla import __version__
 
 __all__ = ["run"]
 
@@ -30,11 +26,9 @@ def run(config: AppConfig, folder: Path) -> float:
         the number of parameters of the encoder.
     """
     job: DescribeJobConfig = config.job
-    encoder = build_encoder(_sized(config))
+    encoder = build_encoder(sized_encoder(config))
     facts: Dict[str, Any] = {
-        "versions": {"myfla": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                    "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]},
+        "machine": describe_machine(),
         "backend": _backend(),
         "strategies": [row._asdict() for row in available_strategies()],
         "encoder": dataclasses.asdict(encoder.config),
@@ -49,14 +43,6 @@ def run(config: AppConfig, folder: Path) -> float:
     return float(facts["parameters"])
 
 
-def _sized(config: AppConfig) -> Any:
-    """The encoder's config; the number of channels comes from the data unless it is given."""
-    encoder = config.encoder
-    if encoder.input_size is not None or encoder.vocab_size is not None:
-        return encoder
-    return dataclasses.replace(encoder, input_size=load_data(config.data).input_size)
-
-
 def _backend() -> Any:
     """What `myfla.backends` says of itself; None where this myfla has no choice of backends."""
     try:
@@ -67,12 +53,9 @@ def _backend() -> Any:
 
 
 def _show(facts: Dict[str, Any]) -> None:
-    machine = facts["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    place = f"{machine['cores']} cores, {machine['threads']} threads" + "".join(f", {gpu}" for gpu in machine["gpus"])
     rows = [[row["name"], row["plugin"], row["distribution"], row["version"], row["state"], row["detail"]]
             for row in facts["strategies"]]
-    say(f"{versions}; {machine['system']}, {place}\n")
+    say(machine_line(facts["machine"]) + "\n")
     show_table(["name", "plugin", "from", "version", "state", "why"], rows, "encoder strategies")
     if facts["backend"] is not None:
         _show_backend(facts["backend"])
