@@ -1,8 +1,9 @@
 """What a strategy is: it knows one kind of layer and builds residual blocks of it."""
 
 import abc
-from typing import Any, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Optional, Tuple, Type
 
+import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
@@ -11,6 +12,9 @@ from encoders.stack import Encoder
 from myfla.modules.layernorm import RMSNorm
 from myfla.modules.mlp import GatedMLP
 from myfla.utils.errors import value_error
+
+if TYPE_CHECKING:
+    from encoders.probing import Gates
 
 __all__ = ["EncoderStrategy"]
 
@@ -60,6 +64,19 @@ class EncoderStrategy(abc.ABC):
         """Shape ``(HV, K, V)`` of the ``recurrent_state`` that a layer's mixer keeps for one sequence, or None.
 
         Needed for ``state_weaving`` only: the mixer then finds a first state in its slot of the cache.
+        """
+        return None
+
+    def gates(self, mixer: nn.Module, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional["Gates"]:
+        """How one of its mixers treats its state, for `encoders.probing.probe`; None where that is not known.
+
+        Args:
+            mixer: as `build_mixer` made it.
+            x: what it got, ``[B, T, D]`` or packed ``[1, total, D]``.
+            cu_seqlens: ``[N + 1]`` int32 where it is packed.
+
+        Returns:
+            tensors ``[B, T, heads, channels]``.
         """
         return None
 

@@ -16,6 +16,7 @@ from myfla.models.utils import Cache
 from myfla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
 from myfla.modules.convolution import causal_conv1d
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+from myfla.ops.gated_delta_rule.gate import beta_sigmoid, fused_gdn_gate
 from myfla.utils.errors import refuse_unknown
 from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
@@ -198,6 +199,15 @@ class GatedDeltaNet(nn.Module):
             o = self.o_norm(o)
         y = project(self.o_proj, o.reshape(*o.shape[:2], self.value_dim))
         return repad_hidden_states(y, indices, batch, q_len), None, past_key_values
+
+    def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
+
+        Returns:
+            log decay ``g`` and write strength ``beta``, ``[B, T, num_v_heads]`` float32 (float64 for float64).
+        """
+        g = fused_gdn_gate(project(self.a_proj, x), self.A_log, self.dt_bias)
+        return g, beta_sigmoid(project(self.b_proj, x), self.allow_neg_eigval)
 
     def _uses_chunks(self, q_len: int) -> bool:
         if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold

@@ -23,8 +23,9 @@ from myfla.modules.token_shift import token_shift
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_recurrent_rwkv7
 from myfla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
 from myfla.ops.rwkv7.gate_output_correction import gate_output_correction
-from myfla.ops.rwkv7.key_gates import key_gates
+from myfla.ops.rwkv7.key_gates import STRONGEST_DECAY, key_gates
 from myfla.ops.rwkv7.value_residual import mix_values
+from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
@@ -207,6 +208,18 @@ class RWKV7Attention(nn.Module):
         if v_first is None or self.layer_idx == 0:
             v_first = repad_hidden_states(value, indices, batch, q_len)
         return repad_hidden_states(o, indices, batch, q_len), None, past_key_values, v_first
+
+    def gates(self, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What the layer does with its state at each token of whole sequences ``x`` ``[B, T, hidden_size]``.
+
+        Returns:
+            log decay ``w`` and removal rate ``a``, ``[B, T, num_heads, head_dim]`` float32 (float64 for float64).
+        """
+        delta = token_shift(x, cu_seqlens)
+        wide = accumulation_dtype(x)
+        w, a = self.w_lora(x.addcmul(delta, self.x_w)).to(wide), self.a_lora(x.addcmul(delta, self.x_a)).to(wide)
+        heads = (*x.shape[:2], self.num_heads, self.head_dim)
+        return (torch.sigmoid(w) * STRONGEST_DECAY).view(heads), torch.sigmoid(a).view(heads)
 
     def _mix(
         self,

@@ -1,12 +1,13 @@
 """Encoders of GatedDeltaNet layers."""
 
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import GatedDeltaNetEncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
+from encoders.probing import Gates
 from encoders.strategy import EncoderStrategy
 from myfla.layers import GatedDeltaNet
 
@@ -36,6 +37,11 @@ class GatedDeltaNetEncoderStrategy(EncoderStrategy):
 
     def state_shape(self, config: GatedDeltaNetEncoderConfig, layer_idx: int) -> Tuple[int, ...]:
         return (config.num_v_heads or config.num_heads, config.head_dim, round(config.head_dim * config.expand_v))
+
+    def gates(self, mixer: GatedDeltaNet, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Gates:
+        log_decay, beta = mixer.gates(x)
+        strongest = 2.0 if mixer.allow_neg_eigval else 1.0
+        return Gates(log_decay.unsqueeze(-1), beta.unsqueeze(-1), "beta", strongest)
 
     def build_mixer(self, config: GatedDeltaNetEncoderConfig, layer_idx: int, device: Any = None,
                     dtype: Any = None) -> nn.Module:

@@ -1,12 +1,13 @@
 """Encoders of RWKV-7 layers."""
 
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import RWKV7EncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
+from encoders.probing import Gates
 from encoders.strategy import EncoderStrategy
 from myfla.layers.rwkv7 import RWKV7Attention
 from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
@@ -60,6 +61,10 @@ class RWKV7EncoderStrategy(EncoderStrategy):
     def state_shape(self, config: RWKV7EncoderConfig, layer_idx: int) -> Tuple[int, ...]:
         heads = config.resolved_num_heads
         return heads, config.resolved_head_dim, (config.value_dim or config.hidden_size) // heads
+
+    def gates(self, mixer: RWKV7Attention, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Gates:
+        log_decay, rate = mixer.gates(x, cu_seqlens)
+        return Gates(log_decay, rate, "a")
 
     def build_mixer(self, config: RWKV7EncoderConfig, layer_idx: int, device: Any = None,
                     dtype: Any = None) -> nn.Module:

@@ -1,0 +1,98 @@
+"""What the layers of an encoder do with their states: how fast they forget, and how strongly they write.
+
+`probe` runs the encoder once and asks each layer's strategy about the input that the layer got.
+"""
+
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
+
+import torch
+import torch.nn as nn
+
+from encoders.batch import make_layout
+from encoders.stack import Encoder
+
+__all__ = ["Gates", "LayerGates", "probe"]
+
+
+class Gates(NamedTuple):
+    """How a layer treats its state at each token.
+
+    Attributes:
+        log_decay: ``[..., heads, channels]``, at most 0: at this token, the state is multiplied by ``exp(log_decay)``.
+            A layer that decays whole heads has one channel.
+        strength: ``[..., heads, channels]``: how much of what stands under a key is replaced.
+        strength_name: the field's name for it, ``beta`` or ``a``.
+        strongest: end of its range, which begins at 0.
+    """
+
+    log_decay: torch.Tensor
+    strength: torch.Tensor
+    strength_name: str
+    strongest: float = 1.0
+
+
+class LayerGates(NamedTuple):
+    """The gates of one layer.
+
+    Attributes:
+        layer: its number.
+        backward: whether it reads sequences from their end.
+        gates: ``[tokens, heads, channels]`` each, pads left out; tokens in the order in which the layer reads them.
+    """
+
+    layer: int
+    backward: bool
+    gates: Gates
+
+
+def probe(
+    encoder: Encoder,
+    x: torch.Tensor,
+    lengths: Union[torch.Tensor, Sequence[int], None] = None,
+    cu_seqlens: Optional[torch.Tensor] = None,
+) -> List[LayerGates]:
+    """The gates of every layer for a batch.
+
+    Args:
+        encoder: in any mode; it is run in eval mode, without gradients, and left as it was.
+        x, lengths, cu_seqlens: as for `Encoder.forward`.
+
+    Returns:
+        One entry for each layer, and each direction, whose strategy tells; none for strategies that do not.
+
+    Raises:
+        ValueError: as `Encoder.forward`.
+
+    Example:
+        >>> from encoders import build_encoder
+        >>> encoder = build_encoder({"name": "gated_deltanet", "input_size": 3, "num_layers": 1})
+        >>> (only,) = probe(encoder, torch.randn(2, 5, 3))
+        >>> only.gates.log_decay.shape
+        torch.Size([10, 4, 1])
+    """
+    seen: Dict[int, torch.Tensor] = {}
+
+    def watch(mixer: nn.Module) -> Any:
+        def note(module: nn.Module, given: Any) -> None:
+            seen[id(module)] = given[0].detach()
+
+        return mixer.register_forward_pre_hook(note)
+
+    blocks = [(i, False, block) for i, block in enumerate(encoder.blocks)]
+    blocks += [(i, True, block) for i, block in enumerate(encoder.backward_blocks)]
+    mixers = [(i, backward, block.mixer) for i, backward, block in blocks if hasattr(block, "mixer")]
+    handles = [watch(mixer) for _, _, mixer in mixers]
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(x, lengths=lengths, cu_seqlens=cu_seqlens)
+            offsets = make_layout(x, lengths, cu_seqlens=cu_seqlens).cu_seqlens
+            asked = [(i, backward, encoder.strategy.gates(mixer, seen[id(mixer)], offsets))
+                     for i, backward, mixer in mixers if id(mixer) in seen]
+    finally:
+        encoder.train(training)
+        for handle in handles:
+            handle.remove()
+    return [LayerGates(i, backward, gates._replace(log_decay=gates.log_decay.flatten(0, 1),
+                                                   strength=gates.strength.flatten(0, 1)))
+            for i, backward, gates in asked if gates is not None]
