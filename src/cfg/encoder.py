@@ -10,10 +10,11 @@ from typing import Dict, Optional, Type
 from cfg.validation import Fields
 
 __all__ = ["ENCODER_CONFIGS", "DIRECTIONS", "MODES", "POOLINGS", "EncoderConfig", "GRUEncoderConfig",
-           "GatedDeltaNetEncoderConfig", "LSTMEncoderConfig", "RNNEncoderConfig", "RWKV7EncoderConfig"]
+           "GatedDeltaNetEncoderConfig", "LSTMEncoderConfig", "RNNEncoderConfig", "RWKV7EncoderConfig", "STEMS"]
 
 DIRECTIONS = ("causal", "bidirectional")
 POOLINGS = ("mean", "last", "max", "attention")
+STEMS = ("none", "patch", "conv")
 MODES = ("chunk", "fused_recurrent")
 GATE_ACTIVATIONS = ("swish", "silu", "sigmoid")
 
@@ -35,6 +36,11 @@ class EncoderConfig:
         dropout: probability on both branches of a block, in training.
         state_weaving: begin each layer in the state in which the layer before it ended (TempoPFN, arXiv 2510.25502):
             every token then knows the whole sequence, so that the encoder cannot be fed in pieces.
+        stem: what makes real-valued sequences shorter in front of the stack: ``none``, ``patch`` (``stem_stride`` steps
+            become one) or ``conv`` (log2(``stem_stride``) convolutions, each of stride 2). Such an encoder cannot be
+            fed in pieces.
+        stem_stride: how many times shorter; a power of two for ``conv``.
+        stem_kernel: steps that each convolution of ``conv`` looks back.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``encoder.<field>``.
@@ -55,6 +61,9 @@ class EncoderConfig:
     norm_eps: float = 1e-5
     dropout: float = 0.0
     state_weaving: bool = False
+    stem: str = "none"
+    stem_stride: int = 8
+    stem_kernel: int = 8
 
     def __post_init__(self) -> None:
         self.validate()
@@ -80,6 +89,32 @@ class EncoderConfig:
         fields.number("norm_eps", 0, 1, open_low=True)
         fields.number("dropout", 0, 1, open_high=True)
         fields.flag("state_weaving")
+        self._check_stem(fields)
+
+    def _check_stem(self, fields: Fields) -> None:
+        fields.choice("stem", STEMS)
+        fields.integer("stem_stride", 1, 1 << 12)
+        fields.integer("stem_kernel", 1, 1 << 10)
+        lower = 1 << (self.stem_stride.bit_length() - 1)
+        if self.stem == "conv" and self.stem_stride != lower:
+            raise fields.error("stem_stride", "must be a power of two with encoder.stem=conv", self.stem_stride,
+                               f"use {lower} or {2 * lower}")
+        if self.stem == "conv" and self.stem_kernel < min(self.stem_stride, 2):
+            raise fields.error("stem_kernel", "must be at least 2, the stride of each convolution", self.stem_kernel)
+        if self.stem != "none" and self.vocab_size is not None:
+            raise fields.error("stem", "must be none for token ids (encoder.vocab_size is set)", self.stem)
+
+    @property
+    def needs_end(self) -> Optional[str]:
+        """The setting for which the encoder must know where a sequence ends before it can begin; None if there is none.
+
+        Only an encoder without one can be fed in pieces.
+        """
+        if self.direction != "causal":
+            return f"encoder.direction={self.direction}"
+        if self.state_weaving:
+            return "encoder.state_weaving=true"
+        return None if self.stem == "none" else f"encoder.stem={self.stem}"
 
     @property
     def intermediate_size(self) -> int:

@@ -1,21 +1,23 @@
 """The way in: a projection of real-valued features, or an embedding of token ids, and what is refused at the door."""
 
-from typing import Any
+from typing import Any, Tuple
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
+from encoders.batch import Layout
+from encoders.stem import Stem, build_stem
 from myfla.utils.autocast import autocast_enabled
 from myfla.utils.errors import value_error
 
-__all__ = ["build_input", "check_ids", "check_input"]
+__all__ = ["build_input", "check_ids", "check_input", "enter"]
 
 _IDS = (torch.int32, torch.int64)
 
 
 def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
-    """``Linear(input_size, hidden_size)``, or ``Embedding(vocab_size, hidden_size)`` for token ids.
+    """``Linear(input_size, hidden_size)``, a `Stem`, or ``Embedding(vocab_size, hidden_size)`` for token ids.
 
     Raises:
         ValueError: neither size is set (a config refuses both).
@@ -25,7 +27,20 @@ def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) ->
     if config.input_size is None:
         raise value_error("build_encoder", "encoder.input_size", "must be set, or encoder.vocab_size", None,
                           "input_size is the number of channels of x")
+    if config.stem != "none":
+        return build_stem(config, device=device, dtype=dtype)
     return nn.Linear(config.input_size, config.hidden_size, device=device, dtype=dtype)
+
+
+def enter(entry: nn.Module, x: torch.Tensor, layout: Layout) -> Tuple[torch.Tensor, Layout]:
+    """The stack's first hidden states and their layout, which a stem makes shorter.
+
+    Args:
+        entry: what `build_input` made.
+        x: the layout's packed data.
+        layout: of ``x``.
+    """
+    return entry(x, layout) if isinstance(entry, Stem) else (entry(x), layout)
 
 
 def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:

@@ -13,7 +13,7 @@ from cfg.encoder import EncoderConfig
 from cfg.encoder_mapping import to_mapping
 from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
-from encoders.inputs import build_input, check_ids, check_input
+from encoders.inputs import build_input, check_ids, check_input, enter
 from encoders.pooling import build_pooling
 from encoders.weaving import Pass, build_weaving
 from myfla.models.state_tree import tensors_of
@@ -31,14 +31,17 @@ class EncoderOutput(NamedTuple):
     """What an encoder returns.
 
     Attributes:
-        hidden: ``[B, T, hidden_size]``, zeros at pads; for packed input ``[1, total, hidden_size]``.
+        hidden: ``[B, T, hidden_size]``, zeros at pads; for packed input ``[1, total, hidden_size]``. With a stem of
+            stride s, sequences of length L have ``ceil(L / s)`` steps here, at the beginning of each row.
         embedding: ``[N, hidden_size]``, pooled over the tokens of this call; zero for a sequence without tokens.
         cache: the states after this call, or None if none were asked for.
+        lengths: ``[N]`` int64, the steps of each sequence in ``hidden``.
     """
 
     hidden: torch.Tensor
     embedding: torch.Tensor
     cache: Optional[Cache]
+    lengths: torch.Tensor
 
 
 class Encoder(nn.Module):
@@ -109,8 +112,8 @@ class Encoder(nn.Module):
 
         Raises:
             ValueError: the data or its layout does not fit; more than one of ``lengths``, ``attention_mask`` and
-                ``cu_seqlens``; a cache where the encoder has to know the end of a sequence: if it is bidirectional
-                or weaves states.
+                ``cu_seqlens``; a cache where the encoder has to know the end of a sequence: if it is bidirectional,
+                weaves states or has a stem.
             CacheError: the cache is of another model or batch.
         """
         check_input(self.config, self.input, x)
@@ -119,10 +122,12 @@ class Encoder(nn.Module):
         state = self._open_cache(cache, use_cache, layout.lengths.shape[0])
         tokens = layout.pack(x)
         check_ids(self.config, tokens)
-        hidden = self.norm(self._run(self.input(tokens), layout, StackCall(layout.cu_seqlens, state, use_cache)))
+        hidden, layout = enter(self.input, tokens, layout)
+        hidden = self.norm(self._run(hidden, layout, StackCall(layout.cu_seqlens, state, use_cache)))
         if use_cache:
             self._close_cache(state, layout, tokens.shape[1])
-        return EncoderOutput(layout.unpack(hidden), self.pooling(hidden, layout), state if use_cache else None)
+        embedding = self.pooling(hidden, layout)
+        return EncoderOutput(layout.unpack(hidden), embedding, state if use_cache else None, layout.lengths)
 
     def save(self, path: Union[str, Path]) -> Path:
         """Write weights and config; see `encoders.io.save_encoder`."""
@@ -153,6 +158,9 @@ class Encoder(nn.Module):
         if self.weaving is not None and (cache is not None or use_cache):
             hint = "a layer begins where the one before it ended, at the end of the sequence; build it without"
             raise value_error("encoder", "cache", "cannot be used with state_weaving=True", got, hint)
+        if self.config.stem != "none" and (cache is not None or use_cache):
+            hint = "the end of a sequence closes its last step; build it with encoder.stem=none"
+            raise value_error("encoder", "cache", f"cannot be used with stem={self.config.stem!r}", got, hint)
         if cache is None:
             return Cache() if use_cache else None
         if not isinstance(cache, Cache):

@@ -308,7 +308,7 @@ def test_a_run_that_cannot_stream_is_refused_with_the_reason(tmp_path, change):
     run = tmp_path / "run"
     if change == "bidirectional":
         make_run(run, direction="bidirectional")
-        reason = "must hold a causal encoder; got encoder.direction='bidirectional': reading backwards starts"
+        reason = "must hold an encoder that can be fed in pieces; got encoder.direction=bidirectional: it has to know"
     elif change == "vocabulary":
         make_run(run, vocab_size=7, head=False)
         reason = "must hold an encoder of real-valued features; got encoder.vocab_size=7"

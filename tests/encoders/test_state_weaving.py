@@ -153,7 +153,7 @@ def test_a_stream_is_refused_with_the_reason(tmp_path):
     from app.streaming.model import load_model
 
     small("rwkv7", torch.float32, state_weaving=True).save(tmp_path)
-    with pytest.raises(RunError, match="must hold an encoder without encoder.state_weaving: its layers begin where"):
+    with pytest.raises(RunError, match="be fed in pieces; got encoder.state_weaving=true: it has to know the"):
         load_model(tmp_path, "embedding")
 
 

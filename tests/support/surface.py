@@ -1,6 +1,7 @@
 """The public surface as text, one line a name: what a user can import, implement, or write on the command line.
 
-    python tests/support/surface.py      write tests/house/surface.txt anew (make surface)
+    python tests/support/surface.py           write tests/house/surface.txt anew (make surface)
+    python tests/support/surface.py --print   show it
 """
 
 import inspect
@@ -113,7 +114,11 @@ def command_line():
 
 def main():
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "libs")]
-    FILE.write_text(HEAD + "".join(line + "\n" for line in lines()), encoding="utf-8")
+    text = HEAD + "".join(line + "\n" for line in lines())
+    if "--print" in sys.argv[1:]:
+        print(text, end="")
+        return
+    FILE.write_text(text, encoding="utf-8")
     print(f"wrote {FILE.relative_to(ROOT)}")
 
 

@@ -42,8 +42,9 @@ def run(config: AppConfig, folder: Path) -> float:
     """
     job: BenchJobConfig = config.job
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
-    encoder = dataclasses.asdict(sized_encoder(config))
-    streams = encoder["direction"] == "causal" and not encoder["state_weaving"]
+    encoder = sized_encoder(config)
+    streams = encoder.needs_end is None
+    encoder = dataclasses.asdict(encoder)
     place = Place(_device(config.trainer.accelerator), config.trainer.precision)
     machine = describe_machine()
     todo = works(job, streams)

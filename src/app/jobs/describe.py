@@ -32,6 +32,7 @@ def run(config: AppConfig, folder: Path) -> float:
         "backend": _backend(),
         "strategies": [row._asdict() for row in available_strategies()],
         "encoder": dataclasses.asdict(encoder.config),
+        "needs_end": encoder.config.needs_end,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "input": [job.batch, job.length, *([] if encoder.config.vocab_size else [encoder.config.input_size])],
         "layers": [row._asdict() for row in layer_rows(encoder, job.batch, job.length, job.depth)],
@@ -66,8 +67,7 @@ def _show(facts: Dict[str, Any]) -> None:
              " ".join(map(str, row["output"]))] for row in facts["layers"]]
     show_table(["module", "class", "parameters", "weights", "output"], rows, title, right=["parameters"])
     if facts["state"] is None:
-        why = "it weaves states" if encoder["state_weaving"] else f"encoder.direction={encoder['direction']}"
-        say(f"No state between calls: this encoder reads whole sequences ({why}).")
+        say(f"No state between calls: this encoder reads whole sequences ({facts['needs_end']}).")
         return
     rows = [[row["layer"], row["state"], row["shape"], row["dtype"], f"{row['bytes']:,}"] for row in facts["state"]]
     total = sum(row["bytes"] for row in facts["state"])

@@ -125,15 +125,10 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
     except (CheckpointError, RuntimeError) as problem:  # torch says with a RuntimeError that there is no such device
         raise RunError(f"run={str(folder)!r} must hold a whole encoder; {problem}") from None
     config = encoder.config
-    if config.direction != "causal":
-        raise RunError(
-            f"run={str(folder)!r} must hold a causal encoder; got encoder.direction={config.direction!r}: reading "
-            "backwards starts at the end of a sequence, which a stream does not have; train a run with "
-            "encoder.direction=causal"
-        )
-    if config.state_weaving:
-        raise RunError(f"run={str(folder)!r} must hold an encoder without encoder.state_weaving: its layers begin "
-                       "where the one before ended, at the end of a sequence, which a stream does not have")
+    if config.needs_end is not None:
+        raise RunError(f"run={str(folder)!r} must hold an encoder that can be fed in pieces; got {config.needs_end}: "
+                       "it has to know the end of a sequence, which a stream does not have; train a run without, e.g. "
+                       "with encoder.direction=causal")
     if config.vocab_size is not None:
         raise RunError(f"run={str(folder)!r} must hold an encoder of real-valued features; got "
                        f"encoder.vocab_size={config.vocab_size}")
