@@ -10,7 +10,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from app.run_folder import FAILURE, RESULTS, relative
+from app.checks import judge, show_verdicts
+from app.run_folder import FAILURE, RESULTS, relative, write_json
 
 __all__ = ["SweepTable", "collect", "register_sweep_table"]
 
@@ -26,7 +27,7 @@ def register_sweep_table() -> None:
 
 
 class SweepTable(Callback):
-    """Prints one table of all jobs, writes it as ``sweep.csv``, and ends the program with 1 if a job failed."""
+    """Prints one table of all jobs, writes it as ``sweep.csv``; ends the program with 1 if a job or a check failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -35,8 +36,12 @@ class SweepTable(Callback):
             return
         _write(rows, folder / "sweep.csv")
         _show(rows, folder)
-        failed = sum("error" in row for row in rows)
-        if failed:
+        # Where every job failed, a broken check may be the reason, and there is nothing to judge.
+        checks = [] if all("error" in row for row in rows) else OmegaConf.to_object(config.checks)
+        verdicts = judge(checks, rows)
+        show_verdicts(verdicts)
+        write_json({"checks": [verdict._asdict() for verdict in verdicts]}, folder / "checks.json")
+        if any("error" in row for row in rows) or not all(verdict.passed for verdict in verdicts):
             # Hydra turns exceptions of callbacks into warnings; an exit is none.
             raise SystemExit(1)
 

@@ -1,12 +1,13 @@
 """The application's whole config, and its schemas in Hydra's ConfigStore."""
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from cfg.bench import BenchJobConfig
+from cfg.check import CheckConfig
 from cfg.data import DATA_CONFIGS, DataConfig
 from cfg.describe import DescribeJobConfig
 from cfg.encoder import EncoderConfig
@@ -28,6 +29,7 @@ class AppConfig:
         run: folder of a finished run, for jobs that use one.
         seed: fixes the split, the initial weights, the order of the batches and the noise.
         deterministic: only deterministic algorithms, so that the same seed gives the same files.
+        checks: what the runs of a sweep must show; see `cfg.check.CheckConfig`.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with its key.
@@ -40,6 +42,7 @@ class AppConfig:
     run: Optional[str] = None
     seed: int = 0
     deterministic: bool = True
+    checks: List[CheckConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         fields = _RootFields(self, "")
