@@ -94,7 +94,7 @@ def test_a_strategy_loads_by_name_and_builds_layers_of_myfla(name):
 
 
 def test_the_factory_registers_both_by_import():
-    assert Registry(plugins=[]).names() == NAMES
+    assert Registry(plugins=[]).names()[:2] == NAMES
     states = {row.name: (row.distribution, row.state) for row in available_strategies()}
     assert all(states[name] == ("built-in", "ready") for name in NAMES)
     with raises(UnknownEncoderError, "encoder 'rwkv8' is not known; did you mean 'rwkv7'?", "gated_deltanet"):

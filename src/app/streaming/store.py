@@ -4,6 +4,9 @@ What a kill may not part is one transaction: how far the input is read, what was
 taken in since the states themselves were last written. After a kill, the states come back by repeating the journal.
 States that were written early, because their session was idle, say how many rows they hold, so that none is repeated
 twice. SQLite keeps a transaction whole through kills and power cuts.
+
+Damage to the file is not met in silence: SQLite checks its own structure when the folder is opened (a third of a second
+for a gigabyte), and every row carries a CRC-32 of its content.
 """
 
 import json
@@ -20,16 +23,17 @@ from app.streaming.pool import Packed
 __all__ = ["Journal", "Position", "Store"]
 
 FORMAT = "myfla.stream"
-VERSION = 1
+VERSION = 2
 FILE = "state.sqlite"
 _MANY = 500  # values in one query; older SQLite takes 999
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # SQLite quotes a damaged schema in its message, whatever bytes it has
 
 _TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE inputs (name TEXT PRIMARY KEY, row INTEGER, offset INTEGER, size INTEGER, crc INTEGER);
-CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT UNIQUE, steps INTEGER, seq INTEGER, crc INTEGER, state BLOB);
-CREATE TABLE journal (seq INTEGER PRIMARY KEY, crc INTEGER, ids BLOB, features BLOB);
-CREATE TABLE outbox (id INTEGER PRIMARY KEY, start INTEGER, size INTEGER, data BLOB);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, seal INTEGER);
+CREATE TABLE inputs (name TEXT PRIMARY KEY, row INTEGER, offset INTEGER, size INTEGER, crc INTEGER, seal INTEGER);
+CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT UNIQUE, steps INTEGER, seq INTEGER, seal INTEGER, state BLOB);
+CREATE TABLE journal (seq INTEGER PRIMARY KEY, seal INTEGER, ids BLOB, features BLOB);
+CREATE TABLE outbox (id INTEGER PRIMARY KEY, start INTEGER, size INTEGER, seal INTEGER, data BLOB);
 """
 
 
@@ -91,7 +95,11 @@ class Store:
             raise
 
     def _open(self, facts: Dict[str, Any]) -> None:
-        if not self._do("SELECT 1 FROM sqlite_master").fetchone():
+        if self._ask("SELECT 1 FROM sqlite_master"):
+            found = [text for text, in self._ask("PRAGMA integrity_check(1)")]
+            if found != ["ok"]:
+                raise self._refuse(found[0])
+        else:
             for statement in _TABLES.strip().splitlines():
                 self._do(statement)
             self.put("facts", facts)
@@ -124,24 +132,30 @@ class Store:
 
     def get(self, key: str) -> Any:
         """A value that `put` stored, or None."""
-        found = self._do("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        try:
-            return None if found is None else json.loads(found[0])
-        except ValueError as problem:
-            raise self._refuse(f"{key}: {problem}") from None
+        found = self._ask("SELECT value, seal FROM meta WHERE key = ?", (key,))
+        if not found:
+            return None
+        (value, seal), = found
+        self._check(seal, (key, value), f"the value of {key!r}")
+        return json.loads(value)
 
     def put(self, key: str, value: Any) -> None:
         """Store a value that JSON can hold."""
-        self._do("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        text = json.dumps(value)
+        self._do("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, text, _seal(key, text)))
 
     def position(self, name: str) -> Position:
         """How far the input of that name is done."""
-        query = "SELECT row, offset, size, crc FROM inputs WHERE name = ?"
-        return Position(*(self._do(query, (name,)).fetchone() or ()))
+        found = self._ask("SELECT row, offset, size, crc, seal FROM inputs WHERE name = ?", (name,))
+        if not found:
+            return Position()
+        (*position, seal), = found
+        self._check(seal, (name, *position), f"the position in {name!r}")
+        return Position(*position)
 
     def move(self, name: str, position: Position) -> None:
         """The input of that name is done up to here."""
-        self._do("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?, ?)", (name, *position))
+        self._do("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?, ?, ?)", (name, *position, _seal(name, *position)))
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
@@ -152,49 +166,47 @@ class Store:
             found.update(self._fetch(names[start : start + _MANY]))
         new = [name for name in names if name not in found]
         if new:
-            first = self._do("SELECT COALESCE(MAX(id), 0) + 1 FROM sessions").fetchone()[0]
-            query = "INSERT INTO sessions (id, name, steps, seq, crc, state) VALUES (?, ?, 0, 0, NULL, x'')"
-            self._do(query, enumerate(new, first), many=True)
-            found.update((name, Packed(number, 0, 0, b"")) for number, name in enumerate(new, first))
+            (first,), = self._ask("SELECT COALESCE(MAX(id), 0) + 1 FROM sessions")
+            made = [(name, Packed(number, 0, 0, b"")) for number, name in enumerate(new, first)]
+            query = "INSERT INTO sessions (id, name, steps, seq, seal, state) VALUES (?, ?, ?, ?, ?, ?)"
+            self._do(query, ((s.id, name, s.steps, s.seq, _seal(*s), s.state) for name, s in made), many=True)
+            found.update(made)
         return [found[name] for name in names]
 
     def names(self, ids: Iterable[int]) -> List[str]:
         """Names of sessions by number."""
         query = "SELECT name FROM sessions WHERE id = ?"
-        return [self._do(query, (number,)).fetchone()[0] for number in ids]
+        return [self._ask(query, (number,))[0][0] for number in ids]
 
     def keep(self, sessions: Iterable[Packed]) -> None:
         """Write the states of sessions."""
-        rows = ((s.steps, s.seq, _seal(s), s.state, s.id) for s in sessions)
-        self._do("UPDATE sessions SET steps = ?, seq = ?, crc = ?, state = ? WHERE id = ?", rows, many=True)
+        rows = ((s.steps, s.seq, _seal(*s), s.state, s.id) for s in sessions)
+        self._do("UPDATE sessions SET steps = ?, seq = ?, seal = ?, state = ? WHERE id = ?", rows, many=True)
 
     def _fetch(self, names: Sequence[str]) -> Iterator[Tuple[str, Packed]]:
         places = ", ".join("?" * len(names))
-        query = f"SELECT name, crc, id, steps, seq, state FROM sessions WHERE name IN ({places})"
-        for name, crc, *session in self._do(query, names):
-            session = Packed(*session)
-            if crc is not None and crc != _seal(session):
-                raise self._refuse(f"the state of session {name!r} is damaged")
-            yield name, session
+        query = f"SELECT name, seal, id, steps, seq, state FROM sessions WHERE name IN ({places})"
+        for name, seal, *session in self._ask(query, names):
+            self._check(seal, session, f"the state of session {name!r}")
+            yield name, Packed(*session)
 
     # ---- journal ---------------------------------------------------------------------------------------------------
 
     def note(self, rows: Journal) -> None:
         """Add the rows of one step."""
         ids, features = rows.ids.tobytes(), rows.features.tobytes()
-        self._do("INSERT INTO journal VALUES (?, ?, ?, ?)", (rows.seq, _crc(ids, features), ids, features))
+        self._do("INSERT INTO journal VALUES (?, ?, ?, ?)", (rows.seq, _seal(rows.seq, ids, features), ids, features))
 
     def journal(self, input_size: int) -> Iterator[Journal]:
         """Everything noted since `forget`, in order."""
         last = -1
         while True:
-            query = "SELECT seq, crc, ids, features FROM journal WHERE seq > ? ORDER BY seq LIMIT 1"
-            found = self._do(query, (last,)).fetchone()
-            if found is None:
+            query = "SELECT seq, seal, ids, features FROM journal WHERE seq > ? ORDER BY seq LIMIT 1"
+            found = self._ask(query, (last,))
+            if not found:
                 return
-            last, crc, ids, features = found
-            if _crc(ids, features) != crc:
-                raise self._refuse(f"the journal is damaged at row {last}")
+            (last, seal, ids, features), = found
+            self._check(seal, (last, ids, features), f"the journal at row {last}")
             shaped = np.frombuffer(features, dtype=np.float32).reshape(-1, input_size)
             yield Journal(last, np.frombuffer(ids, dtype=np.int64), shaped)
 
@@ -206,21 +218,36 @@ class Store:
 
     def post(self, start: int, size: int, data: bytes) -> None:
         """Keep output until it is delivered: ``size`` units of it, the first of them number ``start``."""
-        self._do("INSERT INTO outbox (start, size, data) VALUES (?, ?, ?)", (start, size, data))
+        row = (start, size, _seal(start, size, data), data)
+        self._do("INSERT INTO outbox (start, size, seal, data) VALUES (?, ?, ?, ?)", row)
 
     def outbox(self) -> List[Tuple[int, int, bytes]]:
         """What was posted and not yet removed, in order."""
-        return self._do("SELECT start, size, data FROM outbox ORDER BY id").fetchall()
+        rows = self._ask("SELECT start, size, seal, data FROM outbox ORDER BY id")
+        for start, size, seal, data in rows:
+            self._check(seal, (start, size, data), f"the output kept from {start} on")
+        return [(start, size, data) for start, size, _, data in rows]
 
     def delivered(self, end: int) -> None:
         """Remove what was posted up to unit ``end``."""
         self._do("DELETE FROM outbox WHERE start + size <= ?", (end,))
 
-    def _do(self, query: str, values: Iterable[Any] = (), many: bool = False) -> sqlite3.Cursor:
+    def _do(self, query: str, values: Iterable[Any] = (), many: bool = False) -> None:
         try:
-            return self._db.executemany(query, values) if many else self._db.execute(query, values)
-        except sqlite3.Error as problem:
+            self._db.executemany(query, values) if many else self._db.execute(query, values)
+        except _DAMAGE as problem:
             raise self._refuse(problem) from None
+
+    def _ask(self, query: str, values: Iterable[Any] = ()) -> List[Any]:
+        """All rows; damage may show itself only while they are fetched."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except _DAMAGE as problem:
+            raise self._refuse(problem) from None
+
+    def _check(self, seal: Any, content: Sequence[Any], what: str) -> None:
+        if seal != _seal(*content):
+            raise self._refuse(f"{what} is damaged")
 
     def _refuse(self, problem: Any) -> RunError:
         text = str(problem)
@@ -230,12 +257,9 @@ class Store:
         return RunError(f"job.state={str(self.folder)!r} must be a whole state folder that can be written; got: {text}")
 
 
-def _seal(session: Packed) -> int:
-    return _crc(repr(session[:3]).encode(), session.state)
-
-
-def _crc(*parts: bytes) -> int:
+def _seal(*content: Any) -> int:
+    """CRC-32 of one row; numbers and texts as they are written in Python, so that types count too."""
     crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
+    for part in content:
+        crc = zlib.crc32(part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass"), crc)
     return crc
