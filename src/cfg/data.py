@@ -1,11 +1,13 @@
 """Data configs: where sequences come from and how they are batched."""
 
 from dataclasses import dataclass
-from typing import Dict, Type
+from typing import Dict, Optional, Type
 
 from cfg.validation import Fields
 
 __all__ = ["DATA_CONFIGS", "DataConfig", "TsDataConfig"]
+
+MISSING = ("error", "mean", "forward")
 
 
 @dataclass
@@ -14,9 +16,16 @@ class DataConfig:
 
     Args:
         name: the source, as `app.data.SOURCES` knows it.
-        batch_size: sequences in a batch.
+        batch_size: sequences in a batch, all processes together.
+        batch_tokens: most tokens in a batch, instead of ``batch_size``: sequences of like length come together, and
+            pads count; null for none.
+        packed: lay the sequences of a batch one after the other (``cu_seqlens``) and not side by side with pads; the
+            loss is the same.
         validation_fraction: share of each class of the training set that is held out to choose the epoch on.
+        test_fraction: share that is held out to report on, where the source has no test set.
         standardize: scale every channel to mean 0 and standard deviation 1, measured on training data only.
+        missing: what becomes of a missing value (NaN): ``error``, ``mean`` (of its channel, in training) or
+            ``forward`` (the value before it, else the first after it).
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``data.<field>``.
@@ -24,8 +33,12 @@ class DataConfig:
 
     name: str = "???"
     batch_size: int = 16
+    batch_tokens: Optional[int] = None
+    packed: bool = False
     validation_fraction: float = 0.2
+    test_fraction: float = 0.2
     standardize: bool = True
+    missing: str = "error"
 
     def __post_init__(self) -> None:
         self.validate()
@@ -35,8 +48,12 @@ class DataConfig:
         fields = Fields(self, "data")
         fields.text("name")
         fields.integer("batch_size", 1, 1 << 20)
+        fields.integer("batch_tokens", 1, 1 << 30, optional=True)
+        fields.flag("packed")
         fields.number("validation_fraction", 0, 1, open_low=True, open_high=True)
+        fields.number("test_fraction", 0, 1, open_low=True, open_high=True)
         fields.flag("standardize")
+        fields.choice("missing", MISSING)
 
 
 @dataclass

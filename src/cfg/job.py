@@ -7,7 +7,8 @@ from cfg.validation import Fields
 
 __all__ = ["JOB_CONFIGS", "JobConfig", "TrainJobConfig"]
 
-OBJECTIVES = ("classify",)
+OBJECTIVES = ("classify", "regress", "next_step")
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclass
@@ -36,14 +37,16 @@ class TrainJobConfig(JobConfig):
     """Train an encoder with a head on top, choose the epoch on validation data, report on test data.
 
     Args:
-        objective: ``classify``: one label a sequence, cross-entropy on the pooled embedding.
+        objective: ``classify`` (cross-entropy) or ``regress`` (squared error), one target a sequence or a step, as the
+            data have them; ``next_step``: at each step, the next token or the next features.
         learning_rate: peak of AdamW's learning rate; half a cosine takes it to zero.
         warmup: share of all steps in which the learning rate rises to its peak.
         weight_decay: of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have none.
         label_smoothing: share of the target spread over all classes.
+        class_weights: ``balanced``: each class counts the same in training, however many examples it has; or ``none``.
         noise: standard deviation of the Gaussian noise on every training value, in units of the (standardised) input.
         offset: standard deviation of the random shift of every channel of a training sequence, the same at all its
-            steps; stands for other microphones, rooms and days.
+            steps; stands for other microphones, rooms and days. Not with ``next_step``.
         patience: stop after this many epochs without a better validation loss.
         refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
     """
@@ -54,6 +57,7 @@ class TrainJobConfig(JobConfig):
     warmup: float = 0.1
     weight_decay: float = 0.2
     label_smoothing: float = 0.1
+    class_weights: str = "none"
     noise: float = 0.0
     offset: float = 0.3
     patience: int = 20
@@ -67,6 +71,7 @@ class TrainJobConfig(JobConfig):
         fields.number("warmup", 0, 1)
         fields.number("weight_decay", 0, 100)
         fields.number("label_smoothing", 0, 1, open_high=True)
+        fields.choice("class_weights", CLASS_WEIGHTS)
         fields.number("noise", 0, 100)
         fields.number("offset", 0, 100)
         fields.integer("patience", 1, 1 << 20)

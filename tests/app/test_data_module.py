@@ -5,8 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from app.data.module import SequenceDataModule, collate
-from app.data.sequences import SequenceData, SequenceSet, Standardizer, stratified_split
+from app.data.batches import collate
+from app.data.module import SequenceDataModule
+from app.data.sequences import SequenceData, SequenceSet
+from app.data.split import stratified_split
+from app.data.standardize import Standardizer
 from app.errors import DataError
 from cfg.data import DataConfig
 
@@ -41,26 +44,26 @@ def test_split_keeps_every_class_on_both_sides():
 def test_standardisation_sees_training_sequences_only():
     data = make_data()
     module = SequenceDataModule(data, DataConfig(name="x"), seed=0)
-    steps = torch.cat(module.train.sequences)
+    steps = torch.cat([sample.x for sample in module.prepared(module.train)])
     assert torch.allclose(steps.mean(0), torch.zeros(3), atol=1e-5)
     assert torch.allclose(steps.std(0, unbiased=False), torch.ones(3), atol=1e-5)
-    changed = dataclasses.replace(data, test=SequenceSet([s * 7 for s in data.test.sequences], data.test.labels))
+    changed = dataclasses.replace(data, test=SequenceSet([s * 7 for s in data.test.sequences], data.test.targets))
     again = SequenceDataModule(changed, DataConfig(name="x"), seed=0)
     assert torch.equal(again.standardizer.mean, module.standardizer.mean)
-    held = set(range(40)) - set(stratified_split(data.train.labels, 0.2, 0)[0])
+    held = set(range(40)) - set(stratified_split(data.train.targets, 0.2, 0)[0])
     spoiled = [s + 1000 if i in held else s for i, s in enumerate(data.train.sequences)]
-    changed = dataclasses.replace(data, train=SequenceSet(spoiled, data.train.labels))
+    changed = dataclasses.replace(data, train=SequenceSet(spoiled, data.train.targets))
     again = SequenceDataModule(changed, DataConfig(name="x"), seed=0)
     assert torch.equal(again.standardizer.mean, module.standardizer.mean)
 
 
 def test_standardisation_survives_a_constant_channel_and_can_be_off():
     data = SequenceSet([torch.tensor([[1.0, 5.0], [3.0, 5.0]])], torch.tensor([0]))
-    out = Standardizer.fit(data)(data).sequences[0]
+    out = Standardizer.fit(data)(data.sequences[0])
     assert torch.equal(out, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     raw = make_data()
     module = SequenceDataModule(raw, DataConfig(name="x", standardize=False), seed=0)
-    assert torch.equal(module.test.sequences[0], raw.test.sequences[0])
+    assert torch.equal(module.prepared(module.tests["test"])[0].x, raw.test.sequences[0])
 
 
 def test_without_validation_everything_trains():
@@ -70,11 +73,12 @@ def test_without_validation_everything_trains():
 
 def test_batches_hold_every_sequence_once_padded_with_zeros():
     module = SequenceDataModule(make_data(), DataConfig(name="x", batch_size=7), seed=0)
-    batches = list(module.test_dataloader())
-    assert sum(len(batch.labels) for batch in batches) == 6
-    batch = collate([module.train[i] for i in range(5)])
-    for row, length, sequence in zip(batch.x, batch.lengths, module.train.sequences):
-        assert torch.equal(row[:length], sequence) and not row[length:].any()
+    batches = list(module.test_batches())
+    assert sum(len(batch.targets) for batch in batches) == 6
+    train = module.prepared(module.train)
+    batch = collate([train[i] for i in range(5)])
+    for row, length, sample in zip(batch.x, batch.lengths, train):
+        assert torch.equal(row[:length], sample.x) and not row[length:].any()
     assert batch.x.shape[1] == batch.lengths.max()
 
 
@@ -83,5 +87,5 @@ def test_order_of_training_follows_the_seed():
         module = SequenceDataModule(make_data(), DataConfig(name="x"), seed, validate=False)
         return next(iter(module.train_dataloader()))
 
-    assert torch.equal(first(1).labels, first(1).labels)
+    assert torch.equal(first(1).targets, first(1).targets)
     assert not torch.equal(first(1).x, first(2).x)

@@ -314,7 +314,7 @@ def test_a_run_that_cannot_stream_is_refused_with_the_reason(tmp_path, change):
         reason = "must hold an encoder of real-valued features; got encoder.vocab_size=7"
     elif change == "headless":
         make_run(run, head=False)
-        reason = "must hold classifier.safetensors for job.emit=prediction; got no such file; use job.emit=embedding"
+        reason = "must hold task.safetensors for job.emit=prediction; got no such file; use job.emit=embedding"
     elif change == "nothing":
         reason = "run must be the folder of a finished run; got "
     elif change == "empty":
@@ -322,13 +322,13 @@ def test_a_run_that_cannot_stream_is_refused_with_the_reason(tmp_path, change):
         reason = "must hold a whole encoder; load_encoder: "
     elif change == "damaged":
         make_run(run)
-        (run / "classifier.safetensors").write_bytes((run / "classifier.safetensors").read_bytes()[:-1])
-        reason = "must hold a whole encoder; myfla.classifier file"
+        (run / "task.safetensors").write_bytes((run / "task.safetensors").read_bytes()[:-1])
+        reason = "must hold a whole encoder; myfla.task file"
     else:
         make_run(run)
         make_run(tmp_path / "other", hidden_size=16, head=False).joinpath("encoder.json").replace(run / "encoder.json")
         (tmp_path / "other" / "encoder.safetensors").replace(run / "encoder.safetensors")
-        reason = "head.weight, head.bias, mean, std as [[3, 16], [3], [3], [3]]; got [[3, 8], [3], [3], [3]]"
+        reason = "'head.weight': [3, 16], 'mean': [3], 'std': [3]}; got {'head.bias': [3], 'head.weight': [3, 8]"
     with pytest.raises(RunError) as caught:
         load_model(run, "prediction")
     assert reason in str(caught.value), str(caught.value)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from app.data import load_data
-from app.data.module import SequenceDataModule, collate
+from app.data.batches import collate
+from app.data.module import SequenceDataModule
+from app.data.sequences import Sample
 from app.errors import RunError
 from app.run_folder import claim
 from app_runs import QUICK, ROOT, compose_app, run_app, run_python
@@ -17,8 +19,8 @@ from cfg.validation import ConfigError
 from encoders import load_encoder
 from myfla.models.sealed_file import read_sealed
 
-WRITTEN = ["app.log", "classifier.safetensors", "config.yaml", "confusion.png", "embeddings.safetensors",
-           "encoder.safetensors", "loss.png", "metrics.csv", "metrics.json", "predictions.csv"]
+WRITTEN = ["app.log", "config.yaml", "confusion.png", "embeddings.safetensors",
+           "encoder.safetensors", "loss.png", "metrics.csv", "metrics.json", "predictions.csv", "task.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +80,16 @@ def test_metrics_have_one_row_an_epoch_and_the_best_is_chosen(folder):
 
 def test_the_encoder_comes_back_with_the_same_embeddings(folder):
     encoder = load_encoder(folder).eval()
-    head, facts = read_sealed(folder / "classifier.safetensors", "myfla.classifier", ValueError)
+    head, facts = read_sealed(folder / "task.safetensors", "myfla.task", ValueError)
     saved, _ = read_sealed(folder / "embeddings.safetensors", "myfla.embeddings", ValueError)
     test = load_data(compose_app().data).test
     sequences = [(sequence - head["mean"]) / head["std"] for sequence in test.sequences]
     with torch.no_grad():
-        batch = collate([(sequence, torch.tensor(0)) for sequence in sequences])
+        batch = collate([Sample(sequence, torch.tensor(0)) for sequence in sequences])
         embeddings = encoder(batch.x, lengths=batch.lengths).embedding
     torch.testing.assert_close(embeddings, saved["embeddings"], rtol=1e-4, atol=1e-5)
     logits = embeddings @ head["head.weight"].T + head["head.bias"]
-    guesses = [facts["classes"][index] for index in logits.argmax(-1).tolist()]
+    guesses = [facts["task"]["names"][index] for index in logits.argmax(-1).tolist()]
     assert guesses == [row["predicted"] for row in rows_of(folder / "predictions.csv")]
 
 
@@ -138,7 +140,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
     overrides = ("encoder.dropout=0.2", "job.noise=0.1")
     first = run_here(tmp_path / "a", *overrides)
     assert run_here(tmp_path / "b", *overrides) == first
-    for name in ("encoder.safetensors", "classifier.safetensors", "embeddings.safetensors", "predictions.csv"):
+    for name in ("encoder.safetensors", "task.safetensors", "embeddings.safetensors", "predictions.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert run_here(tmp_path / "c", *overrides, "seed=1") != first
 
@@ -163,12 +165,13 @@ def test_training_stops_early_and_keeps_the_best_epoch(tmp_path):
     results = json.loads((folder / "metrics.json").read_text())
     assert results["epochs"] < 12 and results["epoch"] == results["epochs"] - 2
     parts = SequenceDataModule(load_data(compose_app().data), compose_app().data, seed=0)
-    batch = collate([parts.validation[i] for i in range(len(parts.validation))])
-    head, _ = read_sealed(folder / "classifier.safetensors", "myfla.classifier", ValueError)
+    held = parts.prepared(parts.validation)
+    batch = collate([held[i] for i in range(len(held))])
+    head, _ = read_sealed(folder / "task.safetensors", "myfla.task", ValueError)
     with torch.no_grad():
         embeddings = load_encoder(folder).eval()(batch.x, lengths=batch.lengths).embedding
     logits = embeddings @ head["head.weight"].T + head["head.bias"]
-    loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+    loss = torch.nn.functional.cross_entropy(logits, batch.targets)
     assert float(loss) == pytest.approx(results["val_loss"], rel=1e-3)
 
 

@@ -28,7 +28,7 @@ def write(tmp_path, text, name="A.ts"):
 
 def test_reads_values_lengths_and_labels(tmp_path):
     data, classes = read_ts(write(tmp_path, HEADER + LINES))
-    assert classes == ["up", "down"] and data.labels.tolist() == [0, 1]
+    assert classes == ["up", "down"] and data.targets.tolist() == [0, 1]
     assert data.sequences[0].tolist() == [[0.5, 5.0], [1.0, 6.0], [2.0, 7.0]]
     assert torch.equal(data.sequences[1], torch.tensor([[-0.1, 4.0]]))
     assert data.tokens == 4
@@ -84,8 +84,8 @@ def test_japanese_vowels_are_what_their_archive_says():
     assert data.classes == [str(speaker) for speaker in range(1, 10)]
     lengths = [len(sequence) for sequence in data.train.sequences + data.test.sequences]
     assert (min(lengths), max(lengths)) == (7, 29)
-    assert data.train.labels.bincount().tolist() == [30] * 9
-    assert data.test.labels.bincount().tolist() == [31, 35, 88, 44, 29, 24, 40, 50, 29]
+    assert data.train.targets.bincount().tolist() == [30] * 9
+    assert data.test.targets.bincount().tolist() == [31, 35, 88, 44, 29, 24, 40, 50, 29]
 
 
 def test_shortened_japanese_vowels_are_refused(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_own_files_must_belong_together(tmp_path):
     train = write(tmp_path, HEADER + LINES, "TRAIN.ts")
     swapped = write(tmp_path, HEADER.replace("up down", "down up") + LINES, "TEST.ts")
     data = load_data(TsDataConfig(train_path=str(train), test_path=str(swapped)))
-    assert data.test.labels.tolist() == [0, 1], "labels follow the class names of the training file"
+    assert data.test.targets.tolist() == [0, 1], "labels follow the class names of the training file"
     other = write(tmp_path, HEADER.replace("up down", "up left") + "1:2:left\n", "OTHER.ts")
     with pytest.raises(DataError, match="@classLabel must name the classes of .*TRAIN.ts"):
         load_data(TsDataConfig(train_path=str(train), test_path=str(other)))

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app.data.standardize import Standardizer
+from app.tasks.spec import TaskSpec
+from app.tasks.task import build_task
+from app.trained import save_task
 from encoders import load_encoder
 from encoders.batch import make_layout
-from myfla.models.sealed_file import read_sealed, write_sealed
+from myfla.models.sealed_file import read_sealed
 from myfla.testing import max_error, rms_error
 from small_encoders import small
 
@@ -26,9 +30,11 @@ def make_run(folder, name="gated_deltanet", dtype=torch.float32, head=True, **ch
     if head:
         draw = torch.Generator().manual_seed(5)
         width = encoder.config.input_size or WIDTH
-        tensors = {"head.weight": torch.randn(len(CLASSES), 8, generator=draw), "head.bias": torch.randn(3),
-                   "mean": torch.randn(width, generator=draw), "std": torch.rand(width, generator=draw) + 0.5}
-        write_sealed(folder / "classifier.safetensors", "myfla.classifier", tensors, {"classes": CLASSES})
+        task = build_task(TaskSpec("classify", "classes", len(CLASSES), False, CLASSES), 8)
+        task.head.weight.data = torch.randn(len(CLASSES), 8, generator=draw)
+        task.head.bias.data = torch.randn(3)
+        scale = Standardizer(torch.randn(width, generator=draw), torch.rand(width, generator=draw) + 0.5)
+        save_task(folder, task, scale)
     return folder
 
 
@@ -98,8 +104,8 @@ def parse(text):
 
 
 def _head(folder):
-    path = Path(folder) / "classifier.safetensors"
-    return read_sealed(path, "myfla.classifier", ValueError)[0] if path.exists() else None
+    path = Path(folder) / "task.safetensors"
+    return read_sealed(path, "myfla.task", ValueError)[0] if path.exists() else None
 
 
 class Crash(BaseException):

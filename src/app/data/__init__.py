@@ -28,4 +28,6 @@ def load_data(config: "DataConfig") -> "SequenceData":
     if config.name not in SOURCES:
         hint = nearest(config.name, SOURCES)
         raise data_error("app", "data.name", f"must be one of {', '.join(SOURCES)}", config.name, hint)
-    return import_module(SOURCES[config.name]).load(config)
+    from app.data.check import checked
+
+    return checked(import_module(SOURCES[config.name]).load(config), config)

@@ -1,38 +1,38 @@
 """The Lightning data module: any source, split, standardised and batched."""
 
-from typing import List, NamedTuple, Optional, Tuple
+from functools import partial
+from typing import Any, Dict, List, Optional, Sequence
 
 import lightning
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from app.data.sequences import SequenceData, SequenceSet, Standardizer, stratified_split
+from app.data.batches import collate, pack
+from app.data.prepared import Prepared
+from app.data.sampler import BatchSampler
+from app.data.sequences import SequenceData, SequenceSet
+from app.data.split import split
+from app.data.standardize import Standardizer
+from app.tasks.spec import TaskSpec
 from cfg.data import DataConfig
 
-__all__ = ["Batch", "SequenceDataModule", "collate"]
+__all__ = ["SequenceDataModule", "loader"]
 
 
-class Batch(NamedTuple):
-    """Right-padded sequences.
+def loader(data: Prepared, config: DataConfig, per_step: bool, generator: Optional[torch.Generator] = None,
+           rank: int = 0, world: int = 1) -> DataLoader:
+    """Batches of a set, padded or packed as the config says.
 
-    Attributes:
-        x: ``[B, T, D]`` float32, zeros after each sequence.
-        lengths: ``[B]`` int64.
-        labels: ``[B]`` int64.
+    Args:
+        data: the sequences.
+        config: sizes of batches.
+        per_step: whether there is one target a step.
+        generator: draws the order; None keeps it.
+        rank, world: number of this process, and of all.
     """
-
-    x: Tensor
-    lengths: Tensor
-    labels: Tensor
-
-
-def collate(items: List[Tuple[Tensor, Tensor]]) -> Batch:
-    """Pad to the longest sequence of the batch."""
-    sequences = [sequence for sequence, _ in items]
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return Batch(pad_sequence(sequences, batch_first=True), lengths, torch.stack([label for _, label in items]))
+    sampler = BatchSampler(data.lengths, config.batch_size, config.batch_tokens, config.packed, generator, rank, world)
+    join = partial(pack if config.packed else collate, per_step=per_step)
+    return DataLoader(data, batch_sampler=sampler, generator=generator, collate_fn=join)
 
 
 class SequenceDataModule(lightning.LightningDataModule):
@@ -40,43 +40,58 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     Args:
         data: what the source read.
-        config: batch size, share of the training set to validate on, whether to standardise.
+        config: sizes of batches, share of the training set to validate on, whether to standardise.
         seed: fixes the split and the order of the batches.
         validate: hold ``config.validation_fraction`` of the training set out; if False, train on all of it.
+        task: what is learned; None for one class a sequence.
 
     Attributes:
-        standardizer: measured on the sequences that are trained on, and on nothing else.
+        standardizer: measured on the sequences that are trained on, and on nothing else; None for tokens.
     """
 
-    def __init__(self, data: SequenceData, config: DataConfig, seed: int, validate: bool = True) -> None:
+    def __init__(self, data: SequenceData, config: DataConfig, seed: int, validate: bool = True,
+                 task: Optional[TaskSpec] = None) -> None:
         super().__init__()
         self.config = config
-        self.seed = seed
+        self.per_step, self.shift = (task.per_step, task.shifts) if task is not None else (False, False)
         self.train: SequenceSet = data.train
         self.validation: Optional[SequenceSet] = None
         if validate:
-            kept, held = stratified_split(data.train.labels, config.validation_fraction, seed)
+            kept, held = split(data.train, config.validation_fraction, seed)
             self.train, self.validation = data.train.subset(kept), data.train.subset(held)
-        fit = Standardizer.fit if config.standardize else lambda train: Standardizer.identity(data.input_size)
-        self.standardizer = fit(self.train)
-        self.train = self.standardizer(self.train)
-        self.test = self.standardizer(data.test)
-        self.validation = self.standardizer(self.validation) if self.validation is not None else None
+        self.standardizer = self._measure(data.input_size)
+        self.tests: Dict[str, SequenceSet] = dict(data.tests)
+        # Kept here and not in a loader: each epoch goes on where the one before stopped, after a restart as well.
+        self._order = torch.Generator().manual_seed(seed)
+
+    def prepared(self, data: SequenceSet) -> Prepared:
+        """A set as the encoder gets it."""
+        return Prepared(data, self.standardizer, self.shift)
 
     def train_dataloader(self) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(
-            self.train, batch_size=self.config.batch_size, shuffle=True, generator=generator, collate_fn=collate
-        )
+        return loader(self.prepared(self.train), self.config, self.per_step, self._order, *self._place())
 
     def val_dataloader(self) -> List[DataLoader]:
-        return [] if self.validation is None else [self._in_order(self.validation)]
+        if self.validation is None:
+            return []
+        return [loader(self.prepared(self.validation), self.config, self.per_step, None, *self._place())]
 
-    def test_dataloader(self) -> DataLoader:
-        return self._in_order(self.test)
+    def test_batches(self, name: str = "test") -> DataLoader:
+        """Batches of one test set, in its order."""
+        return loader(self.prepared(self.tests[name]), self.config, self.per_step)
 
-    def predict_dataloader(self) -> DataLoader:
-        return self._in_order(self.test)
+    def state_dict(self) -> Dict[str, Any]:
+        return {"order": self._order.get_state()}
 
-    def _in_order(self, data: SequenceSet) -> DataLoader:
-        return DataLoader(data, batch_size=self.config.batch_size, collate_fn=collate)
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._order.set_state(state["order"])
+
+    def _measure(self, input_size: Optional[int]) -> Optional[Standardizer]:
+        if input_size is None:
+            return None
+        if not self.config.standardize:
+            return Standardizer.identity(input_size, self.config.missing)
+        return Standardizer.fit(self.train, self.config.missing)
+
+    def _place(self) -> Sequence[int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

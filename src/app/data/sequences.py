@@ -1,42 +1,66 @@
-"""Labelled sequences in memory, and what is done to them before training: split and standardise."""
+"""Sequences with targets, as every source hands them over: in memory, or views of a file that is mapped into it."""
 
-from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-import torch
 from torch import Tensor
 
-from app.errors import data_error
+__all__ = ["IGNORE", "Sample", "SequenceData", "SequenceSet"]
 
-__all__ = ["SequenceData", "SequenceSet", "Standardizer", "stratified_split"]
+#: The class of a step that has none: no loss, no part in any figure. For values, NaN says the same.
+IGNORE = -100
+
+
+class Sample(NamedTuple):
+    """One sequence.
+
+    Attributes:
+        x: ``[T, D]`` float features or ``[T]`` integer token ids.
+        target: a class (int64 scalar) or values (``[K]`` float32); per step ``[T]`` or ``[T, K]``.
+    """
+
+    x: Tensor
+    target: Tensor
 
 
 @dataclass
 class SequenceSet:
-    """Sequences of any length with one label each.
+    """Sequences of any length, each with its target.
 
     Attributes:
-        sequences: N tensors ``[T_i, D]``, float32.
-        labels: ``[N]`` int64, indices into the class names of `SequenceData`.
+        sequences: N tensors ``[T_i, D]`` float32, or ``[T_i]`` of integer token ids.
+        targets: one a sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one a step: N
+            tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
+        groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split.
     """
 
-    sequences: List[Tensor]
-    labels: Tensor
+    sequences: Sequence[Tensor]
+    targets: Union[Tensor, Sequence[Tensor]]
+    groups: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __getitem__(self, index: int) -> Tuple[Tensor, Tensor]:
-        return self.sequences[index], self.labels[index]
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.sequences[index], self.targets[index])
 
     def subset(self, indices: Sequence[int]) -> "SequenceSet":
         """The sequences at ``indices``, in that order."""
-        return SequenceSet([self.sequences[i] for i in indices], self.labels[list(indices)])
+        indices = list(indices)
+        whole = isinstance(self.targets, Tensor)
+        targets = self.targets[indices] if whole else [self.targets[i] for i in indices]
+        groups = None if self.groups is None else self.groups[indices]
+        return SequenceSet([self.sequences[i] for i in indices], targets, groups)
+
+    @property
+    def lengths(self) -> List[int]:
+        """Steps of each sequence."""
+        return [len(sequence) for sequence in self.sequences]
 
     @property
     def tokens(self) -> int:
         """Number of steps in all sequences together."""
-        return sum(len(sequence) for sequence in self.sequences)
+        return sum(self.lengths)
 
 
 @dataclass
@@ -44,76 +68,27 @@ class SequenceData:
     """What every data source of the application returns.
 
     Attributes:
-        train, test: the sequences as the source gives them, not yet standardised.
-        classes: class names; a label is an index into them.
-        input_size: D, the number of channels.
+        train, test: the sequences as the source gives them, not yet standardised; no ``test``: a part of ``train``
+            will be split off.
+        classes: class names, a target being an index into them; None where targets are values or missing.
+        input_size: D, the number of channels; None for tokens.
+        vocab_size: number of token ids; None for features.
+        per_step: one target a step, not one a sequence.
+        target_names: of the K values, for targets that are numbers.
+        longer: more test sets by name, e.g. longer ones; reported beside the first.
     """
 
     train: SequenceSet
-    test: SequenceSet
-    classes: List[str]
-    input_size: int
+    test: Optional[SequenceSet]
+    classes: Optional[List[str]]
+    input_size: Optional[int] = None
+    vocab_size: Optional[int] = None
+    per_step: bool = False
+    target_names: Optional[List[str]] = None
+    longer: Dict[str, SequenceSet] = field(default_factory=dict)
 
-
-@dataclass
-class Standardizer:
-    """Per-channel ``(x - mean) / std``, measured on training data only.
-
-    Attributes:
-        mean, std: ``[D]`` float32; the std of a channel that never changes is 1.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def fit(cls, data: SequenceSet) -> "Standardizer":
-        """Measure mean and standard deviation over all steps of ``data``, in float64."""
-        steps = torch.cat(data.sequences).double()
-        std = steps.std(dim=0, unbiased=False)
-        return cls(steps.mean(dim=0).float(), torch.where(std > 0, std, torch.ones_like(std)).float())
-
-    @classmethod
-    def identity(cls, input_size: int) -> "Standardizer":
-        """A standardiser that changes nothing."""
-        return cls(torch.zeros(input_size), torch.ones(input_size))
-
-    def __call__(self, data: SequenceSet) -> SequenceSet:
-        return SequenceSet([(sequence - self.mean) / self.std for sequence in data.sequences], data.labels)
-
-
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> Tuple[List[int], List[int]]:
-    """Split indices in two so that every class keeps its share.
-
-    Args:
-        labels: ``[N]`` int64.
-        fraction: share of each class in the second part, in (0, 1); rounded, at least one of every class.
-        seed: fixes the choice; the same seed gives the same split on every machine.
-
-    Returns:
-        two sorted lists of indices: the larger part, the held-out part.
-
-    Raises:
-        DataError: a class has fewer than two sequences, so it cannot be in both parts.
-
-    Example:
-        >>> stratified_split(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)[1]
-        [2, 6]
-    """
-    generator = torch.Generator().manual_seed(seed)
-    members: Dict[int, List[int]] = {}
-    for index, label in enumerate(labels.tolist()):
-        members.setdefault(label, []).append(index)
-    kept: List[int] = []
-    held: List[int] = []
-    for label in sorted(members):
-        indices = members[label]
-        if len(indices) < 2:
-            raise data_error(
-                "data", "training set", f"must have two sequences of class {label} to validate on one", len(indices)
-            )
-        order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
-        count = min(len(indices) - 1, max(1, round(fraction * len(indices))))
-        held += order[:count]
-        kept += order[count:]
-    return sorted(kept), sorted(held)
+    @property
+    def tests(self) -> List[Tuple[str, SequenceSet]]:
+        """``(name, set)`` of every test set; the name of the first is ``test``."""
+        first = [] if self.test is None else [("test", self.test)]
+        return first + [(f"test_{name}", data) for name, data in self.longer.items()]

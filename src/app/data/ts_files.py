@@ -21,7 +21,7 @@ def load(config: TsDataConfig) -> SequenceData:
     if sorted(classes) != sorted(test_classes):
         raise data_error(config.test_path, "@classLabel", f"must name the classes of {config.train_path}", test_classes)
     place = torch.tensor([classes.index(name) for name in test_classes])
-    test = SequenceSet(test.sequences, place[test.labels])
+    test = SequenceSet(test.sequences, place[test.targets])
     size, test_size = train.sequences[0].shape[1], test.sequences[0].shape[1]
     if size != test_size:
         raise data_error(config.test_path, "number of channels", f"must be {size} as in training", test_size)

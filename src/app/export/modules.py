@@ -16,7 +16,8 @@ __all__ = ["EncoderStep", "WholeEncoder"]
 
 
 class WholeEncoder(nn.Module):
-    """``x [B, T, input_size]`` to ``hidden [B, T, D]``, ``embedding [B, D]`` and, with a head, ``logits``.
+    """``x [B, T, input_size]`` to ``hidden [B, T, D]``, ``embedding [B, D]`` and, with a head, ``logits`` (or
+    ``values``), of each sequence or each step.
 
     Args:
         encoder: any.
@@ -26,16 +27,20 @@ class WholeEncoder(nn.Module):
     def __init__(self, encoder: Encoder, head: Optional[Head] = None) -> None:
         super().__init__()
         self.encoder, self.has_head = encoder, head is not None
+        self.per_step = head is not None and head.per_step
         if head is not None:
             for name in ("weight", "bias", "mean", "std"):
                 self.register_buffer(name, getattr(head, name).clone())
-        self.names = ["hidden", "embedding"] + (["logits"] if self.has_head else [])
+        self.names = ["hidden", "embedding"]
+        if head is not None:
+            self.names.append("values" if head.classes is None else "logits")
 
     def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         out = self.encoder(self._standard(x))
         if not self.has_head:
             return out.hidden, out.embedding
-        return out.hidden, out.embedding, out.embedding.to(self.weight.dtype) @ self.weight.t() + self.bias
+        read = out.hidden if self.per_step else out.embedding
+        return out.hidden, out.embedding, read.to(self.weight.dtype) @ self.weight.t() + self.bias
 
     def _standard(self, x: torch.Tensor) -> torch.Tensor:
         return ((x - self.mean) / self.std).to(x.dtype) if self.has_head else x

@@ -13,7 +13,8 @@ from app.export.modules import EncoderStep, WholeEncoder
 from app.export.parity import compare_step, compare_whole, require
 from app.export.samples import SAMPLES
 from app.run_folder import overrides, relative, write_json
-from app.streaming.model import HEAD, StreamModel, load_model
+from app.streaming.model import StreamModel, load_model
+from app.trained import TASK
 from cfg.app import AppConfig
 from cfg.export import ExportJobConfig
 from cfg.validation import config_error
@@ -86,12 +87,12 @@ def _graphs(model: StreamModel, job: ExportJobConfig, folder: Path) -> Dict[str,
 def _weights(model: StreamModel, source: Path, folder: Path) -> Dict[str, Any]:
     """Write the encoder, and the head where there is one; then read it back."""
     name = model.encoder.save(folder).name
-    if model.head is not None and (source / HEAD).resolve() != (folder / HEAD).resolve():
-        shutil.copyfile(source / HEAD, folder / HEAD)
+    if model.head is not None and (source / TASK).resolve() != (folder / TASK).resolve():
+        shutil.copyfile(source / TASK, folder / TASK)
     again = load_encoder(folder).state_dict()
     for key, value in model.encoder.state_dict().items():
         if not torch.equal(value, again[key]):
             raise RunError(f"{relative(folder / name)} must hold what was written; {key} differs; check the disk")
     x = torch.randn(2, 50, model.input_size, dtype=model.weight.dtype)
     gap = (model.encoder(x).embedding - load_encoder(folder).eval()(x).embedding).abs().max()
-    return {"difference": {name: float(gap)}, "head": HEAD if model.head is not None else None}
+    return {"difference": {name: float(gap)}, "head": TASK if model.head is not None else None}

@@ -1,4 +1,4 @@
-"""``job=train``: train a classifier, choose the epoch on validation data, report on test data."""
+"""``job=train``: train an encoder with a task, choose the epoch on validation data, report on test data."""
 
 import dataclasses
 import logging
@@ -12,10 +12,14 @@ import torch
 from app.data import load_data
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData
-from app.report import scores, show_results, write_results
+from app.report import show_results, write_results
 from app.run_folder import RESULTS, in_sweep, overrides, write_config, write_json
-from app.training.classifier import Classifier
-from app.training.fit import Fit, fit, predict
+from app.tasks.predict import Evaluation, evaluate
+from app.tasks.spec import TaskSpec, task_spec
+from app.tasks.task import Values, build_task
+from app.trained import save_task
+from app.training.fit import Fit, fit
+from app.training.learner import Learner, class_weights
 from app.training.quiet import quiet
 from cfg.app import AppConfig
 from cfg.validation import config_error
@@ -41,28 +45,29 @@ def run(config: AppConfig, folder: Path) -> float:
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     data = load_data(config.data)
-    config = dataclasses.replace(config, encoder=_sized(config, data))
+    task = task_spec(config.job.objective, data)
+    config = dataclasses.replace(config, encoder=_sized(config, data, task))
     write_config(config, folder / "config.yaml")
-    module, parts, first = _fit(config, data, folder)
+    module, parts, first = _fit(config, data, task, folder)
     last = first
     if config.job.refit:
-        module, parts, last = _refit(config, data, folder, first)
-    prediction, speed = predict(module, parts, config, folder)
+        module, parts, last = _refit(config, data, task, folder, first)
+    tests = {name: evaluate(module.encoder, module.task, parts.test_batches(name)) for name in parts.tests}
     results: Dict[str, Any] = {
-        **scores(prediction, len(data.classes)),
+        **{f"{name}_{key}": value for name, test in tests.items() for key, value in test.figures.items()},
         **first.figures,
         "epoch": first.epoch,
         "epochs": first.epochs,
         "fit_seconds": round(first.seconds + (last.seconds if last is not first else 0.0), 3),
         "train_tokens_per_s": round(last.tokens_per_s, 1),
-        "encode_tokens_per_s": round(speed.tokens / max(speed.seconds, 1e-9), 1),
-        "encode_sequences_per_s": round(speed.sequences / max(speed.seconds, 1e-9), 1),
+        **_speed(tests["test"]),
+        "objective": task.objective,
         "encoder": config.encoder.name,
         "encoder_parameters": sum(p.numel() for p in module.encoder.parameters()),
         "data": config.data.name,
         "train_sequences": len(parts.train),
         "validation_sequences": len(data.train) - len(parts.train),
-        "test_sequences": len(data.test),
+        "test_sequences": len(parts.tests["test"]),
         "seed": config.seed,
         "refit": config.job.refit,
         "torch": torch.__version__,
@@ -70,42 +75,67 @@ def run(config: AppConfig, folder: Path) -> float:
         "overrides": overrides(),
     }
     module.encoder.save(folder)
-    write_results(folder, module, parts.standardizer, data.classes, prediction, first)
+    save_task(folder, module.task, parts.standardizer)
+    write_results(folder, task, tests["test"], first)
     write_json(results, folder / RESULTS)  # last: a folder with it is a run that ended well
     show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]
 
 
-def _sized(config: AppConfig, data: SequenceData) -> Any:
-    """The encoder's config with the number of channels of the data."""
-    encoder = config.encoder
+def _speed(test: Evaluation) -> Dict[str, float]:
+    return {"encode_tokens_per_s": round(test.tokens_per_s, 1),
+            "encode_sequences_per_s": round(test.sequences_per_s, 1)}
+
+
+def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
+    """The encoder's config with the number of channels, or of token ids, of the data."""
+    encoder, source = config.encoder, f"data={config.data.name}"
+    if task.shifts and (encoder.direction != "causal" or encoder.state_weaving):
+        key = "direction" if encoder.direction != "causal" else "state_weaving"
+        wanted = "causal" if key == "direction" else "false"
+        raise config_error(f"encoder.{key}", f"must be {wanted} with job.objective=next_step", getattr(encoder, key),
+                           "an encoder that has seen the next step need not predict it")
+    if data.vocab_size is not None:
+        if encoder.input_size is not None:
+            raise config_error("encoder.input_size", f"must be null for the tokens of {source}", encoder.input_size)
+        if encoder.vocab_size not in (None, data.vocab_size):
+            raise config_error("encoder.vocab_size", f"must be {data.vocab_size}, the token ids of {source}, or null",
+                               encoder.vocab_size)
+        return dataclasses.replace(encoder, vocab_size=data.vocab_size)
     if encoder.vocab_size is not None:
         raise config_error("encoder.vocab_size", f"must be null for data of {data.input_size} real-valued channels",
                            encoder.vocab_size)
     if encoder.input_size not in (None, data.input_size):
-        raise config_error("encoder.input_size", f"must be {data.input_size}, the channels of data={config.data.name}, "
+        raise config_error("encoder.input_size", f"must be {data.input_size}, the channels of {source}, "
                            "or null", encoder.input_size)
     return dataclasses.replace(encoder, input_size=data.input_size)
 
 
-def _fit(config: AppConfig, data: SequenceData, folder: Path) -> Tuple[Classifier, SequenceDataModule, Fit]:
-    parts = SequenceDataModule(data, config.data, config.seed)
-    module = _fresh(config, data)
+def _fit(config: AppConfig, data: SequenceData, task: TaskSpec,
+         folder: Path) -> Tuple[Learner, SequenceDataModule, Fit]:
+    parts = SequenceDataModule(data, config.data, config.seed, task=task)
+    module = _fresh(config, task, parts)
     log.info("%s: %d parameters; %d sequences to train on, %d to validate, %d to test", config.encoder.name,
-             sum(p.numel() for p in module.parameters()), len(parts.train), len(parts.validation), len(parts.test))
+             sum(p.numel() for p in module.parameters()), len(parts.train), len(parts.validation),
+             sum(map(len, parts.tests.values())))
     return module, parts, fit(module, parts, config, folder)
 
 
-def _refit(
-    config: AppConfig, data: SequenceData, folder: Path, first: Fit
-) -> Tuple[Classifier, SequenceDataModule, Fit]:
+def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,
+           first: Fit) -> Tuple[Learner, SequenceDataModule, Fit]:
     """Train afresh on all training data, with a schedule as long as the number of epochs that validation chose."""
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=first.epoch))
-    parts = SequenceDataModule(data, config.data, config.seed, validate=False)
-    module = _fresh(config, data)
+    parts = SequenceDataModule(data, config.data, config.seed, validate=False, task=task)
+    module = _fresh(config, task, parts)
     return module, parts, fit(module, parts, config, folder, "refit", earlier=first.rows)
 
 
-def _fresh(config: AppConfig, data: SequenceData) -> Classifier:
-    lightning.seed_everything(config.seed, workers=True)
-    return Classifier(build_encoder(config.encoder), config.encoder.hidden_size, len(data.classes), config.job)
+def _fresh(config: AppConfig, spec: TaskSpec, parts: SequenceDataModule) -> Learner:
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    encoder = build_encoder(config.encoder)
+    task, targets, weight = build_task(spec, config.encoder.hidden_size), parts.train.targets, None
+    if isinstance(task, Values) and not spec.shifts:
+        task.measure(targets if isinstance(targets, torch.Tensor) else torch.cat(list(targets)))
+    if config.job.class_weights == "balanced" and not spec.shifts:
+        weight = class_weights(targets, spec.outputs)
+    return Learner(encoder, task, config.job, weight)

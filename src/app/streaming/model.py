@@ -7,34 +7,32 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from app.errors import RunError
-from encoders import load_encoder
+from app.trained import TASK, Trained, load_trained
 from encoders.running_pooling import RunningPooling
 from encoders.stack import Encoder
 from myfla.models.cache_layer import FIELDS
-from myfla.models.sealed_file import read_sealed
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.models.utils import Cache
-from myfla.utils.errors import CheckpointError
 
 __all__ = ["Head", "StreamModel", "load_model"]
-
-HEAD = "classifier.safetensors"
 
 
 class Head(NamedTuple):
     """What ``job=train`` puts around the encoder.
 
     Attributes:
-        weight, bias: ``[classes, hidden_size]``, ``[classes]``.
+        weight, bias: ``[outputs, hidden_size]``, ``[outputs]``.
         mean, std: ``[input_size]``: the input is ``(features - mean) / std``.
-        classes: their names.
+        classes: their names; None where the outputs are values.
+        per_step: the head reads hidden states, not embeddings.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
-    classes: List[str]
+    classes: Optional[List[str]]
+    per_step: bool = False
 
 
 class StreamModel:
@@ -44,7 +42,7 @@ class StreamModel:
 
     Args:
         encoder: causal, reading real-valued features.
-        head: the classifier's; None where only embeddings are wanted.
+        head: the classifier's; None in a folder that holds nothing but an encoder.
         key: a name for the weights, so that states of other weights are refused.
     """
 
@@ -117,13 +115,8 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
     Raises:
         RunError: nothing there, damaged files, or an encoder that cannot stream.
     """
-    if not folder.is_dir():
-        raise RunError(f"run must be the folder of a finished run; got {str(folder)!r}, which is no folder")
-    try:
-        encoder = load_encoder(folder, device=device)
-        head = _load_head(folder / HEAD, encoder, device)
-    except (CheckpointError, RuntimeError) as problem:  # torch says with a RuntimeError that there is no such device
-        raise RunError(f"run={str(folder)!r} must hold a whole encoder; {problem}") from None
+    trained = load_trained(folder, device)
+    encoder, head = trained.encoder, _head(trained, emit)
     config = encoder.config
     if config.needs_end is not None:
         raise RunError(f"run={str(folder)!r} must hold an encoder that can be fed in pieces; got {config.needs_end}: "
@@ -137,27 +130,30 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
         raise RunError(f"run={str(folder)!r} must hold an encoder whose states have a fixed size; got one that keeps "
                        "attention states")
     if head is None and emit == "prediction":
-        raise RunError(f"run={str(folder)!r} must hold {HEAD} for job.emit=prediction; got no such file; "
+        raise RunError(f"run={str(folder)!r} must hold {TASK} for job.emit=prediction; got no such file; "
                        "use job.emit=embedding")
     return model
 
 
-def _load_head(path: Path, encoder: Encoder, device: Any) -> Optional[Head]:
-    if not path.exists():
+def _head(trained: Trained, emit: str) -> Optional[Head]:
+    task = trained.task
+    if task is None:
         return None
-    tensors, facts = read_sealed(path, "myfla.classifier", CheckpointError)
-    names = ("head.weight", "head.bias", "mean", "std")
-    hidden, width, classes = encoder.config.hidden_size, encoder.config.input_size, facts.get("classes")
-    shapes = [[len(classes or ()), hidden], [len(classes or ())], [width], [width]]
-    found = [list(tensors[name].shape) if name in tensors else None for name in names]
-    if found != shapes:
-        raise CheckpointError(f"{path} must hold {', '.join(names)} as {shapes}; got {found}")
-    return Head(*(tensors[name].to(device) for name in names), list(classes))
+    spec = task.spec
+    if emit == "prediction" and (spec.per_step or spec.kind != "classes"):
+        raise RunError(f"run={str(trained.folder)!r} must hold a classifier of whole sequences for "
+                       f"job.emit=prediction; got job.objective={spec.objective!r}; use job.emit=embedding")
+    weight, bias = task.head.weight.detach(), task.head.bias.detach()
+    if spec.kind == "values":  # in the data's units
+        weight, bias = weight * task.target_std[:, None], bias * task.target_std + task.target_mean
+    scale = trained.standardizer
+    mean, std = (None, None) if scale is None else (scale.mean, scale.std)
+    return Head(weight, bias, mean, std, trained.classes, spec.per_step)
 
 
 def _key(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in ("encoder.safetensors", HEAD):
+    for name in ("encoder.safetensors", TASK):
         path = folder / name
         digest.update(path.read_bytes() if path.exists() else b"none")
     return digest.hexdigest()[:32]

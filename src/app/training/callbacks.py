@@ -2,13 +2,13 @@
 
 import logging
 import time
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 import lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.data.module import Batch
+from app.data.batches import Batch
 
 __all__ = ["EpochProgress", "Throughput"]
 
@@ -16,15 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Throughput(lightning.Callback):
-    """Counts real tokens (pads left out), sequences and the seconds of steps, loading included, validation not.
+    """Counts this process's real tokens (pads left out) and the seconds of steps, loading included, validation not.
 
     Attributes:
-        tokens, sequences, seconds: of all training epochs, or of the whole prediction.
+        tokens, seconds: of all training epochs, those before a restart included.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.sequences = 0
         self.seconds = 0.0
         self._start = 0.0
         self._before = (0, 0.0)
@@ -34,27 +33,21 @@ class Throughput(lightning.Callback):
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self._count(batch)
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        tokens, seconds = self._before
-        rate = (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
-        module.log_dict({"learning_rate": trainer.optimizers[0].param_groups[0]["lr"], "tokens_per_s": rate})
-
-    def on_predict_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._start = time.perf_counter()
-
-    def on_predict_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._count(batch)
-
-    def _count(self, batch: Batch) -> None:
         now = time.perf_counter()
         self.seconds += now - self._start
         self.tokens += int(batch.lengths.sum())
-        self.sequences += len(batch.labels)
         self._start = now
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        tokens, seconds = self._before
+        rate = (self.tokens - tokens) * trainer.world_size / max(self.seconds - seconds, 1e-9)
+        module.log_dict({"learning_rate": trainer.optimizers[0].param_groups[0]["lr"], "tokens_per_s": rate})
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
 
 
 class EpochProgress(lightning.Callback):
@@ -82,7 +75,7 @@ class EpochProgress(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         done = trainer.current_epoch + 1
         forms = (("train_loss", "loss {:.3f}"), ("val_loss", "val {:.3f}"), ("val_accuracy", "acc {:.3f}"),
-                 ("tokens_per_s", "{:,.0f} tokens/s"))
+                 ("val_rmse", "rmse {:.4g}"), ("tokens_per_s", "{:,.0f} tokens/s"))
         metrics = trainer.callback_metrics
         figures = "  ".join(form.format(float(metrics[key])) for key, form in forms if key in metrics)
         if self._bar is not None:

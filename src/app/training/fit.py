@@ -1,32 +1,41 @@
-"""One call of Lightning's training loop, from a fresh module to the weights of its best epoch."""
+"""One call of Lightning's training loop, from a fresh module, or from where it was cut off, to chosen weights."""
 
+import json
 import math
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import lightning
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from app.data.module import SequenceDataModule
 from app.errors import RunError
 from app.training.callbacks import EpochProgress, Throughput
 from app.training.checkpoint_io import SafeCheckpointIO
-from app.training.classifier import Classifier, Prediction, join
 from app.training.history import EpochTable
+from app.training.learner import Learner
+from app.training.resume import Patience, RandomState, WholeCheckpoint
+from app.training.trainer import make_trainer
 from cfg.app import AppConfig
+from encoders.files import write_atomic
+from myfla.utils.errors import CheckpointError
 
-__all__ = ["Fit", "fit", "predict"]
+__all__ = ["CHECKPOINTS", "Fit", "fit"]
+
+CHECKPOINTS = "checkpoints"
 
 
-class Fit(NamedTuple):
+@dataclass
+class Fit:
     """What one call of `fit` gave.
 
     Attributes:
         epoch: how many epochs the weights have seen.
         epochs: how many were trained.
-        figures: of that epoch: ``train_loss``, and ``val_loss`` and ``val_accuracy`` where there was validation.
-        seconds: wall-clock time of the whole call.
+        figures: of that epoch: ``train_loss``, and ``val_...`` where there was validation.
+        seconds: wall-clock time, that before a restart left out.
         tokens_per_s: of the training steps.
         rows: one row of figures for each epoch of this and the earlier stages.
     """
@@ -40,7 +49,7 @@ class Fit(NamedTuple):
 
 
 def fit(
-    module: Classifier,
+    module: Learner,
     data: SequenceDataModule,
     config: AppConfig,
     folder: Path,
@@ -50,72 +59,58 @@ def fit(
     """Train ``module`` in place.
 
     With validation data, training ends after ``job.patience`` epochs without a better validation loss and the module
-    is left with the weights of the best epoch; without, it is left with those of the last.
+    is left with the weights of the best epoch; without, it is left with those of the last. What an earlier call for
+    the same folder and stage has left there is gone on from.
 
     Args:
         module: fresh.
         data: with or without a validation part.
         config: the whole config.
-        folder: of the run; receives ``metrics.csv`` and the best checkpoint.
+        folder: of the run; receives ``metrics.csv`` and checkpoints.
         stage: written into every row.
         earlier: rows of earlier stages.
 
     Raises:
-        RunError: the validation loss is never finite.
+        RunError: the validation loss is never finite, or a checkpoint cannot be gone on from.
     """
-    table = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier)
-    speed = Throughput()
-    callbacks: List[Callback] = [speed, EpochProgress(stage, config.trainer.max_epochs, config.trainer.progress)]
+    place = folder / CHECKPOINTS
+    record, last = place / f"{stage}.json", place / f"{stage}-last.ckpt"
+    table, speed = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier), Throughput()
+    callbacks: List[Callback] = [
+        RandomState(), speed, EpochProgress(stage, config.trainer.max_epochs, config.trainer.progress)]
     best: Optional[ModelCheckpoint] = None
     if data.validation is not None:
-        best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", save_weights_only=True)
-        callbacks += [best, EarlyStopping("val_loss", patience=config.job.patience)]
+        best = ModelCheckpoint(place, f"{stage}-best", monitor="val_loss", save_weights_only=True,
+                               enable_version_counter=False)
+        callbacks += [best, Patience("val_loss", patience=config.job.patience)]
+    callbacks += [table, WholeCheckpoint(last)]
+    if record.exists():  # this stage is done
+        done = Fit(**json.loads(record.read_text(encoding="utf-8")))
+        _load(module, last if best is None else place / f"{stage}-best.ckpt")
+        return done
     validate = None if data.validation is not None else 0
-    trainer = _trainer(config, folder, logger=table, callbacks=callbacks, limit_val_batches=validate)
+    trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate)
     start = time.perf_counter()
-    trainer.fit(module, data)
+    try:
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
+    except CheckpointError as problem:
+        raise RunError(f"run={str(folder)!r} must hold whole checkpoints; {problem}; train anew") from None
     seconds = time.perf_counter() - start
     epoch = trainer.current_epoch
     if best is not None:
         if best.best_model_score is None or not math.isfinite(best.best_model_score):
             raise RunError("training diverged: no epoch had a finite val_loss; lower job.learning_rate, "
                            "or look for huge values in the data")
-        checkpoint = SafeCheckpointIO().load_checkpoint(best.best_model_path)
-        module.load_state_dict(checkpoint["state_dict"])
-        epoch = checkpoint["epoch"] + 1
-    row = table.epochs[epoch]
-    figures = {name: float(row[name]) for name in ("train_loss", "val_loss", "val_accuracy") if name in row}
-    return Fit(epoch, trainer.current_epoch, figures, seconds, speed.tokens / max(speed.seconds, 1e-9), table.rows)
+        epoch = _load(module, Path(best.best_model_path))
+    figures = {name: float(value) for name, value in table.epochs[epoch].items() if name.startswith(("train_", "val_"))}
+    result = Fit(epoch, trainer.current_epoch, figures, seconds, speed.tokens / max(speed.seconds, 1e-9), table.rows)
+    if trainer.is_global_zero:
+        write_atomic(record, json.dumps(asdict(result)).encode("utf-8"))
+    return result
 
 
-def predict(
-    module: Classifier, data: SequenceDataModule, config: AppConfig, folder: Path
-) -> Tuple[Prediction, Throughput]:
-    """What the module says about the test set.
-
-    Returns:
-        ``(prediction, throughput)``: a `Prediction` of all test sequences in order, and the counted `Throughput`.
-    """
-    speed = Throughput()
-    trainer = _trainer(config, folder, logger=False, callbacks=[speed])
-    parts: List[Prediction] = trainer.predict(module, data)
-    return join(parts), speed
-
-
-def _trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trainer:
-    trainer = config.trainer
-    return lightning.Trainer(
-        accelerator=trainer.accelerator,
-        devices=trainer.devices,
-        precision=trainer.precision,
-        max_epochs=trainer.max_epochs,
-        gradient_clip_val=trainer.gradient_clip_val,
-        deterministic=config.deterministic,
-        default_root_dir=folder,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in more["callbacks"]),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        plugins=[SafeCheckpointIO()],
-        **more,
-    )
+def _load(module: lightning.LightningModule, path: Path) -> int:
+    """Take the weights of a checkpoint; returns how many epochs they have seen."""
+    checkpoint = SafeCheckpointIO().load_checkpoint(path)
+    module.load_state_dict(checkpoint["state_dict"])
+    return checkpoint["epoch"] + 1

@@ -1,19 +1,23 @@
 """One row of figures for each epoch, in ``metrics.csv``."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
+import lightning
+from lightning.pytorch.callbacks import Checkpoint
+
+from encoders.files import write_atomic
 
 __all__ = ["EpochTable"]
 
 
-class EpochTable(Logger):
-    """A Lightning logger that keeps one row an epoch, training and validation side by side.
+class EpochTable(Checkpoint):
+    """Keeps one row an epoch, training and validation side by side, and goes into checkpoints with them.
 
-    Lightning's own CSV logger writes them as two half-empty rows.
+    Lightning's own CSV logger writes them as two half-empty rows. Being a `Checkpoint` callback, this one is called
+    when all figures of the epoch are known.
 
     Args:
         path: the CSV file; written anew after every epoch, so that a run that is cut off leaves its record.
@@ -28,34 +32,28 @@ class EpochTable(Logger):
         self.epochs: Dict[int, Dict[str, Any]] = {}
 
     @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @property
     def rows(self) -> List[Dict[str, Any]]:
         """All rows so far, earlier stages first."""
         return self.earlier + [self.epochs[epoch] for epoch in sorted(self.epochs)]
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds the whole config."""
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.epochs[epoch] = {**self.constants, "epoch": epoch, **figures}
+        if trainer.is_global_zero:
+            self.save()
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Dict[str, float], step: Optional[int] = None) -> None:
-        epoch = int(metrics.get("epoch", 0)) + 1
-        row = self.epochs.setdefault(epoch, {**self.constants, "epoch": epoch})
-        row.update({name: value for name, value in metrics.items() if name != "epoch"})
-
-    @rank_zero_only
     def save(self) -> None:
+        """Write the file."""
         rows = self.rows
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        if not rows:
-            return
-        with open(self.path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode("utf-8"))
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.epochs = state_dict["epochs"]

@@ -4,14 +4,24 @@ import pytest
 import torch
 from torch import nn
 
-from app.data.module import Batch, collate
-from app.training.classifier import Classifier
+from app.data.batches import Batch, collate, pack
+from app.data.sequences import Sample
+from app.tasks.predict import evaluate
+from app.tasks.spec import TaskSpec
+from app.tasks.task import build_task
+from app.training.learner import Learner
 from cfg.job import TrainJobConfig
 from encoders import build_encoder
+
+SPEC = TaskSpec("classify", "classes", 2, False, ["no", "yes"])
 
 
 class Recorder(nn.Module):
     """Stands where the encoder stands and keeps what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x, lengths):
         self.seen = x
@@ -19,7 +29,7 @@ class Recorder(nn.Module):
 
 
 def make(**config):
-    module = Classifier(Recorder(), 3, 2, TrainJobConfig(**config))
+    module = Learner(Recorder(), build_task(SPEC, 3), TrainJobConfig(**config))
     module.log = lambda *args, **kwargs: None
     return module, Batch(torch.zeros(64, 50, 3), torch.full((64,), 50), torch.arange(64) % 2)
 
@@ -43,20 +53,21 @@ def test_validation_and_prediction_see_the_data_as_they_are():
     module, batch = make(offset=0.5, noise=0.5)
     module.validation_step(batch, 0)
     assert torch.equal(module.encoder.seen, batch.x)
-    module.predict_step(batch, 0)
+    evaluate(module.encoder, module.task, [batch])
     assert torch.equal(module.encoder.seen, batch.x)
     assert not batch.x.any()
 
 
-def test_loss_does_not_depend_on_padding():
+def test_loss_depends_neither_on_padding_nor_on_packing():
     torch.manual_seed(0)
     config = {"name": "gated_deltanet", "input_size": 3, "hidden_size": 16, "direction": "bidirectional"}
     encoder = build_encoder(config)
-    module = Classifier(encoder, 16, 2, TrainJobConfig(offset=0.0))
+    module = Learner(encoder, build_task(SPEC, 16), TrainJobConfig(offset=0.0))
     module.log = lambda *args, **kwargs: None
-    items = [(torch.randn(length, 3), torch.tensor(length % 2)) for length in (1, 7, 4)]
+    items = [Sample(torch.randn(length, 3), torch.tensor(length % 2)) for length in (1, 7, 4)]
     batch = collate(items)
     wide = batch._replace(x=torch.cat([batch.x, torch.full((3, 5, 3), float("nan"))], dim=1))
     torch.testing.assert_close(module.training_step(wide, 0), module.training_step(batch, 0))
+    torch.testing.assert_close(module.training_step(pack(items), 0), module.training_step(batch, 0))
     alone = [module.training_step(collate([item]), 0) for item in items]
     torch.testing.assert_close(torch.stack(alone).mean(), module.training_step(batch, 0))

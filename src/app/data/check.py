@@ -1,0 +1,65 @@
+"""What every source's data must be, whatever its format; and the test set where the source has none."""
+
+from typing import List
+
+import torch
+from torch import Tensor
+
+from app.data.sequences import SequenceData, SequenceSet
+from app.data.split import split
+from app.errors import data_error
+from cfg.data import DataConfig
+
+__all__ = ["checked"]
+
+
+def checked(data: SequenceData, config: DataConfig) -> SequenceData:
+    """The data with a test set, and nothing in them that training or testing would trip over.
+
+    Without a test set, ``config.test_fraction`` of the sequences are split off, always the same ones, so that runs of
+    different seeds can be compared.
+
+    Raises:
+        DataError: no sequences, a sequence without steps, one class only, a class in the test set that the training
+            set does not have, or too few to split.
+    """
+    who = f"data={config.name}"
+    if data.test is None:
+        _check_some(who, "all", data.train)
+        kept, held = split(data.train, config.test_fraction, 0)
+        data.train, data.test = data.train.subset(kept), data.train.subset(held)
+    _check_some(who, "training set", data.train)
+    for name, part in data.tests:
+        _check_some(who, name.replace("_", " ") + " set", part)
+    if data.classes is not None:
+        _check_classes(who, data)
+    return data
+
+
+def _check_some(who: str, name: str, part: SequenceSet) -> None:
+    if not len(part):
+        raise data_error(who, name, "must have at least one sequence", 0)
+    empty = [i for i, length in enumerate(part.lengths) if length == 0]
+    if empty:
+        raise data_error(who, f"{name}, sequence {empty[0] + 1}", "must have at least one step", 0,
+                         f"remove it, and {len(empty) - 1} more like it" if len(empty) > 1 else "remove it")
+
+
+def _check_classes(who: str, data: SequenceData) -> None:
+    classes = data.classes or []
+    known = _classes(data.train)
+    if len(known) < 2:
+        names = ", ".join(classes[i] for i in known) or "none"
+        raise data_error(who, "training set", "must have sequences of at least two classes", names,
+                         "there is nothing to tell apart")
+    for name, part in data.tests:
+        unknown = [classes[i] for i in _classes(part) if i not in known]
+        if unknown:
+            raise data_error(who, name.replace("_", " ") + " set", "must have only classes that the training set has",
+                             ", ".join(unknown[:5]), "they cannot be learned; remove these sequences or add some to "
+                             "the training set")
+
+
+def _classes(part: SequenceSet) -> List[int]:
+    flat = part.targets if isinstance(part.targets, Tensor) else torch.cat(list(part.targets))
+    return flat[flat >= 0].unique().tolist()

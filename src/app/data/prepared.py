@@ -1,0 +1,48 @@
+"""Sequences as an encoder is trained on them: standardised when they are asked for, not before."""
+
+from typing import List, Optional
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from app.data.sampler import filler
+from app.data.sequences import IGNORE, Sample, SequenceSet
+from app.data.standardize import Standardizer
+
+__all__ = ["Prepared"]
+
+
+class Prepared(Dataset):
+    """A view of a `SequenceSet`; nothing is copied, so that data larger than memory stay where they are.
+
+    Args:
+        data: as the source gives it.
+        standardizer: of features; None for tokens.
+        shift: the target of each step is the next step's input (``next_step``); the last step has none and is left
+            out, and so are sequences of one step.
+    """
+
+    def __init__(self, data: SequenceSet, standardizer: Optional[Standardizer], shift: bool = False) -> None:
+        self.data, self.standardizer, self.shift = data, standardizer, shift
+        lengths = data.lengths
+        self._index = [i for i, n in enumerate(lengths) if n > 1] if shift else list(range(len(lengths)))
+        self.lengths: List[int] = [lengths[i] - 1 if shift else lengths[i] for i in self._index]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < 0:
+            return _without_target(self[filler(index)])
+        x, target = self.data[self._index[index]]
+        if self.standardizer is not None:
+            x = self.standardizer(x)
+        if not self.shift:
+            return Sample(x, target)
+        return Sample(x[:-1], x[1:] if x.is_floating_point() else x[1:].long())
+
+
+def _without_target(sample: Sample) -> Sample:
+    nothing: Tensor = torch.full_like(sample.target, float("nan") if sample.target.is_floating_point() else IGNORE)
+    return Sample(sample.x, nothing)

@@ -1,0 +1,88 @@
+"""Which sequences come together in a batch, and which of them each process takes."""
+
+import math
+from typing import Iterator, List, Optional, Sequence
+
+import torch
+from torch.utils.data import RandomSampler, Sampler
+
+__all__ = ["BatchSampler", "filler", "plan"]
+
+
+class BatchSampler(Sampler):
+    """Batches of indices. Every process draws the same ones and takes every ``world``-th sequence of each.
+
+    So a batch is the same set of sequences on one process and on several, and nothing is seen twice. Where a batch has
+    fewer sequences than there are processes, those left over get its first sequence as a `filler`, which has no target.
+
+    Args:
+        lengths: steps of every sequence.
+        batch_size: sequences in a batch, all processes together.
+        batch_tokens: most tokens in a batch instead: pads included, or with ``packed`` the real ones; a longer sequence
+            is a batch of its own. Sequences of like length come together.
+        packed: see ``batch_tokens``.
+        generator: draws the order; None keeps the sequences in theirs.
+        rank, world: number of this process, and of all.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, batch_tokens: Optional[int] = None,
+                 packed: bool = False, generator: Optional[torch.Generator] = None, rank: int = 0,
+                 world: int = 1) -> None:
+        self.generator, self.rank, self.world = generator, rank, world
+        self._count = len(lengths)
+        self._classes = [length_class(n) for n in lengths] if batch_tokens is not None else None
+        if self._classes is None:
+            self._sizes = [min(batch_size, self._count - i) for i in range(0, self._count, batch_size)]
+        else:
+            self._sizes = plan(sorted(self._classes), batch_tokens, packed)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[List[int]]:
+        shuffled = self.generator is not None
+        order = list(RandomSampler(range(self._count), generator=self.generator) if shuffled else range(self._count))
+        if self._classes is not None:
+            order.sort(key=self._classes.__getitem__)  # stable: like lengths stay in their random order
+        batches, start = [], 0
+        for size in self._sizes:
+            batches.append(order[start : start + size])
+            start += size
+        if shuffled and self._classes is not None:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=self.generator).tolist()]
+        for batch in batches:
+            yield batch[self.rank :: self.world] or [filler(batch[0])]
+
+
+def filler(index: int) -> int:
+    """The sequence at ``index`` without its target; its own inverse."""
+    return -1 - index
+
+
+def length_class(length: int) -> int:
+    """The next of eight lengths an octave. Batches are cut by it: their number so does not depend on the order."""
+    return math.ceil(2 ** (math.ceil(8 * math.log2(max(length, 1))) / 8) - 1e-9)
+
+
+def plan(costs: Sequence[int], budget: int, packed: bool) -> List[int]:
+    """Sizes of batches that hold to a budget of tokens.
+
+    Args:
+        costs: tokens of each sequence, ascending.
+        budget: of a batch.
+        packed: a batch costs the sum of its sequences; else the longest of them times their number.
+
+    Example:
+        >>> plan([2, 2, 3, 3, 4], 8, packed=False), plan([2, 2, 3, 3, 4], 8, packed=True)
+        ([2, 2, 1], [3, 2])
+    """
+    sizes: List[int] = []
+    size = total = 0
+    for cost in costs:
+        grown = total + cost if packed else cost * (size + 1)
+        if size and grown > budget:
+            sizes.append(size)
+            size = 0
+            grown = cost
+        size, total = size + 1, grown
+    return [*sizes, size] if size else sizes

@@ -1,0 +1,107 @@
+"""Who is trained on and who is held out: classes keep their shares, groups stay whole."""
+
+from typing import Dict, List, Tuple
+
+import torch
+from torch import Tensor
+
+from app.data.sequences import SequenceSet
+from app.errors import data_error
+
+__all__ = ["group_split", "split", "stratified_split"]
+
+
+def split(data: SequenceSet, fraction: float, seed: int) -> Tuple[List[int], List[int]]:
+    """Split a set in two: whole groups where it has groups, else by class where it has one class a sequence.
+
+    Args:
+        data: at least two sequences.
+        fraction: share of the second part, in (0, 1).
+        seed: fixes the choice; the same seed gives the same split on every machine.
+
+    Returns:
+        two sorted lists of indices: the larger part, the held-out part.
+
+    Raises:
+        DataError: too few sequences, groups, or sequences of a class.
+    """
+    if data.groups is not None:
+        return group_split(data.groups, fraction, seed)
+    targets = data.targets
+    if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
+        return stratified_split(targets, fraction, seed)
+    if len(data) < 2:
+        raise data_error("data", "training set", "must have two sequences, to hold one out", len(data))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(len(order) - 1, max(1, round(fraction * len(order))))
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def group_split(groups: Tensor, fraction: float, seed: int) -> Tuple[List[int], List[int]]:
+    """Split indices in two so that no group is on both sides.
+
+    Groups come in random order and are held out while that brings the held-out share closer to ``fraction``; at least
+    one group is on each side.
+
+    Args:
+        groups: ``[N]`` int64.
+        fraction: share of the sequences in the second part, in (0, 1).
+        seed: fixes the choice.
+
+    Raises:
+        DataError: fewer than two groups.
+
+    Example:
+        >>> group_split(torch.tensor([7, 7, 8, 8, 9, 9]), 0.34, seed=0)
+        ([0, 1, 4, 5], [2, 3])
+    """
+    names, sizes = groups.unique(return_counts=True)
+    if len(names) < 2:
+        raise data_error("data", "groups", "must be at least two, to hold one out", len(names))
+    wanted, count = fraction * len(groups), 0
+    held: List[int] = []
+    for place in torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist():
+        size = int(sizes[place])
+        closer = abs(count + size - wanted) < abs(count - wanted)
+        if (closer or not held) and len(held) < len(names) - 1:
+            held.append(int(names[place]))
+            count += size
+    out = torch.isin(groups, torch.tensor(held))
+    return (~out).nonzero().flatten().tolist(), out.nonzero().flatten().tolist()
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> Tuple[List[int], List[int]]:
+    """Split indices in two so that every class keeps its share.
+
+    Args:
+        labels: ``[N]`` int64.
+        fraction: share of each class in the second part, in (0, 1); rounded, at least one of every class.
+        seed: fixes the choice; the same seed gives the same split on every machine.
+
+    Returns:
+        two sorted lists of indices: the larger part, the held-out part.
+
+    Raises:
+        DataError: a class has fewer than two sequences, so it cannot be in both parts.
+
+    Example:
+        >>> stratified_split(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)[1]
+        [2, 6]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    members: Dict[int, List[int]] = {}
+    for index, label in enumerate(labels.tolist()):
+        members.setdefault(label, []).append(index)
+    kept: List[int] = []
+    held: List[int] = []
+    for label in sorted(members):
+        indices = members[label]
+        if len(indices) < 2:
+            raise data_error(
+                "data", "training set", f"must have two sequences of class {label} to validate on one", len(indices)
+            )
+        order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+        count = min(len(indices) - 1, max(1, round(fraction * len(indices))))
+        held += order[:count]
+        kept += order[count:]
+    return sorted(kept), sorted(held)

@@ -1,0 +1,59 @@
+"""The config of a finished run, as it was."""
+
+from pathlib import Path
+from typing import Any, Dict, Mapping, Type
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from app.errors import RunError
+from cfg.app import AppConfig
+from cfg.data import DATA_CONFIGS
+from cfg.job import JOB_CONFIGS
+from cfg.trainer import TrainerConfig
+from cfg.validation import ConfigError, config_error, nearest
+from encoders import encoder_config
+
+__all__ = ["CONFIG", "read_config"]
+
+CONFIG = "config.yaml"
+
+
+def read_config(run: Path) -> AppConfig:
+    """The checked config that a run of ``job=train`` left in its folder.
+
+    Args:
+        run: the folder.
+
+    Raises:
+        RunError: no such file, or one that breaks the rules: damaged, or of another version of this package.
+        PluginError, UnknownEncoderError: its encoder is not installed.
+    """
+    path = run / CONFIG
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        parts = {"encoder": encoder_config(values.pop("encoder"))}
+        for key, classes in (("data", DATA_CONFIGS), ("job", JOB_CONFIGS)):
+            part = values.pop(key)
+            parts[key] = _make(key, _named(key, part, classes), part)
+        parts["trainer"] = _make("trainer", TrainerConfig, values.pop("trainer"))
+        known = {name: values[name] for name in ("run", "seed", "deterministic") if name in values}
+        return AppConfig(**parts, **known)
+    except (OSError, OmegaConfBaseException, AttributeError, KeyError, TypeError, ConfigError) as problem:
+        hint = "it is damaged, or was written by another version of this package: use that one, or train anew"
+        raise RunError(f"run={str(run)!r} must hold the {CONFIG} of a trained run; {problem}; {hint}") from None
+
+
+def _named(key: str, values: Mapping[str, Any], classes: Mapping[str, Type[Any]]) -> Type[Any]:
+    name = values["name"]
+    if name not in classes:
+        raise config_error(f"{key}.name", f"must be one of {', '.join(classes)}", name, nearest(name, classes))
+    return classes[name]
+
+
+def _make(key: str, config_class: Type[Any], values: Dict[str, Any]) -> Any:
+    known = config_class.__dataclass_fields__
+    for name in values:
+        if name not in known:
+            raise config_error(f"{key}.{name}", "must be a field of this version", values[name], nearest(name, known))
+    return config_class(**values)

@@ -1,0 +1,1 @@
+"""What is learned on top of an encoder: heads, losses, figures and predictions, one `Task` for each objective."""

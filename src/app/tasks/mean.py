@@ -1,0 +1,29 @@
+"""A weighted mean over many batches, on one process or several."""
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["WeightedMean"]
+
+
+class WeightedMean(Metric):
+    """``sum(value * weight) / sum(weight)``; torchmetrics' own leaves out NaN, and a diverging loss has to be seen."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, weight: Optional[Any] = None) -> None:
+        """Take in values of any shape, all of one weight (by default 1 each)."""
+        weight = torch.ones((), device=values.device) if weight is None else weight
+        self.total += (values * weight).sum()
+        self.weight += weight * values.numel()
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight

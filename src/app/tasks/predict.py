@@ -1,0 +1,104 @@
+"""What an encoder and its task say about many sequences."""
+
+import time
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from app.data.batches import Batch
+from app.tasks.scores import Scores
+from app.tasks.task import Task
+
+__all__ = ["Evaluation", "Prediction", "evaluate"]
+
+
+class Prediction(NamedTuple):
+    """What is said about a set of sequences, on the CPU, in the order of the batches.
+
+    Attributes:
+        embeddings: ``[N, hidden_size]``, the pooled output of the encoder.
+        lengths: ``[N]`` int64, steps of each sequence.
+        columns: by name, ``[N, ...]`` or per step ``[total, ...]``: ``predicted`` and ``probability`` of classes,
+            ``value`` of numbers.
+        targets: the truth, in the same layout.
+    """
+
+    embeddings: Tensor
+    lengths: Tensor
+    columns: Dict[str, Tensor]
+    targets: Tensor
+
+
+class Evaluation(NamedTuple):
+    """Predictions, and how good they are.
+
+    Attributes:
+        prediction: of every sequence.
+        figures: as `app.tasks.scores.Scores` gives them with ``full``.
+        confusion: ``[classes][classes]``, true by predicted class, or None.
+        seconds: that the batches took, loading included.
+    """
+
+    prediction: Prediction
+    figures: Dict[str, float]
+    confusion: Optional[List[List[int]]]
+    seconds: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Real tokens, pads left out."""
+        return float(self.prediction.lengths.sum()) / max(self.seconds, 1e-9)
+
+    @property
+    def sequences_per_s(self) -> float:
+        return len(self.prediction.lengths) / max(self.seconds, 1e-9)
+
+
+def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch]) -> Evaluation:
+    """Encode and judge all batches.
+
+    Args:
+        encoder: left in the mode in which it was, training or not.
+        task: on the same device.
+        batches: e.g. `app.data.module.SequenceDataModule.test_batches`; they are moved to the encoder's device.
+    """
+    weight = next(encoder.parameters())
+    scores = Scores(task, full=True).to(weight.device)
+    embeddings: List[Tensor] = []
+    lengths: List[Tensor] = []
+    columns: Dict[str, List[Tensor]] = {}
+    targets: List[Tensor] = []
+    training = encoder.training
+    encoder.eval()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in batches:
+            batch = _move(batch, weight)
+            out = batch.encode(encoder)
+            outputs = task(out)
+            scores.update(outputs, batch)
+            where = batch.steps() if task.spec.per_step else None
+            for name, column in task.predict(outputs).items():
+                columns.setdefault(name, []).append(_rows(column, where))
+            targets.append(_rows(batch.targets, where))
+            embeddings.append(out.embedding.cpu())
+            lengths.append(batch.lengths.cpu())
+    seconds = time.perf_counter() - start
+    encoder.train(training)
+    joined = {name: torch.cat(parts) for name, parts in columns.items()}
+    prediction = Prediction(torch.cat(embeddings), torch.cat(lengths), joined, torch.cat(targets))
+    return Evaluation(prediction, scores.compute(), scores.confusion(), seconds)
+
+
+def _rows(values: Tensor, where: Optional[Tensor]) -> Tensor:
+    return (values if where is None else values[where]).cpu()
+
+
+def _move(batch: Batch, weight: Tensor) -> Batch:
+    def place(t: Any) -> Any:
+        return t if t is None else t.to(weight.device)
+
+    x = place(batch.x)
+    x = x.to(weight.dtype) if x.is_floating_point() else x
+    return Batch(x, place(batch.lengths), place(batch.targets), place(batch.cu_seqlens))

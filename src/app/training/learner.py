@@ -1,0 +1,103 @@
+"""An encoder with a task on top, as a Lightning module."""
+
+from typing import Any, Dict, Optional
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from app.data.batches import Batch
+from app.tasks.mean import WeightedMean
+from app.tasks.scores import Scores
+from app.tasks.task import Task
+from app.training.optim import cosine_with_warmup, parameter_groups
+from cfg.job import TrainJobConfig
+
+__all__ = ["Learner", "class_weights"]
+
+
+class Learner(lightning.LightningModule):
+    """``outputs = task(encoder(x))``, trained with the task's loss.
+
+    On several processes, each takes its share of a batch; the gradient is that of the mean over the whole batch,
+    however unequal the shares.
+
+    Args:
+        encoder: an encoder as `encoders.build_encoder` makes it.
+        task: the head and its loss.
+        config: learning rate and its schedule, weight decay, label smoothing, noise and shifts.
+        class_weight: ``[classes]``, how much an example of each class counts in training; None for all the same.
+    """
+
+    def __init__(self, encoder: nn.Module, task: Task, config: TrainJobConfig,
+                 class_weight: Optional[Tensor] = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.task = task
+        self.config = config
+        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.train_loss = WeightedMean()
+        self.scores = Scores(task)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The task's outputs."""
+        return self.task(batch.encode(self.encoder))
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        outputs = self(batch._replace(x=self._augment(batch)))
+        loss, weight = self.task.loss(outputs, batch.targets, self.config.label_smoothing, self.class_weight)
+        self.train_loss.update(loss.detach(), weight)
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
+        return loss * self._share(weight)
+
+    def _share(self, weight: Tensor) -> Any:
+        """Gradients are averaged over processes; this makes of it the mean over all targets of the batch."""
+        world = self.trainer.world_size if self._trainer is not None else 1
+        if world == 1:
+            return 1.0
+        total = weight.detach().clone()
+        torch.distributed.all_reduce(total)
+        return weight * world / total.clamp(min=1e-20)
+
+    def _augment(self, batch: Batch) -> Tensor:
+        """The features with noise and shifts; what becomes of pads does not matter, the encoder never sees them."""
+        x, config = batch.x, self.config
+        if not x.is_floating_point():
+            return x
+        if config.offset and not self.task.spec.shifts:
+            if batch.cu_seqlens is None:
+                x = x + config.offset * torch.randn_like(x[:, :1])
+            else:
+                x = x + (config.offset * torch.randn(len(batch.lengths), x.shape[2]).to(x))[batch.rows()]
+        if config.noise:
+            x = x + config.noise * torch.randn_like(x)
+        return x
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.scores.update(self(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val_{name}": value for name, value in self.scores.compute().items()})
+        self.scores.reset()
+
+    def configure_optimizers(self) -> Dict[str, Any]:
+        groups = parameter_groups(self, self.config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.config.warmup * total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_with_warmup(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def class_weights(targets: Any, classes: int) -> Tensor:
+    """``[classes]`` weights under which every class of the training targets counts the same; their mean over the
+    targets is 1, and a class without any has 1.
+
+    Example:
+        >>> class_weights(torch.tensor([0, 0, 0, 1]), 2).tolist()
+        [0.6666666865348816, 2.0]
+    """
+    flat = targets if isinstance(targets, Tensor) else torch.cat(list(targets))
+    counts = torch.bincount(flat[flat >= 0].flatten(), minlength=classes).double()
+    weights = counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
+    return torch.where(counts > 0, weights, torch.ones_like(weights)).float()

@@ -1,0 +1,38 @@
+"""Lightning's trainer, made from the config."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from app.training.checkpoint_io import SafeCheckpointIO
+from cfg.app import AppConfig
+
+__all__ = ["make_trainer"]
+
+
+def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trainer:
+    """The trainer that a run's config describes.
+
+    Args:
+        config: the whole config.
+        folder: of the run.
+        more: what the config does not hold: callbacks, limits.
+    """
+    trainer = config.trainer
+    return lightning.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        precision=trainer.precision,
+        max_epochs=trainer.max_epochs,
+        gradient_clip_val=trainer.gradient_clip_val,
+        deterministic=config.deterministic,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our batches are cut for every process already
+        plugins=[SafeCheckpointIO()],
+        **more,
+    )
