@@ -10,7 +10,7 @@ from app_runs import ROOT
 from myfla.testing import cases
 
 BASES = {"libs": ("myfla",), "src": ("cfg", "encoders", "app")}
-PROGRAMS = ("app.__main__", "cfg.cfg_hf.cfg_setE_mock_v004", "app.data.sequences")
+PROGRAMS = ("app.__main__", "cfg.cfg_hf.cfg_setE_mock_v004")
 
 
 def with_examples():

@@ -53,7 +53,7 @@ def group_split(groups: Tensor, fraction: float, seed: int) -> Tuple[List[int], 
 
     Example:
         >>> group_split(torch.tensor([7, 7, 8, 8, 9, 9]), 0.34, seed=0)
-        ([0, 1, 4, 5], [2, 3])
+        ([0, 1, 2, 3], [4, 5])
     """
     names, sizes = groups.unique(return_counts=True)
     if len(names) < 2:
@@ -86,7 +86,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> Tuple[List[i
 
     Example:
         >>> stratified_split(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)[1]
-        [2, 6]
+        [0, 4]
     """
     generator = torch.Generator().manual_seed(seed)
     members: Dict[int, List[int]] = {}
