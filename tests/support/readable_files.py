@@ -66,7 +66,7 @@ def _read_checkpoint(path):
 
 
 def _write_head(folder, seed):
-    return make_run(folder, seed=seed) / "classifier.safetensors"
+    return make_run(folder, seed=seed) / "task.safetensors"
 
 
 def _read_head(path):
