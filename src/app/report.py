@@ -1,52 +1,97 @@
-"""What a training run leaves and shows at its end."""
+"""What a run leaves and shows at its end."""
 
 import csv
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import torch
+from torch import nn
 
-from app.plots import plot_confusion, plot_history
-from app.run_folder import relative
-from app.tasks.predict import Evaluation, Prediction
+from app.data.batches import Batch
+from app.figures import shown_figures
+from app.page.run_page import write_run_page
+from app.pictures import Picture, history_pictures, memory_pictures, test_pictures
+from app.plots.style import save_png
+from app.remember import measure_memory
+from app.run_folder import RESULTS, relative, whole_file, write_json
+from app.tables import console, say
+from app.tasks.predict import Evaluation, Prediction, to_device
 from app.tasks.spec import TaskSpec
 from app.training.fit import Fit
 from myfla.models.sealed_file import write_sealed
 
-__all__ = ["show_results", "write_predictions", "write_results"]
+__all__ = ["MEMORY", "show_results", "write_predictions", "write_results"]
 
 log = logging.getLogger(__name__)
 
-SHOWN = (("accuracy", "accuracy", "{:.2%}"), ("sequence_accuracy", "whole sequences right", "{:.2%}"),
-         ("last_accuracy", "last steps right", "{:.2%}"), ("macro_f1", "macro-F1", "{:.2%}"),
-         ("perplexity", "perplexity", "{:.3f}"), ("rmse", "RMSE", "{:.5g}"), ("mae", "MAE", "{:.5g}"),
-         ("r2", "R\u00b2", "{:.4f}"))
+MEMORY = "memory.json"
 
 
-def write_results(folder: Path, task: TaskSpec, test: Evaluation, chosen: Fit) -> None:
-    """Write the predictions and the plots.
+def write_results(
+    folder: Path, results: Mapping[str, Any], encoder: nn.Module, task: TaskSpec, test: Evaluation,
+    batches: Iterable[Batch], chosen: Optional[Fit] = None,
+) -> None:
+    """Write what is known of a test set, with pictures and a page, and at last the figures.
 
     - ``predictions.csv``: true and predicted class of every test sequence (or step), with the probability; or true and
       predicted values
     - ``embeddings.safetensors``: ``embeddings``, ``lengths`` and ``targets`` of the test sequences, in order
-    - ``loss.png``; ``confusion.png`` for classes
+    - ``memory.json``: see `app.remember.measure_memory`
+    - the pictures as PNG, and all of it on one page, ``report.html``
+    - ``metrics.json``, last: a folder with it is a run that ended well
+
+    Args:
+        folder: with ``config.yaml``.
+        results: figures and facts.
+        encoder: that made the predictions.
+        task: of the run.
+        test: of the first test set.
+        batches: of the same, for the layers' memory.
+        chosen: the training, where there was one.
     """
     prediction = test.prediction
     tensors = {"embeddings": prediction.embeddings, "lengths": prediction.lengths, "targets": prediction.targets}
     write_sealed(folder / "embeddings.safetensors", "myfla.embeddings", tensors, {"task": task.facts()})
     write_predictions(folder / "predictions.csv", task, prediction)
-    rows = [row for row in chosen.rows if row["stage"] == "fit"]
-    plot_history(rows, chosen.epoch, folder / "loss.png")
-    if test.confusion is not None:
-        right, count = sum(row[i] for i, row in enumerate(test.confusion)), sum(map(sum, test.confusion))
-        title = f"test set: {right} of {count} right"
-        plot_confusion(test.confusion, task.names, title, folder / "confusion.png")
+    memory = _memory(encoder, batches)
+    if memory is not None:
+        write_json(memory, folder / MEMORY)
+    groups = _groups(task, test, memory, chosen)
+    for _, _, pictures in groups:
+        for picture in pictures:
+            save_png(picture.figure, folder / f"{picture.name}.png")
+    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    write_run_page(folder, results, config, groups)
+    write_json(dict(results), folder / RESULTS)
+
+
+def _memory(encoder: nn.Module, batches: Iterable[Batch]) -> Optional[Dict[str, Any]]:
+    place = next(encoder.parameters())
+
+    def given() -> Iterator[Tuple[Any, Any, Any]]:
+        for batch in batches:
+            batch = to_device(batch, place)
+            yield batch.x, None if batch.cu_seqlens is not None else batch.lengths, batch.cu_seqlens
+
+    return measure_memory(encoder, given())
+
+
+def _groups(
+    task: TaskSpec, test: Evaluation, memory: Optional[Dict[str, Any]], chosen: Optional[Fit]
+) -> List[Tuple[str, str, List[Picture]]]:
+    """Sections of the page: title, what they show, pictures."""
+    groups = [] if chosen is None else [("Training", "", history_pictures(chosen.rows, chosen.epoch))]
+    groups.append(("Test", "", test_pictures(task, test)))
+    if memory is not None:
+        note = f"Measured on {memory['tokens']:,} steps of the test set, head by head."
+        groups.append(("What the layers remember", note, memory_pictures(memory, test.prediction.lengths)))
+    return groups
 
 
 def write_predictions(path: Path, task: TaskSpec, prediction: Prediction) -> None:
     """One row for each target: of a sequence, or of a step. Steps without a target have no row."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         places = ["sequence", "step"] if task.per_step else ["sequence"]
         if task.kind == "classes":
@@ -77,35 +122,29 @@ def _places(task: TaskSpec, prediction: Prediction) -> Iterator[Any]:
         yield places[i], i, values[i]
 
 
-def show_results(results: Dict[str, Any], folder: Path, brief: bool = False) -> None:
+def show_results(results: Mapping[str, Any], folder: Path, brief: bool = False) -> None:
     """Print the results as a table, and where the files are; ``brief`` logs one line instead."""
-    figures = [(f"{part} {label}", form.format(results[f"{part}_{name}"])) for part in _parts(results)
-               for name, label, form in SHOWN if f"{part}_{name}" in results]
+    figures = shown_figures(results)
     if brief:
         shown = ", ".join(f"{label} {value}" for label, value in figures)
         log.info("%s, validation loss %.4f, in %s", shown, results["val_loss"], relative(folder))
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    rows = list(figures)
+    if "epoch" in results:
+        rows.append(("chosen epoch", f"{results['epoch']} of {results['epochs']}"))
+        rows.append(("training", f"{results['fit_seconds']:.1f} s, {results['train_tokens_per_s']:,.0f} tokens/s"))
+    rows.append(("encoding", f"{results['encode_sequences_per_s']:,.0f} sequences/s, "
+                             f"{results['encode_tokens_per_s']:,.0f} tokens/s"))
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right", style="bold")
-    for label, value in figures:
-        table.add_row(label.replace("val ", "validation ").replace("_", " "), value)
-    table.add_row("chosen epoch", f"{results['epoch']} of {results['epochs']}")
-    table.add_row("training", f"{results['fit_seconds']:.1f} s, {results['train_tokens_per_s']:,.0f} tokens/s")
-    table.add_row("encoding", f"{results['encode_sequences_per_s']:,.0f} sequences/s, "
-                              f"{results['encode_tokens_per_s']:,.0f} tokens/s")
-    console = Console()
-    console.print(table)
+    for label, value in rows:
+        table.add_row(Text(label), Text(value))
+    console().print(table)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    console.print(f"{relative(folder)}/", markup=False, highlight=False)
-    console.print("  " + "  ".join(names), markup=False, highlight=False)
-
-
-def _parts(results: Dict[str, Any]) -> List[str]:
-    """``test``, further test sets, ``val``: what has a loss."""
-    parts = [key[: -len("_loss")] for key in results if key.endswith("_loss") and not key.startswith("train")]
-    return sorted(parts, key=lambda part: (part == "val", part != "test"))
+    say(f"{relative(folder)}/")
+    say("  " + "  ".join(names))

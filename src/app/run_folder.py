@@ -1,17 +1,21 @@
 """The files that every run leaves: the composed config, results as JSON, the reason of a failure."""
 
+import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from app.errors import RunError
+from encoders.files import write_atomic
 
-__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "overrides", "relative", "write_config", "write_json"]
+__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "overrides", "relative", "whole_file", "write_config",
+           "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
@@ -32,12 +36,27 @@ def claim(folder: Path) -> None:
 
 def write_config(config: Any, path: Path) -> None:
     """The config as YAML, every value filled in."""
-    OmegaConf.save(OmegaConf.create(dataclasses.asdict(config)), path)
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))).encode("utf-8"))
 
 
 def write_json(values: Dict[str, Any], path: Path) -> None:
     """One JSON object, readable by people."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode("utf-8"))
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file to write to that has its name only once it is whole; after an error there is nothing of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
 
 
 def in_sweep() -> bool:

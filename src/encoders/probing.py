@@ -8,7 +8,6 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 import torch
 import torch.nn as nn
 
-from encoders.batch import make_layout
 from encoders.stack import Encoder
 
 __all__ = ["Gates", "LayerGates", "probe"]
@@ -70,25 +69,19 @@ def probe(
         >>> only.gates.log_decay.shape
         torch.Size([10, 4, 1])
     """
-    seen: Dict[int, torch.Tensor] = {}
-
-    def watch(mixer: nn.Module) -> Any:
-        def note(module: nn.Module, given: Any) -> None:
-            seen[id(module)] = given[0].detach()
-
-        return mixer.register_forward_pre_hook(note)
-
+    seen: Dict[int, Any] = {}
     blocks = [(i, False, block) for i, block in enumerate(encoder.blocks)]
     blocks += [(i, True, block) for i, block in enumerate(encoder.backward_blocks)]
-    mixers = [(i, backward, block.mixer) for i, backward, block in blocks if hasattr(block, "mixer")]
-    handles = [watch(mixer) for _, _, mixer in mixers]
+    blocks = [entry for entry in blocks if isinstance(getattr(entry[2], "mixer", None), nn.Module)]
+    handles = [part.register_forward_pre_hook(_noter(seen, part, place))
+               for _, _, block in blocks for part, place in ((block, 1), (block.mixer, 0))]
     training = encoder.training
     try:
         with torch.no_grad():
             encoder.eval()(x, lengths=lengths, cu_seqlens=cu_seqlens)
-            offsets = make_layout(x, lengths, cu_seqlens=cu_seqlens).cu_seqlens
-            asked = [(i, backward, encoder.strategy.gates(mixer, seen[id(mixer)], offsets))
-                     for i, backward, mixer in mixers if id(mixer) in seen]
+            asked = [(i, backward, encoder.strategy.gates(block.mixer, seen[id(block.mixer)],
+                                                          seen[id(block)].cu_seqlens))
+                     for i, backward, block in blocks if id(block.mixer) in seen]
     finally:
         encoder.train(training)
         for handle in handles:
@@ -96,3 +89,12 @@ def probe(
     return [LayerGates(i, backward, gates._replace(log_decay=gates.log_decay.flatten(0, 1),
                                                    strength=gates.strength.flatten(0, 1)))
             for i, backward, gates in asked if gates is not None]
+
+
+def _noter(seen: Dict[int, Any], part: nn.Module, place: int) -> Any:
+    """A hook that keeps one of the things a part is called with: of a block its `StackCall`, of a mixer its input."""
+
+    def note(module: nn.Module, given: Any) -> None:
+        seen[id(part)] = given[place]
+
+    return note

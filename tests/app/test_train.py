@@ -19,8 +19,9 @@ from cfg.validation import ConfigError
 from encoders import load_encoder
 from myfla.models.sealed_file import read_sealed
 
-WRITTEN = ["app.log", "config.yaml", "confusion.png", "embeddings.safetensors",
-           "encoder.safetensors", "loss.png", "metrics.csv", "metrics.json", "predictions.csv", "task.safetensors"]
+WRITTEN = ["app.log", "config.yaml", "confusion.png", "embeddings.png", "embeddings.safetensors",
+           "encoder.safetensors", "half_life.png", "loss.png", "memory.json", "metrics.csv", "metrics.json",
+           "predictions.csv", "rate.png", "report.html", "strength.png", "task.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,12 @@ def rows_of(path):
 def test_every_file_is_there(folder):
     found = {path.name for path in folder.iterdir() if path.is_file()}
     assert set(WRITTEN) <= found
-    for name in ("loss.png", "confusion.png"):
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    for name in WRITTEN:
+        assert not name.endswith(".png") or (folder / name).read_bytes().startswith(b"\x89PNG")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    results = json.loads((folder / "metrics.json").read_text())
+    assert report.count("<svg") == 6 and f"{results['test_accuracy']:.2%}" in report
+    assert "python -m app experiment=quick" in report and "hidden_size: 16" in report
     assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
 
 

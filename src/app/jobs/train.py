@@ -13,7 +13,7 @@ from app.data import load_data
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData
 from app.report import show_results, write_results
-from app.run_folder import RESULTS, in_sweep, overrides, write_config, write_json
+from app.run_folder import in_sweep, overrides, write_config
 from app.tasks.predict import Evaluation, evaluate
 from app.tasks.spec import TaskSpec, task_spec
 from app.tasks.task import Values, build_task
@@ -76,8 +76,7 @@ def run(config: AppConfig, folder: Path) -> float:
     }
     module.encoder.save(folder)
     save_task(folder, module.task, parts.standardizer)
-    write_results(folder, task, tests["test"], first)
-    write_json(results, folder / RESULTS)  # last: a folder with it is a run that ended well
+    write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), first)
     show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]
 

@@ -10,7 +10,7 @@ from app.data.batches import Batch
 from app.tasks.scores import Scores
 from app.tasks.task import Task
 
-__all__ = ["Evaluation", "Prediction", "evaluate"]
+__all__ = ["Evaluation", "Prediction", "evaluate", "to_device"]
 
 
 class Prediction(NamedTuple):
@@ -74,7 +74,7 @@ def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch]) -> Evalua
     start = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
-            batch = _move(batch, weight)
+            batch = to_device(batch, weight)
             out = batch.encode(encoder)
             outputs = task(out)
             scores.update(outputs, batch)
@@ -95,7 +95,8 @@ def _rows(values: Tensor, where: Optional[Tensor]) -> Tensor:
     return (values if where is None else values[where]).cpu()
 
 
-def _move(batch: Batch, weight: Tensor) -> Batch:
+def to_device(batch: Batch, weight: Tensor) -> Batch:
+    """The batch where a weight is, features in its dtype."""
     def place(t: Any) -> Any:
         return t if t is None else t.to(weight.device)
 

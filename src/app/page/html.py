@@ -1,0 +1,100 @@
+"""Markup from parts. Text is escaped wherever it meets markup; only `Markup` is taken as it is."""
+
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any, Iterable, Sequence, Tuple
+
+__all__ = ["Markup", "cards", "code", "details", "figure", "grid", "join", "legend", "page", "paragraph", "section",
+           "table", "tag"]
+
+_HERE = Path(__file__).parent
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+
+def join(*parts: Any) -> Markup:
+    """Parts one after the other; what is no `Markup` is text and is escaped. None is nothing.
+
+    Example:
+        >>> join(tag("b", "x"), " < y")
+        '<b>x</b> &lt; y'
+    """
+    return Markup("".join(part if isinstance(part, Markup) else _text(part) for part in parts if part is not None))
+
+
+def tag(name: str, *parts: Any, **attributes: str) -> Markup:
+    """An element; ``class_`` stands for ``class``."""
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{_text(value)}"' for key, value in attributes.items())
+    return Markup(f"<{name}{given}>{join(*parts)}</{name}>")
+
+
+def section(title: str, *parts: Any, note: Any = None) -> Markup:
+    """A part of the page under a heading, with a line that says what it shows."""
+    return tag("section", tag("h2", title), tag("p", note, class_="note") if note is not None else None, *parts)
+
+
+def figure(svg: str, caption: Any, *below: Any) -> Markup:
+    """A picture from `app.plots.style.to_svg`, its caption, and what belongs to it."""
+    return tag("figure", tag("div", Markup(svg), class_="picture"), *below, tag("figcaption", caption))
+
+
+def grid(*figures: Any) -> Markup:
+    """Pictures side by side where there is room."""
+    return tag("div", *figures, class_="grid")
+
+
+def cards(values: Iterable[Tuple[str, str]]) -> Markup:
+    """Figures in large print: ``(label, value)``."""
+    return tag("dl", *(tag("div", tag("dt", label), tag("dd", value)) for label, value in values), class_="cards")
+
+
+def legend(entries: Iterable[Tuple[str, str, str]]) -> Markup:
+    """``(colour, mark, name)`` of what a picture shows."""
+    return tag("ul", *(tag("li", tag("span", mark, style=f"color:{colour}", aria_hidden="true"), name)
+                       for colour, mark, name in entries), class_="legend")
+
+
+def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], right: Sequence[Any] = ()) -> Markup:
+    """A table that scrolls by itself where it is too wide; None is an empty cell."""
+    sides = ["num" if column in right else "txt" for column in columns]
+
+    def line(kind: str, cells: Sequence[Any]) -> Markup:
+        return tag("tr", *(tag(kind, cell, class_=side) for cell, side in zip(cells, sides)))
+
+    body = tag("tbody", *(line("td", row) for row in rows))
+    return tag("div", tag("table", tag("thead", line("th", columns)), body), class_="scroll", tabindex="0")
+
+
+def code(text: str) -> Markup:
+    """Lines to copy."""
+    return tag("pre", tag("code", text), tabindex="0")
+
+
+def paragraph(*parts: Any) -> Markup:
+    return tag("p", *parts)
+
+
+def details(summary: str, *parts: Any) -> Markup:
+    """What is shown when asked for."""
+    return tag("details", tag("summary", summary), *parts)
+
+
+def page(title: str, lead: Any, *parts: Any) -> str:
+    """The whole file.
+
+    Args:
+        title: of the page.
+        lead: a line below it.
+        parts: sections.
+    """
+    template = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    return template.substitute(title=_text(title), style=style, lead=join(lead), body=join(*parts))
+
+
+def _text(value: Any) -> str:
+    """Escaped, and without half characters, which no file can hold."""
+    return escape(str(value).encode("utf-8", "replace").decode("utf-8"))

@@ -1,0 +1,91 @@
+"""``report.html``: one run on one page."""
+
+import datetime
+import shlex
+from pathlib import Path
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
+
+from app.figures import shown_figures
+from app.page import html
+from app.page.html import Markup, join, section, tag
+from app.pictures import Picture
+from app.plots.style import to_svg
+from encoders.files import write_atomic
+
+__all__ = ["REPORT", "repeat_command", "write_run_page"]
+
+REPORT = "report.html"
+
+
+def write_run_page(
+    folder: Path, results: Mapping[str, Any], config: str, groups: Sequence[Tuple[str, str, List[Picture]]]
+) -> Path:
+    """Write the page of a run.
+
+    Args:
+        folder: of the run.
+        results: as in ``metrics.json``.
+        config: the whole config, as YAML.
+        groups: sections with ``(title, note, pictures)``; one without pictures is left out.
+
+    Returns:
+        its path.
+    """
+    title = f"{results['encoder']} on {results['data']}"
+    sections = [_section(name, note, pictures) for name, note, pictures in groups if pictures]
+    parts = [html.cards(_cards(results)), *sections, _settings(results, config), _files(folder)]
+    text = html.page(title, _lead(results), *parts)
+    path = folder / REPORT
+    write_atomic(path, text.encode("utf-8"))
+    return path
+
+
+def repeat_command(overrides: Sequence[str]) -> str:
+    """What to type to run it again."""
+    return " ".join(["python -m app", *(shlex.quote(override) for override in overrides)])
+
+
+def _lead(results: Mapping[str, Any]) -> str:
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    parts = [results.get("objective"), f"seed {results['seed']}" if "seed" in results else None, now]
+    return " \u00b7 ".join(str(part) for part in parts if part)
+
+
+def _cards(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
+    found = shown_figures(results)
+    if "epoch" in results:
+        found.append(("chosen epoch", f"{results['epoch']} of {results['epochs']}"))
+    found.append(("parameters of the encoder", f"{results['encoder_parameters']:,}"))
+    if "fit_seconds" in results:
+        found.append(("training", f"{results['fit_seconds']:,.1f} s"))
+    for key, label in (("train_tokens_per_s", "training, tokens/s"), ("encode_tokens_per_s", "encoding, tokens/s")):
+        if key in results:
+            found.append((label, f"{results[key]:,.0f}"))
+    return found
+
+
+def _section(name: str, note: str, pictures: List[Picture]) -> Markup:
+    drawn = []
+    for picture in pictures:
+        svg = to_svg(picture.figure, picture.name, picture.title)
+        below = html.legend(picture.legend) if picture.legend else None
+        drawn.append(html.figure(svg, join(tag("strong", picture.title + ". "), picture.caption), below))
+    return section(name, html.grid(*drawn), note=note or None)
+
+
+def _settings(results: Mapping[str, Any], config: str) -> Markup:
+    rows = [(name, _value(value)) for name, value in results.items() if name != "overrides"]
+    return section(
+        "Settings", html.paragraph("To run it again:"), html.code(repeat_command(results.get("overrides", []))),
+        html.details("The whole config", html.code(config)),
+        html.details("All figures", html.table(["figure", "value"], rows, right=["value"])),
+    )
+
+
+def _files(folder: Path) -> Optional[Markup]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return section("Files", tag("p", " \u00b7 ".join(names), class_="note")) if names else None
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,115 @@
+"""The pictures of a run, each with what it shows in words."""
+
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from app.plots.history import loss_figure, rate_figure
+from app.plots.memory import half_life_figure, strength_figure
+from app.plots.predictions import confusion_figure, residual_figure
+from app.plots.projection import MARKS, MOST_NAMED, projection_figure
+from app.plots.style import categories
+from app.projection import principal_plane
+from app.tasks.predict import Evaluation
+from app.tasks.spec import TaskSpec
+
+__all__ = ["Picture", "history_pictures", "memory_pictures", "test_pictures"]
+
+
+class Picture(NamedTuple):
+    """One picture.
+
+    Attributes:
+        name: of its file, without the ending.
+        title: one line.
+        figure: drawn.
+        caption: what there is to see.
+        legend: ``(colour, mark, name)`` of what is drawn, where the picture itself does not say.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    caption: str
+    legend: Sequence[Tuple[str, str, str]] = ()
+
+
+def history_pictures(rows: Sequence[Dict[str, Any]], epoch: Optional[int]) -> List[Picture]:
+    """Losses; validation accuracy and learning rate.
+
+    Args:
+        rows: of ``metrics.csv``; those of the stage ``fit`` are drawn.
+        epoch: that validation chose.
+    """
+    mine = [row for row in rows if row.get("stage", "fit") == "fit"]
+    more = "Accuracy and learning rate" if any("val_accuracy" in row for row in mine) else "Learning rate"
+    return [
+        Picture("loss", "Loss", loss_figure(mine, epoch),
+                "By epoch; the one with the lowest validation loss is chosen."),
+        Picture("rate", more, rate_figure(mine, epoch), "At the end of each epoch."),
+    ]
+
+
+def test_pictures(spec: TaskSpec, test: Evaluation) -> List[Picture]:
+    """How good the predictions are, and the embeddings in the plane."""
+    found = []
+    if test.confusion is not None and spec.names is not None:
+        count, right = sum(map(sum, test.confusion)), sum(row[i] for i, row in enumerate(test.confusion))
+        found.append(Picture("confusion", "Confusion matrix", confusion_figure(test.confusion, spec.names),
+                             f"{right} of {count} right. A row is a true class; colour is the share of the row."))
+    elif spec.kind == "values":
+        truth, predicted = test.prediction.targets, test.prediction.columns["value"]
+        known = ~truth.isnan().any(-1)
+        names = [spec.name(i) for i in range(spec.outputs)]
+        more = f" The first 4 of {len(names)} values." if len(names) > 4 else ""
+        if bool(known.any()):
+            figure = residual_figure(truth[known].double().numpy(), predicted[known].double().numpy(), names)
+            found.append(Picture("residuals", "Predicted and true values", figure,
+                                 f"Right: errors, all {int(known.sum()):,} of them.{more}"))
+    return found + [_embeddings(spec, test)]
+
+
+test_pictures.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
+
+
+def memory_pictures(memory: Dict[str, Any], lengths: Tensor) -> List[Picture]:
+    """Half-lives and write strengths.
+
+    Args:
+        memory: as `app.remember.measure_memory` gives it.
+        lengths: of the sequences it was measured on.
+    """
+    name = memory["strength_name"]
+    channels = len(memory["layers"][0]["heads"][0]["channels"]) > 1
+    dots = "the median of its channels, which are ticks" if channels else "of its mean decay"
+    half = (f"Steps until the decay alone has halved what a head holds: a dot for each head ({dots}); the thick line "
+            "holds the middle half of all tokens, the thin one 90 %. Writing over the same keys forgets sooner.")
+    beyond = " Above 1 the state changes sign along the key." if memory["strongest"] > 1 else ""
+    how = "a channel" if channels else "a head"
+    write = (f"{name} says how much of what stands under a key {how} replaces at a token: 0 keeps it, 1 replaces it."
+             f"{beyond} A line for each head, a dot at its mean.")
+    return [
+        Picture("half_life", "How long the layers remember",
+                half_life_figure(memory, float(lengths.double().median())), half),
+        Picture("strength", f"How strongly they write: {name}", strength_figure(memory), write),
+    ]
+
+
+def _embeddings(spec: TaskSpec, test: Evaluation) -> Picture:
+    prediction = test.prediction
+    points, shares = principal_plane(prediction.embeddings)
+    title, caption = "Embeddings", f"{len(points):,} test sequences in the plane of their largest variance (PCA)"
+    where = dict(points=points.numpy(), shares=shares)
+    if spec.per_step:
+        figure = projection_figure(**where, values=prediction.lengths.double().numpy(), value_name="steps")
+        return Picture("embeddings", title, figure, f"{caption}, coloured by length.")
+    targets = prediction.targets
+    if spec.kind == "values":
+        figure = projection_figure(**where, values=targets[:, 0].double().numpy(), value_name=spec.name(0))
+        return Picture("embeddings", title, figure, f"{caption}, coloured by their true {spec.name(0)}.")
+    figure = projection_figure(**where, classes=targets.numpy())
+    named = spec.names is not None and spec.outputs <= MOST_NAMED
+    legend = [(colour, MARKS[i // 10 % len(MARKS)][1], spec.name(i))
+              for i, colour in enumerate(categories(spec.outputs))] if named else []
+    return Picture("embeddings", title, figure, f"{caption}, coloured by their true class.", legend)
