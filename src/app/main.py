@@ -16,7 +16,7 @@ from app.paths import conf_dir
 from app.run_folder import FAILURE, claim, in_sweep, overrides, write_json
 from app.sweep import register_sweep_table
 from cfg.app import register_configs
-from cfg.validation import ConfigError
+from cfg.validation import ConfigError, known_fields
 from encoders import register_plugin_configs
 from encoders.errors import PluginError, UnknownEncoderError
 
@@ -33,7 +33,7 @@ def _run(config: DictConfig) -> Optional[float]:
     try:
         claim(folder)
         # Dataclasses check themselves here; nothing below ever sees a DictConfig.
-        return run_job(OmegaConf.to_object(config), folder)
+        return run_job(known_fields(OmegaConf.to_object(config)), folder)
     except Exception as error:
         known = isinstance(error, USER_ERRORS)
         if in_sweep():

@@ -1,11 +1,12 @@
 """Rules for config fields; every message starts with the key as it is written on the command line."""
 
+import dataclasses
 import difflib
 import math
 import numbers
 from typing import Any, Iterable, Optional, Sequence
 
-__all__ = ["ConfigError", "Fields", "config_error", "nearest"]
+__all__ = ["ConfigError", "Fields", "config_error", "known_fields", "nearest"]
 
 
 class ConfigError(ValueError):
@@ -33,6 +34,31 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     """``"did you mean 'x'?"``, or an empty string when nothing is near."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
+
+
+def known_fields(config: Any, prefix: str = "") -> Any:
+    """The config itself, if it holds no fields but those of its classes: Hydra adds ``+encoder.x=1`` to any of them.
+
+    Args:
+        config: a dataclass instance, with such instances inside.
+        prefix: where it sits in the whole config.
+
+    Raises:
+        ConfigError: a field that nothing would read.
+
+    Example:
+        >>> from cfg.trainer import TrainerConfig
+        >>> known_fields(TrainerConfig()).max_epochs > 0
+        True
+    """
+    known = [field.name for field in dataclasses.fields(config)]
+    for name, value in vars(config).items():
+        key = f"{prefix}.{name}" if prefix else name
+        if name not in known:
+            raise config_error(key, "must be a setting that exists", value, nearest(name, known))
+        if dataclasses.is_dataclass(value):
+            known_fields(value, key)
+    return config
 
 
 class Fields:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Union
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from myfla.models.checkpoint import INDEX_NAME, WEIGHTS_NAME
@@ -68,12 +69,22 @@ def write_weights(
             text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2, sort_keys=True)
             last.enter_context(replacing(folder / INDEX_NAME)).write_text(text + "\n", encoding="utf-8")
         for name, part in zip(names, parts):
-            save_file(_plain(part), str(last.enter_context(replacing(folder / name))), {"format": "pt"})
+            _save(_plain(part), folder / name, last.enter_context(replacing(folder / name)))
+        if len(parts) > 1 and (folder / INDEX_NAME).exists():
+            # Runs first: files of two models under one index would be read as one, without it they are refused.
+            last.callback((folder / INDEX_NAME).unlink)
     written = {*names, INDEX_NAME} if len(parts) > 1 else {*names}
     for path in folder.iterdir():
         if path.name not in written and (path.name in (WEIGHTS_NAME, INDEX_NAME) or SHARD.match(path.name)):
             path.unlink()
     return names
+
+
+def _save(tensors: Dict[str, torch.Tensor], path: Path, temporary: Path) -> None:
+    try:
+        save_file(tensors, str(temporary), {"format": "pt"})
+    except SafetensorError as problem:  # a full disk comes as this, too
+        raise OSError(f"save_pretrained: {path} must be written whole; got: {problem}; what was there stays") from None
 
 
 def _plain(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
