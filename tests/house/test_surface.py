@@ -11,6 +11,7 @@ SCRIPT = ROOT / "tests" / "support" / "surface.py"
 PART_OF = {
     "EncoderOutput": "Encoder", "StackCall": "PreNormBlock", "StrategyInfo": "available_strategies",
     "PluginError": "get_strategy", "UnknownEncoderError": "get_strategy",
+    "NotFiniteError": "check_finite",
 }  # fmt: skip
 
 
