@@ -1,14 +1,18 @@
 """Which positions of a batch are tokens: one layout for `lengths`, masks and packed sequences.
 
 The stack sees either a dense batch ``[B, T, ...]`` with a token at every position, or tokens packed as
-``[1, total, ...]`` with ``cu_seqlens``; never a pad. What stands in a pad is not read, so it may be NaN.
+``[1, total, ...]`` with ``cu_seqlens``; never a pad (but see `Layout.real`). What stands in a pad is not read, so it
+may be NaN. Inside a compiler the values of lengths and masks cannot be looked at, and are not checked.
 """
 
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 import torch
 
+from myfla.models.utils import Cache
 from myfla.utils.errors import value_error
+from myfla.utils.rows import pack_all, segments_of
+from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["Layout", "make_layout"]
@@ -25,6 +29,8 @@ class Layout(NamedTuple):
         lengths: ``[N]`` int64, tokens of each sequence (N is ``batch``, or the number of packed sequences).
         cu_seqlens: ``[N + 1]`` int32, where each sequence starts in the packed tokens; None for a dense batch.
         tokens: ``[total]`` int64, the flat position of each token in the caller's ``batch * time``; None if all are.
+        real: ``[batch * time]`` bool in a recorded graph, where nothing may depend on how many tokens there are: there
+            the pads follow as one more sequence, for which a cache has a spare row. None elsewhere.
     """
 
     batch: int
@@ -32,20 +38,39 @@ class Layout(NamedTuple):
     lengths: torch.Tensor
     cu_seqlens: Optional[torch.Tensor] = None
     tokens: Optional[torch.Tensor] = None
+    real: Optional[torch.Tensor] = None
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, T, ...]`` to what the stack sees: ``[1, total, ...]``, or ``x`` itself where all are tokens."""
-        return x if self.tokens is None else x.flatten(0, 1)[self.tokens].unsqueeze(0)
+        if self.tokens is None:
+            return x
+        flat = x.flatten(0, 1)
+        if self.real is not None:  # pads are computed too: what stands in them must not be NaN
+            flat = torch.where(self.real.view(-1, *(1,) * (flat.dim() - 1)), flat, flat.new_zeros(()))
+        return flat[self.tokens].unsqueeze(0)
 
     def unpack(self, hidden: torch.Tensor) -> torch.Tensor:
         """The reverse of `pack`, with zeros at the pads."""
         if self.tokens is None:
             return hidden
         flat = hidden.new_zeros(self.batch * self.time, *hidden.shape[2:])
-        return flat.index_copy(0, self.tokens, hidden[0]).view(self.batch, self.time, *hidden.shape[2:])
+        flat = flat.index_copy(0, self.tokens, hidden[0])
+        if self.real is not None:
+            flat = torch.where(self.real.unsqueeze(-1), flat, flat.new_zeros(()))
+        return flat.view(self.batch, self.time, *hidden.shape[2:])
+
+    def widen(self, cache: Cache) -> Cache:
+        """A cache with the spare row, if there is one: a copy of another row, since it is never read."""
+        return cache if self.real is None else cache.select([*range(self.batch), 0])
+
+    def narrow(self, cache: Cache) -> Cache:
+        """The reverse of `widen`."""
+        return cache if self.real is None else cache.select(list(range(self.batch)))
 
     def segments(self) -> torch.Tensor:
-        """``[tokens]`` int64: the sequence that each token, counted in order, belongs to."""
+        """``[total]`` int64: the sequence that each packed token belongs to; the number of sequences for pads."""
+        if self.real is not None or tracing():
+            return segments_of(self.cu_seqlens, self.batch * self.time)
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
 
     def reverser(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -102,6 +127,9 @@ def _dense(batch: int, time: int, device: torch.device) -> Layout:
 
 def _from_mask(mask: torch.Tensor) -> Layout:
     batch, time = mask.shape
+    if tracing():
+        order, offsets = pack_all(mask)
+        return Layout(batch, time, mask.sum(1), offsets, order, mask.flatten())
     if bool(mask.all()):
         return _dense(batch, time, mask.device)
     lengths = mask.sum(1)
@@ -120,7 +148,7 @@ def _check_lengths(lengths: Any, batch: int, time: int) -> torch.Tensor:
     if tuple(lengths.shape) != (batch,):
         raise value_error(_WHO, "lengths", rule, f"shape {tuple(lengths.shape)}")
     wrong = (lengths < 0) | (lengths > time)
-    if bool(wrong.any()):
+    if not tracing() and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise value_error(_WHO, "lengths", f"must be from 0 to T={time}", f"{lengths[row].item()} in row {row}")
     return lengths.long()
@@ -133,7 +161,7 @@ def _check_mask(mask: Any, batch: int, time: int) -> torch.Tensor:
         raise value_error(_WHO, "attention_mask", f"must have shape [B, T] = {[batch, time]}", list(mask.shape))
     if mask.dtype != torch.bool:
         wrong = (mask != 0) & (mask != 1)
-        if bool(wrong.any()):
+        if not tracing() and bool(wrong.any()):
             row, column = wrong.nonzero()[0].tolist()
             got = f"{mask[row, column].item()} at [{row}, {column}]"
             raise value_error(_WHO, "attention_mask", "must hold only 0 and 1", got)

@@ -10,6 +10,7 @@ from encoders.batch import Layout
 from encoders.stem import Stem, build_stem
 from myfla.utils.autocast import autocast_enabled
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 __all__ = ["build_input", "check_ids", "check_input", "enter"]
 
@@ -74,7 +75,7 @@ def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
 
 def check_ids(config: EncoderConfig, ids: torch.Tensor) -> None:
     """Refuse a token id that the vocabulary does not have; ``ids`` are those of real tokens, pads left out."""
-    if config.vocab_size is None or not ids.numel() or ids.device.type == "meta":
+    if config.vocab_size is None or tracing() or not ids.numel() or ids.device.type == "meta":
         return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= config.vocab_size:

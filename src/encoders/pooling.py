@@ -42,7 +42,7 @@ class LastPool(nn.Module):
             return hidden[:, -1] if hidden.shape[1] else hidden.new_zeros(hidden.shape[0], hidden.shape[2])
         if not hidden.shape[1]:
             return hidden.new_zeros(len(layout.lengths), hidden.shape[2])
-        last = (layout.cu_seqlens[1:].long() - 1).clamp(min=0)
+        last = (layout.cu_seqlens[1 : len(layout.lengths) + 1].long() - 1).clamp(min=0)
         return torch.where((layout.lengths > 0)[:, None], hidden[0, last], hidden.new_zeros(()))
 
 
@@ -87,7 +87,8 @@ class AttentionPool(nn.Module):
             return (score.softmax(1) * wide).sum(1).to(hidden.dtype)
         segments = layout.segments()
         # The largest score only keeps exp in range; the result does not depend on it, so nor does the gradient.
-        weight = (score - _max(score.detach(), layout)[segments]).exp()
+        top = _max(score.detach(), layout)
+        weight = (score - top[segments.clamp(max=len(top) - 1)]).exp()  # pads of a graph count for nobody
         total = _sum(weight, layout)
         total = torch.where(total > 0, total, torch.ones_like(total))
         return (_sum(weight * wide, layout) / total).to(hidden.dtype)
@@ -114,12 +115,14 @@ def _sum(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Sum over the tokens of each sequence: ``[B, T, D]`` or ``[1, total, D]`` to ``[N, D]``."""
     if layout.cu_seqlens is None:
         return values.sum(1)
-    zeros = values.new_zeros(len(layout.lengths), values.shape[2])
-    return zeros.index_add(0, layout.segments(), values[0])
+    count = len(layout.lengths)
+    zeros = values.new_zeros(len(layout.cu_seqlens) - 1, values.shape[2])  # with the spare row, if there is one
+    return zeros.index_add(0, layout.segments(), values[0])[:count]
 
 
 def _max(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Largest value over the tokens of each packed sequence; -inf where there are none."""
-    lowest = values.new_full((len(layout.lengths), values.shape[2]), float("-inf"))
+    count = len(layout.lengths)
+    lowest = values.new_full((len(layout.cu_seqlens) - 1, values.shape[2]), float("-inf"))
     index = layout.segments()[:, None].expand(-1, values.shape[2])
-    return lowest.scatter_reduce(0, index, values[0], "amax", include_self=True)
+    return lowest.scatter_reduce(0, index, values[0], "amax", include_self=True)[:count]

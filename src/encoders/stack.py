@@ -120,11 +120,14 @@ class Encoder(nn.Module):
         layout = make_layout(x, lengths, attention_mask, cu_seqlens)
         use_cache = cache is not None if use_cache is None else use_cache
         state = self._open_cache(cache, use_cache, layout.lengths.shape[0])
+        if cache is not None:
+            state = layout.widen(state)
         tokens = layout.pack(x)
         check_ids(self.config, tokens)
         hidden, layout = enter(self.input, tokens, layout)
         hidden = self.norm(self._run(hidden, layout, StackCall(layout.cu_seqlens, state, use_cache)))
         if use_cache:
+            state = layout.narrow(state)
             self._close_cache(state, layout, tokens.shape[1])
         embedding = self.pooling(hidden, layout)
         return EncoderOutput(layout.unpack(hidden), embedding, state if use_cache else None, layout.lengths)

@@ -7,11 +7,13 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn as nn
 
+from myfla.backends import check_backend, summary
 from myfla.layers.feature_maps import elu_p1, sum_norm
 from myfla.layers.gated_deltanet_checks import NAME, ConvStates, check_settings, check_states, value_size
 from myfla.layers.half import project, silu
-from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, read_layer_state, real_tokens
-from myfla.layers.utils import repad_hidden_states, unpad_hidden_states, update_layer_cache
+from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, read_layer_state
+from myfla.layers.token_rows import TokenRows, read_rows
+from myfla.layers.utils import update_layer_cache
 from myfla.models.utils import Cache
 from myfla.modules import FusedRMSNormGated, RMSNorm, ShortConvolution
 from myfla.modules.convolution import causal_conv1d
@@ -19,7 +21,6 @@ from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_g
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid, fused_gdn_gate
 from myfla.utils.errors import refuse_unknown
 from myfla.utils.tracing import tracing
-from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["GatedDeltaNet", "elu_p1", "sum_norm"]
 
@@ -57,10 +58,13 @@ class GatedDeltaNet(nn.Module):
         layer_idx: the layer's slot in a cache; needed to use one.
         norm_eps: added to the mean square in the norm.
         output_gate_activation: ``"swish"`` (same as ``"silu"``) or ``"sigmoid"``.
+        backend: whose code computes the rule: ``"auto"``, ``"naive"``, ``"torch"``, ``"compiled"`` or ``"fla"``; see
+            `myfla.backends`.
         device, dtype: of the parameters. ``A_log`` and the norm without a gate stay float32 in a half-precision layer.
 
     Raises:
         ValueError: an argument out of range, or arguments that do not fit each other.
+        BackendError: a backend that is unknown or not to be had here.
         TypeError: an unknown keyword.
 
     Example:
@@ -69,6 +73,8 @@ class GatedDeltaNet(nn.Module):
         >>> y.shape
         torch.Size([2, 10, 32])
     """
+
+    chooses_backend = True
 
     def __init__(
         self,
@@ -87,6 +93,7 @@ class GatedDeltaNet(nn.Module):
         norm_eps: float = 1e-5,
         output_gate_activation: str = "swish",
         *,
+        backend: str = "auto",
         device: Any = None,
         dtype: Optional[torch.dtype] = None,
         **kwargs: Any,
@@ -99,6 +106,7 @@ class GatedDeltaNet(nn.Module):
         self.use_gate, self.use_short_conv, self.allow_neg_eigval = use_gate, use_short_conv, allow_neg_eigval
         self.conv_size, self.conv_bias, self.norm_eps = conv_size, conv_bias, norm_eps
         self.output_gate_activation = output_gate_activation
+        self.backend = check_backend(NAME, backend)
         check_settings(self, kwargs)
         self.head_k_dim, self.head_v_dim = head_dim, value_size(head_dim, expand_v)
         self.key_dim, self.value_dim = num_heads * head_dim, self.num_v_heads * self.head_v_dim
@@ -141,7 +149,8 @@ class GatedDeltaNet(nn.Module):
         parts = ["hidden_size", "head_dim", "num_heads", "num_v_heads", "expand_v", "mode", "use_gate",
                  "use_short_conv", "allow_neg_eigval", "conv_size", "conv_bias", "layer_idx", "norm_eps",
                  "output_gate_activation"]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
+        return f"{shown}, backend={summary(self.backend, self.A_log.device)}"
 
     def forward(
         self,
@@ -175,30 +184,29 @@ class GatedDeltaNet(nn.Module):
         cu_seqlens = kwargs.pop("cu_seqlens", None)
         refuse_unknown(f"{NAME}.forward", kwargs, FORWARD, INERT_FORWARD)
         check_hidden_states(NAME, hidden_states, self.hidden_size, getattr(self.q_proj, "weight", None))
-        batch, q_len, _ = hidden_states.shape
-        x, indices, cu_seqlens = self._unpad(hidden_states, attention_mask, cu_seqlens)
-        sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        rows = read_rows(NAME, hidden_states, attention_mask, cu_seqlens)
+        x, cu_seqlens = rows.pack(hidden_states), rows.cu_seqlens
         needed = ("recurrent_state", "conv_state") if self.use_short_conv else ("recurrent_state",)
         last = read_layer_state(NAME, self, past_key_values, needed)
-        recurrent_state, conv_state = check_states(self, last, sequences, x)
+        recurrent_state, conv_state = rows.widen(check_states(self, last, rows.sequences, x))
         keep = bool(use_cache) and past_key_values is not None
 
         q, k, v, conv_state = self._qkv(x, conv_state, keep, cu_seqlens)
-        op = chunk_gated_delta_rule if self._uses_chunks(q_len) else fused_recurrent_gated_delta_rule
+        op = chunk_gated_delta_rule if self._uses_chunks(rows.time) else fused_recurrent_gated_delta_rule
         o, recurrent_state = op(
             q=q, k=k, v=v, g=project(self.a_proj, x), beta=project(self.b_proj, x), initial_state=recurrent_state,
             output_final_state=keep, use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, A_log=self.A_log,
             dt_bias=self.dt_bias, use_beta_sigmoid_in_kernel=True, allow_neg_eigval=self.allow_neg_eigval,
-            cu_seqlens=cu_seqlens,
+            cu_seqlens=cu_seqlens, backend=self.backend,
         )  # fmt: skip
         if keep:
-            self._write_cache(past_key_values, recurrent_state, conv_state, q_len, cu_seqlens)
+            self._write_cache(past_key_values, *rows.narrow((recurrent_state, conv_state)), rows)
         if self.use_gate:
             o = self.o_norm(o, project(self.g_proj, x).view(o.shape))
         else:
             o = self.o_norm(o)
         y = project(self.o_proj, o.reshape(*o.shape[:2], self.value_dim))
-        return repad_hidden_states(y, indices, batch, q_len), None, past_key_values
+        return rows.unpack(y), None, past_key_values
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
@@ -215,19 +223,6 @@ class GatedDeltaNet(nn.Module):
         if torch.is_grad_enabled() or self.training:
             return True
         return q_len > 64 and self.mode == "chunk"
-
-    def _unpad(
-        self, x: torch.Tensor, mask: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor]
-    ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
-        """The input without pads, where its tokens stood, and the offsets of its sequences."""
-        if cu_seqlens is not None:
-            check_cu_seqlens(NAME, cu_seqlens, x.shape[0], x.shape[1])
-            return x, None, cu_seqlens
-        if mask is not None:
-            mask = real_tokens(NAME, mask, x.shape[0], x.shape[1])
-        if mask is None:
-            return x, None, None
-        return unpad_hidden_states(x, None, mask.to(x.device), x.shape[1])
 
     def _use_fused_qkv_conv(self, last_state: Any = None, use_cache: Any = None, cu_seqlens: Any = None) -> bool:
         """Whether the three convolutions can run as one (official name; here states and offsets are no hindrance)."""
@@ -273,13 +268,11 @@ class GatedDeltaNet(nn.Module):
         sizes = [self.key_dim, self.key_dim, self.value_dim]
         return mixed.split(sizes, dim=-1), state.split(sizes, dim=1) if keep else None
 
-    def _write_cache(self, cache: Any, recurrent_state: torch.Tensor, conv_state: Optional[ConvStates], q_len: int,
-                     cu_seqlens: Optional[torch.Tensor]) -> None:
-        real = {}
-        if isinstance(cache, Cache) and cu_seqlens is not None:
-            real["lengths"] = cu_seqlens[1:] - cu_seqlens[:-1]
+    def _write_cache(self, cache: Any, recurrent_state: torch.Tensor, conv_state: Optional[ConvStates],
+                     rows: TokenRows) -> None:
+        real = {"lengths": rows.lengths} if isinstance(cache, Cache) and rows.cu_seqlens is not None else {}
         update_layer_cache(
-            self, cache, recurrent_state=recurrent_state, conv_state=conv_state, offset=q_len, **real
+            self, cache, recurrent_state=recurrent_state, conv_state=conv_state, offset=rows.time, **real
         )
 
     def _reset_decay(self) -> None:

@@ -11,7 +11,8 @@ from myfla.utils.errors import CacheError, message, refuse_unknown, value_error
 NAME = "GatedDeltaNet"
 KEYWORDS = (
     "hidden_size", "expand_v", "head_dim", "num_heads", "num_v_heads", "mode", "use_gate", "use_short_conv",
-    "allow_neg_eigval", "conv_size", "conv_bias", "layer_idx", "norm_eps", "output_gate_activation", "device", "dtype",
+    "allow_neg_eigval", "conv_size", "conv_bias", "layer_idx", "norm_eps", "output_gate_activation", "backend",
+    "device", "dtype",
 )  # fmt: skip
 # Official names that choose a kernel and not a result.
 INERT = ("chunk_size", "fuse_norm")

@@ -7,6 +7,7 @@ import torch
 from myfla.utils.autocast import autocast_enabled
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import CacheError, message, value_error
+from myfla.utils.tracing import tracing
 
 __all__ = ["INERT_FORWARD", "check_hidden_states", "check_positive", "check_state", "read_layer_state", "real_tokens"]
 
@@ -52,7 +53,7 @@ def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int) -> Option
         attention_mask: ``[B, q_len]`` or longer (then its last q_len columns count), 1 for tokens and 0 for pads.
 
     Returns:
-        ``[B, q_len]`` int64 of 0 and 1 with at least one 0, or None.
+        ``[B, q_len]`` int64 of 0 and 1 with at least one 0, or None. In a recorded graph always the mask, unchecked.
 
     Raises:
         ValueError: another rank or size, or other values than 0 and 1.
@@ -66,6 +67,8 @@ def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int) -> Option
         raise value_error(who, field, rule, list(attention_mask.shape))
     mask = attention_mask[:, attention_mask.shape[1] - q_len :]
     is_one = mask == 1
+    if tracing():  # the values cannot be looked at
+        return is_one.to(torch.int64)
     every, valid = torch.stack([is_one.all(), (is_one | (mask == 0)).all()]).tolist()
     if not valid:
         strange = mask[~(is_one | (mask == 0))][0].item()

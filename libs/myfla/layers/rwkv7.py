@@ -6,17 +6,13 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn as nn
 
-from myfla.layers.layer_inputs import (
-    INERT_FORWARD,
-    check_hidden_states,
-    check_state,
-    read_layer_state,
-    real_tokens,
-)
+from myfla.backends import check_backend, summary
+from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, check_state, read_layer_state
 from myfla.layers.lora import LoRA
 from myfla.layers.rwkv7_init import reset_rwkv7
 from myfla.layers.rwkv7_sizes import check_depth, head_sizes, low_rank
-from myfla.layers.utils import repad_hidden_states, unpad_hidden_states, update_layer_cache
+from myfla.layers.token_rows import read_rows
+from myfla.layers.utils import update_layer_cache
 from myfla.models.utils import Cache
 from myfla.modules.layernorm import GroupNorm, group_norm
 from myfla.modules.token_shift import token_shift
@@ -28,7 +24,6 @@ from myfla.ops.rwkv7.value_residual import mix_values
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.tracing import tracing
-from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["RWKV7Attention"]
 
@@ -36,7 +31,7 @@ NAME = "RWKV7Attention"
 KEYWORDS = (
     "mode", "hidden_size", "head_dim", "num_heads", "decay_low_rank_dim", "gate_low_rank_dim", "a_low_rank_dim",
     "v_low_rank_dim", "elementwise_affine", "norm_eps", "layer_idx", "fuse_norm", "value_dim", "num_hidden_layers",
-    "device", "dtype",
+    "backend", "device", "dtype",
 )  # fmt: skip
 FORWARD = (
     "hidden_states", "attention_mask", "past_key_values", "use_cache", "output_attentions", "v_first", "cu_seqlens",
@@ -74,10 +69,13 @@ class RWKV7Attention(nn.Module):
             squared length, without it lengths below ``1e-12`` count as that.
         value_dim: channels of all values together; ``hidden_size`` by default.
         num_hidden_layers: layers of the model, for the initialisation; ``layer_idx + 1`` by default.
+        backend: whose code computes the rule: ``"auto"``, ``"naive"``, ``"torch"``, ``"compiled"`` or ``"fla"``; see
+            `myfla.backends`.
         device, dtype: of the parameters.
 
     Raises:
         ValueError: an argument out of range, or arguments that do not fit each other.
+        BackendError: a backend that is unknown or not to be had here.
         TypeError: an unknown keyword.
 
     Example:
@@ -86,6 +84,8 @@ class RWKV7Attention(nn.Module):
         >>> y.shape, v_first.shape
         (torch.Size([2, 10, 32]), torch.Size([2, 10, 32]))
     """
+
+    chooses_backend = True
 
     def __init__(
         self,
@@ -104,12 +104,14 @@ class RWKV7Attention(nn.Module):
         value_dim: Optional[int] = None,
         num_hidden_layers: Optional[int] = None,
         *,
+        backend: str = "auto",
         device: Any = None,
         dtype: Optional[torch.dtype] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         refuse_unknown(NAME, kwargs, KEYWORDS)
+        self.backend = check_backend(NAME, backend)
         if mode not in MODES:
             raise value_error(NAME, "mode", f"must be one of {', '.join(MODES)}", mode)
         check_depth(NAME, layer_idx, num_hidden_layers)
@@ -149,7 +151,8 @@ class RWKV7Attention(nn.Module):
     def extra_repr(self) -> str:
         parts = ("mode", "hidden_size", "head_dim", "num_heads", "value_dim", "layer_idx", "num_hidden_layers",
                  "norm_eps", "fuse_norm")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
+        return f"{shown}, backend={summary(self.backend, self.k_k.device)}"
 
     def forward(
         self,
@@ -186,28 +189,26 @@ class RWKV7Attention(nn.Module):
         """
         refuse_unknown(f"{NAME}.forward", kwargs, FORWARD, INERT_FORWARD)
         check_hidden_states(NAME, hidden_states, self.hidden_size, self.r_proj.weight)
-        batch, q_len, _ = hidden_states.shape
         self._check_v_first(v_first, hidden_states)
-        x, indices, cu_seqlens = _unpad(hidden_states, attention_mask, cu_seqlens)
-        first = v_first
-        if indices is not None and v_first is not None:
-            first = v_first.reshape(-1, self.value_dim).index_select(0, indices).unsqueeze(0)
-        sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        recurrent_state, conv_state = self._read_cache(past_key_values, sequences, x)
+        rows = read_rows(NAME, hidden_states, attention_mask, cu_seqlens)
+        x, cu_seqlens = rows.pack(hidden_states), rows.cu_seqlens
+        first = None if v_first is None else rows.pack(v_first)
+        recurrent_state, conv_state = rows.widen(self._read_cache(past_key_values, rows.sequences, x))
         keep = bool(use_cache) and past_key_values is not None
 
         delta, conv_state = token_shift(x, cu_seqlens, cache=conv_state, output_cache=True)
-        o, recurrent_state, value = self._mix(x, delta, first, recurrent_state, keep, cu_seqlens, q_len)
+        o, recurrent_state, value = self._mix(x, delta, first, recurrent_state, keep, cu_seqlens, rows.time)
         if keep:
             real = {}
             if isinstance(past_key_values, Cache) and cu_seqlens is not None:
-                real["lengths"] = cu_seqlens[1:] - cu_seqlens[:-1]
+                real["lengths"] = rows.lengths
+            recurrent_state, conv_state = rows.narrow((recurrent_state, conv_state))
             update_layer_cache(
-                self, past_key_values, recurrent_state=recurrent_state, conv_state=conv_state, offset=q_len, **real
+                self, past_key_values, recurrent_state=recurrent_state, conv_state=conv_state, offset=rows.time, **real
             )
         if v_first is None or self.layer_idx == 0:
-            v_first = repad_hidden_states(value, indices, batch, q_len)
-        return repad_hidden_states(o, indices, batch, q_len), None, past_key_values, v_first
+            v_first = rows.unpack(value)
+        return rows.unpack(o), None, past_key_values, v_first
 
     def gates(self, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Tuple[torch.Tensor, torch.Tensor]:
         """What the layer does with its state at each token of whole sequences ``x`` ``[B, T, hidden_size]``.
@@ -246,7 +247,8 @@ class RWKV7Attention(nn.Module):
         )  # fmt: skip
         op = chunk_rwkv7 if self._uses_chunks(q_len) else fused_recurrent_rwkv7
         o, state = op(
-            r, w, k, v, a, b, scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens
+            r, w, k, v, a, b, scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens,
+            backend=self.backend,
         )
         o = o.reshape(*x.shape[:2], self.value_dim)
         norm = self.g_norm
@@ -286,19 +288,6 @@ class RWKV7Attention(nn.Module):
         if conv is not None:
             check_state(NAME, "conv_state", conv, (batch, ("channels", self.hidden_size)), x)
         return recurrent, conv
-
-
-def _unpad(
-    x: torch.Tensor, mask: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor]
-) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
-    """The input without pads, where its tokens stood, and the offsets of its sequences."""
-    if cu_seqlens is not None:
-        check_cu_seqlens(NAME, cu_seqlens, x.shape[0], x.shape[1])
-        return x, None, cu_seqlens
-    mask = None if mask is None else real_tokens(NAME, mask, x.shape[0], x.shape[1])
-    if mask is None:
-        return x, None, None
-    return unpad_hidden_states(x, None, mask.to(x.device), x.shape[1])
 
 
 def _group_norm(layer: RWKV7Attention, fused: bool, affine: bool, new: dict) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 from myfla.models.cache_layer import FIELDS, FLALayer
 from myfla.models.state_tree import join_tensors, map_tensors
 from myfla.utils.errors import CacheError, message
+from myfla.utils.tracing import tracing
 
 __all__ = ["join_layers", "row_index"]
 
@@ -34,7 +35,7 @@ def row_index(who: str, rows: Rows, batch: Optional[int]) -> torch.Tensor:
     if index.numel() and (index.is_floating_point() or index.is_complex()):
         raise CacheError(message(who, "rows", "must be integers", index.dtype))
     index = index.reshape(-1).to(torch.int64)
-    if batch is not None and index.numel():
+    if batch is not None and index.numel() and not tracing():
         low, high = int(index.min()), int(index.max())
         if low < -batch or high >= batch:
             raise CacheError(message(who, "rows", f"must lie in 0..{batch - 1}", low if low < -batch else high))

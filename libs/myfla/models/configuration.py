@@ -20,6 +20,7 @@ DEFAULTS = {
     "return_dict": True,
     "architectures": None,
     "dtype": None,
+    "backend": "auto",
 }
 
 
@@ -77,6 +78,7 @@ class ModelConfig:
         fields = self.to_dict()
         if fields.get("dtype") is not None:
             fields["dtype"] = str(fields["dtype"]).replace("torch.", "")
+        fields.pop("backend", None)  # a choice of this machine, and no part of the model
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     @classmethod

@@ -104,7 +104,7 @@ class FLAPreTrainedModel(nn.Module):
             dtype: number format of the parameters; ``"auto"`` for the one that the config tells, or else the weights
                 have. None is torch's default. Decay parameters are never kept in less than float32.
             device: where the parameters shall live.
-            overrides: fields of the config that win over the folder's.
+            overrides: fields of the config that win over the folder's, and ``backend``, see `myfla.backends`.
 
         Returns:
             The model, in evaluation mode.
@@ -128,7 +128,7 @@ class FLAPreTrainedModel(nn.Module):
             config = cls.config_class.from_pretrained(folder)
         known = config.to_dict()
         for name in overrides:
-            if name not in known:
+            if name not in known and name != "backend":
                 raise unknown_keyword(f"{cls.__name__}.from_pretrained", name, ["config", "dtype", "device", *known])
         if overrides:
             config = type(config).from_dict(known, **overrides)

@@ -3,8 +3,8 @@
 from typing import Optional, Tuple, Union
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from myfla.utils.autograd import backward_through
 from myfla.utils.errors import value_error
 from myfla.utils.rows import from_rows, to_rows
 from myfla.utils.tracing import tracing
@@ -79,14 +79,16 @@ class TokenShift(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, cu_seqlens=None, cache=None, output_cache=False, chunk_indices=None):
+        ctx.cu_seqlens = cu_seqlens
         ctx.ends = None if cu_seqlens is None else _ends(cu_seqlens)
         ctx.cache_dtype = None if cache is None else cache.dtype
         rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         return _forward(x, cache, ctx.ends, rows)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_delta, d_last):
+        if torch.is_grad_enabled():
+            return _again(ctx, d_delta, d_last)
         dx = torch.empty_like(d_delta, memory_format=torch.contiguous_format)
         torch.sub(d_delta[:, 1:], d_delta[:, :-1], out=dx[:, :-1])
         if ctx.ends is None:
@@ -98,6 +100,18 @@ class TokenShift(torch.autograd.Function):
         dx[0].index_copy_(0, last, d_last.index_select(0, filled) - d_delta[0].index_select(0, last))
         d_cache = d_last.index_copy(0, filled, d_delta[0].index_select(0, first))
         return dx, None, _to(d_cache, ctx.cache_dtype), None, None
+
+
+def _again(ctx, d_delta: torch.Tensor, d_last: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    """The gradients as autograd can record them; the shift is linear, so its inputs may be anything."""
+    x, has_cache = torch.zeros_like(d_delta).requires_grad_(), ctx.cache_dtype is not None
+    cache = torch.zeros_like(d_last, dtype=ctx.cache_dtype).requires_grad_() if has_cache else None
+
+    def shift(x, cache):
+        return _formula(x, ctx.cu_seqlens, cache)
+
+    dx, d_cache = backward_through(shift, [x, cache], [True, has_cache], [d_delta, d_last])
+    return dx, None, d_cache, None, None
 
 
 def _forward(

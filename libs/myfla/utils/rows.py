@@ -1,8 +1,10 @@
-"""Packed sequences as the rows of a batch whose shape does not depend on the offsets."""
+"""Packed sequences in shapes that do not depend on the offsets, for whoever records operations."""
+
+from typing import Tuple
 
 import torch
 
-__all__ = ["from_rows", "to_rows"]
+__all__ = ["from_rows", "pack_all", "segments_of", "to_rows"]
 
 
 def to_rows(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
@@ -31,5 +33,35 @@ def from_rows(rows: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     """
     bounds = cu_seqlens.to(rows.device, torch.int64)
     token = torch.arange(rows.shape[1], device=rows.device)
-    row = torch.searchsorted(bounds[1:], token, right=True).clamp(max=bounds.shape[0] - 2)
+    row = segments_of(bounds, rows.shape[1]).clamp(max=bounds.shape[0] - 2)
     return rows[row, token - bounds[row]].unsqueeze(0)
+
+
+def pack_all(mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Rows with pads as packed sequences, and all pads as one more sequence after them.
+
+    Args:
+        mask: ``[B, T]``, True at tokens; pads may stand anywhere.
+
+    Returns:
+        ``[B * T]`` int64: which position of the flattened batch comes where; and the offsets ``[B + 2]`` int32.
+
+    Example:
+        >>> [x.tolist() for x in pack_all(torch.tensor([[False, True, True], [True, False, False]]))]
+        [[1, 2, 3, 0, 4, 5], [0, 2, 3, 6]]
+    """
+    order = torch.sort((~mask).flatten().to(torch.uint8), stable=True)[1]
+    ends = mask.sum(1).cumsum(0)
+    total = torch.full((1,), mask.shape[0] * mask.shape[1], dtype=ends.dtype, device=ends.device)
+    return order, torch.cat([torch.zeros_like(total), ends, total]).int()
+
+
+def segments_of(cu_seqlens: torch.Tensor, total: int) -> torch.Tensor:
+    """``[total]`` int64: the sequence that each packed token belongs to.
+
+    Example:
+        >>> segments_of(torch.tensor([0, 2, 2, 3]), 3).tolist()
+        [0, 0, 2]
+    """
+    bounds = cu_seqlens.to(torch.int64)
+    return torch.searchsorted(bounds[1:], torch.arange(total, device=bounds.device), right=True)

@@ -40,7 +40,7 @@ class GatedDeltaNetBlock(nn.Module):
             num_heads=config.num_heads, num_v_heads=config.num_v_heads, mode=config.attn_mode,
             use_gate=config.use_gate, use_short_conv=config.use_short_conv, allow_neg_eigval=config.allow_neg_eigval,
             conv_size=config.conv_size, layer_idx=layer_idx, norm_eps=config.norm_eps,
-            output_gate_activation=config.output_gate_activation, **new,
+            output_gate_activation=config.output_gate_activation, backend=getattr(config, "backend", "auto"), **new,
         )  # fmt: skip
         self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps, **new)
         self.mlp = GatedMLP(

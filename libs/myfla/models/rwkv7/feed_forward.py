@@ -6,14 +6,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, check_positive, check_state, real_tokens
+from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, check_positive, check_state
 from myfla.layers.lora import orthogonal_
 from myfla.layers.rwkv7_sizes import check_depth
-from myfla.layers.utils import get_layer_cache, repad_hidden_states, unpad_hidden_states, update_layer_cache
+from myfla.layers.token_rows import read_rows
+from myfla.layers.utils import get_layer_cache, update_layer_cache
 from myfla.modules.token_shift import token_shift
 from myfla.ops.rwkv7.channel_mixing import squared_relu
 from myfla.utils.errors import refuse_unknown, value_error
-from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["RWKV7FeedForward"]
 
@@ -134,21 +134,15 @@ class RWKV7FeedForward(nn.Module):
         """
         refuse_unknown(f"{NAME}.forward", kwargs, FORWARD, INERT)
         check_hidden_states(NAME, x, self.hidden_size, self.key.weight)
-        batch, q_len, _ = x.shape
-        indices = None
-        if cu_seqlens is not None:
-            check_cu_seqlens(NAME, cu_seqlens, batch, q_len)
-        elif attention_mask is not None:
-            mask = real_tokens(NAME, attention_mask, batch, q_len)
-            if mask is not None:
-                x, indices, cu_seqlens = unpad_hidden_states(x, None, mask.to(x.device), q_len)
+        rows = read_rows(NAME, x, attention_mask, cu_seqlens)
+        x, cu_seqlens = rows.pack(x), rows.cu_seqlens
         last = get_layer_cache(self, state)
         before = last.get("ffn_state") if last else None
         if before is not None:
-            rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-            check_state(NAME, "ffn_state", before, (("batch", rows), ("channels", self.hidden_size)), x)
+            check_state(NAME, "ffn_state", before, (("batch", rows.sequences), ("channels", self.hidden_size)), x)
+        before = rows.widen(before)
         delta, after = token_shift(x, cu_seqlens, cache=before, output_cache=True)
         if state is not None and use_cache:
-            update_layer_cache(self, state, ffn_state=after, offset=0)
+            update_layer_cache(self, state, ffn_state=rows.narrow(after), offset=0)
         y = self.value(self.act_fn(self.key(x.addcmul(delta, self.x_k))))
-        return repad_hidden_states(y, indices, batch, q_len), state
+        return rows.unpack(y), state

@@ -43,7 +43,7 @@ class RWKV7Block(nn.Module):
             gate_low_rank_dim=config.gate_low_rank_dim, a_low_rank_dim=config.a_low_rank_dim,
             v_low_rank_dim=config.v_low_rank_dim, norm_eps=config.norm_eps, fuse_norm=config.fuse_norm,
             layer_idx=layer_idx, value_dim=config.value_dim[layer_idx], num_hidden_layers=config.num_hidden_layers,
-            **new,
+            backend=getattr(config, "backend", "auto"), **new,
         )  # fmt: skip
         self.ffn_norm = _norm(config, new)
         self.ffn = RWKV7FeedForward(

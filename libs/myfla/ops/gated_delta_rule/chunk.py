@@ -5,6 +5,9 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.backends.choice import choose
+from myfla.backends.compiler import compiled
+from myfla.backends.official import CHUNK_GATED_DELTA_RULE
 from myfla.ops.common.layout import ChunkLayout
 from myfla.ops.common.tuning import block_chunks, chunk_tokens
 from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
@@ -18,7 +21,8 @@ from myfla.ops.gated_delta_rule.inputs import (
     state_k_first,
     take_legacy_keywords,
 )
-from myfla.ops.gated_delta_rule.plain import plain_chunks
+from myfla.ops.gated_delta_rule.other_backends import naive_tokens, official_chunks
+from myfla.ops.gated_delta_rule.recorded import recorded_chunks
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
@@ -30,7 +34,7 @@ NAME = "chunk_gated_delta_rule"
 KEYWORDS = (
     "q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel",
     "use_beta_sigmoid_in_kernel", "allow_neg_eigval", "state_v_first", "cu_seqlens", "cu_seqlens_cpu",
-    "chunk_indices", "cp_context", "use_gate_in_kernel", "A_log", "dt_bias", "chunk_size",
+    "chunk_indices", "cp_context", "use_gate_in_kernel", "A_log", "dt_bias", "chunk_size", "backend",
 )  # fmt: skip
 
 
@@ -56,6 +60,7 @@ def chunk_gated_delta_rule(
     A_log: Optional[torch.Tensor] = None,
     dt_bias: Optional[torch.Tensor] = None,
     chunk_size: Optional[int] = None,
+    backend: str = "auto",
     **legacy: Any,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """The gated delta rule, many tokens at a time.
@@ -82,6 +87,7 @@ def chunk_gated_delta_rule(
         use_gate_in_kernel: ``g = -exp(A_log) softplus(g + dt_bias)``.
         A_log, dt_bias: ``[HV]``, with ``use_gate_in_kernel``; dt_bias may be None.
         chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
+        backend: whose code computes, see `myfla.backends`.
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
 
     Returns:
@@ -89,6 +95,7 @@ def chunk_gated_delta_rule(
 
     Raises:
         ValueError: a shape, head count, offset or option that does not fit; the message says which.
+        BackendError: a backend that is unknown or cannot compute this here.
         TypeError: an unknown keyword.
 
     Example:
@@ -114,19 +121,27 @@ def chunk_gated_delta_rule(
     initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     scale = k.shape[3] ** -0.5 if scale is None else float(scale)
     out_dtype = q.dtype
+    who_computes = choose(NAME, backend, CHUNK_GATED_DELTA_RULE, q, k, v, g, beta, initial_state, A_log, dt_bias)
+    if who_computes == "fla":
+        o, final = official_chunks(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens, output_final_state)
+        return o, final.transpose(2, 3).contiguous() if state_v_first and final is not None else final
     (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
     tensors = (q, k, v, g, beta, initial_state)
     dtype = accumulation_dtype(*tensors)
-    if tracing():
-        o, final = plain_chunks(*tensors, scale, cu_seqlens, dtype, out_dtype)
+    if who_computes == "naive":
+        o, final = naive_tokens(*tensors, scale, cu_seqlens, out_dtype)
+    elif who_computes == "compiled":
+        o, final = compiled(recorded_chunks)(*tensors, scale, cu_seqlens, dtype, out_dtype)
+    elif tracing():
+        o, final = recorded_chunks(*tensors, scale, cu_seqlens, dtype, out_dtype)
     else:
-        o, final = _run(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype)
+        o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype)
     if not output_final_state:
         return o, None
     return o, final.transpose(2, 3).contiguous() if state_v_first else final
 
 
-def _run(
+def run_chunks(
     tensors: Tuple[Optional[torch.Tensor], ...],
     scale: float,
     cu_seqlens: Optional[torch.Tensor],

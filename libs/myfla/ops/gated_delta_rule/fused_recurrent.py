@@ -4,6 +4,9 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
 
+from myfla.backends.choice import BackendError, choose
+from myfla.backends.compiler import compiled
+from myfla.backends.official import RECURRENT_GATED_DELTA_RULE
 from myfla.ops.common.tokens import TokenLayout
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
@@ -13,11 +16,12 @@ from myfla.ops.gated_delta_rule.inputs import (
     state_k_first,
     take_legacy_keywords,
 )
-from myfla.ops.gated_delta_rule.plain import plain_chunks
+from myfla.ops.gated_delta_rule.other_backends import naive_tokens, official_tokens
+from myfla.ops.gated_delta_rule.recorded import recorded_chunks
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.errors import value_error
+from myfla.utils.errors import message, value_error
 from myfla.utils.l2norm import l2norm
 from myfla.utils.tracing import tracing
 
@@ -27,7 +31,7 @@ NAME = "fused_recurrent_gated_delta_rule"
 KEYWORDS = (
     "q", "k", "v", "g", "gk", "gv", "beta", "scale", "initial_state", "output_final_state",
     "use_qk_l2norm_in_kernel", "use_gate_in_kernel", "A_log", "dt_bias", "use_beta_sigmoid_in_kernel",
-    "allow_neg_eigval", "state_v_first", "cu_seqlens",
+    "allow_neg_eigval", "state_v_first", "cu_seqlens", "backend",
 )  # fmt: skip
 
 
@@ -50,6 +54,8 @@ def fused_recurrent_gated_delta_rule(
     allow_neg_eigval: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Optional[torch.Tensor] = None,
+    *,
+    backend: str = "auto",
     **legacy: Any,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """The gated delta rule, one token after another; continues from a state, and trains.
@@ -69,6 +75,7 @@ def fused_recurrent_gated_delta_rule(
         output_final_state: also return the state after the last token.
         use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval,
             state_v_first, cu_seqlens: as `chunk_gated_delta_rule`.
+        backend: whose code computes, see `myfla.backends`. ``naive`` knows neither gk nor gv nor a beta for channels.
         **legacy: ``transpose_state_layout``, ``head_first=False``.
 
     Returns:
@@ -76,6 +83,7 @@ def fused_recurrent_gated_delta_rule(
 
     Raises:
         ValueError: a shape, head count, offset or option that does not fit; the message says which.
+        BackendError: a backend that is unknown or cannot compute this here.
         TypeError: an unknown keyword.
 
     Example:
@@ -105,21 +113,39 @@ def fused_recurrent_gated_delta_rule(
     state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     scale = key**-0.5 if scale is None else float(scale)
     one_gate = gk is None and gv is None and beta.dim() == 3
-    if one_gate and tracing() and (cu_seqlens is not None or q.shape[1] != 1):
-        o, final = _traced(q, k, v, beta, g, state, scale, activation, cu_seqlens)
+    tensors = (q, k, v, beta, g, gk, gv, state)
+    who_computes = choose(NAME, backend, RECURRENT_GATED_DELTA_RULE, *tensors, A_log, dt_bias)
+    if who_computes == "fla":
+        o, final = official_tokens(q, k, v, g, beta, state, scale, activation, cu_seqlens, output_final_state, gk, gv)
+        return o, final.transpose(2, 3).contiguous() if state_v_first and final is not None else final
+    if who_computes == "naive":
+        o, final = _naive(*tensors, scale, activation, cu_seqlens)
     else:
-        o, final = _recurrence(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens)
+        recorded = tracing() or who_computes == "compiled"
+        form = _traced if one_gate and recorded and (cu_seqlens is not None or q.shape[1] != 1) else _recurrence
+        form = compiled(form) if who_computes == "compiled" else form
+        o, final = form(*tensors, scale, activation, cu_seqlens)
     if not output_final_state:
         return o, None
     return o, final.transpose(2, 3).contiguous() if state_v_first else final
 
 
-def _traced(q, k, v, beta, g, state, scale, activation, cu_seqlens):
+def _naive(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens):
+    """The specification."""
+    for name, x in (("gk", gk), ("gv", gv), ("beta [B, T, HV, V]", beta if beta.dim() == 4 else None)):
+        if x is not None:
+            hint = "leave it out, or use backend='torch'"
+            raise BackendError(message(NAME, "backend", f"'naive' does not know {name}", "naive", hint))
+    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
+    return naive_tokens(q, k, v, torch.zeros_like(beta) if g is None else g, beta, state, scale, cu_seqlens, v.dtype)
+
+
+def _traced(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens):
     """Chunks: a compiled graph of the token loop would hold every token."""
     (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
     g = torch.zeros_like(beta) if g is None else g
     dtype = accumulation_dtype(q, k, v, g, beta, state)
-    return plain_chunks(q, k, v, g, beta, state, scale, cu_seqlens, dtype, v.dtype)
+    return recorded_chunks(q, k, v, g, beta, state, scale, cu_seqlens, dtype, v.dtype)
 
 
 class _Token(NamedTuple):

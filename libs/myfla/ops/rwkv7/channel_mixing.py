@@ -3,8 +3,8 @@
 from typing import Tuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
@@ -111,8 +111,9 @@ class _MixFunction(torch.autograd.Function):
         return _mix(x, x_prev, x_k)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            return backward_through(_mix, ctx.saved_tensors, ctx.needs_input_grad, [grad])
         x, x_prev, x_k = ctx.saved_tensors
         dtype = accumulation_dtype(x)
         wide, token = grad.to(dtype), x.to(dtype)
@@ -129,12 +130,13 @@ class _MixFunction(torch.autograd.Function):
 class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
+        ctx.save_for_backward(x)
         active = torch.relu(x)
-        ctx.save_for_backward(active)
-        return active * active
+        return active.mul_(active)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        (active,) = ctx.saved_tensors
-        return (grad * active).mul_(2)
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return 2 * grad * torch.relu(x)
+        return torch.relu(x).mul_(grad).mul_(2)

@@ -4,6 +4,8 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.backends.choice import choose
+from myfla.backends.official import CHUNK_DPLR
 from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
 
@@ -29,6 +31,8 @@ def chunk_rwkv7(
     disable_recompute: bool = False,
     cp_context: Any = None,
     lower_bound: Optional[float] = None,
+    *,
+    backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """``S <- diag(exp(w)) S + b (a^T S)^T + k v^T;  o = scale S^T r``: `chunk_dplr_delta_rule` under RWKV-7's names.
 
@@ -40,13 +44,14 @@ def chunk_rwkv7(
         v: ``[B, T, H, V]``.
         scale: factor on r; None for ``K ** -0.5``.
         initial_state, output_final_state, cu_seqlens, cu_seqlens_cpu, safe_gate, chunk_size, disable_recompute,
-            cp_context, lower_bound: as `chunk_dplr_delta_rule`.
+            cp_context, lower_bound, backend: as `chunk_dplr_delta_rule`.
 
     Returns:
         o ``[B, T, H, V]`` in r's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
 
     Raises:
         ValueError: a shape, offset or option that does not fit; the message says which.
+        BackendError: a backend that is unknown or cannot compute this here.
 
     Example:
         >>> x = torch.ones(1, 3, 1, 2)
@@ -55,5 +60,6 @@ def chunk_rwkv7(
     """
     rows = check_inputs(NAME, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
     check_options(NAME, chunk_size, cp_context, lower_bound)
-    o, final = run_chunks(r, k, v, a, b, w, scale, initial_state, cu_seqlens, rows, chunk_size)
+    who_computes = choose(NAME, backend, CHUNK_DPLR, r, k, v, a, b, w, initial_state)
+    o, final = run_chunks(r, k, v, a, b, w, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes)
     return o, final if output_final_state else None

@@ -3,8 +3,8 @@
 from typing import Iterator, Optional, Tuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
@@ -99,9 +99,11 @@ class _AddcmulFunction(torch.autograd.Function):
         return _forward(hidden, delta, *mixes)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         delta, *mixes = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            hidden = torch.zeros_like(delta, dtype=ctx.dtype).requires_grad_()  # a term: its value is no matter
+            return backward_through(_forward, [hidden, delta, *mixes], ctx.needs_input_grad, grads)
         dtype, width = accumulation_dtype(delta), delta.shape[-1]
         flat = delta.reshape(-1, width)
         grads = [None if g is None else g.reshape(-1, width) for g in grads]

@@ -3,9 +3,9 @@
 from typing import Optional
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from myfla.ops.rwkv7.fused_addcmul import row_blocks
+from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
@@ -66,8 +66,9 @@ class _KeyUpdateFunction(torch.autograd.Function):
         return _forward(k, a, ka)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            return backward_through(_forward, ctx.saved_tensors, ctx.needs_input_grad, [grad])
         k, a, ka = ctx.saved_tensors
         dtype, width = accumulation_dtype(k), k.shape[-1]
         rows = [x.reshape(-1, width) for x in (grad, k, a)]

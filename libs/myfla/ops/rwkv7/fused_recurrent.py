@@ -4,6 +4,8 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.backends.choice import choose
+from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 
@@ -21,6 +23,8 @@ def fused_recurrent_rwkv7(
     initial_state: Optional[torch.Tensor] = None,
     output_final_state: bool = True,
     cu_seqlens: Optional[torch.Tensor] = None,
+    *,
+    backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """`fused_recurrent_dplr_delta_rule` under RWKV-7's names; what `chunk_rwkv7` computes. Trains.
 
@@ -34,12 +38,14 @@ def fused_recurrent_rwkv7(
         initial_state: ``[N, H, K, V]``, zeros by default.
         output_final_state: also return the final state.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences.
+        backend: whose code computes, see `myfla.backends`.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
 
     Raises:
         ValueError: a shape or offset that does not fit.
+        BackendError: a backend that is unknown or cannot compute this here.
 
     Example:
         >>> x = torch.ones(1, 2, 1, 1)
@@ -48,7 +54,8 @@ def fused_recurrent_rwkv7(
     """
     keys = {"r": r, "w": w, "k": k, "a": a, "b": b}
     rows = check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
-    o, final = run_tokens((r, k, v, a, b, w), scale, initial_state, False, cu_seqlens, rows)
+    who_computes = choose("fused_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, a, b, w, initial_state)
+    o, final = run_tokens((r, k, v, a, b, w), scale, initial_state, False, cu_seqlens, rows, who_computes)
     return o, final if output_final_state else None
 
 
@@ -64,6 +71,8 @@ def fused_mul_recurrent_rwkv7(
     output_final_state: bool = False,
     reverse: bool = False,
     cu_seqlens: Optional[torch.Tensor] = None,
+    *,
+    backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """`fused_recurrent_rwkv7` with ``a = -kk`` and ``b = kk * a`` made inside. Trains.
 
@@ -78,12 +87,14 @@ def fused_mul_recurrent_rwkv7(
         output_final_state: also return the final state.
         reverse: walk every sequence from its last token to its first.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences.
+        backend: whose code computes, see `myfla.backends`.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
 
     Raises:
         ValueError: a shape or offset that does not fit.
+        BackendError: a backend that is unknown or cannot compute this here.
 
     Example:
         >>> x = torch.ones(1, 2, 1, 1)
@@ -92,5 +103,6 @@ def fused_mul_recurrent_rwkv7(
     """
     keys = {"r": r, "w": w, "k": k, "kk": kk, "a": a}
     rows = check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
-    o, final = run_tokens((r, k, v, -kk, kk * a, w), scale, initial_state, reverse, cu_seqlens, rows)
+    who_computes = choose("fused_mul_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, kk, a, w, initial_state)
+    o, final = run_tokens((r, k, v, -kk, kk * a, w), scale, initial_state, reverse, cu_seqlens, rows, who_computes)
     return o, final if output_final_state else None

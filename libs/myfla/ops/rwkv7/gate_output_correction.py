@@ -3,8 +3,8 @@
 from typing import Tuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
@@ -54,8 +54,7 @@ def gate_output_correction(
         raise value_error("gate_output_correction", "r_k", f"must have shape [H, K] = {tuple(r.shape[-2:])}",
                           tuple(r_k.shape))
     if tracing():
-        kind = accumulation_dtype(o)
-        return gate_output_correction_ref(*(x.to(kind) for x in (o, r, k, r_k, v, g))).to(o.dtype)
+        return _formula(o, r, k, r_k, v, g)
     return (_GateFunction.apply if torch.is_grad_enabled() else _forward)(o, r, k, r_k, v, g)
 
 
@@ -123,6 +122,12 @@ def _head_sum(own: torch.Tensor, r_k: torch.Tensor) -> torch.Tensor:
     return (own * r_k).sum(-1, keepdim=True)
 
 
+def _formula(o, r, k, r_k, v, g):
+    """`_forward` in plain operations."""
+    kind = accumulation_dtype(o)
+    return gate_output_correction_ref(*(x.to(kind) for x in (o, r, k, r_k, v, g))).to(o.dtype)
+
+
 def _forward(o, r, k, r_k, v, g):
     dtype = accumulation_dtype(o)
     bonus = _head_sum(r.to(dtype) * k.to(dtype), r_k.to(dtype))
@@ -137,6 +142,7 @@ class _GateFunction(torch.autograd.Function):
         return _forward(o, r, k, r_k, v, g)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            return backward_through(_formula, ctx.saved_tensors, ctx.needs_input_grad, [grad])
         return gate_output_correction_backward(grad, *ctx.saved_tensors)

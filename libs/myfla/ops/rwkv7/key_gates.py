@@ -3,9 +3,9 @@
 from typing import Optional, Tuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from myfla.ops.rwkv7.fused_addcmul import row_blocks
+from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tracing import tracing
 
@@ -118,9 +118,10 @@ class _KeyGatesFunction(torch.autograd.Function):
         return decay, key, remove, replace
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_decay, d_key, d_remove, d_replace):
         k, a, k_k, k_a, inverse, decay, remove = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _again(ctx, k, a, k_k, k_a, decay, (d_decay, d_key, d_remove, d_replace))
         dtype, (heads, head), width = inverse.dtype, remove.shape[-2:], k.shape[-1]
         dk, da, dw = torch.empty_like(k), torch.empty_like(a), torch.empty_like(k, dtype=ctx.w_dtype)
         flat = [x.reshape(-1, width) for x in (k, a, decay, remove, d_decay, d_key, d_remove, d_replace)]
@@ -144,6 +145,19 @@ class _KeyGatesFunction(torch.autograd.Function):
             d_scale += (to_scaled * plain).sum(0)
             out_k[at] = less.mul_(mix).add_(1).mul_(to_key).addcmul_(to_scaled, scale)
         return dk, dw, da, d_scale.to(k_k.dtype), d_mix.to(k_a.dtype), None, None
+
+
+def _again(ctx, k, a, k_k, k_a, decay, grads):
+    """The gradients as autograd can record them; w is not kept, but its one result, the decay, is."""
+    wide = decay.to(accumulation_dtype(k))
+    dw = grads[0].to(wide.dtype) * (wide - wide * wide / STRONGEST_DECAY)
+
+    def others(k, a, k_k, k_a):
+        return _formula(k, torch.zeros_like(k), a, k_k, k_a, decay.shape[-1], ctx.eps)[1:]
+
+    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
+    dk, da, d_scale, d_mix = backward_through(others, [k, a, k_k, k_a], needs, grads[1:])
+    return dk, dw.reshape(k.shape).to(ctx.w_dtype), da, d_scale, d_mix, None, None
 
 
 def _inverse_length(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """The value residual: every layer's values, mixed with those of the first."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tracing import tracing
 
@@ -24,30 +24,29 @@ def mix_values(v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor) -> to
     """
     if torch.is_grad_enabled() and not tracing():
         return _MixFunction.apply(v, v_first, gate)
-    return _forward(v, v_first, gate)[0]
+    return _forward(v, v_first, gate)
 
 
 def _forward(v, v_first, gate):
-    """The mix, and the share of ``v_first`` in it."""
     dtype = accumulation_dtype(v)
     wide, share = v.to(dtype), torch.sigmoid(gate.to(dtype))
-    return torch.addcmul(wide, v_first.to(dtype) - wide, share).to(v.dtype), share.to(gate.dtype)
+    return torch.addcmul(wide, v_first.to(dtype) - wide, share).to(v.dtype)
 
 
 class _MixFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v, v_first, gate):
-        mixed, share = _forward(v, v_first, gate)
-        ctx.save_for_backward(v, v_first, share)
-        return mixed
+        ctx.save_for_backward(v, v_first, gate)
+        return _forward(v, v_first, gate)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        v, v_first, share = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return backward_through(_forward, ctx.saved_tensors, ctx.needs_input_grad, [grad])
+        v, v_first, gate = ctx.saved_tensors
         dtype = accumulation_dtype(v)
-        wide, part = grad.to(dtype), share.to(dtype)
+        wide, part = grad.to(dtype), torch.sigmoid(gate.to(dtype))
         to_first = wide * part
         difference = (v_first.to(dtype) - v.to(dtype)).mul_(to_first)
         d_gate = difference.addcmul_(difference, part, value=-1)
-        return (wide - to_first).to(v.dtype), to_first.to(v_first.dtype), d_gate.to(share.dtype)
+        return (wide - to_first).to(v.dtype), to_first.to(v_first.dtype), d_gate.to(gate.dtype)

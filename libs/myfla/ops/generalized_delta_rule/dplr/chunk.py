@@ -3,16 +3,20 @@
 from typing import Any, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
+from myfla.backends.choice import choose
+from myfla.backends.compiler import compiled
+from myfla.backends.official import CHUNK_DPLR
 from myfla.ops.common.layout import ChunkLayout
 from myfla.ops.common.tuning import block_chunks, chunk_tokens
 from myfla.ops.generalized_delta_rule.dplr.chunk_bwd import chunk_backward
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, chunk_forward
-from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
-from myfla.ops.generalized_delta_rule.dplr.plain import plain_chunks
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options, fill_heads
+from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
+from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule
+from myfla.ops.generalized_delta_rule.dplr.recorded import recorded_chunks
+from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.tracing import tracing
@@ -22,13 +26,10 @@ __all__ = ["chunk_dplr_delta_rule"]
 NAME = "chunk_dplr_delta_rule"
 KEYWORDS = (
     "q", "k", "v", "a", "b", "gk", "scale", "initial_state", "output_final_state", "cu_seqlens", "cu_seqlens_cpu",
-    "safe_gate", "chunk_size", "disable_recompute", "cp_context", "lower_bound",
+    "safe_gate", "chunk_size", "disable_recompute", "cp_context", "lower_bound", "backend",
 )  # fmt: skip
 LARGEST_CHUNK = 32
 """The work within a chunk grows with its size faster than in other rules, and so does the sum of its decays."""
-
-LANES = 16
-"""Head sizes are filled up to a multiple of this: products of odd sizes are slow, and depend on alignment."""
 
 
 def chunk_dplr_delta_rule(
@@ -48,6 +49,8 @@ def chunk_dplr_delta_rule(
     disable_recompute: bool = False,
     cp_context: Any = None,
     lower_bound: Optional[float] = None,
+    *,
+    backend: str = "auto",
     **legacy: Any,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """The delta rule with a diagonal-plus-low-rank transition, many tokens at a time.
@@ -74,6 +77,7 @@ def chunk_dplr_delta_rule(
             and speed only.
         cp_context: must be None; there is no context parallelism.
         lower_bound: official promise ``lower_bound <= gk < 0``; must be negative, and is not needed here.
+        backend: whose code computes, see `myfla.backends`.
         **legacy: ``head_first=False``.
 
     Returns:
@@ -81,6 +85,7 @@ def chunk_dplr_delta_rule(
 
     Raises:
         ValueError: a shape, offset or option that does not fit; the message says which.
+        BackendError: a backend that is unknown or cannot compute this here.
         TypeError: an unknown keyword.
 
     Example:
@@ -94,7 +99,8 @@ def chunk_dplr_delta_rule(
         raise value_error(NAME, "head_first", "is not supported", True, "pass tensors as [B, T, H, D]")
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
     check_options(NAME, chunk_size, cp_context, lower_bound)
-    o, final = run_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows, chunk_size)
+    who_computes = choose(NAME, backend, CHUNK_DPLR, q, k, v, a, b, gk, initial_state)
+    o, final = run_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes)
     return o, final if output_final_state else None
 
 
@@ -110,25 +116,28 @@ def run_chunks(
     cu_seqlens: Optional[torch.Tensor],
     rows: int,
     chunk_size: Optional[int] = None,
+    who_computes: str = "torch",
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunk_dplr_delta_rule` with checked arguments, of N = ``rows`` sequences; always returns the final state."""
     key, value = q.shape[3], v.shape[3]
     scale = key**-0.5 if scale is None else float(scale)
+    given = (q, k, v, a, b, gk, scale, initial_state, cu_seqlens)
+    if who_computes == "fla":
+        return official_rule(CHUNK_DPLR, *given)
+    if who_computes == "naive":
+        return naive_tokens(*given)
+    if who_computes == "compiled":
+        return compiled(recorded_chunks)(*given)
     if tracing():
-        return plain_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens)
+        return recorded_chunks(*given)
     o, final = _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size)
     o = o if o.shape[3] == value else o[..., :value]
     return o, final if final.shape[2:] == (key, value) else final[:, :, :key, :value].contiguous()
 
 
 def _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size):
-    """Fill head sizes up with channels that do nothing, choose the chunks, and run."""
-    wider, taller = (-size % LANES for size in (q.shape[3], v.shape[3]))
-    if wider:
-        q, k, a, b, gk = (F.pad(x, (0, wider)) for x in (q, k, a, b, gk))
-    v = F.pad(v, (0, taller)) if taller else v
-    if initial_state is not None and (wider or taller):
-        initial_state = F.pad(initial_state, (0, taller, 0, wider))
+    """Fill head sizes up, choose the chunks, and run."""
+    q, k, v, a, b, gk, initial_state = fill_heads(q, k, v, a, b, gk, initial_state)
     batch, tokens, heads, key = q.shape
     size = max(key, v.shape[3])
     typical = tokens if cu_seqlens is None else -(-tokens // max(rows, 1))
@@ -137,7 +146,7 @@ def _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_siz
     tensors = (q, k, v, a, b, gk, initial_state)
     dtype = accumulation_dtype(*tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return _ChunkDPLRFunction.apply(*tensors, scale, layout, dtype)
+        return _ChunkDPLRFunction.apply(*tensors, scale, layout, dtype, cu_seqlens)
     return chunk_forward(*tensors, scale, layout, dtype, save=False)[:2]
 
 
@@ -145,20 +154,22 @@ class _ChunkDPLRFunction(torch.autograd.Function):
     """Joins the two hand-written directions."""
 
     @staticmethod
-    def forward(ctx, q, k, v, a, b, gk, initial_state, scale, layout, dtype):
+    def forward(ctx, q, k, v, a, b, gk, initial_state, scale, layout, dtype, cu_seqlens):
         o, final, saved = chunk_forward(q, k, v, a, b, gk, initial_state, scale, layout, dtype, save=True)
-        ctx.save_for_backward(q, k, v, a, b, gk, *saved)
+        ctx.save_for_backward(q, k, v, a, b, gk, initial_state, cu_seqlens, *saved)
         ctx.scale, ctx.layout = scale, layout
-        ctx.state_dtype = None if initial_state is None else initial_state.dtype
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, do, dfinal):
-        q, k, v, a, b, gk, *saved = ctx.saved_tensors
+        q, k, v, a, b, gk, initial_state, cu_seqlens, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
+            given = (q, k, v, a, b, gk, initial_state)
+            grads = backward_through(plain_rule(ctx.scale, cu_seqlens), given, ctx.needs_input_grad[:7], (do, dfinal))
+            return (*grads, None, None, None, None)
         do = torch.zeros_like(v) if do is None else do
         inputs = Inputs(q, k, v, a, b, gk)
         grads, dinitial = chunk_backward(do, dfinal, inputs, ctx.scale, ctx.layout, Saved(*saved))
-        dinitial = None if ctx.state_dtype is None else dinitial.to(ctx.state_dtype)
-        return (*grads, dinitial, None, None, None)
+        dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
+        return (*grads, dinitial, None, None, None, None)

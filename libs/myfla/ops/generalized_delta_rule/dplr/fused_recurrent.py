@@ -3,12 +3,17 @@
 from typing import Optional, Tuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from myfla.backends.choice import choose
+from myfla.backends.compiler import compiled
+from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
-from myfla.ops.generalized_delta_rule.dplr.plain import plain_chunks, plain_step
+from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
+from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule, plain_step
+from myfla.ops.generalized_delta_rule.dplr.recorded import recorded_chunks
 from myfla.ops.generalized_delta_rule.dplr.recurrence import recurrent_forward
+from myfla.utils.autograd import backward_through
 from myfla.utils.tracing import tracing
 
 __all__ = ["fused_recurrent_dplr_delta_rule"]
@@ -28,6 +33,8 @@ def fused_recurrent_dplr_delta_rule(
     output_final_state: bool = False,
     reverse: bool = False,
     cu_seqlens: Optional[torch.Tensor] = None,
+    *,
+    backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """The delta rule of `chunk_dplr_delta_rule`, one token after another; continues from a state, and trains.
 
@@ -43,12 +50,14 @@ def fused_recurrent_dplr_delta_rule(
         output_final_state: also return the state after the last token of each sequence.
         reverse: walk every sequence from its last token to its first.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
+        backend: whose code computes, see `myfla.backends`.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
 
     Raises:
         ValueError: a shape or offset that does not fit; the message says which.
+        BackendError: a backend that is unknown or cannot compute this here.
 
     Example:
         >>> x = torch.ones(1, 1, 1, 1)
@@ -57,7 +66,8 @@ def fused_recurrent_dplr_delta_rule(
         2.0
     """
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
-    o, final = run_tokens((q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows)
+    who_computes = choose(NAME, backend, RECURRENT_DPLR, q, k, v, a, b, gk, initial_state)
+    o, final = run_tokens((q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows, who_computes)
     return o, final if output_final_state else None
 
 
@@ -68,14 +78,23 @@ def run_tokens(
     reverse: bool,
     cu_seqlens: Optional[torch.Tensor],
     rows: int,
+    who_computes: str = "torch",
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`fused_recurrent_dplr_delta_rule` with checked arguments (``tensors`` are q, k, v, a, b, gk), of N = ``rows``
     sequences; always returns the final state."""
     scale = tensors[0].shape[3] ** -0.5 if scale is None else float(scale)
-    if tracing():
+    if who_computes == "compiled":
+        return compiled(_traced)(tensors, scale, initial_state, reverse, cu_seqlens)
+    if who_computes == "torch" and tracing():
         return _traced(tensors, scale, initial_state, reverse, cu_seqlens)
+    if who_computes == "fla":
+        return official_rule(RECURRENT_DPLR, *tensors, scale, initial_state, cu_seqlens, reverse=reverse)
     if reverse:
         tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
+    if who_computes == "naive":
+        o, final = naive_tokens(*tensors, scale, initial_state, cu_seqlens)
+        o = o.to(tensors[2].dtype)
+        return _reverse(o, cu_seqlens) if reverse else o, final
     given = (*tensors, initial_state)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
         o, final = _RecurrentDPLRFunction.apply(*given, scale, cu_seqlens, rows)
@@ -91,7 +110,7 @@ def _traced(tensors, scale, initial_state, reverse, cu_seqlens):
     if cu_seqlens is None and tensors[0].shape[1] == 1:
         o, final = plain_step(*tensors, scale, initial_state)
     else:
-        o, final = plain_chunks(*tensors, scale, initial_state, cu_seqlens)
+        o, final = recorded_chunks(*tensors, scale, initial_state, cu_seqlens)
     o = o.to(tensors[2].dtype)
     return _reverse(o, cu_seqlens) if reverse else o, final
 
@@ -116,9 +135,11 @@ class _RecurrentDPLRFunction(torch.autograd.Function):
         return recurrent_forward(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, do, dfinal):
         needed = ctx.needs_input_grad[:7]
+        if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
+            rule = plain_rule(ctx.scale, ctx.cu_seqlens)
+            return (*backward_through(rule, ctx.saved_tensors, needed, (do, dfinal)), None, None, None)
         inputs = [x if x is None else x.detach() for x in ctx.saved_tensors]
         wanted = [x.requires_grad_() for x, need in zip(inputs, needed) if need]
         with torch.enable_grad():

@@ -1,6 +1,6 @@
 """The diagonal-plus-low-rank delta rule in plain operations, for compilers, exporters and function transforms."""
 
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 
@@ -16,7 +16,7 @@ from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.rows import from_rows, to_rows
 
-__all__ = ["plain_chunks", "plain_step"]
+__all__ = ["plain_chunks", "plain_rule", "plain_step"]
 
 CHUNK = 16
 """The decays of a chunk are ``[C, C, K]``: exact however strong they are, but large."""
@@ -71,6 +71,15 @@ def plain_chunks(
     u = known + looked @ states
     o = (q * rise) @ states + _products(q, k, pair) @ v + _products(q, b, pair) @ u
     return (join_chunks(o, tokens) * scale).to(out_dtype), final
+
+
+def plain_rule(scale: float, cu_seqlens: Optional[torch.Tensor]) -> Callable[..., Tuple[torch.Tensor, torch.Tensor]]:
+    """`plain_chunks` as a function of its tensors alone, ``(q, k, v, a, b, gk, initial_state)``."""
+
+    def rule(q, k, v, a, b, gk, initial_state):
+        return plain_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens)
+
+    return rule
 
 
 def _products(x: torch.Tensor, y: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:

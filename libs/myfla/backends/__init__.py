@@ -1,0 +1,27 @@
+"""Whose code computes a rule: chosen in the open.
+
+==========  ===========================================================================================
+auto        the rule below
+naive       the token loop that is this library's specification: slow, for checks
+torch       this library's PyTorch code, on every device
+compiled    the same, through ``torch.compile``: for many calls of the same kind
+fla         the official Triton kernels of flash-linear-attention, on a CUDA device
+==========  ===========================================================================================
+
+A choice other than auto is honoured, or refused with the reason. It is about the recurrence (`myfla.ops`); the layers'
+projections, convolutions and norms are PyTorch's under every backend.
+"""
+
+from myfla.backends.choice import AUTO_RULE, BACKENDS, BackendError, check_backend, choose
+from myfla.backends.report import describe, set_backend, summary
+
+__all__ = [
+    "AUTO_RULE",
+    "BACKENDS",
+    "BackendError",
+    "check_backend",
+    "choose",
+    "describe",
+    "set_backend",
+    "summary",
+]
