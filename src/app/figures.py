@@ -2,7 +2,7 @@
 
 from typing import Any, List, Mapping, Tuple
 
-__all__ = ["FIGURES", "parts_of", "shown_figures"]
+__all__ = ["FIGURES", "parts_of", "shown_figures", "word"]
 
 #: Key behind the part, label, format; in the order in which they are shown.
 FIGURES = (
@@ -30,9 +30,10 @@ def shown_figures(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
         >>> shown_figures({"test_loss": 0.1, "test_accuracy": 0.9865, "val_loss": 0.2, "val_rmse": 3})
         [('test accuracy', '98.65%'), ('validation RMSE', '3')]
     """
-    return [(f"{_word(part)} {label}", form.format(results[f"{part}_{name}"])) for part in parts_of(results)
+    return [(f"{word(part)} {label}", form.format(results[f"{part}_{name}"])) for part in parts_of(results)
             for name, label, form in FIGURES if f"{part}_{name}" in results]
 
 
-def _word(part: str) -> str:
+def word(part: str) -> str:
+    """What a part is called: ``validation``, ``test longer``."""
     return "validation" if part == "val" else part.replace("_", " ")

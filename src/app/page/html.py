@@ -57,14 +57,16 @@ def legend(entries: Iterable[Tuple[str, str, str]]) -> Markup:
                        for colour, mark, name in entries), class_="legend")
 
 
-def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], right: Sequence[Any] = ()) -> Markup:
-    """A table that scrolls by itself where it is too wide; None is an empty cell."""
+def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], right: Sequence[Any] = (),
+          best: bool = False) -> Markup:
+    """A table that scrolls by itself where it is too wide; None is an empty cell; ``best`` marks the first row."""
     sides = ["num" if column in right else "txt" for column in columns]
 
-    def line(kind: str, cells: Sequence[Any]) -> Markup:
-        return tag("tr", *(tag(kind, cell, class_=side) for cell, side in zip(cells, sides)))
+    def line(kind: str, cells: Sequence[Any], marked: bool = False) -> Markup:
+        more = {"class_": "best"} if marked else {}
+        return tag("tr", *(tag(kind, cell, class_=side) for cell, side in zip(cells, sides)), **more)
 
-    body = tag("tbody", *(line("td", row) for row in rows))
+    body = tag("tbody", *(line("td", row, best and i == 0) for i, row in enumerate(rows)))
     return tag("div", tag("table", tag("thead", line("th", columns)), body), class_="scroll", tabindex="0")
 
 

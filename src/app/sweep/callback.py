@@ -1,0 +1,59 @@
+"""The end of a sweep, as a Hydra callback: one table and one page of all jobs, verdicts, the exit code."""
+
+import logging
+from pathlib import Path
+from typing import Any, List
+
+from hydra.core.config_store import ConfigStore
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from app.checks import Verdict, judge, show_verdicts
+from app.run_folder import relative, write_json
+from app.sweep.groups import Group, group
+from app.sweep.jobs import Row, collect
+
+__all__ = ["SweepTable", "register_sweep_table"]
+
+log = logging.getLogger(__name__)
+
+
+def register_sweep_table() -> None:
+    """Store the callback as ``hydra/callbacks=sweep_table``; in Python, because our YAML holds no class paths."""
+    node = {"sweep_table": {"_target_": "app.sweep.SweepTable"}}
+    ConfigStore.instance().store(group="hydra/callbacks", name="sweep_table", node=node, provider="app")
+
+
+class SweepTable(Callback):
+    """Prints one table of all jobs, writes ``sweep.csv``, ``sweep_means.csv``, ``checks.json`` and ``sweep.html``; ends
+    the program with 1 if a job or a check failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        rows = collect(folder)
+        if not rows:
+            return
+        from app.sweep.table import show, write_groups, write_jobs
+
+        groups = group(rows)
+        write_jobs(rows, folder / "sweep.csv")
+        write_groups(groups, rows, folder / "sweep_means.csv")
+        show(rows, groups, folder)
+        # Where every job failed, a broken check may be the reason, and there is nothing to judge.
+        checks = [] if all("error" in row for row in rows) else OmegaConf.to_object(config.checks)
+        verdicts = judge(checks, rows)
+        show_verdicts(verdicts)
+        write_json({"checks": [verdict._asdict() for verdict in verdicts]}, folder / "checks.json")
+        _write_page(folder, rows, groups, verdicts)
+        if any("error" in row for row in rows) or not all(verdict.passed for verdict in verdicts):
+            # Hydra turns exceptions of callbacks into warnings; an exit is none.
+            raise SystemExit(1)
+
+
+def _write_page(folder: Path, rows: List[Row], groups: List[Group], verdicts: List[Verdict]) -> None:
+    try:
+        from app.page.sweep_page import write_sweep_page
+    except ModuleNotFoundError as problem:  # tables need no pictures
+        log.warning("no sweep.html: it needs the package %r; pip install 'myfla[app]'", problem.name)
+        return
+    print(relative(write_sweep_page(folder, rows, groups, verdicts)))

@@ -1,0 +1,108 @@
+"""The report of a sweep: seeds joined, the best first, what each setting does, and names that are shown as they are."""
+
+import csv
+import json
+import statistics
+
+import pytest
+
+from app.checks import Verdict
+from app.page.sweep_page import write_sweep_page
+from app.plots.effects import effect_figure
+from app.plots.style import to_svg
+from app.sweep import collect
+from app.sweep.groups import figures_of, group
+from app.sweep.table import show, write_groups, write_jobs
+from pages import HOSTILE, assert_nothing_is_loaded
+
+ACCURACY = {("true", 0): 0.9, ("true", 1): 0.7, ("false", 0): 0.95, ("false", 1): 0.85}
+
+
+def leave(folder, jobs):
+    for name, (overrides, values) in enumerate(jobs):
+        (folder / str(name)).mkdir(parents=True)
+        file = "failure.json" if "error" in values else "metrics.json"
+        (folder / str(name) / file).write_text(json.dumps({"overrides": overrides, **values}))
+    return collect(folder)
+
+
+@pytest.fixture()
+def rows(tmp_path):
+    jobs = [([f"encoder.use_gate={gate}", f"seed={seed}", "job.noise=0.5"],
+             {"val_loss": 1 - value, "test_loss": 2.0, "test_accuracy": value})
+            for (gate, seed), value in ACCURACY.items()]
+    return leave(tmp_path / "sweep", [*jobs, (["encoder.use_gate=maybe", "seed=0", "job.noise=0.5"],
+                                              {"error": "ConfigError: <script>no</script>"})])
+
+
+def read(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_seeds_are_joined_and_the_best_mean_comes_first(rows):
+    first, second, failed = group(rows)
+    assert first.settings == {"encoder.use_gate": "false"} and second.settings == {"encoder.use_gate": "true"}
+    assert first.spread["test_accuracy"] == pytest.approx((0.9, statistics.stdev([0.95, 0.85])))
+    assert second.spread["val_loss"] == pytest.approx((0.2, statistics.stdev([0.1, 0.3])))
+    assert [row["seed"] if "seed" in row else row["settings"]["seed"] for row in first.rows] == ["0", "1"]
+    assert not failed.rows and failed.failed[0]["error"].startswith("ConfigError")
+    assert [figure.key for figure in figures_of(rows)] == ["val_loss", "test_accuracy"]
+
+
+def test_tables_hold_every_job_and_every_group(rows, tmp_path, capsys):
+    write_jobs(rows, tmp_path / "sweep.csv")
+    write_groups(group(rows), rows, tmp_path / "means.csv")
+    jobs, means = read(tmp_path / "sweep.csv"), read(tmp_path / "means.csv")
+    assert [row["job"] for row in jobs] == ["2", "0", "3", "1", "4"] and "<script>" in jobs[-1]["error"]
+    assert [(row["encoder.use_gate"], row["jobs"], row["failed"]) for row in means] == [
+        ("false", "2", "0"), ("true", "2", "0"), ("maybe", "0", "1")]
+    assert float(means[0]["test_accuracy_mean"]) == pytest.approx(0.9) and means[2]["test_accuracy_mean"] == ""
+    show(rows, group(rows), tmp_path)
+    shown = capsys.readouterr().out
+    assert "5 jobs, best validation loss first" in shown and "90.00% \u00b1 7.07%" in shown
+    assert "job 4 failed: ConfigError: <script>no</script>" in shown
+
+
+def test_the_page_has_the_best_its_command_the_failures_and_the_effects(rows, tmp_path):
+    verdicts = [Verdict("test_accuracy >= <b>", 4, 0.85, False, ""), Verdict("x", 0, None, False, "no run")]
+    path = write_sweep_page(tmp_path, rows, group(rows), verdicts)
+    page = assert_nothing_is_loaded(path.read_text(encoding="utf-8"))
+    shown = " ".join(page.texts)
+    assert "python -m app encoder.use_gate=false seed=0 job.noise=0.5" in shown
+    assert "ConfigError: <script>no</script>" in shown and "90.00% \u00b1 7.07%" in shown
+    assert "missed" in shown and "0.8500" in shown and "no run" in shown and "5 jobs, 1 failed" in shown
+    assert page.tags.count("svg") == 1, "use_gate; the seed is no setting"
+
+
+def test_a_sweep_of_nothing_but_failures_and_hostile_names_has_a_page(tmp_path):
+    jobs = [([f"data.path={name}", f"+{HOSTILE[0]}=1"], {"error": name or "none"}) for name in HOSTILE]
+    rows = leave(tmp_path / "sweep", jobs)
+    page = assert_nothing_is_loaded(write_sweep_page(tmp_path, rows, group(rows), []).read_text(encoding="utf-8"))
+    assert HOSTILE[0] in " ".join(page.texts) and "svg" not in page.tags
+    show(rows, group(rows), tmp_path)
+
+
+def test_figures_of_a_benchmark_are_compared_as_well(tmp_path):
+    jobs = [([f"encoder={name}"], {"seconds_per_token": value, "prefill_tokens_per_s": 1 / value})
+            for name, value in (("slow", 0.5), ("fast", 0.25), ("odd", float("nan")))]
+    rows = leave(tmp_path / "sweep", jobs)
+    assert [row["settings"]["encoder"] for row in rows] == ["fast", "slow", "odd"]
+    assert "fast" in write_sweep_page(tmp_path, rows, group(rows), []).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("values, order", [
+    (["10", "9", "1e-3"], ["1e-3", "9", "10"]),
+    (["true", "false", "true"], ["false", "true"]),
+    (["chunk", "", "a<b"], ["chunk", "default", "a&lt;b"]),
+])
+def test_values_of_a_setting_stand_in_their_order(values, order):
+    svg = to_svg(effect_figure("x", values, [("loss", [1.0, None, 3.0])]), "e", "e")
+    places = [svg.index(f">{value}<") for value in order]
+    assert places == sorted(places)
+
+
+def test_many_numbers_have_an_axis_of_their_own():
+    values = [str(10.0 ** -(i / 3)) for i in range(12)]
+    svg = to_svg(effect_figure("rate", values, [("loss", [float(i) for i in range(12)])]), "e", "e")
+    assert ">0.001<" in svg and values[4] not in svg
