@@ -19,12 +19,14 @@ from cfg.app import register_configs
 from cfg.validation import ConfigError, known_fields
 from encoders import register_plugin_configs
 from encoders.errors import PluginError, UnknownEncoderError
+from myfla.utils.errors import BackendError, CheckpointError
 
 __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-USER_ERRORS = (ConfigError, DataError, RunError, PluginError, UnknownEncoderError, OmegaConfBaseException)
+USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, OmegaConfBaseException, PluginError, RunError,
+               UnknownEncoderError)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -9,12 +9,13 @@ from typing import Dict, Optional, Type
 
 from cfg.validation import Fields
 
-__all__ = ["ENCODER_CONFIGS", "DIRECTIONS", "MODES", "POOLINGS", "EncoderConfig", "GRUEncoderConfig",
+__all__ = ["BACKENDS", "ENCODER_CONFIGS", "DIRECTIONS", "MODES", "POOLINGS", "EncoderConfig", "GRUEncoderConfig",
            "GatedDeltaNetEncoderConfig", "LSTMEncoderConfig", "RNNEncoderConfig", "RWKV7EncoderConfig", "STEMS"]
 
 DIRECTIONS = ("causal", "bidirectional")
 POOLINGS = ("mean", "last", "max", "attention")
 STEMS = ("none", "patch", "conv")
+BACKENDS = ("auto", "naive", "torch", "compiled", "fla")  # as in myfla.backends, which needs torch
 MODES = ("chunk", "fused_recurrent")
 GATE_ACTIVATIONS = ("swish", "silu", "sigmoid")
 
@@ -41,6 +42,9 @@ class EncoderConfig:
             fed in pieces.
         stem_stride: how many times shorter; a power of two for ``conv``.
         stem_kernel: steps that each convolution of ``conv`` looks back.
+        pretrained: folder of an official checkpoint (``config.json`` and safetensors) whose sizes and weights the
+            blocks, the last norm and, for token ids, the embedding take over. Fields left at their defaults follow the
+            checkpoint; one that is set and contradicts it is an error.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``encoder.<field>``.
@@ -64,6 +68,7 @@ class EncoderConfig:
     stem: str = "none"
     stem_stride: int = 8
     stem_kernel: int = 8
+    pretrained: Optional[str] = None
 
     def __post_init__(self) -> None:
         self.validate()
@@ -89,6 +94,7 @@ class EncoderConfig:
         fields.number("norm_eps", 0, 1, open_low=True)
         fields.number("dropout", 0, 1, open_high=True)
         fields.flag("state_weaving")
+        fields.text("pretrained", optional=True)
         self._check_stem(fields)
 
     def _check_stem(self, fields: Fields) -> None:
@@ -132,6 +138,8 @@ class GatedDeltaNetEncoderConfig(EncoderConfig):
         num_v_heads: value heads, a multiple of ``num_heads``; null means ``num_heads``.
         mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
         use_gate, use_short_conv, allow_neg_eigval, conv_size, conv_bias, output_gate_activation: as in the layer.
+        backend: whose code computes the rule: ``auto``, ``naive``, ``torch``, ``compiled`` or ``fla``. A choice of this
+            machine: it is not saved with the encoder.
 
     Example:
         >>> GatedDeltaNetEncoderConfig(input_size=12, use_gate=False).name
@@ -150,6 +158,7 @@ class GatedDeltaNetEncoderConfig(EncoderConfig):
     conv_size: int = 4
     conv_bias: bool = False
     output_gate_activation: str = "swish"
+    backend: str = "auto"
 
     def validate(self) -> None:
         super().validate()
@@ -170,6 +179,7 @@ class GatedDeltaNetEncoderConfig(EncoderConfig):
             fields.flag(flag)
         fields.integer("conv_size", 1, 1024)
         fields.choice("output_gate_activation", GATE_ACTIVATIONS)
+        fields.choice("backend", BACKENDS)
 
 
 @dataclass
@@ -184,6 +194,7 @@ class RWKV7EncoderConfig(EncoderConfig):
             the layer's rule.
         mode: ``chunk`` or ``fused_recurrent``, as in the layer.
         fuse_norm: the official flag; chooses how keys are normalised.
+        backend: as in `GatedDeltaNetEncoderConfig`.
 
     Example:
         >>> RWKV7EncoderConfig(input_size=12, hidden_size=96).resolved_head_dim
@@ -200,6 +211,7 @@ class RWKV7EncoderConfig(EncoderConfig):
     v_low_rank_dim: Optional[int] = None
     mode: str = "chunk"
     fuse_norm: bool = False
+    backend: str = "auto"
 
     def validate(self) -> None:
         super().validate()
@@ -215,6 +227,7 @@ class RWKV7EncoderConfig(EncoderConfig):
             fields.integer(rank, 1, 1 << 16, optional=True)
         fields.choice("mode", MODES)
         fields.flag("fuse_norm")
+        fields.choice("backend", BACKENDS)
 
     def _check_heads(self, fields: Fields) -> None:
         size = f"encoder.hidden_size={self.hidden_size}"

@@ -6,7 +6,9 @@ from typing import Any, Dict, Mapping, Type
 from cfg.encoder import ENCODER_CONFIGS, EncoderConfig
 from cfg.validation import ConfigError, config_error, nearest
 
-__all__ = ["field_names", "from_mapping", "switch_encoder", "to_mapping"]
+__all__ = ["field_names", "from_mapping", "portable_mapping", "switch_encoder", "to_mapping"]
+
+LOCAL = ("backend", "pretrained")
 
 
 def field_names(config_class: Type[EncoderConfig]) -> list:
@@ -17,6 +19,16 @@ def field_names(config_class: Type[EncoderConfig]) -> list:
 def to_mapping(config: EncoderConfig) -> Dict[str, Any]:
     """The config as a plain dict, ready for JSON or YAML."""
     return dataclasses.asdict(config)
+
+
+def portable_mapping(config: EncoderConfig) -> Dict[str, Any]:
+    """`to_mapping` without what belongs to the machine and not to the encoder: its fingerprint and files hold this.
+
+    Example:
+        >>> "backend" in portable_mapping(ENCODER_CONFIGS["rwkv7"](input_size=12, backend="torch"))
+        False
+    """
+    return {name: value for name, value in to_mapping(config).items() if name not in LOCAL}
 
 
 def from_mapping(config_class: Type[EncoderConfig], values: Mapping[str, Any]) -> EncoderConfig:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 
-from cfg.encoder_mapping import to_mapping
+from cfg.encoder_mapping import portable_mapping
 from encoders.build import build_encoder
 from encoders.errors import PluginError, UnknownEncoderError
 from encoders.factory import default_registry
@@ -56,7 +56,7 @@ def save_encoder(encoder: Encoder, path: Union[str, Path]) -> Path:
     write_atomic(manifest, seal_manifest({
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "config": to_mapping(encoder.config),
+        "config": portable_mapping(encoder.config),
         "fingerprint": encoder.fingerprint,
         "files": {weights.name: {"sha256": sha, "bytes": len(data)}},
         "versions": _versions(encoder.config.name),

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
-from cfg.encoder_mapping import to_mapping
+from cfg.encoder_mapping import portable_mapping
 from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
 from encoders.inputs import build_input, check_ids, check_input, enter
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         self.backward_weaving = build_weaving(strategy, self.config, **made) if self.backward_blocks else None
         self.norm = strategy.build_norm(self.config, **made)
         self.pooling = build_pooling(self.config.pooling, self.config.hidden_size, **made)
-        settings = json.dumps(to_mapping(self.config), sort_keys=True)
+        settings = json.dumps(portable_mapping(self.config), sort_keys=True)
         #: A name for the settings; a cache made by an encoder with other settings is refused.
         self.fingerprint = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
 

@@ -1,14 +1,17 @@
 """What a strategy is: it knows one kind of layer and builds residual blocks of it."""
 
 import abc
-from typing import TYPE_CHECKING, Any, Optional, Tuple, Type
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Type
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
 from encoders.blocks import PreNormBlock
+from encoders.pretrained import build_pretrained
 from encoders.stack import Encoder
+from myfla.models.configuration import ModelConfig
 from myfla.modules.layernorm import RMSNorm
 from myfla.modules.mlp import GatedMLP
 from myfla.utils.errors import value_error
@@ -31,6 +34,8 @@ class EncoderStrategy(abc.ABC):
         name: what users write, e.g. ``gated_deltanet``.
         config_class: a dataclass that extends `cfg.encoder.EncoderConfig`; its ``name`` defaults to ``name``.
         block_class: the residual block.
+        model_type: of official checkpoints that its encoders take over (``encoder.pretrained``); None for none.
+        checkpoint_parts: what the parts of the official block are called in ``block_class``.
 
     Example:
         >>> from encoders import get_strategy
@@ -41,6 +46,8 @@ class EncoderStrategy(abc.ABC):
     name: str
     config_class: Type[EncoderConfig]
     block_class: Type[PreNormBlock] = PreNormBlock
+    model_type: Optional[str] = None
+    checkpoint_parts: Mapping[str, str] = MappingProxyType({})
 
     @abc.abstractmethod
     def build_mixer(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
@@ -80,6 +87,18 @@ class EncoderStrategy(abc.ABC):
         """
         return None
 
+    def fields_of_checkpoint(self, found: ModelConfig, file: str) -> Dict[str, Any]:
+        """The fields of the encoder's config that an official config decides, beside those that all encoders have.
+
+        Args:
+            found: the official config, of ``model_type``.
+            file: where it was read, for messages.
+
+        Raises:
+            CheckpointError: a model that the encoder's blocks cannot hold.
+        """
+        return {}
+
     def build_block(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """One residual block; see `PreNormBlock` for how it is called."""
         return self.block_class(
@@ -99,8 +118,11 @@ class EncoderStrategy(abc.ABC):
 
         Raises:
             ValueError: a config of another class, or one that breaks a rule.
+            ConfigError, CheckpointError: ``config.pretrained`` names a checkpoint that does not fit or is damaged.
         """
         if not isinstance(config, self.config_class):
             raise value_error(f"{type(self).__name__}.build", "config", f"must be a {self.config_class.__name__}",
                               type(config).__name__)
+        if config.pretrained is not None:
+            return build_pretrained(self, config, device=device, dtype=dtype)
         return Encoder(config, self, device=device, dtype=dtype)

@@ -65,13 +65,20 @@ def test_a_bad_flag_is_refused_by_its_key(field, value):
         make(cls, **{name: value})
 
 
-WORDS = [field for field in fields_of("str") if field[1] != "name"]
+WORDS = [field for field in fields_of("str") if field[1] not in ("name", "pretrained")]
 
 
 @cases(field=WORDS, value=["", "caussal", "CHUNK", 1, None, math.nan, ["mean"]])
 def test_a_bad_word_is_refused_by_its_key(field, value):
     cls, name = field
     with raises(ConfigError, f"encoder.{name} must be one of ", f"; got {value!r}"):
+        make(cls, **{name: value})
+
+
+@cases(field=[f for f in fields_of("str") if f[1] == "pretrained"], value=["", "  ", 1, True, math.nan, ["a"]])
+def test_a_bad_folder_is_refused_by_its_key(field, value):
+    cls, name = field
+    with raises(ConfigError, f"encoder.{name} must be a non-empty string or null; got {value!r}"):
         make(cls, **{name: value})
 
 

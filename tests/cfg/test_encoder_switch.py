@@ -63,7 +63,7 @@ def test_every_shared_setting_of_one_composes_for_the_other(pair, direction, poo
     name, other = pair
     shared = dict(direction=direction, pooling=pooling, hidden_size=hidden_size, num_layers=3, mlp_ratio=1.5,
                   dropout=0.25, norm_eps=1e-6, input_size=7, state_weaving=True, stem="conv", stem_stride=4,
-                  stem_kernel=5)
+                  stem_kernel=5, pretrained="folder")
     assert {*shared, "name", "vocab_size"} == set(SHARED)
     with composing() as compose:
         words = [f"encoder.{key}={value}" for key, value in shared.items()]
@@ -75,7 +75,7 @@ def test_every_shared_setting_of_one_composes_for_the_other(pair, direction, poo
 
 
 def test_flags_that_both_have_mean_the_same_for_both():
-    common = {"num_heads": 4, "head_dim": 16, "mode": "fused_recurrent"}
+    common = {"num_heads": 4, "head_dim": 16, "mode": "fused_recurrent", "backend": "naive"}
     names = ["gated_deltanet", "rwkv7"]
     assert set(common) == set(OWN[names[0]]) & set(OWN[names[1]]) and OWN["gru"] == OWN["lstm"] == ["state_size"]
     words = [f"encoder.{flag}={value}" for flag, value in common.items()]

@@ -13,9 +13,9 @@ from myfla.testing import cases, raises
 CHANGED = {
     "gated_deltanet": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent",
                            use_gate=False, use_short_conv=False, allow_neg_eigval=True, conv_size=3,
-                           conv_bias=True, output_gate_activation="sigmoid"),
+                           conv_bias=True, output_gate_activation="sigmoid", backend="naive"),
     "rwkv7": dict(num_heads=3, head_dim=8, value_dim=48, decay_low_rank_dim=5, gate_low_rank_dim=6, a_low_rank_dim=7,
-                  v_low_rank_dim=9, mode="fused_recurrent", fuse_norm=True),
+                  v_low_rank_dim=9, mode="fused_recurrent", fuse_norm=True, backend="torch"),
 }  # fmt: skip
 SETTINGS = [(name, flag) for name, flags in CHANGED.items() for flag in flags]
 

@@ -8,7 +8,7 @@ import torch
 from myfla.backends import official
 from myfla.backends.compiler import compiler_problem
 from myfla.utils.autograd import records
-from myfla.utils.errors import message, nearest
+from myfla.utils.errors import BackendError, message, nearest
 from myfla.utils.tracing import tracing
 
 __all__ = ["AUTO_RULE", "BACKENDS", "BackendError", "check_backend", "choose", "why_not"]
@@ -22,18 +22,6 @@ AUTO_RULE = (
 
 _log = logging.getLogger(__name__)
 _told: Set[Tuple[str, str, str]] = set()
-
-
-class BackendError(ValueError):
-    """A backend that is unknown, or cannot do what was asked of it.
-
-    Example:
-        >>> try:
-        ...     check_backend("layer", "troch")
-        ... except BackendError as error:
-        ...     print(error)
-        layer: backend must be one of auto, naive, torch, compiled, fla; got 'troch'; did you mean 'torch'?
-    """
 
 
 def check_backend(who: str, backend: Any) -> str:

@@ -14,6 +14,18 @@ ACTIVATIONS = ("swish", "powlu")
 PASSED_ALONG = ("cu_seqlens", "cu_seqlens_cpu", "num_items_in_batch", "position_ids")
 
 
+def inner_size(hidden_size: int, hidden_ratio: Optional[float] = None, intermediate_size: Optional[int] = None) -> int:
+    """The official size in between; see `GatedMLP`.
+
+    Example:
+        >>> inner_size(1024), inner_size(1024, intermediate_size=100)
+        (2816, 100)
+    """
+    if intermediate_size is not None:
+        return intermediate_size
+    return 256 * -(-int(hidden_size * (4 if hidden_ratio is None else hidden_ratio) * 2 / 3) // 256)
+
+
 class GatedMLP(nn.Module):
     """Gated feed-forward layer with the official names ``gate_proj``, ``up_proj``, ``down_proj``, none with a bias.
 
@@ -51,8 +63,7 @@ class GatedMLP(nn.Module):
         if hidden_act not in ACTIVATIONS:
             raise value_error("GatedMLP", "hidden_act", f"must be one of {list(ACTIVATIONS)}", hidden_act)
         hidden_ratio = 4 if hidden_ratio is None else hidden_ratio
-        if intermediate_size is None:
-            intermediate_size = 256 * -(-int(hidden_size * hidden_ratio * 2 / 3) // 256)
+        intermediate_size = inner_size(hidden_size, hidden_ratio, intermediate_size)
         for name, size in (("hidden_size", hidden_size), ("intermediate_size", intermediate_size)):
             if size < 1:
                 raise value_error("GatedMLP", name, "must be at least 1", size)

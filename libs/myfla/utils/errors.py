@@ -12,6 +12,19 @@ class CheckpointError(ValueError):
     """A file of weights that is missing, damaged, foreign or unsafe."""
 
 
+class BackendError(ValueError):
+    """A backend that is unknown, or cannot do what was asked of it.
+
+    Example:
+        >>> from myfla.backends import check_backend
+        >>> try:
+        ...     check_backend("layer", "troch")
+        ... except BackendError as error:
+        ...     print(error)
+        layer: backend must be one of auto, naive, torch, compiled, fla; got 'troch'; did you mean 'torch'?
+    """
+
+
 def value_error(who: str, field: str, rule: str, got: Any, hint: str = "") -> ValueError:
     """The `ValueError` for an argument that breaks a rule.
 

@@ -132,7 +132,7 @@ def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,
 def _fresh(config: AppConfig, spec: TaskSpec, parts: SequenceDataModule) -> Learner:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     encoder = build_encoder(config.encoder)
-    task, targets, weight = build_task(spec, config.encoder.hidden_size), parts.train.targets, None
+    task, targets, weight = build_task(spec, encoder.config.hidden_size), parts.train.targets, None
     if isinstance(task, Values) and not spec.shifts:
         task.measure(targets if isinstance(targets, torch.Tensor) else torch.cat(list(targets)))
     if config.job.class_weights == "balanced" and not spec.shifts:

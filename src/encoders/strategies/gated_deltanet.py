@@ -1,15 +1,18 @@
 """Encoders of GatedDeltaNet layers."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import GatedDeltaNetEncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
+from encoders.pretrained import refuse_checkpoint
 from encoders.probing import Gates
 from encoders.strategy import EncoderStrategy
 from myfla.layers import GatedDeltaNet
+from myfla.models import GatedDeltaNetConfig
+from myfla.modules.mlp import inner_size
 
 __all__ = ["GatedDeltaNetBlock", "GatedDeltaNetEncoderStrategy"]
 
@@ -34,6 +37,8 @@ class GatedDeltaNetEncoderStrategy(EncoderStrategy):
     name = "gated_deltanet"
     config_class = GatedDeltaNetEncoderConfig
     block_class = GatedDeltaNetBlock
+    model_type = "gated_deltanet"
+    checkpoint_parts = {"attn_norm": "mixer_norm", "attn": "mixer", "mlp_norm": "mlp_norm", "mlp": "mlp"}
 
     def state_shape(self, config: GatedDeltaNetEncoderConfig, layer_idx: int) -> Tuple[int, ...]:
         return (config.num_v_heads or config.num_heads, config.head_dim, round(config.head_dim * config.expand_v))
@@ -60,6 +65,17 @@ class GatedDeltaNetEncoderStrategy(EncoderStrategy):
             layer_idx=layer_idx,
             norm_eps=config.norm_eps,
             output_gate_activation=config.output_gate_activation,
+            backend=config.backend,
             device=device,
             dtype=dtype,
         )
+
+    def fields_of_checkpoint(self, found: GatedDeltaNetConfig, file: str) -> Dict[str, Any]:
+        if found.attnres_block_size is not None:
+            raise refuse_checkpoint(file, "attnres_block_size", "must be null", found.attnres_block_size)
+        if found.hidden_act != "swish":
+            raise refuse_checkpoint(file, "hidden_act", "must be 'swish'", found.hidden_act)
+        inner = inner_size(found.hidden_size, found.hidden_ratio, found.intermediate_size)
+        same = ("num_heads", "head_dim", "expand_v", "num_v_heads", "use_gate", "use_short_conv", "allow_neg_eigval",
+                "conv_size", "output_gate_activation")
+        return dict({name: getattr(found, name) for name in same}, conv_bias=False, mlp_ratio=inner / found.hidden_size)

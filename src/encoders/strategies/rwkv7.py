@@ -1,16 +1,19 @@
 """Encoders of RWKV-7 layers."""
 
-from typing import Any, Optional, Tuple
+import json
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import RWKV7EncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
+from encoders.pretrained import refuse_checkpoint
 from encoders.probing import Gates
 from encoders.strategy import EncoderStrategy
 from myfla.layers.rwkv7 import RWKV7Attention
-from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
+from myfla.models import RWKV7Config
+from myfla.models.rwkv7.feed_forward import RWKV7FeedForward, inner_size
 from myfla.modules.layernorm import LayerNorm
 
 __all__ = ["RWKV7Block", "RWKV7EncoderStrategy"]
@@ -57,6 +60,9 @@ class RWKV7EncoderStrategy(EncoderStrategy):
 
     name = "rwkv7"
     config_class = RWKV7EncoderConfig
+    model_type = "rwkv7"
+    checkpoint_parts = {"pre_norm": "entry_norm", "attn_norm": "mixer_norm", "attn": "mixer", "ffn_norm": "mlp_norm",
+                        "ffn": "mlp"}
 
     def state_shape(self, config: RWKV7EncoderConfig, layer_idx: int) -> Tuple[int, ...]:
         heads = config.resolved_num_heads
@@ -81,6 +87,7 @@ class RWKV7EncoderStrategy(EncoderStrategy):
             fuse_norm=config.fuse_norm,
             value_dim=config.value_dim,
             num_hidden_layers=config.num_layers,
+            backend=config.backend,
             device=device,
             dtype=dtype,
         )
@@ -109,3 +116,14 @@ class RWKV7EncoderStrategy(EncoderStrategy):
             config.dropout,
             entry_norm=self.build_norm(config, **made) if layer_idx == 0 else nn.Identity(),
         )
+
+    def fields_of_checkpoint(self, found: RWKV7Config, file: str) -> Dict[str, Any]:
+        for field, needed in (("norm_first", True), ("norm_bias", True), ("hidden_act", "sqrelu")):
+            if getattr(found, field) != needed:
+                raise refuse_checkpoint(file, field, f"must be {json.dumps(needed)}", getattr(found, field))
+        if len(set(found.value_dim)) > 1:
+            raise refuse_checkpoint(file, "value_dim", "must be the same for all layers", found.value_dim)
+        inner = inner_size(found.hidden_size, found.hidden_ratio, found.intermediate_size)
+        same = ("head_dim", "decay_low_rank_dim", "gate_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim", "fuse_norm")
+        return dict({name: getattr(found, name) for name in same}, value_dim=found.value_dim[0],
+                    mlp_ratio=inner / found.hidden_size)

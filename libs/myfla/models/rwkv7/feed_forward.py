@@ -34,6 +34,18 @@ ACTIVATIONS = {
 }
 
 
+def inner_size(hidden_size: int, hidden_ratio: Optional[float] = None, intermediate_size: Optional[int] = None) -> int:
+    """The official number of inner channels; see `RWKV7FeedForward`.
+
+    Example:
+        >>> inner_size(40), inner_size(40, intermediate_size=7)
+        (160, 7)
+    """
+    if intermediate_size is not None:
+        return intermediate_size
+    return 32 * -(-int(hidden_size * (4 if hidden_ratio is None else hidden_ratio)) // 32)
+
+
 class RWKV7FeedForward(nn.Module):
     """``value(relu(key(x + (x_before - x) x_k))^2)``, RWKV-7's channel mixing (arXiv 2503.14456).
 
@@ -78,8 +90,7 @@ class RWKV7FeedForward(nn.Module):
         hidden_ratio = 4 if hidden_ratio is None else hidden_ratio
         if not isinstance(hidden_ratio, (int, float)) or not 0 < hidden_ratio < float("inf"):
             raise value_error(NAME, "hidden_ratio", "must be a positive number", hidden_ratio)
-        if intermediate_size is None:
-            intermediate_size = 32 * -(-int(hidden_size * hidden_ratio) // 32)
+        intermediate_size = inner_size(hidden_size, hidden_ratio, intermediate_size)
         check_positive(NAME, intermediate_size=intermediate_size)
         if hidden_act not in ACTIVATIONS:
             raise value_error(NAME, "hidden_act", f"must be one of {', '.join(ACTIVATIONS)}", hidden_act)

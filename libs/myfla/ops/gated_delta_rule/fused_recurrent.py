@@ -4,7 +4,7 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
 
-from myfla.backends.choice import BackendError, choose
+from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import RECURRENT_GATED_DELTA_RULE
 from myfla.ops.common.tokens import TokenLayout
@@ -21,7 +21,7 @@ from myfla.ops.gated_delta_rule.recorded import recorded_chunks
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.errors import message, value_error
+from myfla.utils.errors import BackendError, message, value_error
 from myfla.utils.l2norm import l2norm
 from myfla.utils.tracing import tracing
 
