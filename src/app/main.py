@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from app.errors import DataError, RunError
 from app.jobs import run_job
 from app.paths import conf_dir
-from app.run_folder import FAILURE, claim, in_sweep, overrides, write_json
+from app.run_folder import FAILURE, claim, in_sweep, is_first_process, overrides, write_json
 from app.sweep import register_sweep_table
 from cfg.app import register_configs
 from cfg.validation import ConfigError, known_fields
@@ -33,9 +33,11 @@ USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, OmegaConfB
 def _run(config: DictConfig) -> Optional[float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        claim(folder)
         # Dataclasses check themselves here; nothing below ever sees a DictConfig.
-        return run_job(known_fields(OmegaConf.to_object(config)), folder)
+        config = known_fields(OmegaConf.to_object(config))
+        if not config.resume and is_first_process():
+            claim(folder)
+        return run_job(config, folder)
     except Exception as error:
         known = isinstance(error, USER_ERRORS)
         if in_sweep():

@@ -8,8 +8,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from app.errors import RunError
 from cfg.app import AppConfig
+from cfg.check import CheckConfig
 from cfg.data import DATA_CONFIGS
 from cfg.job import JOB_CONFIGS
+from cfg.logger import LOGGER_CONFIGS
 from cfg.trainer import TrainerConfig
 from cfg.validation import ConfigError, config_error, nearest
 from encoders import encoder_config
@@ -37,6 +39,8 @@ def read_config(run: Path) -> AppConfig:
             part = values.pop(key)
             parts[key] = _make(key, _named(key, part, classes), part)
         parts["trainer"] = _make("trainer", TrainerConfig, values.pop("trainer"))
+        parts["logger"] = _make("logger", _named("logger", values["logger"], LOGGER_CONFIGS), values.pop("logger"))
+        parts["checks"] = [CheckConfig(**check) for check in values.pop("checks", [])]
         known = {name: values[name] for name in ("run", "seed", "deterministic") if name in values}
         return AppConfig(**parts, **known)
     except (OSError, OmegaConfBaseException, AttributeError, KeyError, TypeError, ConfigError) as problem:

@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 from app.errors import RunError
 from encoders.files import write_atomic
 
-__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "overrides", "relative", "whole_file", "write_config",
+__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "relative", "whole_file",
+           "write_config", "write_json"]
            "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
-_MARKS = (RESULTS, "metrics.csv", FAILURE)
+_MARKS = (RESULTS, "metrics.csv", FAILURE, "checkpoints")
 
 
 def claim(folder: Path) -> None:
@@ -31,7 +32,8 @@ def claim(folder: Path) -> None:
     for name in _MARKS:
         if (folder / name).exists():
             raise RunError(f"hydra.run.dir must be a folder without another run's {name}; got {str(folder)!r}; "
-                           "leave hydra.run.dir out to get a new folder")
+                           "leave hydra.run.dir out to get a new folder, or go on with a run that was cut off: "
+                           f"run={folder} resume=true")
 
 
 def write_config(config: Any, path: Path) -> None:
@@ -44,19 +46,8 @@ def write_json(values: Dict[str, Any], path: Path) -> None:
     write_atomic(path, (json.dumps(values, indent=2) + "\n").encode("utf-8"))
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write to that has its name only once it is whole; after an error there is nothing of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "relative", "whole_file",
+           "write_config", "write_json"]
 
 
 def in_sweep() -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, List, Optional
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from cfg.bench import BenchJobConfig
 from cfg.check import CheckConfig
@@ -13,6 +13,7 @@ from cfg.describe import DescribeJobConfig
 from cfg.encoder import EncoderConfig
 from cfg.export import ExportJobConfig
 from cfg.job import JOB_CONFIGS, JobConfig
+from cfg.logger import LOGGER_CONFIGS, LoggerConfig
 from cfg.store import register_encoder_configs
 from cfg.stream import StreamJobConfig
 from cfg.trainer import TrainerConfig
@@ -26,7 +27,9 @@ class AppConfig:
     """One run: an encoder, its data, a job, a trainer.
 
     Args:
-        run: folder of a finished run, for jobs that use one.
+        logger: where else the figures of every epoch go.
+        run: folder of a finished run, for jobs that use one; or with ``resume`` of one that was cut off.
+        resume: go on with the training of ``run``, with its own config, from its last whole epoch.
         seed: fixes the split, the initial weights, the order of the batches and the noise.
         deterministic: only deterministic algorithms, so that the same seed gives the same files.
         checks: what the runs of a sweep must show; see `cfg.check.CheckConfig`.
@@ -39,7 +42,9 @@ class AppConfig:
     data: DataConfig = MISSING
     job: JobConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
     run: Optional[str] = None
+    resume: bool = False
     seed: int = 0
     deterministic: bool = True
     checks: List[CheckConfig] = field(default_factory=list)
@@ -47,6 +52,9 @@ class AppConfig:
     def __post_init__(self) -> None:
         fields = _RootFields(self, "")
         fields.text("run", optional=True)
+        fields.flag("resume")
+        if self.resume and self.run is None:
+            raise fields.error("run", "must be the folder of the run to go on with, for resume=true", None)
         fields.integer("seed", 0, (1 << 31) - 1)
         fields.flag("deterministic")
 
@@ -63,11 +71,14 @@ def register_configs() -> None:
 
     Calling it again changes nothing.
     """
+    # For hydra.run.dir: a run that goes on does so in its own folder.
+    OmegaConf.register_new_resolver("run_dir", lambda resume, run, new: run if resume and run else new, replace=True)
     store = ConfigStore.instance()
     store.store(name="app_schema", node=AppConfig, provider="app")
     jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig,
             "bench": BenchJobConfig}
-    for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig})):
+    for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig}),
+                           ("logger", LOGGER_CONFIGS)):
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")
     register_encoder_configs()

@@ -9,6 +9,7 @@ __all__ = ["TrainerConfig"]
 
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 @dataclass
@@ -20,7 +21,9 @@ class TrainerConfig:
         max_epochs: length of the schedule; early stopping may end before.
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.
-        devices: how many of them.
+        devices: how many of them, on each machine.
+        num_nodes: machines, under torchrun or SLURM.
+        strategy: ``auto``; ``ddp``: every process has the whole model; ``fsdp`` (GPU): each has a part of it.
         precision: ``32-true``, ``64-true``, ``16-mixed`` or ``bf16-mixed``.
         threads: threads of torch on the CPU; null leaves torch's choice.
         progress: show a progress bar; without a terminal, a line now and then.
@@ -34,6 +37,8 @@ class TrainerConfig:
     gradient_clip_val: Optional[float] = 1.0
     accelerator: str = "cpu"
     devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
     precision: str = "32-true"
     threads: Optional[int] = None
     progress: bool = True
@@ -46,6 +51,13 @@ class TrainerConfig:
             fields.number("gradient_clip_val", 0, 1e9, open_low=True)
         fields.choice("accelerator", ACCELERATORS)
         fields.integer("devices", 1, 1 << 10)
+        fields.integer("num_nodes", 1, 1 << 16)
+        fields.choice("strategy", STRATEGIES)
+        if self.strategy == "fsdp" and self.accelerator == "cpu":
+            raise fields.error("strategy", "must be ddp or auto with trainer.accelerator=cpu", "fsdp")
+        if self.strategy == "auto" and self.devices * self.num_nodes > 1:
+            raise fields.error("strategy", f"must be ddp or fsdp for {self.devices * self.num_nodes} devices", "auto",
+                               "use trainer=ddp")
         fields.choice("precision", PRECISIONS)
         fields.integer("threads", 1, 1 << 10, optional=True)
         fields.flag("progress")

@@ -36,6 +36,8 @@ def run_job(config: "AppConfig", folder: Path) -> float:
     name = config.job.name
     if name not in JOBS:
         raise config_error("job.name", f"must be one of {', '.join(JOBS)}", name, nearest(name, JOBS))
+    if config.resume and name != "train":
+        raise config_error("resume", f"must be false with job={name}", True, "only job=train goes on with a run so")
     try:
         module = import_module(JOBS[name])
     except ModuleNotFoundError as error:

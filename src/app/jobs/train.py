@@ -13,7 +13,7 @@ from app.data import load_data
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData
 from app.report import show_results, write_results
-from app.run_folder import in_sweep, overrides, write_config
+from app.run_folder import in_sweep, is_first_process, overrides
 from app.tasks.predict import Evaluation, evaluate
 from app.tasks.spec import TaskSpec, task_spec
 from app.tasks.task import Values, build_task
@@ -21,6 +21,7 @@ from app.trained import save_task
 from app.training.fit import Fit, fit
 from app.training.learner import Learner, class_weights
 from app.training.quiet import quiet
+from app.training.reopen import begin, reopen
 from cfg.app import AppConfig
 from cfg.validation import config_error
 from encoders import build_encoder
@@ -42,16 +43,24 @@ def run(config: AppConfig, folder: Path) -> float:
         ConfigError, DataError, PluginError, UnknownEncoderError: before anything is trained.
     """
     quiet()
+    given = overrides()
+    if config.resume:
+        folder = Path(config.run)
+        config, given = reopen(folder)
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     data = load_data(config.data)
     task = task_spec(config.job.objective, data)
     config = dataclasses.replace(config, encoder=_sized(config, data, task))
-    write_config(config, folder / "config.yaml")
+    if is_first_process():
+        begin(folder, config, data, given)
     module, parts, first = _fit(config, data, task, folder)
     last = first
     if config.job.refit:
         module, parts, last = _refit(config, data, task, folder, first)
+    if not is_first_process():
+        return first.figures["val_loss"]
+    module.to(_device(config))
     tests = {name: evaluate(module.encoder, module.task, parts.test_batches(name)) for name in parts.tests}
     results: Dict[str, Any] = {
         **{f"{name}_{key}": value for name, test in tests.items() for key, value in test.figures.items()},
@@ -72,13 +81,17 @@ def run(config: AppConfig, folder: Path) -> float:
         "refit": config.job.refit,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "overrides": overrides(),
+        "overrides": given,
     }
     module.encoder.save(folder)
     save_task(folder, module.task, parts.standardizer)
     write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), first)
     show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]
+
+
+def _device(config: AppConfig) -> str:
+    return "cuda" if config.trainer.accelerator in ("gpu", "auto") and torch.cuda.is_available() else "cpu"
 
 
 def _speed(test: Evaluation) -> Dict[str, float]:

@@ -16,6 +16,7 @@ from app.training.callbacks import EpochProgress, Throughput
 from app.training.checkpoint_io import SafeCheckpointIO
 from app.training.history import EpochTable
 from app.training.learner import Learner
+from app.training.loggers import make_logger
 from app.training.resume import Patience, RandomState, WholeCheckpoint
 from app.training.trainer import make_trainer
 from cfg.app import AppConfig
@@ -89,7 +90,8 @@ def fit(
         _load(module, last if best is None else place / f"{stage}-best.ckpt")
         return done
     validate = None if data.validation is not None else 0
-    trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate)
+    trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate,
+                           logger=make_logger(config, folder, stage))
     start = time.perf_counter()
     try:
         trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)

@@ -17,18 +17,19 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
     Args:
         config: the whole config.
         folder: of the run.
-        more: what the config does not hold: callbacks, limits.
+        more: what the config does not hold: callbacks, logger, limits.
     """
     trainer = config.trainer
     return lightning.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        strategy=trainer.strategy,
         precision=trainer.precision,
         max_epochs=trainer.max_epochs,
         gradient_clip_val=trainer.gradient_clip_val,
         deterministic=config.deterministic,
         default_root_dir=folder,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

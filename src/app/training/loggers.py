@@ -1,0 +1,55 @@
+"""Loggers of others, by config."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, Union
+
+from app.errors import RunError
+from cfg.app import AppConfig
+
+__all__ = ["make_logger"]
+
+EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Any, bool]:
+    """What the figures of every epoch go to beside ``metrics.csv``.
+
+    Args:
+        config: the whole config; it goes to the logger as well.
+        folder: of the run.
+        stage: of the training, ``fit`` or ``refit``.
+
+    Returns:
+        a Lightning logger, or False.
+
+    Raises:
+        RunError: its package is not installed.
+    """
+    name = config.logger.name
+    if name not in EXTRAS:
+        return False
+    try:
+        made = _tensorboard(folder, stage) if name == "tensorboard" else _wandb(config, folder, stage)
+    except ModuleNotFoundError as problem:
+        raise RunError(f"logger={name} needs the package {name!r} ({problem}); pip install 'myfla[{EXTRAS[name]}]'"
+                       ) from None
+    made.log_hyperparams(dataclasses.asdict(config))
+    return made
+
+
+def _tensorboard(folder: Path, stage: str) -> Any:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder, name="tensorboard", version=stage)
+
+
+def _wandb(config: AppConfig, folder: Path, stage: str) -> Any:
+    from lightning.pytorch.loggers import WandbLogger
+
+    settings = config.logger
+    # One name for the run in this folder, so that a restart goes on with it.
+    key = hashlib.sha256(f"{folder.resolve()} {stage}".encode()).hexdigest()[:16]
+    return WandbLogger(name=f"{folder.name} {stage}", save_dir=folder, id=key, project=settings.project,
+                       offline=settings.offline, entity=settings.entity, resume="allow")

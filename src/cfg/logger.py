@@ -1,0 +1,56 @@
+"""Logger configs: where the figures of every epoch go beside ``metrics.csv``."""
+
+from dataclasses import dataclass
+from typing import Dict, Optional, Type
+
+from cfg.validation import Fields
+
+__all__ = ["LOGGER_CONFIGS", "LoggerConfig", "WandbLoggerConfig"]
+
+
+@dataclass
+class LoggerConfig:
+    """``csv``: the run's own table, which is always there; ``tensorboard``: event files in the run's folder as well.
+
+    Args:
+        name: ``csv``, ``tensorboard`` or ``wandb``.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``logger.<field>``.
+    """
+
+    name: str = "csv"
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check every field. A subclass calls ``super().validate()`` and then checks its own."""
+        Fields(self, "logger").choice("name", tuple(LOGGER_CONFIGS))
+
+
+@dataclass
+class WandbLoggerConfig(LoggerConfig):
+    """Weights & Biases.
+
+    Args:
+        project: that the run belongs to.
+        offline: write to the run's folder only, to be sent later with ``wandb sync``.
+        entity: user or team; null for the default one.
+    """
+
+    name: str = "wandb"
+    project: str = "myfla"
+    offline: bool = False
+    entity: Optional[str] = None
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "logger")
+        fields.text("project")
+        fields.flag("offline")
+        fields.text("entity", optional=True)
+
+
+LOGGER_CONFIGS: Dict[str, Type[LoggerConfig]] = {
+    "csv": LoggerConfig, "tensorboard": LoggerConfig, "wandb": WandbLoggerConfig}
