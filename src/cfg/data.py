@@ -1,12 +1,13 @@
 """Data configs: where sequences come from and how they are batched."""
 
-from dataclasses import dataclass
-from typing import Dict, Optional, Type
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Type
 
 from cfg.validation import Fields
 
 __all__ = ["DATA_CONFIGS", "DataConfig", "TsDataConfig"]
 
+SYNTHETIC = ("parity", "counting", "s3", "recall", "memory")
 MISSING = ("error", "mean", "forward")
 
 
@@ -65,21 +66,83 @@ class JapaneseVowelsDataConfig(DataConfig):
 
 @dataclass
 class TsDataConfig(DataConfig):
-    """One's own classification data in the `.ts` format of the UEA/UCR archive.
+    """One's own data in the `.ts` format of the UEA/UCR archive: classification or regression.
 
     Args:
-        train_path, test_path: the two files; relative paths start from the folder the command runs in.
+        train_path, test_path: the files; relative paths start from the folder the command runs in. Without a test file,
+            ``test_fraction`` of the sequences are held out.
     """
 
     name: str = "ts"
     train_path: str = "???"
-    test_path: str = "???"
+    test_path: Optional[str] = None
 
     def validate(self) -> None:
         super().validate()
         fields = Fields(self, "data")
         fields.text("train_path")
-        fields.text("test_path")
+        fields.text("test_path", optional=True)
 
 
-DATA_CONFIGS: Dict[str, Type[DataConfig]] = {"japanese_vowels": JapaneseVowelsDataConfig, "ts": TsDataConfig}
+@dataclass
+class SyntheticDataConfig(DataConfig):
+    """A task made up by rule, to see what a layer can learn.
+
+    - ``parity``: of the ones so far, at every step
+    - ``counting``: the ones so far, modulo ``modulus``, at every step
+    - ``s3``: the product of the permutations of three things so far, at every step
+    - ``recall``: ``pairs`` of keys and values, then noise in which each key comes once more: name its value
+      (multi-query associative recall, Zoology)
+    - ``memory``: a symbol to be kept over noise and named at every read (flip-flop); in the training set symbols come
+      every few steps, in the test sets one at the start, and the read at the end
+
+    Args:
+        task: which of them.
+        train_length: steps of the training (and validation) sequences.
+        test_lengths: steps of the test sets; figures of the first are ``test_...``, of the others
+            ``test_<length>_...``.
+        train_sequences, test_sequences: how many, the latter for each length.
+        modulus: of ``counting``.
+        pairs: of ``recall``.
+        symbols: of ``memory``; of ``recall`` keys and values together.
+        data_seed: fixes the sequences; the run's ``seed`` does not change them.
+    """
+
+    name: str = "synthetic"
+    task: str = "parity"
+    train_length: int = 32
+    test_lengths: List[int] = field(default_factory=lambda: [32, 64])
+    train_sequences: int = 6400
+    test_sequences: int = 256
+    modulus: int = 3
+    pairs: int = 8
+    symbols: int = 64
+    data_seed: int = 0
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "data")
+        fields.choice("task", SYNTHETIC)
+        for name in ("train_length", "train_sequences", "test_sequences"):
+            fields.integer(name, 2, 1 << 30)
+        fields.integer("modulus", 2, 1 << 10)
+        fields.integer("pairs", 1, 1 << 16)
+        fields.integer("symbols", 2, 1 << 20)
+        fields.integer("data_seed", 0, (1 << 31) - 1)
+        lengths = self.test_lengths
+        if not isinstance(lengths, list) or not lengths or not all(type(n) is int and n >= 2 for n in lengths):
+            raise fields.error("test_lengths", "must be a list of integers from 2", lengths)
+        if len(set(lengths)) < len(lengths):
+            raise fields.error("test_lengths", "must be different lengths", lengths)
+        if self.task == "recall":
+            if self.symbols < 4 * self.pairs:
+                raise fields.error("symbols", f"must be at least {4 * self.pairs}, four for each of {self.pairs} pairs",
+                                   self.symbols)
+            shortest = min([self.train_length, *lengths])
+            if shortest < 3 * self.pairs:
+                raise fields.error("pairs", f"must be at most {shortest // 3} in {shortest} steps: a key, its "
+                                   "value and the key once more", self.pairs)
+
+
+DATA_CONFIGS: Dict[str, Type[DataConfig]] = {
+    "japanese_vowels": JapaneseVowelsDataConfig, "ts": TsDataConfig, "synthetic": SyntheticDataConfig}

@@ -13,7 +13,8 @@ def test_help_lists_commands_choices_and_settings(tmp_path):
     done = run_app(tmp_path, "--help")
     assert done.returncode == 0, done.stderr
     for part in ["Typical commands", "python -m app -m encoder=", "encoder: gated_deltanet, gru, lstm, rwkv7", "job: ",
-                 "data: japanese_vowels, ts", "trainer: cpu, gpu", "experiment: ", "allow_neg_eigval: false",
+                 "data: counting, japanese_vowels", "trainer: cpu, ddp, fsdp, gpu",
+                 "logger: csv, tensorboard, wandb", "experiment: ", "allow_neg_eigval: false",
                  "max_epochs:", "--hydra-help"]:
         assert part in done.stdout, part
     assert not done.stderr

@@ -34,6 +34,32 @@ def test_reads_values_lengths_and_labels(tmp_path):
     assert data.tokens == 4
 
 
+def test_reads_missing_values_where_they_are_allowed(tmp_path):
+    data, _ = read_ts(write(tmp_path, HEADER + "1,?,NaN:3,4,5:up\n2:3:down\n"), missing=True)
+    assert data.sequences[0].isnan().tolist() == [[False, False], [True, False], [True, False]]
+    with pytest.raises(DataError, match="channel 1: step 2 must be a finite number; got 'x'"):
+        read_ts(write(tmp_path, HEADER + "1,x:3,4:up\n"), missing=True)
+
+
+def test_reads_numbers_as_targets(tmp_path):
+    text = HEADER.replace("@classLabel true up down", "@targetLabel true")
+    data, classes = read_ts(write(tmp_path, text + "1,2:3,4:0.5\n1:2:-3e1\n"))
+    assert classes is None and data.targets.tolist() == [[0.5], [-30.0]]
+    with pytest.raises(DataError, match="line 9: number after the last ':' must be finite; got 'up'"):
+        read_ts(write(tmp_path, text + "1,2:3,4:up\n"))
+
+
+def test_without_a_test_file_some_sequences_are_held_out_always_the_same(tmp_path):
+    lines = "".join(f"{i}:1:{'up' if i % 2 else 'down'}\n" for i in range(20))
+    path = str(write(tmp_path, HEADER + lines))
+    data = load_data(TsDataConfig(train_path=path, test_fraction=0.3))
+    assert (len(data.train), len(data.test)) == (14, 6) and data.test.targets.bincount().tolist() == [3, 3]
+    found = sorted(float(s[0, 0]) for s in data.train.sequences + data.test.sequences)
+    assert found == list(range(20))
+    again = load_data(TsDataConfig(train_path=path, test_fraction=0.3))
+    assert [s.tolist() for s in again.test.sequences] == [s.tolist() for s in data.test.sequences]
+
+
 def test_reads_one_channel_without_dimensions(tmp_path):
     text = HEADER.replace("@univariate false\n@dimensions 2\n", "@univariate true\n")
     data, _ = read_ts(write(tmp_path, text + "1,2,3:up\n"))
@@ -54,7 +80,7 @@ def test_reads_one_channel_without_dimensions(tmp_path):
         (HEADER + "1,2:up\n", ["line 9: number of channels must be 2; got 1"]),
         (HEADER + "1,2:3,4,5:up\n", ["line 9: channels must have the same number of steps", "[2, 3]"]),
         (HEADER + "1,x:3,4:up\n", ["line 9, channel 1: step 2 must be a finite number; got 'x'"]),
-        (HEADER + "1,2:3,?:up\n", ["line 9, channel 2: step 2", "'?'", "fill missing values"]),
+        (HEADER + "1,2:3,?:up\n", ["line 9, channel 2: step 2", "'?'", "data.missing=mean"]),
         (HEADER + "1,inf:3,4:up\n", ["channel 1: step 2 must be a finite number; got 'inf'"]),
         (HEADER + ":3:up\n", ["line 9, channel 1: step 1 must be a finite number; got ''"]),
         (HEADER + LINES + "1,2:3", ["line 12: label", "'3'"]),
@@ -113,5 +139,5 @@ def test_own_files_must_belong_together(tmp_path):
 
 
 def test_unknown_source_names_the_nearest():
-    with pytest.raises(DataError, match="data.name must be one of japanese_vowels, ts; got 'japanese_vowel'; did you"):
+    with pytest.raises(DataError, match="data.name must be one of japanese_vowels, ts, .*; got 'japanese_vowel'; did you"):
         load_data(TsDataConfig(name="japanese_vowel", train_path="a", test_path="b"))

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCES", "load_data"]
 
-SOURCES = {"japanese_vowels": "app.data.japanese_vowels", "ts": "app.data.ts_files"}
+SOURCES = {"japanese_vowels": "app.data.japanese_vowels", "ts": "app.data.ts_files",
+           "synthetic": "app.data.synthetic"}
 
 
 def load_data(config: "DataConfig") -> "SequenceData":

@@ -1,7 +1,8 @@
 """Reader for the `.ts` text format of the UEA/UCR time series archive.
 
 A header of ``@key value`` lines and ``#`` comments, then ``@data``, then one sequence a line: the channels separated by
-colons, the steps of a channel by commas, the class label after the last colon::
+colons, the steps of a channel by commas, the class label (or with ``@targetLabel true`` a number) after the last colon,
+a missing value as ``?`` or ``NaN``::
 
     @problemName Tiny
     @timeStamps false
@@ -16,7 +17,7 @@ colons, the steps of a channel by commas, the class label after the last colon::
 
 import math
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -27,14 +28,16 @@ from app.errors import DataError, data_error
 __all__ = ["read_ts"]
 
 
-def read_ts(path: Union[str, Path]) -> Tuple[SequenceSet, List[str]]:
-    """Read a classification file.
+def read_ts(path: Union[str, Path], missing: bool = False) -> Tuple[SequenceSet, Optional[List[str]]]:
+    """Read a file.
 
     Args:
         path: a `.ts` file, UTF-8; equal or unequal lengths, one or many channels.
+        missing: whether values may be missing; they are NaN then.
 
     Returns:
-        the sequences, each ``[T_i, D]`` float32 with T_i >= 1, and the class names in the order of the header.
+        the sequences, each ``[T_i, D]`` float32 with T_i >= 1, and the class names in the order of the header; for
+        regression the targets are ``[N, 1]`` float32, and there are no names.
 
     Raises:
         DataError: the file is missing, has no header or no sequences, or a line breaks the format; the message names
@@ -51,16 +54,17 @@ def read_ts(path: Union[str, Path]) -> Tuple[SequenceSet, List[str]]:
     classes = _classes(path, header)
     channels = _channels(path, header)
     sequences: List[Tensor] = []
-    labels: List[int] = []
+    labels: List[Any] = []
     for number, line in enumerate(lines[start:], start + 1):
         if line.strip() and not line.startswith("#"):
-            sequence, label = _read_sequence(f"{path}, line {number}", line.strip(), classes, channels)
+            sequence, label = _read_sequence(f"{path}, line {number}", line.strip(), classes, channels, missing)
             channels = sequence.shape[1]
             sequences.append(sequence)
             labels.append(label)
     if not sequences:
         raise data_error(str(path), "@data", "must be followed by at least one sequence", 0)
-    return SequenceSet(sequences, torch.tensor(labels)), classes
+    targets = torch.tensor(labels) if classes is not None else torch.tensor(labels, dtype=torch.float32)[:, None]
+    return SequenceSet(sequences, targets), classes
 
 
 def _read_header(path: Path, lines: List[str]) -> Tuple[Dict[str, List[str]], int]:
@@ -78,10 +82,13 @@ def _read_header(path: Path, lines: List[str]) -> Tuple[Dict[str, List[str]], in
     raise data_error(str(path), "header", "must end with a line '@data'", f"{len(lines)} lines without it")
 
 
-def _classes(path: Path, header: Dict[str, List[str]]) -> List[str]:
+def _classes(path: Path, header: Dict[str, List[str]]) -> Optional[List[str]]:
     words = header.get("@classlabel", [])
+    if header.get("@targetlabel", ["false"])[0].lower() == "true":
+        return None
     if not words or words[0].lower() != "true":
-        raise data_error(str(path), "@classLabel", "must be 'true' followed by the class names", " ".join(words))
+        raise data_error(str(path), "@classLabel", "must be 'true' followed by the class names", " ".join(words),
+                         "or write '@targetLabel true' where the labels are numbers")
     if len(words) < 3:
         raise data_error(str(path), "@classLabel", "must name at least two classes", words[1:])
     if header.get("@timestamps", ["false"])[:1] not in (["false"], ["False"]):
@@ -98,28 +105,42 @@ def _channels(path: Path, header: Dict[str, List[str]]) -> Optional[int]:
     return 1 if header.get("@univariate", [""])[0].lower() == "true" else None
 
 
-def _read_sequence(who: str, line: str, classes: List[str], channels: Optional[int]) -> Tuple[Tensor, int]:
-    *columns, label = line.split(":")
-    if label not in classes:
-        raise data_error(who, "label after the last ':'", f"must be one of {', '.join(classes)}", label[:40])
+def _read_sequence(who: str, line: str, classes: Optional[List[str]], channels: Optional[int],
+                   missing: bool) -> Tuple[Tensor, Any]:
+    *columns, word = line.split(":")
+    if classes is None:
+        label: Any = _number(word)
+        if not math.isfinite(label):
+            raise data_error(who, "number after the last ':'", "must be finite", word[:40])
+    elif word not in classes:
+        raise data_error(who, "label after the last ':'", f"must be one of {', '.join(classes)}", word[:40])
+    else:
+        label = classes.index(word)
     if not columns or (channels is not None and len(columns) != channels):
         raise data_error(who, "number of channels", f"must be {channels or 'at least 1'}", len(columns))
-    values = [_read_channel(f"{who}, channel {index}", text) for index, text in enumerate(columns, 1)]
+    values = [_read_channel(f"{who}, channel {index}", text, missing) for index, text in enumerate(columns, 1)]
     lengths = sorted({len(channel) for channel in values})
     if len(lengths) > 1:
         raise data_error(who, "channels", "must have the same number of steps", lengths)
-    return torch.tensor(values, dtype=torch.float32).t().contiguous(), classes.index(label)
+    return torch.tensor(values, dtype=torch.float32).t().contiguous(), label
 
 
-def _read_channel(who: str, text: str) -> List[float]:
+def _read_channel(who: str, text: str, missing: bool) -> List[float]:
     values = []
     for step, word in enumerate(text.split(","), 1):
-        try:
-            value = float(word)
-        except ValueError:
-            value = math.nan
+        value = _number(word)
         if not math.isfinite(value):
-            hint = "fill missing values before training" if word.strip() in ("?", "NaN", "nan") else ""
-            raise data_error(who, f"step {step}", "must be a finite number", word, hint)
+            unknown = word.strip() in ("?", "NaN", "nan")
+            if not (unknown and missing):
+                hint = "say with data.missing=mean or data.missing=forward what to put there" if unknown else ""
+                raise data_error(who, f"step {step}", "must be a finite number", word, hint)
         values.append(value)
     return values
+
+
+def _number(word: str) -> float:
+    """NaN where it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan

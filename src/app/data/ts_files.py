@@ -11,19 +11,25 @@ __all__ = ["load"]
 
 
 def load(config: TsDataConfig) -> SequenceData:
-    """Read the two files and check that they belong together.
+    """Read the files and check that they belong together.
 
     Raises:
         DataError: a file is missing or breaks the format, or the two differ in classes or channels.
     """
-    train, classes = read_ts(config.train_path)
-    test, test_classes = read_ts(config.test_path)
-    if sorted(classes) != sorted(test_classes):
-        raise data_error(config.test_path, "@classLabel", f"must name the classes of {config.train_path}", test_classes)
-    place = torch.tensor([classes.index(name) for name in test_classes])
-    test = SequenceSet(test.sequences, place[test.targets])
-    size, test_size = train.sequences[0].shape[1], test.sequences[0].shape[1]
+    missing = config.missing != "error"
+    train, classes = read_ts(config.train_path, missing)
+    size = train.sequences[0].shape[1]
+    names = ["target"] if classes is None else None
+    if config.test_path is None:
+        return SequenceData(train, None, classes, size, target_names=names)
+    test, test_classes = read_ts(config.test_path, missing)
+    if sorted(classes or ()) != sorted(test_classes or ()):
+        raise data_error(config.test_path, "@classLabel", f"must name the classes of {config.train_path}",
+                         test_classes or "@targetLabel")
+    if classes is not None:
+        place = torch.tensor([classes.index(name) for name in test_classes or ()])
+        test = SequenceSet(test.sequences, place[test.targets])
+    test_size = test.sequences[0].shape[1]
     if size != test_size:
         raise data_error(config.test_path, "number of channels", f"must be {size} as in training", test_size)
-    return SequenceData(train, test, classes, size)
-
+    return SequenceData(train, test, classes, size, target_names=names)

@@ -34,8 +34,8 @@ def begin(folder: Path, config: AppConfig, data: SequenceData, given: List[str])
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))["data"]
         if before != sizes:
-            raise RunError(f"run={str(folder)!r} must be gone on with on the same data; got [sequences, steps] {sizes}, "
-                           f"before {before}; put the old data back, or train anew")
+            raise RunError(f"run={str(folder)!r} must be gone on with on the same data; got [sequences, steps] "
+                           f"{sizes}, before {before}; put the old data back, or train anew")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json({"data": sizes, "overrides": given}, path)
