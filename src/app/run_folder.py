@@ -16,7 +16,6 @@ from encoders.files import write_atomic
 
 __all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "relative", "whole_file",
            "write_config", "write_json"]
-           "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"

@@ -139,5 +139,5 @@ def test_own_files_must_belong_together(tmp_path):
 
 
 def test_unknown_source_names_the_nearest():
-    with pytest.raises(DataError, match="data.name must be one of japanese_vowels, ts, .*; got 'japanese_vowel'; did you"):
+    with pytest.raises(DataError, match="data.name must be one of japanese_vowels, ts, .*; got 'japanese_vowel'; did"):
         load_data(TsDataConfig(name="japanese_vowel", train_path="a", test_path="b"))
