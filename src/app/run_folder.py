@@ -45,8 +45,24 @@ def write_json(values: Dict[str, Any], path: Path) -> None:
     write_atomic(path, (json.dumps(values, indent=2) + "\n").encode("utf-8"))
 
 
-__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "relative", "whole_file",
-           "write_config", "write_json"]
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file to write to that has its name only once it is whole; after an error there is nothing of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def is_first_process() -> bool:
+    """False in all but the first process of a run on several, however they were started."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def in_sweep() -> bool:
