@@ -1,7 +1,7 @@
 """Data configs: where sequences come from and how they are batched."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Type
+from typing import Any, Dict, List, Optional, Type
 
 from cfg.validation import Fields
 
@@ -144,5 +144,89 @@ class SyntheticDataConfig(DataConfig):
                                    "value and the key once more", self.pairs)
 
 
+@dataclass
+class TableDataConfig(DataConfig):
+    """One's own CSV or Parquet tables; see ``.doc/90_operations/data.md``.
+
+    Args:
+        train_path, test_path: a file, or a folder of files; without a test file, ``test_fraction`` is held out.
+        sequence: column that says which sequence a row belongs to; null: each row is a sequence, of lists.
+        time: column that orders the rows of a sequence; null: they are in order.
+        features: columns to read; null: all of numbers that have no other part.
+        label: column with a class.
+        targets: columns with numbers to predict.
+        per_step: labels or targets are one a step, not one a sequence.
+        group: column; sequences of one group are never on both sides of a split.
+        scratch: folder for the working copy of large tables; null: the system's folder for temporary files.
+    """
+
+    name: str = "table"
+    train_path: str = "???"
+    test_path: Optional[str] = None
+    sequence: Optional[str] = None
+    time: Optional[str] = None
+    features: Optional[List[str]] = None
+    label: Optional[str] = None
+    targets: Optional[List[str]] = None
+    per_step: bool = False
+    group: Optional[str] = None
+    scratch: Optional[str] = None
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "data")
+        fields.text("train_path")
+        for name in ("test_path", "sequence", "time", "label", "group", "scratch"):
+            fields.text(name, optional=True)
+        for name in ("features", "targets"):
+            _names(fields, name, getattr(self, name))
+        fields.flag("per_step")
+        if self.label is not None and self.targets is not None:
+            raise fields.error("targets", f"must be null with data.label={self.label}", self.targets)
+        if self.time is not None and self.sequence is None:
+            raise fields.error("time", "must be null without data.sequence", self.time, "lists are in order")
+        parts = [self.sequence, self.time, self.label, self.group, *(self.features or []), *(self.targets or [])]
+        twice = [name for name in parts if name is not None and parts.count(name) > 1]
+        if twice:
+            raise fields.error("features", "and the other columns must be different", twice[0])
+
+
+def _names(fields: Fields, name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, list) and value and all(isinstance(n, str) and n for n in value)):
+        raise fields.error(name, "must be a list of columns or null", value)
+
+
+@dataclass
+class TextDataConfig(DataConfig):
+    """Text, cut into windows; for ``job.objective=next_step``.
+
+    Args:
+        train_path, test_path: a file, or a folder with all its files that fit ``pattern``; without a test file,
+            ``test_fraction`` is held out.
+        pattern: of the names of files in a folder.
+        tokenizer: a tokenizer file of Hugging Face (``tokenizer.json``); null: bytes.
+        window: steps of a sequence.
+        scratch: folder for the working copy of large texts; null: the system's folder for temporary files.
+    """
+
+    name: str = "text"
+    train_path: str = "???"
+    test_path: Optional[str] = None
+    pattern: str = "*.txt"
+    tokenizer: Optional[str] = None
+    window: int = 256
+    scratch: Optional[str] = None
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "data")
+        fields.text("train_path")
+        for name in ("test_path", "tokenizer", "scratch"):
+            fields.text(name, optional=True)
+        fields.text("pattern")
+        fields.integer("window", 1, 1 << 24)
+
+
 DATA_CONFIGS: Dict[str, Type[DataConfig]] = {
-    "japanese_vowels": JapaneseVowelsDataConfig, "ts": TsDataConfig, "synthetic": SyntheticDataConfig}
+    "japanese_vowels": JapaneseVowelsDataConfig, "ts": TsDataConfig, "synthetic": SyntheticDataConfig,
+    "table": TableDataConfig, "text": TextDataConfig}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["SOURCES", "load_data"]
 
 SOURCES = {"japanese_vowels": "app.data.japanese_vowels", "ts": "app.data.ts_files",
-           "synthetic": "app.data.synthetic"}
+           "synthetic": "app.data.synthetic", "table": "app.data.table", "text": "app.data.text"}
 
 
 def load_data(config: "DataConfig") -> "SequenceData":

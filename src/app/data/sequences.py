@@ -5,6 +5,8 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
+from app.data.views import Views
+
 __all__ = ["IGNORE", "Sample", "SequenceData", "SequenceSet"]
 
 #: The class of a step that has none: no loss, no part in any figure. For values, NaN says the same.
@@ -47,20 +49,25 @@ class SequenceSet:
     def subset(self, indices: Sequence[int]) -> "SequenceSet":
         """The sequences at ``indices``, in that order."""
         indices = list(indices)
-        whole = isinstance(self.targets, Tensor)
-        targets = self.targets[indices] if whole else [self.targets[i] for i in indices]
+        targets = self.targets[indices] if isinstance(self.targets, Tensor) else _select(self.targets, indices)
         groups = None if self.groups is None else self.groups[indices]
-        return SequenceSet([self.sequences[i] for i in indices], targets, groups)
+        return SequenceSet(_select(self.sequences, indices), targets, groups)
 
     @property
     def lengths(self) -> List[int]:
         """Steps of each sequence."""
+        if isinstance(self.sequences, Views):
+            return self.sequences.lengths
         return [len(sequence) for sequence in self.sequences]
 
     @property
     def tokens(self) -> int:
         """Number of steps in all sequences together."""
         return sum(self.lengths)
+
+
+def _select(parts: Sequence[Tensor], indices: List[int]) -> Sequence[Tensor]:
+    return parts.select(indices) if isinstance(parts, Views) else [parts[i] for i in indices]
 
 
 @dataclass

@@ -107,6 +107,9 @@ def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
         wanted = "causal" if key == "direction" else "false"
         raise config_error(f"encoder.{key}", f"must be {wanted} with job.objective=next_step", getattr(encoder, key),
                            "an encoder that has seen the next step need not predict it")
+    if task.per_step and encoder.stem != "none":
+        raise config_error("encoder.stem", "must be none where each step has a target", encoder.stem,
+                           "a stem makes one step of several")
     if data.vocab_size is not None:
         if encoder.input_size is not None:
             raise config_error("encoder.input_size", f"must be null for the tokens of {source}", encoder.input_size)

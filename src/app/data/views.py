@@ -1,0 +1,63 @@
+"""Many sequences as views of one long array, which may be a file that is mapped into memory."""
+
+import tempfile
+from collections import abc
+from typing import Any, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Views", "empty_array"]
+
+IN_MEMORY = 64 << 20  # bytes; what is larger is written to a file
+
+
+class Views(abc.Sequence):
+    """Rows ``starts[i] .. ends[i] - 1`` of ``values``, made when they are asked for.
+
+    Args:
+        values: ``[rows, ...]``.
+        starts, ends: ``[N]`` int64.
+
+    Example:
+        >>> views = Views(torch.arange(5), torch.tensor([0, 2]), torch.tensor([2, 5]))
+        >>> views[1], views.select([1, 0]).lengths
+        (tensor([2, 3, 4]), [3, 2])
+    """
+
+    def __init__(self, values: Tensor, starts: Tensor, ends: Tensor) -> None:
+        self.values, self.starts, self.ends = values, starts, ends
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.values[int(self.starts[index]) : int(self.ends[index])]
+
+    def select(self, indices: Sequence[int]) -> "Views":
+        """Those at ``indices``, in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return Views(self.values, self.starts[chosen], self.ends[chosen])
+
+    @property
+    def lengths(self) -> List[int]:
+        """Rows of each."""
+        return (self.ends - self.starts).tolist()
+
+
+def empty_array(shape: Tuple[int, ...], dtype: Any, scratch: Optional[str]) -> np.ndarray:
+    """An array to fill: in memory if it is small, else in a file without a name, gone when nobody uses it any more.
+
+    Args:
+        shape, dtype: of numpy.
+        scratch: folder for the file; None for the system's folder for temporary files.
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        file.truncate(size)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
