@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch]) -> Evaluation:
-    """Encode and judge all batches.
+    """Encode and judge all batches, on this process alone.
 
     Args:
         encoder: left in the mode in which it was, training or not.
@@ -64,7 +64,7 @@ def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch]) -> Evalua
         batches: e.g. `app.data.module.SequenceDataModule.test_batches`; they are moved to the encoder's device.
     """
     weight = next(encoder.parameters())
-    scores = Scores(task, full=True).to(weight.device)
+    scores = Scores(task, full=True, together=False).to(weight.device)
     embeddings: List[Tensor] = []
     lengths: List[Tensor] = []
     columns: Dict[str, List[Tensor]] = {}

@@ -27,24 +27,27 @@ class Scores(nn.Module):
     Args:
         task: whose outputs are judged.
         full: count also what is only wanted at the end.
+        together: figures are over what all processes have seen, and all must ask for them; else each has its own.
     """
 
-    def __init__(self, task: Task, full: bool = False) -> None:
+    def __init__(self, task: Task, full: bool = False, together: bool = True) -> None:
         super().__init__()
+        how = {"sync_on_compute": together}
         spec, self.full = task.spec, full
         self._task = [task]  # in a list, so that it is no part of this module
-        self.loss = WeightedMean()
+        self.loss = WeightedMean(**how)
         named = full and spec.names is not None
         if spec.kind == "classes":
-            self.accuracy = WeightedMean() if spec.outputs < 2 else MulticlassAccuracy(spec.outputs, average="micro")
-            self.f1 = MulticlassF1Score(spec.outputs, average="macro") if named and spec.outputs > 1 else None
+            several = spec.outputs > 1
+            self.accuracy = MulticlassAccuracy(spec.outputs, average="micro", **how) if several else WeightedMean(**how)
+            self.f1 = MulticlassF1Score(spec.outputs, average="macro", **how) if named and several else None
             small = named and 1 < spec.outputs <= _CONFUSION
-            self.matrix = MulticlassConfusionMatrix(spec.outputs) if small else None
-            self.sequence = WeightedMean() if spec.per_step else None
-            self.last = WeightedMean() if spec.per_step else None
+            self.matrix = MulticlassConfusionMatrix(spec.outputs, **how) if small else None
+            self.sequence = WeightedMean(**how) if spec.per_step else None
+            self.last = WeightedMean(**how) if spec.per_step else None
         else:
-            self.squares, self.absolute = MeanSquaredError(), MeanAbsoluteError()
-            self.r2 = R2Score() if full else None
+            self.squares, self.absolute = MeanSquaredError(**how), MeanAbsoluteError(**how)
+            self.r2 = R2Score(**how) if full else None
             self.count = 0
 
     def update(self, outputs: Tensor, batch: Batch, loss: Optional[Tensor] = None,
@@ -70,9 +73,9 @@ class Scores(nn.Module):
 
     def compute(self) -> Dict[str, float]:
         """The figures; none where no batch had a target."""
-        if float(self.loss.weight) == 0 and not self._several():
-            return {}
         loss = float(self.loss.compute())
+        if math.isnan(loss) and float(self.loss.weight) == 0:
+            return {}
         found = {"loss": loss}
         if self._task[0].spec.kind == "classes":
             parts = {"accuracy": self.accuracy, "sequence_accuracy": self.sequence, "last_accuracy": self.last,
@@ -121,7 +124,3 @@ class Scores(nn.Module):
         for part in (self.squares, self.absolute, self.r2):
             if part is not None:
                 part.update(*((values.flatten(), targets.flatten()) if part is not self.r2 else (values, targets)))
-
-    @staticmethod
-    def _several() -> bool:
-        return torch.distributed.is_available() and torch.distributed.is_initialized()
