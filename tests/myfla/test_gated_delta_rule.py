@@ -18,6 +18,7 @@ import torch  # noqa: E402
 
 import truth  # noqa: E402
 from myfla.ops.gated_delta_rule import (  # noqa: E402
+    chunk,
     chunk_gated_delta_rule,
     chunk_scan,
     fused_recurrent_gated_delta_rule,
@@ -109,6 +110,41 @@ def test_scanning_by_transitions_equals_scanning_by_steps(T, cu, HV):
             chunk_scan.by_transitions = chosen
     for a, b in zip(*found):
         assert_close(a, b, 1e-12)
+
+
+@cases(states=[1, 2, 5], HV=[2, 4], cu=[None, [0, 1, 17, 17, 60, 100]], in_kernel=[False, True])
+def test_heads_and_rows_in_groups_equal_all_at_once(states, HV, cu, in_kernel):
+    cu = None if cu is None else torch.tensor(cu)
+    given = make(B=1 if cu is not None else 3, T=100, HV=HV, in_kernel=in_kernel, cu=cu)
+    found = []
+    chosen = chunk.states_together
+    for together in (lambda elements, device: states, lambda elements, device: 1000):
+        inputs = leaves(given)
+        chunk.states_together = together
+        try:
+            outputs = chunk_gated_delta_rule(**inputs, **options(in_kernel), cu_seqlens=cu, output_final_state=True)
+            found.append((*outputs, *gradients(outputs, inputs).values()))
+        finally:
+            chunk.states_together = chosen
+    for a, b in zip(*found):
+        assert_close(a, b, 1e-12)
+
+
+@cases(first=["inference", "training"], T=[20, 200])
+def test_a_call_leaves_nothing_behind_for_the_next(first, T):
+    """Buffers wait in their thread for the next call, of whatever size, in whatever mode."""
+    small, large = make(T=20, dtype=torch.float32), make(T=T, dtype=torch.float32, in_kernel=True)
+    want = chunk_gated_delta_rule(**small)[0]
+    with torch.inference_mode(first == "inference"):
+        chunk_gated_delta_rule(**{**large, "v": large["v"] * float("nan")}, **options(True))
+    inputs = leaves(small)
+    o = chunk_gated_delta_rule(**inputs)[0]
+    assert torch.equal(o, want)
+    before = o.detach().clone()
+    with torch.inference_mode(first == "inference"):
+        chunk_gated_delta_rule(**large, **options(True))
+    assert torch.equal(o, before)
+    assert all(bool(x.isfinite().all()) for x in gradients((o,), {n: x for n, x in inputs.items()}).values())
 
 
 @cases(op=list(OPS), T=[1, 16, 33, 130], K=[16, 64], decay=[0.0, 1.0, 40.0])

@@ -23,11 +23,21 @@ class Block:
         wave: number of its first wave.
         counts: active rows of each wave, not increasing.
         start: number of chunks that come before this block, over the whole layout.
+        entered: number of states that the blocks before this one began with, over the whole layout.
         size: number of chunks, M.
     """
 
-    def __init__(self, layout: "ChunkLayout", rows: Tuple[int, int], wave: int, counts: List[int], start: int) -> None:
+    def __init__(
+        self,
+        layout: "ChunkLayout",
+        rows: Tuple[int, int],
+        wave: int,
+        counts: List[int],
+        start: int,
+        entered: int = 0,
+    ) -> None:
         self.layout, self.rows, self.wave, self.counts, self.start = layout, rows, wave, counts, start
+        self.entered = entered
         self.chunk, self.size = layout.chunk, sum(counts)
 
     def span(self, heads: int) -> slice:
@@ -37,6 +47,14 @@ class Block:
     def within(self, whole: "Block", heads: int) -> slice:
         """Where this block's matrices lie among those of its group."""
         return slice((self.start - whole.start) * heads, (self.start - whole.start + self.size) * heads)
+
+    def states(self, heads: int) -> slice:
+        """Where the states that this block begins with lie among those of all sequences."""
+        return slice(self.rows[0] * heads, (self.rows[0] + self.counts[0]) * heads)
+
+    def opening(self, heads: int) -> slice:
+        """Where they lie among the states that all blocks begin with."""
+        return slice(self.entered * heads, (self.entered + self.counts[0]) * heads)
 
     def waves(self, heads: int) -> List[slice]:
         """For each wave the slice of its matrices within the block."""
@@ -124,11 +142,14 @@ class ChunkLayout:
         cu_seqlens: ``[N + 1]`` integer offsets of packed sequences, already checked; None for a dense batch.
         device: where index tensors live.
         block_chunks: how many chunks a block may have, at least one wave of one row each.
+        block_rows: how many sequences a block may have; by default only ``block_chunks`` limits them.
+        block_heads: how many heads of the keys are worked on at a time; by default all. For the caller to keep to.
 
     Attributes:
         rows: number of sequences, N.
         order: ``[N]`` int64, the sequences longest first, or None where that is the given order.
         total: number of chunks.
+        openings: number of states that all blocks begin with.
         groups: for each group of rows its blocks, in the order of the recurrence. Groups are independent.
         wholes: for each group one block with all its chunks, for what is small enough to be loaded at once.
         index: ``[total, C]`` int64, the token at each position; None for a dense batch.
@@ -143,24 +164,27 @@ class ChunkLayout:
         cu_seqlens: Optional[torch.Tensor],
         device: torch.device,
         block_chunks: int,
+        block_rows: Optional[int] = None,
+        block_heads: Optional[int] = None,
     ) -> None:
-        self.chunk, self.length = chunk, tokens
+        self.chunk, self.length, self.block_heads = chunk, tokens, block_heads
         self.index: Optional[torch.Tensor] = None
         self.hole: Optional[torch.Tensor] = None
         self.order: Optional[torch.Tensor] = None
+        most = block_chunks if block_rows is None else min(block_chunks, block_rows)
         if cu_seqlens is None:
             self.rows = batch
-            step = max(1, min(batch, block_chunks))
+            step = max(1, min(batch, most))
             waves = -(-tokens // chunk)
             counts = [[min(first + step, batch) - first] * waves for first in range(0, batch, step)]
         else:
             self.rows = cu_seqlens.numel() - 1
-            step = max(1, min(self.rows, block_chunks))
+            step = max(1, min(self.rows, most))
             counts = self._pack(cu_seqlens.to("cpu", torch.int64), step, device)
         self.total = sum(sum(group) for group in counts)
         self.groups: List[List[Block]] = []
         self.wholes: List[Block] = []
-        start = 0
+        start = self.openings = 0
         for i, group in enumerate(counts):
             rows = (i * step, min((i + 1) * step, self.rows))
             blocks: List[Block] = []
@@ -170,8 +194,9 @@ class ChunkLayout:
                 stop = wave + 1
                 while stop < len(group) and sum(group[wave : stop + 1]) <= block_chunks:
                     stop += 1
-                blocks.append(Block(self, rows, wave, group[wave:stop], start))
+                blocks.append(Block(self, rows, wave, group[wave:stop], start, self.openings))
                 start += blocks[-1].size
+                self.openings += group[wave]
                 wave = stop
             self.groups.append(blocks)
 

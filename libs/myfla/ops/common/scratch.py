@@ -1,12 +1,22 @@
 """Buffers that are used again: fresh ones would cost a page fault for every 4 kB."""
 
-from typing import Dict, Tuple
+import math
+import threading
+from typing import Any, Dict, Tuple
 
 import torch
+
+LARGEST_KEPT = 4 * 1024 * 1024
+"""Bytes; a larger buffer goes back to the system after the call, a smaller one waits in its thread for the next."""
+
+_waiting = threading.local()
 
 
 class Scratch:
     """Named buffers of one dtype and device, as large as the largest block needs.
+
+    In a ``with`` block a CPU's buffers come from the thread's last such block and are kept for the next: one call's
+    page faults would cost as much as a short sequence's arithmetic. No view of them may outlive the block.
 
     Args:
         like: tensor whose device is used.
@@ -17,14 +27,31 @@ class Scratch:
     def __init__(self, like: torch.Tensor, dtype: torch.dtype, batch: int) -> None:
         self.device, self.dtype, self.batch = like.device, dtype, batch
         self.buffers: Dict[str, torch.Tensor] = {}
+        self.views: Dict[str, torch.Tensor] = {}
+
+    def __enter__(self) -> "Scratch":
+        # Inference tensors cannot be written outside of inference mode.
+        self.key = f"{self.dtype} {torch.is_inference_mode_enabled()}"
+        if self.device.type == "cpu":
+            self.buffers = vars(_waiting).pop(self.key, {})
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.device.type == "cpu":
+            small = {name: x for name, x in self.buffers.items() if x.numel() * x.element_size() <= LARGEST_KEPT}
+            vars(_waiting)[self.key] = small
+        self.buffers, self.views = {}, {}
 
     def get(self, name: str, batch: int, *shape: int) -> torch.Tensor:
         """An uninitialised ``[batch, *shape]`` tensor; the same memory for the same name."""
-        buffer = self.buffers.get(name)
-        if buffer is None:
-            buffer = torch.empty((self.batch,) + tuple(shape), dtype=self.dtype, device=self.device)
-            self.buffers[name] = buffer
-        return buffer[:batch]
+        view = self.views.get(name)
+        if view is None or view.shape != (batch,) + shape:
+            size, buffer = math.prod(shape), self.buffers.get(name)
+            if buffer is None or buffer.numel() < self.batch * size:
+                buffer = torch.empty(self.batch * size, dtype=self.dtype, device=self.device)
+                self.buffers[name] = buffer
+            view = self.views[name] = buffer[: batch * size].view((batch,) + shape)
+        return view
 
 
 def split_heads(matrices: torch.Tensor, heads: int) -> torch.Tensor:

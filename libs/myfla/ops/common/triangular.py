@@ -41,7 +41,8 @@ def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) 
         for start in range(0, size - step, 2 * step):
             top, bottom = slice(start, start + step), slice(start + step, min(start + 2 * step, size))
             corner = torch.bmm(lower[:, bottom, top], inverse[:, top, top])
-            torch.bmm(inverse[:, bottom, bottom], corner.neg_(), out=inverse[:, bottom, top])
+            # Not with out=: a batch of products into a strided result runs one by one.
+            inverse[:, bottom, top] = torch.bmm(inverse[:, bottom, bottom], corner).neg_()
         step *= 2
     return inverse
 

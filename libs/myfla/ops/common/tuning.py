@@ -5,14 +5,17 @@ import torch
 CPU_BLOCK = 128 * 1024
 """Elements of one buffer per thread (512 kB of float32): a handful of such buffers stay in a core's cache."""
 
+CPU_STATES = 128 * 1024
+"""Elements of the states carried at one time per thread (512 kB of float32): half of a core's second cache."""
+
 GPU_BLOCK = 64 * 1024 * 1024
 """On a GPU large products matter, not caches."""
 
 
 def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int:
-    """Tokens in a chunk: about half the head size, between 16 and 64, and not much more than there are.
+    """Tokens in a chunk, between 16 and 64, and not much more than there are.
 
-    Within a chunk the work grows with C, between chunks with the head size; C = D / 2 balances them.
+    Within a chunk the work grows with C, and small products run at a lower rate; on CPUs these were the fastest.
 
     Args:
         tokens: length of a typical sequence.
@@ -24,7 +27,7 @@ def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int
     if device.type != "cpu":
         return 64
     size = max(key, value)
-    wanted = 16 if size <= 32 else 32 if size <= 64 else 64
+    wanted = 16 if size <= 32 else 32 if size <= 128 else 64
     while wanted > 16 and wanted >= 2 * tokens:
         wanted //= 2
     return wanted
@@ -38,4 +41,15 @@ def block_chunks(elements: int, device: torch.device) -> int:
         device: where it runs.
     """
     budget = CPU_BLOCK * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK
+    return max(1, budget // max(elements, 1))
+
+
+def states_together(elements: int, device: torch.device) -> int:
+    """How many states are carried at a time; sequences and heads are independent.
+
+    Args:
+        elements: elements of one state.
+        device: where it runs.
+    """
+    budget = CPU_STATES * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK
     return max(1, budget // max(elements, 1))

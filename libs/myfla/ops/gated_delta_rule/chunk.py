@@ -9,9 +9,9 @@ from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE
 from myfla.ops.common.layout import ChunkLayout
-from myfla.ops.common.tuning import block_chunks, chunk_tokens
+from myfla.ops.common.tuning import block_chunks, chunk_tokens, states_together
 from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
-from myfla.ops.gated_delta_rule.chunk_fwd import Saved, chunk_forward
+from myfla.ops.gated_delta_rule.chunk_fwd import chunk_forward
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
@@ -125,17 +125,20 @@ def chunk_gated_delta_rule(
     if who_computes == "fla":
         o, final = official_chunks(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens, output_final_state)
         return o, final.transpose(2, 3).contiguous() if state_v_first and final is not None else final
-    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
+    g, beta = activation.gates(g, beta)
+    dtype = accumulation_dtype(q, k, v, g, beta, initial_state)
+    by_hand = who_computes not in ("naive", "compiled") and not tracing()
+    if not by_hand:
+        q, k = activation.normalise(q, k)
     tensors = (q, k, v, g, beta, initial_state)
-    dtype = accumulation_dtype(*tensors)
-    if who_computes == "naive":
+    if by_hand:
+        o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype, activation.l2norm)
+    elif who_computes == "naive":
         o, final = naive_tokens(*tensors, scale, cu_seqlens, out_dtype)
     elif who_computes == "compiled":
         o, final = compiled(recorded_chunks)(*tensors, scale, cu_seqlens, dtype, out_dtype)
-    elif tracing():
-        o, final = recorded_chunks(*tensors, scale, cu_seqlens, dtype, out_dtype)
     else:
-        o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype)
+        o, final = recorded_chunks(*tensors, scale, cu_seqlens, dtype, out_dtype)
     if not output_final_state:
         return o, None
     return o, final.transpose(2, 3).contiguous() if state_v_first else final
@@ -149,29 +152,40 @@ def run_chunks(
     chunk_size: Optional[int],
     dtype: torch.dtype,
     out_dtype: torch.dtype,
+    unit: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Choose the chunks, and run; always returns the final state."""
+    """Choose the chunks, and run; always returns the final state. With ``unit``, q and k come as they are."""
     q, k, v = tensors[:3]
     typical = q.shape[1] if cu_seqlens is None else -(-q.shape[1] // max(sequences, 1))
     chunk = chunk_size or chunk_tokens(typical, k.shape[3], v.shape[3], q.device)
-    block = block_chunks(v.shape[2] * chunk * max(k.shape[3], v.shape[3]), q.device)
-    layout = ChunkLayout(q.shape[0], q.shape[1], chunk, cu_seqlens, q.device, block)
+    layout = _cut(k, v, chunk, cu_seqlens)
     how = (scale, layout, dtype, out_dtype)
     if records(*tensors):
-        return _ChunkGatedDeltaRule.apply(*tensors, *how, cu_seqlens)
-    return chunk_forward(*tensors, *how, save=False)[:2]
+        return _ChunkGatedDeltaRule.apply(*tensors, *how, cu_seqlens, unit)
+    return chunk_forward(*tensors, *how, save=False, unit=unit)[:2]
+
+
+def _cut(k: torch.Tensor, v: torch.Tensor, chunk: int, cu_seqlens: Optional[torch.Tensor]) -> ChunkLayout:
+    """The layout whose blocks and states fit the device's caches."""
+    (batch, tokens, heads, key), value, device = k.shape, v.shape[3], k.device
+    group = v.shape[2] // heads
+    states = states_together(key * value, device)
+    together = max(1, min(heads, states // group))
+    # Twice the usual block: a call less matters more here than a buffer that a second cache holds whole.
+    chunks = 2 * block_chunks(together * group * chunk * max(key, value), device)
+    return ChunkLayout(batch, tokens, chunk, cu_seqlens, device, chunks, states // (together * group), together)
 
 
 class _ChunkGatedDeltaRule(torch.autograd.Function):
     """Joins the two hand-written directions."""
 
     @staticmethod
-    def forward(ctx, q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype, cu_seqlens):
+    def forward(ctx, q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype, cu_seqlens, unit):
         o, final, saved = chunk_forward(
-            q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype, save=True
+            q, k, v, g, beta, initial_state, scale, layout, dtype, out_dtype, save=True, unit=unit
         )
         ctx.save_for_backward(q, k, v, g, beta, initial_state, cu_seqlens, *saved)
-        ctx.scale, ctx.layout, ctx.out_dtype = scale, layout, out_dtype
+        ctx.scale, ctx.layout, ctx.out_dtype, ctx.unit = scale, layout, out_dtype, unit
         ctx.set_materialize_grads(False)
         return o, final
 
@@ -180,20 +194,22 @@ class _ChunkGatedDeltaRule(torch.autograd.Function):
         q, k, v, g, beta, initial_state, cu_seqlens, *saved = ctx.saved_tensors
         inputs = (q, k, v, g, beta, initial_state)
         if torch.is_grad_enabled():  # create_graph: second derivatives go through the token loop
-            plain = functools.partial(_token_loop, ctx.scale, cu_seqlens, ctx.out_dtype)
+            plain = functools.partial(_token_loop, ctx.scale, cu_seqlens, ctx.out_dtype, ctx.unit)
             grads = backward_through(plain, inputs, ctx.needs_input_grad[:6], (do, dfinal))
-            return (*grads, None, None, None, None, None)
+            return (*grads, None, None, None, None, None, None)
         do = torch.zeros_like(v) if do is None else do
-        *grads, dinitial = chunk_backward(q, k, v, g, beta, ctx.scale, ctx.layout, Saved(*saved), do, dfinal)
+        *grads, dinitial = chunk_backward(
+            q, k, v, g, beta, ctx.scale, ctx.layout, saved, do, dfinal, unit=ctx.unit
+        )
         dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
-        return (*grads, dinitial, None, None, None, None, None)
+        return (*grads, dinitial, None, None, None, None, None, None)
 
 
-def _token_loop(scale, cu_seqlens, out_dtype, q, k, v, g, beta, initial_state):
+def _token_loop(scale, cu_seqlens, out_dtype, unit, q, k, v, g, beta, initial_state):
     """The same function, as autograd can record it."""
     o, final = fused_recurrent_gated_delta_rule(
         q, k, v, g=g, beta=beta, scale=scale, initial_state=initial_state, output_final_state=True,
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=cu_seqlens, use_qk_l2norm_in_kernel=unit,
     )  # fmt: skip
     return o.to(out_dtype), final
 

@@ -1,9 +1,9 @@
-"""The decays inside a chunk, exact for every gate, and the write strengths beside them.
+"""The decays inside a chunk, exact for every gate, and what else each token carries.
 
-With ``c_i`` the log decay summed from the chunk's start: ``exp(c_i)`` carries the incoming state to token i,
-``exp(c_last - c_i)`` carries token i to the chunk's end, ``exp(c_i - c_j)`` carries token j to token i. Differences
-are taken before the exponential and in float64 where the device has it: products of ``exp(c)`` and ``exp(-c)``
-overflow for a strong gate, and float32 sums of one lose four digits.
+With ``c_i`` the log decay summed from the chunk's start: ``rise = exp(c_i)`` carries the incoming state to token i,
+``fall = exp(c_last - c_i)`` carries token i to the chunk's end, ``exp(c_i - c_j)`` carries token j to token i.
+Differences are taken before the exponential and in float64 where the device has it: products of ``exp(c)`` and
+``exp(-c)`` overflow for a strong gate, and float32 sums of one lose four digits.
 """
 
 from typing import NamedTuple
@@ -11,31 +11,31 @@ from typing import NamedTuple
 import torch
 
 from myfla.ops.common.layout import Block
-from myfla.ops.common.scratch import split_heads
+from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.utils.dtypes import has_float64
 
 FLOOR = -1000.0
 """A log decay below this is zero in every number format; -inf would turn differences into NaN."""
 
 
+def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What log decays are summed in."""
+    return torch.float64 if has_float64(device) else dtype
+
+
 class Columns(NamedTuple):
     """What every token of some chunks carries; M counts chunks and heads."""
 
-    sums: torch.Tensor  # [M, C]     c, in float64 where there is
-    rise: torch.Tensor  # [M, C, 1]  decay from the chunk's start to the token
-    fall: torch.Tensor  # [M, C, 1]  decay from the token to the chunk's end
+    sums: torch.Tensor  # [M, C]        c, in float64 where there is
+    whole: torch.Tensor  # [M, 1, 1]    decay from the chunk's start to its end
+    fall: torch.Tensor  # [M, C, 1]
     strength: torch.Tensor  # [M, C, 1]  beta
-    read: torch.Tensor  # [M, C, 1]  scale * rise
-    erase: torch.Tensor  # [M, C, 1]  beta * rise
+    hand: torch.Tensor  # [M, C, 1]     beta fall, the factor of a key that writes
+    meet: torch.Tensor  # [M, 2C, 1]    scale rise, the factor of a query that reads, over rise, of a key that erases
 
     def part(self, at: slice) -> "Columns":
         """The columns of some of the chunks."""
         return Columns(*(x[at] for x in self))
-
-    @property
-    def whole(self) -> torch.Tensor:
-        """``[M, 1, 1]`` decay from the chunk's start to its end."""
-        return self.rise[:, -1:]
 
 
 def load_columns(block: Block, g: torch.Tensor, beta: torch.Tensor, scale: float, dtype: torch.dtype) -> Columns:
@@ -48,33 +48,52 @@ def load_columns(block: Block, g: torch.Tensor, beta: torch.Tensor, scale: float
         dtype: what is computed in.
     """
     heads, chunk = g.shape[2], block.chunk
-    wide = torch.float64 if has_float64(g.device) else torch.float32
-    sums = g.new_empty(block.size * heads, chunk, 1, dtype=wide)
+    sums = g.new_empty(block.size * heads, chunk, 1, dtype=wide_dtype(g.device, dtype))
     block.load(g.unsqueeze(-1), split_heads(sums, heads))
     sums = sums.clamp_(min=FLOOR).cumsum_(1)
     strength = g.new_empty(sums.shape, dtype=dtype)
     block.load(beta.unsqueeze(-1), split_heads(strength, heads))
     rise, fall = _exp(sums.clone(), strength), _exp(sums[:, -1:] - sums, strength)
-    return Columns(sums[..., 0], rise, fall, strength, rise * scale, rise * strength)
+    return Columns(sums[..., 0], rise[:, -1:], fall, strength, strength * fall, torch.cat([rise * scale, rise], 1))
 
 
-def pair_decay(sums: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """``exp(c_i - c_j)`` for ``j <= i``, zero above.
+def causal_masks(chunk: int, scale: float, like: torch.Tensor) -> torch.Tensor:
+    """``[2, C, C]``: ``scale`` up to the diagonal, for queries; one below it, for keys."""
+    masks = like.new_ones(2, chunk, chunk)
+    masks[0].mul_(scale).tril_()
+    masks[1].tril_(-1)
+    return masks
+
+
+def pair_decay(
+    sums: torch.Tensor, masks: torch.Tensor, scratch: Scratch, wide: Scratch, out: torch.Tensor
+) -> torch.Tensor:
+    """``exp(c_i - c_j)`` as the products of a chunk's queries and keys with its keys need it.
 
     Args:
         sums: ``[M, C]``.
-        out: ``[M, C, C]``, written.
+        masks: of `causal_masks`.
+        scratch, wide: buffers in the dtypes of ``out`` and of ``sums``.
+        out: ``[M, 2C, C]``, written: ``scale exp(c_i - c_j)`` for ``j <= i`` over ``exp(c_i - c_j)`` for ``j < i``,
+            zero elsewhere.
     """
-    difference = sums[:, :, None] - sums[:, None, :]
-    return out.copy_(_exp(difference.tril_(), out)).tril_()
+    size, chunk = sums.shape
+    difference = torch.sub(sums[:, :, None], sums[:, None, :], out=wide.get("difference", size, chunk, chunk))
+    decay = _exp_into(difference.tril_(), scratch.get("decay", size, chunk, chunk))
+    torch.mul(decay.unsqueeze(1), masks, out=out.view(-1, 2, chunk, chunk))
+    return out
 
 
-def _exp(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``exp(x)`` in the dtype of ``like``; x may be overwritten.
+def _exp_into(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """``exp(x)`` in the dtype of ``out``; x may be overwritten.
 
     On a CPU a float32 exponential that underflows takes thirty times as long as one that does not, and a float64 one
     does not underflow here.
     """
     if x.device.type == "cpu" and x.dtype == torch.float64:
-        return x.clamp_(min=-700.0).exp_().to(like.dtype)
-    return x.to(like.dtype).exp_()
+        return out.copy_(x.clamp_(min=-700.0).exp_())
+    return out.copy_(x).exp_()
+
+
+def _exp(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return _exp_into(x, torch.empty_like(x, dtype=like.dtype))

@@ -1,14 +1,14 @@
 """From chunk to chunk, in both directions, in two forms that compute the same.
 
-**Steps** keep the fewest operations: three small products for each chunk. Best where products cost what their
-multiplications cost, on CPUs.
+**Steps**: a chunk meets the incoming state once, its queries and keys in one product, and hands on the next one, in
+place. The fewest multiplications: best on CPUs, where products cost what their multiplications cost.
 
 **Transitions** put a chunk's whole effect on the state into one matrix, ``S' = P S + R`` with
-``P = whole I - handed^T T erased`` and ``R = handed^T T written``, all chunks at once, so that one product a chunk is
+``P = whole I - handed^T T (rise K)`` and ``R = handed^T T V``, all chunks at once, so that one product a chunk is
 left in the loop. Nearly twice the multiplications, a quarter of the launches: best on GPUs where a wave is small.
 """
 
-from typing import NamedTuple
+from typing import Iterator, NamedTuple, Tuple
 
 import torch
 
@@ -19,8 +19,8 @@ class Factors(NamedTuple):
     """How a block's tokens meet the state; M counts chunks and heads."""
 
     whole: torch.Tensor  # [M, 1, 1]    decay over the chunk
-    erased: torch.Tensor  # [M, C, K]   beta rise K
-    handed: torch.Tensor  # [M, C, K]   fall K
+    meets: torch.Tensor  # [M, 2C, K]   scale rise Q over rise K
+    handed: torch.Tensor  # [M, C, K]   beta fall K
     inverse: torch.Tensor  # [M, C, C]  T
 
 
@@ -38,98 +38,138 @@ def scan(
     block: Block,
     heads: int,
     f: Factors,
-    written: torch.Tensor,
+    values: torch.Tensor,
     running: torch.Tensor,
-    states: torch.Tensor,
-    delta: torch.Tensor,
+    reads: torch.Tensor,
+    errors: torch.Tensor,
 ) -> None:
-    """Fill the states before each chunk and delta, leave the last states in ``running``.
+    """Fill reads and errors, leave the last states in ``running``.
 
     Args:
         block: which chunks.
         heads: HV.
         f: the block's factors.
-        written: ``[M, C, V]`` beta V.
+        values: ``[M, C, V]`` V; overwritten.
         running: ``[N * HV, K, V]`` states of all sequences, before and after.
-        states: ``[M, K, V]``, written.
-        delta: ``[M, C, V]``, written.
+        reads: ``[M, 2C, V]`` products of ``f.meets`` and the incoming states, written.
+        errors: ``[M, C, V]`` E, written.
     """
-    whole_chunk = by_transitions(states.device, running.shape[0])
-    if whole_chunk:
-        reads, fresh = torch.bmm(f.inverse, f.erased), torch.bmm(f.inverse, written)
-        transition, stored = _transition(f, reads), torch.bmm(f.handed.transpose(1, 2), fresh)
-    first, waves = block.rows[0] * heads, block.waves(heads)
-    state = None
-    for i, wave in enumerate(waves):
-        rows = wave.stop - wave.start
-        if state is None:
-            state = states[wave].copy_(running[first : first + rows])
-        follows = i + 1 < len(waves) and block.counts[i + 1] == block.counts[i]
-        target = states[waves[i + 1]] if follows else running[first : first + rows]
-        if whole_chunk:
-            torch.baddbmm(stored[wave], transition[wave], state, out=target)
-        else:
-            right = torch.baddbmm(written[wave], f.erased[wave], state, alpha=-1)
-            torch.bmm(f.inverse[wave], right, out=delta[wave])
-            torch.mul(state, f.whole[wave], out=target)
-            target.baddbmm_(f.handed[wave].transpose(1, 2), delta[wave])
-        state = target if follows else None
-    if whole_chunk:
-        torch.baddbmm(fresh, reads, states, alpha=-1, out=delta)
+    if by_transitions(running.device, running.shape[0]):
+        return _scan_by_transitions(block, heads, f, values, running, reads, errors)
+    running, known = running[block.rows[0] * heads :], reads[:, block.chunk :]
+    steps = waves(block, heads, f.whole, f.meets, f.handed.transpose(1, 2), f.inverse, values, reads, known, errors)
+    for whole, meets, handed, inverse, value, read, foreseen, error in steps:
+        state = running[: whole.shape[0]]
+        torch.bmm(meets, state, out=read)
+        torch.bmm(inverse, value.sub_(foreseen), out=error)
+        state.mul_(whole).baddbmm_(handed, error)
+
+
+def replay(block: Block, heads: int, f: Factors, errors: torch.Tensor, states: torch.Tensor) -> None:
+    """The states before each chunk again, from those before the first and the errors.
+
+    Args:
+        block, heads, f, errors: as `scan`.
+        states: ``[M, K, V]``; those of the first wave are given, the others written.
+    """
+    steps = list(waves(block, heads, f.whole, f.handed.transpose(1, 2), errors, states))
+    for (whole, handed, error, before), (*_, after) in zip(steps, steps[1:]):
+        rows = after.shape[0]
+        torch.mul(before[:rows], whole[:rows], out=after).baddbmm_(handed[:rows], error[:rows])
+
+
+class Gradients(NamedTuple):
+    """What `scan_back` finds."""
+
+    out: torch.Tensor  # [M, 2C, V]     given: dO above; written: -dV below
+    values: torch.Tensor  # [M, C, V]   dV
+    meets: torch.Tensor  # [M, 2C, K]   of `Factors.meets`
+    handed: torch.Tensor  # [M, C, K]   of `Factors.handed`
+    whole: torch.Tensor  # [M, 1, 1]    of `Factors.whole`
 
 
 def scan_back(
     block: Block,
     heads: int,
     f: Factors,
-    reader: torch.Tensor,
-    do: torch.Tensor,
-    ddelta: torch.Tensor,
+    states: torch.Tensor,
+    errors: torch.Tensor,
+    derrors: torch.Tensor,
     running: torch.Tensor,
-    dstates: torch.Tensor,
-    eta: torch.Tensor,
+    d: Gradients,
 ) -> None:
-    """From the last chunk to the first: fill the gradients of the states after each chunk, and eta.
+    """From the last chunk to the first.
 
     Args:
         block, heads, f: as `scan`.
-        reader: ``[M, C, K]`` scale rise Q.
-        do: ``[M, C, V]`` gradient of the outputs.
-        ddelta: ``[M, C, V]`` what reaches delta within the chunk.
+        states: ``[M, K, V]`` before each chunk; overwritten.
+        errors: ``[M, C, V]`` E.
+        derrors: ``[M, C, V]`` what reaches E within the chunk; overwritten.
         running: ``[N * HV, K, V]`` gradients of the states of all sequences, after and before.
-        dstates: ``[M, K, V]``, written.
-        eta: ``[M, C, V]``, written.
+        d: where the gradients go.
     """
-    whole_chunk = by_transitions(dstates.device, running.shape[0])
-    turned = f.inverse.transpose(1, 2)
-    if whole_chunk:
-        direct = torch.bmm(turned, ddelta)
-        transition = _transition(f, torch.bmm(f.inverse, f.erased))
-        stored = torch.bmm(reader.transpose(1, 2), do).baddbmm_(f.erased.transpose(1, 2), direct, alpha=-1)
-    first, waves = block.rows[0] * heads, block.waves(heads)
-    filled = 0
-    for i in reversed(range(len(waves))):
-        wave = waves[i]
-        rows = wave.stop - wave.start
-        gradient = dstates[wave]
-        if filled < rows:
-            gradient[filled:].copy_(running[first + filled : first + rows])
-        target = dstates[waves[i - 1]][:rows] if i else running[first : first + rows]
-        if whole_chunk:
-            torch.baddbmm(stored[wave], transition[wave].transpose(1, 2), gradient, out=target)
-        else:
-            right = torch.baddbmm(ddelta[wave], f.handed[wave], gradient)
-            torch.bmm(turned[wave], right, out=eta[wave])
-            torch.mul(gradient, f.whole[wave], out=target)
-            target.baddbmm_(reader[wave].transpose(1, 2), do[wave])
-            target.baddbmm_(f.erased[wave].transpose(1, 2), eta[wave], alpha=-1)
-        filled = rows
-    if whole_chunk:
-        torch.baddbmm(direct, torch.bmm(turned, f.handed), dstates, out=eta)
+    if by_transitions(running.device, running.shape[0]):
+        return _scan_back_by_transitions(block, heads, f, states, errors, derrors, running, d)
+    running = running[block.rows[0] * heads :]
+    fixed = waves(block, heads, f.whole, f.meets.transpose(1, 2), f.handed, f.inverse.transpose(1, 2), states, errors)
+    made = waves(block, heads, derrors, d.out, d.out[:, block.chunk :], *d[1:])
+    for given, written in reversed(list(zip(fixed, made))):
+        whole, meets, handed, inverse, state, error = given
+        derror, dout, below, dvalue, dmeets, dhanded, dwhole = written
+        gradient = running[: whole.shape[0]]
+        torch.bmm(inverse, derror.baddbmm_(handed, gradient), out=dvalue)
+        torch.neg(dvalue, out=below)
+        torch.bmm(dout, state.transpose(1, 2), out=dmeets)
+        torch.bmm(error, gradient.transpose(1, 2), out=dhanded)
+        torch.sum(state.mul_(gradient), (1, 2), keepdim=True, out=dwhole)
+        gradient.mul_(whole).baddbmm_(meets, dout)
 
 
-def _transition(f: Factors, reads: torch.Tensor) -> torch.Tensor:
-    """``P = whole I - handed^T reads``, ``[M, K, K]``."""
-    transition = torch.bmm(f.handed.transpose(1, 2), reads).neg_()
+def waves(block: Block, heads: int, *tensors: torch.Tensor) -> Iterator[Tuple[torch.Tensor, ...]]:
+    """For each wave of a block its part of each tensor ``[M, ...]``."""
+    sizes = [count * heads for count in block.counts]
+    return zip(*(x.split(sizes) for x in tensors))
+
+
+def _scan_by_transitions(block, heads, f, values, running, reads, errors) -> None:
+    """`scan` with one product a chunk."""
+    eraser, fresh = torch.bmm(f.inverse, f.meets[:, block.chunk :]), torch.bmm(f.inverse, values)
+    stored = torch.bmm(f.handed.transpose(1, 2), fresh)
+    states, running = torch.empty_like(stored), running[block.rows[0] * heads :]
+    steps = list(waves(block, heads, _transition(f, eraser), stored, states))
+    steps[0][2].copy_(running[: steps[0][2].shape[0]])
+    for i, (transition, fill, state) in enumerate(steps):
+        rows = state.shape[0]
+        after = steps[i + 1][2] if i + 1 < len(steps) else state[:0]
+        if after.shape[0] == rows:
+            torch.baddbmm(fill, transition, state, out=after)
+        else:  # some sequences end here
+            torch.baddbmm(fill, transition, state, out=running[:rows])
+            after.copy_(running[: after.shape[0]])
+    torch.bmm(f.meets, states, out=reads)
+    torch.baddbmm(fresh, eraser, states, alpha=-1, out=errors)
+
+
+def _scan_back_by_transitions(block, heads, f, states, errors, derrors, running, d: Gradients) -> None:
+    """`scan_back` with one product a chunk."""
+    turned, below = f.inverse.transpose(1, 2), d.out[:, block.chunk :]
+    direct = torch.bmm(turned, derrors)
+    torch.neg(direct, out=below)
+    stored = torch.bmm(f.meets.transpose(1, 2), d.out)
+    transition = _transition(f, torch.bmm(f.inverse, f.meets[:, block.chunk :])).transpose(1, 2)
+    gradients, running = torch.empty_like(states), running[block.rows[0] * heads :]
+    for move, fill, gradient in reversed(list(waves(block, heads, transition, stored, gradients))):
+        gradient.copy_(running[: gradient.shape[0]])
+        torch.baddbmm(fill, move, gradient, out=running[: gradient.shape[0]])
+    torch.baddbmm(direct, torch.bmm(turned, f.handed), gradients, out=d.values)
+    torch.neg(d.values, out=below)
+    torch.bmm(d.out, states.transpose(1, 2), out=d.meets)
+    torch.bmm(errors, gradients.transpose(1, 2), out=d.handed)
+    torch.sum(states.mul_(gradients), (1, 2), keepdim=True, out=d.whole)
+
+
+def _transition(f: Factors, eraser: torch.Tensor) -> torch.Tensor:
+    """``P = whole I - handed^T T (rise K)``, ``[M, K, K]``."""
+    transition = torch.bmm(f.handed.transpose(1, 2), eraser).neg_()
     transition.diagonal(dim1=1, dim2=2).add_(f.whole[:, 0])
     return transition
