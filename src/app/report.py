@@ -126,8 +126,9 @@ def show_results(results: Mapping[str, Any], folder: Path, brief: bool = False) 
     """Print the results as a table, and where the files are; ``brief`` logs one line instead."""
     figures = shown_figures(results)
     if brief:
-        shown = ", ".join(f"{label} {value}" for label, value in figures)
-        log.info("%s, validation loss %.4f, in %s", shown, results["val_loss"], relative(folder))
+        shown = [f"{label} {value}" for label, value in figures]
+        shown += [f"validation loss {results['val_loss']:.4f}"] if "val_loss" in results else []
+        log.info("%s, in %s", ", ".join(shown), relative(folder))
         return
     from rich import box
     from rich.table import Table

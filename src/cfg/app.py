@@ -10,6 +10,7 @@ from cfg.bench import BenchJobConfig
 from cfg.check import CheckConfig
 from cfg.data import DATA_CONFIGS, DataConfig
 from cfg.describe import DescribeJobConfig
+from cfg.encode import EncodeJobConfig, EvaluateJobConfig
 from cfg.encoder import EncoderConfig
 from cfg.export import ExportJobConfig
 from cfg.job import JOB_CONFIGS, JobConfig
@@ -76,7 +77,7 @@ def register_configs() -> None:
     store = ConfigStore.instance()
     store.store(name="app_schema", node=AppConfig, provider="app")
     jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig,
-            "bench": BenchJobConfig}
+            "bench": BenchJobConfig, "evaluate": EvaluateJobConfig, "encode": EncodeJobConfig}
     for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig}),
                            ("logger", LOGGER_CONFIGS)):
         for name, config_class in classes.items():

@@ -10,6 +10,7 @@ from app.bench import timing as timing_module
 from app.bench.memory import peak_bytes
 from app.bench.timing import time_in_turn
 from app.bench.works import Place, Work, make_work
+from app.devices import find_device
 from app.errors import RunError
 from app.jobs import bench, run_job
 from app_runs import compose_app
@@ -122,7 +123,7 @@ def test_whole_sequence_encoders_have_no_decoding(tmp_path, capsys):
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match="trainer.accelerator=gpu must be a device of this machine; got none; use cpu"):
-        bench._device("gpu")
+        find_device("gpu")
 
 
 @pytest.mark.parametrize("override, message", [

@@ -34,11 +34,13 @@ class SequenceSet:
         targets: one a sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one a step: N
             tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
         groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split.
+        names: what the source calls each sequence, where it does.
     """
 
     sequences: Sequence[Tensor]
     targets: Union[Tensor, Sequence[Tensor]]
     groups: Optional[Tensor] = None
+    names: Optional[List[str]] = None
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -28,12 +28,14 @@ class Part(NamedTuple):
         labels: one a sequence, or one a row in their order; strings, None where there is none.
         values: ``[N, K]``, or ``[rows, K]`` per step; float32.
         groups: one a sequence, strings.
+        names: of the sequences, where they have some.
     """
 
     sequences: Views
     labels: Optional[np.ndarray]
     values: Optional[np.ndarray]
     groups: Optional[np.ndarray]
+    names: Optional[List[str]] = None
 
 
 def load(config: TableDataConfig) -> SequenceData:
@@ -65,9 +67,11 @@ def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], g
     elif part.values is not None:
         flat = torch.from_numpy(part.values)
     else:
-        return SequenceSet(part.sequences, torch.zeros(len(part.sequences), dtype=torch.int64), known)
+        return SequenceSet(part.sequences, torch.zeros(len(part.sequences), dtype=torch.int64), known,
+                           part.names)
     views = part.sequences
-    return SequenceSet(views, Views(flat, views.starts, views.ends) if config.per_step else flat, known)
+    targets = Views(flat, views.starts, views.ends) if config.per_step else flat
+    return SequenceSet(views, targets, known, part.names)
 
 
 def _read_long(table: Table, config: TableDataConfig, features: List[str]) -> Part:
@@ -83,7 +87,7 @@ def _read_long(table: Table, config: TableDataConfig, features: List[str]) -> Pa
     if targets is not None and not config.per_step:
         targets = _one_each(table, order, targets, config.targets)
     sequences = Views(torch.from_numpy(values), torch.from_numpy(order.starts), torch.from_numpy(order.ends))
-    return Part(sequences, order.labels, targets, order.groups)
+    return Part(sequences, order.labels, targets, order.groups, order.names)
 
 
 def _one_each(table: Table, order: Order, values: np.ndarray, names: Any) -> np.ndarray:

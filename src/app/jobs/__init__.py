@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JOBS", "run_job"]
 
-JOBS = {name: f"app.jobs.{name}" for name in ("train", "stream", "export", "describe", "bench")}
+JOBS = {name: f"app.jobs.{name}" for name in ("train", "stream", "export", "describe", "bench", "evaluate",
+                                                "encode")}
 
 
 def run_job(config: "AppConfig", folder: Path) -> float:

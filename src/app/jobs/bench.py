@@ -10,7 +10,7 @@ import torch
 from app.bench.memory import peak_bytes
 from app.bench.timing import Timing, time_in_turn
 from app.bench.works import Place, Work, make_work
-from app.errors import RunError
+from app.devices import find_device
 from app.machine import describe_machine, machine_line
 from app.run_folder import RESULTS, overrides, relative, write_json
 from app.sizes import sized_encoder
@@ -45,7 +45,7 @@ def run(config: AppConfig, folder: Path) -> float:
     encoder = sized_encoder(config)
     streams = encoder.needs_end is None
     encoder = dataclasses.asdict(encoder)
-    place = Place(_device(config.trainer.accelerator), config.trainer.precision)
+    place = Place(find_device(config.trainer.accelerator), config.trainer.precision)
     machine = describe_machine()
     todo = works(job, streams)
     log.info("%d works, %d rounds", len(todo), job.rounds)
@@ -62,15 +62,6 @@ def run(config: AppConfig, folder: Path) -> float:
 
 def _name(work: Work) -> str:
     return f"{work.kind} {work.batch} x {work.length}"
-
-
-def _device(accelerator: str) -> str:
-    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if accelerator == "auto":
-        accelerator = next(name for name, found in there.items() if found)
-    if not there[accelerator]:
-        raise RunError(f"trainer.accelerator={accelerator} must be a device of this machine; got none; use cpu or auto")
-    return "cuda" if accelerator == "gpu" else accelerator
 
 
 def _peak(work: Work, encoder: Dict[str, Any], place: Place) -> Optional[int]:

@@ -47,7 +47,9 @@ def repeat_command(overrides: Sequence[str]) -> str:
 
 def _lead(results: Mapping[str, Any]) -> str:
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    parts = [results.get("objective"), f"seed {results['seed']}" if "seed" in results else None, now]
+    run = f"evaluation of {results['run']}" if "run" in results else None
+    seed = f"seed {results['seed']}" if "seed" in results else None
+    parts = [run, results.get("objective"), seed, now]
     return " \u00b7 ".join(str(part) for part in parts if part)
 
 

@@ -1,0 +1,116 @@
+"""Which parts an output has, which are missing, and who makes them.
+
+A part holds the sequences ``[i * size, (i + 1) * size)`` of the input, whoever makes it; so parts of any number of
+processes, and of a process that was killed and one that went on, fit together. A part has its name only once it is
+whole.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+
+from app.errors import RunError
+from app.run_folder import write_json
+
+__all__ = ["DONE", "FACTS", "Place", "Plan", "file_facts", "find_place"]
+
+FACTS, DONE = "encode.json", "done.json"
+_EDGE = 1 << 20
+
+
+class Place(NamedTuple):
+    """This process among those that share the work."""
+
+    rank: int
+    world: int
+
+
+def find_place(environment: Optional[Mapping[str, str]] = None) -> Place:
+    """Rank and number of processes, as torchrun (``RANK``, ``WORLD_SIZE``) or SLURM say; else one process.
+
+    Raises:
+        RunError: half of it is missing, or no such rank.
+
+    Example:
+        >>> find_place({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"})
+        Place(rank=1, world=4)
+    """
+    given = os.environ if environment is None else environment
+    for names in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        found = [given.get(name) for name in names]
+        if found == [None, None]:
+            continue
+        text = ", ".join(f"{name}={value}" for name, value in zip(names, found))
+        if None in found or not all(value.isdigit() for value in found) or int(found[0]) >= int(found[1]):
+            raise RunError(f"{names[0]} and {names[1]} must be the number of this process and how many there are; "
+                           f"got {text}")
+        return Place(int(found[0]), int(found[1]))
+    return Place(0, 1)
+
+
+def file_facts(path: Path) -> Dict[str, Any]:
+    """What tells one input from another: size, and a digest of a megabyte at each end; of a folder, of its files."""
+    digest, size = hashlib.sha256(), 0
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        size += file.stat().st_size
+        with open(file, "rb") as opened:
+            digest.update(opened.read(_EDGE))
+            opened.seek(max(0, file.stat().st_size - _EDGE))
+            digest.update(opened.read(_EDGE))
+    return {"bytes": size, "digest": digest.hexdigest()[:32]}
+
+
+class Plan:
+    """The output folder.
+
+    Args:
+        folder: made if missing; else that of an earlier start with the same facts.
+        facts: what every process and every start must agree on; with ``sequences``, ``part_sequences`` and ``format``.
+
+    Raises:
+        RunError: the folder is of something else, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, facts: Dict[str, Any]) -> None:
+        self.folder, self.facts = folder, facts
+        self.count = -(-facts["sequences"] // facts["part_sequences"])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / FACTS
+            if path.exists():
+                self._compare(json.loads(path.read_text(encoding="utf-8")))
+            elif any(not entry.name.startswith(".") for entry in folder.iterdir()) and not path.exists():
+                raise RunError(f"job.output must be a new folder or that of an earlier start; got {str(folder)!r}, "
+                               f"which has files but no {FACTS}")
+            write_json(facts, path)  # the same by all
+        except (OSError, json.JSONDecodeError) as problem:
+            raise RunError(f"job.output must be a folder that can be written; got {str(folder)!r}: {problem}") from None
+
+    def path(self, part: int) -> Path:
+        """Of a part's file."""
+        return self.folder / f"part-{part:08d}.{self.facts['format']}"
+
+    def missing(self, place: Place) -> List[int]:
+        """The parts that a process still has to make."""
+        return [part for part in range(place.rank, self.count, place.world) if not self.path(part).exists()]
+
+    def span(self, part: int) -> range:
+        """The sequences of a part."""
+        size = self.facts["part_sequences"]
+        return range(part * size, min((part + 1) * size, self.facts["sequences"]))
+
+    def finish(self) -> bool:
+        """Whether all parts are there; then `DONE` says so."""
+        if not all(self.path(part).exists() for part in range(self.count)):
+            return False
+        write_json({"sequences": self.facts["sequences"], "parts": self.count}, self.folder / DONE)
+        return True
+
+    def _compare(self, before: Dict[str, Any]) -> None:
+        for key in {**before, **self.facts}:
+            if before.get(key) != self.facts.get(key):
+                raise RunError(f"job.output must be a new folder or that of an earlier start with the same settings; "
+                               f"got {str(self.folder)!r}, where {key} was {before.get(key)!r} and is "
+                               f"{self.facts.get(key)!r} now; choose another job.output")

@@ -1,0 +1,129 @@
+"""Sequences for a trained run: of its own data, of a file like them, or of other data, once they fit."""
+
+import dataclasses
+from importlib import import_module
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
+
+import torch
+
+from app.data import SOURCES, load_data
+from app.data.sequences import IGNORE, SequenceData, SequenceSet
+from app.errors import RunError, data_error
+from app.run_folder import overrides
+from app.tasks.spec import TaskSpec
+from app.trained import Trained
+from cfg.app import AppConfig
+from cfg.data import DataConfig, TableDataConfig
+from cfg.validation import config_error
+
+__all__ = ["open_run_data", "refuse_overrides", "test_sets"]
+
+_TARGETS = ("label", "targets", "group")
+
+
+def refuse_overrides(job: str, keys: Tuple[str, ...]) -> None:
+    """Refuse settings of the command line that come from the run.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    for override in overrides():
+        key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
+        if key.split(".", 1)[0] in keys:
+            raise config_error(key, f"must be left out with job={job}", override, "they come from the run")
+
+
+def open_run_data(
+    trained: Trained, config: AppConfig, path: Optional[str], targets: bool
+) -> Tuple[SequenceData, DataConfig]:
+    """The data that a job is about, checked to fit the encoder.
+
+    Args:
+        trained: the run.
+        config: of this job; its ``data`` counts where the command line says something about it.
+        path: of a file in the format of the run's data, all of which becomes ``train``; None for whole data sets.
+        targets: whether they are needed.
+
+    Raises:
+        ConfigError, DataError, RunError: no such data, or of another kind than the encoder reads.
+    """
+    named = [override for override in overrides() if override.lstrip("+~").startswith(("data=", "data."))]
+    if path is not None and named:
+        raise config_error("job.input", "must be left out with other data", path, f"or leave out {named[0]}")
+    chosen = config.data if named else trained.config.data
+    data = load_data(chosen) if path is None else _load_file(chosen, path, targets)
+    _check_width(trained, data, path or f"data={chosen.name}")
+    return data, chosen
+
+
+def test_sets(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[str, SequenceSet]]:
+    """The test sets, targets numbered as the run numbers its classes.
+
+    Raises:
+        DataError: targets of another kind, or a class that the run does not know.
+    """
+    sets = data.tests or [("test", data.train)]
+    if spec.shifts:
+        return sets
+    names = data.classes if spec.kind == "classes" else data.target_names
+    if names is None or data.per_step != spec.per_step or (spec.kind == "values" and len(names) != spec.outputs):
+        steps = "step" if spec.per_step else "sequence"
+        got = "none of this kind" if names is None else f"{len(names)} a {'step' if data.per_step else 'sequence'}"
+        wanted = "a class" if spec.kind == "classes" else f"{spec.outputs} numbers"
+        raise data_error(who, "targets", f"must be {wanted} for each {steps}, as in the run", got)
+    if spec.kind == "values":
+        return sets
+    unknown = [name for name in names if name not in spec.names]
+    table = torch.tensor([spec.names.index(name) if name in spec.names else IGNORE - 1 for name in names])
+    return [(name, _renumbered(part, table, unknown, spec, who)) for name, part in sets]
+
+
+test_sets.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
+
+
+def _load_file(chosen: DataConfig, path: str, targets: bool) -> SequenceData:
+    fields = {field.name for field in dataclasses.fields(chosen)}
+    if "train_path" not in fields:
+        raise config_error("job.input", f"must be left out for a run on data={chosen.name}, which reads no files", path,
+                           "name other data with data=...")
+    changes: Any = {"train_path": path, "test_path": None}
+    if not targets:
+        changes.update({name: None for name in _TARGETS if name in fields})
+    if isinstance(chosen, TableDataConfig) and chosen.features is None:
+        changes["features"] = _features(chosen, dataclasses.replace(chosen, **changes))
+    return import_module(SOURCES[chosen.name]).load(dataclasses.replace(chosen, **changes))
+
+
+def _features(run: TableDataConfig, mine: TableDataConfig) -> List[str]:
+    """The columns that the run read: by its training table where that still lies there, else by the file itself."""
+    from app.data.arrow import open_table
+
+    if Path(run.train_path).exists():
+        return open_table(run.train_path, run).numbers(run)
+    return open_table(mine.train_path, mine).numbers(run)
+
+
+def _check_width(trained: Trained, data: SequenceData, who: str) -> None:
+    config = trained.encoder.config
+    for key, name in (("input_size", "number of channels"), ("vocab_size", "number of token ids")):
+        want, got = getattr(config, key), getattr(data, key)
+        if want != got:
+            raise data_error(who, name, f"must be {want}, as the encoder reads" if want else "must be none", got)
+    if trained.standardizer is None and config.input_size is not None:
+        raise RunError(f"run={str(trained.folder)!r} must hold what its training measured (task.safetensors); got an "
+                       "encoder by itself; use the folder of a run of job=train")
+
+
+def _renumbered(part: SequenceSet, table: Any, unknown: List[str], spec: TaskSpec, who: str) -> SequenceSet:
+    def change(targets: torch.Tensor) -> torch.Tensor:
+        found = torch.where(targets >= 0, table[targets.clamp(min=0)], targets)
+        if bool((found == IGNORE - 1).any()):
+            known = ", ".join(map(str, spec.names[:8])) + (", ..." if len(spec.names) > 8 else "")
+            raise data_error(who, "classes", f"must be among those of the run, {known}", ", ".join(unknown[:5]),
+                             "leave these sequences out, or train with them")
+        return found
+
+    whole = isinstance(part.targets, torch.Tensor)
+    targets = change(part.targets) if whole else [change(targets) for targets in part.targets]
+    return dataclasses.replace(part, targets=targets)

@@ -1,0 +1,82 @@
+"""``job=evaluate``: a trained run, judged on its own or another test set."""
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any, Dict, Iterable
+
+import torch
+
+from app.data.batches import Batch
+from app.data.module import loader
+from app.data.prepared import Prepared
+from app.data.sequences import SequenceSet
+from app.devices import find_device
+from app.errors import RunError
+from app.inputs import open_run_data, refuse_overrides, test_sets
+from app.report import show_results, write_results
+from app.run_folder import in_sweep, overrides, write_config
+from app.tasks.predict import evaluate
+from app.trained import Trained, load_trained
+from cfg.app import AppConfig
+from cfg.data import DataConfig
+from cfg.encode import EvaluateJobConfig
+from cfg.validation import config_error
+
+__all__ = ["run"]
+
+_DEFAULT_THREADS = torch.get_num_threads()
+
+
+def run(config: AppConfig, folder: Path) -> float:
+    """Judge and write what `app.report.write_results` lists.
+
+    Returns:
+        the loss on the (first) test set.
+
+    Raises:
+        ConfigError, DataError, RunError: nothing to judge, or data that do not fit.
+    """
+    job: EvaluateJobConfig = config.job
+    if config.run is None:
+        raise config_error("run", "must be the folder of a finished run", None,
+                           "python -m app job=evaluate run=outputs/app/...")
+    refuse_overrides("evaluate", ("encoder",))
+    torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
+    torch.use_deterministic_algorithms(config.deterministic)
+    trained = load_trained(config.run, find_device(config.trainer.accelerator))
+    if trained.task is None:
+        raise RunError(f"run={config.run!r} must hold a task (task.safetensors) to be judged; got an encoder by "
+                       "itself; use the folder of a run of job=train")
+    spec = trained.task.spec
+    data, source = open_run_data(trained, config, job.input, targets=not spec.shifts)
+    sets = test_sets(spec, data, job.input or f"data={source.name}")
+    found = {name: evaluate(trained.encoder, trained.task, _batches(trained, part, source)) for name, part in sets}
+    first_name, first_set = sets[0]
+    first = found[first_name]
+    results: Dict[str, Any] = {
+        **{f"{name}_{key}": value for name, one in found.items() for key, value in one.figures.items()},
+        "encode_tokens_per_s": round(first.tokens_per_s, 1),
+        "encode_sequences_per_s": round(first.sequences_per_s, 1),
+        "job": "evaluate",
+        "run": config.run,
+        "objective": spec.objective,
+        "encoder": trained.encoder.config.name,
+        "encoder_parameters": sum(p.numel() for p in trained.encoder.parameters()),
+        "data": Path(job.input).name if job.input is not None else source.name,
+        "test_sequences": len(first_set),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "overrides": overrides(),
+    }
+    if "loss" not in first.figures:
+        raise RunError(f"{job.input or f'data={source.name}'} must have a target to judge by; got none in its test set")
+    write_config(dataclasses.replace(config, encoder=trained.encoder.config, data=source), folder / "config.yaml")
+    write_results(folder, results, trained.encoder, spec, first, _batches(trained, first_set, source))
+    show_results(results, folder, brief=in_sweep())
+    return first.figures["loss"]
+
+
+def _batches(trained: Trained, part: SequenceSet, source: DataConfig) -> Iterable[Batch]:
+    spec = trained.task.spec
+    return loader(Prepared(part, trained.standardizer, spec.shifts), source, spec.per_step)

@@ -1,0 +1,75 @@
+"""The configs of the jobs that use a trained run on sequences: ``job=encode`` and ``job=evaluate``."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from cfg.job import JobConfig
+from cfg.validation import Fields
+
+__all__ = ["EncodeJobConfig", "EvaluateJobConfig"]
+
+FORMATS = ("parquet", "safetensors")
+UNITS = ("sequence", "step")
+PARTS = ("test", "train")
+
+
+@dataclass
+class EvaluateJobConfig(JobConfig):
+    """Judge a finished run (``run=FOLDER``) on its test set, on another file, or on other data (``data=...``).
+
+    Args:
+        input: file with sequences and targets, in the format of the run's data; null: the test set of the run's data,
+            or of the ``data=`` that the command line names.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
+    """
+
+    name: str = "evaluate"
+    input: Optional[str] = None
+
+    def validate(self) -> None:
+        super().validate()
+        Fields(self, "job").text("input", optional=True)
+
+
+@dataclass
+class EncodeJobConfig(JobConfig):
+    """Turn sequences into embeddings with the encoder of a finished run (``run=FOLDER``).
+
+    The output is a folder of parts, each of which is whole as soon as it has its name. Started again with the same
+    settings, the job makes the parts that are missing. Several processes (torchrun, SLURM) share the parts.
+
+    Args:
+        input: file with sequences, in the format of the run's data, targets not needed; null: ``part`` of the run's
+            data, or of the ``data=`` that the command line names.
+        part: ``test`` or ``train``, without ``input``.
+        output: folder for the parts.
+        format: ``parquet`` or ``safetensors``.
+        per: one embedding a ``sequence``, or one a ``step``.
+        part_sequences: sequences in a part.
+        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is taken by itself.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
+    """
+
+    name: str = "encode"
+    input: Optional[str] = None
+    part: str = "test"
+    output: str = "???"
+    format: str = "parquet"
+    per: str = "sequence"
+    part_sequences: int = 1024
+    batch_tokens: int = 16384
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "job")
+        fields.text("input", optional=True)
+        fields.choice("part", PARTS)
+        fields.text("output")
+        fields.choice("format", FORMATS)
+        fields.choice("per", UNITS)
+        fields.integer("part_sequences", 1, 1 << 30)
+        fields.integer("batch_tokens", 1, 1 << 40)

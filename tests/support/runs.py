@@ -1,0 +1,33 @@
+"""Folders of runs that were never trained: everything a job needs, made in no time."""
+
+import dataclasses
+
+import torch
+
+from app.data import load_data
+from app.data.module import SequenceDataModule
+from app.run_folder import write_config
+from app.tasks.spec import task_spec
+from app.tasks.task import build_task
+from app.trained import save_task
+from app_runs import compose_app
+from encoders import build_encoder
+
+SMALL = ("encoder.hidden_size=16", "encoder.num_layers=1")
+
+
+def untrained(folder, *overrides, seed=3):
+    """Write a run's folder; returns it."""
+    config = compose_app([*SMALL, *overrides])
+    data = load_data(config.data)
+    spec = task_spec(config.job.objective, data)
+    sizes = {"input_size": data.input_size, "vocab_size": data.vocab_size}
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **sizes))
+    torch.manual_seed(seed)
+    encoder, task = build_encoder(config.encoder), build_task(spec, config.encoder.hidden_size)
+    parts = SequenceDataModule(data, config.data, config.seed, task=spec)
+    folder.mkdir(parents=True)
+    encoder.save(folder)
+    save_task(folder, task, parts.standardizer)
+    write_config(config, folder / "config.yaml")
+    return folder
