@@ -42,7 +42,7 @@ def test_without_transformers_the_error_says_what_to_install():
             "try:\n    import myfla.models.hf\nexcept ImportError as error:\n    print(error)")
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=path, stdout=subprocess.PIPE, check=True)
-    assert b"pip install transformers" in done.stdout
+    assert b"pip install 'myfla[hf]'" in done.stdout
 
 
 @cases(kind=KINDS, tied=[False, True], shards=[None, "20KB"])

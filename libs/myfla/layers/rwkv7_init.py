@@ -24,7 +24,7 @@ def reset_rwkv7(layer: nn.Module) -> None:
     depth = layer.num_hidden_layers or index + 1
     rising, falling = index / max(depth - 1, 1), 1.0 - index / depth  # 0 to 1, 1 to nearly 0
     hidden, head = layer.hidden_size, layer.head_dim
-    place = torch.arange(hidden, dtype=torch.float64)
+    place = torch.arange(hidden, dtype=torch.float64, device="cpu")
     linear = _linear(hidden)
     middle = max((head - 1) / 2, 0.5)
     zigzag = (place % head - (head - 1) / 2) / middle
@@ -54,7 +54,7 @@ def reset_rwkv7(layer: nn.Module) -> None:
 
 def _linear(size: int) -> torch.Tensor:
     """From -0.5 to 0.5 along the channels."""
-    return torch.arange(size, dtype=torch.float64) / max(size - 1, 1) - 0.5
+    return torch.arange(size, dtype=torch.float64, device="cpu") / max(size - 1, 1) - 0.5
 
 
 def _set(parameter: Optional[torch.Tensor], values: torch.Tensor) -> None:

@@ -21,7 +21,7 @@ try:
     from transformers import PretrainedConfig as Config
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 except ImportError as problem:
-    remedy = "pip install transformers"
+    remedy = "pip install 'myfla[hf]'"
     raise ImportError(f"myfla.models.hf: transformers must be installed; {remedy} ({problem})") from None
 
 from myfla.models import configuration

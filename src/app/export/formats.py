@@ -33,7 +33,7 @@ def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RunError(f"job.format=onnx needs the package {error.name!r}; "
-                       "pip install onnx onnxscript onnxruntime") from None
+                       "pip install 'myfla[onnx]'") from None
     for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # a line for every constant that they fold
         logging.getLogger(name).setLevel(logging.ERROR)
     names = _input_names(module)

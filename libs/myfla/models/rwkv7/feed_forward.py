@@ -108,7 +108,7 @@ class RWKV7FeedForward(nn.Module):
         index = self.layer_idx or 0
         falling = 1.0 - index / (self.num_hidden_layers or index + 1)
         if self.x_k.device.type != "meta":
-            place = torch.arange(self.hidden_size, dtype=torch.float64) / self.hidden_size
+            place = torch.arange(self.hidden_size, dtype=torch.float64, device="cpu") / self.hidden_size
             self.x_k.copy_(1 - place ** (falling**4))
         orthogonal_(self.key.weight)
         nn.init.zeros_(self.value.weight)
