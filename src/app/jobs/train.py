@@ -18,7 +18,7 @@ from app.tasks.predict import Evaluation, evaluate
 from app.tasks.spec import TaskSpec, task_spec
 from app.tasks.task import Values, build_task
 from app.trained import save_task
-from app.training.fit import Fit, fit
+from app.training.fit import Fit, fit, load_weights
 from app.training.learner import Learner, class_weights
 from app.training.quiet import quiet
 from app.training.reopen import begin, reopen
@@ -60,6 +60,9 @@ def run(config: AppConfig, folder: Path) -> float:
         module, parts, last = _refit(config, data, task, folder, first)
     if not is_first_process():
         return first.figures["val_loss"]
+    if config.trainer.strategy == "fsdp":  # the trained one is in pieces
+        module = _fresh(config, task, parts)
+        load_weights(module, config, folder, "refit" if config.job.refit else "fit", sharded=False)
     module.to(_device(config))
     tests = {name: evaluate(module.encoder, module.task, parts.test_batches(name)) for name in parts.tests}
     results: Dict[str, Any] = {

@@ -23,7 +23,7 @@ from cfg.app import AppConfig
 from encoders.files import write_atomic
 from myfla.utils.errors import CheckpointError
 
-__all__ = ["CHECKPOINTS", "Fit", "fit"]
+__all__ = ["CHECKPOINTS", "Fit", "fit", "load_weights"]
 
 CHECKPOINTS = "checkpoints"
 
@@ -87,7 +87,7 @@ def fit(
     callbacks += [table, WholeCheckpoint(last)]
     if record.exists():  # this stage is done
         done = Fit(**json.loads(record.read_text(encoding="utf-8")))
-        _load(module, last if best is None else place / f"{stage}-best.ckpt")
+        load_weights(module, config, folder, stage)
         return done
     validate = None if data.validation is not None else 0
     trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate,
@@ -103,7 +103,7 @@ def fit(
         if best.best_model_score is None or not math.isfinite(best.best_model_score):
             raise RunError("training diverged: no epoch had a finite val_loss; lower job.learning_rate, "
                            "or look for huge values in the data")
-        epoch = _load(module, Path(best.best_model_path))
+        epoch = load_weights(module, config, folder, stage)
     figures = {name: float(value) for name, value in table.epochs[epoch].items() if name.startswith(("train_", "val_"))}
     result = Fit(epoch, trainer.current_epoch, figures, seconds, speed.tokens / max(speed.seconds, 1e-9), table.rows)
     if trainer.is_global_zero:
@@ -111,8 +111,21 @@ def fit(
     return result
 
 
-def _load(module: lightning.LightningModule, path: Path) -> int:
-    """Take the weights of a checkpoint; returns how many epochs they have seen."""
-    checkpoint = SafeCheckpointIO().load_checkpoint(path)
-    module.load_state_dict(checkpoint["state_dict"])
+def load_weights(module: lightning.LightningModule, config: AppConfig, folder: Path, stage: str,
+                 sharded: bool = True) -> int:
+    """Take the weights that a stage of the training has chosen.
+
+    Args:
+        module: of that training, or, with ``sharded=False``, a fresh one.
+        config: of the run; a module that FSDP has taken apart is left as it is.
+        folder: of the run.
+        stage: ``fit`` or ``refit``.
+
+    Returns:
+        how many epochs they have seen.
+    """
+    best, last = (folder / CHECKPOINTS / f"{stage}-{name}.ckpt" for name in ("best", "last"))
+    checkpoint = SafeCheckpointIO().load_checkpoint(best if best.exists() else last)
+    if not (sharded and config.trainer.strategy == "fsdp"):
+        module.load_state_dict(checkpoint["state_dict"])
     return checkpoint["epoch"] + 1

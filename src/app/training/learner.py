@@ -1,9 +1,10 @@
 """An encoder with a task on top, as a Lightning module."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import lightning
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from app.data.batches import Batch
@@ -35,6 +36,9 @@ class Learner(lightning.LightningModule):
         self.encoder = encoder
         self.task = task
         self.config = config
+        # By name and now: FSDP turns parameters into flat pieces, which no longer tell what is a matrix.
+        decayed = {id(p) for p in parameter_groups(self, config.weight_decay)[0]["params"]}
+        self._decayed = {name for name, parameter in self.named_parameters() if id(parameter) in decayed}
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.train_loss = WeightedMean()
         self.scores = Scores(task)
@@ -80,8 +84,21 @@ class Learner(lightning.LightningModule):
         self.log_dict({f"val_{name}": value for name, value in self.scores.compute().items()})
         self.scores.reset()
 
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Optional[float] = None,
+                                    gradient_clip_algorithm: Optional[str] = None) -> None:
+        """As Lightning does; under FSDP the norm is over the pieces of all processes, which Lightning refuses."""
+        if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val is not None:
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> Dict[str, Any]:
-        groups = parameter_groups(self, self.config.weight_decay)
+        parts: Dict[bool, List[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                parts[name.replace("_fsdp_wrapped_module.", "") in self._decayed].append(parameter)
+        groups = [{"params": parts[True], "weight_decay": self.config.weight_decay},
+                  {"params": parts[False], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.config.warmup * total)

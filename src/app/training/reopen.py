@@ -58,5 +58,7 @@ def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
     if (folder / RESULTS).exists():
         raise RunError(f"run={str(folder)!r} must be a run that was cut off; it has ended, with {RESULTS}")
     config = read_config(folder)
+    if config.trainer.strategy == "fsdp":
+        raise RunError(f"run={str(folder)!r} must be a run without trainer=fsdp, which is not gone on with; train anew")
     facts: Dict[str, Any] = json.loads((folder / CHECKPOINTS / START).read_text(encoding="utf-8"))
     return config, facts["overrides"]

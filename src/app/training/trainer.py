@@ -1,12 +1,13 @@
 """Lightning's trainer, made from the config."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import lightning
 
 from app.training.checkpoint_io import SafeCheckpointIO
 from cfg.app import AppConfig
+from encoders.blocks import PreNormBlock
 
 __all__ = ["make_trainer"]
 
@@ -24,7 +25,7 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
-        strategy=trainer.strategy,
+        strategy=_strategy(trainer.strategy),
         precision=trainer.precision,
         max_epochs=trainer.max_epochs,
         gradient_clip_val=trainer.gradient_clip_val,
@@ -37,3 +38,13 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
         plugins=[SafeCheckpointIO()],
         **more,
     )
+
+
+def _strategy(name: str) -> Union[str, Any]:
+    if name != "fsdp":
+        return name
+    from lightning.pytorch.strategies import FSDPStrategy
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    # Checkpoints with whole tensors: the folder is the same whatever trained it.
+    return FSDPStrategy(auto_wrap_policy=ModuleWrapPolicy({PreNormBlock}), state_dict_type="full")
