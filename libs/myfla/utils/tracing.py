@@ -3,7 +3,8 @@
 The hand-written forward and backward passes reuse buffers, read lengths and masks back to the host and are opaque to
 whoever records them. **The rule**: inside ``torch.compile``, ``torch.export`` and the transforms of ``torch.func``
 every function of this library takes the same formula in plain operations, with no choice that depends on the values
-of a tensor. It is the same function, equal up to rounding.
+of a tensor. It is the same function, equal up to rounding. The one exception: a rule over many tokens is an operation
+of its own in a compiled graph (`myfla.utils.graph_op`).
 """
 
 import torch
