@@ -1,6 +1,7 @@
 """``python -m app``: compose the config, check it, run one job. Torch is imported only when a job starts."""
 
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Optional
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from app.errors import DataError, RunError
+from app.extras import missing_extra
 from app.jobs import run_job
 from app.paths import conf_dir
 from app.run_folder import FAILURE, claim, in_sweep, is_first_process, overrides, write_json
@@ -53,11 +55,14 @@ def _record_failure(error: Exception, folder: Path, known: bool) -> float:
     reason = f"{type(error).__name__}: {error}"
     log.error("job failed: %s", reason, exc_info=None if known else error)
     write_json({"overrides": overrides(), "error": reason}, folder / FAILURE)
-    return float("nan")
+    return math.inf  # the worst that a search can find; it would trip over NaN
 
 
 def main() -> None:
     """The command line; also the console script ``myfla``."""
+    problem = missing_extra(sys.argv[1:])
+    if problem is not None:
+        sys.exit(f"error: {problem}")
     register_configs()
     register_plugin_configs()
     register_sweep_table()

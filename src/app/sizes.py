@@ -10,7 +10,8 @@ __all__ = ["sized_encoder"]
 
 
 def sized_encoder(config: AppConfig) -> EncoderConfig:
-    """The encoder's config as it is if it says what it reads, else with the number of channels of the data.
+    """The encoder's config as it is if it says what it reads, else with the number of channels, or of token ids,
+    of the data.
 
     Raises:
         DataError: the data have to be read for that and cannot be.
@@ -18,4 +19,5 @@ def sized_encoder(config: AppConfig) -> EncoderConfig:
     encoder = config.encoder
     if encoder.input_size is not None or encoder.vocab_size is not None:
         return encoder
-    return dataclasses.replace(encoder, input_size=load_data(config.data).input_size)
+    data = load_data(config.data)
+    return dataclasses.replace(encoder, input_size=data.input_size, vocab_size=data.vocab_size)

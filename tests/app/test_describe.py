@@ -7,6 +7,7 @@ import torch
 
 from app.jobs import run_job
 from app.layers import layer_rows, state_rows
+from app.sizes import sized_encoder
 from app_runs import compose_app, run_app
 from cfg.validation import ConfigError
 from encoders import build_encoder
@@ -53,6 +54,10 @@ def test_token_encoders_are_described_without_data(tmp_path):
     assert facts["machine"]["versions"]["torch"] == torch.__version__
 
 
+def test_token_ids_of_the_data_are_counted(tmp_path):
+    assert sized_encoder(compose_app(["job=describe", "data=parity"])).vocab_size == 2
+
+
 def test_strategies_come_with_version_state_and_reason(tmp_path, monkeypatch, capsys):
     from encoders import factory
     from encoders.plugins import Plugin
@@ -74,8 +79,8 @@ def test_strategies_come_with_version_state_and_reason(tmp_path, monkeypatch, ca
 def test_the_command_prints_what_it_writes(tmp_path):
     done = run_app(tmp_path, "job=describe", "encoder=rwkv7", "hydra.run.dir=out")
     assert done.returncode == 0 and not done.stderr, done.stderr
-    for part in ("encoder strategies", "built-in", "blocks.1.mixer", "RWKV7Attention", "parameters",
-                 "encoder.direction=bidirectional", "out/describe.json"):
+    for part in ("encoder strategies", "auto (torch on cpu)", "built-in", "blocks.1.mixer", "RWKV7Attention",
+                 "parameters", "encoder.direction=bidirectional", "out/describe.json"):
         assert part in done.stdout, part
     facts = json.loads((tmp_path / "out" / "describe.json").read_text())
     assert facts["input"] == [2, 100, 12] and facts["state"] is None

@@ -6,13 +6,16 @@ import statistics
 
 import pytest
 
+from app import extras
 from app.checks import Verdict
+from app.page.run_page import repeat_command
 from app.page.sweep_page import write_sweep_page
 from app.plots.effects import effect_figure
 from app.plots.style import to_svg
 from app.sweep import collect
 from app.sweep.groups import figures_of, group
 from app.sweep.table import show, write_groups, write_jobs
+from app_runs import run_app
 from pages import HOSTILE, assert_nothing_is_loaded
 
 ACCURACY = {("true", 0): 0.9, ("true", 1): 0.7, ("false", 0): 0.95, ("false", 1): 0.85}
@@ -106,3 +109,58 @@ def test_many_numbers_have_an_axis_of_their_own():
     values = [str(10.0 ** -(i / 3)) for i in range(12)]
     svg = to_svg(effect_figure("rate", values, [("loss", [float(i) for i in range(12)])]), "e", "e")
     assert ">0.001<" in svg and values[4] not in svg
+
+
+@pytest.mark.parametrize("argument, extra", [
+    ("hydra/launcher=joblib", "sweep"), ("hydra/launcher=submitit_slurm", "slurm"), ("hydra/sweeper=optuna", "optuna"),
+    ("hparams_search=optuna", "optuna"),
+])
+def test_a_launcher_or_sweeper_that_is_not_installed_names_its_extra(argument, extra, monkeypatch):
+    def nowhere(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(extras, "find_spec", nowhere)
+    found = extras.missing_extra(["-m", argument])
+    assert found.startswith(f"{argument} needs the package 'hydra-") and found.endswith(f"pip install 'myfla[{extra}]'")
+    monkeypatch.setattr(extras, "find_spec", lambda name: object())
+    assert extras.missing_extra([argument]) is None and extras.missing_extra(["encoder=rwkv7"]) is None
+
+
+def test_the_search_can_be_run_again_as_one_run(tmp_path):
+    """With `hparams_search` in a command, it would search again."""
+    assert repeat_command(["hparams_search=optuna", "seed=1"]).endswith(" seed=1 hydra.mode=RUN")
+    assert "hydra.mode" not in repeat_command(["experiment=quick"])
+
+
+def installed(package):
+    return pytest.mark.skipif(not extras._installed(package), reason=f"{package} is an extra that is not installed")
+
+
+@pytest.mark.parametrize("arguments", [
+    pytest.param(["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"], marks=installed("hydra_joblib_launcher")),
+    pytest.param(["-m", "hydra/launcher=submitit_local"], marks=installed("hydra_submitit_launcher")),
+    pytest.param(["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=1",
+                  "hydra.sweeper.sampler.seed=0"], marks=installed("hydra_optuna_sweeper")),
+])
+def test_a_failed_job_hurts_no_other_under_any_launcher(tmp_path, arguments):
+    done = run_app(tmp_path, *arguments, "encoder.hidden_size=choice(0,2)", "encoder.head_dim=2", "job=bench",
+                   "job.lengths=[4]", "job.rounds=3", "job.memory=false", "hydra.sweep.dir=all", "trainer.threads=1")
+    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr + done.stdout
+    rows = read(tmp_path / "all" / "sweep.csv")
+    assert {bool(row["error"]) for row in rows} == {True, False} and rows[0]["seconds_per_token"]
+    assert (tmp_path / "all" / "sweep.html").is_file() and "encoder.hidden_size must be an integer" in done.stdout
+
+
+@installed("hydra_submitit_launcher")
+def test_slurm_is_composed(tmp_path):
+    done = run_app(tmp_path, "hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2", "--cfg", "hydra", "-p",
+                   "hydra.launcher")
+    assert done.returncode == 0 and "nodes: 2" in done.stdout and "SlurmLauncher" in done.stdout, done.stderr
+
+
+@installed("hydra_optuna_sweeper")
+def test_the_example_of_a_search_is_composed(tmp_path):
+    done = run_app(tmp_path, "hparams_search=optuna", "hydra.sweeper.n_trials=7", "--cfg", "all")
+    assert done.returncode == 0, done.stderr
+    assert "n_trials: 7" in done.stdout and "interval(0.0003, 0.01)" in done.stdout
+    assert "refit: false" in done.stdout and "mode: MULTIRUN" in done.stdout

@@ -1,10 +1,10 @@
 """``job=describe``: what is installed, and what the configured encoder is made of."""
 
 import dataclasses
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List
 
+from app.devices import find_device
 from app.layers import layer_rows, state_rows
 from app.machine import describe_machine, machine_line
 from app.run_folder import relative, write_json
@@ -13,6 +13,7 @@ from app.tables import say, show_table
 from cfg.app import AppConfig
 from cfg.describe import DescribeJobConfig
 from encoders import available_strategies, build_encoder
+from myfla.backends import describe
 
 __all__ = ["run"]
 
@@ -29,7 +30,7 @@ def run(config: AppConfig, folder: Path) -> float:
     encoder = build_encoder(sized_encoder(config))
     facts: Dict[str, Any] = {
         "machine": describe_machine(),
-        "backend": _backend(),
+        "backends": describe(find_device(config.trainer.accelerator)),
         "strategies": [row._asdict() for row in available_strategies()],
         "encoder": dataclasses.asdict(encoder.config),
         "needs_end": encoder.config.needs_end,
@@ -44,22 +45,12 @@ def run(config: AppConfig, folder: Path) -> float:
     return float(facts["parameters"])
 
 
-def _backend() -> Any:
-    """What `myfla.backends` says of itself; None where this myfla has no choice of backends."""
-    try:
-        backends = import_module("myfla.backends")
-    except ModuleNotFoundError:
-        return None
-    return backends.describe() if hasattr(backends, "describe") else None
-
-
 def _show(facts: Dict[str, Any]) -> None:
     rows = [[row["name"], row["plugin"], row["distribution"], row["version"], row["state"], row["detail"]]
             for row in facts["strategies"]]
     say(machine_line(facts["machine"]) + "\n")
     show_table(["name", "plugin", "from", "version", "state", "why"], rows, "encoder strategies")
-    if facts["backend"] is not None:
-        _show_backend(facts["backend"])
+    show_table(["backend", "on this device"], list(facts["backends"].items()), "backends: who computes the recurrence")
     encoder = facts["encoder"]
     title = (f"encoder={encoder['name']}, {encoder['direction']}: {facts['parameters']:,} parameters; "
              f"input {facts['input']}")
@@ -73,13 +64,6 @@ def _show(facts: Dict[str, Any]) -> None:
     total = sum(row["bytes"] for row in facts["state"])
     show_table(["layer", "state", "shape", "dtype", "bytes"], rows, f"state of one sequence: {total:,} bytes",
                right=["bytes"])
-
-
-def _show_backend(backend: Any) -> None:
-    if isinstance(backend, dict):
-        show_table(["operation", "backend rule"], [[name, rule] for name, rule in backend.items()], "backends")
-    else:
-        say(f"backends\n{backend}\n")
 
 
 def _list(weights: Any, most: int) -> str:

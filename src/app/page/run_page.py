@@ -41,8 +41,15 @@ def write_run_page(
 
 
 def repeat_command(overrides: Sequence[str]) -> str:
-    """What to type to run it again."""
-    return " ".join(["python -m app", *(shlex.quote(override) for override in overrides)])
+    """What to type to run it again, if need be as a single run.
+
+    Example:
+        >>> repeat_command(["hparams_search=optuna", "seed=1"])
+        'python -m app hparams_search=optuna seed=1 hydra.mode=RUN'
+    """
+    searches = any(override.startswith("hparams_search=") for override in overrides)
+    parts = [*overrides, *(["hydra.mode=RUN"] if searches else [])]
+    return " ".join(["python -m app", *map(shlex.quote, parts)])
 
 
 def _lead(results: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from app.page.html import Markup, join, section, tag
 from app.page.run_page import repeat_command
 from app.plots.effects import MOST_VALUES, effect_figure
 from app.plots.style import to_svg
-from app.sweep.groups import SEED, Figure, Group, figures_of, shown, shown_spread
+from app.sweep.groups import SEED, Figure, Group, figures_of, shown, shown_spread, shown_value
 from app.sweep.jobs import Row
 from app.sweep.table import short_names
 from encoders.files import write_atomic
@@ -48,7 +48,7 @@ def _best(groups: List[Group], rows: List[Row]) -> Optional[Markup]:
     if not groups or not groups[0].rows or not figures:
         return None
     best = groups[0]
-    named = [*zip(short_names(list(best.settings)), best.settings.values()),
+    named = [*zip(short_names(list(best.settings)), map(shown_value, best.settings.values())),
              *((figure.label, shown(figure, *best.spread[figure.key])) for figure in figures[:6]
                if figure.key in best.spread)]
     note = f"The lowest mean {figures[0].label} over its seeds." if len(best.rows) > 1 else (
@@ -73,7 +73,8 @@ def _failures(rows: List[Row]) -> Optional[Markup]:
     if not failed:
         return None
     names = list(rows[0]["settings"])
-    cells = [[row["job"], *row["settings"].values(), tag("span", row["error"], class_="bad")] for row in failed]
+    cells = [[row["job"], *map(shown_value, row["settings"].values()), tag("span", row["error"], class_="bad")]
+             for row in failed]
     return section("Failed jobs", html.table(["job", *short_names(names), "reason"], cells),
                    note="The others ran to their end.")
 
@@ -86,8 +87,8 @@ def _means(groups: List[Group], rows: List[Row]) -> Optional[Markup]:
     cells = []
     for one in groups:
         count = f"{len(one.rows)}" + (f", {len(one.failed)} failed" if one.failed else "")
-        cells.append([*(value or tag("span", "default", class_="quiet") for value in one.settings.values()), count,
-                      *(_cell(figure, one) for figure in figures)])
+        settings = (shown_value(value) or tag("span", "default", class_="quiet") for value in one.settings.values())
+        cells.append([*settings, count, *(_cell(figure, one) for figure in figures)])
     note = f"Sorted by {figures[0].label}; mean \u00b1 standard deviation where there are several seeds."
     table = html.table(columns, cells, right=columns[len(groups[0].settings):], best=bool(groups[0].rows))
     return section("All settings", table, note=note)
@@ -135,7 +136,7 @@ def _scaled(figure: Figure, value: Any) -> Optional[float]:
 def _jobs(rows: List[Row]) -> Markup:
     figures = figures_of(rows)
     columns = ["job", *short_names(list(rows[0]["settings"])), *(figure.label for figure in figures)]
-    cells = [[row["job"], *row["settings"].values(),
+    cells = [[row["job"], *map(shown_value, row["settings"].values()),
               *(figure.form.format(row[figure.key]) if figure.key in row else None for figure in figures)]
              for row in rows if "error" not in row]
     return section("Jobs", html.details("Every job", html.table(columns, cells)))

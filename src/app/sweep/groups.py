@@ -7,7 +7,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 from app.figures import FIGURES, parts_of, word
 from app.sweep.jobs import AIMS, Row, aim_of
 
-__all__ = ["Figure", "Group", "figures_of", "group", "mean_and_spread", "shown", "shown_spread"]
+__all__ = ["Figure", "Group", "figures_of", "group", "mean_and_spread", "shown", "shown_spread", "shown_value"]
 
 SEED = "seed"
 
@@ -91,6 +91,19 @@ def shown_spread(figure: Figure, spread: Optional[float]) -> str:
     if spread is None:
         return ""
     return f" \u00b1 {('{:.2g}' if figure.form.endswith('g}') else figure.form).format(spread)}"
+
+
+def shown_value(text: str) -> str:
+    """A setting as it was written, long numbers to four digits.
+
+    Example:
+        >>> shown_value("0.0024834578"), shown_value("encoder"), shown_value("1000000000")
+        ('0.002483', 'encoder', '1000000000')
+    """
+    try:
+        return f"{float(text):.4g}" if len(text) > 8 and not text.isdigit() else text
+    except ValueError:
+        return text
 
 
 def _group(settings: Dict[str, str], rows: List[Row], keys: List[str]) -> Group:

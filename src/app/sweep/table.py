@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from app.run_folder import relative, whole_file
-from app.sweep.groups import Group, figures_of, shown
+from app.sweep.groups import Group, figures_of, shown, shown_value
 from app.sweep.jobs import AIMS, Row, aim_of
 from app.tables import say, show_table
 
@@ -41,12 +41,12 @@ def show(rows: List[Row], groups: List[Group], folder: Path) -> None:
         values = [figure.form.format(row[figure.key]) if figure.key in row else "" for figure in figures]
         if "error" in row:
             values = ["failed", *values[1:]]
-        cells.append([row["job"], *row["settings"].values(), *values])
+        cells.append([row["job"], *map(shown_value, row["settings"].values()), *values])
     show_table(columns if figures else [*columns, "state"], cells, f"{len(rows)} jobs, best {best} first",
                right=["job", *(figure.label for figure in figures)])
     if any(len(one.rows) + len(one.failed) > 1 for one in groups) and figures:
         columns = [*short_names(list(groups[0].settings)), "jobs", *(figure.label for figure in figures)]
-        cells = [[*one.settings.values(), len(one.rows),
+        cells = [[*map(shown_value, one.settings.values()), len(one.rows),
                   *(shown(figure, *one.spread[figure.key]) if figure.key in one.spread else "" for figure in figures)]
                  for one in groups]
         show_table(columns, cells, "mean \u00b1 standard deviation over seeds", right=columns[len(groups[0].settings):])
