@@ -16,6 +16,7 @@ GOALS = {1: (2.7, 3.0), 8: (6.0, 7.0), 64: (8.0, 12.0)}
 """For each batch: out of place and in place, against transformers' recurrent form."""
 
 UNIT = {"use_qk_l2norm_in_kernel": True}
+OWN = {**UNIT, "backend": "torch"}
 IN_PLACE, RIVAL = "myfla in place", "transformers recurrent"
 
 
@@ -68,7 +69,7 @@ def _maker(maker: Callable[[], Callable[..., Tuple[Any, Any]]], inputs: Any, sta
 def ours() -> Callable[..., Any]:
     from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule as op
 
-    return lambda q, k, v, g, beta, s: op(q, k, v, g=g, beta=beta, initial_state=s, output_final_state=True, **UNIT)
+    return lambda q, k, v, g, beta, s: op(q, k, v, g=g, beta=beta, initial_state=s, output_final_state=True, **OWN)
 
 
 def ours_in_place() -> Callable[..., Any]:
@@ -77,7 +78,7 @@ def ours_in_place() -> Callable[..., Any]:
     names = [name for name in inspect.signature(op).parameters if "inplace" in name or "in_place" in name]
     if not names:
         raise Missing("the op has no in-place form")
-    more = {names[0]: True, "output_final_state": True, **UNIT}
+    more = {names[0]: True, "output_final_state": True, **OWN}
     return lambda q, k, v, g, beta, s: op(q, k, v, g=g, beta=beta, initial_state=s, **more)
 
 

@@ -92,13 +92,13 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 def _ours_gated() -> Op:
     from myfla.ops.gated_delta_rule import chunk_gated_delta_rule as op
 
-    return lambda q, k, v, g, beta: op(q, k, v, g, beta, use_qk_l2norm_in_kernel=True)[0]
+    return lambda q, k, v, g, beta: op(q, k, v, g, beta, use_qk_l2norm_in_kernel=True, backend="torch")[0]
 
 
 def _ours_gated_recurrent() -> Op:
     from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule as op
 
-    return lambda q, k, v, g, beta: op(q, k, v, g=g, beta=beta, use_qk_l2norm_in_kernel=True)[0]
+    return lambda q, k, v, g, beta: op(q, k, v, g=g, beta=beta, use_qk_l2norm_in_kernel=True, backend="torch")[0]
 
 
 def _plain_gated_loop() -> Op:

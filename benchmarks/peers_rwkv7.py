@@ -12,13 +12,13 @@ from benchmarks.peers import OURS, TRITON, Op, first, fla_file, optional, rwkv_o
 def _ours() -> Op:
     from myfla.ops.rwkv7.chunk import chunk_rwkv7 as op
 
-    return lambda r, w, k, v, a, b: op(r, w, k, v, a, b, scale=1.0)[0]
+    return lambda r, w, k, v, a, b: op(r, w, k, v, a, b, scale=1.0, backend="torch")[0]
 
 
 def _ours_recurrent() -> Op:
     from myfla.ops.rwkv7.fused_recurrent import fused_recurrent_rwkv7 as op
 
-    return lambda r, w, k, v, a, b: op(r, w, k, v, a, b, scale=1.0)[0]
+    return lambda r, w, k, v, a, b: op(r, w, k, v, a, b, scale=1.0, backend="torch")[0]
 
 
 def _fla(name: str) -> Op:
@@ -58,7 +58,7 @@ def _triton() -> Op:
     if not torch.cuda.is_available():
         raise Missing("no CUDA GPU")
     op = optional("fla.ops.rwkv7").chunk_rwkv7
-    return lambda r, w, k, v, a, b: op(r, w, k, v, a, b, scale=1.0)[0]
+    return lambda r, w, k, v, a, b: op(r, w, k, v, a, b, scale=1.0, backend="torch")[0]
 
 
 RWKV7: Dict[str, Callable[[], Op]] = {

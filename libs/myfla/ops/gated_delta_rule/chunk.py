@@ -13,6 +13,7 @@ from myfla.ops.common.tuning import block_chunks, chunk_tokens, states_together
 from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
 from myfla.ops.gated_delta_rule.chunk_fwd import chunk_forward
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
+from myfla.ops.gated_delta_rule.half_chunk import fits_matrix_units, half_chunks
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
@@ -131,7 +132,9 @@ def chunk_gated_delta_rule(
     if not by_hand:
         q, k = activation.normalise(q, k)
     tensors = (q, k, v, g, beta, initial_state)
-    if by_hand:
+    if by_hand and cu_seqlens is None and fits_matrix_units(*tensors):
+        o, final = half_chunks(*tensors, scale, activation.l2norm, chunk_size)
+    elif by_hand:
         o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype, activation.l2norm)
     elif who_computes == "naive":
         o, final = naive_tokens(*tensors, scale, cu_seqlens, out_dtype)

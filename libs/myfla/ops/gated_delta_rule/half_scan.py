@@ -1,0 +1,120 @@
+"""From chunk to chunk in half precision: the state itself stays in float32, each chunk reads it rounded.
+
+States are held value-first, ``[V, K]``: the state a chunk starts from and its keys then stand above each other in one
+matrix, and the backward gets the gradients of queries and keys from one product with it.
+
+Where sequences and heads are too few to fill a GPU, long sequences are cut into groups of chunks that are scanned side
+by side, twice: first from nothing and from the identity at once, which gives each group's effect on any state; then,
+with the states between the groups known, for good.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+
+from myfla.ops.common.half_products import accumulate
+from myfla.ops.gated_delta_rule.half_tokens import Cut
+
+
+def scan(
+    delta: torch.Tensor,
+    reader: torch.Tensor,
+    handed: torch.Tensor,
+    whole: torch.Tensor,
+    state: torch.Tensor,
+    kept: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """``delta -= reader S;  S <- whole S + handed^T delta`` for one chunk after the other.
+
+    Args:
+        delta: ``[rows, n, C, V]``, what each token would write into an empty memory; completed in place.
+        reader, handed: ``[rows, n, C, K]``.
+        whole: ``[rows, n, 1, 1]``.
+        state: ``[rows, V, K]`` before the first chunk; the state after the last one on return.
+        kept: ``[rows, n, V, K]``, filled with the rounded states before each chunk if given.
+    """
+    places = _places(kept, state, delta)
+    turned = delta.transpose(2, 3)
+    columns = [x.unbind(1) for x in (delta, reader, turned, handed, whole)]
+    for d, r, dt, h, w, low in zip(*columns, places):
+        low.copy_(state)
+        accumulate(d, r, low.transpose(1, 2), alpha=-1)
+        accumulate(state.mul_(w), dt, h)
+    return state
+
+
+def scan_back(
+    ddelta: torch.Tensor,
+    reader: torch.Tensor,
+    handed: torch.Tensor,
+    whole: torch.Tensor,
+    given: torch.Tensor,
+    dstate: torch.Tensor,
+    kept: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """The same from the last chunk to the first: ``ddelta += handed dS';  dS = whole dS' + given - ddelta^T reader``.
+
+    Args:
+        ddelta: ``[rows, n, C, V]``, the gradient that reaches delta within its chunk; completed in place.
+        reader, handed, whole: as `scan`.
+        given: ``[rows, n, V, K]``, the gradient that reaches the state before each chunk from the outputs.
+        dstate: ``[rows, V, K]`` after the last chunk; before the first one on return.
+        kept: ``[rows, n, V, K]``, filled with the rounded gradients of the states after each chunk if given.
+    """
+    places = _places(kept, dstate, ddelta)
+    turned = ddelta.transpose(2, 3)
+    columns = [x.unbind(1) for x in (ddelta, handed, turned, reader, whole, given)]
+    for d, h, dt, r, w, x, low in reversed(list(zip(*columns, places))):
+        low.copy_(dstate)
+        accumulate(d, h, low.transpose(1, 2))
+        accumulate(dstate.mul_(w).add_(x), dt, r, alpha=-1)
+    return dstate
+
+
+def _places(kept: Optional[torch.Tensor], state: torch.Tensor, like: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+    """Where the rounded states go; without ``kept`` the same place for all."""
+    if kept is not None:
+        return kept.unbind(1)
+    return (torch.empty_like(state, dtype=like.dtype),) * like.shape[1]
+
+
+def group_effects(
+    cut: Cut, delta: torch.Tensor, reader: torch.Tensor, handed: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What each group makes of a state ``S [V, K]``: ``fresh + S passed``.
+
+    Args:
+        delta, reader, handed, whole: as `scan`; left as they are.
+        dtype: of the states.
+
+    Returns:
+        fresh ``[rows, V, K]`` and passed ``[rows, K, K]``.
+    """
+    value, key = delta.shape[3], reader.shape[3]
+    wide = torch.nn.functional.pad(delta, (0, key))
+    state = torch.zeros(cut.rows, value + key, key, dtype=dtype, device=delta.device)
+    state[:, value:].diagonal(0, 1, 2).fill_(1)
+    state = scan(wide, reader, handed, whole, state)
+    return state[:, :value], state[:, value:]
+
+
+def join_groups(
+    cut: Cut, fresh: torch.Tensor, passed: torch.Tensor, state: torch.Tensor, back: bool = False
+) -> torch.Tensor:
+    """The states where the groups start (backward: the gradients where they end).
+
+    Args:
+        fresh, passed: as `group_effects` gives them.
+        state: ``[B * HV, V, K]`` where the first group starts (backward: where the last one ends).
+
+    Returns:
+        ``[rows, V, K]``.
+    """
+    sequences = (cut.batch * cut.heads, cut.groups)
+    fresh, passed = fresh.unflatten(0, sequences), passed.unflatten(0, sequences)
+    passed = passed.transpose(2, 3) if back else passed
+    starts = []
+    for i in reversed(range(cut.groups)) if back else range(cut.groups):
+        starts.append(state)
+        state = torch.baddbmm(fresh[:, i], state, passed[:, i])
+    return torch.stack(starts[::-1] if back else starts, dim=1).flatten(0, 1)

@@ -1,0 +1,177 @@
+"""The chunk form for matrix units, on a CPU: its algebra in float64, its roundings in bfloat16."""
+
+import torch
+
+import goldens
+import truth
+from myfla.ops.common.half_inverse import invert_unit_lower
+from myfla.ops.common.half_products import accumulate, product, put
+from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, half_chunk
+from myfla.ops.gated_delta_rule.half_chunk import half_chunks
+from myfla.ops.gated_delta_rule.half_factors import pair_decay
+from myfla.ops.gated_delta_rule.half_tokens import Cut, choose_groups, cut_dense, same_words
+from myfla.ops.gated_delta_rule.inputs import Activation
+from myfla.testing import assert_close, cases
+
+NAMES = ("q", "k", "v", "g", "beta", "initial_state")
+
+
+def draw(B, T, H, HV, K, V, decay, dtype=torch.float64, beta=1.0):
+    x = dict(
+        q=torch.randn(B, T, H, K), k=torch.nn.functional.normalize(torch.randn(B, T, H, K), dim=-1),
+        v=torch.randn(B, T, HV, V), g=-decay * torch.rand(B, T, HV), beta=beta * torch.rand(B, T, HV),
+        initial_state=torch.randn(B, HV, K, V),
+    )  # fmt: skip
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return {name: t.to(wide if name in ("g", "initial_state") else dtype) for name, t in x.items()}
+
+
+def errors(x, unit, cut=None, scale=0.3):
+    """Relative error of outputs and gradients against the float64 token loop."""
+    ours = {name: t.clone().requires_grad_() for name, t in x.items()}
+    loop = {name: t.double().requires_grad_() for name, t in x.items()}
+    got = half_chunks(*ours.values(), scale, unit, cut=cut)
+    want = truth.gated_delta_rule(**loop, scale=scale, l2norm=unit)
+    weights = [torch.randn_like(t) for t in got]
+    found = got + torch.autograd.grad(got, list(ours.values()), weights)
+    wanted = want + torch.autograd.grad(want, list(loop.values()), [w.double() for w in weights])
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(found, wanted)]
+    found = [float((a - b).norm() / b.norm().clamp(min=1e-3)) for a, b in pairs]
+    return dict(zip(("o", "state") + NAMES, found))
+
+
+def golden_errors(name):
+    """Errors of ours and of the official chunk kernel against the recorded truth, by name."""
+    case = goldens.load("ops_gated_delta_rule")[name]
+    p, given = case.params, case.group("inputs")
+    do, dstate = given.pop("do"), given.pop("dht")
+    x = {key: t.clone().requires_grad_() for key, t in given.items()}
+    act = Activation(p["l2n"], p["gate"], x.get("A_log"), x.get("dt_bias"), p["sigm"], p["neg"])
+    o, state = half_chunks(x["q"], x["k"], x["v"], *act.gates(x["g"], x["beta"]), x["h0"], p["scale"], p["l2n"])
+    grads = torch.autograd.grad((o, state), list(x.values()), (do.to(o.dtype), dstate))
+    ours = dict(o=o, ht=state, **{f"d{key}": grad for key, grad in zip(x, grads)})
+    loop = {key: t.double().requires_grad_() for key, t in given.items()}
+    named = {"initial_state" if key == "h0" else key: t for key, t in loop.items()}
+    flags = dict(l2norm=p["l2n"], sigmoid=p["sigm"], neg_eigval=p["neg"], scale=p["scale"])
+    results = truth.gated_delta_rule(**named, **flags)
+    wants = results + torch.autograd.grad(results, list(loop.values()), (do.double(), dstate.double()))
+    official, errors = case.group("chunk"), ({}, {})
+    for key, want in zip(ours, wants):
+        for found, side in zip((ours, official), errors):
+            side[key] = float((found[key].detach().double() - want.detach()).norm() / want.norm())
+    return errors
+
+
+@cases(
+    shape=[(1, 1, 1, 1, 4, 4), (2, 33, 2, 4, 8, 12), (1, 100, 1, 1, 8, 4)], chunk=[16, 32, 64],
+    decay=[0.0, 0.1, 3.0, 100.0], unit=[True, False],
+)  # fmt: skip
+def test_forward_and_backward_equal_the_token_loop(shape, chunk, decay, unit):
+    B, T, H, HV, K, V = shape
+    cut = Cut(B, T, HV, chunk, -(-T // chunk), 1)
+    assert max(errors(draw(*shape, decay, beta=2.0), unit, cut).values()) < 1e-11
+
+
+@cases(groups=[2, 4], tokens=[128, 115, 300], decay=[0.01, 5.0])
+def test_groups_side_by_side_equal_one_scan(groups, tokens, decay):
+    count = -(-tokens // 16)
+    cut = Cut(2, tokens, 2, 16, -(-count // groups) * groups, groups)
+    assert max(errors(draw(2, tokens, 2, 2, 8, 12, decay), True, cut).values()) < 1e-11
+
+
+def test_endless_decays_and_writes_of_zero_are_exact():
+    x = draw(1, 70, 1, 1, 8, 8, 1.0)
+    x["g"][0, [0, 5, 20, 66]] = -float("inf")
+    x["beta"][0, [1, 3, 64]] = 0
+    ours = {name: t.clone().requires_grad_() for name, t in x.items()}
+    loop = {name: t.clone().requires_grad_() for name, t in x.items()}
+    got, want = half_chunks(*ours.values(), 1.0, True), truth.gated_delta_rule(**loop, scale=1.0, l2norm=True)
+    for a, b in zip(got, want):
+        assert_close(a, b, 1e-11)
+    grads = [torch.autograd.grad(o.square().sum() + s.square().sum(), list(t.values()))
+             for (o, s), t in ((got, ours), (want, loop))]  # fmt: skip
+    for name, a, b in zip(NAMES, *grads):
+        assert_close(a, torch.nan_to_num(b), 1e-11, name=name)
+
+
+@cases(decay=[0.001, 0.1, 5.0, 50.0], unit=[True, False])
+def test_roundings_stay_roundings(decay, unit):
+    found = errors(draw(2, 256, 2, 2, 64, 64, decay, torch.bfloat16), unit)
+    # A state that lasts the whole sequence collects every rounding on the way.
+    assert max(found.values()) < (8e-3 if decay < 0.01 else 5.5e-3)
+
+
+@cases(case=["bf16", "bf16_gate"])
+def test_errors_are_no_larger_than_the_official_kernels(case):
+    ours, official = golden_errors(case)
+    # The official errors are single draws over a few hundred numbers: a twentieth either way is chance.
+    assert {name: (ours[name], official[name]) for name in ours if ours[name] > 1.05 * official[name]} == {}
+
+
+def test_decays_of_pairs_are_differences_for_every_gate():
+    g = -torch.tensor([0.0, 1e-3, 0.5, 40.0, 900.0]).double()[torch.randint(5, (3, 64))]
+    c = g.cumsum(1)
+    want = (c.unsqueeze(2) - c.unsqueeze(1)).tril().exp().tril()
+    assert_close(pair_decay(c, torch.float64), want, 1e-13)
+    assert torch.isfinite(pair_decay(c, torch.float32)).all()
+
+
+@cases(size=[16, 32, 64], dtype=[torch.float32, torch.float64])
+def test_the_inverse_holds_where_keys_are_alike(size, dtype):
+    keys = torch.nn.functional.normalize(torch.randn(5, 1, 8) + 0.1 * torch.randn(5, size, 8), dim=-1).to(dtype)
+    lower = 2 * keys @ keys.transpose(1, 2)
+    want = torch.linalg.inv(torch.eye(size).double() + lower.double().tril(-1))
+    assert_close(invert_unit_lower(lower), want, 1e-5 if dtype == torch.float32 else 3e-14)
+
+
+def test_products_add_up_in_float32_and_round_once():
+    a, b = torch.randn(2, 8, 300).bfloat16(), torch.randn(2, 300, 8).bfloat16()
+    exact = a.double() @ b.double()
+    assert_close(product(a, b, torch.float32, alpha=0.5), exact / 2, 1e-6)
+    assert torch.equal(product(a, b), product(a, b, torch.float32).bfloat16())
+    assert_close(accumulate(torch.ones(2, 8, 8), a, b, alpha=-1), 1 - exact, 1e-6)
+    out = torch.zeros(2, 8, 16)[:, :, ::2].transpose(1, 2)
+    assert product(a, b, out=out) is out
+    assert_close(out, exact, 1e-6)
+    factor = torch.tensor(1.2345)
+    assert torch.equal(put(torch.empty_like(a), a, factor), (a.float() * factor).bfloat16())
+
+
+def test_words_carry_the_same_numbers():
+    x = torch.randn(2, 5, 3, 8).bfloat16()
+    y = torch.empty_like(x)
+    words = same_words(x, y)
+    assert words[0].dtype == torch.int64
+    words[1].copy_(words[0])
+    assert torch.equal(x, y)
+    assert same_words(x[..., 1:5], y[..., :4])[0].dtype == torch.bfloat16
+    assert same_words(x[..., :6], y[..., :6])[0].dtype == torch.bfloat16
+
+
+def test_long_sequences_of_few_heads_are_scanned_in_groups():
+    assert [choose_groups(*x) for x in ((128, 32), (16, 64), (16, 256), (1, 3))] == [1, 4, 8, 1]
+    cut = cut_dense(torch.empty(1, 4097, 16, 128), None)
+    assert cut.count % cut.groups == 0 and cut.count * cut.chunk >= 4097 and cut.rows == 16 * cut.groups
+
+
+@cases(case=["dense", "packed", "half", "double", "naive"])
+def test_the_op_takes_this_form_for_dense_bfloat16_batches_on_matrix_units(case, monkeypatch):
+    monkeypatch.setattr(half_chunk, "has_matrix_units", lambda device: True)
+    x = draw(1, 40, 1, 1, 16, 16, 0.1, torch.float16 if case == "half" else torch.bfloat16)
+    if case == "double":
+        x["initial_state"] = x["initial_state"].double()
+    cu = torch.tensor([0, 40]) if case == "packed" else None
+    taken = []
+    monkeypatch.setattr("myfla.ops.gated_delta_rule.chunk.half_chunks",
+                        lambda *a, **k: taken.append(1) or half_chunks(*a, **k))  # fmt: skip
+    o, state = chunk_gated_delta_rule(**x, cu_seqlens=cu, output_final_state=True, use_qk_l2norm_in_kernel=True,
+                                      backend="naive" if case == "naive" else "torch")  # fmt: skip
+    want, last = truth.gated_delta_rule(**x, l2norm=True)
+    assert len(taken) == (case == "dense")
+    assert_close(o, want, 5e-3)
+    assert_close(state, last, 5e-3)
+
+
+def test_second_derivatives_go_through_the_token_loop():
+    x = [t.requires_grad_() for t in draw(1, 5, 1, 1, 3, 2, 0.5).values()]
+    assert torch.autograd.gradgradcheck(lambda *t: half_chunks(*t, 1.0, True), x)
