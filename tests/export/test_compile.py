@@ -12,6 +12,7 @@ from myfla.models.utils import Cache
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7
 from myfla.testing import assert_close, cases
+from small_models import KINDS, prompt, small_model
 
 pytestmark = pytest.mark.skipif(
     not hasattr(getattr(torch, "library", None), "custom_op"), reason="the graph's own ops came with PyTorch 2.4")
@@ -217,3 +218,22 @@ def test_a_compiled_vmap_is_a_loop(name):
     given = [x.detach() for x in inputs(20)[:5]]
     got = torch.compile(torch.func.vmap(one), fullgraph=True, backend="aot_eager")(*given)
     assert_close(got, chunk_gated_delta_rule(*given)[0], rms=1e-12)
+
+
+@cases(kind=KINDS)
+def test_a_language_model_decodes_in_one_graph(kind):
+    torch._dynamo.reset()
+    model, backend = small_model(kind), Counter()
+
+    def step(ids, cache):
+        return model(ids, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+
+    compiled, ids = torch.compile(step, fullgraph=True, dynamic=True, backend=backend), prompt(2, 9)
+    with torch.no_grad():
+        out = model(ids, use_cache=True)
+        tokens = [out.logits[:, -1:].argmax(-1)]
+        for _ in range(4):
+            tokens.append(compiled(tokens[-1], out.past_key_values))
+    want = model.generate(ids, max_new_tokens=5, eos_token_id=None)
+    assert torch.equal(torch.cat([ids, *tokens], 1), want)
+    assert backend.graphs == 1
