@@ -223,7 +223,11 @@ def test_a_compiled_vmap_is_a_loop(name):
 @cases(kind=KINDS)
 def test_a_language_model_decodes_in_one_graph(kind):
     torch._dynamo.reset()
-    model, backend = small_model(kind), Counter()
+    model, graphs = small_model(kind), []
+
+    def backend(module, examples):  # AOT autograd would be asked twice for one graph: it settles scalars first
+        graphs.append(module)
+        return module.forward
 
     def step(ids, cache):
         return model(ids, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
@@ -236,4 +240,4 @@ def test_a_language_model_decodes_in_one_graph(kind):
             tokens.append(compiled(tokens[-1], out.past_key_values))
     want = model.generate(ids, max_new_tokens=5, eos_token_id=None)
     assert torch.equal(torch.cat([ids, *tokens], 1), want)
-    assert backend.graphs == 1
+    assert len(graphs) == 1
