@@ -73,7 +73,7 @@ def half_backward(
     if cut.groups > 1:
         fresh = torch.zeros(cut.rows, value, key, dtype=dtype, device=v.device)
         fresh = scan_back(cut.by_row(ddelta).clone(), *ways, fresh)
-        dstate = join_groups(cut, fresh, kept.passed, dstate, back=True)
+        dstate = join_groups(cut, fresh, kept.passed, dstate, back=True)[0]
     dstates = v.new_empty(m, value, key)
     dstate = scan_back(cut.by_row(ddelta), *ways, dstate, cut.by_row(dstates))
     dinitial = dstate.unflatten(0, (cut.batch, cut.heads, cut.groups))[:, :, 0].transpose(2, 3)

@@ -21,7 +21,7 @@ import torch
 from myfla.ops.common.half_inverse import invert_unit_lower
 from myfla.ops.common.half_products import accumulate, product, put
 from myfla.ops.gated_delta_rule.half_factors import load_factors, reciprocal_length
-from myfla.ops.gated_delta_rule.half_scan import group_effects, join_groups, scan
+from myfla.ops.gated_delta_rule.half_scan import scan, scan_groups
 from myfla.ops.gated_delta_rule.half_tokens import Cut
 from myfla.utils.autocast import without_autocast
 
@@ -100,12 +100,12 @@ def half_forward(
     else:
         state = initial_state.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
     ways = [cut.by_row(x) for x in (delta, reader, handed, f.whole)]
-    passed = None
+    kept, passed = cut.by_row(states), None
     if cut.groups > 1:
-        fresh, passed = group_effects(cut, *ways, dtype)
-        state = join_groups(cut, fresh, passed, state)
-    final = scan(*ways, state, cut.by_row(states))
-    final = final.unflatten(0, (cut.batch, cut.heads, cut.groups))[:, :, -1].transpose(2, 3).contiguous()
+        final, passed = scan_groups(cut, *ways, state, kept)
+    else:
+        final = scan(*ways, state, kept)
+    final = final.unflatten(0, (cut.batch, cut.heads)).transpose(2, 3).contiguous()
 
     out = product(reads, states.transpose(1, 2))
     accumulate(out, attend, delta)

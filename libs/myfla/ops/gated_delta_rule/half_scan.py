@@ -4,8 +4,9 @@ States are held value-first, ``[V, K]``: the state a chunk starts from and its k
 matrix, and the backward gets the gradients of queries and keys from one product with it.
 
 Where sequences and heads are too few to fill a GPU, long sequences are cut into groups of chunks that are scanned side
-by side, twice: first from nothing and from the identity at once, which gives each group's effect on any state; then,
-with the states between the groups known, for good.
+by side, from nothing and from the identity at once: that gives, at every chunk, what its group makes of any state. With
+the states between the groups known, one product gives the states of all chunks. The backward scans twice: from nothing,
+and then, with the gradients between the groups known, for good.
 """
 
 from typing import Optional, Tuple
@@ -78,37 +79,55 @@ def _places(kept: Optional[torch.Tensor], state: torch.Tensor, like: torch.Tenso
     return (torch.empty_like(state, dtype=like.dtype),) * like.shape[1]
 
 
-def group_effects(
-    cut: Cut, delta: torch.Tensor, reader: torch.Tensor, handed: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype
+def scan_groups(
+    cut: Cut,
+    delta: torch.Tensor,
+    reader: torch.Tensor,
+    handed: torch.Tensor,
+    whole: torch.Tensor,
+    state: torch.Tensor,
+    kept: torch.Tensor,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What each group makes of a state ``S [V, K]``: ``fresh + S passed``.
+    """`scan` with the groups of each sequence side by side.
 
     Args:
-        delta, reader, handed, whole: as `scan`; left as they are.
-        dtype: of the states.
+        delta, reader, handed, whole, kept: as `scan`, a row for each group.
+        state: ``[B * HV, V, K]`` before the first group.
 
     Returns:
-        fresh ``[rows, V, K]`` and passed ``[rows, K, K]``.
+        the state after the last group, and each group's effect on a state ``S``, which becomes ``S passed`` and what
+        the group adds: ``[rows, K, K]``.
     """
-    value, key = delta.shape[3], reader.shape[3]
+    value, key = kept.shape[2:]
     wide = torch.nn.functional.pad(delta, (0, key))
-    state = torch.zeros(cut.rows, value + key, key, dtype=dtype, device=delta.device)
-    state[:, value:].diagonal(0, 1, 2).fill_(1)
-    state = scan(wide, reader, handed, whole, state)
-    return state[:, :value], state[:, value:]
+    places = kept.new_empty(tuple(kept.shape[:2]) + (value + key, key))
+    effects = state.new_zeros(cut.rows, value + key, key)
+    effects[:, value:].diagonal(0, 1, 2).fill_(1)
+    scan(wide, reader, handed, whole, effects, places)
+    passed = effects[:, value:].contiguous()
+    starts, state = join_groups(cut, effects[:, :value], passed, state)
+    # What the group made of nothing, and what it makes of the state that it starts from.
+    starts = starts.to(delta.dtype).unsqueeze(1).expand(kept.shape).flatten(0, 1)
+    wide, places = wide.flatten(0, 1), places.flatten(0, 1)
+    delta.copy_(wide[:, :, :value].view(delta.shape))
+    accumulate(delta.flatten(0, 1), wide[:, :, value:], starts.transpose(1, 2))
+    kept.copy_(places[:, :value].view(kept.shape))
+    accumulate(kept.flatten(0, 1), starts, places[:, value:])
+    return state, passed
 
 
 def join_groups(
     cut: Cut, fresh: torch.Tensor, passed: torch.Tensor, state: torch.Tensor, back: bool = False
-) -> torch.Tensor:
-    """The states where the groups start (backward: the gradients where they end).
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The states where the groups start (backward: the gradients where they end), and where all are done.
 
     Args:
-        fresh, passed: as `group_effects` gives them.
+        fresh: ``[rows, V, K]``, what each group makes of nothing.
+        passed: ``[rows, K, K]``, its effect on a state.
         state: ``[B * HV, V, K]`` where the first group starts (backward: where the last one ends).
 
     Returns:
-        ``[rows, V, K]``.
+        ``[rows, V, K]`` and ``[B * HV, V, K]``.
     """
     sequences = (cut.batch * cut.heads, cut.groups)
     fresh, passed = fresh.unflatten(0, sequences), passed.unflatten(0, sequences)
@@ -117,4 +136,4 @@ def join_groups(
     for i in reversed(range(cut.groups)) if back else range(cut.groups):
         starts.append(state)
         state = torch.baddbmm(fresh[:, i], state, passed[:, i])
-    return torch.stack(starts[::-1] if back else starts, dim=1).flatten(0, 1)
+    return torch.stack(starts[::-1] if back else starts, dim=1).flatten(0, 1), state
