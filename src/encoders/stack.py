@@ -104,7 +104,8 @@ class Encoder(nn.Module):
             lengths: ``[B]``, tokens of each row; pads follow them.
             attention_mask: ``[B, T]`` of 0 and 1, pads anywhere. What stands in a pad is never read.
             cu_seqlens: ``[N + 1]``, where each packed sequence starts, and the end.
-            cache: states to continue from; it stays as it is, and the new states are in the returned cache.
+            cache: states to continue from; it stays as it is, and the new states are in the returned cache. Only one
+                that `Cache.in_place` made is advanced itself, and returned.
             use_cache: return a cache; by default exactly if one was given.
 
         Returns:
@@ -178,7 +179,7 @@ class Encoder(nn.Module):
             if device != weight.device:
                 raise CacheError(message("encoder", "cache", f"must be on the encoder's device {weight.device}",
                                          str(device), f"use cache.to({str(weight.device)!r})"))
-        return cache.fork()
+        return cache if cache.inplace else cache.fork()
 
     def _close_cache(self, state: Cache, layout: Layout, packed: int) -> None:
         state.fingerprint = self.fingerprint

@@ -11,7 +11,7 @@ from myfla.backends import check_backend, summary
 from myfla.layers.feature_maps import elu_p1, sum_norm
 from myfla.layers.gated_deltanet_checks import NAME, ConvStates, check_settings, check_states, value_size
 from myfla.layers.half import project, silu
-from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, read_layer_state
+from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, read_layer_state, writes_over
 from myfla.layers.token_rows import TokenRows, read_rows
 from myfla.layers.utils import update_layer_cache
 from myfla.models.utils import Cache
@@ -192,12 +192,15 @@ class GatedDeltaNet(nn.Module):
         keep = bool(use_cache) and past_key_values is not None
 
         q, k, v, conv_state = self._qkv(x, conv_state, keep, cu_seqlens)
-        op = chunk_gated_delta_rule if self._uses_chunks(rows.time) else fused_recurrent_gated_delta_rule
+        op, more = chunk_gated_delta_rule, {}
+        if not self._uses_chunks(rows.time):
+            op = fused_recurrent_gated_delta_rule
+            more = {"inplace_final_state": keep and writes_over(past_key_values, recurrent_state)}
         o, recurrent_state = op(
             q=q, k=k, v=v, g=project(self.a_proj, x), beta=project(self.b_proj, x), initial_state=recurrent_state,
             output_final_state=keep, use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, A_log=self.A_log,
             dt_bias=self.dt_bias, use_beta_sigmoid_in_kernel=True, allow_neg_eigval=self.allow_neg_eigval,
-            cu_seqlens=cu_seqlens, backend=self.backend,
+            cu_seqlens=cu_seqlens, backend=self.backend, **more,
         )  # fmt: skip
         if keep:
             self._write_cache(past_key_values, *rows.narrow((recurrent_state, conv_state)), rows)

@@ -9,7 +9,10 @@ from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import CacheError, message, value_error
 from myfla.utils.tracing import tracing
 
-__all__ = ["INERT_FORWARD", "check_hidden_states", "check_positive", "check_state", "read_layer_state", "real_tokens"]
+__all__ = [
+    "INERT_FORWARD", "check_hidden_states", "check_positive", "check_state", "read_layer_state", "real_tokens",
+    "writes_over",
+]  # fmt: skip
 
 # What official models and generation loops hand down to layers that have no use for it.
 INERT_FORWARD = (
@@ -101,6 +104,12 @@ def read_layer_state(who: str, module: Any, past_key_values: Any, fields: Sequen
             rule = f"of layer {index} must be there, since the layer has seen tokens"
             raise CacheError(message(who, field, rule, None, "the cache belongs to a layer with other settings"))
     return state
+
+
+def writes_over(cache: Any, state: Optional[torch.Tensor]) -> bool:
+    """Whether a layer's recurrent form may write over the state it found in a cache: see `Cache.in_place`."""
+    allowed = getattr(cache, "inplace", False) and not torch.is_grad_enabled() and not tracing()
+    return bool(allowed) and state is not None and state.is_contiguous()
 
 
 def check_state(who: str, field: str, state: Any, axes: Sequence[Tuple[str, int]], like: torch.Tensor,

@@ -7,7 +7,13 @@ import torch
 import torch.nn as nn
 
 from myfla.backends import check_backend, summary
-from myfla.layers.layer_inputs import INERT_FORWARD, check_hidden_states, check_state, read_layer_state
+from myfla.layers.layer_inputs import (
+    INERT_FORWARD,
+    check_hidden_states,
+    check_state,
+    read_layer_state,
+    writes_over,
+)
 from myfla.layers.lora import LoRA
 from myfla.layers.rwkv7_init import reset_rwkv7
 from myfla.layers.rwkv7_sizes import check_depth, head_sizes, low_rank
@@ -197,7 +203,8 @@ class RWKV7Attention(nn.Module):
         keep = bool(use_cache) and past_key_values is not None
 
         delta, conv_state = token_shift(x, cu_seqlens, cache=conv_state, output_cache=True)
-        o, recurrent_state, value = self._mix(x, delta, first, recurrent_state, keep, cu_seqlens, rows.time)
+        over = keep and writes_over(past_key_values, recurrent_state)
+        o, recurrent_state, value = self._mix(x, delta, first, recurrent_state, keep, over, cu_seqlens, rows.time)
         if keep:
             real = {}
             if isinstance(past_key_values, Cache) and cu_seqlens is not None:
@@ -229,6 +236,7 @@ class RWKV7Attention(nn.Module):
         v_first: Optional[torch.Tensor],
         state: Optional[torch.Tensor],
         keep: bool,
+        over: bool,
         cu_seqlens: Optional[torch.Tensor],
         q_len: int,
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor]:
@@ -245,10 +253,11 @@ class RWKV7Attention(nn.Module):
             self.k_proj(xk), self.w_lora(xw), self.a_lora(xa), self.k_k, self.k_a, self.head_dim,
             1e-6 if self.fuse_norm else None,
         )  # fmt: skip
-        op = chunk_rwkv7 if self._uses_chunks(q_len) else fused_recurrent_rwkv7
+        chunks = self._uses_chunks(q_len)
+        op, more = (chunk_rwkv7, {}) if chunks else (fused_recurrent_rwkv7, {"inplace_final_state": over})
         o, state = op(
             r, w, k, v, a, b, scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens,
-            backend=self.backend,
+            backend=self.backend, **more,
         )
         o = o.reshape(*x.shape[:2], self.value_dim)
         norm = self.g_norm

@@ -1,13 +1,14 @@
-"""Recurrent states as kept here, ``[N, HV, K, V]``, and as fla 0.6's GatedDeltaNet keeps them, ``[N, HV, V, K]``."""
+"""What a cache's states look like: in words, and beside those of fla 0.6's GatedDeltaNet, ``[N, HV, V, K]``."""
 
-from typing import Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Union
 
 import torch
 
 from myfla.models.cache_layer import FLALayer
+from myfla.models.state_tree import tensors_of
 from myfla.utils.errors import CacheError, message
 
-__all__ = ["activation_format", "swap_layer", "v_first_flags"]
+__all__ = ["activation_format", "describe", "swap_layer", "v_first_flags"]
 
 
 def v_first_flags(who: str, state_v_first: Union[bool, Sequence[bool]], layers: int) -> Sequence[bool]:
@@ -37,3 +38,21 @@ def activation_format(field: str, dtype: Optional[torch.dtype]) -> Optional[torc
     if field != "recurrent_state" or dtype in (None, torch.float64):
         return dtype
     return torch.float32
+
+
+def describe(cache: Any) -> str:
+    """A `Cache` in words: a line for each layer."""
+    count = f"{len(cache)} layer{'' if len(cache) == 1 else 's'}, batch {cache.batch_size}, {cache.nbytes} bytes"
+    lines = [f"Cache({count}" + (f", fingerprint {cache.fingerprint!r}" if cache.fingerprint else "")]
+    for i, layer in enumerate(cache.layers):
+        shapes = [f"{name} {list(t.shape)} {str(t.dtype)[6:]}" for name, t in tensors_of(layer.state or {})]
+        tokens = f"{layer.get_seq_length()} tokens, real {_brief(layer.lengths)}"
+        lines.append(f"  {i}: {tokens}; {', '.join(shapes) or 'empty'}")
+    return "\n".join(lines) + ")"
+
+
+def _brief(lengths: Optional[torch.Tensor]) -> str:
+    if lengths is None:
+        return "unknown"
+    shown = " ".join(str(n) for n in lengths[:8].tolist())
+    return f"{shown} ... ({len(lengths)} rows)" if len(lengths) > 8 else shown

@@ -8,7 +8,8 @@ import torch
 from myfla.models.cache_batch import Rows, join_layers, row_index
 from myfla.models.cache_file import read_cache, write_cache
 from myfla.models.cache_layer import FIELDS, FLALayer
-from myfla.models.cache_layout import activation_format, swap_layer, v_first_flags
+from myfla.models.cache_layout import activation_format, describe, swap_layer, v_first_flags
+from myfla.models.cache_memory import own_state
 from myfla.models.fla_cache import FLACache
 from myfla.models.legacy_cache import LegacyFLACache
 from myfla.models.state_tree import tensors_of
@@ -21,7 +22,8 @@ class Cache(FLACache):
     """The state of a stack of layers for N sequences.
 
     It speaks the official protocol (`FLACache`); recurrent states are ``[N, HV, K, V]``. Tensors in a cache are never
-    written: `update` puts new ones in their place. So `fork` costs nothing, and a fork stays what it was.
+    written: `update` puts new ones in their place. So `fork` costs nothing, and a fork stays what it was. Only a cache
+    that `in_place` made lets layers write over its recurrent states.
 
     ``get_seq_length()`` counts positions, pads included, as the official cache does; ``lengths`` counts the real
     tokens of each row.
@@ -29,6 +31,8 @@ class Cache(FLACache):
     Attributes:
         fingerprint: a name for the model and settings the states belong to, set by whoever builds the model; it goes
             along with every copy and into the file.
+        inplace: whether layers may write over the recurrent states. Set it by hand only where nobody else can see
+            them.
 
     Example:
         >>> cache = Cache()
@@ -41,6 +45,7 @@ class Cache(FLACache):
     """
 
     fingerprint: Optional[str] = None
+    inplace: bool = False
     _groups: Optional[Tuple[int, ...]] = None
 
     @property
@@ -68,6 +73,23 @@ class Cache(FLACache):
         """A cache with the same content that goes its own way; tensors are shared and never written."""
         return self._copy(lambda field, tensor: tensor, lambda counts: counts, self._groups)
 
+    def in_place(self) -> "Cache":
+        """A copy in memory of its own, whose recurrent states are written over in decoding: less memory, more speed.
+
+        It is advanced by every call that is given it, an encoder's too. Copies of it (`fork`, `select`, `unstack`,
+        ...) have memory of their own again; only what ``cache[i]`` shows changes under its reader's eyes. Calls with
+        autograd, and those of more tokens than the recurrent form takes, write nothing over.
+
+        Example:
+            >>> cache = Cache()
+            >>> state = cache.update(recurrent_state=torch.zeros(1, 1, 4, 4))
+            >>> cache.in_place().inplace
+            True
+        """
+        new = self._copy(own_state, lambda counts: counts, self._groups)
+        new.inplace = True
+        return new
+
     def rollback(self, fork: "Cache") -> "Cache":
         """Make this cache again what it was when ``fork`` was taken from it; the fork can be used again.
 
@@ -79,7 +101,7 @@ class Cache(FLACache):
         if fork.fingerprint != self.fingerprint:
             rule = f"must be that of this model, {self.fingerprint!r}"
             raise CacheError(message("Cache.rollback", "fingerprint", rule, fork.fingerprint))
-        again = fork.fork()
+        again = fork.in_place() if self.inplace else fork.fork()
         self.layers, self._groups, self._seen_tokens = again.layers, again._groups, again._seen_tokens
         return self
 
@@ -140,7 +162,7 @@ class Cache(FLACache):
         Raises:
             CacheError: no cache, or caches of different models, layers, head sizes, dtypes or devices.
         """
-        caches = list(caches)
+        caches = [cache.fork() if getattr(cache, "inplace", False) else cache for cache in caches]
         if not caches or not all(isinstance(cache, Cache) for cache in caches):
             got = [type(cache).__name__ for cache in caches]
             raise CacheError(message("Cache.stack", "caches", "must be at least one Cache", got))
@@ -281,19 +303,19 @@ class Cache(FLACache):
             state_v_first: as in `from_fla`.
         """
         flags = v_first_flags("Cache.to_fla", state_v_first, len(self))
+        if self.inplace:
+            return self.fork().to_fla(state_v_first)
         layers = [swap_layer("Cache.to_fla", layer, i) if flags[i] else layer for i, layer in enumerate(self.layers)]
         return tuple(None if layer.state is None else dict(layer.state) for layer in layers)
+
+    def to_legacy_cache(self) -> Tuple[Optional[Dict[str, Any]], ...]:
+        """The layers' states as a tuple of dicts."""
+        return super(Cache, self.fork() if self.inplace else self).to_legacy_cache()
 
     # ---- within ---------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        count = f"{len(self)} layer{'' if len(self) == 1 else 's'}, batch {self.batch_size}, {self.nbytes} bytes"
-        lines = [f"Cache({count}" + (f", fingerprint {self.fingerprint!r}" if self.fingerprint else "")]
-        for i, layer in enumerate(self.layers):
-            shapes = [f"{name} {list(t.shape)} {str(t.dtype)[6:]}" for name, t in tensors_of(layer.state or {})]
-            tokens = f"{layer.get_seq_length()} tokens, real {_brief(layer.lengths)}"
-            lines.append(f"  {i}: {tokens}; {', '.join(shapes) or 'empty'}")
-        return "\n".join(lines) + ")"
+        return describe(self)
 
     def _tensors(self) -> Iterable[Tuple[str, torch.Tensor]]:
         for i, layer in enumerate(self.layers):
@@ -302,6 +324,8 @@ class Cache(FLACache):
 
     def _copy(self, on_state: Callable, on_counts: Callable, groups: Optional[Tuple[int, ...]]) -> "Cache":
         new = type(self)(seen_tokens=self._seen_tokens)
+        if self.inplace:
+            given, on_state = on_state, lambda field, tensor: own_state(field, given(field, tensor), tensor)
         new.layers = [layer.map(on_state, on_counts) for layer in self.layers]
         new.fingerprint, new._groups = self.fingerprint, groups
         return new
@@ -326,10 +350,3 @@ class Cache(FLACache):
         for layer in new.layers:
             layer.rebase()
         return new
-
-
-def _brief(lengths: Optional[torch.Tensor]) -> str:
-    if lengths is None:
-        return "unknown"
-    shown = " ".join(str(n) for n in lengths[:8].tolist())
-    return f"{shown} ... ({len(lengths)} rows)" if len(lengths) > 8 else shown

@@ -64,7 +64,8 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
     if tracing():
         return _formula(x, eps, output_dtype or x.dtype)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return l2norm_fwd(x, eps, output_dtype)[0]
+        wide = x if x.dtype is accumulation_dtype(x) else x.to(accumulation_dtype(x))
+        return (wide * _rstd(wide, eps)).to(output_dtype or x.dtype)
     return _L2Norm.apply(x, eps, output_dtype)
 
 

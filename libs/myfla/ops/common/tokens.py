@@ -5,7 +5,8 @@ into calls; one that works on whole ``[B, T, ...]`` tensors does not, since vect
 differently.
 """
 
-from typing import List, Optional
+from itertools import repeat
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -55,19 +56,27 @@ class TokenLayout:
         if not torch.equal(order, torch.arange(self.rows)):
             self.order = order.to(device)
 
-    def split(self, x: torch.Tensor) -> List[torch.Tensor]:
-        """``[B, T, ...]`` (packed: ``[1, total, ...]``) as one contiguous ``[active, ...]`` per step."""
-        if self.index is not None:
-            return list(x[0].index_select(0, self.index).split(self.active)) if self.active else []
-        steps = x.transpose(0, 1).contiguous().unbind(0)
-        return list(reversed(steps)) if self.reverse else list(steps)
+    def split(self, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Optional[torch.Tensor], ...]]:
+        """``[B, T, ...]`` (packed: ``[1, total, ...]``) each as one contiguous ``[active, ...]`` for every step."""
+        parts = [repeat(None) if x is None else self._steps(x) for x in tensors]
+        return (tuple(part) for part, _ in zip(zip(*parts), self.active))
 
-    def merge(self, steps: List[torch.Tensor]) -> torch.Tensor:
-        """The inverse of `split`; at least one step."""
+    def _steps(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         if self.index is not None:
-            flat = torch.cat(steps)
+            return x[0].index_select(0, self.index).split(self.active) if self.active else ()
+        if x.shape[1] == 1:
+            return (x[:, 0].contiguous(),)
+        steps = x.transpose(0, 1).contiguous().unbind(0)
+        return steps[::-1] if self.reverse else steps
+
+    def merge(self, steps: List[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """The inverse of `split`, in another number format; at least one step."""
+        if self.index is not None:
+            flat = torch.cat(steps).to(dtype)
             return torch.zeros_like(flat).index_copy(0, self.index, flat).unsqueeze(0)
-        return torch.stack(steps[::-1] if self.reverse else steps, dim=1)
+        if len(steps) == 1:
+            return steps[0].to(dtype).unsqueeze(1)
+        return torch.stack(steps[::-1] if self.reverse else steps, dim=1).to(dtype)
 
     def sort(self, state: torch.Tensor) -> torch.Tensor:
         """Rows of ``state [N, ...]`` longest first."""

@@ -1,13 +1,13 @@
 """`fused_recurrent_gated_delta_rule`: token by token, for decoding and short inputs."""
 
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
 from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import RECURRENT_GATED_DELTA_RULE
-from myfla.ops.common.tokens import TokenLayout
+from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
@@ -18,11 +18,9 @@ from myfla.ops.gated_delta_rule.inputs import (
 )
 from myfla.ops.gated_delta_rule.other_backends import naive_tokens, official_tokens
 from myfla.ops.gated_delta_rule.recorded import recorded_chunks
-from myfla.utils.autocast import without_autocast
-from myfla.utils.autograd import records
+from myfla.ops.gated_delta_rule.recurrence import recurrence
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import BackendError, message, value_error
-from myfla.utils.l2norm import l2norm
 from myfla.utils.tracing import tracing
 
 __all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
@@ -31,7 +29,7 @@ NAME = "fused_recurrent_gated_delta_rule"
 KEYWORDS = (
     "q", "k", "v", "g", "gk", "gv", "beta", "scale", "initial_state", "output_final_state",
     "use_qk_l2norm_in_kernel", "use_gate_in_kernel", "A_log", "dt_bias", "use_beta_sigmoid_in_kernel",
-    "allow_neg_eigval", "state_v_first", "cu_seqlens", "backend",
+    "allow_neg_eigval", "state_v_first", "cu_seqlens", "inplace_final_state", "backend",
 )  # fmt: skip
 
 
@@ -55,6 +53,7 @@ def fused_recurrent_gated_delta_rule(
     state_v_first: bool = False,
     cu_seqlens: Optional[torch.Tensor] = None,
     *,
+    inplace_final_state: bool = False,
     backend: str = "auto",
     **legacy: Any,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
@@ -71,10 +70,12 @@ def fused_recurrent_gated_delta_rule(
         gv: ``[B, T, HV, V]`` log decay of each value channel, none by default.
         beta: ``[B, T, HV]``, or ``[B, T, HV, V]`` for each value channel; ones by default.
         scale: factor on q; ``K ** -0.5`` by default.
-        initial_state: ``[N, HV, K, V]``, zeros by default. Never written.
+        initial_state: ``[N, HV, K, V]``, zeros by default. Never written, unless ``inplace_final_state`` asks for it.
         output_final_state: also return the state after the last token.
         use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval,
             state_v_first, cu_seqlens: as `chunk_gated_delta_rule`.
+        inplace_final_state: write the final state into ``initial_state``, which must be contiguous and float32
+            (float64), and return that. For decoding, where nobody else looks at the old state; not with autograd.
         backend: whose code computes, see `myfla.backends`. ``naive`` knows neither gk nor gv nor a beta for channels.
         **legacy: ``transpose_state_layout``, ``head_first=False``.
 
@@ -109,25 +110,30 @@ def fused_recurrent_gated_delta_rule(
         use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
     )
     activation.check(NAME, g, v.shape[2])
+    if inplace_final_state:
+        check_inplace(NAME, initial_state, q, k, v, beta, g, gk, gv, A_log, dt_bias)
     sequences = count_sequences(NAME, q, cu_seqlens)
     state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     scale = key**-0.5 if scale is None else float(scale)
     one_gate = gk is None and gv is None and beta.dim() == 3
     tensors = (q, k, v, beta, g, gk, gv, state)
     who_computes = choose(NAME, backend, RECURRENT_GATED_DELTA_RULE, *tensors, A_log, dt_bias)
+    wanted = output_final_state or inplace_final_state
     if who_computes == "fla":
-        o, final = official_tokens(q, k, v, g, beta, state, scale, activation, cu_seqlens, output_final_state, gk, gv)
-        return o, final.transpose(2, 3).contiguous() if state_v_first and final is not None else final
-    if who_computes == "naive":
+        o, final = official_tokens(q, k, v, g, beta, state, scale, activation, cu_seqlens, wanted, gk, gv)
+    elif who_computes == "naive":
         o, final = _naive(*tensors, scale, activation, cu_seqlens)
-    else:
-        recorded = tracing() or who_computes == "compiled"
-        form = _traced if one_gate and recorded and (cu_seqlens is not None or q.shape[1] != 1) else _recurrence
+    elif tracing() or who_computes == "compiled":
+        form = _traced if one_gate and (cu_seqlens is not None or q.shape[1] != 1) else recurrence
         form = compiled(form) if who_computes == "compiled" else form
         o, final = form(*tensors, scale, activation, cu_seqlens)
-    if not output_final_state:
+    else:
+        o, final = recurrence(*tensors, scale, activation, cu_seqlens, inplace_final_state)
+    if not wanted:
         return o, None
-    return o, final.transpose(2, 3).contiguous() if state_v_first else final
+    final = final.transpose(2, 3) if state_v_first else final
+    final = put_back(initial_state, final) if inplace_final_state else final.contiguous()
+    return o, final if output_final_state else None
 
 
 def _naive(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens):
@@ -146,97 +152,6 @@ def _traced(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens):
     g = torch.zeros_like(beta) if g is None else g
     dtype = accumulation_dtype(q, k, v, g, beta, state)
     return recorded_chunks(q, k, v, g, beta, state, scale, cu_seqlens, dtype, v.dtype)
-
-
-class _Token(NamedTuple):
-    """One step's inputs."""
-
-    q: torch.Tensor  # [N, H, K]
-    k: torch.Tensor  # [N, H, K]
-    v: torch.Tensor  # [N, HV, V]
-    beta: torch.Tensor  # [N, HV] or [N, HV, V]
-    g: Optional[torch.Tensor]  # [N, HV]
-    gk: Optional[torch.Tensor]  # [N, HV, K]
-    gv: Optional[torch.Tensor]  # [N, HV, V]
-
-
-@without_autocast
-def _recurrence(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    beta: torch.Tensor,
-    g: Optional[torch.Tensor],
-    gk: Optional[torch.Tensor],
-    gv: Optional[torch.Tensor],
-    state: Optional[torch.Tensor],
-    scale: float,
-    activation: Activation,
-    cu_seqlens: Optional[torch.Tensor],
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    dtype = accumulation_dtype(q, k, v, beta, g, gk, gv, state)
-    layout = TokenLayout(q.shape[0], q.shape[1], cu_seqlens, q.device)
-    if state is None:
-        state = v.new_zeros(layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
-    state = layout.sort(state.to(dtype)).contiguous()
-    tensors = [None if x is None else layout.split(x) for x in (q, k, v, beta, g, gk, gv)]
-    outputs: List[torch.Tensor] = []
-    done: List[torch.Tensor] = []
-    recorded = tracing() or records(q, k, v, beta, g, gk, gv, state, activation.A_log, activation.dt_bias)
-    for t, rows in enumerate(layout.active):
-        if rows < state.shape[0]:
-            done.append(state[rows:])
-            state = state[:rows]
-        token = _Token(*(None if x is None else x[t] for x in tensors))
-        # The first step leaves the caller's state alone; later ones may write into their own.
-        output, state = _step(token, state, scale, activation, dtype, in_place=t > 0 and not recorded)
-        outputs.append(output.to(v.dtype))
-    if done:
-        state = torch.cat([state] + done[::-1])
-    o = layout.merge(outputs) if outputs else torch.zeros_like(v)
-    return o, layout.unsort(state)
-
-
-def _step(
-    token: _Token, state: torch.Tensor, scale: float, activation: Activation, dtype: torch.dtype, in_place: bool
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """One token: output ``[N, HV, V]`` and the new state; writes into ``state`` only with ``in_place``."""
-    g, beta = activation.gates(token.g, token.beta)
-    rows, heads, key, value = state.shape
-    flat = rows * heads
-    state = state.view(flat, key, value)
-    # Keys and queries read the old state in one product; the query's share of the update is added after.
-    read = torch.stack((token.k.to(dtype), token.q.to(dtype)), dim=2)
-    read = l2norm(read) if activation.l2norm else read
-    if heads != read.shape[1]:
-        read = read.repeat_interleave(heads // read.shape[1], dim=1)
-    read = read.view(flat, 2, key)
-    k = read[:, 0]
-    match = (k * read[:, 1]).sum(-1, keepdim=True)
-    if token.gk is not None or token.gv is not None:
-        state = _decay_channels(state, token, dtype, in_place)
-    found = torch.bmm(read, state)
-    if g is not None:
-        decay = g.to(dtype).view(flat, 1, 1).exp()
-        found = found * decay
-        state = state.mul_(decay) if in_place else state * decay
-    beta = beta.to(dtype).reshape(flat, value if beta.dim() == 3 else 1)
-    delta = beta * (token.v.to(dtype).view(flat, value) - found[:, 0])
-    output = torch.addcmul(found[:, 1], match, delta) * scale
-    update = (k.unsqueeze(2), delta.unsqueeze(1))
-    owned = in_place or (g is not None and not state.requires_grad and not tracing())
-    state = state.addcmul_(*update) if owned else torch.addcmul(state, *update)
-    return output.view(rows, heads, value), state.view(rows, heads, key, value)
-
-
-def _decay_channels(state: torch.Tensor, token: _Token, dtype: torch.dtype, in_place: bool) -> torch.Tensor:
-    """The state after the decays of key and value channels."""
-    flat, key, value = state.shape
-    for log_decay, shape in ((token.gk, (flat, key, 1)), (token.gv, (flat, 1, value))):
-        if log_decay is not None:
-            decay = log_decay.to(dtype).view(shape).exp()
-            state = state.mul_(decay) if in_place else state * decay
-    return state
 
 
 fused_recurrent_gdn = fused_recurrent_gated_delta_rule

@@ -6,6 +6,7 @@ import torch
 
 from myfla.backends.choice import choose
 from myfla.backends.official import RECURRENT_DPLR
+from myfla.ops.common.inplace import check_inplace
 from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 
@@ -24,6 +25,7 @@ def fused_recurrent_rwkv7(
     output_final_state: bool = True,
     cu_seqlens: Optional[torch.Tensor] = None,
     *,
+    inplace_final_state: bool = False,
     backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """`fused_recurrent_dplr_delta_rule` under RWKV-7's names; what `chunk_rwkv7` computes. Trains.
@@ -38,6 +40,7 @@ def fused_recurrent_rwkv7(
         initial_state: ``[N, H, K, V]``, zeros by default.
         output_final_state: also return the final state.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences.
+        inplace_final_state: as `fused_recurrent_dplr_delta_rule`.
         backend: whose code computes, see `myfla.backends`.
 
     Returns:
@@ -55,7 +58,10 @@ def fused_recurrent_rwkv7(
     keys = {"r": r, "w": w, "k": k, "a": a, "b": b}
     rows = check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
     who_computes = choose("fused_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, a, b, w, initial_state)
-    o, final = run_tokens((r, k, v, a, b, w), scale, initial_state, False, cu_seqlens, rows, who_computes)
+    if inplace_final_state:
+        check_inplace("fused_recurrent_rwkv7", initial_state, v, *keys.values())
+    tensors = (r, k, v, a, b, w)
+    o, final = run_tokens(tensors, scale, initial_state, False, cu_seqlens, rows, who_computes, inplace_final_state)
     return o, final if output_final_state else None
 
 
@@ -72,6 +78,7 @@ def fused_mul_recurrent_rwkv7(
     reverse: bool = False,
     cu_seqlens: Optional[torch.Tensor] = None,
     *,
+    inplace_final_state: bool = False,
     backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """`fused_recurrent_rwkv7` with ``a = -kk`` and ``b = kk * a`` made inside. Trains.
@@ -87,6 +94,7 @@ def fused_mul_recurrent_rwkv7(
         output_final_state: also return the final state.
         reverse: walk every sequence from its last token to its first.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences.
+        inplace_final_state: as `fused_recurrent_dplr_delta_rule`.
         backend: whose code computes, see `myfla.backends`.
 
     Returns:
@@ -104,5 +112,8 @@ def fused_mul_recurrent_rwkv7(
     keys = {"r": r, "w": w, "k": k, "kk": kk, "a": a}
     rows = check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
     who_computes = choose("fused_mul_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, kk, a, w, initial_state)
-    o, final = run_tokens((r, k, v, -kk, kk * a, w), scale, initial_state, reverse, cu_seqlens, rows, who_computes)
+    if inplace_final_state:
+        check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())
+    tensors = (r, k, v, -kk, kk * a, w)
+    o, final = run_tokens(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state)
     return o, final if output_final_state else None

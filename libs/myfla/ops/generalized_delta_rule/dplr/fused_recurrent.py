@@ -7,6 +7,7 @@ import torch
 from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import RECURRENT_DPLR
+from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
@@ -34,6 +35,7 @@ def fused_recurrent_dplr_delta_rule(
     reverse: bool = False,
     cu_seqlens: Optional[torch.Tensor] = None,
     *,
+    inplace_final_state: bool = False,
     backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """The delta rule of `chunk_dplr_delta_rule`, one token after another; continues from a state, and trains.
@@ -46,10 +48,12 @@ def fused_recurrent_dplr_delta_rule(
         v: ``[B, T, H, V]``.
         gk: ``[B, T, H, K]`` log decay of each key channel.
         scale: factor on q; ``K ** -0.5`` by default.
-        initial_state: ``[N, H, K, V]``, zeros by default. Never written.
+        initial_state: ``[N, H, K, V]``, zeros by default. Never written, unless ``inplace_final_state`` asks for it.
         output_final_state: also return the state after the last token of each sequence.
         reverse: walk every sequence from its last token to its first.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
+        inplace_final_state: write the final state into ``initial_state``, which must be contiguous and float32
+            (float64), and return that. For decoding, where nobody else looks at the old state; not with autograd.
         backend: whose code computes, see `myfla.backends`.
 
     Returns:
@@ -66,8 +70,13 @@ def fused_recurrent_dplr_delta_rule(
         2.0
     """
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
-    who_computes = choose(NAME, backend, RECURRENT_DPLR, q, k, v, a, b, gk, initial_state)
-    o, final = run_tokens((q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows, who_computes)
+    if inplace_final_state:
+        check_inplace(NAME, initial_state, q, k, v, a, b, gk)
+    tensors = (q, k, v, a, b, gk)
+    who_computes = choose(NAME, backend, RECURRENT_DPLR, *tensors, initial_state)
+    o, final = run_tokens(
+        tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state
+    )
     return o, final if output_final_state else None
 
 
@@ -79,9 +88,15 @@ def run_tokens(
     cu_seqlens: Optional[torch.Tensor],
     rows: int,
     who_computes: str = "torch",
+    inplace: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`fused_recurrent_dplr_delta_rule` with checked arguments (``tensors`` are q, k, v, a, b, gk), of N = ``rows``
-    sequences; always returns the final state."""
+    sequences; always returns the final state, with ``inplace`` in ``initial_state``."""
+    o, final = _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace)
+    return o, put_back(initial_state, final) if inplace else final
+
+
+def _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace):
     scale = tensors[0].shape[3] ** -0.5 if scale is None else float(scale)
     if who_computes == "compiled":
         return compiled(_traced)(tensors, scale, initial_state, reverse, cu_seqlens)
@@ -99,7 +114,7 @@ def run_tokens(
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
         o, final = _RecurrentDPLRFunction.apply(*given, scale, cu_seqlens, rows)
     else:
-        o, final = recurrent_forward(*tensors, scale, initial_state, cu_seqlens, rows)
+        o, final = recurrent_forward(*tensors, scale, initial_state, cu_seqlens, rows, inplace)
     return _reverse(o, cu_seqlens) if reverse else o, final
 
 

@@ -9,6 +9,7 @@ from typing import List, Optional, Tuple
 
 import torch
 
+from myfla.ops.common.large import empty_large
 from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
 
@@ -36,6 +37,7 @@ def recurrent_forward(
     initial_state: Optional[torch.Tensor],
     cu_seqlens: Optional[torch.Tensor],
     rows: int,
+    inplace: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Run the rule over checked arguments.
 
@@ -46,6 +48,7 @@ def recurrent_forward(
         initial_state: ``[N, H, K, V]`` or None.
         cu_seqlens: ``[N + 1]`` or None.
         rows: N.
+        inplace: ``initial_state`` may be written, if it is as wide as the sums.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype and the final state ``[N, H, K, V]``, float32 or float64.
@@ -53,9 +56,7 @@ def recurrent_forward(
     dtype = accumulation_dtype(q, k, v, initial_state)
     batch, tokens, heads, key = q.shape
     value = v.shape[-1]
-    state = q.new_zeros(rows, heads, aligned(key), aligned(value), dtype=dtype)
-    if initial_state is not None:
-        state[:, :, :key, :value] = initial_state
+    state = _padded(initial_state, (rows, heads, key, value), dtype, q.device, inplace)
     if cu_seqlens is None:
         counts, order = [batch] * tokens, None
         inputs = [x.transpose(0, 1) for x in (q, k, v, a, b, gk)]
@@ -110,6 +111,20 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
     own = (q.unsqueeze(1) * writes).sum(-1, keepdim=True)
     out = found[:, 1] + own[:, 0] * values[:, 0] + own[:, 1] * values[:, 1]
     return out[:, : shape[-1]].reshape(shape)
+
+
+def _padded(
+    given: Optional[torch.Tensor], shape: Tuple[int, ...], dtype: torch.dtype, device: torch.device, inplace: bool
+) -> torch.Tensor:
+    """The state in the sizes that are computed in; ``given`` itself where it has them and may be written."""
+    rows, heads, key, value = shape
+    wide = (rows, heads, aligned(key), aligned(value))
+    if given is None or wide != shape:
+        state = torch.zeros(wide, dtype=dtype, device=device)
+        if given is not None:
+            state[:, :, :key, :value] = given
+        return state
+    return given if inplace else empty_large(*shape, dtype=dtype, device=device).copy_(given)
 
 
 def _rows(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
