@@ -68,7 +68,7 @@ class StreamModel:
             x: ``[total, input_size]`` features as they were sent, session after session.
             counts: ``[N]`` int64, rows of each, at least one.
             seen: ``[N]`` int64, rows of each before.
-            states: ``[N, ...]`` each, see `fresh`; left as they are.
+            states: ``[N, ...]`` each, see `fresh`. Those of the recurrence may be written over, and returned.
 
         Returns:
             ``(embedding, states)``: ``[total, hidden_size]`` after each row, and the states after all.
@@ -97,7 +97,7 @@ class StreamModel:
 
     def _cache(self, states: Sequence[torch.Tensor], seen: torch.Tensor) -> Cache:
         cache, rest, offset = Cache(), iter(states), int(seen.max())
-        cache.fingerprint = self.encoder.fingerprint
+        cache.fingerprint, cache.inplace = self.encoder.fingerprint, True
         for i, tree in enumerate(self._trees):
             given = map_tensors(lambda t: next(rest), tree)
             cache.update(layer_idx=i, offset=offset, lengths=seen, **{field: given[field] for field in FIELDS})

@@ -5,6 +5,8 @@ from typing import Dict, List, NamedTuple, Sequence
 import numpy as np
 import torch
 
+from myfla.ops.common.large import empty_large
+
 __all__ = ["Packed", "SessionPool"]
 
 
@@ -86,11 +88,14 @@ class SessionPool:
         return slots
 
     def gather(self, slots: np.ndarray) -> List[torch.Tensor]:
-        """The rows ``slots``, to be read before the next call of the pool."""
+        """The rows ``slots``, until the next call of the pool.
+
+        They are the pool's own or a copy: whoever writes to them hands them to `scatter`.
+        """
         first, count = (int(slots[0]), len(slots)) if len(slots) else (0, 0)
         if np.array_equal(slots, np.arange(first, first + count)):
             return [t.narrow(0, first, count) for t in self._states]  # sessions in one block need no copy
-        return [t.index_select(0, torch.as_tensor(slots, device=t.device)) for t in self._states]
+        return [_picked(t, torch.as_tensor(slots, device=t.device)) for t in self._states]
 
     def scatter(self, slots: np.ndarray, states: Sequence[torch.Tensor], rows: np.ndarray, seqs: np.ndarray) -> None:
         """New states for the rows ``slots``, which hold ``rows`` more rows of input, the last of them ``seqs``."""
@@ -120,7 +125,8 @@ class SessionPool:
     def _put(self, slots: np.ndarray, states: Sequence[torch.Tensor]) -> None:
         if len(slots):
             for own, new in zip(self._states, states):
-                own.index_copy_(0, torch.as_tensor(slots, device=own.device), new.to(own.dtype))
+                if not _within(new, own):  # else it was written where it is
+                    own.index_copy_(0, torch.as_tensor(slots, device=own.device), new.to(own.dtype))
 
     def _take(self, count: int) -> np.ndarray:
         used = np.zeros(len(self._names), dtype=bool)
@@ -135,8 +141,20 @@ class SessionPool:
         old = len(self._names)
         size = max(needed, min(max(2 * old, 64), self.capacity))
         more = size - old
-        self._states = [torch.cat([t, t.new_zeros(more, *t.shape[1:])]) for t in self._states]
+        for i, states in enumerate(self._states):
+            self._states[i] = states.new_empty(size, *states.shape[1:])
+            self._states[i][:old] = states
         self._names += [""] * more
         arrays = (self.ids, self.steps, self.seqs, self._used)
         self.ids, self.steps, self.seqs, self._used = (np.concatenate([a, np.zeros(more, np.int64)]) for a in arrays)
         self.dirty = np.concatenate([self.dirty, np.zeros(more, bool)])
+
+
+def _picked(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    out = empty_large(len(index), *states.shape[1:], dtype=states.dtype, device=states.device)
+    return torch.index_select(states, 0, index, out=out)
+
+
+def _within(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    start, size = whole.data_ptr(), whole.numel() * whole.element_size()
+    return start <= part.data_ptr() < start + size and part.device == whole.device
