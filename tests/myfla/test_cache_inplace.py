@@ -6,7 +6,8 @@ from myfla.models.utils import Cache
 from myfla.testing import cases
 from state_subjects import ENCODERS, LAYERS, states
 
-SUBJECTS = {**{f"layer_{name}": make for name, make in LAYERS.items() if name != "rwkv7_ffn"}, **ENCODERS}
+SUBJECTS = {f"layer_{name}": make for name, make in LAYERS.items() if name != "rwkv7_ffn"}
+SUBJECTS.update((name, ENCODERS[name]) for name in ("gated_deltanet", "rwkv7"))
 PIECES = [1, 0, 2, 1, 1]
 
 

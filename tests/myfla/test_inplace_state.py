@@ -5,11 +5,11 @@ import gc
 import pytest
 import torch
 
-from myfla.ops.common import large
 from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule, recurrence
 from myfla.ops.generalized_delta_rule import fused_recurrent_dplr_delta_rule
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
 from myfla.testing import cases, raises
+from myfla.utils import large
 from state_subjects import gdn_inputs, rwkv7_inputs
 
 CU = [0, 0, 5, 6, 6, 20, 20]

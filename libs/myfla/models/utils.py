@@ -31,8 +31,7 @@ class Cache(FLACache):
     Attributes:
         fingerprint: a name for the model and settings the states belong to, set by whoever builds the model; it goes
             along with every copy and into the file.
-        inplace: whether layers may write over the recurrent states. Set it by hand only where nobody else can see
-            them.
+        inplace: whether layers may write over the recurrent states; only where nobody else can see them.
 
     Example:
         >>> cache = Cache()
@@ -76,9 +75,9 @@ class Cache(FLACache):
     def in_place(self) -> "Cache":
         """A copy in memory of its own, whose recurrent states are written over in decoding: less memory, more speed.
 
-        It is advanced by every call that is given it, an encoder's too. Copies of it (`fork`, `select`, `unstack`,
-        ...) have memory of their own again; only what ``cache[i]`` shows changes under its reader's eyes. Calls with
-        autograd, and those of more tokens than the recurrent form takes, write nothing over.
+        It is advanced by every call that is given it, an encoder's too. Copies of it (`fork`, `select`, ...) have
+        memory of their own; only what ``cache[i]`` shows changes under its reader's eyes. Calls with autograd, and
+        those of more tokens than the recurrent form takes, write nothing over.
 
         Example:
             >>> cache = Cache()
@@ -303,9 +302,8 @@ class Cache(FLACache):
             state_v_first: as in `from_fla`.
         """
         flags = v_first_flags("Cache.to_fla", state_v_first, len(self))
-        if self.inplace:
-            return self.fork().to_fla(state_v_first)
-        layers = [swap_layer("Cache.to_fla", layer, i) if flags[i] else layer for i, layer in enumerate(self.layers)]
+        given = self.fork().layers if self.inplace else self.layers
+        layers = [swap_layer("Cache.to_fla", layer, i) if flags[i] else layer for i, layer in enumerate(given)]
         return tuple(None if layer.state is None else dict(layer.state) for layer in layers)
 
     def to_legacy_cache(self) -> Tuple[Optional[Dict[str, Any]], ...]:

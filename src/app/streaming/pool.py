@@ -5,7 +5,7 @@ from typing import Dict, List, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from myfla.ops.common.large import empty_large
+from myfla.utils.large import empty_large
 
 __all__ = ["Packed", "SessionPool"]
 

@@ -8,13 +8,13 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.large import empty_large
 from myfla.ops.common.tokens import TokenLayout
 from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
+from myfla.utils.large import empty_large
 from myfla.utils.tracing import tracing
 
 __all__ = ["recurrence"]

@@ -9,9 +9,9 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.large import empty_large
 from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.large import empty_large
 
 SEGMENT = 1 << 16
 """Elements of one float32 buffer that are prepared at a time; bounds the memory of a long sequence."""
