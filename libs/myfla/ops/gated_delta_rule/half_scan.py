@@ -68,7 +68,7 @@ def scan_back(
     for d, h, dt, r, w, x, low in reversed(list(zip(*columns, places))):
         low.copy_(dstate)
         accumulate(d, h, low.transpose(1, 2))
-        accumulate(dstate.mul_(w).add_(x), dt, r, alpha=-1)
+        accumulate(torch.addcmul(x, dstate, w, out=dstate), dt, r, alpha=-1)
     return dstate
 
 
