@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from app.plots.style import ACCENT, INK, MUTED, SECOND, SURFACE, clean, drawing, label_ticks, no_frame
 
@@ -79,11 +80,12 @@ def residual_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[st
         left.set_ylim(low, high)
         left.set_xlabel(f"true {clean(names[i])}")
         left.set_ylabel(f"predicted {clean(names[i])}")
-        right.hist(said - true, bins=min(40, max(5, len(true) // 8)), color=ACCENT, alpha=0.8)
+        right.hist(said - true, bins=min(40, max(10, len(true) // 8)), color=ACCENT, alpha=0.8)
         right.axvline(0, color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)))
         right.set_xlabel("predicted - true")
         right.grid(False, axis="x")
         right.set_yticks([])
+        right.xaxis.set_major_locator(MaxNLocator(4))
     return figure
 
 

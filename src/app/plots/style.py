@@ -35,7 +35,6 @@ _STYLE = {
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "axes.grid.which": "both",
     "grid.color": GRID, "grid.linewidth": 0.8, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0,
     "ytick.minor.size": 0, "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
     "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
@@ -85,6 +84,7 @@ def plain_numbers(axis: Any, minor: bool = False) -> None:
     if minor:
         axis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.set_minor_formatter(FuncFormatter(number))
+        axis.grid(True, which="minor")
 
 
 def no_frame(axes: Axes) -> None:
