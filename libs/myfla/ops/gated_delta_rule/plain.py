@@ -34,7 +34,7 @@ def plain_chunks(
     out_dtype: torch.dtype,
     chunk: int = CHUNK,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """`chunk_gated_delta_rule` of checked arguments; the notation is that of `chunk_fwd`.
+    """`chunk_gated_delta_rule` of checked arguments; the notation is that of `chunk_fwd`, with ``delta = beta E``.
 
     Args:
         q, k: ``[B, T, H, K]``.
