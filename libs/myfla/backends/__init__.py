@@ -4,7 +4,7 @@
 auto        the rule below
 naive       the token loop that is this library's specification: slow, for checks
 torch       this library's PyTorch code, on every device
-compiled    the same, through ``torch.compile``: for many calls of the same kind
+compiled    the same, through ``torch.compile``, which fuses single steps and what stands around the rule
 fla         the official Triton kernels of flash-linear-attention, on a CUDA device
 ==========  ===========================================================================================
 

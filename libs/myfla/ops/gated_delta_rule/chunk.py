@@ -125,10 +125,13 @@ def chunk_gated_delta_rule(
     who_computes = choose(NAME, backend, CHUNK_GATED_DELTA_RULE, q, k, v, g, beta, initial_state, A_log, dt_bias)
     if who_computes == "fla":
         o, final = official_chunks(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens, output_final_state)
-        return o, final.transpose(2, 3).contiguous() if state_v_first and final is not None else final
+        return _results(o, final, output_final_state, state_v_first)
+    if who_computes == "compiled":
+        o, final = compiled(_recorded)(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens)
+        return _results(o, final, output_final_state, state_v_first)
     g, beta = activation.gates(g, beta)
     dtype = accumulation_dtype(q, k, v, g, beta, initial_state)
-    by_hand = who_computes not in ("naive", "compiled") and not tracing()
+    by_hand = who_computes != "naive" and not tracing()
     if not by_hand:
         q, k = activation.normalise(q, k)
     tensors = (q, k, v, g, beta, initial_state)
@@ -138,13 +141,28 @@ def chunk_gated_delta_rule(
         o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype, activation.l2norm)
     elif who_computes == "naive":
         o, final = naive_tokens(*tensors, scale, cu_seqlens, out_dtype)
-    elif who_computes == "compiled":
-        o, final = compiled(recorded_chunks)(*tensors, scale, cu_seqlens, dtype, out_dtype)
     else:
         o, final = recorded_chunks(*tensors, scale, cu_seqlens, dtype, out_dtype)
+    return _results(o, final, output_final_state, state_v_first)
+
+
+def _results(
+    o: torch.Tensor, final: Optional[torch.Tensor], output_final_state: bool, state_v_first: bool
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     if not output_final_state:
         return o, None
     return o, final.transpose(2, 3).contiguous() if state_v_first else final
+
+
+def _recorded(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor,
+    state: Optional[torch.Tensor], scale: float, activation: Activation, cu_seqlens: Optional[torch.Tensor],
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The whole op for a compiler, which fuses what stands around the rule."""
+    out_dtype = q.dtype
+    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
+    dtype = accumulation_dtype(q, k, v, g, beta, state)
+    return recorded_chunks(q, k, v, g, beta, state, scale, cu_seqlens, dtype, out_dtype)
 
 
 def run_chunks(
