@@ -1,16 +1,23 @@
 """``job=evaluate``: the figures of a run again, on its own test set and on others, and data that do not fit."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 
 from app import inputs
+from app.data import load_data
 from app.data.japanese_vowels import FILES
+from app.data.module import loader
+from app.data.prepared import Prepared
 from app.errors import DataError, RunError
 from app.jobs import run_job
+from app.trained import load_trained
 from app_runs import QUICK, compose_app, run_app
 from cfg.validation import ConfigError
 from encoders import build_encoder
+from myfla.testing import cases
 from runs import untrained
 
 TRAIN, TEST = FILES / "JapaneseVowels_TRAIN.ts", FILES / "JapaneseVowels_TEST.ts"
@@ -137,3 +144,16 @@ def test_other_data_may_be_named_on_the_command_line(tmp_path, run, monkeypatch)
         judge(tmp_path, run, "data=parity", name="tokens")
     with pytest.raises(ConfigError, match="job.input must be left out with other data; got 'x.ts'; or leave out data="):
         judge(tmp_path, run, "job.input=x.ts", name="both")
+
+
+@cases(packed=[False, True], batch_tokens=[None, 100])
+def test_predictions_keep_the_order_of_the_file_however_they_are_batched(tmp_path, run, packed, batch_tokens):
+    """Sequences of like length come together in training only."""
+    trained = load_trained(run)
+    config = dataclasses.replace(trained.config.data, packed=packed, batch_tokens=batch_tokens)
+    data = load_data(config)
+    batches = list(loader(Prepared(data.test, trained.standardizer), config, False))
+    assert torch.cat([batch.lengths for batch in batches]).tolist() == data.test.lengths
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), data.test.targets)
+    if batch_tokens is not None:
+        assert max(batch.x.shape[0] * batch.x.shape[1] for batch in batches) <= 100 and len(batches) > 50

@@ -19,7 +19,7 @@ class BatchSampler(Sampler):
         lengths: steps of every sequence.
         batch_size: sequences in a batch, all processes together.
         batch_tokens: most tokens in a batch instead: pads included, or with ``packed`` the real ones; a longer sequence
-            is a batch of its own. Sequences of like length come together.
+            is a batch of its own. Sequences of like length come together where the order is drawn.
         packed: see ``batch_tokens``.
         generator: draws the order; None keeps the sequences in theirs.
         rank, world: number of this process, and of all.
@@ -34,7 +34,8 @@ class BatchSampler(Sampler):
         if self._classes is None:
             self._sizes = [min(batch_size, self._count - i) for i in range(0, self._count, batch_size)]
         else:
-            self._sizes = plan(sorted(self._classes), batch_tokens, packed)
+            costs = self._classes if generator is None else sorted(self._classes)
+            self._sizes = plan(costs, batch_tokens, packed)
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -42,7 +43,7 @@ class BatchSampler(Sampler):
     def __iter__(self) -> Iterator[List[int]]:
         shuffled = self.generator is not None
         order = list(RandomSampler(range(self._count), generator=self.generator) if shuffled else range(self._count))
-        if self._classes is not None:
+        if shuffled and self._classes is not None:
             order.sort(key=self._classes.__getitem__)  # stable: like lengths stay in their random order
         batches, start = [], 0
         for size in self._sizes:
@@ -68,7 +69,7 @@ def plan(costs: Sequence[int], budget: int, packed: bool) -> List[int]:
     """Sizes of batches that hold to a budget of tokens.
 
     Args:
-        costs: tokens of each sequence, ascending.
+        costs: tokens of each sequence.
         budget: of a batch.
         packed: a batch costs the sum of its sequences; else the longest of them times their number.
 
@@ -77,12 +78,12 @@ def plan(costs: Sequence[int], budget: int, packed: bool) -> List[int]:
         ([2, 2, 1], [3, 2])
     """
     sizes: List[int] = []
-    size = total = 0
+    size = total = longest = 0
     for cost in costs:
-        grown = total + cost if packed else cost * (size + 1)
+        grown = total + cost if packed else max(longest, cost) * (size + 1)
         if size and grown > budget:
             sizes.append(size)
-            size = 0
+            size = longest = 0
             grown = cost
-        size, total = size + 1, grown
+        size, total, longest = size + 1, grown, max(longest, cost)
     return [*sizes, size] if size else sizes
