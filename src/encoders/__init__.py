@@ -29,6 +29,7 @@ _HOMES = {
     "load_encoder": "encoders.io",
     "register_plugin_configs": "encoders.configs",
     "switch_encoder": "encoders.configs",
+    "with_checkpoint_sizes": "encoders.build",
 }
 
 __all__ = sorted(_HOMES)

@@ -42,7 +42,7 @@ def build_pretrained(strategy: "EncoderStrategy", config: EncoderConfig, device:
             checkpoint contradicts.
         CheckpointError: a file of the checkpoint that is missing, damaged, pickled or unfit.
     """
-    sized = config_with_checkpoint(strategy, config)
+    sized = dataclasses.replace(config_with_checkpoint(strategy, config), pretrained=None)
     encoder = Encoder(sized, strategy, device=device, dtype=dtype)
     if not any(parameter.is_meta for parameter in encoder.parameters()):  # else only shapes are wanted
         with _naming_the_key():
@@ -51,7 +51,7 @@ def build_pretrained(strategy: "EncoderStrategy", config: EncoderConfig, device:
 
 
 def config_with_checkpoint(strategy: "EncoderStrategy", config: EncoderConfig) -> EncoderConfig:
-    """The config with the checkpoint's sizes in place of its folder; a config without a folder as it is.
+    """The config with the sizes of the checkpoint it names; a config that names none as it is.
 
     Raises:
         ConfigError, CheckpointError: as `build_pretrained`.
@@ -79,7 +79,7 @@ def config_with_checkpoint(strategy: "EncoderStrategy", config: EncoderConfig) -
         if mine not in (defaults[name], value):
             raise config_error(f"encoder.{name}", f"must be {value!r}, as {file} says, or left out", mine,
                                "the sizes are the checkpoint's")
-    return dataclasses.replace(config, pretrained=None, **fields)
+    return dataclasses.replace(config, **fields)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from cfg.encoder import GatedDeltaNetEncoderConfig, GRUEncoderConfig, RWKV7EncoderConfig
 from cfg.validation import ConfigError
-from encoders import build_encoder, load_encoder
+from encoders import build_encoder, load_encoder, with_checkpoint_sizes
 from myfla.models import load_model
 from myfla.models.checkpoint_names import MIXES
 from myfla.testing import assert_close, cases
@@ -80,6 +80,13 @@ def test_it_trains_saves_and_loads_as_every_encoder(kind, tmp_path):
     assert again.config == config and again.fingerprint == encoder.fingerprint
     with torch.no_grad():
         assert torch.equal(again(prompt()).hidden, encoder.eval()(prompt()).hidden)
+
+
+def test_the_sizes_can_be_known_before_anything_is_built(tmp_path):
+    config = RWKV7EncoderConfig(pretrained=str(checkpoint("rwkv7", tmp_path)), input_size=5)
+    sized = with_checkpoint_sizes(config)
+    assert (sized.hidden_size, sized.num_layers, sized.head_dim, sized.pretrained) == (32, 2, 16, str(tmp_path))
+    assert build_encoder(sized).config == build_encoder(config).config
 
 
 def test_an_old_layout_of_rwkv7_is_read(tmp_path):

@@ -24,7 +24,7 @@ from app.training.quiet import quiet
 from app.training.reopen import begin, reopen
 from cfg.app import AppConfig
 from cfg.validation import config_error
-from encoders import build_encoder
+from encoders import build_encoder, with_checkpoint_sizes
 
 __all__ = ["run"]
 
@@ -51,7 +51,7 @@ def run(config: AppConfig, folder: Path) -> float:
     torch.use_deterministic_algorithms(config.deterministic)
     data = load_data(config.data)
     task = task_spec(config.job.objective, data)
-    config = dataclasses.replace(config, encoder=_sized(config, data, task))
+    config = dataclasses.replace(config, encoder=with_checkpoint_sizes(_sized(config, data, task)))
     if is_first_process():
         begin(folder, config, data, given)
     module, parts, first = _fit(config, data, task, folder)
