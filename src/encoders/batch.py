@@ -110,7 +110,7 @@ def make_layout(
         raise value_error(_WHO, named[1], f"must not be given together with {named[0]}", ", ".join(named), "give one")
     batch, time = x.shape[:2]
     if cu_seqlens is not None:
-        check_cu_seqlens(_WHO, cu_seqlens, batch, time)
+        check_cu_seqlens(_WHO, cu_seqlens, batch, time, x)
         offsets = cu_seqlens.to(device=x.device, dtype=torch.int32)
         return Layout(batch, time, (offsets[1:] - offsets[:-1]).long(), offsets)
     if lengths is not None:
@@ -147,6 +147,8 @@ def _check_lengths(lengths: Any, batch: int, time: int) -> torch.Tensor:
         raise value_error(_WHO, "lengths", rule, lengths.dtype, "use lengths.long()")
     if tuple(lengths.shape) != (batch,):
         raise value_error(_WHO, "lengths", rule, f"shape {tuple(lengths.shape)}")
+    if lengths.is_meta:
+        raise value_error(_WHO, "lengths", rule, "a tensor on the device meta")
     wrong = (lengths < 0) | (lengths > time)
     if not tracing() and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
@@ -159,6 +161,8 @@ def _check_mask(mask: Any, batch: int, time: int) -> torch.Tensor:
         raise value_error(_WHO, "attention_mask", "must be a tensor [B, T] of 0 and 1", type(mask).__name__)
     if tuple(mask.shape) != (batch, time):
         raise value_error(_WHO, "attention_mask", f"must have shape [B, T] = {[batch, time]}", list(mask.shape))
+    if mask.is_meta:
+        raise value_error(_WHO, "attention_mask", "must have values", "a tensor on the device meta")
     if mask.dtype != torch.bool:
         wrong = (mask != 0) & (mask != 1)
         if not tracing() and bool(wrong.any()):

@@ -34,11 +34,12 @@ def check_finite(encoder: Encoder) -> Iterator[None]:
         >>> from encoders import build_encoder
         >>> encoder = build_encoder({"name": "gated_deltanet", "input_size": 3})
         >>> x = torch.zeros(2, 5, 3)
-        >>> x[1, 2] = float("inf")
+        >>> x[1, 2] = float("nan")
         >>> with check_finite(encoder):
         ...     out = encoder(x)
         Traceback (most recent call last):
-        encoders.finite.NotFiniteError: check_finite: the input of the encoder must be finite; got inf in row 1, step 2
+            ...
+        encoders.finite.NotFiniteError: check_finite: the input of the encoder must be finite; got nan in row 1, step 2
     """
     if not isinstance(encoder, Encoder):
         raise TypeError(f"check_finite: encoder must be an Encoder; got {type(encoder).__name__}")

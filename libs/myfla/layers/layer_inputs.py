@@ -68,6 +68,8 @@ def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int) -> Option
     if attention_mask.shape[0] != batch or attention_mask.shape[1] < q_len:
         rule = f"must have shape [{batch}, {q_len}] or more columns"
         raise value_error(who, field, rule, list(attention_mask.shape))
+    if attention_mask.device.type == "meta":
+        raise value_error(who, field, "must have values", "a tensor on the device meta")
     mask = attention_mask[:, attention_mask.shape[1] - q_len :]
     is_one = mask == 1
     if tracing():  # the values cannot be looked at

@@ -88,7 +88,7 @@ def read_rows(who: str, x: torch.Tensor, mask: Any, cu_seqlens: Optional[torch.T
     """
     batch, time = x.shape[:2]
     if cu_seqlens is not None:
-        return TokenRows(batch, time, check_cu_seqlens(who, cu_seqlens, batch, time), cu_seqlens)
+        return TokenRows(batch, time, check_cu_seqlens(who, cu_seqlens, batch, time, x), cu_seqlens)
     mask = None if mask is None else real_tokens(who, mask, batch, time)
     if mask is None:
         return TokenRows(batch, time, batch)

@@ -9,6 +9,7 @@ import torch
 
 from myfla.ops.utils.index import prepare_cu_seqlens_from_lens, prepare_lens_from_mask
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_integers, check_size, check_tensor
 
 __all__ = ["get_unpad_data", "index_first_axis", "index_put_first_axis", "pad_input", "unpad_input"]
 
@@ -23,7 +24,10 @@ def index_first_axis(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         [[3], [1]]
     """
     _check_rows("index_first_axis", x, indices)
-    return x.index_select(0, indices)
+    try:
+        return x.index_select(0, indices)
+    except (IndexError, RuntimeError) as problem:  # on a CPU; elsewhere reading the values would wait for the device
+        raise value_error("index_first_axis", "indices", f"must lie below {x.shape[0]}", str(problem)) from None
 
 
 def index_put_first_axis(x: torch.Tensor, indices: torch.Tensor, first_axis_dim: int) -> torch.Tensor:
@@ -34,10 +38,15 @@ def index_put_first_axis(x: torch.Tensor, indices: torch.Tensor, first_axis_dim:
         [[1], [0], [3], [0]]
     """
     _check_rows("index_put_first_axis", x, indices)
+    check_size("index_put_first_axis", "first_axis_dim", first_axis_dim)
     if indices.shape[0] != x.shape[0]:
         rule = f"must be {x.shape[0]}, one for each row of x"
         raise value_error("index_put_first_axis", "indices", rule, indices.shape[0])
-    return x.new_zeros(first_axis_dim, *x.shape[1:]).index_copy_(0, indices.long(), x)
+    rows = x.new_zeros(first_axis_dim, *x.shape[1:])
+    try:
+        return rows.index_copy_(0, indices.long(), x)
+    except (IndexError, RuntimeError) as problem:
+        raise value_error("index_put_first_axis", "indices", f"must lie below {first_axis_dim}", str(problem)) from None
 
 
 def get_unpad_indices_and_cu(
@@ -56,6 +65,7 @@ def get_unpad_indices_and_cu(
         >>> [t.tolist() for t in get_unpad_indices_and_cu(torch.tensor([[0, 1, 1], [0, 0, 1]]), 2)]
         [[0, 1, 3], [0, 2, 3]]
     """
+    _check_mask("get_unpad_indices_and_cu", attention_mask)
     if attention_mask.dim() != 2:
         rule = "must have shape [batch, sequence]"
         raise value_error("get_unpad_indices_and_cu", "attention_mask", rule, tuple(attention_mask.shape))
@@ -126,6 +136,8 @@ def pad_input(hidden_states: torch.Tensor, indices: torch.Tensor, batch_size: in
         >>> pad_input(torch.tensor([[7], [8]]), torch.tensor([1, 2]), 2, 2).squeeze(-1).tolist()
         [[0, 7], [8, 0]]
     """
+    for name, size in (("batch_size", batch_size), ("seq_len", seq_len)):
+        check_size("pad_input", name, size)
     rows = index_put_first_axis(hidden_states, indices, batch_size * seq_len)
     return rows.view(batch_size, seq_len, *rows.shape[1:])
 
@@ -152,13 +164,28 @@ def unpad_input(
         >>> q.flatten().tolist(), cu_q.tolist(), longest
         ([6.0, 7.0, 8.0], [0, 1, 3], (2, 2))
     """
-    queries = (q,) if isinstance(q, torch.Tensor) else tuple(q)
+    queries = (q,) if isinstance(q, torch.Tensor) else q
+    for name, group in (("q", queries), ("states", states)):
+        if not isinstance(group, (tuple, list)) or not group:
+            raise value_error("unpad_input", name, "must be a tuple of tensors", group)
+        for x in group:
+            check_tensor("unpad_input", name, x)
+            if x.dim() < 2:
+                raise value_error("unpad_input", name, "must have shape [B, T, ...]", tuple(x.shape))
+    queries = tuple(queries)
     batch, seq_len = states[0].shape[:2]
+    _check_mask("unpad_input", attention_mask)
+    check_size("unpad_input", "q_len", q_len)
     if tuple(attention_mask.shape) != (batch, seq_len):
         rule = f"must have shape {(batch, seq_len)}"
         raise value_error("unpad_input", "attention_mask", rule, tuple(attention_mask.shape))
     if not 1 <= q_len <= seq_len:
         raise value_error("unpad_input", "q_len", f"must lie between 1 and {seq_len}, the length of the states", q_len)
+    for name, group, length in (("q", queries, q_len), ("states", states, seq_len)):
+        for x in group:
+            if x.shape[:2] != (batch, length):
+                raise value_error("unpad_input", name, f"must have shape [{batch}, {length}, ...]", tuple(x.shape))
+            check_tensor("unpad_input", name, x, attention_mask, "attention_mask")
     indices_k, cu_k, max_k = get_unpad_data(attention_mask)
     states = tuple(index_first_axis(state.flatten(0, 1), indices_k) for state in states)
     if q_len == 1 != seq_len:
@@ -196,7 +223,16 @@ def update_layer_cache(module: Any, past_key_values: Any, **kwargs: Any) -> Opti
     return None if past_key_values is None else past_key_values.update(layer_idx=layer_idx, **kwargs)
 
 
+def _check_mask(who: str, mask: torch.Tensor) -> None:
+    check_tensor(who, "attention_mask", mask)
+    if mask.device.type == "meta":
+        raise value_error(who, "attention_mask", "must have values", "a tensor on the device meta")
+
+
 def _check_rows(who: str, x: torch.Tensor, indices: torch.Tensor) -> None:
+    check_tensor(who, "x", x)
+    check_integers(who, "indices", indices, 1)
+    check_tensor(who, "indices", indices, x)
     if x.dim() < 2:
         raise value_error(who, "x", "must have at least two axes", tuple(x.shape))
     if indices.dim() != 1:

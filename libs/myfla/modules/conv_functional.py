@@ -8,6 +8,7 @@ from myfla.modules.conv_function import conv_rows
 from myfla.modules.conv_taps import Heads, heads_of
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.rows import from_rows, to_rows
+from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
@@ -193,17 +194,26 @@ def check(
     if weight is None or weight.dim() != 2:
         raise value_error(who, "weight", "must have shape [D, W]", None if weight is None else tuple(weight.shape))
     D, W = weight.shape
+    check_tensor(who, "x", x, weight, "weight")
     if x.dim() < 3 or not x.is_floating_point():
         raise value_error(who, "x", "must be a floating tensor [B, T, D]", f"{x.dtype} {tuple(x.shape)}")
     if x.shape[2:].numel() != D:
         raise value_error(who, "x", f"must have {D} channels, as the weight has", tuple(x.shape))
     if bias is not None and bias.shape != (D,):
         raise value_error(who, "bias", f"must have shape ({D},)", tuple(bias.shape))
-    if residual is not None and residual.shape != x.shape:
-        raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
+    if residual is not None:
+        check_tensor(who, "residual", residual, x)
+        if not residual.is_floating_point():
+            raise value_error(who, "residual", "must be a floating tensor", residual.dtype)
+        if residual.shape != x.shape:
+            raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
     if activation not in ACTIVATIONS:
         raise value_error(who, "activation", f"must be one of {list(ACTIVATIONS)}", activation)
-    count = x.shape[0] if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, x.shape[0], x.shape[1])
+    count = x.shape[0] if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, x.shape[0], x.shape[1], x)
+    if state is not None:
+        check_tensor(who, state_name, state, x)
+        if not state.is_floating_point():
+            raise value_error(who, state_name, "must be a floating tensor", state.dtype)
     _check_state(who, state_name, state, (count, D, W))
     return count
 

@@ -16,6 +16,7 @@ from myfla.modules.conv_functional import (
     step,
 )
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
 
 __all__ = ["ShortConvolution", "causal_conv1d", "causal_conv1d_update", "causal_conv1d_update_states"]
@@ -113,6 +114,7 @@ class ShortConvolution(nn.Conv1d):
         if kwargs:
             refuse_unknown(who, kwargs, _CALL, inert=("cu_seqlens_cpu", "cp_context"))
             refuse_context(who, kwargs.get("cp_context"))
+        check_tensor(who, "x", x, self.weight, "the weight")
         if x.dim() != 3:
             raise value_error(who, "x", "must have shape [B, T, D]", tuple(x.shape))
         if mask is not None:
@@ -149,6 +151,7 @@ class ShortConvolution(nn.Conv1d):
     def _masked(who: str, x: torch.Tensor, mask: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
         if cu_seqlens is not None:
             raise value_error(who, "mask", "and cu_seqlens cannot both be given", "both", "leave one of them out")
+        check_tensor(who, "mask", mask, x)
         if mask.shape != x.shape[:2]:
             raise value_error(who, "mask", f"must have shape [B, T] = {tuple(x.shape[:2])}", tuple(mask.shape))
         return x.masked_fill((mask == 0).unsqueeze(-1), 0)

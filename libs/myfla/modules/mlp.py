@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from myfla.utils.autocast import autocast_enabled
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.tensors import check_tensor
 
 ACTIVATIONS = ("swish", "powlu")
 # What a model hands to all its layers, read or not.
@@ -76,8 +78,12 @@ class GatedMLP(nn.Module):
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Map ``x [..., D]`` to ``[..., D]``; what a model hands to all its layers, such as offsets, is not read."""
         refuse_unknown("GatedMLP", kwargs, ("x",), inert=PASSED_ALONG)
+        check_tensor("GatedMLP", "x", x)
         if x.dim() < 1 or x.shape[-1] != self.hidden_size:
             raise value_error("GatedMLP", "x", f"must have {self.hidden_size} channels", tuple(x.shape))
+        weight = self.gate_proj.weight
+        if x.dtype != weight.dtype and not autocast_enabled(x.device.type):
+            raise value_error("GatedMLP", "x", f"must have the dtype of the weights, {weight.dtype}", x.dtype)
         gate, up = self.gate_proj(x), self.up_proj(x)
         kind = accumulation_dtype(gate)
         return self.down_proj((self._activate(gate.to(kind)) * up.to(kind)).to(gate.dtype))

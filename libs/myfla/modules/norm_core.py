@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
 
 GATES = ("swish", "silu", "sigmoid")
@@ -171,17 +172,23 @@ def _formula(h, g, weight, bias, settings):
 
 
 def _check(who, x, weight, bias, residual, groups, gate, activation) -> None:
+    check_tensor(who, "x", x)
     if x.dim() < 1 or not x.is_floating_point():
         raise value_error(who, "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")
     D = x.shape[-1]
     check_groups(who, groups, D)
     for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            check_tensor(who, name, parameter, x)
         if parameter is not None and tuple(parameter.shape) != (D,):
             raise value_error(who, name, f"must have shape ({D},), the last axis of x", tuple(parameter.shape))
+    if residual is not None:
+        check_tensor(who, "residual", residual, x)
     if residual is not None and residual.shape != x.shape:
         raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
     if gate is not None:
         check_activation(who, activation)
+        check_tensor(who, "g", gate, x)
         if gate.shape[-1:] != x.shape[-1:] or gate.numel() != x.numel():
             raise value_error(who, "g", f"must have the rows of x, {tuple(x.shape)}", tuple(gate.shape))
 

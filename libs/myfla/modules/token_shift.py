@@ -7,6 +7,7 @@ import torch
 from myfla.utils.autograd import backward_through
 from myfla.utils.errors import value_error
 from myfla.utils.rows import from_rows, to_rows
+from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
@@ -43,10 +44,19 @@ def token_shift(
         (tensor([[[-1.],
                  [-2.]]]), tensor([[3.]]))
     """
+    check_tensor("token_shift", "x", x)
     if x.dim() != 3:
         raise value_error("token_shift", "x", "must have shape [B, T, D]", tuple(x.shape))
+    if x.dtype == torch.bool or x.is_complex():
+        raise value_error("token_shift", "x", "must hold real numbers", x.dtype)
     batch, tokens, width = x.shape
-    rows = batch if cu_seqlens is None else check_cu_seqlens("token_shift", cu_seqlens, batch, tokens)
+    rows = batch if cu_seqlens is None else check_cu_seqlens("token_shift", cu_seqlens, batch, tokens, x)
+    if cu_seqlens is not None:
+        check_tensor("token_shift", "cu_seqlens", cu_seqlens, x)
+        if cu_seqlens.device.type == "meta":
+            raise value_error("token_shift", "cu_seqlens", "must have values", "a tensor on the device meta")
+    if cache is not None:
+        check_tensor("token_shift", "cache", cache, x)
     if cache is not None and tuple(cache.shape) != (rows, width):
         raise value_error("token_shift", "cache", f"must have shape [N, D] = {(rows, width)}", tuple(cache.shape))
     if tracing():

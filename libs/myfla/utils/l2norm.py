@@ -7,6 +7,7 @@ import torch
 from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
 
 
@@ -59,6 +60,7 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
         >>> l2norm(torch.tensor([[3.0, 4.0]])).round(decimals=3)
         tensor([[0.6000, 0.8000]])
     """
+    check_tensor("l2norm", "x", x)
     if x.dim() < 1 or not x.is_floating_point():
         raise value_error("l2norm", "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")
     if tracing():

@@ -1,6 +1,6 @@
 """Packed sequences: the one check of `cu_seqlens` that convolution, token shift, ops and layers share."""
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -8,7 +8,9 @@ from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
 
 
-def check_cu_seqlens(who: str, cu_seqlens: Any, batch: int, tokens: int) -> int:
+def check_cu_seqlens(
+    who: str, cu_seqlens: Any, batch: int, tokens: int, data: Optional[torch.Tensor] = None
+) -> int:
     """Refuse offsets that do not describe a packed batch ``[1, tokens, ...]``.
 
     Empty sequences (two equal offsets) are fine. The values are read once, which waits for the
@@ -19,6 +21,7 @@ def check_cu_seqlens(who: str, cu_seqlens: Any, batch: int, tokens: int) -> int:
         cu_seqlens: int32 or int64 tensor ``[N + 1]``: where each of N sequences starts, and the end of the last.
         batch: size of the data's first axis; packed data has 1.
         tokens: size of the data's second axis.
+        data: the packed data; where it has values, the offsets must have some.
 
     Returns:
         N, the number of sequences.
@@ -40,6 +43,8 @@ def check_cu_seqlens(who: str, cu_seqlens: Any, batch: int, tokens: int) -> int:
     if batch != 1:
         raise value_error(who, "cu_seqlens", "needs data packed as [1, total, ...]", f"batch size {batch}",
                           "flatten the batch to one row, or leave cu_seqlens out")
+    if data is not None and cu_seqlens.device.type == "meta" != data.device.type:
+        raise value_error(who, "cu_seqlens", f"must be on the device of the data, {data.device}", "meta")
     if cu_seqlens.device.type != "meta" and not tracing():
         _check_values(who, cu_seqlens.tolist(), tokens)
     return cu_seqlens.shape[0] - 1

@@ -27,6 +27,7 @@ from myfla.ops.gated_delta_rule.recorded import recorded_chunks
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_scale
 from myfla.utils.tracing import tracing
 
 __all__ = ["chunk_gated_delta_rule", "chunk_gdn"]
@@ -120,7 +121,7 @@ def chunk_gated_delta_rule(
     activation.check(NAME, g, v.shape[2])
     sequences = count_sequences(NAME, q, cu_seqlens)
     initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
-    scale = k.shape[3] ** -0.5 if scale is None else float(scale)
+    scale = check_scale(NAME, scale, k.shape[3])
     out_dtype = q.dtype
     who_computes = choose(NAME, backend, CHUNK_GATED_DELTA_RULE, q, k, v, g, beta, initial_state, A_log, dt_bias)
     if who_computes == "fla":

@@ -21,6 +21,7 @@ from myfla.ops.gated_delta_rule.recorded import recorded_chunks
 from myfla.ops.gated_delta_rule.recurrence import recurrence
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import BackendError, message, value_error
+from myfla.utils.tensors import check_scale, check_tensor
 from myfla.utils.tracing import tracing
 
 __all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
@@ -105,6 +106,7 @@ def fused_recurrent_gated_delta_rule(
             rule = "is required with use_beta_sigmoid_in_kernel=True"
             raise value_error(NAME, "beta", rule, None, "pass the pre-activation")
         beta = v.new_ones(v.shape[:3])
+    check_tensor(NAME, "beta", beta)
     check_per_token(NAME, "beta", beta, v, *((value,) if beta.dim() == v.dim() else ()))
     activation = Activation(
         use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
@@ -114,7 +116,7 @@ def fused_recurrent_gated_delta_rule(
         check_inplace(NAME, initial_state, q, k, v, beta, g, gk, gv, A_log, dt_bias)
     sequences = count_sequences(NAME, q, cu_seqlens)
     state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
-    scale = key**-0.5 if scale is None else float(scale)
+    scale = check_scale(NAME, scale, key)
     one_gate = gk is None and gv is None and beta.dim() == 3
     tensors = (q, k, v, beta, g, gk, gv, state)
     who_computes = choose(NAME, backend, RECURRENT_GATED_DELTA_RULE, *tensors, A_log, dt_bias)

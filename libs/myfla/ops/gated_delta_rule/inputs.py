@@ -9,6 +9,7 @@ from myfla.ops.gated_delta_rule.gate import beta_sigmoid, naive_gdn_gate
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import unknown_keyword, value_error
 from myfla.utils.l2norm import l2norm
+from myfla.utils.tensors import check_tensor
 from myfla.utils.varlen import check_cu_seqlens
 
 
@@ -80,6 +81,7 @@ def check_per_token(who: str, name: str, x: torch.Tensor, v: torch.Tensor, *more
         raise value_error(who, name, "must be a floating point tensor", getattr(x, "dtype", type(x).__name__))
     if tuple(x.shape) != want:
         raise value_error(who, name, f"must have shape {want}", tuple(x.shape))
+    check_tensor(who, name, x, v, "v")
 
 
 def take_legacy_keywords(who: str, legacy: dict, state_v_first: bool, known: tuple) -> bool:
@@ -101,7 +103,7 @@ def count_sequences(who: str, q: torch.Tensor, cu_seqlens: Optional[torch.Tensor
     """N: rows of the batch, or sequences packed in one row."""
     if cu_seqlens is None:
         return q.shape[0]
-    return check_cu_seqlens(who, cu_seqlens, q.shape[0], q.shape[1])
+    return check_cu_seqlens(who, cu_seqlens, q.shape[0], q.shape[1], q)
 
 
 def state_k_first(
@@ -118,4 +120,5 @@ def state_k_first(
         raise value_error(who, "initial_state", f"must have shape {layout} = {shape}", got)
     if not state.is_floating_point():
         raise value_error(who, "initial_state", "must be a floating point tensor", state.dtype)
+    check_tensor(who, "initial_state", state, v, "v")
     return state.transpose(2, 3) if v_first else state

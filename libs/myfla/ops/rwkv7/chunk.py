@@ -8,6 +8,7 @@ from myfla.backends.choice import choose
 from myfla.backends.official import CHUNK_DPLR
 from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
+from myfla.utils.tensors import check_scale
 
 __all__ = ["chunk_rwkv7"]
 
@@ -59,6 +60,7 @@ def chunk_rwkv7(
         [2.0, 4.0, 6.0]
     """
     rows = check_inputs(NAME, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
+    scale = check_scale(NAME, scale, r.shape[3])
     check_options(NAME, chunk_size, cp_context, lower_bound)
     who_computes = choose(NAME, backend, CHUNK_DPLR, r, k, v, a, b, w, initial_state)
     o, final = run_chunks(r, k, v, a, b, w, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes)

@@ -9,6 +9,7 @@ from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.common.inplace import check_inplace
 from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
+from myfla.utils.tensors import check_scale
 
 __all__ = ["fused_mul_recurrent_rwkv7", "fused_recurrent_rwkv7"]
 
@@ -57,6 +58,7 @@ def fused_recurrent_rwkv7(
     """
     keys = {"r": r, "w": w, "k": k, "a": a, "b": b}
     rows = check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
+    scale = check_scale("fused_recurrent_rwkv7", scale, r.shape[3])
     who_computes = choose("fused_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, a, b, w, initial_state)
     if inplace_final_state:
         check_inplace("fused_recurrent_rwkv7", initial_state, v, *keys.values())
@@ -111,6 +113,7 @@ def fused_mul_recurrent_rwkv7(
     """
     keys = {"r": r, "w": w, "k": k, "kk": kk, "a": a}
     rows = check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
+    scale = check_scale("fused_mul_recurrent_rwkv7", scale, r.shape[3])
     who_computes = choose("fused_mul_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, kk, a, w, initial_state)
     if inplace_final_state:
         check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_integers, check_size, check_tensor
 
 
 def prepare_lens(cu_seqlens: torch.Tensor) -> torch.Tensor:
@@ -19,6 +20,7 @@ def prepare_lens(cu_seqlens: torch.Tensor) -> torch.Tensor:
         >>> prepare_lens(torch.tensor([0, 2, 2, 5])).tolist()
         [2, 0, 3]
     """
+    check_integers("prepare_lens", "cu_seqlens", cu_seqlens, 1)
     return cu_seqlens[1:] - cu_seqlens[:-1]
 
 
@@ -29,6 +31,9 @@ def prepare_lens_from_mask(mask: torch.Tensor) -> torch.Tensor:
         >>> prepare_lens_from_mask(torch.tensor([[0, 1, 1], [0, 0, 1]])).tolist()
         [2, 1]
     """
+    check_tensor("prepare_lens_from_mask", "mask", mask)
+    if mask.dim() != 2:
+        raise value_error("prepare_lens_from_mask", "mask", "must have shape [B, T]", tuple(mask.shape))
     return (mask != 0).sum(-1, dtype=torch.int32)
 
 
@@ -39,6 +44,7 @@ def prepare_cu_seqlens_from_lens(lens: torch.Tensor, dtype: Optional[torch.dtype
         >>> prepare_cu_seqlens_from_lens(torch.tensor([2, 0, 3])).tolist()
         [0, 2, 2, 5]
     """
+    check_integers("prepare_cu_seqlens_from_lens", "lens", lens, 1)
     return F.pad(lens.cumsum(0, dtype=dtype), (1, 0))
 
 
@@ -183,12 +189,17 @@ def _host(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor]) -> t
 
 
 def _chunk_counts(cu_seqlens: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    check_size("prepare_chunk_indices", "chunk_size", chunk_size, 1)
     return torch.div(prepare_lens(cu_seqlens) + (chunk_size - 1), chunk_size, rounding_mode="floor")
 
 
 def _segments(counts: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """For ``counts [N]``, the number of the segment of each of their sum of slots, and the place in it."""
     counts = counts.long()
-    segment = torch.repeat_interleave(torch.arange(counts.shape[0], device=counts.device), counts)
+    try:
+        segment = torch.repeat_interleave(torch.arange(counts.shape[0], device=counts.device), counts)
+    except (RuntimeError, NotImplementedError) as problem:
+        rule = "must be offsets that do not decrease, with values"
+        raise value_error("prepare_token_indices", "cu_seqlens", rule, str(problem)) from None
     first = counts.cumsum(0) - counts
     return segment, torch.arange(segment.shape[0], device=counts.device) - first[segment]

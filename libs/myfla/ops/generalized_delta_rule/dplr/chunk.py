@@ -19,6 +19,7 @@ from myfla.ops.generalized_delta_rule.dplr.recorded import recorded_chunks
 from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.tensors import check_scale
 from myfla.utils.tracing import tracing
 
 __all__ = ["chunk_dplr_delta_rule"]
@@ -98,6 +99,7 @@ def chunk_dplr_delta_rule(
     if legacy.get("head_first"):
         raise value_error(NAME, "head_first", "is not supported", True, "pass tensors as [B, T, H, D]")
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
+    scale = check_scale(NAME, scale, q.shape[3])
     check_options(NAME, chunk_size, cp_context, lower_bound)
     who_computes = choose(NAME, backend, CHUNK_DPLR, q, k, v, a, b, gk, initial_state)
     o, final = run_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes)

@@ -15,6 +15,7 @@ from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule, plain_step
 from myfla.ops.generalized_delta_rule.dplr.recorded import recorded_chunks
 from myfla.ops.generalized_delta_rule.dplr.recurrence import recurrent_forward
 from myfla.utils.autograd import backward_through
+from myfla.utils.tensors import check_scale
 from myfla.utils.tracing import tracing
 
 __all__ = ["fused_recurrent_dplr_delta_rule"]
@@ -70,6 +71,7 @@ def fused_recurrent_dplr_delta_rule(
         2.0
     """
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
+    scale = check_scale(NAME, scale, q.shape[3])
     if inplace_final_state:
         check_inplace(NAME, initial_state, q, k, v, a, b, gk)
     tensors = (q, k, v, a, b, gk)

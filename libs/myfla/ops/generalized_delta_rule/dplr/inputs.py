@@ -57,7 +57,7 @@ def check_inputs(
         if x.shape != q.shape:
             raise value_error(who, name, f"must have the shape of {first}, {tuple(q.shape)}", tuple(x.shape))
     batch, tokens, heads, key = q.shape
-    rows = batch if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, batch, tokens)
+    rows = batch if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, batch, tokens, q)
     want = (rows, heads, key, v.shape[-1])
     if initial_state is not None and tuple(initial_state.shape) != want:
         rule = f"must have shape [N, H, K, V] = {want}"
