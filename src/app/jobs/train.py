@@ -149,7 +149,7 @@ def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,
 
 
 def _fresh(config: AppConfig, spec: TaskSpec, parts: SequenceDataModule) -> Learner:
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    lightning.seed_everything(config.seed, workers=True)
     encoder = build_encoder(config.encoder)
     task, targets, weight = build_task(spec, encoder.config.hidden_size), parts.train.targets, None
     if isinstance(task, Values) and not spec.shifts:

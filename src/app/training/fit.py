@@ -1,5 +1,6 @@
 """One call of Lightning's training loop, from a fresh module, or from where it was cut off, to chosen weights."""
 
+import inspect
 import json
 import math
 import time
@@ -94,7 +95,7 @@ def fit(
                            logger=make_logger(config, folder, stage))
     start = time.perf_counter()
     try:
-        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, **_everything(trainer))
     except CheckpointError as problem:
         raise RunError(f"run={str(folder)!r} must hold whole checkpoints; {problem}; train anew") from None
     seconds = time.perf_counter() - start
@@ -129,3 +130,8 @@ def load_weights(module: lightning.LightningModule, config: AppConfig, folder: P
     if not (sharded and config.trainer.strategy == "fsdp"):
         module.load_state_dict(checkpoint["state_dict"])
     return checkpoint["epoch"] + 1
+
+
+def _everything(trainer: lightning.Trainer) -> Dict[str, Any]:
+    """Newer versions of Lightning ask what may be in a checkpoint; ours holds numbers and tensors only."""
+    return {"weights_only": False} if "weights_only" in inspect.signature(trainer.fit).parameters else {}
