@@ -72,8 +72,9 @@ def _counts(check: CheckConfig, row: Row) -> bool:
 
 
 def _plain(value: Any) -> str:
-    """As it is written on a command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """As it is written on a command line, where YAML reads ``True`` and ``true`` alike."""
+    text = "null" if value is None else str(value)
+    return text.lower() if text.lower() in ("true", "false", "null") else text
 
 
 def _words(check: CheckConfig) -> str:

@@ -12,7 +12,7 @@ from myfla.testing import cases, raises
 
 ROWS = [
     {"overrides": ["encoder.use_gate=true", "seed=0"], "acc": 1.0, "loss": 0.1},
-    {"overrides": ["encoder.use_gate=true", "seed=1"], "acc": 0.8, "loss": 0.3},
+    {"overrides": ["encoder.use_gate=True", "seed=1"], "acc": 0.8, "loss": 0.3},
     {"overrides": ["encoder.use_gate=false", "seed=0"], "acc": 0.5},
     {"overrides": ["encoder.use_gate=false", "seed=1"], "error": "ValueError: no"},
     {"overrides": ["encoder.state_size=null", "seed=7"], "acc": float("nan")},
