@@ -1,13 +1,12 @@
 """Sequences for a trained run: of its own data, of a file like them, or of other data, once they fit."""
 
 import dataclasses
-from importlib import import_module
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 import torch
 
-from app.data import SOURCES, load_data
+from app.data import load_data, read_source
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.errors import RunError, data_error
 from app.run_folder import overrides
@@ -92,7 +91,7 @@ def _load_file(chosen: DataConfig, path: str, targets: bool) -> SequenceData:
         changes.update({name: None for name in _TARGETS if name in fields})
     if isinstance(chosen, TableDataConfig) and chosen.features is None:
         changes["features"] = _features(chosen, dataclasses.replace(chosen, **changes))
-    return import_module(SOURCES[chosen.name]).load(dataclasses.replace(chosen, **changes))
+    return read_source(dataclasses.replace(chosen, **changes))
 
 
 def _features(run: TableDataConfig, mine: TableDataConfig) -> List[str]:

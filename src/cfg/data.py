@@ -27,6 +27,9 @@ class DataConfig:
         standardize: scale every channel to mean 0 and standard deviation 1, measured on training data only.
         missing: what becomes of a missing value (NaN): ``error``, ``mean`` (of its channel, in training) or
             ``forward`` (the value before it, else the first after it).
+        own_scale: first bring each sequence to mean 0 and standard deviation 1, channel by channel, and add a channel
+            with log10 of that deviation for each; for data whose scale spans orders of magnitude. Needs whole
+            sequences: no streams, no ``next_step``.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``data.<field>``.
@@ -40,6 +43,7 @@ class DataConfig:
     test_fraction: float = 0.2
     standardize: bool = True
     missing: str = "error"
+    own_scale: bool = False
 
     def __post_init__(self) -> None:
         self.validate()
@@ -55,6 +59,7 @@ class DataConfig:
         fields.number("test_fraction", 0, 1, open_low=True, open_high=True)
         fields.flag("standardize")
         fields.choice("missing", MISSING)
+        fields.flag("own_scale")
 
 
 @dataclass

@@ -47,6 +47,8 @@ class TrainJobConfig(JobConfig):
         noise: standard deviation of the Gaussian noise on every training value, in units of the (standardised) input.
         offset: standard deviation of the random shift of every channel of a training sequence, the same at all its
             steps; stands for other microphones, rooms and days. Not with ``next_step``.
+        crop: largest share of a training sequence that is cut off: each time another part of at least ``1 - crop`` of it
+            is learned from. For one target a sequence.
         patience: stop after this many epochs without a better validation loss.
         refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
     """
@@ -60,6 +62,7 @@ class TrainJobConfig(JobConfig):
     class_weights: str = "none"
     noise: float = 0.0
     offset: float = 0.3
+    crop: float = 0.0
     patience: int = 20
     refit: bool = True
 
@@ -74,6 +77,7 @@ class TrainJobConfig(JobConfig):
         fields.choice("class_weights", CLASS_WEIGHTS)
         fields.number("noise", 0, 100)
         fields.number("offset", 0, 100)
+        fields.number("crop", 0, 1, open_high=True)
         fields.integer("patience", 1, 1 << 20)
         fields.flag("refit")
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from app.data.sequences import SequenceData
     from cfg.data import DataConfig
 
-__all__ = ["SOURCES", "load_data"]
+__all__ = ["SOURCES", "load_data", "read_source"]
 
 SOURCES = {"japanese_vowels": "app.data.japanese_vowels", "ts": "app.data.ts_files",
            "synthetic": "app.data.synthetic", "table": "app.data.table", "text": "app.data.text"}
@@ -31,4 +31,14 @@ def load_data(config: "DataConfig") -> "SequenceData":
         raise data_error("app", "data.name", f"must be one of {', '.join(SOURCES)}", config.name, hint)
     from app.data.check import checked
 
-    return checked(import_module(SOURCES[config.name]).load(config), config)
+    return checked(read_source(config), config)
+
+
+def read_source(config: "DataConfig") -> "SequenceData":
+    """What the source of ``config.name`` reads, on the scale that the config asks for; without `load_data`'s checks."""
+    data = import_module(SOURCES[config.name]).load(config)
+    if not config.own_scale:
+        return data
+    from app.data.own_scale import with_own_scale
+
+    return with_own_scale(data)

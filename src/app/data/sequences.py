@@ -5,8 +5,6 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
-from app.data.views import Views
-
 __all__ = ["IGNORE", "Sample", "SequenceData", "SequenceSet"]
 
 #: The class of a step that has none: no loss, no part in any figure. For values, NaN says the same.
@@ -30,7 +28,8 @@ class SequenceSet:
     """Sequences of any length, each with its target.
 
     Attributes:
-        sequences: N tensors ``[T_i, D]`` float32, or ``[T_i]`` of integer token ids.
+        sequences: N tensors ``[T_i, D]`` float32, or ``[T_i]`` of integer token ids; a list, or made when they are
+            asked for (`app.data.views.Views`, `app.data.own_scale.OwnScale`).
         targets: one a sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one a step: N
             tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
         groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split.
@@ -58,9 +57,8 @@ class SequenceSet:
     @property
     def lengths(self) -> List[int]:
         """Steps of each sequence."""
-        if isinstance(self.sequences, Views):
-            return self.sequences.lengths
-        return [len(sequence) for sequence in self.sequences]
+        known = getattr(self.sequences, "lengths", None)
+        return [len(sequence) for sequence in self.sequences] if known is None else known
 
     @property
     def tokens(self) -> int:
@@ -69,7 +67,7 @@ class SequenceSet:
 
 
 def _select(parts: Sequence[Tensor], indices: List[int]) -> Sequence[Tensor]:
-    return parts.select(indices) if isinstance(parts, Views) else [parts[i] for i in indices]
+    return parts.select(indices) if hasattr(parts, "select") else [parts[i] for i in indices]
 
 
 @dataclass

@@ -110,6 +110,11 @@ def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
         wanted = "causal" if key == "direction" else "false"
         raise config_error(f"encoder.{key}", f"must be {wanted} with job.objective=next_step", getattr(encoder, key),
                            "an encoder that has seen the next step need not predict it")
+    if task.shifts and config.data.own_scale:
+        raise config_error("data.own_scale", "must be false with job.objective=next_step", True,
+                           "the scale of a whole sequence tells of the steps that are to be predicted")
+    if task.per_step and config.job.crop:
+        raise config_error("job.crop", "must be 0 where each step has a target", config.job.crop)
     if task.per_step and encoder.stem != "none":
         raise config_error("encoder.stem", "must be none where each step has a target", encoder.stem,
                            "a stem makes one step of several")

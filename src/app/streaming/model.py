@@ -122,6 +122,9 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
         raise RunError(f"run={str(folder)!r} must hold an encoder that can be fed in pieces; got {config.needs_end}: "
                        "it has to know the end of a sequence, which a stream does not have; train a run without, e.g. "
                        "with encoder.direction=causal")
+    if (folder / "config.yaml").exists() and trained.config.data.own_scale:
+        raise RunError(f"run={str(folder)!r} must hold a run that can be fed in pieces; got data.own_scale=true: the "
+                       "scale of a sequence is known at its end; train a run with data.own_scale=false")
     if config.vocab_size is not None:
         raise RunError(f"run={str(folder)!r} must hold an encoder of real-valued features; got "
                        f"encoder.vocab_size={config.vocab_size}")

@@ -11,6 +11,7 @@ from app.data.batches import Batch
 from app.tasks.mean import WeightedMean
 from app.tasks.scores import Scores
 from app.tasks.task import Task
+from app.training.crop import crop
 from app.training.optim import cosine_with_warmup, parameter_groups
 from cfg.job import TrainJobConfig
 
@@ -26,7 +27,7 @@ class Learner(lightning.LightningModule):
     Args:
         encoder: an encoder as `encoders.build_encoder` makes it.
         task: the head and its loss.
-        config: learning rate and its schedule, weight decay, label smoothing, noise and shifts.
+        config: learning rate and its schedule, weight decay, label smoothing, parts, noise and shifts.
         class_weight: ``[classes]``, how much an example of each class counts in training; None for all the same.
     """
 
@@ -48,6 +49,8 @@ class Learner(lightning.LightningModule):
         return self.task(batch.encode(self.encoder))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        if self.config.crop:
+            batch = crop(batch, self.config.crop)
         outputs = self(batch._replace(x=self._augment(batch)))
         loss, weight = self.task.loss(outputs, batch.targets, self.config.label_smoothing, self.class_weight)
         self.train_loss.update(loss.detach(), weight)

@@ -1,0 +1,94 @@
+"""Random parts of training sequences, and sequences on a scale of their own."""
+
+import math
+
+import pytest
+import torch
+
+from app.data.batches import collate, pack
+from app.data.own_scale import OwnScale, own_scale, with_own_scale
+from app.data.sequences import Sample, SequenceData, SequenceSet
+from app.training.crop import crop
+from app_runs import QUICK, compose_app
+from cfg.validation import ConfigError
+from myfla.testing import cases, raises
+
+
+def batch_of(lengths, form):
+    """Channel 0 tells the sequence, channel 1 the step."""
+    samples = [Sample(torch.stack([torch.full((n,), float(i)), torch.arange(float(n))], 1), torch.tensor(i))
+               for i, n in enumerate(lengths)]
+    return form(samples)
+
+
+def parts_of(batch):
+    if batch.cu_seqlens is None:
+        return [x[:n] for x, n in zip(batch.x, batch.lengths.tolist())]
+    assert batch.cu_seqlens.diff().tolist() == batch.lengths.tolist()
+    return list(batch.x[0].split(batch.lengths.tolist()))
+
+
+@cases(form=[collate, pack], share=[0.0, 0.25, 0.9])
+def test_a_crop_is_a_contiguous_part_of_the_same_sequence(form, share):
+    lengths = [100, 40, 17, 16, 3, 1]
+    for _ in range(30):
+        cut = crop(batch_of(lengths, form), share)
+        assert cut.targets.tolist() == list(range(6)) and int(cut.lengths.max()) == max(len(p) for p in parts_of(cut))
+        for i, (part, n) in enumerate(zip(parts_of(cut), lengths)):
+            assert min(n, max(16, math.ceil(n * (1 - share)))) <= len(part) <= n
+            assert (part[:, 0] == i).all() and (part[:, 1].diff() == 1).all()
+            assert 0 <= part[0, 1] and part[-1, 1] < n
+
+
+def test_every_place_and_length_comes_up():
+    seen = {(len(p), int(p[0, 1])) for _ in range(600) for p in parts_of(crop(batch_of([20], collate), 0.2))}
+    assert seen == {(n, start) for n in range(16, 21) for start in range(21 - n)}
+
+
+def test_own_scale_is_invariant_to_scale_and_offset_but_remembers_the_scale():
+    x = torch.randn(50, 2)
+    a, b = own_scale(x), own_scale(1000 * x + 7)
+    assert torch.allclose(a[:, :2], b[:, :2], atol=1e-4) and torch.allclose(b[:, 2:] - a[:, 2:], torch.ones(50, 2))
+    assert torch.allclose(a[:, :2].mean(0), torch.zeros(2), atol=1e-6)
+
+
+def test_own_scale_leaves_missing_values_missing_and_constant_channels_finite():
+    x = torch.tensor([[1.0, 5.0], [float("nan"), 5.0], [3.0, 5.0]])
+    scaled = own_scale(x)
+    assert scaled[:, 0].isnan().tolist() == [False, True, False] and scaled[0, 0] == -1
+    assert scaled[:, 1].tolist() == [0, 0, 0] and torch.allclose(scaled[:, 3], torch.full((3,), -2.0))
+
+
+def test_data_on_their_own_scale_are_made_when_asked_for():
+    part = SequenceSet([torch.randn(n, 3) for n in (4, 2, 5)], torch.tensor([0, 1, 0]))
+    data = with_own_scale(SequenceData(part, part, ["a", "b"], input_size=3))
+    assert data.input_size == 6 and isinstance(data.train.sequences, OwnScale) and data.test.lengths == [4, 2, 5]
+    chosen = data.train.subset([2, 0])
+    assert chosen.lengths == [5, 4] and torch.equal(chosen[0].x, own_scale(part.sequences[2]))
+    tokens = SequenceData(part, part, ["a", "b"], vocab_size=3)
+    assert with_own_scale(tokens) is tokens
+
+
+@cases(case=[
+    (["data=parity", "encoder.direction=causal", "job.crop=0.5"],
+     "job.crop must be 0 where each step has a target; got 0.5"),
+    (["data.own_scale=true", "job.objective=next_step", "encoder.direction=causal"],
+     "data.own_scale must be false with job.objective=next_step"),
+])
+def test_settings_that_do_not_fit_are_refused_by_name(tmp_path, case):
+    from app.jobs import run_job
+
+    overrides, message = case
+    with raises(ConfigError, message):
+        run_job(compose_app([*QUICK, *overrides]), tmp_path)
+
+
+def test_a_run_on_its_own_scale_trains_and_is_read_again_but_cannot_stream(tmp_path):
+    from app.errors import RunError
+    from app.jobs import run_job
+    from app.streaming.model import load_model
+
+    settings = [*QUICK, "data.own_scale=true", "job.crop=0.5", "encoder.direction=causal", "trainer.progress=false"]
+    run_job(compose_app(settings), tmp_path)
+    with pytest.raises(RunError, match="got data.own_scale=true: the scale of a sequence is known at its end"):
+        load_model(tmp_path, "embedding")
