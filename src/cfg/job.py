@@ -47,8 +47,8 @@ class TrainJobConfig(JobConfig):
         noise: standard deviation of the Gaussian noise on every training value, in units of the (standardised) input.
         offset: standard deviation of the random shift of every channel of a training sequence, the same at all its
             steps; stands for other microphones, rooms and days. Not with ``next_step``.
-        crop: largest share of a training sequence that is cut off: each time another part of at least ``1 - crop`` of it
-            is learned from. For one target a sequence.
+        crop: largest share of a training sequence that is cut off: each time another part of at least ``1 - crop`` of
+            it is learned from. For one target a sequence.
         patience: stop after this many epochs without a better validation loss.
         refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
     """
