@@ -2,6 +2,7 @@
 # make test       install and run the tests
 # make test-slow  the tests that take minutes
 # make lint       style
+# make test-mutants  change one line at a time in a copy: the tests must notice each
 # make surface    write the list of public names anew, after a change to them
 # make clean      remove the virtual environment and what runs and builds left
 #
@@ -17,7 +18,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow lint surface clean
+.PHONY: help demo test test-slow lint surface test-mutants clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,9 @@ test-slow: $(VENV)/.test
 
 lint: $(VENV)/.lint
 	$(BIN)/python -m ruff check .
+
+test-mutants: $(VENV)/.test
+	$(BIN)/python tools/mutants.py $(ARGS)
 
 surface: $(VENV)/.test
 	$(BIN)/python tests/support/surface.py

@@ -1,0 +1,194 @@
+"""Do the tests bite? Change one line of a copy of the tree at a time; the tests named beside it must fail.
+
+    python tools/mutants.py            all (make test-mutants)
+    python tools/mutants.py gate       only those whose name contains a word
+    python tools/mutants.py --check    only see that every line to change is there, once
+
+A row whose text is no longer in its file is an error: then the row has to be written anew.
+"""
+# ruff: noqa: E501  (a row is read best on one line)
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import List, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = ("libs", "src", "tests", "conf", "pyproject.toml")
+
+
+class Mutant(NamedTuple):
+    """One change, and the tests that must notice it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+OPS = "libs/myfla/ops/"
+GDN, DPLR, RWKV = OPS + "gated_delta_rule/", OPS + "generalized_delta_rule/dplr/", OPS + "rwkv7/"
+LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myfla/models/"
+RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
+DPLR_RULE, RWKV_LAYER, RWKV_OPS = (f"tests/myfla/test_{name}.py" for name in ("dplr", "rwkv7_layer", "rwkv7_ops"))
+NORMS, SHIFT = "tests/myfla/test_norms.py", "tests/myfla/test_token_shift.py"
+CACHE, BATCH = "tests/myfla/test_cache.py tests/myfla/test_cache_sessions.py", "tests/encoders/test_batch.py"
+POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/test_layer_utils.py"
+
+MUTANTS: List[Mutant] = [
+    # the specification
+    Mutant("naive: no decay", GDN + "naive.py", "state = state * g[:, t, :, None, None].exp()", "state = state * 1.0", RULE),
+    Mutant("naive: sign of the error", GDN + "naive.py", "error = v[:, t] - torch", "error = v[:, t] + torch", RULE),
+    Mutant("naive chunk: diagonal solved too", GDN + "naive.py", "transpose(-1, -2))).tril(-1)",
+           "transpose(-1, -2))).tril(-2)", RULE),
+    Mutant("naive chunk: decay to the end", GDN + "naive.py", "(kc * (last - c).exp()", "(kc * (last - 2 * c).exp()", RULE),
+    # the gate
+    Mutant("gate: growth for decay", GDN + "gate.py", "decay = -A_log", "decay = A_log", RULE + " " + LAYER),
+    Mutant("gate: no softplus", GDN + "gate.py", "* F.softplus(x)\n    return", "* x\n    return", RULE),
+    Mutant("gate: bias subtracted", GDN + "gate.py", "g.to(dtype) + dt_bias.to(dtype)\n    decay",
+           "g.to(dtype) - dt_bias.to(dtype)\n    decay", RULE),
+    Mutant("gate: beta's factor 2 forgotten", GDN + "gate.py", "return strength * 2 if", "return strength * 1 if", LAYER),
+    Mutant("gate backward: sign of A_log", GDN + "gate.py", "dA_log = (dyg * rate", "dA_log = (dyg * -rate", RULE),
+    # the chunk form
+    Mutant("chunk: decay not summed", GDN + "chunk_decay.py", "clamp_(min=FLOOR).cumsum_(1)", "clamp_(min=FLOOR)", RULE),
+    Mutant("chunk: fall for rise", GDN + "chunk_decay.py", "sums[:, -1:] - sums", "sums - sums[:, :1]", RULE),
+    Mutant("chunk: scale forgotten", GDN + "chunk_decay.py", "torch.cat([rise * scale, rise], 1)",
+           "torch.cat([rise, rise], 1)", RULE),
+    Mutant("chunk scan: transition transposed", GDN + "chunk_scan.py", "state.mul_(whole).baddbmm_(handed, error)",
+           "state.baddbmm_(handed, error)", RULE),
+    Mutant("chunk scan: sign of what was foreseen", GDN + "chunk_scan.py", "value.sub_(foreseen)", "value.add_(foreseen)",
+           RULE),
+    Mutant("chunk scan back: decay dropped", GDN + "chunk_scan.py", "gradient.mul_(whole).baddbmm_(meets, dout)",
+           "gradient.baddbmm_(meets, dout)", RULE),
+    Mutant("chunk backward: sum over the past", GDN + "chunk_bwd.py", "flow.flip(1).cumsum(1).flip(1)", "flow.cumsum(1)",
+           RULE),
+    Mutant("chunk backward: last token's flow", GDN + "chunk_bwd.py", "flow[:, -1] += handed_on", "flow[:, -1] -= handed_on",
+           RULE),
+    Mutant("chunk backward: dbeta without itself", GDN + "chunk_bwd.py", "dbeta = wrote.add_(itself)", "dbeta = wrote", RULE),
+    Mutant("chunk backward: flow's sign", GDN + "chunk_bwd.py", "addcmul_(wrote, strength, value=-1)",
+           "addcmul_(wrote, strength, value=1)", RULE),
+    Mutant("chunk backward: pairs not transposed", GDN + "chunk_bwd.py", "baddbmm_(pairs.transpose(1, 2), both)",
+           "baddbmm_(pairs.transpose(1, 2).flip(1), both)", RULE),
+    # the recurrent form
+    Mutant("recurrent: q and k swapped", GDN + "recurrence.py", "torch.stack((_wide(token.k, dtype), _wide(token.q, dtype))",
+           "torch.stack((_wide(token.q, dtype), _wide(token.k, dtype))", RULE),
+    Mutant("recurrent: heads grouped otherwise", GDN + "recurrence.py",
+           "read.repeat_interleave(heads // read.shape[1], dim=1)", "read.repeat(1, heads // read.shape[1], 1, 1)", RULE),
+    Mutant("recurrent: no decay", GDN + "recurrence.py", "_wide(x, dtype).view(shape).exp()",
+           "torch.ones_like(_wide(x, dtype).view(shape))", RULE),
+    # the other family
+    Mutant("dplr: sign of the inverse", DPLR + "chunk_fwd.py", "torch.neg(f.products[:, :chunk, :chunk]",
+           "torch.abs(f.products[:, :chunk, :chunk]", DPLR_RULE),
+    Mutant("dplr recurrent: read after decay", DPLR + "recurrence.py", "(a, q * decay)", "(a * decay, q * decay)", DPLR_RULE),
+    Mutant("dplr recurrent: own share forgotten", DPLR + "recurrence.py", "+ own[:, 1] * values[:, 1]", "", DPLR_RULE),
+    Mutant("dplr backward: hand not counted", DPLR + "chunk_bwd.py", "dv.baddbmm_(f.hand[:, chunk:], dstates)", "dv",
+           DPLR_RULE),
+    Mutant("dplr backward: left not counted", DPLR + "chunk_bwd.py", "dleft.baddbmm_(dpairs, f.right)",
+           "dleft.baddbmm_(dpairs, f.right, alpha=-1)", DPLR_RULE),
+    # RWKV-7's gates and layer
+    Mutant("rwkv7: key update's minus one", RWKV + "key_gates.py", "key = wide * (1 + (rate - 1)", "key = wide * (1 + (rate)",
+           RWKV_OPS),
+    Mutant("rwkv7: values mixed the other way", RWKV + "value_residual.py", "wide, share = v.to(dtype), torch.sigmoid(",
+           "wide, share = v.to(dtype), 1 - torch.sigmoid(", RWKV_OPS),
+    Mutant("rwkv7: first values of a later layer", LAYERS + "rwkv7.py", "if self.layer_idx != 0 and v_first is not None:",
+           "if self.layer_idx == 0 and v_first is not None:", RWKV_LAYER),
+    Mutant("rwkv7: r and k mixtures swapped", LAYERS + "rwkv7.py", "x, delta, self.x_r, self.x_w, self.x_k",
+           "x, delta, self.x_k, self.x_w, self.x_r", RWKV_LAYER),
+    # the layer
+    Mutant("layer: q and k swapped", LAYERS + "gated_deltanet.py", "        q, k, v = parts\n", "        k, q, v = parts\n",
+           LAYER),
+    Mutant("layer: queries and keys not normalised", LAYERS + "gated_deltanet.py", "use_qk_l2norm_in_kernel=True",
+           "use_qk_l2norm_in_kernel=False", LAYER),
+    Mutant("layer: threshold of the forms", LAYERS + "gated_deltanet.py", "q_len > 64 and", "q_len > 640 and", LAYER),
+    Mutant("layer: gradients take the recurrent form", LAYERS + "gated_deltanet.py",
+           "if torch.is_grad_enabled() or self.training:", "if self.training:", LAYER),
+    # masks, packing, caches
+    Mutant("mask: shifted by one", LAYERS + "layer_inputs.py", "attention_mask[:, attention_mask.shape[1] - q_len :]",
+           "attention_mask.roll(1, 1)[:, attention_mask.shape[1] - q_len :]", LAYER),
+    Mutant("mask: last columns not taken", LAYERS + "utils.py", "attention_mask = attention_mask[:, total - q_len :]",
+           "attention_mask = attention_mask[:, :q_len]", MASKS),
+    Mutant("padding: rows and columns", LAYERS + "utils.py", "rows.view(batch_size, seq_len, *rows.shape[1:])",
+           "rows.view(seq_len, batch_size, *rows.shape[1:]).transpose(0, 1)", MASKS),
+    Mutant("cache: state not transposed for fla", MODELS + "cache_layout.py", "tensor.transpose(-1, -2).contiguous()",
+           "tensor.contiguous()", CACHE),
+    Mutant("cache: tokens counted twice", MODELS + "cache_layer.py", "self._seen_tokens += offset",
+           "self._seen_tokens += 2 * offset", CACHE),
+    Mutant("cache: pads not counted", MODELS + "cache_layer.py", "skipped = offset - self._checked(lengths)",
+           "skipped = offset - 0 * self._checked(lengths)", CACHE),
+    Mutant("cache: real lengths", MODELS + "cache_layer.py", "return self._seen_tokens - self._pads",
+           "return self._seen_tokens + self._pads", CACHE),
+    # modules and encoders
+    Mutant("norm: not centred", MODULES + "norm_core.py", "rows = rows - rows.mean(-1, keepdim=True)", "rows = rows", NORMS
+           + " tests/export/test_plain.py tests/myfla/test_norm_modules.py"),
+    Mutant("norm backward: share's sign", MODULES + "norm_core.py", "dh.addcmul_(unit, share, value=-1 / dh.shape[-1])",
+           "dh.addcmul_(unit, share, value=1 / dh.shape[-1])", NORMS),
+    Mutant("norm: groups ignored by the gate", MODULES + "norm_core.py", "dnorm = dy * gate", "dnorm = dy", NORMS),
+    Mutant("shift: next for previous", MODULES + "token_shift.py",
+           "torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1) - x",
+           "torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), dim=1) - x", SHIFT),
+    Mutant("batch: one token too many", "src/encoders/batch.py", "device=x.device) < counts[:, None]",
+           "device=x.device) <= counts[:, None]", BATCH),
+    Mutant("pooling: mean by one more", "src/encoders/pooling.py", "layout.lengths.clamp(min=1)[:, None]",
+           "(layout.lengths + 1)[:, None]", POOLING),
+]  # fmt: skip
+
+
+def check(rows: List[Mutant]) -> List[str]:
+    """What is wrong with the rows themselves."""
+    wrong = []
+    for row in rows:
+        found = (ROOT / row.file).read_text(encoding="utf-8").count(row.old)
+        if found != 1:
+            wrong.append(f"{row.name}: its text is {found} times in {row.file}, not once")
+        missing = [test for test in row.tests.split() if not (ROOT / test).is_file()]
+        if missing:
+            wrong.append(f"{row.name}: no such test file: {', '.join(missing)}")
+    return wrong
+
+
+def survives(row: Mutant, copy: Path) -> bool:
+    """Whether the tests pass with that change."""
+    path = copy / row.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace(row.old, row.new, 1), encoding="utf-8")
+    try:
+        command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *row.tests.split()]
+        done = subprocess.run(command, cwd=str(copy), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{row.name}: pytest itself failed:\n{done.stdout.decode()[-2000:]}")
+    return done.returncode == 0
+
+
+def main() -> None:
+    """Exit with 1 if a row is out of date, or a mutant survives."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    rows = [row for row in MUTANTS if not words or any(word in row.name for word in words)]
+    wrong = check(rows)
+    if wrong or "--check" in sys.argv or not rows:
+        print("\n".join(wrong) or f"{len(rows)} mutants, every line is there")
+        sys.exit(1 if wrong or not rows else 0)
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        copy.mkdir()
+        for name in TREE:
+            source, target = ROOT / name, copy / name
+            if source.is_dir():
+                shutil.copytree(str(source), str(target), ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(str(source), str(target))
+        for row in rows:
+            alive = survives(row, copy)
+            survivors += [row.name] if alive else []
+            print(f"{'SURVIVES' if alive else 'killed':8} {row.name}", flush=True)
+    print(f"{len(rows)} mutants, {len(rows) - len(survivors)} killed, {len(survivors)} survive")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
