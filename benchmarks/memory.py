@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -23,24 +24,33 @@ FIXED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0
 def peaks(spec: Dict[str, Any], timeout: float) -> Tuple[List[float], str]:
     """Bytes for as many of ``spec["shapes"]`` as could be run, and why not all of them ("" if all).
 
+    Each shape has a process of its own, so that buffers that one call leaves for the next count for both.
+
     Args:
         spec: ``op``, ``side``, ``work``, ``dtype``, ``threads`` and ``shapes``, a list of ``[B, T, H, K]``.
         timeout: seconds for all shapes together.
     """
+    end = time.monotonic() + timeout
+    found: List[float] = []
+    for shape in spec["shapes"]:
+        peak, reason = _peak({**spec, "shapes": [shape]}, max(0.0, end - time.monotonic()))
+        if reason:
+            return found, f"over {timeout:.0f} s" if reason == "late" else reason
+        found.append(peak)
+    return found, ""
+
+
+def _peak(spec: Dict[str, Any], timeout: float) -> Tuple[float, str]:
     environment = {**os.environ, **FIXED_MALLOC}
     command = [sys.executable, "-m", "benchmarks.memory", json.dumps(spec)]
-    child = subprocess.Popen(
-        command, cwd=str(ROOT), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
-    )
     try:
-        output, errors = child.communicate(timeout=timeout)
-        reason = "" if child.returncode == 0 else (errors.strip().splitlines() or [f"exit {child.returncode}"])[-1]
+        done = subprocess.run(command, cwd=str(ROOT), env=environment, timeout=timeout, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True)
     except subprocess.TimeoutExpired:
-        child.kill()
-        output, _ = child.communicate()
-        reason = f"over {timeout:.0f} s"
-    found = [json.loads(line)["peak"] for line in output.splitlines() if line.startswith("{")]
-    return found, reason if len(found) < len(spec["shapes"]) else ""
+        return 0.0, "late"
+    if done.returncode:
+        return 0.0, (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    return json.loads(done.stdout.splitlines()[-1])["peak"], ""
 
 
 def _status(field: str) -> float:
