@@ -1,4 +1,4 @@
-"""``python -m benchmarks [ops decode layer varlen scaling startup hf]``: see ``--help``."""
+"""``python -m benchmarks [ops decode layer varlen packing scaling startup hf]``: see ``--help``."""
 
 import argparse
 import json

@@ -30,7 +30,7 @@ def _bench(folder, *arguments, first=()):
 
 
 def test_a_quick_run_prints_a_table_and_writes_json(tmp_path):
-    done = _bench(tmp_path, "ops", "decode", "layer", "varlen", "--quick", "--no-memory")
+    done = _bench(tmp_path, "ops", "decode", "layer", "varlen", "packing", "--quick", "--no-memory")
     assert done.returncode == 0, done.stderr
     for part in ("==== ops ====", "gated delta rule | 1 x 40 x 2 x 16 | float32 | forward | 1 thread"):
         assert part in done.stdout, done.stdout
