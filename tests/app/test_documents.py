@@ -18,6 +18,20 @@ def test_python_examples_of_the_readme_run(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_python_examples_of_the_guides_run(page, tmp_path):
+    """All blocks of a page, one after another."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks, page
+    paths = f"import sys; sys.path[:0] = [{str(ROOT / 'src')!r}, {str(ROOT / 'libs')!r}]\n"
+    (tmp_path / "page.py").write_text(paths + "\n".join(blocks), encoding="utf-8")
+    done = run_python(tmp_path, "page.py")
+    assert done.returncode == 0, done.stderr
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (ROOT / "docs" / link).exists(), link
+
+
 def test_the_three_lines_of_a_host_program_are_three():
     block = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     lines = [line for line in block.splitlines() if line.strip() and not line.startswith(("import", "from", "x ="))]
