@@ -1,7 +1,8 @@
 # make demo       train a GatedDeltaNet encoder on real speech data and show the result
 # make test       install and run the tests
 # make test-slow  the tests that take minutes
-# make lint       style
+# make lint       style, and the types of the configs
+# make test-matrix   every supported pair of Python and torch that this machine has
 # make test-mutants  change one line at a time in a copy: the tests must notice each
 # make surface    write the list of public names anew, after a change to them
 # make clean      remove the virtual environment and what runs and builds left
@@ -18,7 +19,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow lint surface test-mutants clean
+.PHONY: help demo test test-slow lint surface test-mutants test-matrix clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +36,10 @@ test-slow: $(VENV)/.test
 
 lint: $(VENV)/.lint
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+test-matrix:
+	LANES="py38 py38app lowest highest" bash .ci/run
 
 test-mutants: $(VENV)/.test
 	$(BIN)/python tools/mutants.py $(ARGS)

@@ -235,7 +235,9 @@ class RWKV7EncoderConfig(EncoderConfig):
             raise fields.error("head_dim", f"must divide {size}", self.head_dim, "or null, to choose one that does")
         if self.num_heads is not None and self.hidden_size % self.num_heads:
             raise fields.error("num_heads", f"must divide {size}", self.num_heads, "or null, to choose one that does")
-        if None not in (self.num_heads, self.head_dim) and self.num_heads * self.head_dim != self.hidden_size:
+        if self.num_heads is None or self.head_dim is None:
+            return
+        if self.num_heads * self.head_dim != self.hidden_size:
             raise fields.error("num_heads", f"must make {size} with encoder.head_dim={self.head_dim}",
                                self.num_heads, f"use {self.hidden_size // self.head_dim} or null")
 

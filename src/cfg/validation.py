@@ -83,7 +83,7 @@ class Fields:
         value = getattr(self.owner, name)
         if value is None and optional:
             return None
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
             raise self.error(name, f"must be an integer from {low} to {high}{' or null' if optional else ''}", value)
         return self._store(name, int(value))
 
