@@ -49,7 +49,7 @@ class Row:
     note: str = ""
 
     def to_json(self) -> Dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        return {name: value for name, value in asdict(self).items() if name == "dtype" or value not in (None, "")}
 
     @property
     def case(self) -> tuple:
