@@ -33,8 +33,7 @@ class StreamJobConfig(JobConfig):
         memory_mb: memory for the states of sessions; beyond it the longest idle ones go to disk.
         commit_seconds: under load, rows are acknowledged together this often; without load, at once.
         snapshot_seconds: how often the states themselves are written; a restart repeats what came after.
-        threads: threads of torch; null leaves torch's choice. One is nearly as fast as two, and does not wait for a
-            core that another program has.
+        threads: threads of torch; null leaves torch's choice. One never waits for a core that another program has.
         device: where the encoder runs, e.g. ``cpu`` or ``cuda``.
 
     Raises:
