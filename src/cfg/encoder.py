@@ -28,6 +28,8 @@ class EncoderConfig:
         name: the strategy to build, as the factory knows it.
         input_size: channels of real-valued input ``[B, T, input_size]``; null until it is known from the data.
         vocab_size: for input of token ids ``[B, T]`` instead; exactly one of the two is set when the encoder is built.
+        embedding_std: standard deviation of the token vectors at the start. With small ones (0.02) a model learns sooner
+            to look things up, with large ones (1) to keep track of a state.
         hidden_size: width of the stack and of the embedding.
         num_layers: residual blocks (per block, a bidirectional encoder has two mixers and two MLPs).
         direction: ``causal`` (can be fed in pieces) or ``bidirectional``.
@@ -57,6 +59,7 @@ class EncoderConfig:
     name: str = "???"
     input_size: Optional[int] = None
     vocab_size: Optional[int] = None
+    embedding_std: float = 1.0
     hidden_size: int = 64
     num_layers: int = 2
     direction: str = "causal"
@@ -86,6 +89,7 @@ class EncoderConfig:
         if self.input_size is not None and self.vocab_size is not None:
             raise fields.error("vocab_size", f"must be null when encoder.input_size={self.input_size} is set",
                                self.vocab_size, "an encoder reads features or token ids, not both")
+        fields.number("embedding_std", 0, 1000, open_low=True)
         fields.integer("hidden_size", 1, 1 << 16)
         fields.integer("num_layers", 1, 1024)
         fields.choice("direction", DIRECTIONS)

@@ -1,7 +1,7 @@
 """Job configs: what a run does."""
 
 from dataclasses import dataclass
-from typing import Dict, Type
+from typing import Dict, Optional, Type
 
 from cfg.validation import Fields
 
@@ -50,6 +50,9 @@ class TrainJobConfig(JobConfig):
         crop: largest share of a training sequence that is cut off: each time another part of at least ``1 - crop`` of
             it is learned from. For one target a sequence.
         patience: stop after this many epochs without a better validation loss.
+        test_pieces: steps; the test sequences are fed in pieces of so many, as a stream is, each beginning in the state
+            in which the one before ended; null: whole.
+        test_carry: false lets each piece begin from nothing: the encoder then sees no further than one piece.
         refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
     """
 
@@ -64,6 +67,8 @@ class TrainJobConfig(JobConfig):
     offset: float = 0.3
     crop: float = 0.0
     patience: int = 20
+    test_pieces: Optional[int] = None
+    test_carry: bool = True
     refit: bool = True
 
     def validate(self) -> None:
@@ -79,6 +84,8 @@ class TrainJobConfig(JobConfig):
         fields.number("offset", 0, 100)
         fields.number("crop", 0, 1, open_high=True)
         fields.integer("patience", 1, 1 << 20)
+        fields.integer("test_pieces", 1, 1 << 30, optional=True)
+        fields.flag("test_carry")
         fields.flag("refit")
 
 

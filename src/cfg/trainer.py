@@ -19,6 +19,7 @@ class TrainerConfig:
     Args:
         name: label of the preset.
         max_epochs: length of the schedule; early stopping may end before.
+        limit_batches: most batches of an epoch, for a trial; null for all.
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.
         devices: how many of them, on each machine.
@@ -34,6 +35,7 @@ class TrainerConfig:
 
     name: str = "cpu"
     max_epochs: int = 20
+    limit_batches: Optional[int] = None
     gradient_clip_val: Optional[float] = 1.0
     accelerator: str = "cpu"
     devices: int = 1
@@ -47,6 +49,7 @@ class TrainerConfig:
         fields = Fields(self, "trainer")
         fields.text("name")
         fields.integer("max_epochs", 1, 1 << 20)
+        fields.integer("limit_batches", 1, 1 << 30, optional=True)
         if self.gradient_clip_val is not None:
             fields.number("gradient_clip_val", 0, 1e9, open_low=True)
         fields.choice("accelerator", ACCELERATORS)

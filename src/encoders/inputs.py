@@ -24,7 +24,10 @@ def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) ->
         ValueError: neither size is set (a config refuses both).
     """
     if config.vocab_size is not None:
-        return nn.Embedding(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+        made = nn.Embedding(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+        if config.embedding_std != 1.0 and not made.weight.is_meta:
+            nn.init.normal_(made.weight, std=config.embedding_std)
+        return made
     if config.input_size is None:
         raise value_error("build_encoder", "encoder.input_size", "must be set, or encoder.vocab_size", None,
                           "input_size is the number of channels of x")

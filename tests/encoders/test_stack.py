@@ -54,6 +54,13 @@ def test_token_ids_are_embedded():
     assert torch.equal(encoder(ids.int(), lengths=[3, 1]).hidden, out.hidden)
 
 
+def test_token_vectors_start_as_large_as_asked():
+    torch.manual_seed(0)
+    usual = tiny(vocab_size=500, hidden_size=16).input.weight
+    small = tiny(vocab_size=500, hidden_size=16, embedding_std=0.02).input.weight
+    assert 0.98 < float(usual.detach().std()) < 1.02 and 0.0196 < float(small.detach().std()) < 0.0204
+
+
 def test_a_carry_goes_down_the_stack_and_starts_afresh_in_each_direction_and_call():
     encoder, x = tiny(direction="bidirectional", num_layers=3), torch.randn(1, 4, 3, dtype=torch.float64)
     for _ in range(2):

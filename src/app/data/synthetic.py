@@ -95,10 +95,10 @@ def _memory(config: SyntheticDataConfig, count: int, length: int, generator: Gen
     x[:, 0] = first
     if train:
         kind = torch.rand(count, length, generator=generator)
-        kind[:, 0] = 1.0
+        kind[:, 0] = 0.5
         sets = torch.randint(symbols, (count, length), generator=generator)
-        x = torch.where(kind < 0.1, sets, x)
-        x = torch.where((kind >= 0.1) & (kind < 0.2), torch.full_like(x, read), x)
+        x = torch.where(kind < 2.5 / length, sets, x)  # long stretches of nothing but noise
+        x = torch.where(kind > 0.9, torch.full_like(x, read), x)
     x[:, -1] = read
     steps = torch.arange(length).expand_as(x)
     last = torch.where(x < symbols, steps, torch.zeros_like(steps)).cummax(1).values

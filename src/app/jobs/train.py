@@ -64,7 +64,8 @@ def run(config: AppConfig, folder: Path) -> float:
         module = _fresh(config, task, parts)
         load_weights(module, config, folder, "refit" if config.job.refit else "fit", sharded=False)
     module.to(_device(config))
-    tests = {name: evaluate(module.encoder, module.task, parts.test_batches(name)) for name in parts.tests}
+    how = (config.job.test_pieces, config.job.test_carry)
+    tests = {name: evaluate(module.encoder, module.task, parts.test_batches(name), *how) for name in parts.tests}
     results: Dict[str, Any] = {
         **{f"{name}_{key}": value for name, test in tests.items() for key, value in test.figures.items()},
         **first.figures,
@@ -115,6 +116,12 @@ def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
                            "the scale of a whole sequence tells of the steps that are to be predicted")
     if task.per_step and config.job.crop:
         raise config_error("job.crop", "must be 0 where each step has a target", config.job.crop)
+    pieces = config.job.test_pieces
+    if pieces and (encoder.direction != "causal" or encoder.state_weaving or encoder.stem != "none"):
+        raise config_error("job.test_pieces", "must be null with an encoder that cannot be fed in pieces", pieces,
+                           "use encoder.direction=causal, without encoder.state_weaving and encoder.stem")
+    if pieces and config.data.packed:
+        raise config_error("job.test_pieces", "must be null with data.packed=true", pieces)
     if task.per_step and encoder.stem != "none":
         raise config_error("encoder.stem", "must be none where each step has a target", encoder.stem,
                            "a stem makes one step of several")

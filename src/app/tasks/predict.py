@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from app.data.batches import Batch
+from app.tasks.pieces import encode_in_pieces
 from app.tasks.scores import Scores
 from app.tasks.task import Task
 
@@ -55,13 +56,15 @@ class Evaluation(NamedTuple):
         return len(self.prediction.lengths) / max(self.seconds, 1e-9)
 
 
-def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch]) -> Evaluation:
+def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch], pieces: Optional[int] = None,
+             carry: bool = True) -> Evaluation:
     """Encode and judge all batches, on this process alone.
 
     Args:
         encoder: left in the mode in which it was, training or not.
         task: on the same device.
         batches: e.g. `app.data.module.SequenceDataModule.test_batches`; they are moved to the encoder's device.
+        pieces, carry: see `app.tasks.pieces.encode_in_pieces`; None feeds sequences whole.
     """
     weight = next(encoder.parameters())
     scores = Scores(task, full=True, together=False).to(weight.device)
@@ -75,7 +78,7 @@ def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch]) -> Evalua
     with torch.inference_mode():
         for batch in batches:
             batch = to_device(batch, weight)
-            out = batch.encode(encoder)
+            out = batch.encode(encoder) if pieces is None else encode_in_pieces(encoder, batch, pieces, carry)
             outputs = task(out)
             scores.update(outputs, batch)
             where = batch.steps() if task.spec.per_step else None

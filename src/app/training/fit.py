@@ -90,7 +90,7 @@ def fit(
         done = Fit(**json.loads(record.read_text(encoding="utf-8")))
         load_weights(module, config, folder, stage)
         return done
-    validate = None if data.validation is not None else 0
+    validate = config.trainer.limit_batches if data.validation is not None else 0
     trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate,
                            logger=make_logger(config, folder, stage))
     start = time.perf_counter()

@@ -9,6 +9,7 @@ LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabr
 WARNINGS = (
     ".*does not have many workers.*",  # a small set in memory: worker processes would only cost
     ".*The number of training batches.*log_every_n_steps.*",  # figures are logged by epoch
+    ".*sync_dist=True.*",  # our figures are over all processes already
     ".*LeafSpec.*deprecated.*",  # between Lightning and torch
     ".*Checkpoint directory .* exists and is not empty.*",
 )

@@ -28,6 +28,7 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
         strategy=_strategy(trainer.strategy),
         precision=trainer.precision,
         max_epochs=trainer.max_epochs,
+        limit_train_batches=trainer.limit_batches,
         gradient_clip_val=trainer.gradient_clip_val,
         deterministic=config.deterministic,
         default_root_dir=folder,
