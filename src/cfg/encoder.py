@@ -28,8 +28,8 @@ class EncoderConfig:
         name: the strategy to build, as the factory knows it.
         input_size: channels of real-valued input ``[B, T, input_size]``; null until it is known from the data.
         vocab_size: for input of token ids ``[B, T]`` instead; exactly one of the two is set when the encoder is built.
-        embedding_std: standard deviation of the token vectors at the start. With small ones (0.02) a model learns sooner
-            to look things up, with large ones (1) to keep track of a state.
+        embedding_std: standard deviation of the token vectors at the start. Small ones (0.02) make a model learn
+            sooner to look things up, large ones (1) to keep track of a state.
         hidden_size: width of the stack and of the embedding.
         num_layers: residual blocks (per block, a bidirectional encoder has two mixers and two MLPs).
         direction: ``causal`` (can be fed in pieces) or ``bidirectional``.
