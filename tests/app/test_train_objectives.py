@@ -11,9 +11,8 @@ from app.data import load_data
 from app.errors import RunError
 from app.jobs.train import run
 from app.trained import load_trained
-from app_runs import ROOT, compose_app
+from app_runs import compose_app
 from cfg.validation import ConfigError
-from myfla.testing import cases
 
 NEXT = "job.objective=next_step"
 
@@ -119,16 +118,3 @@ def test_what_does_not_fit_together_is_refused_before_training(tmp_path, overrid
     with pytest.raises(ConfigError) as caught:
         train(tmp_path / "run", *overrides)
     assert str(caught.value).startswith(reason) and not list((tmp_path / "run").iterdir())
-
-
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-
-
-@cases(name=EXPERIMENTS)
-def test_every_experiment_runs_in_short(tmp_path, name):
-    config = compose_app([f"experiment={name}", "trainer.max_epochs=1", "trainer.limit_batches=2", "job.refit=false",
-                          "trainer.progress=false"])
-    (tmp_path / "run").mkdir()
-    run(config, tmp_path / "run")
-    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert {check.metric for check in config.checks} <= set(results), "a check looks for a figure that is there"
