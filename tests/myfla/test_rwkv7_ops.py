@@ -6,6 +6,7 @@ import truth
 from dplr_cases import make
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
 from myfla.ops.rwkv7 import fused_addcmul as addcmul_module
+from myfla.ops.rwkv7 import key_gates as key_gates_module
 from myfla.ops.rwkv7.channel_mixing import (
     channel_mixing_rwkv7,
     channel_mixing_rwkv7_torch,
@@ -132,6 +133,14 @@ def test_key_gates_equal_their_reference(eps, dtype, block):
         both(lambda *x: key_gates(*x, 4, eps), reference, inputs, 2 * HALF[dtype])
     finally:
         addcmul_module.BLOCK = before
+
+
+@cases(eps=[None, 1e-6])
+def test_key_gates_in_plain_operations_equal_the_fast_ones(eps):
+    """What compilers, exporters and second derivatives see."""
+    inputs = draw(*[(2, 5, 12)] * 3, (12,), (12,), dtype=torch.float64)
+    for plain, fast in zip(key_gates_module._formula(*inputs, 4, eps), key_gates(*inputs, 4, eps)):
+        assert_close(plain, fast, 1e-13)
 
 
 def test_a_key_of_nothing_removes_nothing():
