@@ -89,6 +89,40 @@ def test_pads_as_identity_updates_are_invisible(name, data):
         same((o[row : row + 1, keep[row]], final[row : row + 1]), want, op.exact)
 
 
+@cases(name=list(OPS), garbage=[0.0, float("nan"), float("inf")])
+@quick
+@given(data=st.data())
+def test_gradients_pass_pads_as_if_they_were_not_there(name, garbage, data):
+    op, family = OPS[name], name.split("_")[0]
+    bits = data.draw(st.lists(st.booleans(), min_size=24, max_size=24))
+    keep = torch.tensor(bits, dtype=torch.bool).view(2, 12)
+    found = []
+    for padded in (True, False):
+        torch.manual_seed(0)
+        inputs = {key: t.requires_grad_() for key, t in op.inputs(2, 12, torch.float64).items()}
+        state = op_state(name, 2, torch.float64).requires_grad_()
+        draws = torch.randn(2, 12, *op(inputs)[0].shape[2:], dtype=torch.float64), torch.randn_like(state)
+        total = 0.0
+        if padded:
+            masks = {key: keep.view(2, 12, *[1] * (t.dim() - 2)) for key, t in inputs.items()}
+            spoilt = {key: torch.where(masks[key], t, torch.full_like(t, garbage)) for key, t in inputs.items()}
+            identity = {key: torch.where(masks[key], t, torch.tensor(IDENTITY[family][key], dtype=t.dtype))
+                        for key, t in spoilt.items()}
+            o, final = op(identity, state)
+            total = (o * draws[0])[keep].sum() + (final * draws[1]).sum()
+        else:
+            for row in range(2):
+                mine = {key: t[row : row + 1, keep[row]] for key, t in inputs.items()}
+                o, final = op(mine, state[row : row + 1])
+                total = total + (o[0] * draws[0][row, keep[row]]).sum() + (final[0] * draws[1][row]).sum()
+        leaves = [*inputs.values(), state]
+        grads = torch.autograd.grad(total, leaves, allow_unused=True)
+        found.append([torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves)])
+    for got, want in zip(*found):
+        assert torch.isfinite(got).all()
+        assert float((got - want).abs().max()) <= 1e-10 * max(1.0, float(want.abs().max()))
+
+
 @cases(name=list(OPS), packed=[False, True])
 def test_sessions_in_threads_equal_sessions_alone(name, packed):
     op = OPS[name]
