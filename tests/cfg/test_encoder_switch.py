@@ -63,7 +63,7 @@ def test_every_shared_setting_of_one_composes_for_the_other(pair, direction, poo
     name, other = pair
     shared = dict(direction=direction, pooling=pooling, hidden_size=hidden_size, num_layers=3, mlp_ratio=1.5,
                   dropout=0.25, norm_eps=1e-6, input_size=7, state_weaving=True, stem="conv", stem_stride=4,
-                  stem_kernel=5, pretrained="folder")
+                  stem_kernel=5, pretrained="folder", embedding_std=0.5)
     assert {*shared, "name", "vocab_size"} == set(SHARED)
     with composing() as compose:
         words = [f"encoder.{key}={value}" for key, value in shared.items()]

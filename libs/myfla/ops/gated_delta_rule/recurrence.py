@@ -84,16 +84,21 @@ def recurrence(
         state = v.new_zeros(layout.rows, heads, k.shape[3], v.shape[3], dtype=dtype)
     state = layout.sort(state.to(dtype)).contiguous()
     tokens = layout.split(q, k, v, beta, g, gk, gv)
-    steps = (_prepare(_Token(*token), heads, activation, dtype) for token in tokens)
-    if tracing() or records(q, k, v, beta, g, gk, gv, state, activation.A_log, activation.dt_bias):
-        run, more = _recorded, ()
-    else:
-        run, more = _written, (inplace or state is not given,)
-    outputs, final = run(steps, [rows * heads for rows in layout.active], state.flatten(0, 1), scale, *more)
-    if not outputs:
+    if not layout.active:
         return torch.zeros_like(v), layout.unsort(state)
+    steps = (_prepare(_Token(*token), heads, activation, dtype) for token in tokens)
+    active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
+    # The state that is returned is no view: a compiler would make another graph for each shape of what lies behind one.
+    if tracing() or records(q, k, v, beta, g, gk, gv, state, activation.A_log, activation.dt_bias):
+        outputs, final = _recorded(steps, active, flat, scale)
+        final = final.view(state.shape)
+        final = final.clone() if tracing() else final
+    else:
+        own = inplace or state is not given
+        final = state if own else empty_large(*state.shape, dtype=dtype, device=state.device)
+        outputs = _written(steps, active, flat, final.flatten(0, 1), scale)
     outputs = [x.view(-1, heads, x.shape[1]) for x in outputs]
-    return layout.merge(outputs, v.dtype), layout.unsort(final.view(state.shape))
+    return layout.merge(outputs, v.dtype), layout.unsort(final)
 
 
 def _prepare(token: _Token, heads: int, activation: Activation, dtype: torch.dtype) -> _Step:
@@ -121,15 +126,14 @@ def _wide(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _written(
-    steps: Iterator[_Step], active: List[int], state: torch.Tensor, scale: float, own: bool
-) -> Tuple[List[torch.Tensor], torch.Tensor]:
-    """Every step but the first writes the new state over the old; the first one too where ``state`` is ``own``."""
+    steps: Iterator[_Step], active: List[int], state: torch.Tensor, new: torch.Tensor, scale: float
+) -> List[torch.Tensor]:
+    """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
     outputs, (rows, key, value) = [], state.shape
     room = state.new_empty(rows, 2, value), state.new_empty(rows, value)
     block = max(1, BLOCK // max(1, key * value)) if state.device.type == "cpu" else rows
-    new = state if own or not active else empty_large(rows, key, value, dtype=state.dtype, device=state.device)
     for step, count in zip(steps, active):
-        if count < rows and new is not state:
+        if count < rows and new.data_ptr() != state.data_ptr():
             new[count:] = state[count:]  # sequences without a token
         tensors = state, new, *room
         if count < rows:
@@ -140,7 +144,7 @@ def _written(
             parts = zip(*(x.split(block) for x in (*tensors, *step[:5], *step.decays)))
             outputs.append(torch.cat([_update(*part, scale) for part in parts]))
         state = new
-    return outputs, new
+    return outputs
 
 
 def _update(state, new, found, delta, read, k, match, v, beta, *rest):
