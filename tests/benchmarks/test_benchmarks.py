@@ -216,7 +216,7 @@ def test_peak_memory_grows_with_the_work():
     spec = dict(op="gated delta rule", side="myfla", work="forward", dtype="float32", threads=1)
     found, reason = peaks({**spec, "shapes": [(1, 1024, 4, 64), (1, 16384, 4, 64)]}, timeout=120)
     output = 4 * 64 * 4  # bytes for a token of the result, which must be there at the end
-    assert reason == "" and found[0] >= 1024 * output, found
+    assert reason == "" and 1024 * output <= found[0] < 50 * 1024 * output, found
     assert 0.9 * 15360 * output < found[1] - found[0] < 50 * 15360 * output, found
     found, reason = peaks({**spec, "side": "no such side", "shapes": [(1, 16, 1, 16)]}, timeout=120)
     assert found == [] and reason == "KeyError: 'no such side'"

@@ -42,9 +42,8 @@ def run(config: AppConfig, folder: Path) -> float:
     """
     job: BenchJobConfig = config.job
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
-    encoder = sized_encoder(config)
-    streams = encoder.needs_end is None
-    encoder = dataclasses.asdict(encoder)
+    sized = sized_encoder(config)
+    encoder, streams = dataclasses.asdict(sized), sized.needs_end is None
     place = Place(find_device(config.trainer.accelerator), config.trainer.precision)
     machine = describe_machine()
     todo = works(job, streams)

@@ -7,6 +7,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from app.errors import RunError
+from app.run_config import CONFIG
 from app.trained import TASK, Trained, load_trained
 from encoders.running_pooling import RunningPooling
 from encoders.stack import Encoder
@@ -122,7 +123,7 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
         raise RunError(f"run={str(folder)!r} must hold an encoder that can be fed in pieces; got {config.needs_end}: "
                        "it has to know the end of a sequence, which a stream does not have; train a run without, e.g. "
                        "with encoder.direction=causal")
-    if (folder / "config.yaml").exists() and trained.config.data.own_scale:
+    if (folder / CONFIG).exists() and trained.config.data.own_scale:
         raise RunError(f"run={str(folder)!r} must hold a run that can be fed in pieces; got data.own_scale=true: the "
                        "scale of a sequence is known at its end; train a run with data.own_scale=false")
     if config.vocab_size is not None:
