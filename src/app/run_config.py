@@ -5,6 +5,7 @@ from typing import Any, Dict, Mapping, Type
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from app.errors import RunError
 from cfg.app import AppConfig
@@ -13,8 +14,9 @@ from cfg.data import DATA_CONFIGS
 from cfg.job import JOB_CONFIGS
 from cfg.logger import LOGGER_CONFIGS
 from cfg.trainer import TrainerConfig
-from cfg.validation import ConfigError, config_error, nearest
+from cfg.validation import config_error, nearest
 from encoders import encoder_config
+from encoders.errors import PluginError, UnknownEncoderError
 
 __all__ = ["CONFIG", "read_config"]
 
@@ -43,7 +45,10 @@ def read_config(run: Path) -> AppConfig:
         parts["checks"] = [CheckConfig(**check) for check in values.pop("checks", [])]
         known = {name: values[name] for name in ("run", "seed", "deterministic") if name in values}
         return AppConfig(**parts, **known)
-    except (OSError, OmegaConfBaseException, AttributeError, KeyError, TypeError, ConfigError) as problem:
+    except (PluginError, UnknownEncoderError) as problem:
+        raise type(problem)(f"run={str(run)!r}: {problem}") from None
+    except (OSError, OmegaConfBaseException, YAMLError, AttributeError, LookupError, RecursionError, TypeError,
+            ValueError) as problem:
         hint = "it is damaged, or was written by another version of this package: use that one, or train anew"
         raise RunError(f"run={str(run)!r} must hold the {CONFIG} of a trained run; {problem}; {hint}") from None
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from app.errors import RunError
 from encoders.files import write_atomic
 
-__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "relative", "whole_file",
-           "write_config", "write_json"]
+__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "read_json", "relative",
+           "whole_file", "write_config", "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
@@ -43,6 +43,21 @@ def write_config(config: Any, path: Path) -> None:
 def write_json(values: Dict[str, Any], path: Path) -> None:
     """One JSON object, readable by people."""
     write_atomic(path, (json.dumps(values, indent=2) + "\n").encode("utf-8"))
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        RunError: the file is missing or damaged, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise RunError(f"{path} must be a readable file of JSON; {type(problem).__name__}: {problem}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} must hold one JSON object; got {type(values).__name__}; it is damaged or another's")
+    return values
 
 
 @contextlib.contextmanager

@@ -159,6 +159,7 @@ def change(table, column, row, value):
 
 @pytest.mark.parametrize("damage, settings, reason", [
     (lambda t: change(t, "x", 3, float("inf")), {}, "row 4, column 'x' must be a finite number; got inf"),
+    (lambda t: change(t, "x", 3, 1e39), {}, "row 4, column 'x' must be finite in 32 bits; got 1e+39"),
     (lambda t: change(t, "id", 3, None), {}, "row 4, column 'id' must name a sequence"),
     (lambda t: change(t, "t", 3, None), {}, "row 4, column 't' must have a time"),
     (lambda t: change(t, "t", 1, 0), {}, "column 't' must not have the same time twice; got 0"),

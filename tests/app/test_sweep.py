@@ -55,10 +55,14 @@ def test_rows_show_only_settings_that_differ(tmp_path):
     (tmp_path / "4" / ".hydra").mkdir(parents=True)
     (tmp_path / "4" / ".hydra" / "overrides.yaml").write_text("- a=4\n- same=1\n")
     (tmp_path / "notes").mkdir()
+    (tmp_path / "5" / ".hydra").mkdir(parents=True)
+    (tmp_path / "5" / ".hydra" / "overrides.yaml").write_text("- a=5\n- same=1\n")
+    (tmp_path / "5" / "metrics.json").write_text('{"val_loss": 0.')
     rows = collect(tmp_path)
-    assert [row["job"] for row in rows] == ["2", "10", "3", "4"]
+    assert [row["job"] for row in rows] == ["2", "10", "3", "4", "5"]
     assert rows[0]["settings"] == {"a": "2", "b": ""} and rows[1]["settings"] == {"a": "1", "b": "x"}
     assert rows[3]["error"].startswith("ended without a result") and rows[3]["settings"] == {"a": "4", "b": ""}
+    assert "metrics.json must be a readable file of JSON" in rows[4]["error"] and rows[4]["settings"]["a"] == "5"
 
 
 def test_a_sweep_that_works_exits_with_zero(tmp_path):

@@ -149,8 +149,17 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
         go_on(tmp_path / "run")
     checkpoint.write_bytes(content)
     start = tmp_path / "run" / "checkpoints" / "start.json"
-    start.write_text(start.read_text().replace("270", "271"))
+    text = start.read_text()
+    start.write_text(text.replace("270", "271"))
     with pytest.raises(RunError, match="must be gone on with on the same data; got .*270.* before .*271"):
+        go_on(tmp_path / "run")
+    for damaged, words in ((text[:-9], "must be a readable file of JSON"), ("[1]", "must hold one JSON object; got li"),
+                           ("{}", "must hold 'data' and 'overrides'; got nothing; train anew")):
+        start.write_text(damaged)
+        with pytest.raises(RunError, match=f"start.json {words}"):
+            go_on(tmp_path / "run")
+    start.unlink()
+    with pytest.raises(RunError, match="must be a run that had begun to train; it has no checkpoints/start.json"):
         go_on(tmp_path / "run")
 
 

@@ -45,8 +45,9 @@ def test_reads_numbers_as_targets(tmp_path):
     text = HEADER.replace("@classLabel true up down", "@targetLabel true")
     data, classes = read_ts(write(tmp_path, text + "1,2:3,4:0.5\n1:2:-3e1\n"))
     assert classes is None and data.targets.tolist() == [[0.5], [-30.0]]
-    with pytest.raises(DataError, match="line 9: number after the last ':' must be finite; got 'up'"):
-        read_ts(write(tmp_path, text + "1,2:3,4:up\n"))
+    for word in ("up", "nan", "1e39"):
+        with pytest.raises(DataError, match=f"9: number after the last ':' must be finite in 32 bits; got '{word}'"):
+            read_ts(write(tmp_path, text + f"1,2:3,4:{word}\n"))
 
 
 def test_without_a_test_file_some_sequences_are_held_out_always_the_same(tmp_path):
@@ -82,6 +83,7 @@ def test_reads_one_channel_without_dimensions(tmp_path):
         (HEADER + "1,x:3,4:up\n", ["line 9, channel 1: step 2 must be a finite number; got 'x'"]),
         (HEADER + "1,2:3,?:up\n", ["line 9, channel 2: step 2", "'?'", "data.missing=mean"]),
         (HEADER + "1,inf:3,4:up\n", ["channel 1: step 2 must be a finite number; got 'inf'"]),
+        (HEADER + "1,-1e39:3,4:up\n", ["channel 1: step 2 must be finite in 32 bits; got '-1e39'"]),
         (HEADER + ":3:up\n", ["line 9, channel 1: step 1 must be a finite number; got ''"]),
         (HEADER + LINES + "1,2:3", ["line 12: label", "'3'"]),
     ],

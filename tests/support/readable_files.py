@@ -8,6 +8,10 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
+import readable_data as data
+from app.encoding.files import KIND as PART
+from app.encoding.files import write_part
+from app.errors import RunError
 from app.streaming.model import load_model
 from app.streaming.pool import Packed
 from app.streaming.store import FILE, Journal, Position, Store
@@ -16,6 +20,7 @@ from caches import filled
 from encoders import load_encoder
 from folders import saved
 from myfla.models import load_model as load_language_model
+from myfla.models.sealed_file import read_sealed
 from myfla.models.utils import Cache
 from small_encoders import small
 from state_subjects import states
@@ -29,12 +34,17 @@ class Kind:
     Attributes:
         write: ``write(folder, seed)`` makes the folder's files and returns the path of the one in question.
         read: ``read(path)`` returns what is in it, as something comparable; a list of numbers, strings and bytes.
-        sealed: whether every change to the content must be noticed. A format of others has no room for a digest.
+        notices: ``"all"``: every change to the content. A format of others has no room for a digest; it notices
+            what breaks its ``"structure"``; of ``"lines"``, a shorter file is another file.
     """
 
     write: Callable[[Path, int], Path]
     read: Callable[[Path], Any]
-    sealed: bool = True
+    notices: str = "all"
+
+    @property
+    def sealed(self):
+        return self.notices == "all"
 
 
 def _tensors(named):
@@ -100,7 +110,17 @@ def _official(name):
         saved(folder)
         return folder / name
 
-    return Kind(write, lambda path: _tensors(load_language_model(path.parent).state_dict()), sealed=False)
+    return Kind(write, lambda path: _tensors(load_language_model(path.parent).state_dict()), "structure")
+
+
+def _write_part(folder, seed):
+    write_part(folder / "part-00000000.safetensors", data.encoded(seed), False)
+    return folder / "part-00000000.safetensors"
+
+
+def _read_part(path):
+    tensors, facts = read_sealed(path, PART, RunError)
+    return [_tensors(tensors), repr(facts)]
 
 
 KINDS = {
@@ -110,8 +130,16 @@ KINDS = {
     "training checkpoint": Kind(_write_checkpoint, _read_checkpoint),
     "classifier head": Kind(_write_head, _read_head),
     "stream state": Kind(_write_state, _read_state),
+    "embeddings": Kind(_write_part, _read_part),
     "official weights": _official("model.safetensors"),
     "official config": _official("config.json"),
+    "run config": Kind(data.write_run_config, data.read_run_config, "structure"),
+    "run facts": Kind(data.write_facts, data.read_facts, "structure"),
+    "embeddings as Parquet": Kind(data.write_encoded, data.read_encoded, "structure"),
+    "Parquet table": Kind(data.write_parquet, data.read_table, "structure"),
+    "CSV table": Kind(data.write_csv, data.read_table, "lines"),
+    ".ts file": Kind(data.write_ts, data.read_sequences, "lines"),
+    "text": Kind(data.write_text, data.read_text, "lines"),
 }
 
 

@@ -6,10 +6,16 @@ from typing import Any, Callable, List
 
 import torch
 
+import readable_data as data
+from app.encoding.files import KIND as PART
+from app.encoding.files import write_part
+from app.page.run_page import REPORT, write_run_page
+from app.run_folder import read_json, whole_file, write_json
 from app.training.checkpoint_io import SafeCheckpointIO
 from caches import filled, same
 from encoders import load_encoder
 from myfla.models import load_model
+from myfla.models.sealed_file import read_sealed
 from myfla.models.utils import Cache
 from small_encoders import small
 from small_models import small_model
@@ -49,8 +55,49 @@ def _same_caches(a, b):
         return False
 
 
+def _write_lines(lines, folder):
+    with whole_file(folder / "x.csv") as file:
+        for line in lines:
+            file.write(line)
+
+
+def _embeddings(suffix):
+    """A part of job=encode."""
+    name = f"part-00000000.{suffix}"
+
+    def load(folder):
+        if suffix == "parquet":
+            return data.read_encoded(folder / name)
+        return read_sealed(folder / name, PART, ValueError)[0]["embeddings"].tolist()
+
+    contents = [data.encoded(seed, 2000) for seed in (1, 2)]
+    return Writer(contents, lambda part, to: write_part(to / name, part, False), load,
+                  lambda found, part: torch.tensor(found).flatten().equal(part.embeddings.flatten()))
+
+
+def _results(kind):
+    """What a run writes for people: its tables, its page, its facts."""
+    about = {"encoder": "x", "data": "y", "encoder_parameters": 1}
+    contents = [{**about, "seed": seed, "numbers": [str(seed)] * 20000} for seed in (1, 2)]
+    if kind == "facts":
+        return Writer(contents, lambda facts, to: write_json(facts, to / "metrics.json"),
+                      lambda at: read_json(at / "metrics.json"), lambda a, b: a == b)
+    if kind == "table":
+        lines = [[f"{seed},{i}\n" for i in range(20000)] for seed in (1, 2)]
+        return Writer(lines, _write_lines, lambda at: (at / "x.csv").read_text().splitlines(keepends=True),
+                      lambda a, b: a == b)
+    texts = ["\n".join(facts["numbers"]) for facts in contents]
+    return Writer(texts, lambda text, to: write_run_page(to, contents[0], text, []),
+                  lambda at: (at / REPORT).read_text(encoding="utf-8"),
+                  lambda page, text: page.endswith("</html>\n") and text in page)
+
+
 def make(kind):
     """The writer of that kind."""
+    if kind.startswith("embeddings"):
+        return _embeddings(kind.split()[-1])
+    if kind in ("facts", "table", "page"):
+        return _results(kind)
     if kind == "encoder":
         contents = [small("gated_deltanet", torch.float32, seed=seed, hidden_size=64) for seed in (1, 2)]
         return Writer(contents, lambda encoder, to: encoder.save(to), load_encoder, _same_weights)
@@ -67,4 +114,5 @@ def make(kind):
     return Writer(models, lambda model, to: model.save_pretrained(to), load_model, _same_weights)
 
 
-KINDS = ("encoder", "cache", "checkpoint", "model folder")
+KINDS = ("encoder", "cache", "checkpoint", "model folder", "embeddings as safetensors", "embeddings as parquet",
+         "facts", "table", "page")

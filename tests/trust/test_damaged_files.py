@@ -1,7 +1,8 @@
 """Damage to a file of any kind is noticed, and said with the path; or it changed nothing that is read.
 
 `readable_files.KINDS` lists the files. Sealed kinds notice every change of the content; of a format that others have
-defined and that has no digest, what is structurally wrong is noticed.
+defined and that has no digest, what is structurally wrong is noticed; a table or a text that was cut short is another
+one, and what stands before the cut is read as it was.
 """
 
 import pytest
@@ -10,7 +11,7 @@ from myfla.testing import cases
 from readable_files import KINDS, same_json
 
 SEALED = [name for name, kind in KINDS.items() if kind.sealed]
-NO_CRASH = (ValueError, OSError)  # CheckpointError, CacheError, RunError and ConfigError are ValueErrors
+LINES = [name for name, kind in KINDS.items() if kind.notices == "lines"]
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_an_undamaged_file_is_read_and_read_again(kind, fresh):
     assert KINDS[kind].sealed is False or outcome(kind, fresh(kind, 1))[0] != first, "two seeds must differ"
 
 
-@cases(kind=list(KINDS))
+@cases(kind=[kind for kind in KINDS if kind not in LINES])
 def test_a_file_cut_short_at_any_sixteenth_is_refused(kind, fresh):
     path = fresh(kind)
     data = path.read_bytes()
@@ -68,6 +69,26 @@ def test_a_file_cut_short_at_any_sixteenth_is_refused(kind, fresh):
             assert error is None and got != want  # to SQLite an empty file is a new one: the input is read from row 1
             continue
         assert error is not None, f"{len(piece)} of {len(data)} bytes"
+
+
+@cases(kind=LINES)
+def test_data_cut_short_are_refused_or_what_stands_before_the_cut(kind, fresh):
+    path = fresh(kind)
+    whole, want = path.read_bytes(), outcome(kind, path)[0]
+    for piece in cut(whole):
+        path.write_bytes(piece)
+        got, error = outcome(kind, path)
+        assert error is not None or got[:-1] == want[: len(got) - 1], f"{len(piece)} of {len(whole)} bytes"
+    path.write_bytes(b"")
+    assert outcome(kind, path)[1] is not None, "nothing at all"
+
+
+@cases(kind=[kind for kind, made in KINDS.items() if not made.sealed])
+def test_flipped_bits_in_open_formats_are_read_or_refused(kind, fresh):
+    path = fresh(kind)
+    for damaged in flipped(path.read_bytes()):
+        path.write_bytes(damaged)
+        outcome(kind, path)
 
 
 @cases(kind=SEALED)
@@ -86,7 +107,7 @@ def test_none_of_64_flipped_bits_changes_what_is_read(kind, fresh):
     assert noticed > 10
 
 
-@cases(kind=[kind for kind in KINDS if kind != "official config"])
+@cases(kind=[kind for kind in KINDS if kind not in ("official config", "run facts", "run config", *LINES)])
 def test_bytes_behind_the_end_are_refused_or_mean_nothing(kind, fresh):
     path = fresh(kind)
     data, want = path.read_bytes(), outcome(kind, path)[0]

@@ -1,110 +1,84 @@
 """Raw bytes for every reader, and odd values for every field of every config: read, or refused by name."""
 
 import math
-import random
+import re
 
 import pytest
+from hypothesis import strategies as st
 
-from app.data.ts import read_ts
 from app.paths import conf_dir
 from app.streaming.lines import Line
 from app.streaming.rows import Reader, csv_reader, json_reader
 from cfg.app import register_configs
 from cfg.encoder import ENCODER_CONFIGS
 from cfg.validation import ConfigError
-from encoders import encoder_config
+from encoders import build_encoder, encoder_config
+from fuzz_run import MANY, SEED, report, spoilt, tried
 from myfla.testing import cases, raises
 from readable_files import KINDS
 
-FEW, MANY = 60, 5000
-TS = (b"@problemName Tiny\n@timeStamps false\n@dimensions 2\n@classLabel true up down\n@data\n"
-      b"0.1,0.2,0.3:5.0,5.0,5.0:up\n0.3,0.1:5.0,4.0:down\n")
-PIECES = (b"", b"\0", b"\xff\xfe", b"nan", b"1e999", b"@data\n", b":", b",", b"\n", b'"', b"{", b"[" * 50, b"-1",
-          b"\xe2\x82")
+FEW = 60
 
 
-def spoil(data, draw):
-    """Bytes with some cut, doubled, flipped or put in."""
-    data = bytearray(data)
-    for _ in range(draw.randint(1, 4)):
-        at, kind = draw.randrange(len(data) + 1), draw.randrange(4)
-        if kind == 0 and at < len(data):
-            data[at] ^= 1 << draw.randrange(8)
-        elif kind == 1:
-            data[at:at] = draw.choice(PIECES)
-        elif kind == 2:
-            del data[at : at + draw.randint(1, 40)]
-        else:
-            data[at:at] = data[at : at + draw.randint(1, 40)]
-    return bytes(data)
-
-
-def try_ts(folder, count):
-    path, draw, read = folder / "x.ts", random.Random(3), 0
-    for _ in range(count):
-        path.write_bytes(spoil(TS, draw))
-        try:
-            read_ts(path)
-            read += 1
-        except ValueError as problem:
-            assert "x.ts" in str(problem)
-    return read
-
-
-def try_lines(kind, count):
-    """Any line becomes a row of finite numbers, or is complained of; none stops the reader."""
-    draw, said = random.Random(4), []
-    if kind == "json":
+def line_judge(kind):
+    """``(a good line, judge)``: any line becomes a row of finite numbers or is complained of; none stops the reader."""
+    said = []
+    if kind == "JSON line":
         parse, whole = json_reader("session", None), b'{"session": "a", "features": [0.5, -1, 2e3]}'
     else:
         parse, whole = csv_reader("session,x,y,z", "session", None, 3), b"a,0.5,-1,2e3"
-    reader, rows = Reader(parse, 3, lambda number, reason: said.append(reason)), 0
-    for number in range(count):
-        data = spoil(whole, draw).replace(b"\n", b"")
-        before = len(said)
-        got = reader([Line(data, len(data) + 1)], number)
+    reader = Reader(parse, 3, lambda number, reason: said.append(reason))
+
+    def judge(data):
+        data, before = data.replace(b"\n", b""), len(said)
+        got = reader([Line(data, len(data) + 1)], 1)
         assert len(got.sessions) + len(said) - before == (1 if data.strip() else 0)
         assert all(math.isfinite(x) for x in got.features.flatten().tolist())
-        rows += len(got.sessions)
-    return rows
+        return "read" if len(got.sessions) else "refused"
+
+    return whole, judge
 
 
-def try_file(kind, folder, count):
-    """Files of `readable_files`: what is read of a spoilt sealed file is what was written."""
+def file_judge(kind, folder):
+    """``(a good file, judge)``: what is read of a spoilt sealed file is what was written; refusals name the file."""
     path = KINDS[kind].write(folder, 0)
-    data, want, draw, read = path.read_bytes(), KINDS[kind].read(path), random.Random(5), 0
-    for _ in range(count):
-        path.write_bytes(spoil(data, draw))
+    whole, want = path.read_bytes(), KINDS[kind].read(path)
+
+    def judge(data):
+        path.write_bytes(data)
+        for log in folder.glob(path.name + "-*"):  # SQLite's, of the file before
+            log.unlink()
         try:
             got = KINDS[kind].read(path)
         except ValueError as problem:
             assert path.name in str(problem) or str(folder) in str(problem), problem
-            continue
-        read += 1
+            return "refused"
+        if kind == "stream state" and not data:
+            return "new"
         assert got == want or not KINDS[kind].sealed
-    return read
+        return "read"
+
+    return whole, judge
 
 
-def test_spoilt_ts_files_are_read_or_refused(tmp_path):
-    assert 0 < try_ts(tmp_path, 4 * FEW) < 4 * FEW
+LINES = ("JSON line", "CSV line")
 
 
-@cases(kind=["json", "csv"])
-def test_no_spoilt_line_stops_a_stream(kind):
-    assert 0 < try_lines(kind, 4 * FEW) < 4 * FEW
+def counted(kind, folder, examples, start):
+    whole, judge = line_judge(kind) if kind in LINES else file_judge(kind, folder)
+    assert judge(whole) == "read"
+    return tried(spoilt(whole), judge, examples, start)
 
 
-@cases(kind=[kind for kind in KINDS if kind != "stream state"])
-def test_spoilt_files_are_refused_or_mean_the_same(kind, tmp_path):
-    assert try_file(kind, tmp_path, FEW) < FEW
+@cases(kind=[*LINES, *KINDS])
+def test_spoilt_bytes_are_refused_or_mean_something(kind, tmp_path):
+    assert counted(kind, tmp_path, FEW, 1)["refused"] or kind == "text"  # any bytes are text
 
 
 @pytest.mark.slow
-@cases(kind=["ts", "json", "csv", *(kind for kind in KINDS if kind != "stream state")])
-def test_many_spoilt_bytes_are_read_or_refused(kind, tmp_path):
-    read = (try_ts(tmp_path, MANY) if kind == "ts" else try_lines(kind, MANY) if kind in ("json", "csv")
-            else try_file(kind, tmp_path, MANY))
-    print(f"fuzzed {kind}: {MANY} inputs, {read} read, {MANY - read} refused")
+@cases(kind=[*LINES, *KINDS])
+def test_many_spoilt_bytes_are_refused_or_mean_something(kind, tmp_path):
+    report(kind, counted(kind, tmp_path, MANY, SEED))
 
 
 # ---- configs ---------------------------------------------------------------------------------------------------------
@@ -140,6 +114,42 @@ def test_every_field_takes_odd_values_or_names_itself(schema):
                 refused += 1
                 assert str(problem).split(" ")[0].split(".")[0].strip(":;") == group, f"{name}={value!r}: {problem}"
     assert refused > tried // 3
+
+
+def judge_config(group, config_class, fields):
+    """Several odd fields at once: taken, or refused by the name of the group; what an encoder takes can be built."""
+    needed = {"input_size": 3} if group == "encoder" and "vocab_size" not in fields else {}
+    try:
+        config = config_class(**{**needed, **fields})
+    except ConfigError as problem:
+        assert str(problem).split(" ")[0].split(".")[0].strip(":;") == group, f"{fields}: {problem}"
+        return "refused"
+    if group == "encoder":
+        try:
+            build_encoder(config, device="meta")
+        except (ConfigError, ValueError) as problem:
+            assert re.match(r"[\w.]+( |: )", str(problem)), f"{fields}: {problem}"
+            return "not built"
+    return "taken"
+
+
+def odd_fields(config_class):
+    usual = st.sampled_from([*ODD, 1, 2, 3, 7, 8, 0.5, 1.5, False, "mean", "last", "none", "conv", "patch", ["a"]])
+    return st.dictionaries(st.sampled_from(sorted(config_class.__dataclass_fields__)), usual, max_size=4)
+
+
+@pytest.mark.slow
+@cases(schema=list(schemas()))
+def test_many_odd_configs_are_taken_or_refused_by_name(schema):
+    group, name, config_class = schema
+    counts = tried(odd_fields(config_class), lambda fields: judge_config(group, config_class, fields), MANY, SEED)
+    report(f"config {group}/{name}", counts)
+
+
+@cases(name=list(ENCODER_CONFIGS))
+def test_a_few_odd_configs_are_taken_or_refused_by_name(name):
+    kind = ENCODER_CONFIGS[name]
+    assert tried(odd_fields(kind), lambda fields: judge_config("encoder", kind, fields), FEW, 1)["refused"]
 
 
 @cases(name=list(ENCODER_CONFIGS))

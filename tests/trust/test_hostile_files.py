@@ -22,7 +22,8 @@ from myfla.utils.errors import CheckpointError
 from readable_files import KINDS
 from streams import make_run
 
-BINARY = ("encoder weights", "cache", "training checkpoint", "classifier head", "official weights", "stream state")
+BINARY = ("encoder weights", "cache", "training checkpoint", "classifier head", "official weights", "stream state",
+          "embeddings", "embeddings as Parquet", "Parquet table", ".ts file", "run config", "run facts")
 
 
 class Bomb:
@@ -162,6 +163,21 @@ def test_a_target_in_the_config_of_an_official_folder_is_plain_data(tmp_path):
     (tmp_path / "evil.py").write_text(f"open({mark!r}, 'w')")
     load_model(tmp_path)
     assert not os.path.exists(mark)
+
+
+@cases(line=["!!python/object/apply:os.mkdir ['was-run']", "seed: !!python/object/apply:os.mkdir ['was-run']",
+             "job: {_target_: os.mkdir, path: was-run}", "encoder: {name: gru, _target_: os.mkdir, path: was-run}"])
+def test_code_in_the_config_of_a_run_is_refused(line, tmp_path):
+    path = KINDS["run config"].write(tmp_path, 0)
+    key = line.split(":")[0]
+    kept, inside = [], False
+    for old in path.read_text().splitlines():
+        inside = old.startswith(key + ":") or (inside and old.startswith(" "))
+        kept += [] if inside else [old]
+    path.write_text("\n".join([*kept, line]) + "\n")
+    with raises(RunError, str(tmp_path)):
+        KINDS["run config"].read(path)
+    assert not os.path.exists("was-run")
 
 
 @cases(override=["+encoder._target_=os.mkdir", "+job._target_=os.mkdir", "+trainer.callbacks._target_=os.mkdir",

@@ -124,7 +124,8 @@ class FLAPreTrainedModel(nn.Module):
         """
         overrides = {name: value for name, value in overrides.items() if name not in INERT}
         dtype = overrides.pop("torch_dtype", dtype)
-        if config is None:
+        read = config is None
+        if read:
             config = cls.config_class.from_pretrained(folder)
         known = config.to_dict()
         for name in overrides:
@@ -133,7 +134,13 @@ class FLAPreTrainedModel(nn.Module):
         if overrides:
             config = type(config).from_dict(known, **overrides)
         files = WeightFiles(folder)
-        model = cls(config, device="meta", dtype=_number_format(folder, config, files, dtype))
+        try:
+            model = cls(config, device="meta", dtype=_number_format(folder, config, files, dtype))
+        except (TypeError, ValueError) as problem:
+            if not read or overrides or isinstance(problem, CheckpointError):
+                raise
+            raise CheckpointError(message(f"{folder}/config.json", "content", "must describe a model", str(problem))
+                                  ) from None
         model._fill(files, device)
         model._read_generation_config(Path(folder))
         return model.eval()

@@ -140,14 +140,18 @@ class Table:
 
     def finite(self, values: np.ndarray, names: Sequence[str], start: int, missing: bool, what: str = "row"
                ) -> np.ndarray:
-        """The values, if none is infinite or, without ``missing``, NaN."""
-        bad = np.isinf(values) if missing else ~np.isfinite(values)
+        """The values, if none is infinite in 32 bits or, without ``missing``, NaN."""
+        bad = ~(np.abs(values) <= np.finfo(np.float32).max)
+        if missing:
+            bad &= ~np.isnan(values)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             place = f"row {start + row + 1}" if what == "row" else f"steps of the sequences from {start + 1} on"
             hint = "say with data.missing=mean or data.missing=forward what to put there"
-            raise data_error(self.path, f"{place}, column {names[column]!r}", "must be a finite number",
-                             float(values[row, column]), "" if np.isinf(values[row, column]) else hint)
+            value = float(values[row, column])
+            rule = "must be finite in 32 bits" if np.isfinite(value) else "must be a finite number"
+            raise data_error(self.path, f"{place}, column {names[column]!r}", rule, value,
+                             hint if np.isnan(value) else "")
         return values
 
     def list_lengths(self, features: Sequence[str], more: Sequence[str]) -> np.ndarray:

@@ -118,7 +118,9 @@ def _read_lists(table: Table, config: TableDataConfig, features: List[str]) -> P
         row += len(flat)
         if config.targets:
             read = table.flat if config.per_step else table.column
-            targets.append(np.stack([read(block, name) for name in config.targets], 1).astype(np.float32))
+            found = np.stack([read(block, name) for name in config.targets], 1)
+            what = "sequence" if config.per_step else "row"
+            targets.append(table.finite(found, config.targets, start, config.per_step, what).astype(np.float32))
         if config.label:
             labels += table.strings(block, config.label, flat=config.per_step)
         if config.group:

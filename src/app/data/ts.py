@@ -27,6 +27,8 @@ from app.errors import DataError, data_error
 
 __all__ = ["read_ts"]
 
+LARGEST = torch.finfo(torch.float32).max
+
 
 def read_ts(path: Union[str, Path], missing: bool = False) -> Tuple[SequenceSet, Optional[List[str]]]:
     """Read a file.
@@ -110,8 +112,8 @@ def _read_sequence(who: str, line: str, classes: Optional[List[str]], channels: 
     *columns, word = line.split(":")
     if classes is None:
         label: Any = _number(word)
-        if not math.isfinite(label):
-            raise data_error(who, "number after the last ':'", "must be finite", word[:40])
+        if not math.isfinite(label) or abs(label) > LARGEST:
+            raise data_error(who, "number after the last ':'", "must be finite in 32 bits", word[:40])
     elif word not in classes:
         raise data_error(who, "label after the last ':'", f"must be one of {', '.join(classes)}", word[:40])
     else:
@@ -134,6 +136,8 @@ def _read_channel(who: str, text: str, missing: bool) -> List[float]:
             if not (unknown and missing):
                 hint = "say with data.missing=mean or data.missing=forward what to put there" if unknown else ""
                 raise data_error(who, f"step {step}", "must be a finite number", word, hint)
+        elif abs(value) > LARGEST:
+            raise data_error(who, f"step {step}", "must be finite in 32 bits", word)
         values.append(value)
     return values
 

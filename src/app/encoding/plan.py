@@ -6,13 +6,12 @@ whole.
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 from app.errors import RunError
-from app.run_folder import write_json
+from app.run_folder import read_json, write_json
 
 __all__ = ["DONE", "FACTS", "Place", "Plan", "file_facts", "find_place"]
 
@@ -80,12 +79,12 @@ class Plan:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / FACTS
             if path.exists():
-                self._compare(json.loads(path.read_text(encoding="utf-8")))
+                self._compare(read_json(path))
             elif any(not entry.name.startswith(".") for entry in folder.iterdir()) and not path.exists():
                 raise RunError(f"job.output must be a new folder or that of an earlier start; got {str(folder)!r}, "
                                f"which has files but no {FACTS}")
             write_json(facts, path)  # the same by all
-        except (OSError, json.JSONDecodeError) as problem:
+        except OSError as problem:
             raise RunError(f"job.output must be a folder that can be written; got {str(folder)!r}: {problem}") from None
 
     def path(self, part: int) -> Path:

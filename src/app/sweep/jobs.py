@@ -1,13 +1,13 @@
 """The jobs of a sweep, from what they left in their folders."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from omegaconf import OmegaConf
 
-from app.run_folder import FAILURE, RESULTS
+from app.errors import RunError
+from app.run_folder import FAILURE, RESULTS, read_json
 
 __all__ = ["Row", "aim_of", "collect"]
 
@@ -51,10 +51,14 @@ def _number(path: Path) -> Any:
 
 
 def _read(job: Path) -> Optional[Row]:
+    reason = "ended without a result; see its log"
     for name in (RESULTS, FAILURE):
         if (job / name).is_file():
-            return json.loads((job / name).read_text(encoding="utf-8"))
+            try:
+                return read_json(job / name)
+            except RunError as problem:  # one job's damage is no reason to lose the table of all
+                reason = str(problem)
     record = job / ".hydra" / "overrides.yaml"  # Hydra writes it before the job starts
     if record.is_file():
-        return {"error": "ended without a result; see its log", "overrides": list(OmegaConf.load(record))}
+        return {"error": reason, "overrides": list(OmegaConf.load(record))}
     return None

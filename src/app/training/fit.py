@@ -1,7 +1,6 @@
 """One call of Lightning's training loop, from a fresh module, or from where it was cut off, to chosen weights."""
 
 import inspect
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -21,12 +20,13 @@ from app.training.loggers import make_logger
 from app.training.resume import Patience, RandomState, WholeCheckpoint
 from app.training.trainer import make_trainer
 from cfg.app import AppConfig
-from encoders.files import write_atomic
+from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.utils.errors import CheckpointError
 
 __all__ = ["CHECKPOINTS", "Fit", "fit", "load_weights"]
 
 CHECKPOINTS = "checkpoints"
+KIND = "myfla.fit"
 
 
 @dataclass
@@ -76,7 +76,7 @@ def fit(
         RunError: the validation loss is never finite, or a checkpoint cannot be gone on from.
     """
     place = folder / CHECKPOINTS
-    record, last = place / f"{stage}.json", place / f"{stage}-last.ckpt"
+    record, last = place / f"{stage}.done", place / f"{stage}-last.ckpt"
     table, speed = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier), Throughput()
     callbacks: List[Callback] = [
         RandomState(), speed, EpochProgress(stage, config.trainer.max_epochs, config.trainer.progress)]
@@ -87,8 +87,11 @@ def fit(
         callbacks += [best, Patience("val_loss", patience=config.job.patience)]
     callbacks += [table, WholeCheckpoint(last)]
     if record.exists():  # this stage is done
-        done = Fit(**json.loads(record.read_text(encoding="utf-8")))
-        load_weights(module, config, folder, stage)
+        try:
+            done = Fit(**read_sealed(record, KIND, CheckpointError)[1])
+            load_weights(module, config, folder, stage)
+        except CheckpointError as problem:
+            raise _not_whole(folder, problem) from None
         return done
     validate = config.trainer.limit_batches if data.validation is not None else 0
     trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate,
@@ -97,7 +100,7 @@ def fit(
     try:
         trainer.fit(module, data, ckpt_path=last if last.exists() else None, **_everything(trainer))
     except CheckpointError as problem:
-        raise RunError(f"run={str(folder)!r} must hold whole checkpoints; {problem}; train anew") from None
+        raise _not_whole(folder, problem) from None
     seconds = time.perf_counter() - start
     epoch = trainer.current_epoch
     if best is not None:
@@ -108,7 +111,7 @@ def fit(
     figures = {name: float(value) for name, value in table.epochs[epoch].items() if name.startswith(("train_", "val_"))}
     result = Fit(epoch, trainer.current_epoch, figures, seconds, speed.tokens / max(speed.seconds, 1e-9), table.rows)
     if trainer.is_global_zero:
-        write_atomic(record, json.dumps(asdict(result)).encode("utf-8"))
+        write_sealed(record, KIND, {}, asdict(result))
     return result
 
 
@@ -130,6 +133,10 @@ def load_weights(module: lightning.LightningModule, config: AppConfig, folder: P
     if not (sharded and config.trainer.strategy == "fsdp"):
         module.load_state_dict(checkpoint["state_dict"])
     return checkpoint["epoch"] + 1
+
+
+def _not_whole(folder: Path, problem: CheckpointError) -> RunError:
+    return RunError(f"run={str(folder)!r} must hold whole checkpoints; {problem}; train anew")
 
 
 def _everything(trainer: lightning.Trainer) -> Dict[str, Any]:

@@ -1,13 +1,12 @@
 """A run's folder when training begins, and when it goes on after having been cut off."""
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from app.data.sequences import SequenceData
 from app.errors import RunError
 from app.run_config import CONFIG, read_config
-from app.run_folder import RESULTS, in_sweep, overrides, write_config, write_json
+from app.run_folder import RESULTS, in_sweep, overrides, read_json, write_config, write_json
 from app.training.fit import CHECKPOINTS
 from cfg.app import AppConfig
 from cfg.validation import config_error
@@ -27,19 +26,19 @@ def begin(folder: Path, config: AppConfig, data: SequenceData, given: List[str])
         given: the command line's settings.
 
     Raises:
-        RunError: the data are no longer what they were.
+        RunError: the data are no longer what they were, or what was written down is damaged.
     """
     path = folder / CHECKPOINTS / START
     sizes = {"train": [len(data.train), data.train.tokens], **{name: [len(d), d.tokens] for name, d in data.tests}}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["data"]
+        before = _read_start(folder)["data"]
         if before != sizes:
             raise RunError(f"run={str(folder)!r} must be gone on with on the same data; got [sequences, steps] "
                            f"{sizes}, before {before}; put the old data back, or train anew")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json({"data": sizes, "overrides": given}, path)
     write_config(config, folder / CONFIG)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json({"data": sizes, "overrides": given}, path)  # last: who finds it finds the config
 
 
 def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
@@ -60,5 +59,15 @@ def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
     config = read_config(folder)
     if config.trainer.strategy == "fsdp":
         raise RunError(f"run={str(folder)!r} must be a run without trainer=fsdp, which is not gone on with; train anew")
-    facts: Dict[str, Any] = json.loads((folder / CHECKPOINTS / START).read_text(encoding="utf-8"))
-    return config, facts["overrides"]
+    return config, _read_start(folder)["overrides"]
+
+
+def _read_start(folder: Path) -> Dict[str, Any]:
+    path = folder / CHECKPOINTS / START
+    if not path.exists():
+        raise RunError(f"run={str(folder)!r} must be a run that had begun to train; it has no {CHECKPOINTS}/{START}; "
+                       "train anew")
+    facts = read_json(path)
+    if not isinstance(facts.get("data"), dict) or not isinstance(facts.get("overrides"), list):
+        raise RunError(f"{path} must hold 'data' and 'overrides'; got {', '.join(facts) or 'nothing'}; train anew")
+    return facts
