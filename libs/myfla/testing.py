@@ -89,7 +89,8 @@ def cases(**axes: Iterable[Any]) -> Callable:
     """
 
     def mark(test: Callable) -> Callable:
-        test.cases = {**{name: list(values) for name, values in axes.items()}, **getattr(test, "cases", {})}
+        listed = {name: list(values) for name, values in axes.items()}
+        setattr(test, "cases", {**listed, **getattr(test, "cases", {})})
         return test
 
     return mark

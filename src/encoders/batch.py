@@ -40,6 +40,11 @@ class Layout(NamedTuple):
     tokens: Optional[torch.Tensor] = None
     real: Optional[torch.Tensor] = None
 
+    @property
+    def rows(self) -> int:
+        """How many sequences the stack sees: N, and the spare row if there is one."""
+        return len(self.lengths) if self.cu_seqlens is None else len(self.cu_seqlens) - 1
+
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, T, ...]`` to what the stack sees: ``[1, total, ...]``, or ``x`` itself where all are tokens."""
         if self.tokens is None:
@@ -69,7 +74,7 @@ class Layout(NamedTuple):
 
     def segments(self) -> torch.Tensor:
         """``[total]`` int64: the sequence that each packed token belongs to; the number of sequences for pads."""
-        if self.real is not None or tracing():
+        if self.cu_seqlens is not None and (self.real is not None or tracing()):
             return segments_of(self.cu_seqlens, self.batch * self.time)
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
 

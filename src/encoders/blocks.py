@@ -39,8 +39,9 @@ class StackCall(NamedTuple):
                 tuple of such.
         """
         if self.use_cache and self.cache is not None:
-            real = {} if self.cu_seqlens is None else {"lengths": self.cu_seqlens[1:] - self.cu_seqlens[:-1]}
-            self.cache.update(layer_idx=layer_idx, offset=x.shape[1], **real, **states)
+            if self.cu_seqlens is not None:
+                states["lengths"] = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+            self.cache.update(layer_idx=layer_idx, offset=x.shape[1], **states)
 
 
 class PreNormBlock(nn.Module):

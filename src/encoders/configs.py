@@ -77,7 +77,7 @@ def register_plugin_configs(
     lost, stored = [], []
     for found in registry.failed():
         state = "blocked" if found.blocked else "failed"
-        lost.append(StrategyInfo.of(found.plugin.name, found.plugin, state, found.failure))
+        lost.append(StrategyInfo.of(found.plugin.name, found.plugin, state, found.failure or ""))
     for offer in registry.offers():
         if offer.plugin.distribution == BUILT_IN:
             continue  # cfg.store.register_encoder_configs does those

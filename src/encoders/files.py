@@ -104,7 +104,9 @@ def parse_manifest(path: Path, kind: str, version: int, remedy: str) -> Dict[str
 def weights_name(path: Path, manifest: Dict[str, Any]) -> str:
     """The one weights file a manifest names: a plain file name, so that nothing outside the folder is read."""
     files = manifest.get("files")
-    names = list(files) if isinstance(files, dict) else []
+    if not isinstance(files, dict):
+        files = {}
+    names = list(files)
     if len(names) != 1 or not re.match(r"[^/\\:\0]+\.safetensors\Z", names[0]) or names[0].startswith("."):
         raise refuse(path, "must name one file, NAME.safetensors in its own folder", repr(names),
                      "do not load it: it was not written by encoder.save")

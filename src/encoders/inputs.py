@@ -12,7 +12,7 @@ from myfla.utils.autocast import autocast_enabled
 from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
 
-__all__ = ["build_input", "check_ids", "check_input", "enter"]
+__all__ = ["build_input", "check_ids", "check_input", "enter", "input_weight"]
 
 _IDS = (torch.int32, torch.int64)
 
@@ -32,7 +32,7 @@ def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) ->
         raise value_error("build_encoder", "encoder.input_size", "must be set, or encoder.vocab_size", None,
                           "input_size is the number of channels of x")
     if config.stem != "none":
-        return build_stem(config, device=device, dtype=dtype)
+        return build_stem(config, config.input_size, device=device, dtype=dtype)
     return nn.Linear(config.input_size, config.hidden_size, device=device, dtype=dtype)
 
 
@@ -45,6 +45,12 @@ def enter(entry: nn.Module, x: torch.Tensor, layout: Layout) -> Tuple[torch.Tens
         layout: of ``x``.
     """
     return entry(x, layout) if isinstance(entry, Stem) else (entry(x), layout)
+
+
+def input_weight(entry: nn.Module) -> torch.Tensor:
+    """The weight that meets the data; its device and dtype are those the data must have."""
+    weight: torch.Tensor = getattr(entry, "weight")
+    return weight
 
 
 def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
@@ -66,14 +72,15 @@ def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
         source = "vocab_size" if ids else "input_size"
         raise value_error("encoder", "x", f"must have shape {shape}", list(x.shape),
                           f"encoder.{source}={getattr(config, source)}")
-    if x.device != entry.weight.device:
-        raise value_error("encoder", "x", f"must be on the encoder's device {entry.weight.device}", str(x.device))
+    weight = input_weight(entry)
+    if x.device != weight.device:
+        raise value_error("encoder", "x", f"must be on the encoder's device {weight.device}", str(x.device))
     if ids:
         if x.dtype not in _IDS:
             raise value_error("encoder", "x", "must be int32 or int64 token ids", x.dtype)
-    elif x.dtype != entry.weight.dtype and not autocast_enabled(x.device.type):
-        raise value_error("encoder", "x", f"must have the encoder's dtype {entry.weight.dtype}", x.dtype,
-                          f"use x.to({entry.weight.dtype}) or encoder.to({x.dtype})")
+    elif x.dtype != weight.dtype and not autocast_enabled(x.device.type):
+        raise value_error("encoder", "x", f"must have the encoder's dtype {weight.dtype}", x.dtype,
+                          f"use x.to({weight.dtype}) or encoder.to({x.dtype})")
 
 
 def check_ids(config: EncoderConfig, ids: torch.Tensor) -> None:

@@ -99,8 +99,9 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
     tensors = _read_weights(weights, manifest["files"][name])
     try:
         with torch.random.fork_rng(devices=[]):
-            _check_fit(build_encoder(manifest.get("config"), device="meta"), tensors, weights)
-            encoder = build_encoder(manifest["config"])
+            config: Any = manifest.get("config")
+            _check_fit(build_encoder(config, device="meta"), tensors, weights)
+            encoder = build_encoder(config)
     except (UnknownEncoderError, PluginError) as problem:
         remedy = f"install {manifest.get('versions', {}).get('encoder')}"
         raise refuse(manifest_path, "must name an encoder that is installed", str(problem), remedy) from problem

@@ -42,11 +42,13 @@ def build_pretrained(strategy: "EncoderStrategy", config: EncoderConfig, device:
             checkpoint contradicts.
         CheckpointError: a file of the checkpoint that is missing, damaged, pickled or unfit.
     """
+    folder = config.pretrained
     sized = dataclasses.replace(config_with_checkpoint(strategy, config), pretrained=None)
     encoder = Encoder(sized, strategy, device=device, dtype=dtype)
-    if not any(parameter.is_meta for parameter in encoder.parameters()):  # else only shapes are wanted
+    meta = any(parameter.is_meta for parameter in encoder.parameters())  # then only shapes are wanted
+    if folder is not None and not meta:
         with _naming_the_key():
-            _fill(encoder, strategy, Path(config.pretrained))
+            _fill(encoder, strategy, Path(folder))
     return encoder
 
 

@@ -3,7 +3,7 @@
 `probe` runs the encoder once and asks each layer's strategy about the input that the layer got.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -70,18 +70,20 @@ def probe(
         torch.Size([10, 4, 1])
     """
     seen: Dict[int, Any] = {}
-    blocks = [(i, False, block) for i, block in enumerate(encoder.blocks)]
-    blocks += [(i, True, block) for i, block in enumerate(encoder.backward_blocks)]
-    blocks = [entry for entry in blocks if isinstance(getattr(entry[2], "mixer", None), nn.Module)]
+    blocks: List[Tuple[int, bool, nn.Module, nn.Module]] = []
+    for backward, stack in ((False, encoder.blocks), (True, encoder.backward_blocks)):
+        for i, block in enumerate(stack):
+            mixer = getattr(block, "mixer", None)
+            if isinstance(mixer, nn.Module):
+                blocks.append((i, backward, block, mixer))
     handles = [part.register_forward_pre_hook(_noter(seen, part, place))
-               for _, _, block in blocks for part, place in ((block, 1), (block.mixer, 0))]
+               for _, _, block, mixer in blocks for part, place in ((block, 1), (mixer, 0))]
     training = encoder.training
     try:
         with torch.no_grad():
             encoder.eval()(x, lengths=lengths, cu_seqlens=cu_seqlens)
-            asked = [(i, backward, encoder.strategy.gates(block.mixer, seen[id(block.mixer)],
-                                                          seen[id(block)].cu_seqlens))
-                     for i, backward, block in blocks if id(block.mixer) in seen]
+            asked = [(i, backward, encoder.strategy.gates(mixer, seen[id(mixer)], seen[id(block)].cu_seqlens))
+                     for i, backward, block, mixer in blocks if id(mixer) in seen]
     finally:
         encoder.train(training)
         for handle in handles:

@@ -4,7 +4,8 @@ After each token, the running embedding is what `Encoder` returns for the whole 
 kept between calls is of fixed size: sums (in float64, so that long streams stay exact), counts, or a maximum.
 """
 
-from typing import Any, Callable, Tuple
+import abc
+from typing import Any, Callable, Dict, Optional, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -38,18 +39,19 @@ class RunningPooling:
     """
 
     def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
-        kinds = {MeanPool: _Mean, LastPool: _Last, MaxPool: _Max, AttentionPool: _Attention}
+        kinds: Dict[type, Optional[Type[_Kept]]] = {MeanPool: _Mean, LastPool: None, MaxPool: _Max,
+                                                    AttentionPool: _Attention}
         if type(pooling) not in kinds:
             rule = "must be one of " + ", ".join(kind.__name__ for kind in kinds)
             raise value_error("RunningPooling", "pooling", rule, type(pooling).__name__)
-        self._kind = kinds[type(pooling)](pooling, hidden_size)
+        kept = kinds[type(pooling)]
+        self._kept = None if kept is None else kept(pooling, hidden_size)
 
     def start(self, batch: int, device: Any = None) -> State:
         """The state of sequences that have shown nothing: tensors ``[batch, ...]``, float64."""
-        return tuple(
-            torch.full((batch, *shape), value, dtype=torch.float64, device=device)
-            for shape, value in self._kind.identity
-        )
+        identity = () if self._kept is None else self._kept.identity
+        return tuple(torch.full((batch, *shape), first, dtype=torch.float64, device=device)
+                     for shape, first in identity)
 
     def __call__(self, hidden: torch.Tensor, lengths: torch.Tensor, state: State) -> Tuple[torch.Tensor, State]:
         """Take in some tokens of each sequence.
@@ -62,12 +64,13 @@ class RunningPooling:
         Returns:
             ``(embedding, state)``: ``[total, D]`` after each token, and the state after all of them.
         """
-        if not state or not hidden.shape[0]:
+        kept = self._kept
+        if kept is None or not hidden.shape[0]:
             return hidden, state
-        items = self._kind.items(hidden)
+        items = kept.items(hidden)
         if hidden.shape[0] == len(lengths) and bool((lengths == 1).all()):
-            state = self._kind.combine(state, items)
-            return self._kind.finish(state).to(hidden.dtype), state
+            state = kept.combine(state, items)
+            return kept.finish(state).to(hidden.dtype), state
         # Each sequence becomes a segment that begins with its state: a scan then needs no special first element.
         count = lengths + 1
         starts = count.cumsum(0) - count
@@ -75,9 +78,9 @@ class RunningPooling:
         place = torch.arange(len(segment), device=hidden.device) - starts[segment]
         first = place == 0
         joined = tuple(_interleave(old, new, first) for old, new in zip(state, items))
-        scanned = _scan(self._kind.combine, joined, place, int(count.max()))
+        scanned = _scan(kept.combine, joined, place, int(count.max()))
         ends = starts + count - 1
-        pooled = self._kind.finish(tuple(part[~first] for part in scanned))
+        pooled = kept.finish(tuple(part[~first] for part in scanned))
         return pooled.to(hidden.dtype), tuple(part[ends] for part in scanned)
 
 
@@ -99,15 +102,26 @@ def _scan(combine: Callable[[State, State], State], items: State, place: torch.T
     return items
 
 
-class _Last:
-    identity: tuple = ()
+class _Kept(abc.ABC):
+    """What one pooling keeps: shapes and first values, a token's items, how two stretches join, the result."""
 
-    def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
-        pass
+    identity: Tuple[Tuple[Tuple[int, ...], float], ...]
+
+    @abc.abstractmethod
+    def __init__(self, pooling: Any, hidden_size: int) -> None: ...
+
+    @abc.abstractmethod
+    def items(self, hidden: torch.Tensor) -> State: ...
+
+    @abc.abstractmethod
+    def combine(self, left: State, right: State) -> State: ...
+
+    @abc.abstractmethod
+    def finish(self, items: State) -> torch.Tensor: ...
 
 
-class _Mean:
-    def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
+class _Mean(_Kept):
+    def __init__(self, pooling: MeanPool, hidden_size: int) -> None:
         self.identity = (((hidden_size,), 0.0), ((1,), 0.0))
 
     def items(self, hidden: torch.Tensor) -> State:
@@ -120,8 +134,8 @@ class _Mean:
         return items[0] / items[1]
 
 
-class _Max:
-    def __init__(self, pooling: nn.Module, hidden_size: int) -> None:
+class _Max(_Kept):
+    def __init__(self, pooling: MaxPool, hidden_size: int) -> None:
         self.identity = (((hidden_size,), float("-inf")),)
 
     def items(self, hidden: torch.Tensor) -> State:
@@ -134,7 +148,7 @@ class _Max:
         return items[0]
 
 
-class _Attention:
+class _Attention(_Kept):
     """State: the largest score so far, the sum of weights, the weighted sum; weights are relative to that score."""
 
     def __init__(self, pooling: AttentionPool, hidden_size: int) -> None:

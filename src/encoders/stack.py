@@ -13,7 +13,7 @@ from cfg.encoder import EncoderConfig
 from cfg.encoder_mapping import portable_mapping
 from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
-from encoders.inputs import build_input, check_ids, check_input, enter
+from encoders.inputs import build_input, check_ids, check_input, enter, input_weight
 from encoders.pooling import build_pooling
 from encoders.weaving import Pass, build_weaving
 from myfla.models.state_tree import tensors_of
@@ -121,13 +121,13 @@ class Encoder(nn.Module):
         layout = make_layout(x, lengths, attention_mask, cu_seqlens)
         use_cache = cache is not None if use_cache is None else use_cache
         state = self._open_cache(cache, use_cache, layout.lengths.shape[0])
-        if cache is not None:
+        if cache is not None and state is not None:
             state = layout.widen(state)
         tokens = layout.pack(x)
         check_ids(self.config, tokens)
         hidden, layout = enter(self.input, tokens, layout)
         hidden = self.norm(self._run(hidden, layout, StackCall(layout.cu_seqlens, state, use_cache)))
-        if use_cache:
+        if state is not None and use_cache:
             state = layout.narrow(state)
             self._close_cache(state, layout, tokens.shape[1])
         embedding = self.pooling(hidden, layout)
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
         if not isinstance(cache, Cache):
             raise CacheError(message("encoder", "cache", "must be a myfla.models.utils.Cache", type(cache).__name__))
         if cache.batch_size is not None:
-            weight = self.input.weight
+            weight = input_weight(self.input)
             # A cache made by hand has no fingerprint; under autocast the activations kept are of another dtype.
             cache.require("encoder", fingerprint=self.fingerprint if cache.fingerprint else None,
                           layers=len(self.blocks), batch=batch,

@@ -6,7 +6,7 @@ a convolution that looks back ``kernel_size`` steps, RMSNorm, GELU. Either way a
 streaming with a stem: in a stream nobody knows that end.
 """
 
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 import torch.nn as nn
@@ -42,6 +42,7 @@ class Stem(nn.Module):
     def __init__(self, input_size: int, hidden_size: int, strides: List[int], kernel_size: int, activate: bool = True,
                  eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
+        self.hidden_size, self.strides, self.kernel_size = hidden_size, list(strides), kernel_size
         made = dict(device=device, dtype=dtype)
         sizes = [input_size] + [hidden_size] * len(strides)
         self.convs = nn.ModuleList(
@@ -53,7 +54,7 @@ class Stem(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The first weight that meets the data; its device and dtype are those the data must have."""
-        return self.convs[0].weight
+        return self.convs[0].get_parameter("weight")
 
     def forward(self, x: torch.Tensor, layout: Layout) -> Tuple[torch.Tensor, Layout]:
         """Shorten every sequence.
@@ -68,14 +69,13 @@ class Stem(nn.Module):
         packed = layout.cu_seqlens is not None
         lengths = layout.lengths
         x = _pad(x, layout) if packed else x
-        for i, conv in enumerate(self.convs):
-            stride, back = conv.stride[0], conv.kernel_size[0] - conv.stride[0]
+        for i, (conv, stride) in enumerate(zip(self.convs, self.strides)):
             steps = -(-x.shape[1] // stride)
             if not x.shape[0] or not steps:
-                x = x.new_zeros(x.shape[0], steps, conv.out_channels)
+                x = x.new_zeros(x.shape[0], steps, self.hidden_size)
             else:
                 missing = steps * stride - x.shape[1]
-                x = conv(F.pad(x.transpose(1, 2), (back, missing))).transpose(1, 2)
+                x = conv(F.pad(x.transpose(1, 2), (self.kernel_size - stride, missing))).transpose(1, 2)
             lengths = shorten(lengths, stride)
             if self.norms:
                 x = F.gelu(self.norms[i](x))
@@ -97,13 +97,13 @@ def shorten(lengths: torch.Tensor, stride: int) -> torch.Tensor:
     return torch.div(lengths + (stride - 1), stride, rounding_mode="floor")
 
 
-def build_stem(config: EncoderConfig, device: Any = None, dtype: Any = None) -> Stem:
+def build_stem(config: EncoderConfig, input_size: int, device: Any = None, dtype: Any = None) -> Stem:
     """The stem that ``config.stem`` names; it is not ``none``."""
-    made = dict(eps=config.norm_eps, device=device, dtype=dtype)
+    made: Dict[str, Any] = dict(eps=config.norm_eps, device=device, dtype=dtype)
     if config.stem == "patch":
-        return Stem(config.input_size, config.hidden_size, [config.stem_stride], config.stem_stride, False, **made)
+        return Stem(input_size, config.hidden_size, [config.stem_stride], config.stem_stride, False, **made)
     halvings = config.stem_stride.bit_length() - 1
-    return Stem(config.input_size, config.hidden_size, [2] * halvings or [1], config.stem_kernel, **made)
+    return Stem(input_size, config.hidden_size, [2] * halvings or [1], config.stem_kernel, **made)
 
 
 def _inside(lengths: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import abc
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Dict, Generic, Mapping, Optional, Tuple, Type, TypeVar
 
 import torch
 import torch.nn as nn
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderStrategy"]
 
+ConfigT = TypeVar("ConfigT", bound=EncoderConfig)
 
-class EncoderStrategy(abc.ABC):
+
+class EncoderStrategy(abc.ABC, Generic[ConfigT]):
     """Builds encoders of one kind of layer.
 
     A subclass names itself and its config class and says how its mixer is made; everything around it (input, packing,
@@ -44,13 +46,13 @@ class EncoderStrategy(abc.ABC):
     """
 
     name: str
-    config_class: Type[EncoderConfig]
+    config_class: Type[ConfigT]
     block_class: Type[PreNormBlock] = PreNormBlock
     model_type: Optional[str] = None
     checkpoint_parts: Mapping[str, str] = MappingProxyType({})
 
     @abc.abstractmethod
-    def build_mixer(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
+    def build_mixer(self, config: ConfigT, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """The layer that mixes along time, ``mixer(x, call, carry) -> (y, carry)`` unless ``block_class`` adapts it.
 
         Args:
@@ -59,22 +61,22 @@ class EncoderStrategy(abc.ABC):
             device, dtype: for every parameter.
         """
 
-    def build_mlp(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
+    def build_mlp(self, config: ConfigT, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """The part that works on each token: a gated MLP (SwiGLU) of ``config.intermediate_size``."""
         return GatedMLP(config.hidden_size, intermediate_size=config.intermediate_size, device=device, dtype=dtype)
 
-    def build_norm(self, config: EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
+    def build_norm(self, config: ConfigT, device: Any = None, dtype: Any = None) -> nn.Module:
         """The normalisation in front of each branch and behind the last block: RMSNorm."""
         return RMSNorm(config.hidden_size, eps=config.norm_eps, device=device, dtype=dtype)
 
-    def state_shape(self, config: EncoderConfig, layer_idx: int) -> Optional[Tuple[int, ...]]:
+    def state_shape(self, config: ConfigT, layer_idx: int) -> Optional[Tuple[int, ...]]:
         """Shape ``(HV, K, V)`` of the ``recurrent_state`` that a layer's mixer keeps for one sequence, or None.
 
         Needed for ``state_weaving`` only: the mixer then finds a first state in its slot of the cache.
         """
         return None
 
-    def gates(self, mixer: nn.Module, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional["Gates"]:
+    def gates(self, mixer: Any, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional["Gates"]:
         """How one of its mixers treats its state, for `encoders.probing.probe`; None where that is not known.
 
         Args:
@@ -99,7 +101,7 @@ class EncoderStrategy(abc.ABC):
         """
         return {}
 
-    def build_block(self, config: EncoderConfig, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
+    def build_block(self, config: ConfigT, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """One residual block; see `PreNormBlock` for how it is called."""
         return self.block_class(
             self.build_mixer(config, layer_idx, device=device, dtype=dtype),
@@ -109,7 +111,7 @@ class EncoderStrategy(abc.ABC):
             config.dropout,
         )
 
-    def build(self, config: EncoderConfig, device: Any = None, dtype: Any = None) -> Encoder:
+    def build(self, config: ConfigT, device: Any = None, dtype: Any = None) -> Encoder:
         """The whole encoder.
 
         Args:

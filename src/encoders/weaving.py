@@ -5,7 +5,7 @@ second layer on, every token so knows the whole sequence, at the cost of one dir
 sequences only: in a stream the last state of a layer is never known.
 """
 
-from typing import TYPE_CHECKING, Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -34,7 +34,7 @@ class StateWeaving(nn.Module):
     def __init__(self, layers: int, shape: Tuple[int, ...], device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.initial = nn.Parameter(torch.empty(layers, *shape, device=device, dtype=dtype))
-        self.initial._no_weight_decay = True
+        setattr(self.initial, "_no_weight_decay", True)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -72,12 +72,12 @@ class Pass:
 
     def __call__(self, layer_idx: int, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """The block of that number."""
-        if self._weaving is not None:
+        if self._weaving is not None and self._call.cache is not None:
             first = self._weaving.seed(layer_idx, self._last, hidden, self._batch)
             self._call.cache.update(recurrent_state=first, layer_idx=layer_idx, offset=0)
         hidden, self._carry = block(hidden, self._call, self._carry)
         if self._weaving is not None:
-            self._last = self._call.cache[layer_idx]["recurrent_state"]
+            self._last = self._call.state(layer_idx)["recurrent_state"]
         return hidden
 
 
@@ -90,11 +90,13 @@ def build_weaving(strategy: "EncoderStrategy", config: EncoderConfig, device: An
     """
     if not config.state_weaving:
         return None
-    shapes = [strategy.state_shape(config, i) for i in range(config.num_layers)]
-    for i, shape in enumerate(shapes):
+    shapes: List[Tuple[int, ...]] = []
+    for i in range(config.num_layers):
+        shape = strategy.state_shape(config, i)
         if shape is None:
             raise value_error("build_encoder", "encoder.state_weaving", f"must be false for encoder {config.name!r}",
                               True, f"its strategy names no state for layer {i} (EncoderStrategy.state_shape)")
+        shapes.append(shape)
         if shape != shapes[0]:
             raise value_error("build_encoder", "encoder.state_weaving", "needs states of one shape in all layers", True,
                               f"layer 0 has {shapes[0]}, layer {i} has {shape}")

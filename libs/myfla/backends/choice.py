@@ -47,31 +47,34 @@ def check_backend(who: str, backend: Any) -> str:
     return backend
 
 
-def choose(who: str, backend: str, kernel: official.Kernel, *tensors: Optional[torch.Tensor]) -> str:
+def choose(
+    who: str, backend: str, kernel: official.Kernel, queries: torch.Tensor, keys: torch.Tensor,
+    *others: Optional[torch.Tensor],
+) -> str:
     """Whose code computes a call: ``naive``, ``torch``, ``compiled`` or ``fla``.
 
     Args:
         who: the op.
         backend: what the caller asked for.
         kernel: the official function that computes the same.
-        tensors: all of the call, queries first, keys second.
+        queries, keys, others: all tensors of the call.
 
     Raises:
         BackendError: an explicit choice that cannot be honoured.
 
     Example:
         >>> from myfla.backends.official import CHUNK_GATED_DELTA_RULE
-        >>> choose("op", "auto", CHUNK_GATED_DELTA_RULE, torch.zeros(1, 5, 1, 4))
+        >>> choose("op", "auto", CHUNK_GATED_DELTA_RULE, torch.zeros(1, 5, 1, 4), torch.zeros(1, 5, 1, 4))
         'torch'
     """
-    device = tensors[0].device.type
+    device = queries.device.type
     if backend == "torch" or (backend == "auto" and (device != "cuda" or tracing())):
         chosen = "torch"
     elif backend == "auto":
-        chosen = "torch" if why_not("auto", kernel, *tensors) else "fla"
+        chosen = "torch" if why_not("auto", kernel, queries, keys, *others) else "fla"
     else:
         check_backend(who, backend)
-        problem = None if backend == "naive" else why_not(backend, kernel, *tensors)
+        problem = None if backend == "naive" else why_not(backend, kernel, queries, keys, *others)
         if problem is not None:
             raise _refusal(who, backend, problem)
         chosen = backend
@@ -80,15 +83,17 @@ def choose(who: str, backend: str, kernel: official.Kernel, *tensors: Optional[t
     return chosen
 
 
-def why_not(backend: str, kernel: official.Kernel, *tensors: Optional[torch.Tensor]) -> Optional[str]:
+def why_not(
+    backend: str, kernel: official.Kernel, queries: torch.Tensor, keys: torch.Tensor, *others: Optional[torch.Tensor]
+) -> Optional[str]:
     """Why ``compiled`` or ``fla`` cannot (or, for ``auto``, why fla shall not) compute a call; None if nothing speaks
     against it."""
-    first = tensors[0]
     if backend == "compiled":
-        return None if tracing() else compiler_problem(first.device.type)
-    if backend == "auto" and first.dtype not in (torch.bfloat16, torch.float16):
+        return None if tracing() else compiler_problem(queries.device.type)
+    if backend == "auto" and queries.dtype not in (torch.bfloat16, torch.float16):
         return "fla computes float32 in TF32 and has no float64"
-    return official.problem(kernel, tensors[1].shape[-1], records(*tensors), *tensors)
+    gradients = records(queries, keys, *others)
+    return official.problem(kernel, keys.shape[-1], gradients, queries, keys, *others)
 
 
 def _refusal(who: str, backend: str, problem: str) -> BackendError:

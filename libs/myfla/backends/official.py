@@ -60,19 +60,20 @@ def kernel(which: Kernel) -> Callable[..., Any]:
     return getattr(importlib.import_module(which.module), which.name)
 
 
-def problem(which: Kernel, key: int, gradients: bool, *tensors: Optional[torch.Tensor]) -> Optional[str]:
+def problem(
+    which: Kernel, key: int, gradients: bool, first: torch.Tensor, *others: Optional[torch.Tensor]
+) -> Optional[str]:
     """Why the official function cannot compute a call, or None.
 
     Args:
         which: the function.
         key: size of a key.
         gradients: whether autograd records the call.
-        tensors: all of the call.
+        first, others: all tensors of the call.
     """
-    first = tensors[0]
     if first.device.type != "cuda":
         return f"the official kernels run on CUDA devices only, and the tensors are on {first.device.type}"
-    if any(x is not None and x.dtype == torch.float64 for x in tensors):
+    if any(x is not None and x.dtype == torch.float64 for x in (first, *others)):
         return "the official kernels have no float64"
     if not which.any_size and key > LARGEST_KEY:
         return f"{which.name} takes keys of at most {LARGEST_KEY} numbers, and these have {key}"

@@ -81,7 +81,7 @@ def set_backend(module: nn.Module, backend: str) -> int:
     if not layers:
         raise value_error("set_backend", "module", "must hold a layer of myfla", type(module).__name__)
     for layer in layers:
-        layer.backend = backend
+        setattr(layer, "backend", backend)
     return len(layers)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import Callable
+from typing import Callable, List
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def _fused_on_gpu(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[
 
     On a CPU a compiler run costs seconds and may not be possible, for a function of two operations.
     """
-    best = []
+    best: List[Callable[[torch.Tensor], torch.Tensor]] = []
 
     @functools.wraps(function)
     def call(x: torch.Tensor) -> torch.Tensor:

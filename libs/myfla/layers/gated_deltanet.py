@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -130,14 +130,15 @@ class GatedDeltaNet(nn.Module):
             warnings.warn(f"{NAME}: use_short_conv=False costs much quality in most tasks", stacklevel=2)
         if use_gate:
             self.g_proj = nn.Linear(hidden_size, self.value_dim, bias=False, **new)
-            self.o_norm = FusedRMSNormGated(self.head_v_dim, eps=norm_eps, activation=output_gate_activation, **new)
+            self.o_norm: nn.Module = FusedRMSNormGated(
+                self.head_v_dim, eps=norm_eps, activation=output_gate_activation, **new)
         else:
             self.o_norm = RMSNorm(self.head_v_dim, eps=norm_eps, **wide)
         self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False, **new)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as construction does; call it after ``to_empty`` on a meta-device layer."""
-        children = dict(self.named_children())
+        children: Dict[str, Any] = dict(self.named_children())
         first = ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj")
         for name in first:
             children.pop(name).reset_parameters()
@@ -192,7 +193,8 @@ class GatedDeltaNet(nn.Module):
         keep = bool(use_cache) and past_key_values is not None
 
         q, k, v, conv_state = self._qkv(x, conv_state, keep, cu_seqlens)
-        op, more = chunk_gated_delta_rule, {}
+        op: Callable[..., Tuple[torch.Tensor, Optional[torch.Tensor]]] = chunk_gated_delta_rule
+        more: Dict[str, Any] = {}
         if not self._uses_chunks(rows.time):
             op = fused_recurrent_gated_delta_rule
             more = {"inplace_final_state": keep and writes_over(past_key_values, recurrent_state)}
@@ -203,7 +205,8 @@ class GatedDeltaNet(nn.Module):
             cu_seqlens=cu_seqlens, backend=self.backend, **more,
         )  # fmt: skip
         if keep:
-            self._write_cache(past_key_values, *rows.narrow((recurrent_state, conv_state)), rows)
+            recurrent_state, conv_state = rows.narrow((recurrent_state, conv_state))
+            self._write_cache(past_key_values, recurrent_state, conv_state, rows)
         if self.use_gate:
             o = self.o_norm(o, project(self.g_proj, x).view(o.shape))
         else:
@@ -238,18 +241,18 @@ class GatedDeltaNet(nn.Module):
         self, x: torch.Tensor, conv_state: ConvStates, keep: bool, cu_seqlens: Optional[torch.Tensor]
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, Optional[ConvStates]]:
         """Queries, keys ``[B, T, H, K]``, values ``[B, T, HV, V]``, and the convolutions' new states."""
-        parts = (project(self.q_proj, x), project(self.k_proj, x), project(self.v_proj, x))
+        parts: Any = (project(self.q_proj, x), project(self.k_proj, x), project(self.v_proj, x))
+        after: Optional[ConvStates] = None
         if not self.use_short_conv:
-            parts, conv_state = [silu(part) for part in parts], None
+            parts = [silu(part) for part in parts]
         else:
             rows = x.shape[0] * x.shape[1] + (0 if conv_state[0] is None else len(conv_state[0]) * self.conv_size)
             small = x.is_cuda or rows * (2 * self.key_dim + self.value_dim) <= FUSED_ON_CPU
             fused = small and self._use_fused_qkv_conv(conv_state, keep, cu_seqlens)
-            parts, conv_state = (self._one_conv if fused else self._three_convs)(parts, conv_state, keep, cu_seqlens)
+            parts, after = (self._one_conv if fused else self._three_convs)(parts, conv_state, keep, cu_seqlens)
         q, k, v = parts
-        rows = x.shape[:2]
-        q, k = (t.view(*rows, self.num_heads, self.head_k_dim) for t in (q, k))
-        return q, k, v.view(*rows, self.num_v_heads, self.head_v_dim), conv_state
+        q, k = (t.view(*x.shape[:2], self.num_heads, self.head_k_dim) for t in (q, k))
+        return q, k, v.view(*x.shape[:2], self.num_v_heads, self.head_v_dim), after
 
     def _three_convs(self, parts: Any, states: ConvStates, keep: bool, cu_seqlens: Optional[torch.Tensor]) -> Any:
         convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
@@ -261,17 +264,19 @@ class GatedDeltaNet(nn.Module):
 
     def _one_conv(self, parts: Any, states: ConvStates, keep: bool, cu_seqlens: Optional[torch.Tensor]) -> Any:
         convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        past = [state for state in states if state is not None]
         mixed, state = causal_conv1d(
             torch.cat(parts, dim=-1),
             weight=torch.cat([conv.weight.squeeze(1) for conv in convs]),
-            bias=torch.cat([conv.bias for conv in convs]) if self.conv_bias else None,
-            initial_state=None if states[0] is None else torch.cat(states, dim=1),
+            bias=torch.cat(biases) if biases else None,
+            initial_state=torch.cat(past, dim=1) if past else None,
             output_final_state=keep, activation=convs[0].activation, cu_seqlens=cu_seqlens,
         )  # fmt: skip
         sizes = [self.key_dim, self.key_dim, self.value_dim]
-        return mixed.split(sizes, dim=-1), state.split(sizes, dim=1) if keep else None
+        return mixed.split(sizes, dim=-1), None if state is None else state.split(sizes, dim=1)
 
-    def _write_cache(self, cache: Any, recurrent_state: torch.Tensor, conv_state: Optional[ConvStates],
+    def _write_cache(self, cache: Any, recurrent_state: Optional[torch.Tensor], conv_state: Optional[ConvStates],
                      rows: TokenRows) -> None:
         real = {"lengths": rows.lengths} if isinstance(cache, Cache) and rows.cu_seqlens is not None else {}
         update_layer_cache(
@@ -281,7 +286,7 @@ class GatedDeltaNet(nn.Module):
     def _reset_decay(self) -> None:
         """A uniform in (0, 16); time steps log-uniform in (0.001, 0.1), through the inverse of softplus."""
         for parameter in (self.A_log, self.dt_bias):
-            parameter._no_weight_decay = True
+            setattr(parameter, "_no_weight_decay", True)
         if self.A_log.is_meta:  # there is nothing to draw, and the attempt loads torch's compiler, which takes seconds
             return
         with torch.no_grad():

@@ -88,6 +88,6 @@ def check_states(
         got = f"{len(conv)} states" if isinstance(conv, (tuple, list)) else type(conv).__name__
         raise CacheError(message(NAME, "conv_state", rule, got, "the cache belongs to a layer with other settings"))
     for part, tensor, size in zip("qkv", conv, (layer.key_dim, layer.key_dim, layer.value_dim)):
-        sizes = (batch, ("channels", size), ("taps", layer.conv_size))
-        check_state(NAME, f"conv_state of {part}", tensor, sizes, x)
+        taps = (batch, ("channels", size), ("taps", layer.conv_size))
+        check_state(NAME, f"conv_state of {part}", tensor, taps, x)
     return recurrent, tuple(conv)

@@ -132,9 +132,9 @@ def check_state(who: str, field: str, state: Any, axes: Sequence[Tuple[str, int]
     if wide and list(state.shape) != shape and [*state.shape[:-2], state.shape[-1], state.shape[-2]] == shape:
         raise CacheError(message(who, f"{field} layout", f"must be {shape}", list(state.shape),
                                  "this is a V-first state; bring it in with Cache.from_fla"))
-    for (name, size), got in zip(axes, state.shape):
-        if got != size:
-            raise CacheError(message(who, f"{field} {name}", f"must be {size}", got, hint))
+    for (name, size), found in zip(axes, state.shape):
+        if found != size:
+            raise CacheError(message(who, f"{field} {name}", f"must be {size}", found, hint))
     if state.device != like.device:
         raise CacheError(message(who, f"{field} device", f"must be {like.device}", str(state.device), "use cache.to()"))
     needed = accumulation_dtype(like)

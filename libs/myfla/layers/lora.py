@@ -1,7 +1,7 @@
 """The small bottleneck networks that make RWKV's data-dependent vectors."""
 
 import math
-from typing import Any, Optional, Union
+from typing import Any, Optional, Tuple, Union, cast
 
 import torch
 from torch import nn
@@ -66,23 +66,26 @@ class LoRA(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the parameters again by the official law."""
-        down, up = self.lora[0].weight, self.lora[2].weight
-        nn.init.zeros_(down)
-        gain = math.sqrt(up.shape[1] / up.shape[0]) if up.shape[1] > up.shape[0] else 1.0
-        orthogonal_(up, 0.1 * gain)
-        if self.lora[2].bias is not None:
-            nn.init.zeros_(self.lora[2].bias)
+        down, up = self._maps()
+        nn.init.zeros_(down.weight)
+        out, rank = up.weight.shape
+        orthogonal_(up.weight, 0.1 * (math.sqrt(rank / out) if rank > out else 1.0))
+        if up.bias is not None:
+            nn.init.zeros_(up.bias)
 
     @torch.no_grad()
     def set_bias_value(self, value: Union[torch.Tensor, float]) -> None:
-        """Set the bias: a tensor ``[out]`` or one number. Does nothing where there is no bias."""
-        bias = self.lora[2].bias
-        if bias is not None:
+        """Set the bias: a tensor ``[out]`` or one number. Does nothing without a bias, or on the meta device."""
+        bias = self._maps()[1].bias
+        if bias is not None and not bias.is_meta:
             bias.copy_(torch.as_tensor(value).to(bias.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` to ``[..., out]``."""
         return self.lora(x)
+
+    def _maps(self) -> Tuple[nn.Linear, nn.Linear]:
+        return cast(nn.Linear, self.lora[0]), cast(nn.Linear, self.lora[2])
 
     def __repr__(self) -> str:
         text = f"input_dim={self.input_dim}, low_rank_dim={self.low_rank_dim}, output_dim={self.output_dim}"

@@ -1,7 +1,7 @@
 """The RWKV-7 attention layer: token shift, low-rank gates, the delta rule with per-channel decay, a gated norm."""
 
 import math
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple, Union, cast
 
 import torch
 import torch.nn as nn
@@ -92,6 +92,12 @@ class RWKV7Attention(nn.Module):
     """
 
     chooses_backend = True
+    x_r: nn.Parameter
+    x_w: nn.Parameter
+    x_k: nn.Parameter
+    x_v: nn.Parameter
+    x_a: nn.Parameter
+    x_g: nn.Parameter
 
     def __init__(
         self,
@@ -223,7 +229,7 @@ class RWKV7Attention(nn.Module):
         Returns:
             log decay ``w`` and removal rate ``a``, ``[B, T, num_heads, head_dim]`` float32 (float64 for float64).
         """
-        delta = token_shift(x, cu_seqlens)
+        delta = cast(torch.Tensor, token_shift(x, cu_seqlens))
         wide = accumulation_dtype(x)
         w, a = self.w_lora(x.addcmul(delta, self.x_w)).to(wide), self.a_lora(x.addcmul(delta, self.x_a)).to(wide)
         heads = (*x.shape[:2], self.num_heads, self.head_dim)
@@ -253,16 +259,18 @@ class RWKV7Attention(nn.Module):
             self.k_proj(xk), self.w_lora(xw), self.a_lora(xa), self.k_k, self.k_a, self.head_dim,
             1e-6 if self.fuse_norm else None,
         )  # fmt: skip
-        chunks = self._uses_chunks(q_len)
-        op, more = (chunk_rwkv7, {}) if chunks else (fused_recurrent_rwkv7, {"inplace_final_state": over})
+        op: Callable[..., Tuple[torch.Tensor, Optional[torch.Tensor]]] = chunk_rwkv7
+        more: Dict[str, Any] = {}
+        if not self._uses_chunks(q_len):
+            op, more = fused_recurrent_rwkv7, {"inplace_final_state": over}
         o, state = op(
             r, w, k, v, a, b, scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens,
             backend=self.backend, **more,
         )
         o = o.reshape(*x.shape[:2], self.value_dim)
         norm = self.g_norm
-        o = group_norm(o, norm.weight, norm.bias, eps=norm.eps, num_groups=self.num_heads)
-        o = gate_output_correction(o, r, k, self.r_k, v, self.g_lora(xg))
+        normed = group_norm(o, norm.weight, norm.bias, eps=norm.eps, num_groups=self.num_heads)
+        o = gate_output_correction(cast(torch.Tensor, normed), r, k, self.r_k, v, self.g_lora(xg))
         return self.o_proj(o), state, value
 
     def _uses_chunks(self, q_len: int) -> bool:
@@ -299,7 +307,7 @@ class RWKV7Attention(nn.Module):
         return recurrent, conv
 
 
-def _group_norm(layer: RWKV7Attention, fused: bool, affine: bool, new: dict) -> nn.Module:
+def _group_norm(layer: RWKV7Attention, fused: bool, affine: bool, new: dict) -> Union[GroupNorm, nn.GroupNorm]:
     eps = layer.norm_eps
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
         raise value_error(NAME, "norm_eps", "must be a finite number from 0", eps)

@@ -1,11 +1,14 @@
 """How RWKV-7's parameters begin: by position in the channels and in the depth of the model."""
 
-from typing import Optional
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from myfla.layers.lora import orthogonal_
+
+if TYPE_CHECKING:
+    from myfla.layers.rwkv7 import RWKV7Attention
 
 __all__ = ["reset_rwkv7"]
 
@@ -14,7 +17,7 @@ MIXES = {"x_r": 0.2, "x_w": 0.9, "x_k": 0.7, "x_v": 0.7, "x_a": 0.9, "x_g": 0.2}
 
 
 @torch.no_grad()
-def reset_rwkv7(layer: nn.Module) -> None:
+def reset_rwkv7(layer: "RWKV7Attention") -> None:
     """Set and draw all parameters of an `RWKV7Attention` as fla 0.6.0 and RWKV-LM do.
 
     Without ``layer_idx`` the layer begins as the only one of a model (fla leaves it at zero, where its key has no
@@ -39,13 +42,14 @@ def reset_rwkv7(layer: nn.Module) -> None:
     for lora in (layer.w_lora, layer.a_lora, layer.g_lora, getattr(layer, "v_lora", None)):
         if lora is not None:
             lora.reset_parameters()
-    _set(layer.w_lora.lora[2].bias, decay + 0.5 + 2.5 * zigzag)
-    _set(layer.a_lora.lora[2].bias, -0.19 + 0.3 * zigzag + 0.4 * linear)
+    layer.w_lora.set_bias_value(decay + 0.5 + 2.5 * zigzag)
+    layer.a_lora.set_bias_value(-0.19 + 0.3 * zigzag + 0.4 * linear)
     if hasattr(layer, "v_lora"):
-        _set(layer.v_lora.lora[2].bias, 0.73 - 0.4 * _linear(layer.value_dim))
-    if layer.g_norm.weight is not None:
-        nn.init.constant_(layer.g_norm.weight, ((index + 1) / depth) ** 0.7)
-        nn.init.zeros_(layer.g_norm.bias)
+        layer.v_lora.set_bias_value(0.73 - 0.4 * _linear(layer.value_dim))
+    norm = layer.g_norm
+    if norm.weight is not None and norm.bias is not None:
+        nn.init.constant_(norm.weight, ((index + 1) / depth) ** 0.7)
+        nn.init.zeros_(norm.bias)
     orthogonal_(layer.r_proj.weight)
     orthogonal_(layer.k_proj.weight, gain=0.1)
     orthogonal_(layer.v_proj.weight)
@@ -57,6 +61,6 @@ def _linear(size: int) -> torch.Tensor:
     return torch.arange(size, dtype=torch.float64, device="cpu") / max(size - 1, 1) - 0.5
 
 
-def _set(parameter: Optional[torch.Tensor], values: torch.Tensor) -> None:
+def _set(parameter: torch.Tensor, values: torch.Tensor) -> None:
     if parameter.device.type != "meta":
         parameter.copy_(values.view(parameter.shape))

@@ -26,9 +26,12 @@ def head_sizes(
 ) -> Tuple[int, int, int]:
     """Key size, number of heads, value size of one head."""
     check_positive(who, hidden_size=hidden)
-    if head is None and heads is None:
+    if head is not None:
+        field, size = "head_dim", head
+    elif heads is not None:
+        field, size = "num_heads", heads
+    else:
         raise value_error(who, "head_dim", "must be given if num_heads is not", None)
-    field, size = ("head_dim", head) if head is not None else ("num_heads", heads)
     check_positive(who, **{field: size})
     if hidden % size:
         raise value_error(who, field, f"must divide hidden_size={hidden}", size)

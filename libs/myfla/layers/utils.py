@@ -212,7 +212,7 @@ def require_cache_layer_idx(module: Any, past_key_values: Any) -> Optional[int]:
 def get_layer_cache(module: Any, past_key_values: Any) -> Optional[Dict[str, Any]]:
     """The module's slot in a cache, or None if there is no cache or no such slot yet."""
     layer_idx = require_cache_layer_idx(module, past_key_values)
-    if past_key_values is None or len(past_key_values) <= layer_idx:
+    if past_key_values is None or layer_idx is None or len(past_key_values) <= layer_idx:
         return None
     return past_key_values[layer_idx]
 

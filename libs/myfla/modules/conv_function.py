@@ -1,5 +1,6 @@
 """The short convolution as one autograd function: taps, activation and residual in float32, rounded once."""
 
+import functools
 from typing import Optional, Tuple
 
 import torch
@@ -52,8 +53,8 @@ class CausalConv1dFunction(torch.autograd.Function):
         x, weight, bias, residual, state, z = ctx.saved_tensors
         needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
-            inputs, settings = [x, weight, bias, residual, state], (ctx.activation, ctx.heads)
-            return backward_through(lambda *tensors: _formula(*tensors, *settings), inputs, needs, [dy]) + (None, None)
+            formula = functools.partial(_formula, activation=ctx.activation, heads=ctx.heads)
+            return backward_through(formula, [x, weight, bias, residual, state], needs, [dy]) + (None, None)
         kind = accumulation_dtype(x, weight, bias, residual, state)
         dz = dy.to(kind)
         if ctx.activation:
@@ -65,12 +66,12 @@ class CausalConv1dFunction(torch.autograd.Function):
         dx, dtaps, dhistory = backward(
             dz, *_widen(x, weight, state, kind), heads=ctx.heads, needs=(needs[0], needs[1], needs[4]))
         return (
-            dx.to(x.dtype) if needs[0] else None,
-            dtaps.t().to(weight.dtype) if needs[1] else None,
+            dx.to(x.dtype) if dx is not None else None,
+            dtaps.t().to(weight.dtype) if dtaps is not None else None,
             dbias,
             dy.to(residual.dtype) if needs[3] else None,
             # Slot 0 of a state lies before the reach of any tap.
-            F.pad(dhistory.transpose(1, 2), (1, 0)).to(state.dtype) if needs[4] else None,
+            F.pad(dhistory.transpose(1, 2), (1, 0)).to(state.dtype) if dhistory is not None else None,
             None,
             None,
         )

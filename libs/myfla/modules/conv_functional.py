@@ -72,11 +72,12 @@ def causal_conv1d(
 
 
 def run(
-    who: str, x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], residual: Optional[torch.Tensor],
-    state: Optional[torch.Tensor], output_final_state: bool, activation: Optional[str],
-    cu_seqlens: Optional[torch.Tensor], state_name: str = "initial_state",
+    who: str, x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
+    residual: Optional[torch.Tensor], state: Optional[torch.Tensor], output_final_state: bool,
+    activation: Optional[str], cu_seqlens: Optional[torch.Tensor], state_name: str = "initial_state",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """`causal_conv1d` under other names for its messages."""
+    weight = check_weight(who, weight)
     count = check(who, x, weight, bias, residual, state, activation, cu_seqlens, state_name)
     shape, D = x.shape, weight.shape[0]
     x = x.reshape(x.shape[0], x.shape[1], D)
@@ -128,8 +129,8 @@ def causal_conv1d_update(
 
 
 def step(
-    who: str, x: torch.Tensor, cache: Optional[torch.Tensor], residual: Optional[torch.Tensor], weight: torch.Tensor,
-    bias: Optional[torch.Tensor], activation: Optional[str],
+    who: str, x: torch.Tensor, cache: Optional[torch.Tensor], residual: Optional[torch.Tensor],
+    weight: Optional[torch.Tensor], bias: Optional[torch.Tensor], activation: Optional[str],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`causal_conv1d_update` under another name for its messages; a cache of None is a new one."""
     if x.dim() not in (2, 3) or (x.dim() == 3 and 1 not in x.shape[:2]):
@@ -140,6 +141,7 @@ def step(
         if residual.shape != x.shape:
             raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
         rest = residual.reshape(rows.shape)
+    weight = check_weight(who, weight)
     check(who, rows, weight, bias, rest, cache, activation, None, "cache")
     y = conv_rows(rows, weight, bias, rest, cache, activation, None)
     if cache is None:
@@ -185,14 +187,18 @@ def causal_conv1d_update_states(
     return _final_state(x, state_len, initial_state, cu_seqlens, count)
 
 
-def check(
-    who: str, x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
-    residual: Optional[torch.Tensor], state: Optional[torch.Tensor], activation: Optional[str],
-    cu_seqlens: Optional[torch.Tensor], state_name: str,
-) -> int:
-    """Refuse arguments that do not fit together; returns N, the number of sequences."""
+def check_weight(who: str, weight: Optional[torch.Tensor]) -> torch.Tensor:
+    """The kernel, if it is one."""
     if weight is None or weight.dim() != 2:
         raise value_error(who, "weight", "must have shape [D, W]", None if weight is None else tuple(weight.shape))
+    return weight
+
+
+def check(
+    who: str, x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], residual: Optional[torch.Tensor],
+    state: Optional[torch.Tensor], activation: Optional[str], cu_seqlens: Optional[torch.Tensor], state_name: str,
+) -> int:
+    """Refuse arguments that do not fit together; returns N, the number of sequences."""
     D, W = weight.shape
     check_tensor(who, "x", x, weight, "weight")
     if x.dim() < 3 or not x.is_floating_point():

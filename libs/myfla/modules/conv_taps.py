@@ -75,9 +75,11 @@ def _backward_packed(dz, x, taps, history, heads, needs):
     dz.index_fill_(1, heads.rows, 0)
     dx, dtaps, _ = backward(dz, x, taps, None, None, (needs[0], needs[1], False))
     own_dx, own_dtaps, dhistory = backward(own_dz, _pick(x, heads, taps.shape[0]), taps, history, None, needs)
-    if needs[0]:
+    if dx is not None and own_dx is not None:
         dx[0].index_add_(0, heads.rows, _existing(own_dx.flatten(0, 1), heads))
-    return dx, dtaps.add_(own_dtaps) if needs[1] else None, dhistory
+    if dtaps is not None and own_dtaps is not None:
+        dtaps.add_(own_dtaps)
+    return dx, dtaps, dhistory
 
 
 def _pick(rows: torch.Tensor, heads: Heads, width: int) -> torch.Tensor:

@@ -80,7 +80,7 @@ class ShortConvolution(nn.Conv1d):
         self.activation = activation
         self.backend = backend
 
-    def forward(
+    def forward(  # type: ignore[override]  # a Conv1d for its parameters only, as the official one
         self,
         x: torch.Tensor,
         residual: Optional[torch.Tensor] = None,

@@ -4,12 +4,12 @@ The norm comes before the gate. `act` is swish, ``g * sigmoid(g)`` ("silu" is th
 (float64 where an argument is float64) and rounded once, to the number format of x.
 """
 
-from typing import Optional, Tuple, Union
+from typing import Optional
 
 import torch
 
 from myfla.modules.norm_base import NormBase
-from myfla.modules.norm_core import check_activation, normalise
+from myfla.modules.norm_core import Result, check_activation, normalise
 from myfla.modules.norm_linear import project
 
 __all__ = [
@@ -26,8 +26,6 @@ __all__ = [
     "rms_norm_gated",
     "rms_norm_swish_gate_linear",
 ]
-
-Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
 def layer_norm_gated(

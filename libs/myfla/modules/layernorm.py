@@ -6,12 +6,12 @@ argument is float64) and rounded once, to the number format of x.
 Root-mean-square norm: Zhang and Sennrich, 2019, arXiv 1910.07467.
 """
 
-from typing import Optional, Tuple, Union
+from typing import Optional
 
 import torch
 
 from myfla.modules.norm_base import NormBase
-from myfla.modules.norm_core import check_groups, normalise
+from myfla.modules.norm_core import Result, check_groups, normalise
 from myfla.modules.norm_linear import (
     GroupNormLinear,
     LayerNormLinear,
@@ -40,8 +40,6 @@ __all__ = [
     "rms_norm_linear",
     "rms_norm_ref",
 ]
-
-Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
 def layer_norm(

@@ -3,7 +3,7 @@
 Dao and Gu, 2024, arXiv 2405.21060. The layers of this library use `myfla.modules.fused_norm_gate`.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -156,4 +156,5 @@ def _run(who, x, weight, bias, z, eps, group_size, norm_before_gate, rms):
         return normalise(who, x, weight, bias, None, eps, False, False, not rms, groups, z, "silu")
     kind = accumulation_dtype(x, z)
     gated = x.to(kind) * F.silu(z.to(kind))
-    return normalise(who, gated, weight, bias, None, eps, False, False, not rms, groups).to(x.dtype)
+    y: Any = normalise(who, gated, weight, bias, None, eps, False, False, not rms, groups)
+    return y.to(x.dtype)

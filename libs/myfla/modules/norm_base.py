@@ -19,6 +19,9 @@ class NormBase(nn.Module):
         device, dtype: of the parameters.
     """
 
+    weight: Optional[nn.Parameter]
+    bias: Optional[nn.Parameter]
+
     def __init__(
         self, hidden_size: int, affine: bool, bias: bool, eps: float, device: Optional[torch.device],
         dtype: Optional[torch.dtype],

@@ -7,7 +7,8 @@
 `rstd = 1 / sqrt(mean(h^2) + eps)`. Sums are float32 (float64 where an argument is float64), rounded once at the end.
 """
 
-from typing import NamedTuple, Optional, Tuple
+import functools
+from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
+
+Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 GATES = ("swish", "silu", "sigmoid")
 
@@ -35,7 +38,7 @@ def normalise(
     who: str, x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
     residual: Optional[torch.Tensor], eps: float, prenorm: bool, residual_in_fp32: bool, centred: bool,
     groups: int = 1, gate: Optional[torch.Tensor] = None, activation: Optional[str] = None,
-):
+) -> Result:
     """Add the residual, normalise, gate: what all functions and modules of this package do.
 
     Returns:
@@ -85,7 +88,8 @@ class _Normalise(torch.autograd.Function):
         h, g, weight, bias, mean, rstd, gate = ctx.saved_tensors
         settings, needs = ctx.settings, ctx.needs_input_grad
         if torch.is_grad_enabled():
-            return backward_through(lambda *t: _formula(*t, settings), [h, g, weight, bias], needs[:4], [dy]) + (None,)
+            formula = functools.partial(_formula, settings=settings)
+            return backward_through(formula, [h, g, weight, bias], needs[:4], [dy]) + (None,)
         kind, groups = rstd.dtype, settings.groups
         dy, rows, w = _split(dy.to(kind), groups), _split(h.to(kind), groups), _parameter(weight, kind, groups)
         unit = rows * rstd if mean is None else (rows - mean).mul_(rstd)
@@ -171,7 +175,10 @@ def _formula(h, g, weight, bias, settings):
     return (y if g is None else y * _activate(g.to(kind), settings.activation)).to(settings.dtype)
 
 
-def _check(who, x, weight, bias, residual, groups, gate, activation) -> None:
+def _check(
+    who: str, x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
+    residual: Optional[torch.Tensor], groups: int, gate: Optional[torch.Tensor], activation: Optional[str],
+) -> None:
     check_tensor(who, "x", x)
     if x.dim() < 1 or not x.is_floating_point():
         raise value_error(who, "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")

@@ -1,15 +1,13 @@
 """A norm followed by a linear map whose weight the caller holds: ``linear(norm(x), weight, bias)``."""
 
-from typing import Optional, Tuple, Union
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 
 from myfla.modules.norm_base import NormBase
-from myfla.modules.norm_core import check_groups, normalise
+from myfla.modules.norm_core import Result, check_groups, normalise
 from myfla.utils.errors import value_error
-
-Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
 def project(who: str, result: Result, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor]) -> Result:

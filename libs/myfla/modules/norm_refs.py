@@ -1,13 +1,11 @@
 """The norms in a few plain lines each: what `layernorm` must equal."""
 
-from typing import Optional, Tuple, Union
+from typing import Optional
 
 import torch
 
 from myfla.modules.norm_base import NormBase
-from myfla.modules.norm_core import check_groups
-
-Result = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
+from myfla.modules.norm_core import Result, check_groups
 
 
 def group_norm_ref(

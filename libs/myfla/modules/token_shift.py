@@ -1,6 +1,6 @@
 """The difference between each token and the one before it (RWKV, arXiv 2305.13048)."""
 
-from typing import Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 import torch
 
@@ -112,7 +112,7 @@ class TokenShift(torch.autograd.Function):
         return dx, None, _to(d_cache, ctx.cache_dtype), None, None
 
 
-def _again(ctx, d_delta: torch.Tensor, d_last: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+def _again(ctx: Any, d_delta: torch.Tensor, d_last: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
     """The gradients as autograd can record them; the shift is linear, so its inputs may be anything."""
     x, has_cache = torch.zeros_like(d_delta).requires_grad_(), ctx.cache_dtype is not None
     cache = torch.zeros_like(d_last, dtype=ctx.cache_dtype).requires_grad_() if has_cache else None

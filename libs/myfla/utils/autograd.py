@@ -38,7 +38,8 @@ def backward_through(
         outputs = formula(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(out, grad) for out, grad in zip(outputs, grads) if grad is not None]
-    wanted = [tensor for tensor, need in zip(inputs, needs) if need]
+    wanted = [tensor if need else None for tensor, need in zip(inputs, needs)]
+    leaves = [tensor for tensor in wanted if tensor is not None]
     found = iter(torch.autograd.grad(
-        [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True))
-    return tuple(next(found) if need else None for need in needs)
+        [out for out, _ in pairs], leaves, [grad for _, grad in pairs], create_graph=True, allow_unused=True))
+    return tuple(None if tensor is None else next(found) for tensor in wanted)

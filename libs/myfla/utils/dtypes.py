@@ -1,9 +1,11 @@
 """Which number formats compute in which."""
 
+from typing import Optional
+
 import torch
 
 
-def accumulation_dtype(*tensors: torch.Tensor) -> torch.dtype:
+def accumulation_dtype(*tensors: Optional[torch.Tensor]) -> torch.dtype:
     """The format that states and sums are kept in: float64 if any tensor is float64, else float32.
 
     Example:

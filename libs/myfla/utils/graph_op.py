@@ -99,9 +99,9 @@ def _one_by_one(op: Callable, info: Any, in_dims: Sequence[Optional[int]], *give
         op(*(x if dim is None else x.select(dim, i) for x, dim in zip(given, in_dims)))
         for i in range(info.batch_size)
     ]  # fmt: skip
-    results = [torch.stack(same) for same in zip(*calls)]
-    results = results if isinstance(calls[0], list) else tuple(results)
-    return results, type(results)(0 for _ in results)
+    kind = list if isinstance(calls[0], list) else tuple
+    results = kind(torch.stack(same) for same in zip(*calls))
+    return results, kind(0 for _ in results)
 
 
 def _keep(count: int, ctx: Any, inputs: Sequence[Any], output: Any) -> None:

@@ -58,7 +58,8 @@ def _take(size: int) -> mmap.mmap:
         _idle.appendleft(memory)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
-        memory.madvise(_ADVICE)
+        if _ADVICE is not None:
+            memory.madvise(_ADVICE)
     except OSError:  # a system built without huge pages: ordinary ones are right too
         pass
     return memory

@@ -1,5 +1,6 @@
 """The built-in strategies, registered by import: they work from a bare checkout, without entry points."""
 
+import functools
 from typing import Any, List
 
 from encoders.hookspecs import hookimpl
@@ -31,4 +32,4 @@ class _Builtin:
 
 def builtin_plugins() -> List[Plugin]:
     """One plugin per built-in strategy, so that each can be blocked by name."""
-    return [Plugin(name, BUILT_IN, __version__, lambda name=name: _Builtin(name)) for name in _BUILTINS]
+    return [Plugin(name, BUILT_IN, __version__, functools.partial(_Builtin, name)) for name in _BUILTINS]

@@ -25,7 +25,7 @@ class GatedDeltaNetBlock(PreNormBlock):
         return y, carry
 
 
-class GatedDeltaNetEncoderStrategy(EncoderStrategy):
+class GatedDeltaNetEncoderStrategy(EncoderStrategy[GatedDeltaNetEncoderConfig]):
     """Gated DeltaNet (arXiv 2412.06464) with a gated MLP and RMSNorm, as in the official model.
 
     Example:

@@ -39,11 +39,14 @@ class RNNMixer(nn.Module):
         before = call.state(self.layer_idx).get("recurrent_state")
         if before is None:
             before = (x.new_zeros(rows, self.state_size),) * self.states
-        y, after = (self._dense if call.cu_seqlens is None else self._packed)(x, before, call.cu_seqlens)
+        if call.cu_seqlens is None:
+            y, after = self._dense(x, before)
+        else:
+            y, after = self._packed(x, before, call.cu_seqlens)
         call.keep(self.layer_idx, x, recurrent_state=after)
         return self.out(y), carry
 
-    def _dense(self, x: torch.Tensor, before: State, _: None) -> Tuple[torch.Tensor, State]:
+    def _dense(self, x: torch.Tensor, before: State) -> Tuple[torch.Tensor, State]:
         if not x.shape[0] or not x.shape[1]:
             return x.new_zeros(x.shape[0], x.shape[1], self.state_size), before
         return self._run(x, before)
@@ -66,7 +69,7 @@ class RNNMixer(nn.Module):
         return y, tuple(state.squeeze(0) for state in after)
 
 
-class _RNNEncoderStrategy(EncoderStrategy):
+class _RNNEncoderStrategy(EncoderStrategy[RNNEncoderConfig]):
     kind: Type[Union[nn.GRU, nn.LSTM]]
 
     def build_mixer(self, config: RNNEncoderConfig, layer_idx: int, device: Any = None,

@@ -46,7 +46,7 @@ class RWKV7Block(PreNormBlock):
         return y
 
 
-class RWKV7EncoderStrategy(EncoderStrategy):
+class RWKV7EncoderStrategy(EncoderStrategy[RWKV7EncoderConfig]):
     """RWKV-7 (arXiv 2503.14456) with its own feed-forward and LayerNorm, as in the official model.
 
     As there, a fresh encoder's layers add nothing (their output projections are zero); they begin to with the first

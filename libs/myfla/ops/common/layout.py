@@ -100,10 +100,10 @@ class Block:
         if out.shape[2] != buffer.shape[1]:
             buffer = buffer.view(buffer.shape[0], out.shape[2], -1, *buffer.shape[2:]).sum(2)
         if self.layout.index is not None:
-            tokens, positions = self.layout.tokens(self)
-            rows = buffer.transpose(1, 2).reshape(-1, out.shape[2], out.shape[3])
-            rows = rows if positions is None else rows.index_select(0, positions)
-            out[0].index_copy_(0, tokens, rows.to(out.dtype))
+            tokens, positions = self.layout.tokens(self, self.layout.index)
+            found = buffer.transpose(1, 2).reshape(-1, out.shape[2], out.shape[3])
+            found = found if positions is None else found.index_select(0, positions)
+            out[0].index_copy_(0, tokens, found.to(out.dtype))
             return
         for target, first, c in self._pieces(out):
             waves, rows = target.shape[:2]
@@ -222,9 +222,9 @@ class ChunkLayout:
         counts = torch.bincount(wave_of_group, minlength=groups * waves).view(groups, waves).tolist()
         return [[count for count in group if count] for group in counts]
 
-    def tokens(self, block: Block) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    def tokens(self, block: Block, index: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
         """The tokens of a packed block and their positions among its ``M * C`` (None: all, in order)."""
-        index = self.index[block.span(1)].reshape(-1)
+        index = index[block.span(1)].reshape(-1)
         if self.hole is None:
             return index, None
         positions = (~self.hole[block.span(1)]).reshape(-1).nonzero(as_tuple=True)[0]

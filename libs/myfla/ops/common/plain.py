@@ -4,27 +4,32 @@ A plain form is what a compiler, an exporter or a function transform sees; `myfl
 here depends on a tensor's values, and in a compiled graph nothing but shapes depends on the length.
 """
 
-from typing import Any, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 
 from myfla.ops.common.triangular import substitute
 from myfla.utils.tracing import compiling, exporting
 
-try:
-    from torch._higher_order_ops.scan import scan as _scan
-except ImportError:
-    _scan = None
-if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
-    _scan = None  # not there, or without gradients: the loop over chunks becomes part of the graph
-
 __all__ = ["first_state", "join_chunks", "solve_unit_lower", "split_chunks", "states_before", "sums_between"]
 
 
-def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:
-    """``[B, T, H, D]`` as ``[M, B, heads, chunk, D]``, with zeros after the end, and heads repeated.
+def _torch_scan() -> Optional[Callable[..., Any]]:
+    """None where it is missing or without gradients: there the loop over chunks becomes part of the graph."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+        return None
+    try:
+        from torch._higher_order_ops.scan import scan
+    except ImportError:
+        return None
+    return scan
 
-    """
+
+_scan = _torch_scan()
+
+
+def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:
+    """``[B, T, H, D]`` as ``[M, B, heads, chunk, D]``, with zeros after the end, and heads repeated."""
     batch, tokens, own, size = x.shape
     count = _count(tokens, chunk)
     # A gather, not a pad: the size of a pad is a difference, of which an exporter cannot know that it is positive.
@@ -90,8 +95,8 @@ def states_before(
     """
     write = write.transpose(-1, -2)
     if _scan is not None and compiling() and not (exporting() and isinstance(decay.shape[0], int)):
-        last, states = _scan(_scan_step, state, (decay, write, read, given), dim=0)
-        return states, last
+        last, before = _scan(_scan_step, state, (decay, write, read, given), dim=0)
+        return before, last
     states: List[torch.Tensor] = []
     for d, w, r, x in zip(decay.unbind(0), write.unbind(0), read.unbind(0), given.unbind(0)):
         states.append(state)

@@ -6,7 +6,7 @@ import torch
 
 __all__ = ["each_sequence"]
 
-Run = Callable[..., Tuple[torch.Tensor, Optional[torch.Tensor]]]
+Run = Callable[..., Tuple[torch.Tensor, torch.Tensor]]
 
 
 def each_sequence(
