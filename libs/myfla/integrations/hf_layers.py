@@ -4,7 +4,7 @@ transformers lays the convolution's input out as ``[B, D, T]``, hands over all k
 keeps the convolution's state in place.
 """
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,7 @@ def causal_conv1d_update(
     return after(y).transpose(1, 2).reshape(x.shape)
 
 
-def rms_norm_gated(layer: torch.nn.Module, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+def rms_norm_gated(layer: Any, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """The forward of transformers' norm with an output gate, which stands between the rule and the projection out.
 
     Args:
@@ -116,10 +116,10 @@ def rms_norm_gated(layer: torch.nn.Module, hidden_states: torch.Tensor, gate: to
     """
     weight, eps = layer.weight, layer.variance_epsilon
     if layer.activation in ("silu", "swish", "sigmoid"):
-        return norm_op(hidden_states, gate, weight, None, layer.activation, eps=eps)
+        return cast(torch.Tensor, norm_op(hidden_states, gate, weight, None, layer.activation, eps=eps))
     from transformers.activations import ACT2FN
 
-    normed = rms_norm(hidden_states.float(), weight.float(), None, eps=eps)
+    normed = cast(torch.Tensor, rms_norm(hidden_states.float(), weight.float(), None, eps=eps))
     return (normed * ACT2FN[layer.activation](gate.float())).to(hidden_states.dtype)
 
 

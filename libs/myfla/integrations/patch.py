@@ -71,7 +71,7 @@ class Patch:
             ours_computes = self.active and first.device.type in self.devices
             return (ours if ours_computes else before)(*args, **kwargs)
 
-        choose.patch = self
+        setattr(choose, "patch", self)
         return choose
 
     def __enter__(self) -> "Patch":

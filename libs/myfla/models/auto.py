@@ -1,7 +1,7 @@
 """The model of a folder, whichever it is."""
 
 from pathlib import Path
-from typing import Any, Dict, Tuple, Union
+from typing import Any, Dict, Tuple, Type, Union
 
 from myfla.models.configuration import ModelConfig, read_json
 from myfla.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, GatedDeltaNetModel
@@ -11,7 +11,9 @@ from myfla.utils.errors import CheckpointError, message, nearest
 
 __all__ = ["MODELS", "load_backbone", "load_config", "load_model"]
 
-MODELS: Dict[str, Tuple[type, type, type]] = {
+Classes = Tuple[Type[ModelConfig], Type[FLAModel], Type[FLAForCausalLM]]
+
+MODELS: Dict[str, Classes] = {
     "gated_deltanet": (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
     "rwkv7": (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
 }
@@ -73,7 +75,7 @@ def load_model(folder: Union[str, Path], **kwargs: Any) -> FLAForCausalLM:
     return _classes("load_model", folder)[2].from_pretrained(folder, **kwargs)
 
 
-def _classes(who: str, folder: Union[str, Path]) -> Tuple[type, type, type]:
+def _classes(who: str, folder: Union[str, Path]) -> Classes:
     path, fields = read_json(who, folder)
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:

@@ -1,6 +1,6 @@
 """Joining caches into one batch, and picking rows out of it."""
 
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -65,7 +65,7 @@ def join_layers(layers: Sequence[FLALayer], sizes: Sequence[int], index: int) ->
             raise CacheError(message("Cache.stack", f"layer {index} window_size", "must be equal in all", window))
         new.window_size = begun[0].window_size
         new.is_sliding, new.is_initialized = new.window_size is not None, True
-        new.state = {field: _join_field(field, layers, begun[0], sizes, index) for field in FIELDS}
+        new.state = {field: _join_field(field, layers, begun[0].state or {}, sizes, index) for field in FIELDS}
     late = [new._seen_tokens - layer._seen_tokens for layer in layers]
     if any(late) or any(layer._late is not None for layer in layers):
         new._late = torch.cat([_rows(layer._late, size, extra) for layer, size, extra in zip(layers, sizes, late)])
@@ -78,13 +78,13 @@ def _rows(counts: Optional[torch.Tensor], size: int, extra: int) -> torch.Tensor
     return torch.full((size,), extra, dtype=torch.int64) if counts is None else counts.cpu() + extra
 
 
-def _join_field(field: str, layers: Sequence[FLALayer], model: FLALayer, sizes: Sequence[int], index: int) -> Any:
+def _join_field(field: str, layers: Sequence[FLALayer], model: Dict[str, Any], sizes: Sequence[int], index: int) -> Any:
     where = f"layer {index} {field}"
     states = [
-        _zeros(model.state[field], size) if layer.state is None else layer.state[field]
+        _zeros(model[field], size) if layer.state is None else layer.state[field]
         for layer, size in zip(layers, sizes)
     ]
-    if field == "attn_state" and model.state[field] is not None and any(layer.state is None for layer in layers):
+    if field == "attn_state" and model[field] is not None and any(layer.state is None for layer in layers):
         raise CacheError(message("Cache.stack", where, "must exist in all caches", "an empty cache",
                                  "an attention state has no zero to begin from"))
     return join_tensors(_cat, states, "Cache.stack", where)

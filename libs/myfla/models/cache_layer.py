@@ -1,5 +1,6 @@
 """What a cache holds for one layer: its states, the tokens counted, and how many of those each row really had."""
 
+import functools
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
@@ -152,7 +153,7 @@ class FLALayer:
         new.is_initialized, new._seen_tokens = self.is_initialized, self._seen_tokens
         if self.state is not None:
             new.state = {
-                field: map_tensors(lambda t, field=field: on_state(field, t), value)
+                field: map_tensors(functools.partial(on_state, field), value)
                 for field, value in self.state.items()
             }
         new._pads = None if self._pads is None else on_counts(self._pads)

@@ -1,7 +1,7 @@
 """`generate`: continue prompts token by token, each step at the cost of one token."""
 
 import warnings
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -24,6 +24,9 @@ KEYWORDS = (
 
 class GenerationMixin:
     """Adds `generate` to a model with ``config``, ``generation_config``, ``model`` and ``lm_head``."""
+
+    config: Any
+    generation_config: Dict[str, Any]
 
     @torch.no_grad()
     def generate(

@@ -190,7 +190,7 @@ class RWKV7ForCausalLM(_Language, LanguageModel):
     config_class, base = RWKV7Config, RWKV7Model
 
 
-CLASSES: List[Tuple[type, type, type]] = [
+CLASSES: List[Tuple[Type[_Config], Type[_Base], Type[_Language]]] = [
     (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
     (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
 ]

@@ -8,7 +8,7 @@ from torch import nn
 from myfla.layers.layer_inputs import INERT_FORWARD
 from myfla.models.loss import causal_lm_loss, linear_cross_entropy, next_tokens
 from myfla.models.outputs import CausalLMOutputWithPast
-from myfla.models.stack import KEYWORDS
+from myfla.models.stack import KEYWORDS, Module
 from myfla.utils.errors import refuse_unknown, value_error
 
 __all__ = ["LanguageModel"]
@@ -16,11 +16,15 @@ __all__ = ["LanguageModel"]
 HEAD_KEYWORDS = ("labels", "shift_labels", "logits_to_keep", "num_items_in_batch")
 
 
-class LanguageModel:
+class LanguageModel(Module):
     """The forward pass of a language model, without a base class; see `Stack`.
 
     The module has a ``config``, a ``model`` and ``lm_head [vocab_size, hidden_size]``, a linear map without bias.
     """
+
+    config: Any
+    model: Any
+    lm_head: nn.Linear
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding."""
@@ -30,6 +34,10 @@ class LanguageModel:
         """Put another embedding in."""
         self.model.embeddings = embeddings
         self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the output map the embedding, if the config says so."""
+        raise NotImplementedError
 
     def get_output_embeddings(self) -> nn.Linear:
         """The output map."""

@@ -27,7 +27,8 @@ class ModelOutput(Mapping):
         return tuple(getattr(self, name) for name in self)
 
     def __iter__(self) -> Iterator[str]:
-        return (field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+        shown = dataclasses.fields(self)  # type: ignore[arg-type]  # every output is a dataclass, this base is none
+        return (field.name for field in shown if getattr(self, field.name) is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -3,7 +3,7 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional, Type, TypeVar, Union
+from typing import Any, Callable, Dict, Optional, Type, TypeVar, Union, cast
 
 import torch
 from torch import nn
@@ -61,6 +61,10 @@ class FLAPreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Number format of the embedding."""
         return self.get_input_embeddings().weight.dtype
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        raise NotImplementedError
 
     def num_parameters(self) -> int:
         """How many numbers can be trained; a tied weight counts once."""
@@ -125,7 +129,7 @@ class FLAPreTrainedModel(nn.Module):
         overrides = {name: value for name, value in overrides.items() if name not in INERT}
         dtype = overrides.pop("torch_dtype", dtype)
         read = config is None
-        if read:
+        if config is None:
             config = cls.config_class.from_pretrained(folder)
         known = config.to_dict()
         for name in overrides:
@@ -133,9 +137,9 @@ class FLAPreTrainedModel(nn.Module):
                 raise unknown_keyword(f"{cls.__name__}.from_pretrained", name, ["config", "dtype", "device", *known])
         if overrides:
             config = type(config).from_dict(known, **overrides)
-        files = WeightFiles(folder)
+        files, make = WeightFiles(folder), cast(Callable[..., Model], cls)  # a model also takes device and dtype
         try:
-            model = cls(config, device="meta", dtype=_number_format(folder, config, files, dtype))
+            model = make(config, device="meta", dtype=_number_format(folder, config, files, dtype))
         except (TypeError, ValueError) as problem:
             if not read or overrides or isinstance(problem, CheckpointError):
                 raise

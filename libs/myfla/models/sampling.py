@@ -23,7 +23,8 @@ class Sampler:
         ValueError: a value out of range.
 
     Example:
-        >>> Sampler(do_sample=True, top_k=1)(torch.tensor([[0.0, 2.0, 1.0]])).tolist()
+        >>> sampler = Sampler(do_sample=True, top_k=1)
+        >>> sampler(sampler.filter(torch.tensor([[0.0, 2.0, 1.0]]))).tolist()
         [1]
     """
 

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
 
 import torch
 from torch import nn
@@ -16,13 +16,18 @@ from myfla.utils.tracing import tracing
 
 __all__ = ["KEYWORDS", "Stack", "normal_"]
 
+if TYPE_CHECKING:
+    Module = nn.Module  # what `Stack` and `LanguageModel` are mixed into
+else:
+    Module = object
+
 KEYWORDS = (
     "input_ids", "attention_mask", "inputs_embeds", "past_key_values", "use_cache", "output_attentions",
     "output_hidden_states", "return_dict", "cu_seqlens",
 )  # fmt: skip
 
 
-class Stack:
+class Stack(Module):
     """A stack of blocks between an embedding and a norm: the parts and the forward pass, without a base class.
 
     So it serves modules of PyTorch and of transformers alike. Subclasses say in `build` what the parts are; the module
@@ -35,6 +40,11 @@ class Stack:
 
     carried = ""
     state_fields: Tuple[str, ...] = ()
+    config: Any
+    gradient_checkpointing: bool
+    embeddings: nn.Embedding
+    layers: nn.ModuleList
+    norm: nn.Module
 
     def build(self, config: Any, device: Any = None, dtype: Optional[torch.dtype] = None) -> None:
         """Make ``embeddings``, ``layers`` and ``norm``."""
@@ -42,6 +52,10 @@ class Stack:
 
     def init_module(self, module: nn.Module) -> None:
         """Draw afresh what a module holds by the law of a new model; called for children before their parents."""
+        raise NotImplementedError
+
+    def init_head(self, head: nn.Linear) -> None:
+        """Draw the output map of a language model by the same law."""
         raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -175,9 +189,10 @@ def _by_place(call: Any, name: str, hidden_states: torch.Tensor, carried: Any) -
     return call(hidden_states, **{name: carried})
 
 
-def normal_(module: nn.Module, std: float) -> None:
+def normal_(module: Union[nn.Linear, nn.Conv1d, nn.Embedding], std: float) -> None:
     """Draw the weight of an embedding or linear map from a normal law."""
     if module.weight.device.type != "meta":
         nn.init.normal_(module.weight, mean=0.0, std=std)
-    if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        nn.init.zeros_(bias)

@@ -41,7 +41,7 @@ def attnres(
     # One pass over each source: the norm of a key is a factor of its score.
     scores = [(v @ key_weight) * (v.square().mean(-1) + rms_eps).rsqrt() for v in values]
     shares = torch.stack(scores, dim=-1).softmax(dim=-1)
-    mixed = sum(share.unsqueeze(-1) * v for share, v in zip(shares.unbind(-1), values))
+    mixed: Any = sum(share.unsqueeze(-1) * v for share, v in zip(shares.unbind(-1), values))
     if output_rms_weight is not None:
         mixed = rms_norm(mixed, output_rms_weight.to(kind), None, eps=rms_eps)
     return mixed.to(residuals[0].dtype)
@@ -55,24 +55,25 @@ class AttnRes:
     """
 
     @staticmethod
-    def add_to_block(block: nn.Module, config: Any, layer_idx: int, new: Dict[str, Any]) -> None:
+    def add_to_block(block: Any, config: Any, layer_idx: int, new: Dict[str, Any]) -> None:
         """Give a block its queries, key norms and boundaries, under the official names."""
         block.attn_res_proj, block.attn_res_norm = _query_and_norm(config, new)
         block.mlp_res_proj, block.mlp_res_norm = _query_and_norm(config, new)
         block.boundaries = tuple((2 * layer_idx + half) % config.attnres_block_size == 0 for half in (0, 1))
 
     @staticmethod
-    def add_to_model(model: nn.Module, config: Any, new: Dict[str, Any]) -> None:
+    def add_to_model(model: Any, config: Any, new: Dict[str, Any]) -> None:
         """Give a model the query and key norm of its last mixture."""
         model.res_proj, model.res_norm = _query_and_norm(config, new)
 
     @staticmethod
     def run_block(
-        block: nn.Module, hidden_states: torch.Tensor, states: Optional[List[torch.Tensor]], given: Dict[str, Any]
+        block: Any, hidden_states: torch.Tensor, states: Optional[List[torch.Tensor]], given: Dict[str, Any]
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """The block's forward pass: the sum since the last boundary, and what was put aside."""
+        total: Optional[torch.Tensor] = None
         if states is None:  # the embedding is the only source, and a sum of its own
-            total, states, mixed = None, [hidden_states], block.attn_norm(hidden_states)
+            states, mixed = [hidden_states], block.attn_norm(hidden_states)
         else:
             mixed, total, states = _mix(hidden_states, states, block.boundaries[0], block.attn_res_proj,
                                         block.attn_res_norm, block.attn_norm)
@@ -84,19 +85,19 @@ class AttnRes:
         return mixed if total is None else total + mixed, states
 
     @staticmethod
-    def finish(model: nn.Module, hidden_states: torch.Tensor, states: List[torch.Tensor]) -> torch.Tensor:
+    def finish(model: Any, hidden_states: torch.Tensor, states: List[torch.Tensor]) -> torch.Tensor:
         """The model's last mixture, its norm included."""
         return _mix(hidden_states, states, False, model.res_proj, model.res_norm, model.norm)[0]
 
 
 def _query_and_norm(config: Any, new: Dict[str, Any]) -> Tuple[nn.Linear, RMSNorm]:
     query = nn.Linear(config.hidden_size, 1, bias=False, **new)
-    query.is_attnres_query = True  # begins at zero: all sources count alike
+    setattr(query, "is_attnres_query", True)  # begins at zero: all sources count alike
     return query, RMSNorm(config.hidden_size, eps=config.norm_eps, **new)
 
 
 def _mix(
-    total: torch.Tensor, states: List[torch.Tensor], boundary: bool, query: nn.Linear, keys: nn.Module, norm: nn.Module
+    total: torch.Tensor, states: List[torch.Tensor], boundary: bool, query: nn.Linear, keys: Any, norm: Any
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], List[torch.Tensor]]:
     """The mixture of all sources; then the sum goes on, or at a boundary is put aside."""
     sources = [*states, total]

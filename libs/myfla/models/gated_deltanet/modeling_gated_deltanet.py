@@ -109,7 +109,7 @@ class GatedDeltaNetStack(Stack):
         elif isinstance(module, GatedDeltaNet):
             module._reset_decay()
         elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+            getattr(module, "reset_parameters")()
 
     def init_head(self, head: nn.Linear) -> None:
         """Draw the output map."""

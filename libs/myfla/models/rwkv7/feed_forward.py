@@ -1,6 +1,6 @@
 """RWKV-7's feed-forward block, which looks one token back."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -24,7 +24,7 @@ KEYWORDS = (
 )  # fmt: skip
 FORWARD = ("x", "attention_mask", "state", "cu_seqlens", "use_cache")
 INERT = (*INERT_FORWARD, "output_attentions", "past_key_values", "v_first")
-ACTIVATIONS = {
+ACTIVATIONS: Dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sqrelu": squared_relu,
     "relu": F.relu,
     "silu": F.silu,
