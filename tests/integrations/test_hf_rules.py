@@ -13,9 +13,21 @@ from transformers.models.qwen3_next import modeling_qwen3_next as qwen  # noqa: 
 from myfla.integrations import hf_rules  # noqa: E402
 from myfla.testing import assert_close, cases, raises, rms_error  # noqa: E402
 
+
+def with_heads_repeated(function):
+    """Before 5.23 transformers repeated the key heads outside of the function."""
+    function = inspect.unwrap(function)
+
+    def call(query, key, value, **options):
+        query, key = (x.repeat_interleave(value.shape[2] // x.shape[2], dim=2) for x in (query, key))
+        return function(query, key, value, **options)
+
+    return call
+
+
 PAIRS = {
-    "chunk": (hf_rules.chunk_gated_delta_rule, inspect.unwrap(qwen.torch_chunk_gated_delta_rule)),
-    "recurrent": (hf_rules.recurrent_gated_delta_rule, inspect.unwrap(qwen.torch_recurrent_gated_delta_rule)),
+    "chunk": (hf_rules.chunk_gated_delta_rule, with_heads_repeated(qwen.torch_chunk_gated_delta_rule)),
+    "recurrent": (hf_rules.recurrent_gated_delta_rule, with_heads_repeated(qwen.torch_recurrent_gated_delta_rule)),
     "kimi chunk": (hf_rules.chunk_kimi_delta_attention, inspect.unwrap(kimi.chunk_kimi_delta_attention)),
     "kimi recurrent": (hf_rules.recurrent_kimi_delta_attention, inspect.unwrap(kimi.recurrent_kimi_delta_attention)),
 }

@@ -36,7 +36,10 @@ def assert_same(got, want):
     """Both of what `logits_and_gradients` gives."""
     assert_close(got[0], want[0], rms=LOGITS, name="logits")
     assert sorted(got[1]) == sorted(want[1])
+    size = max(gradient.norm() for gradient in want[1].values())
     for name, gradient in want[1].items():
+        if max(gradient.norm(), got[1][name].norm()) < 1e-6 * size:
+            continue  # zero but for rounding, as of an attention's keys where there is one token
         bound = CANCELLING if name.endswith(CANCELLING_PARAMETERS) else GRADIENTS
         assert_close(got[1][name], gradient, rms=bound, name=name)
     whole = [torch.cat([gradient.flatten() for _, gradient in sorted(side[1].items())]) for side in (got, want)]

@@ -1,6 +1,7 @@
 """`use_myfla` finds what to replace, keeps the CPU away from Triton, and is undone cleanly."""
 
 import importlib
+import inspect
 import logging
 import sys
 
@@ -10,6 +11,8 @@ import torch
 pytest.importorskip("transformers", minversion="5.15")
 
 import transformers  # noqa: E402
+from transformers.integrations import hub_kernels  # noqa: E402
+from transformers.utils.import_utils import is_flash_linear_attention_available  # noqa: E402
 
 from hf_small_models import CONFIGS, build, plain_transformers, tokens  # noqa: E402
 from myfla.integrations import hf_models, hf_rules  # noqa: E402
@@ -99,7 +102,8 @@ def test_cpu_tensors_never_reach_what_transformers_would_have_called(family):
 
 
 def test_with_fla_installed_the_cpu_works_inside_the_block_only():
-    pytest.importorskip("fla")
+    if not is_flash_linear_attention_available():
+        pytest.skip("transformers sees no flash-linear-attention here")
     if torch.cuda.is_available():
         pytest.skip("Triton has a driver here")
     model, ids = build("qwen3_next"), tokens(1, 20)
@@ -143,7 +147,8 @@ def test_cuda_tensors_keep_the_official_functions():
 def test_packed_sequences_are_refused_by_transformers_and_computed_inside_the_block():
     model, ids = build("qwen3_next"), tokens(1, 12)
     told = packed_kwargs(torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]]))
-    if "fla" not in sys.modules:
+    refuses = "can't keep packed sequences apart" in inspect.getsource(hub_kernels)  # older versions mix them up
+    if refuses and "fla" not in sys.modules:
         with raises(ValueError, "can't keep packed sequences apart"):
             model(ids, **told)
     with torch.no_grad(), use_myfla():

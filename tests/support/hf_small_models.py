@@ -40,7 +40,8 @@ CONFIGS = {
     "bailing_hybrid": ("bailing_hybrid", dict(CHANNELS, head_dim=8, qk_rope_head_dim=4, num_local_experts=4)),
     "glm5_next": ("glm5_next", dict(text_config=GLM, vision_config=VISION)),
 }
-"""By family: its configuration's name, and what differs there from the large models'."""
+CONFIGS = {family: config for family, config in CONFIGS.items() if config[0] in CONFIG_MAPPING}
+"""By family that the installed version has: its configuration's name, and what differs from the large models'."""
 
 
 def build(family, seed=0):
