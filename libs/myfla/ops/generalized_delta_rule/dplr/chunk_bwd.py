@@ -64,13 +64,14 @@ def chunk_backward(
     else:
         running = sort_rows(layout, dfinal).to(dtype).clone(memory_format=torch.contiguous_format)
     largest = largest_block(layout, heads)
-    scratch, wide = Scratch(do, dtype, largest), Scratch(do, wide_dtype(device, dtype), largest)
     ones = torch.ones(layout.chunk, layout.chunk, dtype=dtype, device=device)
     sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1)
-    for group in layout.groups:
-        for block in reversed(group):
-            at = Saved(*(s[block.span(heads)] for s in saved))
-            _backward_block(block, x, do, running.view(-1, key, value), scale, scratch, wide, at, sums, Inputs(*grads))
+    state, out = running.view(-1, key, value), Inputs(*grads)
+    with Scratch(do, dtype, largest) as scratch, Scratch(do, wide_dtype(device, dtype), largest) as wide:
+        for group in layout.groups:
+            for block in reversed(group):
+                at = Saved(*(s[block.span(heads)] for s in saved))
+                _backward_block(block, x, do, state, scale, scratch, wide, at, sums, out)
     return grads, unsort_rows(layout, running)
 
 

@@ -71,26 +71,29 @@ def chunk_forward(
     else:
         running = sort_rows(layout, initial_state.to(dtype))
         running = running.clone(memory_format=torch.contiguous_format)
-    largest = largest_block(layout, heads)
-    scratch, wide = Scratch(v, dtype, largest), Scratch(v, wide_dtype(v.device, dtype), largest)
     x, saved = Inputs(q, k, v, a, b, gk), None
     if save:
         shapes = ((key, value), (chunk, value), (chunk, chunk))
         total = layout.total * heads
         saved = Saved(*(torch.empty((total,) + shape, dtype=dtype, device=v.device) for shape in shapes))
-    for group in layout.groups:
-        for block in group:
-            if saved is not None:
-                at = Saved(*(s[block.span(heads)] for s in saved))
-            else:
-                size = block.size * heads
-                at = Saved(
-                    scratch.get("states", size, key, value),
-                    scratch.get("read", size, chunk, value),
-                    scratch.get("inverse", size, chunk, chunk),
-                )
-            _forward_block(block, x, running.view(-1, key, value), scale, scratch, wide, at, out)
+    largest = largest_block(layout, heads)
+    with Scratch(v, dtype, largest) as scratch, Scratch(v, wide_dtype(v.device, dtype), largest) as wide:
+        for group in layout.groups:
+            for block in group:
+                at = _room(block, heads, saved, (key, value), scratch)
+                _forward_block(block, x, running.view(-1, key, value), scale, scratch, wide, at, out)
     return out, unsort_rows(layout, running), saved
+
+
+def _room(
+    block: Block, heads: int, saved: Optional[Saved], state: Tuple[int, int], scratch: Scratch
+) -> Saved:
+    """Where a block puts what it finds: what is saved, or scratch. ``state`` is ``(K, V)``."""
+    if saved is not None:
+        return Saved(*(s[block.span(heads)] for s in saved))
+    size, chunk = block.size * heads, block.chunk
+    shapes = (state, (chunk, state[1]), (chunk, chunk))
+    return Saved(*(scratch.get(name, size, *shape) for name, shape in zip(Saved._fields, shapes)))
 
 
 def _forward_block(
