@@ -146,6 +146,6 @@ def show_results(results: Mapping[str, Any], folder: Path, brief: bool = False) 
     for label, value in rows:
         table.add_row(Text(label), Text(value))
     console().print(table)
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     say(f"{relative(folder)}/")
     say("  " + "  ".join(names))

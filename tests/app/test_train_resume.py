@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from app.errors import RunError
 from app.jobs.train import run
 from app_runs import ROOT, compose_app, run_app
 from cfg.validation import ConfigError
+from children import finish, needs_fork, start
 from myfla.testing import cases
 
 #: Everything that is drawn at random is on, so that a state that is not brought back shows.
@@ -132,6 +134,36 @@ def test_a_killed_process_goes_on_from_the_command_line(tmp_path, whole, stage):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}, "it goes on in its own folder"
     again = run_app(tmp_path, "run=run", "resume=true")
     assert again.returncode == 1 and "must be a run that was cut off; it has ended, with metrics.json" in again.stderr
+
+
+def begin_or_go_on(folder, *overrides):
+    if (folder / "checkpoints" / "start.json").exists():
+        go_on(folder)
+    else:  # it was killed before there was anything to go on with
+        train(folder, *overrides)
+
+
+@pytest.mark.slow
+@needs_fork
+@cases(encoder=[("encoder=gated_deltanet",), ("encoder=rwkv7", "encoder.direction=bidirectional"),
+                ("encoder=gru", "encoder.stem=conv", "encoder.stem_stride=2", "encoder.pooling=attention")])
+def test_kills_at_random_moments_change_nothing(tmp_path, encoder):
+    """Runs are killed and gone on with, again and again, until they end; 20 kills in all."""
+    begin = time.monotonic()
+    train(tmp_path / "whole", *encoder)
+    seconds, draw, kills, runs = time.monotonic() - begin, random.Random(3), 0, 0
+    while kills < 20:
+        folder, ended = tmp_path / f"run{runs}", False
+        while not ended:
+            child = start(lambda: begin_or_go_on(folder, *encoder))
+            time.sleep(draw.uniform(0, seconds))
+            os.kill(child, signal.SIGKILL)
+            code = finish(child)
+            ended, kills = (folder / "metrics.json").exists(), kills + (code == -signal.SIGKILL)
+            assert code in (0, -signal.SIGKILL), "see the traceback of the child"
+        runs += 1
+        assert_equal(folder, tmp_path / "whole")
+    print(f"{kills} kills in {runs} runs")
 
 
 def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def test_function_errors_name_the_function():
         causal_conv1d_update(x[:, 0], torch.zeros(2, 4, 3), torch.zeros(4), w)
     with raises(ValueError, "causal_conv1d_update_states: x must have shape [B, T, D]", "(5, 4)"):
         causal_conv1d_update_states(x[0], 3)
-    with raises(ValueError, "causal_conv1d_update_states: state_len must be at least 1", "got 0"):
+    with raises(ValueError, "causal_conv1d_update_states: state_len must be a whole number from 1", "got 0"):
         causal_conv1d_update_states(x, 0)
     with raises(ValueError, "causal_conv1d_update_states: initial_state must have shape [N, D, W] = (2, 4, 3)"):
         causal_conv1d_update_states(x, 3, torch.zeros(2, 4, 2))

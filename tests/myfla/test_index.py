@@ -85,5 +85,5 @@ def test_split_errors_name_what_is_missing():
         index.prepare_split_cu_seqlens(2, 5)
     with raises(TypeError, "prepare_split_cu_seqlens: give cu_seqlens, or both batch_size and seq_len"):
         index.prepare_split_cu_seqlens(2, split_size=5)
-    with raises(ValueError, "prepare_split_cu_seqlens: split_size must be at least 1", "got 0"):
+    with raises(ValueError, "prepare_split_cu_seqlens: split_size must be a whole number from 1", "got 0"):
         index.prepare_split_cu_seqlens(2, 5, 0)

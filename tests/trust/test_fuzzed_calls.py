@@ -1,6 +1,6 @@
 """Any call of a public function gives the right numbers, or is refused by an error that names who was called.
 
-The subjects, the ways to spoil a call and the judgement are in `fuzz`.
+The subjects are in `fuzz_subjects`, the ways to spoil a call and the judgement in `fuzz`.
 """
 
 import pytest
@@ -8,7 +8,9 @@ import torch
 
 import fuzz
 from fuzz_run import MANY, SEED, report, tried
+from fuzz_subjects import KNOWN_AS, Call
 from myfla.testing import cases
+from surface import ours, public
 
 FEW = 25
 
@@ -29,6 +31,19 @@ def test_many_spoilt_calls_are_right_or_refused(name):
     report(name, counted(name, MANY, SEED))
 
 
+def test_every_public_function_and_module_is_a_subject():
+    places = ("myfla.ops", "myfla.modules", "myfla.layers")
+    found = {name for module, name, thing in public() if module.startswith(places) and callable(thing) and ours(thing)}
+    found = {name for name in found if not name.endswith("_ref")}  # what others are held against
+    missing = sorted({KNOWN_AS.get(name, name) for name in found} - set(fuzz.SUBJECTS))
+    assert not missing, f"give these a right call in tests/support/fuzz_subjects.py: {missing}"
+
+
+@cases(name=list(fuzz.SUBJECTS))
+def test_the_call_that_is_spoilt_is_right(name):
+    assert fuzz.judge(name, fuzz.SUBJECTS[name].arguments()) == "right"
+
+
 def test_the_judge_notices_wrong_numbers_and_nameless_errors(monkeypatch):
     def half(x):
         return x / 2 if x.dtype == torch.float32 else x
@@ -40,7 +55,7 @@ def test_the_judge_notices_wrong_numbers_and_nameless_errors(monkeypatch):
         return x[99]
 
     for function, words in ((half, "x"), (nameless, "does not say who"), (crash, "IndexError")):
-        call = fuzz.Call(lambda dtype, function=function: function, lambda: {"x": torch.ones(3)})
+        call = Call(lambda dtype, function=function: function, lambda: {"x": torch.ones(3)})
         monkeypatch.setitem(fuzz.SUBJECTS, "bad", call)
         with pytest.raises(AssertionError, match=words):
             fuzz.judge("bad", {"x": torch.ones(3)})

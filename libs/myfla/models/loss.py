@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import INTEGERS
 
 __all__ = ["IGNORED", "L2_PENALTY", "causal_lm_loss", "l2_warp", "linear_cross_entropy", "next_tokens"]
 
@@ -57,7 +58,7 @@ def next_tokens(
     if found is None:
         return None
     shape = list(like.shape[:2])
-    if not isinstance(found, torch.Tensor) or found.is_floating_point() or list(found.shape) != shape:
+    if not isinstance(found, torch.Tensor) or found.dtype not in INTEGERS or list(found.shape) != shape:
         got = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise value_error(who, field, f"must be integers {shape}", got)
     found = found.to(device=like.device, dtype=torch.int64)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 else:
     Module = object
 
+IDS = (torch.int64, torch.int32)  # what an embedding reads
 KEYWORDS = (
     "input_ids", "attention_mask", "inputs_embeds", "past_key_values", "use_cache", "output_attentions",
     "output_hidden_states", "return_dict", "cu_seqlens",
@@ -147,11 +148,11 @@ class Stack(Module):
             raise value_error(who, "input_ids", "or inputs_embeds must be given, and not both", got)
         if inputs_embeds is not None:
             return inputs_embeds
-        if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
+        if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or input_ids.dtype not in IDS:
             got = type(input_ids).__name__
             if isinstance(input_ids, torch.Tensor):
                 got = f"{input_ids.dtype} {list(input_ids.shape)}"
-            raise value_error(who, "input_ids", "must be integers [B, T]", got)
+            raise value_error(who, "input_ids", "must be integers [B, T], int64 or int32", got)
         try:
             return self.embeddings(input_ids)
         except IndexError:

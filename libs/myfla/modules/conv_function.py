@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from myfla.modules.conv_taps import Heads, backward, convolve
+from myfla.modules.conv_taps import Heads, Needs, backward, convolve
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tracing import tracing
@@ -56,22 +56,15 @@ class CausalConv1dFunction(torch.autograd.Function):
             formula = functools.partial(_formula, activation=ctx.activation, heads=ctx.heads)
             return backward_through(formula, [x, weight, bias, residual, state], needs, [dy]) + (None, None)
         kind = accumulation_dtype(x, weight, bias, residual, state)
-        dz = dy.to(kind)
-        if ctx.activation:
-            dz = torch.ops.aten.silu_backward(dz, z)
-        elif ctx.heads is not None:
-            dz = dz.clone()  # it is overwritten below, and may still be the caller's
-        dz = dz.contiguous()
-        dbias = dz.sum((0, 1)).to(bias.dtype) if needs[2] else None
-        dx, dtaps, dhistory = backward(
-            dz, *_widen(x, weight, state, kind), heads=ctx.heads, needs=(needs[0], needs[1], needs[4]))
+        wanted = Needs(needs[0], needs[1], needs[2], needs[4])
+        found = backward(dy.to(kind), z, *_widen(x, weight, state, kind), heads=ctx.heads, needs=wanted)
         return (
-            dx.to(x.dtype) if dx is not None else None,
-            dtaps.t().to(weight.dtype) if dtaps is not None else None,
-            dbias,
+            None if found.x is None else found.x.to(x.dtype),
+            None if found.taps is None else found.taps.t().to(weight.dtype),
+            None if found.bias is None else found.bias.to(bias.dtype),
             dy.to(residual.dtype) if needs[3] else None,
             # Slot 0 of a state lies before the reach of any tap.
-            F.pad(dhistory.transpose(1, 2), (1, 0)).to(state.dtype) if dhistory is not None else None,
+            None if found.history is None else F.pad(found.history.transpose(1, 2), (1, 0)).to(state.dtype),
             None,
             None,
         )

@@ -8,7 +8,7 @@ from myfla.modules.conv_function import conv_rows
 from myfla.modules.conv_taps import Heads, heads_of
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.rows import from_rows, to_rows
-from myfla.utils.tensors import check_tensor
+from myfla.utils.tensors import check_size, check_tensor
 from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
@@ -133,11 +133,13 @@ def step(
     weight: Optional[torch.Tensor], bias: Optional[torch.Tensor], activation: Optional[str],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`causal_conv1d_update` under another name for its messages; a cache of None is a new one."""
+    check_tensor(who, "x", x)
     if x.dim() not in (2, 3) or (x.dim() == 3 and 1 not in x.shape[:2]):
         raise value_error(who, "x", "must be one token per sequence, [N, D], [1, N, D] or [N, 1, D]", tuple(x.shape))
     rows = x.reshape(-1, 1, x.shape[-1])
     rest = residual
     if residual is not None:
+        check_tensor(who, "residual", residual, x)
         if residual.shape != x.shape:
             raise value_error(who, "residual", f"must have the shape of x, {tuple(x.shape)}", tuple(residual.shape))
         rest = residual.reshape(rows.shape)
@@ -175,22 +177,25 @@ def causal_conv1d_update_states(
         [[[0.0, 1.0, 2.0]]]
     """
     who = "causal_conv1d_update_states"
-    if state_len < 1:
-        raise value_error(who, "state_len", "must be at least 1", state_len)
+    check_size(who, "state_len", state_len, 1)
+    check_tensor(who, "x", x)
     if x.dim() == 2 and cu_seqlens is not None:
         x = x.unsqueeze(0)
     if x.dim() != 3:
         raise value_error(who, "x", "must have shape [B, T, D], or [T, D] with cu_seqlens", tuple(x.shape))
     B, T, D = x.shape
-    count = B if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, B, T)
+    count = B if cu_seqlens is None else check_cu_seqlens(who, cu_seqlens, B, T, x)
+    if initial_state is not None:
+        check_tensor(who, "initial_state", initial_state, x)
     _check_state(who, "initial_state", initial_state, (count, D, state_len))
     return _final_state(x, state_len, initial_state, cu_seqlens, count)
 
 
 def check_weight(who: str, weight: Optional[torch.Tensor]) -> torch.Tensor:
     """The kernel, if it is one."""
-    if weight is None or weight.dim() != 2:
-        raise value_error(who, "weight", "must have shape [D, W]", None if weight is None else tuple(weight.shape))
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        got = tuple(weight.shape) if isinstance(weight, torch.Tensor) else weight
+        raise value_error(who, "weight", "must have shape [D, W]", got)
     return weight
 
 

@@ -8,9 +8,11 @@ Taps are added newest first everywhere, so a sequence cut in two and continued t
 others, repeats the same sums in the same order as the whole.
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import torch
+
+from myfla.modules.blocks import blocks
 
 
 class Heads(NamedTuple):
@@ -54,32 +56,113 @@ def convolve(
     return z
 
 
+class Needs(NamedTuple):
+    """Which gradients are asked for."""
+
+    x: bool
+    taps: bool
+    bias: bool
+    history: bool
+
+
+class Gradients(NamedTuple):
+    """Of x ``[B, T, D]``, taps ``[W, D]``, bias ``[D]`` and history ``[B, W-1, D]``; None where not asked for."""
+
+    x: Optional[torch.Tensor]
+    taps: Optional[torch.Tensor]
+    bias: Optional[torch.Tensor]
+    history: Optional[torch.Tensor]
+
+
 def backward(
-    dz: torch.Tensor, x: torch.Tensor, taps: torch.Tensor, history: Optional[torch.Tensor],
-    heads: Optional[Heads], needs: Tuple[bool, bool, bool],
-) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor], Optional[torch.Tensor]]:
-    """Gradients of x, taps and history; ``needs`` says which are asked for. With ``heads``, dz is overwritten."""
-    width = taps.shape[0]
-    if heads is not None:
-        return _backward_packed(dz, x, taps, history, heads, needs)
-    buffer = torch.empty_like(dz)
-    dtaps = _backward_taps(dz, x, history, width, buffer) if needs[1] else None
-    dhistory = _backward_history(dz, taps) if needs[2] else None
-    return _backward_x(dz, taps, buffer) if needs[0] else None, dtaps, dhistory
-
-
-def _backward_packed(dz, x, taps, history, heads, needs):
+    dy: torch.Tensor, z: Optional[torch.Tensor], x: torch.Tensor, taps: torch.Tensor, history: Optional[torch.Tensor],
+    heads: Optional[Heads], needs: Needs,
+) -> Gradients:
+    """Gradients of ``silu(z)``, or of z itself if it is not given; ``dy`` is never written."""
+    if heads is None:
+        return _backward_dense(dy, z, x, taps, history, needs)
+    dz = dy.clone() if z is None else torch.ops.aten.silu_backward(dy, z)
+    bias = dz.sum((0, 1)) if needs.bias else None
+    needs = needs._replace(bias=False)
     own_dz = _pick(dz, heads, taps.shape[0])
     if heads.gone is not None:
         own_dz.view(-1, dz.shape[2]).index_fill_(0, heads.gone, 0)
     dz.index_fill_(1, heads.rows, 0)
-    dx, dtaps, _ = backward(dz, x, taps, None, None, (needs[0], needs[1], False))
-    own_dx, own_dtaps, dhistory = backward(own_dz, _pick(x, heads, taps.shape[0]), taps, history, None, needs)
-    if dx is not None and own_dx is not None:
-        dx[0].index_add_(0, heads.rows, _existing(own_dx.flatten(0, 1), heads))
-    if dtaps is not None and own_dtaps is not None:
-        dtaps.add_(own_dtaps)
-    return dx, dtaps, dhistory
+    whole = _backward_dense(dz, None, x, taps, None, needs._replace(history=False))
+    own = _backward_dense(own_dz, None, _pick(x, heads, taps.shape[0]), taps, history, needs)
+    if whole.x is not None and own.x is not None:
+        whole.x[0].index_add_(0, heads.rows, _existing(own.x.flatten(0, 1), heads))
+    if whole.taps is not None and own.taps is not None:
+        whole.taps.add_(own.taps)
+    return Gradients(whole.x, whole.taps, bias, own.history)
+
+
+def _backward_dense(
+    dy: torch.Tensor, z: Optional[torch.Tensor], x: torch.Tensor, taps: torch.Tensor, history: Optional[torch.Tensor],
+    needs: Needs,
+) -> Gradients:
+    """Block by block from the last token on: a block needs the gradients of the W-1 tokens behind it."""
+    width, (B, T, D) = taps.shape[0], x.shape
+    found = Gradients(
+        dy.new_empty(B, T, D) if needs.x else None, dy.new_zeros(width, D) if needs.taps else None,
+        dy.new_zeros(D) if needs.bias else None, dy.new_zeros(B, width - 1, D) if needs.history else None,
+    )  # fmt: skip
+    window = product = dy.new_empty(0)
+    for rows, start, end in blocks(B, T, D, x.device):
+        n = end - start
+        if end == T:
+            window = dy.new_zeros(rows.stop - rows.start, n + width - 1, D)  # dz of this block and of what follows it
+            product = torch.empty_like(window) if needs.taps else product
+        else:
+            window[:, n:] = window[:, : width - 1].clone()
+        dz = window[:, :n]
+        if z is None:
+            dz.copy_(dy[rows, start:end])
+        else:
+            torch.ops.aten.silu_backward.grad_input(dy[rows, start:end], z[rows, start:end], grad_input=dz)
+        if found.x is not None:
+            _add_x(found.x[rows, start:end], window, taps, T - start)
+        if found.taps is not None:
+            _add_taps(found.taps, window, x[rows], start, end, product)
+        if found.bias is not None:
+            found.bias.add_(dz.sum((0, 1)))
+        if start == 0 and history is not None:
+            _add_past(found, dz, history, rows, taps)
+    return found
+
+
+def _add_x(dx: torch.Tensor, window: torch.Tensor, taps: torch.Tensor, left: int) -> None:
+    """``left``: tokens from the first of this block to the end of the sequence."""
+    n = dx.shape[1]
+    torch.mul(window[:, :n], taps[-1], out=dx)
+    for s in range(1, min(taps.shape[0], left)):
+        m = min(n, left - s)
+        dx[:, :m].addcmul_(window[:, s : s + m], taps[-1 - s])
+
+
+def _add_taps(
+    dtaps: torch.Tensor, window: torch.Tensor, x: torch.Tensor, start: int, end: int, buffer: torch.Tensor
+) -> None:
+    B, _, D = x.shape
+    for s in range(dtaps.shape[0]):
+        first = max(start, s)
+        if first < end:
+            # A contiguous piece of the buffer, whatever s: a sum over a strided one is several times slower.
+            product = buffer.view(-1)[: B * (end - first) * D].view(B, end - first, D)
+            torch.mul(window[:, first - start : end - start], x[:, first - s : end - s], out=product)
+            dtaps[-1 - s] += product.sum((0, 1))
+
+
+def _add_past(
+    found: Gradients, dz: torch.Tensor, history: torch.Tensor, rows: slice, taps: torch.Tensor
+) -> None:
+    """What the first tokens of the sequences read of their past."""
+    for s in range(1, taps.shape[0]):
+        m = min(s, dz.shape[1])
+        if found.taps is not None:
+            found.taps[-1 - s] += (dz[:, :m] * _past(history[rows], s, m)).sum((0, 1))
+        if found.history is not None:
+            _past(found.history[rows], s, m).addcmul_(dz[:, :m], taps[-1 - s])
 
 
 def _pick(rows: torch.Tensor, heads: Heads, width: int) -> torch.Tensor:
@@ -95,36 +178,3 @@ def _past(history: torch.Tensor, s: int, m: int) -> torch.Tensor:
     """What tap ``s`` reads of the history for the first ``m`` tokens, or writes to its gradient."""
     start = history.shape[1] - s
     return history[:, start : start + m]
-
-
-def _backward_x(dz: torch.Tensor, taps: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    T = dz.shape[1]
-    dx = torch.mul(dz, taps[-1], out=out)
-    for s in range(1, min(taps.shape[0], T)):
-        dx[:, : T - s].addcmul_(dz[:, s:], taps[-1 - s])
-    return dx
-
-
-def _backward_taps(
-    dz: torch.Tensor, x: torch.Tensor, history: Optional[torch.Tensor], width: int, buffer: torch.Tensor
-) -> torch.Tensor:
-    B, T, D = x.shape
-    dtaps = dz.new_zeros(width, D)
-    for s in range(min(width, T)):
-        # A contiguous piece of the buffer, whatever s: a sum over a strided one is several times slower.
-        product = buffer.view(-1)[: B * (T - s) * D].view(B, T - s, D)
-        torch.sum(torch.mul(dz[:, s:], x[:, : T - s], out=product), (0, 1), out=dtaps[-1 - s])
-    if history is not None:
-        for s in range(1, width):
-            m = min(s, T)
-            dtaps[-1 - s] += (dz[:, :m] * _past(history, s, m)).sum((0, 1))
-    return dtaps
-
-
-def _backward_history(dz: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    width, T = taps.shape[0], dz.shape[1]
-    dhistory = dz.new_zeros(dz.shape[0], width - 1, dz.shape[2])
-    for s in range(1, width):
-        m = min(s, T)
-        _past(dhistory, s, m).addcmul_(dz[:, :m], taps[-1 - s])
-    return dhistory

@@ -12,6 +12,7 @@ from myfla.modules.norm_base import NormBase
 from myfla.modules.norm_core import normalise
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_tensor
 
 __all__ = ["LayerNormGated", "RMSNormGated", "layernorm_fn", "rms_norm_ref", "rmsnorm_fn"]
 
@@ -149,7 +150,12 @@ def _groups(who: str, size: int, group_size: Optional[int]) -> int:
 
 
 def _run(who, x, weight, bias, z, eps, group_size, norm_before_gate, rms):
+    check_tensor(who, "x", x)
+    if x.dim() < 1 or not x.is_floating_point():
+        raise value_error(who, "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")
     groups = _groups(who, x.shape[-1], group_size)
+    if z is not None:
+        check_tensor(who, "z", z, x)
     if z is not None and z.shape != x.shape:
         raise value_error(who, "z", f"must have the shape of x, {tuple(x.shape)}", tuple(z.shape))
     if z is None or norm_before_gate:

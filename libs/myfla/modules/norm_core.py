@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional, Tuple, Union
 import torch
 import torch.nn.functional as F
 
+from myfla.modules.blocks import blocks
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
@@ -90,26 +91,53 @@ class _Normalise(torch.autograd.Function):
         if torch.is_grad_enabled():
             formula = functools.partial(_formula, settings=settings)
             return backward_through(formula, [h, g, weight, bias], needs[:4], [dy]) + (None,)
-        kind, groups = rstd.dtype, settings.groups
-        dy, rows, w = _split(dy.to(kind), groups), _split(h.to(kind), groups), _parameter(weight, kind, groups)
-        unit = rows * rstd if mean is None else (rows - mean).mul_(rstd)
-        dg, dnorm = None, dy
-        if g is not None:
-            if needs[1]:
-                dg = _backward_gate(dy, unit, w, _parameter(bias, kind, groups), g, gate, settings)
-            dnorm = dy * gate
-        # One buffer for what is summed over tokens, then over channels, then for the gradient itself.
-        along = dnorm * unit
-        dweight = _sum_tokens(along, weight) if needs[2] else None
-        dbias = _sum_tokens(dnorm, bias) if needs[3] else None
-        if not needs[0]:
-            return None, dg, dweight, dbias, None
-        share = (along if w is None else along.mul_(w)).sum(-1, keepdim=True)
-        dh = along.copy_(dnorm) if w is None else torch.mul(dnorm, w, out=along)
-        if mean is not None:
-            dh.sub_(dh.mean(-1, keepdim=True))
-        dh.addcmul_(unit, share, value=-1 / dh.shape[-1]).mul_(rstd)
-        return dh.view(h.shape).to(h.dtype), dg, dweight, dbias, None
+        return (*_backward(dy, h, g, weight, bias, (mean, rstd, gate), settings, needs), None)
+
+
+def _backward(dy, h, g, weight, bias, kept, settings, needs):
+    """Gradients of h, g, weight and bias, some rows at a time."""
+    D, kind = h.shape[-1], kept[1].dtype
+    found = (
+        torch.empty_like(h, memory_format=torch.contiguous_format) if needs[0] else None,
+        torch.empty_like(g, memory_format=torch.contiguous_format) if g is not None and needs[1] else None,
+        weight.new_zeros(D, dtype=kind) if needs[2] else None, bias.new_zeros(D, dtype=kind) if needs[3] else None,
+    )  # fmt: skip
+    w, b = (_parameter(parameter, kind, settings.groups) for parameter in (weight, bias))
+    flat = [None if t is None else t.reshape(-1, D) for t in (dy, h, g, *found[:2])]
+    own = 1 if settings.groups == 1 else 2  # axes of one row
+    kept = [None if t is None else t.reshape(-1, *t.shape[-own:]) for t in kept]
+    for _, start, end in blocks(1, h.numel() // max(D, 1), 4 * D, h.device):  # several operands at once
+        part = [None if t is None else t[start:end] for t in flat]
+        more = [None if t is None else t[start:end] for t in kept]
+        _backward_rows(part, more, w, b, found[2], found[3], settings)
+    dweight, dbias = (None if d is None else d.to(p.dtype) for d, p in ((found[2], weight), (found[3], bias)))
+    return found[0], found[1], dweight, dbias
+
+
+def _backward_rows(rows, kept, w, b, dweight, dbias, settings):
+    """Rows ``[n, D]``: fills their part of the gradients of h and g, and adds to those of weight and bias."""
+    dy, h, g, dh, dg = rows
+    mean, rstd, gate = kept
+    kind, groups = rstd.dtype, settings.groups
+    dy, h = _split(dy.to(kind), groups), _split(h.to(kind), groups)
+    unit = h * rstd if mean is None else (h - mean).mul_(rstd)
+    if dg is not None:
+        dg.copy_(_backward_gate(dy, unit, w, b, g, gate, settings))
+    dnorm = dy if gate is None else dy * gate
+    # One buffer for what is summed over tokens, then over channels, then for the gradient itself.
+    along = dnorm * unit
+    if dweight is not None:
+        dweight += along.view(-1, dweight.shape[0]).sum(0)
+    if dbias is not None:
+        dbias += dnorm.reshape(-1, dbias.shape[0]).sum(0)
+    if dh is None:
+        return
+    share = (along if w is None else along.mul_(w)).sum(-1, keepdim=True)
+    along = along.copy_(dnorm) if w is None else torch.mul(dnorm, w, out=along)
+    if mean is not None:
+        along.sub_(along.mean(-1, keepdim=True))
+    torch.mul(along.addcmul_(unit, share, value=-1 / along.shape[-1]), rstd, out=along)
+    dh.copy_(along.view(dh.shape))
 
 
 def _split(rows: torch.Tensor, groups: int) -> torch.Tensor:
@@ -154,13 +182,8 @@ def _backward_gate(dy, unit, w, b, g, gate, settings):
         into.addcmul_(dy, b)
     into = into.view(g.shape)
     if settings.activation == "sigmoid":
-        return torch.ops.aten.sigmoid_backward(into, gate.view(g.shape)).to(g.dtype)
-    return torch.ops.aten.silu_backward(into, g.to(into.dtype)).to(g.dtype)
-
-
-def _sum_tokens(rows: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    D = parameter.shape[0]
-    return rows.reshape(rows.numel() // D, D).sum(0).to(parameter.dtype)
+        return torch.ops.aten.sigmoid_backward(into, gate.reshape(g.shape))
+    return torch.ops.aten.silu_backward(into, g.to(into.dtype))
 
 
 def _formula(h, g, weight, bias, settings):

@@ -8,14 +8,21 @@ import torch.nn.functional as F
 from myfla.modules.norm_base import NormBase
 from myfla.modules.norm_core import Result, check_groups, normalise
 from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_tensor
 
 
 def project(who: str, result: Result, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor]) -> Result:
     """The linear map of a norm's result, which is a pair after ``prenorm``; weights come to its number format."""
     y, carried = result if isinstance(result, tuple) else (result, None)
-    if weight is None or weight.dim() != 2 or weight.shape[1] != y.shape[-1]:
-        got = None if weight is None else tuple(weight.shape)
-        raise value_error(who, "linear weight", f"must have shape [out, {y.shape[-1]}]", got)
+    check_tensor(who, "linear weight", weight, y)
+    if weight.dim() != 2 or weight.shape[1] != y.shape[-1] or not weight.is_floating_point():
+        got = f"{weight.dtype} {tuple(weight.shape)}"
+        raise value_error(who, "linear weight", f"must have shape [out, {y.shape[-1]}] and be floating point", got)
+    if bias is not None:
+        check_tensor(who, "linear bias", bias, y)
+        if tuple(bias.shape) != tuple(weight.shape[:1]) or not bias.is_floating_point():
+            got = f"{bias.dtype} {tuple(bias.shape)}"
+            raise value_error(who, "linear bias", f"must be a floating tensor [{weight.shape[0]}]", got)
     out = F.linear(y, weight.to(y.dtype), None if bias is None else bias.to(y.dtype))
     return out if carried is None else (out, carried)
 

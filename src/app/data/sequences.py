@@ -34,6 +34,14 @@ class SequenceSet:
             tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
         groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split.
         names: what the source calls each sequence, where it does.
+
+    Example:
+        >>> import torch
+        >>> data = SequenceSet([torch.zeros(3, 2), torch.ones(5, 2)], torch.tensor([0, 1]))
+        >>> len(data), data.lengths, data.tokens, int(data[1].target)
+        (2, [3, 5], 8, 1)
+        >>> data.subset([1]).sequences[0].shape
+        torch.Size([5, 2])
     """
 
     sequences: Sequence[Tensor]
@@ -83,6 +91,13 @@ class SequenceData:
         per_step: one target a step, not one a sequence.
         target_names: of the K values, for targets that are numbers.
         longer: more test sets by name, e.g. longer ones; reported beside the first.
+
+    Example:
+        >>> import torch
+        >>> part = SequenceSet([torch.zeros(3, 2)], torch.tensor([0]))
+        >>> data = SequenceData(part, part, ["up", "down"], input_size=2, longer={"long": part})
+        >>> [name for name, _ in data.tests]
+        ['test', 'test_long']
     """
 
     train: SequenceSet

@@ -12,7 +12,10 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops.gated_delta_rule.inputs import check_per_token, check_shapes
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_scale, check_size, check_tensor
 
 __all__ = ["naive_chunk_gated_delta_rule", "naive_recurrent_gated_delta_rule"]
 
@@ -46,11 +49,12 @@ def naive_recurrent_gated_delta_rule(
         >>> naive_recurrent_gated_delta_rule(x, x, x, beta=torch.ones(1, 1, 1), g=torch.zeros(1, 1, 1))[0].item()
         1.0
     """
+    scale = _checked("naive_recurrent_gated_delta_rule", q, k, v, beta, g, scale, initial_state)
     dtype = accumulation_dtype(q, k, v)
     q, k, v, beta, g = (x.to(dtype) for x in (q, k, v, beta, g))
     batch, tokens, heads, key = q.shape
     value = v.shape[-1]
-    q = q * (key**-0.5 if scale is None else scale)
+    q = q * scale
     state = v.new_zeros(batch, heads, key, value)
     if initial_state is not None:
         state = state + initial_state.to(dtype)
@@ -92,11 +96,13 @@ def naive_chunk_gated_delta_rule(
         >>> naive_chunk_gated_delta_rule(x, x, x, g=torch.zeros(1, 1, 1), beta=torch.ones(1, 1, 1))[0].item()
         1.0
     """
+    scale = _checked("naive_chunk_gated_delta_rule", q, k, v, beta, g, scale, initial_state)
+    check_size("naive_chunk_gated_delta_rule", "chunk_size", chunk_size, 1)
     dtype = accumulation_dtype(q, k, v)
     q, k, v, g, beta = (x.to(dtype).transpose(1, 2) for x in (q, k, v, g, beta))
     batch, heads, tokens, key = q.shape
     value = v.shape[-1]
-    q = q * (key**-0.5 if scale is None else scale)
+    q = q * scale
     state = v.new_zeros(batch, heads, key, value)
     if initial_state is not None:
         state = state + initial_state.to(dtype)
@@ -114,3 +120,24 @@ def naive_chunk_gated_delta_rule(
         state = last.exp()[..., None] * state + (kc * (last - c).exp()[..., None]).transpose(-1, -2) @ delta
     o = torch.cat(outputs, dim=2).transpose(1, 2) if outputs else torch.zeros_like(v).transpose(1, 2)
     return o, state if output_final_state else None
+
+
+def _checked(
+    who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, g: torch.Tensor,
+    scale: Optional[float], initial_state: Optional[torch.Tensor],
+) -> float:
+    """The factor on q, once everything fits."""
+    check_shapes(who, q, k, v)
+    if v.shape[2] != q.shape[2]:
+        raise value_error(who, "v", f"must have the heads of q, H={q.shape[2]}", v.shape[2])
+    check_per_token(who, "beta", beta, v)
+    check_per_token(who, "g", g, v)
+    if initial_state is not None:
+        check_tensor(who, "initial_state", initial_state, v, "v")
+        want = v.shape[0], v.shape[2], k.shape[3], v.shape[3]
+        short = initial_state.dim() > 4 or any(
+            a not in (1, b) for a, b in zip(reversed(initial_state.shape), reversed(want)))
+        if short or not initial_state.is_floating_point():
+            got = f"{initial_state.dtype} {tuple(initial_state.shape)}"
+            raise value_error(who, "initial_state", f"must be a floating point tensor {want}, or broadcast to it", got)
+    return check_scale(who, scale, q.shape[3])

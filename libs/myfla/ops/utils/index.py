@@ -86,11 +86,12 @@ def prepare_split_cu_seqlens(
     """
     if split_size is None:
         raise TypeError("prepare_split_cu_seqlens: split_size must be given")
-    if split_size < 1:
-        raise value_error("prepare_split_cu_seqlens", "split_size", "must be at least 1", split_size)
+    check_size("prepare_split_cu_seqlens", "split_size", split_size, 1)
     if cu_seqlens is None:
         if batch_size is None or seq_len is None:
             raise TypeError("prepare_split_cu_seqlens: give cu_seqlens, or both batch_size and seq_len")
+        check_size("prepare_split_cu_seqlens", "batch_size", batch_size)
+        check_size("prepare_split_cu_seqlens", "seq_len", seq_len)
         cu_seqlens = torch.arange(batch_size + 1) * seq_len
     piece = prepare_chunk_indices(cu_seqlens, split_size)
     starts = cu_seqlens[:-1][piece[:, 0].long()] + piece[:, 1] * split_size
@@ -175,6 +176,7 @@ def prepare_chunk_indices_static(
         >>> [t.tolist() for t in prepare_chunk_indices_static(torch.tensor([0, 2, 5]), 2, nt_max=4)]
         [[[0, 0], [1, 0], [1, 1], [-1, 0]], [0, 1, 3]]
     """
+    check_size("prepare_chunk_indices_static", "nt_max", nt_max)
     offsets = prepare_chunk_offsets(cu_seqlens, chunk_size)
     slots = torch.arange(nt_max, device=cu_seqlens.device, dtype=offsets.dtype)
     sequence = torch.searchsorted(offsets, slots, right=True) - 1
