@@ -166,6 +166,22 @@ def test_kills_at_random_moments_change_nothing(tmp_path, encoder):
     print(f"{kills} kills in {runs} runs")
 
 
+@pytest.mark.slow
+@needs_fork
+@cases(number=[signal.SIGTERM, signal.SIGINT], part=[0.3, 0.6])
+def test_whoever_asks_it_to_stop_finds_a_run_to_go_on_with(tmp_path, whole, number, part):
+    """A scheduler's SIGTERM and Ctrl-C, early and late in the training; the half-trained encoder is never a result."""
+    begin = time.monotonic()
+    train(tmp_path / "timed")
+    seconds = time.monotonic() - begin
+    child = start(lambda: train(tmp_path / "run"))
+    time.sleep(part * seconds)
+    os.kill(child, number)
+    assert finish(child) != 0 and not (tmp_path / "run" / "metrics.json").exists()
+    begin_or_go_on(tmp_path / "run")
+    assert_equal(tmp_path / "run", whole)
+
+
 def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, "epoch", 2)

@@ -1,5 +1,7 @@
 """`Cache.in_place`: decoding writes over the recurrent states, and nobody who holds a copy notices."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from myfla.models.utils import Cache
@@ -45,6 +47,18 @@ def test_decoding_in_place_gives_the_same_bits_in_the_same_memory(name):
     assert own_after is own and places(own) == before
     assert torch.equal(got, want) and subject.lengths(own) == subject.lengths(after)
     assert all(torch.equal(a, b) for a, b in zip(states(own), states(after)))
+
+
+@cases(name=list(SUBJECTS))
+def test_sessions_in_place_in_threads_do_not_see_each_other(name):
+    """Many one-token calls of sessions that share a module, and began as copies of one cache."""
+    subject, cache, x = begin(name)
+    inputs = [x.roll(i, 1) for i in range(4)]
+    alone = [go_on(subject, cache.in_place(), part, [1] * 5) for part in inputs]
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        together = list(pool.map(lambda part: go_on(subject, cache.in_place(), part, [1] * 5), inputs))
+    for (y, after), (want, want_after) in zip(together, alone):
+        assert torch.equal(y, want) and all(map(torch.equal, states(after), states(want_after)))
 
 
 @cases(name=["gated_deltanet", "rwkv7"])

@@ -171,6 +171,15 @@ def test_permuting_the_batch_permutes_the_result(name, order, tokens):
     same(turned, [t[order] for t in op(inputs, state)], op.exact)
 
 
+@cases(name=list(OPS), tokens=[1, 5, 70])
+def test_a_row_is_the_same_alone_and_in_a_batch(name, tokens):
+    op = OPS[name]
+    inputs, state = op.inputs(5, tokens), op_state(name, 5)
+    whole = op(inputs, state)
+    for rows in ([3], [1, 4], [0, 1, 2]):
+        same(op({key: t[rows] for key, t in inputs.items()}, state[rows]), [t[rows] for t in whole], exact=False)
+
+
 @cases(name=list(OPS))
 def test_offsets_edited_in_place_are_obeyed(name):
     op, cu = OPS[name], torch.tensor([0, 9, 30])

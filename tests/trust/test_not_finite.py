@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import gdn_layer
+import rwkv7_layers
+from encoders import build_encoder
 from encoders.finite import NotFiniteError, check_finite
+from folders import saved
 from myfla.layers import GatedDeltaNet
 from myfla.models.utils import Cache
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
@@ -50,6 +53,30 @@ def test_a_bad_sequence_spoils_no_other_of_the_packed_ones(op, bad):
                 assert torch.equal(got_state[row], clean_state[row]), (name, row)
 
 
+@cases(name=["gated_deltanet", "rwkv7", "gru"], bad=BAD, changes=[
+    dict(stem="conv", stem_stride=2), dict(stem="patch", stem_stride=3, pooling="attention"),
+    dict(direction="bidirectional", pooling="max")])
+def test_a_bad_row_spoils_no_other_with_stems_and_in_both_directions(name, bad, changes):
+    encoder = small(name, **changes)
+    x = torch.randn(3, 12, 3, dtype=torch.float64)
+    clean = encoder(x)
+    x[1, 7, 0] = bad
+    got = encoder(x)
+    for a, b in zip(got[:2], clean[:2]):
+        assert torch.equal(a[[0, 2]], b[[0, 2]]) and not torch.isfinite(a[1]).all()
+
+
+@cases(kind=["gated_deltanet", "rwkv7"], bad=BAD)
+def test_a_bad_row_spoils_no_other_of_an_encoder_from_an_official_checkpoint(kind, bad, tmp_path):
+    saved(tmp_path, kind)
+    encoder = build_encoder({"name": kind, "input_size": 3, "pretrained": str(tmp_path)}).eval()
+    x = torch.randn(3, 9, 3)
+    clean = encoder(x).embedding
+    x[1, 4, 2] = bad
+    got = encoder(x).embedding
+    assert torch.equal(got[[0, 2]], clean[[0, 2]]) and not torch.isfinite(got[1]).all()
+
+
 @cases(subject=[*LAYERS, *ENCODERS], bad=BAD)
 def test_a_bad_row_spoils_no_other_of_a_batch(subject, bad):
     made = {**LAYERS, **ENCODERS}[subject](torch.float64)
@@ -63,26 +90,27 @@ def test_a_bad_row_spoils_no_other_of_a_batch(subject, bad):
         assert torch.equal(a, b)
 
 
-@cases(subject=[*LAYERS, *ENCODERS])
+@cases(subject=[*LAYERS, *ENCODERS], in_place=[False, True])
 @torch.no_grad()
-def test_a_bad_row_of_a_cache_spoils_no_other(subject):
+def test_a_bad_row_of_a_cache_spoils_no_other(subject, in_place):
     made = {**LAYERS, **ENCODERS}[subject](torch.float64)
     x = made.data(3, 9)
     _, cache = made(x)
     clean, _ = made(x, cache)
     for state in states(cache):
         state[1] = float("nan")
-    got, _ = made(x, cache)
+    got, _ = made.call(x, cache.in_place(), None, None) if in_place else made(x, cache)
     assert torch.equal(got[[0, 2]], clean[[0, 2]]) and not torch.isfinite(got[1]).all()
 
 
-@cases(op=[name for name in OPS if name.startswith("gdn")], value=[0.0, -1e-6, -40.0, -100.0, float("-inf")],
-       grad=[False, True])
+@cases(op=list(OPS), value=[0.0, -1e-6, -40.0, -100.0, float("-inf")], grad=[False, True])
 def test_one_decay_everywhere_is_right(op, value, grad):
     """Against the same form in float64: outputs, states, and finite gradients of every input."""
+    decay = "g" if op.startswith("gdn") else "w"
+
     def run(dtype):
         given = OPS[op].inputs(2, 150, dtype)
-        given["g"] = torch.full_like(given["g"], value)
+        given[decay] = torch.full_like(given[decay], value)
         given = {name: t.requires_grad_(grad) for name, t in given.items()}
         state = op_state(op, 2, dtype).requires_grad_(grad)
         o, final = OPS[op](given, state)
@@ -98,7 +126,7 @@ def test_one_decay_everywhere_is_right(op, value, grad):
         for name in given:
             assert torch.isfinite(given[name].grad).all(), name
             # Of decays that forget everything, some gradients are rounding, or too small for float32.
-            if name != "g" and wanted[name].grad.abs().max() > 1e-30:
+            if name != decay and wanted[name].grad.abs().max() > 1e-30:
                 assert_close(given[name].grad, wanted[name].grad, rms=1e-5, name=f"d{name}")
 
 
@@ -119,6 +147,22 @@ def test_any_decay_rate_gives_finite_outputs_and_gradients(A_log, tokens):
     with torch.no_grad():
         again, _, _ = layer.eval()(x)
     assert_close(again, y, rms=1e-5)
+
+
+@cases(bias=[-1e4, -30.0, 30.0, 1e4], tokens=[1, 70])
+def test_any_decay_bias_of_rwkv7_gives_finite_outputs_and_gradients(bias, tokens):
+    """From no forgetting at all to the fastest, ``exp(-exp(-0.5))`` a step."""
+    layer = rwkv7_layers.build(0, dtype=torch.float32)
+    with torch.no_grad():
+        layer.w_lora.lora[2].bias.fill_(bias)
+    x = torch.randn(2, tokens, 24, requires_grad=True)
+    y = layer(x)[0]
+    y.square().sum().backward()
+    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    with torch.no_grad():
+        assert_close(layer.eval()(x)[0], y, rms=1e-5)
 
 
 @cases(form=[chunk_gated_delta_rule, fused_recurrent_gated_delta_rule], zero=["k", "q", "both"])
