@@ -35,6 +35,7 @@ LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myf
 RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
 DPLR_RULE, RWKV_LAYER, RWKV_OPS = (f"tests/myfla/test_{name}.py" for name in ("dplr", "rwkv7_layer", "rwkv7_ops"))
 NORMS, SHIFT = "tests/myfla/test_norms.py", "tests/myfla/test_token_shift.py"
+CONVOLUTION = "tests/myfla/test_short_convolution.py"
 CACHE, BATCH = "tests/myfla/test_cache.py tests/myfla/test_cache_sessions.py", "tests/encoders/test_batch.py"
 POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/test_layer_utils.py"
 
@@ -123,12 +124,29 @@ MUTANTS: List[Mutant] = [
     # modules and encoders
     Mutant("norm: not centred", MODULES + "norm_core.py", "rows = rows - rows.mean(-1, keepdim=True)", "rows = rows", NORMS
            + " tests/export/test_plain.py tests/myfla/test_norm_modules.py"),
-    Mutant("norm backward: share's sign", MODULES + "norm_core.py", "dh.addcmul_(unit, share, value=-1 / dh.shape[-1])",
-           "dh.addcmul_(unit, share, value=1 / dh.shape[-1])", NORMS),
-    Mutant("norm: groups ignored by the gate", MODULES + "norm_core.py", "dnorm = dy * gate", "dnorm = dy", NORMS),
+    Mutant("norm backward: share's sign", MODULES + "norm_core.py", "(unit, share, value=-1 /", "(unit, share, value=1 /",
+           NORMS),
+    Mutant("norm backward: gate ignored", MODULES + "norm_core.py", "dnorm = dy if gate is None else dy * gate",
+           "dnorm = dy", NORMS),
+    Mutant("convolution backward: blocks do not meet", MODULES + "conv_taps.py",
+           "window[:, n:] = window[:, : width - 1].clone()", "window[:, n:] = 0", CONVOLUTION),
+    Mutant("convolution backward: block's first tokens", MODULES + "conv_taps.py", "first = max(start, s)",
+           "first = start + s", CONVOLUTION),
     Mutant("shift: next for previous", MODULES + "token_shift.py",
            "torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1) - x",
            "torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), dim=1) - x", SHIFT),
+    Mutant("cache: in place without memory of its own", MODELS + "utils.py", "self._copy(own_state, lambda counts: counts,",
+           "self._copy(lambda field, tensor: tensor, lambda counts: counts,", "tests/myfla/test_cache_inplace.py"),
+    Mutant("stem: sees one step ahead", "src/encoders/stem.py", "(self.kernel_size - stride, missing)",
+           "(self.kernel_size - stride - 1, missing + 1)", "tests/encoders/test_stem.py"),
+    Mutant("running pooling: mean forgets what was", "src/encoders/running_pooling.py",
+           "left[0] + right[0], left[1] + right[1]", "right[0], left[1] + right[1]", "tests/encoders/test_running_pooling.py"),
+    Mutant("resume: generators begin anew", "src/app/training/resume.py", 'torch.set_rng_state(own["cpu"])', "pass",
+           "tests/app/test_train_resume.py::test_wherever_it_is_cut_off_the_run_ends_the_same"),
+    Mutant("stream: the journal's last rows taken twice", "src/app/streaming/engine.py", "new = seqs > self.pool.seqs",
+           "new = seqs >= self.pool.seqs", "tests/app/test_stream_service.py"),
+    Mutant("encode: part of a neighbour", "src/app/encoding/plan.py", "range(part * size, min((part + 1) * size,",
+           "range(part * size, min((part + 1) * size + 1,", "tests/app/test_encode.py"),
     Mutant("batch: one token too many", "src/encoders/batch.py", "device=x.device) < counts[:, None]",
            "device=x.device) <= counts[:, None]", BATCH),
     Mutant("pooling: mean by one more", "src/encoders/pooling.py", "layout.lengths.clamp(min=1)[:, None]",
@@ -143,7 +161,7 @@ def check(rows: List[Mutant]) -> List[str]:
         found = (ROOT / row.file).read_text(encoding="utf-8").count(row.old)
         if found != 1:
             wrong.append(f"{row.name}: its text is {found} times in {row.file}, not once")
-        missing = [test for test in row.tests.split() if not (ROOT / test).is_file()]
+        missing = [test for test in row.tests.split() if not (ROOT / test.split("::")[0]).is_file()]
         if missing:
             wrong.append(f"{row.name}: no such test file: {', '.join(missing)}")
     return wrong
