@@ -134,7 +134,7 @@ def step(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`causal_conv1d_update` under another name for its messages; a cache of None is a new one."""
     check_tensor(who, "x", x)
-    if x.dim() not in (2, 3) or (x.dim() == 3 and 1 not in x.shape[:2]):
+    if x.dim() not in (2, 3) or (x.dim() == 3 and 1 not in x.shape[:2]) or x.shape[-1] == 0:
         raise value_error(who, "x", "must be one token per sequence, [N, D], [1, N, D] or [N, 1, D]", tuple(x.shape))
     rows = x.reshape(-1, 1, x.shape[-1])
     rest = residual
@@ -210,6 +210,8 @@ def check(
         raise value_error(who, "x", "must be a floating tensor [B, T, D]", f"{x.dtype} {tuple(x.shape)}")
     if x.shape[2:].numel() != D:
         raise value_error(who, "x", f"must have {D} channels, as the weight has", tuple(x.shape))
+    if bias is not None:
+        check_tensor(who, "bias", bias, x)
     if bias is not None and bias.shape != (D,):
         raise value_error(who, "bias", f"must have shape ({D},)", tuple(bias.shape))
     if residual is not None:

@@ -36,6 +36,8 @@ class Activation(NamedTuple):
         if g is None:
             raise value_error(who, "g", "is required with use_gate_in_kernel=True", None, "pass the pre-activation")
         for name, x in (("A_log", self.A_log), ("dt_bias", self.dt_bias)):
+            if x is not None:
+                check_tensor(who, name, x, g if isinstance(g, torch.Tensor) else None, "g")
             if x is not None and tuple(x.shape) != (heads,):
                 raise value_error(who, name, f"must have shape [HV] = {(heads,)}", tuple(x.shape))
 

@@ -161,6 +161,8 @@ def get_max_num_splits(
         2
     """
     counts = _chunk_counts(_host(cu_seqlens, cu_seqlens_cpu), chunk_size)
+    if counts.is_meta:
+        raise value_error("get_max_num_splits", "cu_seqlens", "must have values", "a tensor on meta")
     return int(counts.max()) if counts.numel() else 0
 
 

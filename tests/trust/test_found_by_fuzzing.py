@@ -1,0 +1,50 @@
+"""What fuzzing has found: calls that ended deep inside of torch, or wrong in silence. Now each names who and why."""
+
+import torch
+
+import fuzz
+from myfla.testing import cases, raises
+
+LONG = torch.int64
+FOUND = {  # subject, what is spoilt, what the refusal says
+    "naive rank": ("naive_chunk_gated_delta_rule", dict(q=lambda q: q[0]), "q must have shape [B, T, heads, size]"),
+    "naive heads": ("naive_recurrent_gated_delta_rule", dict(v=lambda v: torch.cat([v, v], 2)),
+                    "v must have the heads of q, H=4"),
+    "naive beta": ("naive_chunk_gated_delta_rule", dict(beta=lambda beta: beta[..., :1]), "beta must have shape"),
+    "naive state": ("naive_recurrent_gated_delta_rule", dict(initial_state=lambda s: s[..., :2]),
+                    "initial_state must be a floating point tensor (2, 4, 8, 6), or broadcast to it"),
+    "naive scale": ("naive_chunk_gated_delta_rule", dict(scale="text"), "scale must be a finite number"),
+    "naive chunks": ("naive_chunk_gated_delta_rule", dict(chunk_size=0), "chunk_size must be a whole number from 1"),
+    "gated scalar": ("LayerNormGated", dict(x=lambda x: x.sum()), "x must be a floating tensor [..., D]"),
+    "gated by a number": ("RMSNormGated", dict(z=3), "z must be a tensor; got 'int'"),
+    "linear weight": ("RMSNormLinear", dict(weight=0.5), "linear weight must be a tensor; got 'float'"),
+    "linear integers": ("GroupNormLinear", dict(weight=lambda w: w.to(LONG)), "and be floating point"),
+    "linear bias": ("FusedRMSNormGatedLinear", dict(bias=lambda b: b[:2]), "linear bias must be a floating tensor [6]"),
+    "convolution bias": ("causal_conv1d", dict(bias=0), "bias must be a tensor; got 'int'"),
+    "convolution token": ("causal_conv1d_update", dict(x=None), "x must be a tensor; got 'NoneType'"),
+    "no channels": ("causal_conv1d_update", dict(x=lambda x: x[:, :0]), "x must be one token per sequence, [N, D]"),
+    "convolution residual": ("causal_conv1d_update", dict(residual=True), "residual must be a tensor; got 'bool'"),
+    "convolution weight": ("causal_conv1d_update", dict(weight=7), "weight must have shape [D, W]; got 7"),
+    "state length": ("causal_conv1d_update_states", dict(state_len=None), "state_len must be a whole number from 1"),
+    "states without offsets": ("causal_conv1d_update_states", dict(cu_seqlens=lambda cu: cu.to("meta")),
+                               "cu_seqlens"),
+    "gate of a number": ("gdn_chunk_options", dict(A_log=0), "A_log must be a tensor; got 'int'"),
+    "bools for tokens": ("model_gdn", dict(input_ids=lambda ids: ids > 3), "input_ids must be integers [B, T]"),
+    "bytes for tokens": ("model_rwkv7", dict(input_ids=lambda ids: ids.to(torch.uint8)), "int64 or int32"),
+    "complex labels": ("model_rwkv7", dict(labels=lambda ids: ids.to(torch.complex64)), "labels must be integers"),
+    "splits without values": ("get_max_num_splits", dict(cu_seqlens=lambda cu: cu.to("meta")),
+                              "cu_seqlens must have values"),
+    "no number of chunks": ("prepare_chunk_indices_static", dict(nt_max=None), "nt_max must be a whole number from 0"),
+    "split size": ("prepare_split_cu_seqlens", dict(split_size="text"), "split_size must be a whole number from 1"),
+}  # fmt: skip
+
+
+@cases(what=list(FOUND))
+def test_it_is_refused_by_name(what):
+    name, changes, words = FOUND[what]
+    arguments = fuzz.SUBJECTS[name].arguments()
+    for key, change in changes.items():
+        arguments[key] = change(arguments[key]) if callable(change) else change
+    assert fuzz.judge(name, arguments) == "refused"
+    with raises(fuzz.ERRORS, words):
+        fuzz.SUBJECTS[name].make(torch.float32)(**arguments)
