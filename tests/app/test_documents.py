@@ -1,11 +1,13 @@
 """What README and packaging promise."""
 
+import itertools
 import re
+import shlex
 import sys
 
 import pytest
 
-from app_runs import ROOT, run_python
+from app_runs import ROOT, compose_app, run_python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -30,6 +32,36 @@ def test_python_examples_of_the_guides_run(page, tmp_path):
     assert done.returncode == 0, done.stderr
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (ROOT / "docs" / link).exists(), link
+
+
+def commands():
+    """``(page, what follows "-m app")`` of every command line in the documents."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / ".doc").rglob("*.md"))):
+        fenced = False
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("```"):
+                fenced = not fenced and line != "```"
+            elif fenced and " -m app " in line:
+                yield path.name, line.split(" -m app ", 1)[1].split(" #")[0]
+
+
+def test_every_command_of_the_documents_is_legal():
+    """Each composes to a checked config; of a sweep, with the first of every list of values."""
+    tried = 0
+    for page, command in commands():
+        words = itertools.takewhile(lambda word: word not in ("<", ">", ">>", "|"), shlex.split(command))
+        words = [word for word in words if not word.startswith("-")]
+        sweep = shlex.split(command)[0] == "-m"
+        if any(word.startswith(("hydra/launcher=", "hparams_search=")) for word in words):
+            continue  # of extras that may not be installed
+        if sweep:
+            words = [word if "[" in word else word.split(",")[0] for word in words]
+        try:
+            compose_app([word for word in words if not word.startswith("hydra")])
+        except Exception as problem:
+            raise AssertionError(f"{page}: {command}: {problem}") from problem
+        tried += 1
+    assert tried >= 20
 
 
 def test_the_three_lines_of_a_host_program_are_three():

@@ -32,6 +32,7 @@ FOUND = {  # subject, what is spoilt, what the refusal says
     "bools for tokens": ("model_gdn", dict(input_ids=lambda ids: ids > 3), "input_ids must be integers [B, T]"),
     "bytes for tokens": ("model_rwkv7", dict(input_ids=lambda ids: ids.to(torch.uint8)), "int64 or int32"),
     "complex labels": ("model_rwkv7", dict(labels=lambda ids: ids.to(torch.complex64)), "labels must be integers"),
+    "labels without values": ("model_gdn", dict(labels=lambda ids: ids.to("meta")), "labels must have values"),
     "splits without values": ("get_max_num_splits", dict(cu_seqlens=lambda cu: cu.to("meta")),
                               "cu_seqlens must have values"),
     "no number of chunks": ("prepare_chunk_indices_static", dict(nt_max=None), "nt_max must be a whole number from 0"),
@@ -48,3 +49,10 @@ def test_it_is_refused_by_name(what):
     assert fuzz.judge(name, arguments) == "refused"
     with raises(fuzz.ERRORS, words):
         fuzz.SUBJECTS[name].make(torch.float32)(**arguments)
+
+
+@cases(name=["model_gdn", "model_rwkv7"])
+def test_no_sequences_at_all_have_a_loss_too(name):
+    ids = torch.zeros(0, 5, dtype=LONG)
+    loss, logits = fuzz.SUBJECTS[name].make(torch.float32)(ids, ids, ids)
+    assert logits.shape[:2] == (0, 5) and loss.isnan(), "the mean of nothing, as in torch"

@@ -61,6 +61,8 @@ def next_tokens(
     if not isinstance(found, torch.Tensor) or found.dtype not in INTEGERS or list(found.shape) != shape:
         got = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise value_error(who, field, f"must be integers {shape}", got)
+    if found.is_meta and not like.is_meta:
+        raise value_error(who, field, "must have values", "a tensor on meta")
     found = found.to(device=like.device, dtype=torch.int64)
     return found if shift_labels is not None else F.pad(found[:, 1:], (0, 1), value=IGNORED)
 
@@ -82,7 +84,7 @@ def causal_lm_loss(
     Returns:
         Scalar, float32 (float64).
     """
-    wide = logits.to(accumulation_dtype(logits)).reshape(labels.numel(), -1)
+    wide = logits.to(accumulation_dtype(logits)).reshape(labels.numel(), logits.shape[-1])
     reduction = "mean" if num_items_in_batch is None else "sum"
     loss = _cross_entropy(wide, labels.reshape(-1), reduction)
     if use_l2warp:
