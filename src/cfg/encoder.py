@@ -5,8 +5,9 @@ field; OmegaConf runs it in ``OmegaConf.to_object``, which an application calls 
 """
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Type
+from typing import Any, Dict, Optional, Type
 
+from cfg.attention import check_attention
 from cfg.validation import Fields
 
 __all__ = ["BACKENDS", "ENCODER_CONFIGS", "DIRECTIONS", "MODES", "POOLINGS", "EncoderConfig", "GRUEncoderConfig",
@@ -142,6 +143,8 @@ class GatedDeltaNetEncoderConfig(EncoderConfig):
         num_v_heads: value heads, a multiple of ``num_heads``; null means ``num_heads``.
         mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
         use_gate, use_short_conv, allow_neg_eigval, conv_size, conv_bias, output_gate_activation: as in the layer.
+        attn: which layers are softmax attention (`myfla.layers.Attention`) instead: ``{layers: [1, 3], num_heads: 4}``,
+            perhaps with ``num_kv_heads``, ``qkv_bias``, ``window_size`` and ``rope_theta``; null for none.
         backend: whose code computes the rule: ``auto``, ``naive``, ``torch``, ``compiled`` or ``fla``. A choice of this
             machine: it is not saved with the encoder.
 
@@ -162,6 +165,7 @@ class GatedDeltaNetEncoderConfig(EncoderConfig):
     conv_size: int = 4
     conv_bias: bool = False
     output_gate_activation: str = "swish"
+    attn: Optional[Dict[str, Any]] = None
     backend: str = "auto"
 
     def validate(self) -> None:
@@ -183,6 +187,8 @@ class GatedDeltaNetEncoderConfig(EncoderConfig):
             fields.flag(flag)
         fields.integer("conv_size", 1, 1024)
         fields.choice("output_gate_activation", GATE_ACTIVATIONS)
+        if self.attn is not None:
+            self.attn = check_attention(self.attn, self.hidden_size, self.num_layers)
         fields.choice("backend", BACKENDS)
 
 

@@ -28,7 +28,8 @@ def portable_mapping(config: EncoderConfig) -> Dict[str, Any]:
         >>> "backend" in portable_mapping(ENCODER_CONFIGS["rwkv7"](input_size=12, backend="torch"))
         False
     """
-    return {name: value for name, value in to_mapping(config).items() if name not in LOCAL}
+    plain = to_mapping(config)
+    return {name: value for name, value in plain.items() if name not in LOCAL and (name, value) != ("attn", None)}
 
 
 def from_mapping(config_class: Type[EncoderConfig], values: Mapping[str, Any]) -> EncoderConfig:

@@ -39,8 +39,8 @@ def damage(case, folder):
         edit(config, lambda fields: fields.update(model_type="mamba2"))
         return "config.json", "model_type", "gated_deltanet, rwkv7", "mamba2"
     if case == "hybrid":
-        edit(config, lambda fields: fields.update(attn={"layers": [0], "num_heads": 2}))
-        return "config.json", "attn must be None", "official library"
+        edit(config, lambda fields: fields.update(attn={"layers": [9], "num_heads": 2}))
+        return "config.json", "attn.layers must be numbers of layers from 0 to 1", "[9]"
     if case == "bad field":
         edit(config, lambda fields: fields.update(hidden_size="wide"))
         return "config.json", "hidden_size", "positive integer", "'wide'"

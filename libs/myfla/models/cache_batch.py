@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
+from myfla.models.attention_state import pad_front
 from myfla.models.cache_layer import FIELDS, FLALayer
 from myfla.models.state_tree import join_tensors, map_tensors
 from myfla.utils.errors import CacheError, message
@@ -84,9 +85,9 @@ def _join_field(field: str, layers: Sequence[FLALayer], model: Dict[str, Any], s
         _zeros(model[field], size) if layer.state is None else layer.state[field]
         for layer, size in zip(layers, sizes)
     ]
-    if field == "attn_state" and model[field] is not None and any(layer.state is None for layer in layers):
-        raise CacheError(message("Cache.stack", where, "must exist in all caches", "an empty cache",
-                                 "an attention state has no zero to begin from"))
+    if field == "attn_state" and all(isinstance(state, (tuple, list)) for state in states):  # rows end with tokens
+        parts = [pad_front(tensors) for tensors in zip(*states)]
+        states = [tuple(tensors) for tensors in zip(*parts)]
     return join_tensors(_cat, states, "Cache.stack", where)
 
 

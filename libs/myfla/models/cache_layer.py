@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 
+from myfla.models.attention_state import append_tokens
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.utils.errors import CacheError, message, refuse_unknown, value_error
 
@@ -63,6 +64,11 @@ class FLALayer:
         batch = self.batch_size
         return None if batch is None else torch.full((batch,), self._seen_tokens, dtype=torch.int64)
 
+    @property
+    def has_pads(self) -> bool:
+        """Whether some of the positions counted may have been no tokens of their row."""
+        return self._pads is not None
+
     def update(
         self,
         *,
@@ -90,7 +96,7 @@ class FLALayer:
         self.is_sliding = self.window_size is not None
         if attn_state and attn_state[0] is not None:
             offset = attn_state[0].shape[1]
-            state["attn_state"] = self._append(state["attn_state"], attn_state)
+            state["attn_state"] = self._append(state["attn_state"], attn_state, lengths)
         self.state = state
         self._count(offset, lengths)
         self.is_initialized = True
@@ -166,6 +172,9 @@ class FLALayer:
             return
         shift = int(self._late.min()) if self._late.numel() else 0
         self._seen_tokens -= shift
+        if self.state is not None and self.state["attn_state"] is not None:
+            shorter = tuple(_newest(t, self._seen_tokens) for t in self.state["attn_state"])
+            self.state = dict(self.state, attn_state=shorter)
         self._late, self._pads = self._late - shift, self._pads - shift
         self._late = self._late if bool(self._late.any()) else None
         self._pads = self._pads if bool(self._pads.any()) else None
@@ -182,15 +191,12 @@ class FLALayer:
                     hint = "call reset(), or select the rows that go on"
                     raise CacheError(message("Cache.update", path, rule, tensor.shape[0], hint))
 
-    def _append(self, cached: Optional[Sequence[torch.Tensor]], new: Sequence[torch.Tensor]) -> tuple:
+    def _append(
+        self, cached: Optional[Sequence[torch.Tensor]], new: Sequence[torch.Tensor], added: Optional[torch.Tensor]
+    ) -> Tuple[torch.Tensor, ...]:
         window = self.window_size
-        if cached is not None and not (window is not None and new[0].shape[1] == 0):
-            new = [torch.cat([old, extra], dim=1) for old, extra in zip(cached, new)]
-        elif cached is not None:
-            new = cached
-        if window is None:
-            return tuple(new)
-        return tuple(t[:, -window:].contiguous() if t.shape[1] > window else t for t in new)
+        joined = append_tokens(cached, new, added)
+        return joined if window is None else tuple(_newest(t, window) for t in joined)
 
     def _count(self, offset: int, lengths: Optional[torch.Tensor]) -> None:
         if lengths is not None:
@@ -208,3 +214,7 @@ class FLALayer:
             raise value_error("Cache.update", "lengths", f"must be an integer tensor [{size}], one count per row", got)
         return lengths.detach().to(torch.int64)
 
+
+def _newest(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """The last positions of ``[N, S, ...]``, in memory of their own."""
+    return tensor[:, tensor.shape[1] - count :].contiguous() if tensor.shape[1] > count else tensor

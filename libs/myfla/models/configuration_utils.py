@@ -1,12 +1,15 @@
 """What the configs of the models check alike."""
 
+import math
 import warnings
-from typing import Any
+from typing import Any, Dict, List, Optional
 
 from myfla.utils.errors import value_error
 
 __all__ = [
     "check_sizes",
+    "get_attention_spec",
+    "parse_attention_config",
     "refuse_softmax_attention",
     "validate_attnres_config",
     "validate_loss_config",
@@ -21,15 +24,86 @@ def check_sizes(who: str, **sizes: Any) -> None:
 
 
 def refuse_softmax_attention(who: str, attn: Any) -> None:
-    """Refuse hybrid models: layers of softmax attention are not part of this library.
+    """Refuse layers of softmax attention in a model that cannot have them.
 
     Raises:
         ValueError: ``attn`` names at least one layer.
     """
     if attn is None or attn == [] or (isinstance(attn, dict) and attn.get("layers") == []):
         return
-    hint = "hybrid models with layers of softmax attention need the official library"
-    raise value_error(who, "attn", "must be None", attn, hint)
+    raise value_error(who, "attn", "must be None", attn, "the official class does not run with attention layers either")
+
+
+def parse_attention_config(who: str, attn: Any, num_hidden_layers: int) -> Any:
+    """Check which layers are softmax attention, and fill in the official defaults.
+
+    Args:
+        who: the config's class.
+        attn: None; or a dict with ``layers`` and ``num_heads`` and perhaps ``num_kv_heads``, ``qkv_bias``,
+            ``window_size`` and ``rope_theta``; or a list of such. Other keys are kept.
+        num_hidden_layers: blocks of the model.
+
+    Returns:
+        None, a dict or a list, as given.
+
+    Raises:
+        ValueError: a key that is missing or out of range, or a layer that is named twice.
+
+    Example:
+        >>> parse_attention_config("config", {"layers": [1], "num_heads": 4}, 2)["num_kv_heads"]
+        4
+    """
+    if attn is None:
+        return None
+    if not isinstance(attn, (dict, list)):
+        raise value_error(who, "attn", "must be null, a dict or a list of dicts", attn)
+    taken: List[int] = []
+    specs = [_attention_spec(who, spec, num_hidden_layers, taken) for spec in ([attn] if _one(attn) else attn)]
+    return specs[0] if _one(attn) else specs
+
+
+def get_attention_spec(attn: Any, layer_idx: int) -> Optional[Dict[str, Any]]:
+    """The settings of a layer that is softmax attention; None for one that is not.
+
+    Example:
+        >>> get_attention_spec({"layers": [1], "num_heads": 4}, 0) is None
+        True
+    """
+    specs = [] if attn is None else [attn] if _one(attn) else attn
+    return next((spec for spec in specs if layer_idx in spec["layers"]), None)
+
+
+def _one(attn: Any) -> bool:
+    return isinstance(attn, dict)
+
+
+def _attention_spec(who: str, given: Any, depth: int, taken: List[int]) -> Dict[str, Any]:
+    if not isinstance(given, dict):
+        raise value_error(who, "attn", "must hold dicts", given)
+    for name in ("layers", "num_heads"):
+        if name not in given:
+            raise value_error(who, f"attn.{name}", "must be given", "nothing")
+    spec = {**given, "qkv_bias": given.get("qkv_bias", False), "window_size": given.get("window_size"),
+            "rope_theta": given.get("rope_theta", 10000.0)}  # fmt: skip
+    layers, spec["layers"] = spec["layers"], []
+    for layer in layers if isinstance(layers, (list, tuple)) else [layers]:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth:
+            raise value_error(who, "attn.layers", f"must be numbers of layers from 0 to {depth - 1}", layers)
+        if layer in taken:
+            raise value_error(who, "attn.layers", "must name a layer once", layer)
+        taken.append(layer)
+        spec["layers"].append(layer)
+    if spec.get("num_kv_heads") is None:
+        spec["num_kv_heads"] = spec["num_heads"]
+    check_sizes(who, **{f"attn.{name}": spec[name] for name in ("num_heads", "num_kv_heads", "window_size")})
+    if spec["num_heads"] is None:
+        raise value_error(who, "attn.num_heads", "must be a positive integer", None)
+    if not isinstance(spec["qkv_bias"], bool):
+        raise value_error(who, "attn.qkv_bias", "must be true or false", spec["qkv_bias"])
+    theta = spec["rope_theta"]
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
+        raise value_error(who, "attn.rope_theta", "must be positive and finite", theta)
+    return spec
 
 
 def validate_loss_config(who: str, fuse_cross_entropy: bool, fuse_linear_cross_entropy: bool) -> None:

@@ -5,12 +5,13 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 import torch.nn as nn
 
+from cfg.attention import KNOWN
 from cfg.encoder import GatedDeltaNetEncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
 from encoders.pretrained import refuse_checkpoint
 from encoders.probing import Gates
 from encoders.strategy import EncoderStrategy
-from myfla.layers import GatedDeltaNet
+from myfla.layers import Attention, GatedDeltaNet
 from myfla.models import GatedDeltaNetConfig
 from myfla.modules.mlp import inner_size
 
@@ -40,16 +41,23 @@ class GatedDeltaNetEncoderStrategy(EncoderStrategy[GatedDeltaNetEncoderConfig]):
     model_type = "gated_deltanet"
     checkpoint_parts = {"attn_norm": "mixer_norm", "attn": "mixer", "mlp_norm": "mlp_norm", "mlp": "mlp"}
 
-    def state_shape(self, config: GatedDeltaNetEncoderConfig, layer_idx: int) -> Tuple[int, ...]:
+    def state_shape(self, config: GatedDeltaNetEncoderConfig, layer_idx: int) -> Optional[Tuple[int, ...]]:
+        if config.attn is not None and layer_idx in config.attn["layers"]:
+            return None
         return (config.num_v_heads or config.num_heads, config.head_dim, round(config.head_dim * config.expand_v))
 
-    def gates(self, mixer: GatedDeltaNet, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Gates:
+    def gates(self, mixer: nn.Module, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional[Gates]:
+        if not isinstance(mixer, GatedDeltaNet):
+            return None
         log_decay, beta = mixer.gates(x)
         strongest = 2.0 if mixer.allow_neg_eigval else 1.0
         return Gates(log_decay.unsqueeze(-1), beta.unsqueeze(-1), "beta", strongest)
 
     def build_mixer(self, config: GatedDeltaNetEncoderConfig, layer_idx: int, device: Any = None,
                     dtype: Any = None) -> nn.Module:
+        if config.attn is not None and layer_idx in config.attn["layers"]:
+            settings = {name: value for name, value in config.attn.items() if name != "layers"}
+            return Attention(config.hidden_size, layer_idx=layer_idx, device=device, dtype=dtype, **settings)
         return GatedDeltaNet(
             hidden_size=config.hidden_size,
             expand_v=config.expand_v,
@@ -75,7 +83,11 @@ class GatedDeltaNetEncoderStrategy(EncoderStrategy[GatedDeltaNetEncoderConfig]):
             raise refuse_checkpoint(file, "attnres_block_size", "must be null", found.attnres_block_size)
         if found.hidden_act != "swish":
             raise refuse_checkpoint(file, "hidden_act", "must be 'swish'", found.hidden_act)
+        if isinstance(found.attn, list):
+            raise refuse_checkpoint(file, "attn", "must be null or one group of layers", found.attn)
+        attn = found.attn and {name: found.attn[name] for name in KNOWN}
         inner = inner_size(found.hidden_size, found.hidden_ratio, found.intermediate_size)
         same = ("num_heads", "head_dim", "expand_v", "num_v_heads", "use_gate", "use_short_conv", "allow_neg_eigval",
                 "conv_size", "output_gate_activation")
-        return dict({name: getattr(found, name) for name in same}, conv_bias=False, mlp_ratio=inner / found.hidden_size)
+        more = dict(conv_bias=False, mlp_ratio=inner / found.hidden_size, attn=attn)
+        return {**{name: getattr(found, name) for name in same}, **more}

@@ -5,7 +5,7 @@ from typing import Any, Optional
 from myfla.models.configuration import ModelConfig
 from myfla.models.configuration_utils import (
     check_sizes,
-    refuse_softmax_attention,
+    parse_attention_config,
     validate_attnres_config,
     validate_loss_config,
 )
@@ -23,11 +23,13 @@ class GatedDeltaNetConfig(ModelConfig):
         attn_mode: ``"chunk"`` or ``"fused_recurrent"``, the layers' ``mode``.
         hidden_size, expand_v, use_gate, use_short_conv, allow_neg_eigval, conv_size, head_dim, num_heads, num_v_heads,
         output_gate_activation: of the layers, see `myfla.layers.GatedDeltaNet`.
-        max_position_embeddings: kept for the file; there are no positions.
+        max_position_embeddings: kept for the file.
         hidden_ratio, intermediate_size, hidden_act: of the feed-forward layers, see `myfla.modules.GatedMLP`.
         num_hidden_layers: number of blocks.
         norm_eps: of all norms.
-        attn: must be None; hybrid models with softmax attention are refused.
+        attn: None, or which blocks have softmax attention (`myfla.layers.Attention`) in place of the recurrent layer:
+            ``{"layers": [...], "num_heads": ...}``, perhaps with ``num_kv_heads``, ``qkv_bias``, ``window_size`` and
+            ``rope_theta``; or a list of such.
         use_cache: whether a model in evaluation keeps states unless told otherwise.
         pad_token_id, bos_token_id, eos_token_id: token ids.
         tie_word_embeddings: whether the output map is the embedding.
@@ -90,7 +92,7 @@ class GatedDeltaNetConfig(ModelConfig):
         if output_gate_activation not in ("swish", "silu", "sigmoid"):
             rule = "must be 'swish', 'silu' or 'sigmoid'"
             raise value_error(NAME, "output_gate_activation", rule, output_gate_activation)
-        refuse_softmax_attention(NAME, attn)
+        attn = parse_attention_config(NAME, attn, num_hidden_layers)
         validate_loss_config(NAME, fuse_cross_entropy, fuse_linear_cross_entropy)
         validate_attnres_config(NAME, attnres_block_size)
         self.attn_mode, self.attn = attn_mode, attn

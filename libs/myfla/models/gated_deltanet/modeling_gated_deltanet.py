@@ -1,11 +1,13 @@
 """The GatedDeltaNet language model (arXiv 2412.06464), with the parameters and results of fla 0.6.0."""
 
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import nn
 
+from myfla.layers.attn import Attention
 from myfla.layers.gated_deltanet import GatedDeltaNet
+from myfla.models.configuration_utils import get_attention_spec
 from myfla.models.gated_deltanet.attnres import AttnRes
 from myfla.models.gated_deltanet.configuration_gated_deltanet import GatedDeltaNetConfig
 from myfla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
@@ -35,13 +37,7 @@ class GatedDeltaNetBlock(nn.Module):
         self.config, self.layer_idx = config, layer_idx
         new = {"device": device, "dtype": dtype}
         self.attn_norm = RMSNorm(config.hidden_size, eps=config.norm_eps, **new)
-        self.attn = GatedDeltaNet(
-            hidden_size=config.hidden_size, expand_v=config.expand_v, head_dim=config.head_dim,
-            num_heads=config.num_heads, num_v_heads=config.num_v_heads, mode=config.attn_mode,
-            use_gate=config.use_gate, use_short_conv=config.use_short_conv, allow_neg_eigval=config.allow_neg_eigval,
-            conv_size=config.conv_size, layer_idx=layer_idx, norm_eps=config.norm_eps,
-            output_gate_activation=config.output_gate_activation, backend=getattr(config, "backend", "auto"), **new,
-        )  # fmt: skip
+        self.attn = _mixer(config, layer_idx, new)
         self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps, **new)
         self.mlp = GatedMLP(
             hidden_size=config.hidden_size, hidden_ratio=config.hidden_ratio,
@@ -157,3 +153,21 @@ class GatedDeltaNetForCausalLM(FLAForCausalLM, GatedDeltaNetPreTrainedModel):
     """
 
     model_class = GatedDeltaNetModel
+
+
+def _mixer(config: Any, layer_idx: int, new: Dict[str, Any]) -> nn.Module:
+    """What a block mixes along time with: the recurrent layer, or softmax attention where the config says so."""
+    spec = get_attention_spec(config.attn, layer_idx)
+    if spec is not None:
+        named = ("num_heads", "num_kv_heads", "qkv_bias", "window_size", "rope_theta")
+        return Attention(
+            hidden_size=config.hidden_size, layer_idx=layer_idx,
+            max_position_embeddings=config.max_position_embeddings, **{name: spec[name] for name in named}, **new,
+        )  # fmt: skip
+    return GatedDeltaNet(
+        hidden_size=config.hidden_size, expand_v=config.expand_v, head_dim=config.head_dim,
+        num_heads=config.num_heads, num_v_heads=config.num_v_heads, mode=config.attn_mode,
+        use_gate=config.use_gate, use_short_conv=config.use_short_conv, allow_neg_eigval=config.allow_neg_eigval,
+        conv_size=config.conv_size, layer_idx=layer_idx, norm_eps=config.norm_eps,
+        output_gate_activation=config.output_gate_activation, backend=getattr(config, "backend", "auto"), **new,
+    )  # fmt: skip

@@ -23,7 +23,7 @@ class RWKV7Config(ModelConfig):
         max_position_embeddings: kept for the file; there are no positions.
         norm_first: whether block 0 begins with one more norm.
         norm_bias, norm_eps: of the norms of the blocks.
-        attn: must be None; hybrid models with softmax attention are refused (they do not run officially either).
+        attn: must be None; the official class does not run with layers of softmax attention either.
         use_cache: whether a model in evaluation keeps states unless told otherwise.
         pad_token_id, bos_token_id, eos_token_id: token ids.
         tie_word_embeddings: whether the output map is the embedding.

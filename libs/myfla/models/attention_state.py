@@ -1,0 +1,50 @@
+"""Keys and values that a cache keeps: in each row the real tokens stand at the end, in order, and pads before them."""
+
+from typing import Optional, Sequence, Tuple
+
+import torch
+
+__all__ = ["append_tokens", "pad_front"]
+
+
+def append_tokens(
+    cached: Optional[Sequence[torch.Tensor]], new: Sequence[torch.Tensor], added: Optional[torch.Tensor] = None
+) -> Tuple[torch.Tensor, ...]:
+    """Put new tokens behind those of a row, so that its real tokens stay together at the end.
+
+    Args:
+        cached: tensors ``[N, S, ...]``, or None for S = 0.
+        new: as many tensors ``[N, C, ...]``.
+        added: ``[N]``: so many of the last new positions of a row are real; None for all.
+
+    Returns:
+        Tensors ``[N, S + C, ...]``.
+
+    Example:
+        >>> old, new = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[5, 6], [0, 7]])
+        >>> append_tokens([old], [new], torch.tensor([2, 1]))[0].tolist()
+        [[1, 2, 5, 6], [3, 3, 4, 7]]
+    """
+    if cached is None:
+        return tuple(new)
+    joined = [torch.cat([old, extra], dim=1) for old, extra in zip(cached, new)]
+    if added is None:
+        return tuple(joined)
+    rows, size = joined[0].shape[:2]
+    place = torch.arange(size, device=joined[0].device)
+    added = added.to(place.device)[:, None]
+    # The pads before the new tokens give way: what was there moves up to them.
+    source = torch.where(place >= size - added, place, (place - (new[0].shape[1] - added)).clamp(min=0))
+    row = torch.arange(rows, device=place.device)[:, None]
+    return tuple(tensor[row, source] for tensor in joined)
+
+
+def pad_front(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Tensors ``[N, S, ...]`` of several lengths S at the longest of them, with zeros before the tokens.
+
+    Example:
+        >>> [x.tolist() for x in pad_front([torch.ones(1, 1), torch.ones(1, 2)])]
+        [[[0.0, 1.0]], [[1.0, 1.0]]]
+    """
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [torch.cat([t.new_zeros(t.shape[0], longest - t.shape[1], *t.shape[2:]), t], 1) for t in tensors]
