@@ -96,7 +96,8 @@ def test_a_cache_goes_through_a_file_and_back(tmp_path):
         cache = model(ids[:, :7], use_cache=True).past_key_values
         cache.save(tmp_path / "state.safetensors")
         again = Cache.load(tmp_path / "state.safetensors")
-        assert torch.equal(model(ids[:, 7:], past_key_values=again).logits, model(ids[:, 7:], past_key_values=cache).logits)
+        want = model(ids[:, 7:], past_key_values=cache).logits
+        assert torch.equal(model(ids[:, 7:], past_key_values=again).logits, want)
 
 
 @cases(kind=sorted(KINDS))
