@@ -132,7 +132,8 @@ def pickled(folder):
 DAMAGE = {
     "no config": (lambda f: (f / "config.json").unlink(), ["config.json", "must be a readable file"]),
     "another architecture": (lambda f: edit_config(f, model_type="llama"), ["model_type", "must be one of", "'llama'"]),
-    "softmax attention": (lambda f: edit_config(f, attn={"layers": [0]}), ["config.json", "attn.num_heads must be given"]),
+    "softmax attention": (
+        lambda f: edit_config(f, attn={"layers": [0]}), ["config.json", "attn.num_heads must be given"]),
     "attention residuals": (
         lambda f: edit_config(f, attnres_block_size=2), ["attnres_block_size must be null", "load_backbone"]),
     "another activation": (lambda f: edit_config(f, hidden_act="powlu"), ["hidden_act must be 'swish'", "'powlu'"]),
