@@ -99,7 +99,7 @@ class SyntheticDataConfig(DataConfig):
     - ``recall``: ``pairs`` of keys and values, then noise in which each key comes once more: name its value
       (multi-query associative recall, Zoology)
     - ``memory``: a symbol to be kept over noise and named at every read (flip-flop); in the training set symbols come
-      now and then, in the test sets one at the start, and the read at the end
+      often in some sequences and hardly ever in others, in the test sets one at the start, and the read at the end
 
     Args:
         task: which of them.

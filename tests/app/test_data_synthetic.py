@@ -61,6 +61,12 @@ def test_memory_asks_for_the_last_symbol_set():
         assert x[0] < 5 and all(5 <= token < 10 for token in x[1:-1]), "nothing to go by but the first step"
 
 
+def test_memory_is_trained_on_short_waits_and_on_long_ones():
+    data = load("memory", symbols=5, train_length=500, train_sequences=200)
+    sets = [sum(token < 5 for token in x) for x, _ in pairs_of(data.train)]
+    assert min(sets) == 1 and max(sets) > 100 and 5 < sorted(sets)[100] < 50
+
+
 @cases(task=["parity", "counting", "s3", "recall", "memory"])
 def test_the_sequences_follow_their_own_seed(task):
     small = dict(pairs=2, symbols=8)

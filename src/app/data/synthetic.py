@@ -97,7 +97,9 @@ def _memory(config: SyntheticDataConfig, count: int, length: int, generator: Gen
         kind = torch.rand(count, length, generator=generator)
         kind[:, 0] = 0.5
         sets = torch.randint(symbols, (count, length), generator=generator)
-        x = torch.where(kind < 2.5 / length, sets, x)  # long stretches of nothing but noise
+        # Each sequence at a rate of its own: short waits teach what to keep, long ones how long.
+        rate = length ** -torch.rand(count, 1, generator=generator)
+        x = torch.where(kind < 0.5 * rate, sets, x)
         x = torch.where(kind > 0.9, torch.full_like(x, read), x)
     x[:, -1] = read
     steps = torch.arange(length).expand_as(x)
