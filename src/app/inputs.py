@@ -34,7 +34,7 @@ def refuse_overrides(job: str, keys: Tuple[str, ...]) -> None:
 
 
 def open_run_data(
-    trained: Trained, config: AppConfig, path: Optional[str], targets: bool
+    trained: Trained, config: AppConfig, path: Optional[str], targets: bool, choose: Any = None
 ) -> Tuple[SequenceData, DataConfig]:
     """The data that a job is about, checked to fit the encoder.
 
@@ -43,6 +43,7 @@ def open_run_data(
         config: of this job; its ``data`` counts where the command line says something about it.
         path: of a file in the format of the run's data, all of which becomes ``train``; None for whole data sets.
         targets: whether they are needed.
+        choose: which sequences of the file are needed, as in `app.data.read_source`; without ``targets``.
 
     Raises:
         ConfigError, DataError, RunError: no such data, or of another kind than the encoder reads.
@@ -51,7 +52,7 @@ def open_run_data(
     if path is not None and named:
         raise config_error("job.input", "must be left out with other data", path, f"or leave out {named[0]}")
     chosen = config.data if named else trained.config.data
-    data = load_data(chosen) if path is None else _load_file(chosen, path, targets)
+    data = load_data(chosen) if path is None else _load_file(chosen, path, targets, choose)
     _check_width(trained, data, path or f"data={chosen.name}")
     return data, chosen
 
@@ -81,7 +82,7 @@ def test_sets(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[str, S
 test_sets.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
 
 
-def _load_file(chosen: DataConfig, path: str, targets: bool) -> SequenceData:
+def _load_file(chosen: DataConfig, path: str, targets: bool, choose: Any) -> SequenceData:
     fields = {field.name for field in dataclasses.fields(chosen)}
     if "train_path" not in fields:
         raise config_error("job.input", f"must be left out for a run on data={chosen.name}, which reads no files", path,
@@ -91,7 +92,7 @@ def _load_file(chosen: DataConfig, path: str, targets: bool) -> SequenceData:
         changes.update({name: None for name in _TARGETS if name in fields})
     if isinstance(chosen, TableDataConfig) and chosen.features is None:
         changes["features"] = _features(chosen, dataclasses.replace(chosen, **changes))
-    return read_source(dataclasses.replace(chosen, **changes))
+    return read_source(dataclasses.replace(chosen, **changes), choose)
 
 
 def _features(run: TableDataConfig, mine: TableDataConfig) -> List[str]:

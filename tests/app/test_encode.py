@@ -54,7 +54,7 @@ def start(tmp_path, run, *overrides):
     return tmp_path / "out"
 
 
-def read(folder):
+def read_parts(folder):
     """``{sequence: embedding or rows}`` from any format; a sequence that is there twice is an error."""
     found = {}
     for path in sorted(folder.glob("part-*.safetensors")):
@@ -79,7 +79,7 @@ def read(folder):
 
 
 def assert_all_there(folder, truth, per="sequence"):
-    found = read(folder)
+    found = read_parts(folder)
     assert list(found) == list(range(len(truth)))
     for number, pair in enumerate(truth):
         torch.testing.assert_close(found[number], pair[per == "step"], rtol=1e-4, atol=1e-5)
@@ -194,12 +194,69 @@ def test_a_table_without_labels_in_another_order_keeps_its_names(tmp_path, form)
         assert row["steps"] == 10 and row["name"] == f"s{6 - row['sequence']}", "rows came from the end"
 
 
+def own_table(folder, layout, sequences=40, groups=4):
+    """A table whose row groups hold ten rows or so, and what it holds: ``{name: [T, 2]}``."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    draw = torch.Generator().manual_seed(1)
+    data = {f"s{i}": torch.randn(1 + i % 5, 2, generator=draw) for i in range(sequences)}
+    if layout == "lists":
+        rows = [{"a": x[:, 0].tolist(), "b": x[:, 1].tolist()} for x in data.values()]
+    else:
+        rows = [{"id": name, "a": a, "b": b} for name, x in data.items() for a, b in x.tolist()]
+        rows = rows if layout == "long" else rows[1::2] + rows[::2]
+        data = {row["id"]: [] for row in rows}
+        for row in rows:
+            data[row["id"]].append([row["a"], row["b"]])
+    table = pa.Table.from_pylist(rows)
+    (folder / "table").mkdir()
+    half = len(rows) // 2
+    for name, part in (("1", table[:half]), ("2", table[half:])):
+        pa.parquet.write_table(part, folder / "table" / f"{name}.parquet", row_group_size=-(-half // groups))
+    return folder / "table", [torch.tensor(x) if isinstance(x, list) else x for x in data.values()]
+
+
+@cases(layout=["long", "mixed", "lists"])
+def test_a_process_reads_the_row_groups_of_its_own_sequences(tmp_path, monkeypatch, layout):
+    pytest.importorskip("pyarrow")
+    from app.data.arrow import Table
+
+    table, want = own_table(tmp_path, layout)
+    sequence = [] if layout == "lists" else ["data.sequence=id"]
+    run = untrained(tmp_path / "run", "data=table", f"data.train_path={table}", *sequence, "data.features=[a,b]",
+                    "job.objective=next_step", "encoder.direction=causal")
+    read = []
+    matrix = "flat" if layout == "lists" else "column"
+    original = getattr(Table, matrix)
+    monkeypatch.setattr(Table, matrix, lambda self, block, name: read.append(block.num_rows) or original(
+        self, block, name))
+    trained, rows = load_trained(run), []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        read.clear()
+        out = start(tmp_path, run, f"job.input={table}", "job.format=safetensors", "job.part_sequences=10")
+        rows.append(sum(read))
+    found = read_parts(out)
+    assert list(found) == list(range(40))
+    for number, x in enumerate(want):
+        with torch.no_grad():
+            alone = trained.encoder(trained.standardizer(x)[None]).embedding[0]
+        torch.testing.assert_close(found[number], alone, rtol=1e-4, atol=1e-5)
+    whole = 2 * (40 if layout == "lists" else sum(map(len, want)))
+    if layout == "mixed":
+        assert min(rows) > whole * 0.8, "rows that stand anywhere are in every group"
+    else:
+        assert all(whole * 0.4 < count < whole * 0.8 for count in rows), (rows, whole)
+
+
 def test_token_runs_encode_text(tmp_path):
     (tmp_path / "text.txt").write_text("the quick brown fox " * 40)
     run = untrained(tmp_path / "run", "data=text", f"data.train_path={tmp_path}", "data.window=50",
                     "job.objective=next_step", "encoder.direction=causal")
     out = start(tmp_path, run, f"job.input={tmp_path / 'text.txt'}", "job.format=safetensors", "job.per=step")
-    found = read(out)
+    found = read_parts(out)
     trained = load_trained(run)
     with torch.no_grad():
         want = trained.encoder(torch.tensor([list(b"the quick brown fox " * 40)[50:101]])).hidden[0]

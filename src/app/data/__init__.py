@@ -5,7 +5,7 @@ YAML preset in ``conf/data``. Splitting, standardising and batching are the data
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.data.sequences import SequenceData
@@ -15,6 +15,7 @@ __all__ = ["SOURCES", "load_data", "read_source"]
 
 SOURCES = {"japanese_vowels": "app.data.japanese_vowels", "ts": "app.data.ts_files",
            "synthetic": "app.data.synthetic", "table": "app.data.table", "text": "app.data.text"}
+CAN_CHOOSE = ("table",)
 
 
 def load_data(config: "DataConfig") -> "SequenceData":
@@ -34,9 +35,16 @@ def load_data(config: "DataConfig") -> "SequenceData":
     return checked(read_source(config), config)
 
 
-def read_source(config: "DataConfig") -> "SequenceData":
-    """What the source of ``config.name`` reads, on the scale that the config asks for; without `load_data`'s checks."""
-    data = import_module(SOURCES[config.name]).load(config)
+def read_source(config: "DataConfig", choose: Any = None) -> "SequenceData":
+    """What the source of ``config.name`` reads, on the scale that the config asks for; without `load_data`'s checks.
+
+    Args:
+        config: of the data.
+        choose: ``choose(number of sequences)`` says which of them are needed, ``[N]`` bool. A source that can leaves
+            the others empty without reading them; the rest read all.
+    """
+    load = import_module(SOURCES[config.name]).load
+    data = load(config) if choose is None or config.name not in CAN_CHOOSE else load(config, choose)
     if not config.own_scale:
         return data
     from app.data.own_scale import with_own_scale

@@ -1,7 +1,7 @@
 """CSV and Parquet files, block by block, with errors that name file, column and row."""
 
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -96,18 +96,38 @@ class Table:
                                None)
         return names
 
-    def blocks(self, columns: Sequence[str]) -> Iterator[Tuple[int, Any]]:
-        """``(number of the first row, record batch)`` of all rows, in order."""
+    def blocks(self, columns: Sequence[str], wanted: Optional[np.ndarray] = None) -> Iterator[Tuple[int, Any]]:
+        """``(number of the first row, record batch)`` of all rows, in order.
+
+        Args:
+            columns: to read.
+            wanted: ``[rows]`` bool; row groups of Parquet without any of them are passed over. None: all.
+        """
         import pyarrow
 
-        start = 0
         try:
-            for block in self.data.to_batches(columns=list(dict.fromkeys(columns)), batch_size=BLOCK):
-                if block.num_rows:
-                    yield start, block
-                    start += block.num_rows
+            for start, scanner in self._scanners(list(dict.fromkeys(columns)), wanted):
+                for block in scanner.to_batches():
+                    if block.num_rows:
+                        yield start, block
+                        start += block.num_rows
         except (OSError, pyarrow.ArrowInvalid) as problem:
             raise DataError(f"{self.path}: cannot be read: {str(problem).splitlines()[0]}") from None
+
+    def _scanners(self, columns: List[str], wanted: Optional[np.ndarray]) -> Iterator[Tuple[int, Any]]:
+        """``(number of the first row, its scanner)``: of the whole, or of each row group with something wanted."""
+        from pyarrow.dataset import ParquetFileFormat
+
+        if wanted is None or not isinstance(self.data.format, ParquetFileFormat):
+            yield 0, self.data.scanner(columns=columns, batch_size=BLOCK)
+            return
+        start = 0
+        for fragment in self.data.get_fragments():
+            for group in fragment.split_by_row_group():
+                end = start + group.row_groups[0].num_rows  # count_rows() is that of the whole file
+                if wanted[start:end].any():
+                    yield start, group.scanner(schema=self.data.schema, columns=columns, batch_size=BLOCK)
+                start = end
 
     def column(self, block: Any, name: str) -> np.ndarray:
         """Numbers of one column, float64, NaN where there is none."""
@@ -117,6 +137,10 @@ class Table:
         """Numbers of one column of lists, one list after the other."""
         column = block.column(name)
         return self._floats(column.flatten() if _is_list(column) else column, name)
+
+    def sizes(self, block: Any, name: str) -> np.ndarray:
+        """``[rows]`` int64: how long the lists of one column are; 0 where there is none."""
+        return np.nan_to_num(self._floats(_list_sizes(block.column(name)), name)).astype(np.int64)
 
     def strings(self, block: Any, name: str, flat: bool = False) -> List[Any]:
         """One column as text; None where there is none."""
@@ -154,23 +178,24 @@ class Table:
                              hint if np.isnan(value) else "")
         return values
 
-    def list_lengths(self, features: Sequence[str], more: Sequence[str]) -> np.ndarray:
-        """``[rows]`` int64: steps of each sequence; all list columns must agree."""
-        found: List[np.ndarray] = []
+    def list_lengths(self, features: Sequence[str], more: Sequence[str], wanted: Optional[np.ndarray] = None
+                     ) -> np.ndarray:
+        """``[rows]`` int64: steps of each sequence, 0 of those not ``wanted``; all list columns must agree."""
+        lengths = np.zeros(self.rows(), np.int64)
         columns = [*features, *more]
-        for start, block in self.blocks(columns):
+        for start, block in self.blocks(columns, wanted):
             for name in columns:
                 if not _is_list(block.column(name)):
                     raise data_error(self.path, f"column {name!r}", "must hold lists, one for each sequence",
                                      str(block.column(name).type), "or say with data.sequence which column names them")
-            sizes = [np.nan_to_num(self._floats(_list_sizes(block.column(name)), name)) for name in columns]
+            sizes = [self.sizes(block, name) for name in columns]
             for name, size in zip(columns, sizes):
                 if (size != sizes[0]).any():
                     row = int(np.flatnonzero(size != sizes[0])[0])
                     raise data_error(self.path, f"row {start + row + 1}, column {name!r}",
                                      f"must have {int(sizes[0][row])} steps as {columns[0]!r} has", int(size[row]))
-            found.append(sizes[0].astype(np.int64))
-        return np.concatenate(found)
+            lengths[start : start + block.num_rows] = sizes[0]
+        return lengths if wanted is None else np.where(wanted, lengths, 0)
 
     def _floats(self, column: Any, name: str) -> np.ndarray:
         import pyarrow

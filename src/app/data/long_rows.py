@@ -1,6 +1,6 @@
 """The order of the rows of a long table: which sequence each belongs to, and where in it it stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Optional
 
 import numpy as np
@@ -23,6 +23,7 @@ class Order:
         labels: one a sequence, or one a row, in the order of the places; None without a label column.
         groups: one a sequence; None without a group column.
         place: ``[rows]`` int64, the place of each row of the file; None where they stand in order already.
+        wanted: ``[rows]`` bool, the rows of the file that have a place; None for all.
     """
 
     rows: int
@@ -32,6 +33,22 @@ class Order:
     labels: Optional[np.ndarray]
     groups: Optional[np.ndarray]
     place: Optional[np.ndarray]
+    wanted: Optional[np.ndarray] = None
+
+    def only(self, chosen: np.ndarray) -> "Order":
+        """Places for the rows of some sequences; the others have none and are empty.
+
+        Args:
+            chosen: ``[N]`` bool.
+        """
+        sizes = self.ends - self.starts
+        kept = np.where(chosen, sizes, 0)
+        ends = np.cumsum(kept)
+        number = np.repeat(np.arange(len(sizes)), sizes)  # the sequence at each place
+        if self.place is not None:
+            number = number[self.place]
+        place = (np.arange(self.rows) if self.place is None else self.place) + (ends - kept - self.starts)[number]
+        return replace(self, rows=int(kept.sum()), starts=ends - kept, ends=ends, place=place, wanted=chosen[number])
 
     def places(self, start: int, count: int) -> Any:
         """Where ``count`` rows of the file go, from row ``start`` on."""

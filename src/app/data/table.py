@@ -2,10 +2,11 @@
 
 Two layouts. Long: one row a step, the rows of a sequence anywhere, put in order by a time column. Lists: one row a
 sequence, each feature a list. Rows are read block by block and go to one array of float32 (in a file where it is
-large), so that the table may be larger than memory; what stays in memory is some 30 bytes for each row.
+large), so that the table may be larger than memory; what stays in memory is some 30 bytes for each row. A process that
+needs some of the sequences keeps only those, and of Parquet reads only the row groups that hold them.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -38,8 +39,13 @@ class Part(NamedTuple):
     names: Optional[List[str]] = None
 
 
-def load(config: TableDataConfig) -> SequenceData:
+def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] = None) -> SequenceData:
     """Read the files.
+
+    Args:
+        config: which files, and what their columns mean.
+        choose: of the number of sequences, which are needed, ``[N]`` bool; the others are left empty. For one file
+            without labels and targets. None: all.
 
     Raises:
         DataError: a missing or damaged file, an unknown column, a value that is no number, labels or groups that
@@ -48,7 +54,7 @@ def load(config: TableDataConfig) -> SequenceData:
     """
     tables = [open_table(path, config) for path in (config.train_path, config.test_path) if path is not None]
     features = config.features or tables[0].numbers(config)
-    parts = [(_read_long if config.sequence else _read_lists)(table, config, features) for table in tables]
+    parts = [(_read_long if config.sequence else _read_lists)(table, config, features, choose) for table in tables]
     classes = None
     if config.label is not None:
         found = {label for part in parts for label in part.labels.tolist() if label is not None}
@@ -74,14 +80,19 @@ def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], g
     return SequenceSet(views, targets, known, part.names)
 
 
-def _read_long(table: Table, config: TableDataConfig, features: List[str]) -> Part:
+def _read_long(table: Table, config: TableDataConfig, features: List[str], choose: Any) -> Part:
     order = order_rows(table, config)
+    order = order if choose is None else order.only(choose(len(order.names)))
     wanted = [*features, *(config.targets or ())]
     values = empty_array((order.rows, len(features)), np.float32, config.scratch)
     targets = empty_array((order.rows, len(config.targets)), np.float32, config.scratch) if config.targets else None
-    for start, block in table.blocks(wanted):
+    for start, block in table.blocks(wanted, order.wanted):
         rows = order.places(start, block.num_rows)
-        values[rows] = table.matrix(block, features, start, config.missing != "error")
+        read = table.matrix(block, features, start, config.missing != "error")
+        if order.wanted is not None:
+            mine = order.wanted[start : start + block.num_rows]
+            rows, read = rows[mine], read[mine]
+        values[rows] = read
         if targets is not None:
             targets[rows] = table.matrix(block, config.targets, start, config.per_step)
     if targets is not None and not config.per_step:
@@ -102,8 +113,9 @@ def _one_each(table: Table, order: Order, values: np.ndarray, names: Any) -> np.
     return np.ascontiguousarray(first)
 
 
-def _read_lists(table: Table, config: TableDataConfig, features: List[str]) -> Part:
-    lengths = table.list_lengths(features, [*(config.targets or ())] if config.per_step else [])
+def _read_lists(table: Table, config: TableDataConfig, features: List[str], choose: Any) -> Part:
+    chosen = None if choose is None else choose(table.rows())
+    lengths = table.list_lengths(features, [*(config.targets or ())] if config.per_step else [], chosen)
     ends = np.cumsum(lengths)
     values = empty_array((int(lengths.sum()), len(features)), np.float32, config.scratch)
     labels: List[Any] = []
@@ -112,9 +124,12 @@ def _read_lists(table: Table, config: TableDataConfig, features: List[str]) -> P
     wanted = [*features, *(config.targets or ()), *([config.label] if config.label else []),
               *([config.group] if config.group else [])]
     row = 0
-    for start, block in table.blocks(wanted):
+    for start, block in table.blocks(wanted, chosen):
         flat = np.stack([table.flat(block, name) for name in features], 1)
-        values[row : row + len(flat)] = table.finite(flat, features, start, config.missing != "error", "sequence")
+        flat = table.finite(flat, features, start, config.missing != "error", "sequence")
+        if chosen is not None:
+            flat = flat[np.repeat(chosen[start : start + block.num_rows], table.sizes(block, features[0]))]
+        values[row : row + len(flat)] = flat
         row += len(flat)
         if config.targets:
             read = table.flat if config.per_step else table.column

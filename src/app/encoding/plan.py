@@ -8,7 +8,9 @@ whole.
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
 
 from app.errors import RunError
 from app.run_folder import read_json, write_json
@@ -62,30 +64,44 @@ def file_facts(path: Path) -> Dict[str, Any]:
 
 
 class Plan:
-    """The output folder.
+    """The output folder. Nothing is written to it before `begin`.
 
     Args:
-        folder: made if missing; else that of an earlier start with the same facts.
+        folder: a new one, or that of an earlier start with the same facts.
         facts: what every process and every start must agree on; with ``sequences``, ``part_sequences`` and ``format``.
 
     Raises:
-        RunError: the folder is of something else, or cannot be written.
+        RunError: the folder is of something else, or cannot be read.
     """
 
     def __init__(self, folder: Path, facts: Dict[str, Any]) -> None:
         self.folder, self.facts = folder, facts
         self.count = -(-facts["sequences"] // facts["part_sequences"])
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             path = folder / FACTS
             if path.exists():
                 self._compare(read_json(path))
-            elif any(not entry.name.startswith(".") for entry in folder.iterdir()) and not path.exists():
+            elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()) \
+                    and not path.exists():
                 raise RunError(f"job.output must be a new folder or that of an earlier start; got {str(folder)!r}, "
                                f"which has files but no {FACTS}")
-            write_json(facts, path)  # the same by all
         except OSError as problem:
-            raise RunError(f"job.output must be a folder that can be written; got {str(folder)!r}: {problem}") from None
+            raise self._unusable(problem) from None
+
+    def begin(self) -> None:
+        """Make the folder and write the facts down, the same by all.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.facts, self.folder / FACTS)
+        except OSError as problem:
+            raise self._unusable(problem) from None
+
+    def _unusable(self, problem: Exception) -> RunError:
+        return RunError(f"job.output must be a folder that can be written; got {str(self.folder)!r}: {problem}")
 
     def path(self, part: int) -> Path:
         """Of a part's file."""
@@ -94,6 +110,14 @@ class Plan:
     def missing(self, place: Place) -> List[int]:
         """The parts that a process still has to make."""
         return [part for part in range(place.rank, self.count, place.world) if not self.path(part).exists()]
+
+    def needed(self, parts: Sequence[int]) -> np.ndarray:
+        """``[sequences]`` bool: those of some parts."""
+        mask = np.zeros(self.facts["sequences"], bool)
+        for part in parts:
+            span = self.span(part)
+            mask[span.start : span.stop] = True
+        return mask
 
     def span(self, part: int) -> range:
         """The sequences of a part."""

@@ -46,12 +46,21 @@ def run(config: AppConfig, folder: Path) -> float:
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     place = find_place()
     trained = load_trained(config.run, _device(config.trainer.accelerator, place))
-    data, source = open_run_data(trained, config, job.input, targets=False)
+    facts = _facts(job, trained, config)
+
+    def plan_for(source: str, count: int) -> Plan:
+        return Plan(Path(job.output), {**facts, "data": source, "sequences": count})
+
+    def choose(count: int) -> Any:
+        plan = plan_for(trained.config.data.name, count)
+        return plan.needed(plan.missing(place))
+
+    data, source = open_run_data(trained, config, job.input, targets=False, choose=choose)
     chosen = data.train if job.input is not None or job.part == "train" else data.tests[0][1]
     sequences = Prepared(chosen, trained.standardizer)
-    facts = {**_facts(job, trained, config), "data": source.name, "sequences": len(sequences)}
-    plan = Plan(Path(job.output), facts)
+    plan = plan_for(source.name, len(sequences))
     missing = plan.missing(place)
+    plan.begin()
     todo = sum(len(plan.span(part)) for part in missing)
     log.info("%d sequences in %d parts; %d sequences to do here%s", len(sequences), plan.count, todo,
              f", process {place.rank} of {place.world}" if place.world > 1 else "")
