@@ -9,6 +9,7 @@ from yaml import YAMLError
 
 from app.errors import RunError
 from cfg.app import AppConfig
+from cfg.callbacks import CallbacksConfig
 from cfg.check import CheckConfig
 from cfg.data import DATA_CONFIGS
 from cfg.job import JOB_CONFIGS
@@ -41,6 +42,7 @@ def read_config(run: Path) -> AppConfig:
             part = values.pop(key)
             parts[key] = _make(key, _named(key, part, classes), part)
         parts["trainer"] = _make("trainer", TrainerConfig, values.pop("trainer"))
+        parts["callbacks"] = _make("callbacks", CallbacksConfig, values.pop("callbacks", {}))
         parts["logger"] = _make("logger", _named("logger", values["logger"], LOGGER_CONFIGS), values.pop("logger"))
         parts["checks"] = [CheckConfig(**check) for check in values.pop("checks", [])]
         known = {name: values[name] for name in ("run", "seed", "deterministic") if name in values}

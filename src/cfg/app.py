@@ -7,6 +7,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from cfg.bench import BenchJobConfig
+from cfg.callbacks import CallbacksConfig
 from cfg.check import CheckConfig
 from cfg.data import DATA_CONFIGS, DataConfig
 from cfg.describe import DescribeJobConfig
@@ -28,9 +29,10 @@ class AppConfig:
     """One run: an encoder, its data, a job, a trainer.
 
     Args:
+        callbacks: early stopping, checkpoints, and the like.
         logger: where else the figures of every epoch go.
         run: folder of a finished run, for jobs that use one; or with ``resume`` of one that was cut off.
-        resume: go on with the training of ``run``, with its own config, from its last whole epoch.
+        resume: go on with the training of ``run``, with its own config, from its last checkpoint.
         seed: fixes the split, the initial weights, the order of the batches and the noise.
         deterministic: only deterministic algorithms, so that the same seed gives the same files.
         checks: what the runs of a sweep must show; see `cfg.check.CheckConfig`.
@@ -43,6 +45,7 @@ class AppConfig:
     data: DataConfig = MISSING
     job: JobConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     run: Optional[str] = None
     resume: bool = False
@@ -58,6 +61,9 @@ class AppConfig:
             raise fields.error("run", "must be the folder of the run to go on with, for resume=true", None)
         fields.integer("seed", 0, (1 << 31) - 1)
         fields.flag("deterministic")
+        if isinstance(self.logger, LoggerConfig) and self.logger.name == "csv" and self.callbacks.learning_rate_monitor:
+            raise fields.error("callbacks.learning_rate_monitor", "must be false with logger=csv", True,
+                               "metrics.csv has the learning rate of every epoch; logger=tensorboard shows every step")
 
 
 class _RootFields(Fields):
@@ -79,7 +85,7 @@ def register_configs() -> None:
     jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig,
             "bench": BenchJobConfig, "evaluate": EvaluateJobConfig, "encode": EncodeJobConfig}
     for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig}),
-                           ("logger", LOGGER_CONFIGS)):
+                           ("callbacks", {"lightning": CallbacksConfig}), ("logger", LOGGER_CONFIGS)):
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")
     register_encoder_configs()

@@ -89,3 +89,30 @@ def test_order_of_training_follows_the_seed():
 
     assert torch.equal(first(1).targets, first(1).targets)
     assert not torch.equal(first(1).x, first(2).x)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_tokens": 20}, {"batch_tokens": 20, "packed": True}])
+def test_a_restart_inside_a_pass_hands_out_the_rest_of_it(settings):
+    def module():
+        return SequenceDataModule(make_data(), DataConfig(name="x", batch_size=3, **settings), 0, validate=False)
+
+    def batches(loader):
+        return [batch.x.flatten().tolist() for batch in loader]
+
+    whole = module()
+    loader = whole.train_dataloader()
+    passes = [batches(loader) for _ in range(3)]
+    assert len(passes[0]) > 6 and passes[0] != passes[1]
+    cut = module()
+    loader = cut.train_dataloader()
+    batches(loader)
+    steps = iter(loader)
+    for _ in range(4):
+        next(steps)
+    cut.inside = 4
+    state = cut.state_dict()
+    again = module()
+    again.load_state_dict(state)
+    loader = again.train_dataloader()
+    assert len(loader) == len(passes[1]), "the length of a pass does not change"
+    assert batches(loader) == passes[1][4:] and batches(loader) == passes[2]

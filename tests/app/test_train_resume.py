@@ -69,6 +69,7 @@ def cut_at(monkeypatch, name, number):
     from app.training.resume import WholeCheckpoint
 
     owner, attribute = {"epoch": (WholeCheckpoint, "on_train_epoch_end"),
+                        "step": (WholeCheckpoint, "on_train_batch_end"),
                         "refit": (job, "_refit"), "results": (job, "write_results")}[name]
     calls, original = [], getattr(owner, attribute)
 
@@ -87,6 +88,39 @@ def test_wherever_it_is_cut_off_the_run_ends_the_same(tmp_path, whole, monkeypat
         cut_at(patch, *place)
         train(tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
+    go_on(tmp_path / "run")
+    assert_equal(tmp_path / "run", whole)
+
+
+#: Seven steps an epoch, nine in the refit; where it was cut off, and the steps that it had written down.
+EVERY_THREE = ("callbacks.checkpoint_steps=3",)
+
+
+@cases(step=[4, 7, 9, 13, 33])
+def test_a_run_cut_off_inside_an_epoch_ends_the_same(tmp_path, whole, monkeypatch, step):
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(patch, "step", step)
+        train(tmp_path / "run", *EVERY_THREE)
+    done = []
+    with monkeypatch.context() as patch:
+        from app.training.resume import RandomState
+
+        step_start = RandomState.on_train_batch_start
+        patch.setattr(RandomState, "on_train_batch_start", lambda self, trainer, module, batch, i: (
+            done.append(i), step_start(self, trainer, module, batch, i)))
+        go_on(tmp_path / "run")
+    assert done[0] == {4: 3, 7: 6, 9: 0, 13: 3, 33: 3}[step], "it began where the checkpoint was"
+    assert_equal(tmp_path / "run", whole)
+
+
+def test_a_run_cut_off_again_and_again_ends_the_same(tmp_path, whole, monkeypatch):
+    for place in (("step", 6), ("step", 3), ("epoch", 1), ("step", 4), ("epoch", 2), ("step", 10)):
+        with monkeypatch.context() as patch, pytest.raises(Cut):
+            cut_at(patch, *place)
+            if (tmp_path / "run").exists():
+                go_on(tmp_path / "run")
+            else:
+                train(tmp_path / "run", *EVERY_THREE)
     go_on(tmp_path / "run")
     assert_equal(tmp_path / "run", whole)
 

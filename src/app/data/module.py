@@ -1,7 +1,7 @@
 """The Lightning data module: any source, split, standardised and batched."""
 
 from functools import partial
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import lightning
 import torch
@@ -19,8 +19,18 @@ from cfg.data import DataConfig
 __all__ = ["SequenceDataModule", "loader"]
 
 
+class _Passes(DataLoader):
+    """Says when a pass over the data begins, before anything is drawn for it."""
+
+    begin: Callable[[], None] = staticmethod(lambda: None)
+
+    def __iter__(self) -> Any:
+        self.begin()
+        return super().__iter__()
+
+
 def loader(data: Prepared, config: DataConfig, per_step: bool, generator: Optional[torch.Generator] = None,
-           rank: int = 0, world: int = 1) -> DataLoader:
+           rank: int = 0, world: int = 1, behind: int = 0) -> DataLoader:
     """Batches of a set, padded or packed as the config says.
 
     Args:
@@ -28,11 +38,12 @@ def loader(data: Prepared, config: DataConfig, per_step: bool, generator: Option
         config: sizes of batches.
         per_step: whether there is one target a step.
         generator: draws the order; None keeps it.
-        rank, world: number of this process, and of all.
+        rank, world, behind: as in `app.data.sampler.BatchSampler`.
     """
-    sampler = BatchSampler(data.lengths, config.batch_size, config.batch_tokens, config.packed, generator, rank, world)
+    sampler = BatchSampler(data.lengths, config.batch_size, config.batch_tokens, config.packed, generator, rank, world,
+                           behind)
     join = partial(pack if config.packed else collate, per_step=per_step)
-    return DataLoader(data, batch_sampler=sampler, generator=generator, collate_fn=join)
+    return _Passes(data, batch_sampler=sampler, generator=generator, collate_fn=join)
 
 
 class SequenceDataModule(lightning.LightningDataModule):
@@ -46,6 +57,7 @@ class SequenceDataModule(lightning.LightningDataModule):
         task: what is learned; None for one class a sequence.
 
     Attributes:
+        inside: how many batches of a pass are behind a checkpoint that is written now; 0 between two passes.
         standardizer: measured on the sequences that are trained on, and on nothing else; None for tokens.
     """
 
@@ -63,13 +75,20 @@ class SequenceDataModule(lightning.LightningDataModule):
         self.tests: Dict[str, SequenceSet] = dict(data.tests)
         # Kept here and not in a loader: each epoch goes on where the one before stopped, after a restart as well.
         self._order = torch.Generator().manual_seed(seed)
+        self._begun = self._order.get_state()  # before the pass that is going on
+        self.inside = 0
 
     def prepared(self, data: SequenceSet) -> Prepared:
         """A set as the encoder gets it."""
         return Prepared(data, self.standardizer, self.shift)
 
     def train_dataloader(self) -> DataLoader:
-        return loader(self.prepared(self.train), self.config, self.per_step, self._order, *self._place())
+        made = loader(self.prepared(self.train), self.config, self.per_step, self._order, *self._place(), self.inside)
+        made.begin = self._begin
+        return made
+
+    def _begin(self) -> None:
+        self._begun = self._order.get_state()
 
     def val_dataloader(self) -> List[DataLoader]:
         if self.validation is None:
@@ -81,10 +100,11 @@ class SequenceDataModule(lightning.LightningDataModule):
         return loader(self.prepared(self.tests[name]), self.config, self.per_step)
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"order": self._order.get_state()}
+        return {"order": self._begun if self.inside else self._order.get_state(), "inside": self.inside}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self._order.set_state(state["order"])
+        self.inside = state.get("inside", 0)
 
     def _measure(self, input_size: Optional[int]) -> Optional[Standardizer]:
         if input_size is None:

@@ -23,12 +23,13 @@ class BatchSampler(Sampler):
         packed: see ``batch_tokens``.
         generator: draws the order; None keeps the sequences in theirs.
         rank, world: number of this process, and of all.
+        behind: batches that the first pass leaves out, drawn as ever: an earlier start has had them.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, batch_tokens: Optional[int] = None,
                  packed: bool = False, generator: Optional[torch.Generator] = None, rank: int = 0,
-                 world: int = 1) -> None:
-        self.generator, self.rank, self.world = generator, rank, world
+                 world: int = 1, behind: int = 0) -> None:
+        self.generator, self.rank, self.world, self._behind = generator, rank, world, behind
         self._count = len(lengths)
         self._classes = [length_class(n) for n in lengths] if batch_tokens is not None else None
         if self._classes is None:
@@ -51,7 +52,8 @@ class BatchSampler(Sampler):
             start += size
         if shuffled and self._classes is not None:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=self.generator).tolist()]
-        for batch in batches:
+        behind, self._behind = self._behind, 0
+        for batch in batches[behind:]:
             yield batch[self.rank :: self.world] or [filler(batch[0])]
 
 

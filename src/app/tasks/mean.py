@@ -25,5 +25,16 @@ class WeightedMean(Metric):
         self.total += (values * weight).sum()
         self.weight += weight * values.numel()
 
+    def so_far(self, world_size: int = 1) -> Tensor:
+        """``[2]``: what `go_on` takes, the sum of all processes, each of which must call this."""
+        both = torch.stack([self.total, self.weight])
+        if world_size > 1:
+            torch.distributed.all_reduce(both)
+        return both
+
+    def go_on(self, both: Tensor) -> None:
+        """Begin where another left off."""
+        self.total, self.weight = both.to(self.total).clone().unbind()
+
     def compute(self) -> Tensor:
         return self.total / self.weight

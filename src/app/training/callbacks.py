@@ -28,6 +28,10 @@ class Throughput(lightning.Callback):
         self._start = 0.0
         self._before = (0, 0.0)
 
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """A restart inside an epoch does not start one."""
+        self.on_train_epoch_start(trainer, module)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._before = (self.tokens, self.seconds)
         self._start = time.perf_counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 
 from app.data.module import SequenceDataModule
 from app.errors import RunError
@@ -61,8 +61,8 @@ def fit(
     """Train ``module`` in place.
 
     With validation data, training ends after ``job.patience`` epochs without a better validation loss and the module
-    is left with the weights of the best epoch; without, it is left with those of the last. What an earlier call for
-    the same folder and stage has left there is gone on from.
+    is left with the weights of the best epoch, as far as ``callbacks`` say so; without, it is left with those of the
+    last. What an earlier call for the same folder and stage has left there is gone on from.
 
     Args:
         module: fresh.
@@ -75,17 +75,21 @@ def fit(
     Raises:
         RunError: the validation loss is never finite, or a checkpoint cannot be gone on from.
     """
-    place = folder / CHECKPOINTS
+    place, wanted = folder / CHECKPOINTS, config.callbacks
     record, last = place / f"{stage}.done", place / f"{stage}-last.ckpt"
     table, speed = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier), Throughput()
     callbacks: List[Callback] = [
         RandomState(), speed, EpochProgress(stage, config.trainer.max_epochs, config.trainer.progress)]
     best: Optional[ModelCheckpoint] = None
-    if data.validation is not None:
+    if data.validation is not None and wanted.best_weights:
         best = ModelCheckpoint(place, f"{stage}-best", monitor="val_loss", save_weights_only=True,
                                enable_version_counter=False)
-        callbacks += [best, Patience("val_loss", patience=config.job.patience)]
-    callbacks += [table, WholeCheckpoint(last)]
+        callbacks.append(best)
+    if data.validation is not None and wanted.early_stopping:
+        callbacks.append(Patience("val_loss", min_delta=wanted.min_delta, patience=config.job.patience))
+    if wanted.learning_rate_monitor:
+        callbacks.append(LearningRateMonitor("step"))
+    callbacks += [table, WholeCheckpoint(last, wanted.checkpoint_steps)]
     if record.exists():  # this stage is done
         try:
             done = Fit(**read_sealed(record, KIND, CheckpointError)[1])
@@ -95,7 +99,8 @@ def fit(
         return done
     validate = config.trainer.limit_batches if data.validation is not None else 0
     trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate,
-                           logger=make_logger(config, folder, stage))
+                           logger=make_logger(config, folder, stage),
+                           log_every_n_steps=1 if wanted.learning_rate_monitor else None)
     start = time.perf_counter()
     try:
         trainer.fit(module, data, ckpt_path=last if last.exists() else None, **_everything(trainer))
@@ -103,10 +108,13 @@ def fit(
         raise _not_whole(folder, problem) from None
     seconds = time.perf_counter() - start
     epoch = trainer.current_epoch
-    if best is not None:
-        if best.best_model_score is None or not math.isfinite(best.best_model_score):
-            raise RunError("training diverged: no epoch had a finite val_loss; lower job.learning_rate, "
+    if data.validation is not None:
+        score = table.epochs[epoch]["val_loss"] if best is None else best.best_model_score
+        if score is None or not math.isfinite(score):
+            which = "no epoch had a" if best is not None else "the last epoch did not have a"
+            raise RunError(f"training diverged: {which} finite val_loss; lower job.learning_rate, "
                            "or look for huge values in the data")
+    if best is not None:
         epoch = load_weights(module, config, folder, stage)
     figures = {name: float(value) for name, value in table.epochs[epoch].items() if name.startswith(("train_", "val_"))}
     result = Fit(epoch, trainer.current_epoch, figures, seconds, speed.tokens / max(speed.seconds, 1e-9), table.rows)

@@ -10,6 +10,7 @@ WARNINGS = (
     ".*does not have many workers.*",  # a small set in memory: worker processes would only cost
     ".*The number of training batches.*log_every_n_steps.*",  # figures are logged by epoch
     ".*sync_dist=True.*",  # our figures are over all processes already
+    ".*your dataloader is not resumable.*",  # the data module is
     ".*LeafSpec.*deprecated.*",  # between Lightning and torch
     ".*Checkpoint directory .* exists and is not empty.*",
 )

@@ -1,4 +1,4 @@
-"""What makes a run that was cut off go on as if it had not been: after every epoch a checkpoint with all that moves."""
+"""What makes a run that was cut off go on as if it had not been: checkpoints with all that moves."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -28,8 +28,8 @@ class RandomState(lightning.Callback):
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self._found = state_dict["processes"]
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Here and not earlier, because what Lightning does before the first epoch after a restart draws as well."""
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        """Here and not earlier, because what Lightning does before the first step after a restart draws as well."""
         if self._found is None:
             return
         own = self._found[trainer.global_rank % len(self._found)]
@@ -49,15 +49,45 @@ class Patience(EarlyStopping):
 
 
 class WholeCheckpoint(Checkpoint):
-    """Writes everything that a restart needs after every epoch, over the file of the epoch before.
+    """Writes everything that a restart needs after every epoch, over the file of the one before.
 
     Args:
         path: of the file; a reader sees the old one or the new one, never half of one.
+        steps: write it after so many steps of an epoch as well; None for the ends of epochs only.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, steps: Optional[int] = None) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.steps = path, steps
+        self._loss: Optional[torch.Tensor] = None
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        done = batch_idx + 1
+        if self.steps is not None and done % self.steps == 0 and done < trainer.num_training_batches:
+            self._save(trainer, done)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._save(trainer, 0)
+
+    def _save(self, trainer: Any, done: int) -> None:
+        trainer.datamodule.inside = done
         trainer.save_checkpoint(self.path)
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: Dict[str, Any]) -> None:
+        if not trainer.datamodule.inside:
+            return
+        # Lightning calls a step complete only after its callbacks have been called, and would take it twice.
+        loop = checkpoint["loops"]["fit_loop"]
+        for count in (loop["epoch_loop.batch_progress"]["total"], loop["epoch_loop.batch_progress"]["current"]):
+            count["completed"] = count["processed"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        checkpoint["loss_so_far"] = module.train_loss.so_far(trainer.world_size)
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: Dict[str, Any]) -> None:
+        self._loss = checkpoint.get("loss_so_far")
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if self._loss is not None and trainer.is_global_zero:  # it is the sum of all processes
+            module.train_loss.go_on(self._loss)
+        self._loss = None
