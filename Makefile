@@ -1,7 +1,7 @@
 # make demo       train a GatedDeltaNet encoder on real speech data and show the result
 # make test       install and run the tests
 # make test-slow  the tests that take minutes
-# make lint       style, and the types of the configs
+# make lint       style, and the types of everything but the application
 # make test-matrix   every supported pair of Python and torch that this machine has
 # make test-mutants  change one line at a time in a copy: the tests must notice each
 # make surface    write the list of public names anew, after a change to them

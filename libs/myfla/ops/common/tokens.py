@@ -6,7 +6,7 @@ differently.
 """
 
 from itertools import repeat
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -56,7 +56,7 @@ class TokenLayout:
         if not torch.equal(order, torch.arange(self.rows)):
             self.order = order.to(device)
 
-    def split(self, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Optional[torch.Tensor], ...]]:
+    def split(self, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Any, ...]]:
         """``[B, T, ...]`` (packed: ``[1, total, ...]``) each as one contiguous ``[active, ...]`` for every step."""
         parts = [repeat(None) if x is None else self._steps(x) for x in tensors]
         return (tuple(part) for part, _ in zip(zip(*parts), self.active))

@@ -150,7 +150,7 @@ def chunk_gated_delta_rule(
 def _results(
     o: torch.Tensor, final: Optional[torch.Tensor], output_final_state: bool, state_v_first: bool
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    if not output_final_state:
+    if not output_final_state or final is None:
         return o, None
     return o, final.transpose(2, 3).contiguous() if state_v_first else final
 
@@ -167,7 +167,7 @@ def _recorded(
 
 
 def run_chunks(
-    tensors: Tuple[Optional[torch.Tensor], ...],
+    tensors: Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Optional[torch.Tensor]],
     scale: float,
     cu_seqlens: Optional[torch.Tensor],
     sequences: int,

@@ -66,7 +66,8 @@ def chunk_backward(
         inputs = q[:, :, few], k[:, :, few], do[:, :, many], g[:, :, many], beta[:, :, many]
         written = [x[:, :, heads] for x, heads in zip(grads, (few, few, many, many, many))]
         _backward_heads(*inputs, dinitial[:, many], scale, layout, kept, unit, written)
-    return (*grads, unsort_rows(layout, dinitial))
+    dq, dk, dv, dg, dbeta = grads
+    return dq, dk, dv, dg, dbeta, unsort_rows(layout, dinitial)
 
 
 def _backward_heads(

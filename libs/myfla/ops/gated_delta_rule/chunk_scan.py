@@ -131,7 +131,10 @@ def waves(block: Block, heads: int, *tensors: torch.Tensor) -> Iterator[Tuple[to
     return zip(*(x.split(sizes) for x in tensors))
 
 
-def _scan_by_transitions(block, heads, f, values, running, reads, errors) -> None:
+def _scan_by_transitions(
+    block: Block, heads: int, f: Factors, values: torch.Tensor, running: torch.Tensor, reads: torch.Tensor,
+    errors: torch.Tensor,
+) -> None:
     """`scan` with one product a chunk."""
     eraser, fresh = torch.bmm(f.inverse, f.meets[:, block.chunk :]), torch.bmm(f.inverse, values)
     stored = torch.bmm(f.handed.transpose(1, 2), fresh)
@@ -150,7 +153,10 @@ def _scan_by_transitions(block, heads, f, values, running, reads, errors) -> Non
     torch.baddbmm(fresh, eraser, states, alpha=-1, out=errors)
 
 
-def _scan_back_by_transitions(block, heads, f, states, errors, derrors, running, d: Gradients) -> None:
+def _scan_back_by_transitions(
+    block: Block, heads: int, f: Factors, states: torch.Tensor, errors: torch.Tensor, derrors: torch.Tensor,
+    running: torch.Tensor, d: Gradients,
+) -> None:
     """`scan_back` with one product a chunk."""
     turned, below = f.inverse.transpose(1, 2), d.out[:, block.chunk :]
     direct = torch.bmm(turned, derrors)

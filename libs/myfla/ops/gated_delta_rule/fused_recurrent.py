@@ -131,10 +131,13 @@ def fused_recurrent_gated_delta_rule(
         o, final = form(*tensors, scale, activation, cu_seqlens)
     else:
         o, final = recurrence(*tensors, scale, activation, cu_seqlens, inplace_final_state)
-    if not wanted:
+    if not wanted or final is None:
         return o, None
     final = final.transpose(2, 3) if state_v_first else final
-    final = put_back(initial_state, final) if inplace_final_state else final.contiguous()
+    if inplace_final_state and initial_state is not None:
+        final = put_back(initial_state, final)
+    else:
+        final = final.contiguous()
     return o, final if output_final_state else None
 
 

@@ -69,13 +69,13 @@ def half_backward(
         dstate = torch.zeros(cut.batch * cut.heads, value, key, dtype=dtype, device=v.device)
     else:
         dstate = dfinal.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
-    ways = [cut.by_row(x) for x in (kept.reader, kept.handed, f.whole, given)]
-    if cut.groups > 1:
+    reader, handed, whole, given = (cut.by_row(x) for x in (kept.reader, kept.handed, f.whole, given))
+    if kept.passed is not None:
         fresh = torch.zeros(cut.rows, value, key, dtype=dtype, device=v.device)
-        fresh = scan_back(cut.by_row(ddelta).clone(), *ways, fresh)
+        fresh = scan_back(cut.by_row(ddelta).clone(), reader, handed, whole, given, fresh)
         dstate = join_groups(cut, fresh, kept.passed, dstate, back=True)[0]
     dstates = v.new_empty(m, value, key)
-    dstate = scan_back(cut.by_row(ddelta), *ways, dstate, cut.by_row(dstates))
+    dstate = scan_back(cut.by_row(ddelta), reader, handed, whole, given, dstate, cut.by_row(dstates))
     dinitial = dstate.unflatten(0, (cut.batch, cut.heads, cut.groups))[:, :, 0].transpose(2, 3)
     product(kept.inverse.transpose(1, 2), ddelta, out=eta)
 

@@ -99,12 +99,12 @@ def half_forward(
         state = torch.zeros(cut.batch * cut.heads, value, key, dtype=dtype, device=v.device)
     else:
         state = initial_state.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
-    ways = [cut.by_row(x) for x in (delta, reader, handed, f.whole)]
+    first, second, third, whole = (cut.by_row(x) for x in (delta, reader, handed, f.whole))
     kept, passed = cut.by_row(states), None
     if cut.groups > 1:
-        final, passed = scan_groups(cut, *ways, state, kept)
+        final, passed = scan_groups(cut, first, second, third, whole, state, kept)
     else:
-        final = scan(*ways, state, kept)
+        final = scan(first, second, third, whole, state, kept)
     final = final.unflatten(0, (cut.batch, cut.heads)).transpose(2, 3).contiguous()
 
     out = product(reads, states.transpose(1, 2))

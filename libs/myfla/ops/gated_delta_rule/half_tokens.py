@@ -19,7 +19,7 @@ class Cut(NamedTuple):
     tokens: int
     heads: int  # HV
     chunk: int  # C
-    count: int  # chunks of a sequence, the last ones perhaps empty
+    count: int  # type: ignore[assignment]  # hides tuple.count; chunks of a sequence, the last ones perhaps empty
     groups: int  # parts of a sequence that are scanned side by side
 
     @property

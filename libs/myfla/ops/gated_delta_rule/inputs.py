@@ -1,7 +1,7 @@
 """What both forms of the gated delta rule check and prepare."""
 
 import warnings
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple, TypeVar
 
 import torch
 
@@ -11,6 +11,8 @@ from myfla.utils.errors import unknown_keyword, value_error
 from myfla.utils.l2norm import l2norm
 from myfla.utils.tensors import check_tensor
 from myfla.utils.varlen import check_cu_seqlens
+
+Decay = TypeVar("Decay", torch.Tensor, Optional[torch.Tensor])
 
 
 class Activation(NamedTuple):
@@ -41,9 +43,9 @@ class Activation(NamedTuple):
             if x is not None and tuple(x.shape) != (heads,):
                 raise value_error(who, name, f"must have shape [HV] = {(heads,)}", tuple(x.shape))
 
-    def gates(self, g: Optional[torch.Tensor], beta: torch.Tensor) -> Tuple[Optional[torch.Tensor], torch.Tensor]:
+    def gates(self, g: Decay, beta: torch.Tensor) -> Tuple[Decay, torch.Tensor]:
         """Log decay and write strength; differentiable."""
-        if self.gate:
+        if self.gate and g is not None and self.A_log is not None:  # as `check` has seen
             g = naive_gdn_gate(g, self.A_log, self.dt_bias)
         return g, beta_sigmoid(beta, self.neg_eigval) if self.sigmoid else beta
 

@@ -1,6 +1,6 @@
 """The gated delta rule by other code than the fast forms: this package's specification, and the official kernels."""
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple, cast
 
 import torch
 
@@ -31,8 +31,9 @@ def naive_tokens(
     repeats = v.shape[2] // q.shape[2]
     q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
 
-    def run(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> Result:
-        return naive_recurrent_gated_delta_rule(q, k, v, beta, g, scale, state, output_final_state=True)
+    def run(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+        o, final = naive_recurrent_gated_delta_rule(q, k, v, beta, g, scale, state, output_final_state=True)
+        return o, cast(torch.Tensor, final)
 
     o, final = each_sequence(run, (q, k, v, g, beta), initial_state, cu_seqlens)
     return o.to(out_dtype), final

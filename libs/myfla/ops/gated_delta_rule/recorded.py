@@ -23,7 +23,7 @@ def recorded_chunks(
     out_dtype: torch.dtype,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunk_gated_delta_rule` of checked arguments; arguments and results as `plain_chunks`."""
-    if takes_graph_ops():
+    if _CHUNKS is not None and takes_graph_ops():
         return _CHUNKS(q, k, v, g, beta, initial_state, cu_seqlens, scale, dtype, out_dtype)
     return plain_chunks(q, k, v, g, beta, initial_state, scale, cu_seqlens, dtype, out_dtype)
 

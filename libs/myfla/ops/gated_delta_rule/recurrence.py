@@ -135,7 +135,7 @@ def _written(
     for step, count in zip(steps, active):
         if count < rows and new.data_ptr() != state.data_ptr():
             new[count:] = state[count:]  # sequences without a token
-        tensors = state, new, *room
+        tensors: Tuple[torch.Tensor, ...] = (state, new, *room)
         if count < rows:
             tensors = tuple(x[:count] for x in tensors)
         if count <= block:

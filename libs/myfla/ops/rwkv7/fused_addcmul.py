@@ -73,8 +73,8 @@ def torch_addcmul_rwkv7(
         >>> torch_addcmul_rwkv7(x, x, x, x, x, x, x)[5] is None
         True
     """
-    mixes = (xr, xw, xk, xv, xa, xg)
-    return tuple(None if x is None else torch.addcmul(hidden_states, delta, x) for x in mixes)
+    r, w, k, v, a = (torch.addcmul(hidden_states, delta, x) for x in (xr, xw, xk, xv, xa))
+    return r, w, k, v, a, None if xg is None else torch.addcmul(hidden_states, delta, xg)
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
@@ -106,14 +106,14 @@ class _AddcmulFunction(torch.autograd.Function):
             return backward_through(_forward, [hidden, delta, *mixes], ctx.needs_input_grad, grads)
         dtype, width = accumulation_dtype(delta), delta.shape[-1]
         flat = delta.reshape(-1, width)
-        grads = [None if g is None else g.reshape(-1, width) for g in grads]
+        rows = [None if g is None else g.reshape(-1, width) for g in grads]
         d_hidden, d_delta = (torch.empty_like(flat, dtype=d) for d in (ctx.dtype, delta.dtype))
         d_mixes = [torch.zeros(width, dtype=dtype, device=delta.device) for _ in mixes]
         wide = [x.to(dtype).reshape(width) for x in mixes]
         for at in row_blocks(*flat.shape):
             step = flat[at].to(dtype)
             to_hidden, to_delta = torch.zeros_like(step), torch.zeros_like(step)
-            for grad, x, total in zip(grads, wide, d_mixes):
+            for grad, x, total in zip(rows, wide, d_mixes):
                 if grad is not None:
                     part = grad[at].to(dtype)
                     to_hidden.add_(part)

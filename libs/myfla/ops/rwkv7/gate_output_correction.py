@@ -84,7 +84,8 @@ def gate_output_correction_backward_ref(
     """
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (o, r, k, r_k, v, g)]
-        return torch.autograd.grad(gate_output_correction_ref(*inputs), inputs, grad_output)
+        do, dr, dk, dr_k, dv, dg = torch.autograd.grad(gate_output_correction_ref(*inputs), inputs, grad_output)
+    return do, dr, dk, dr_k, dv, dg
 
 
 def gate_output_correction_backward(
@@ -109,8 +110,7 @@ def gate_output_correction_backward(
     weighted = d_bonus * w32
     d_r, d_k, d_v = weighted * k32, weighted * r32, heads * bonus
     d_w = own.mul_(d_bonus).sum((0, 1))
-    pairs = ((d_sum, o), (d_r, r), (d_k, k), (d_w, r_k), (d_v, v), (d_gate, g))
-    return tuple(d.to(x.dtype) for d, x in pairs)
+    return (d_sum.to(o.dtype), d_r.to(r.dtype), d_k.to(k.dtype), d_w.to(r_k.dtype), d_v.to(v.dtype), d_gate.to(g.dtype))
 
 
 gate_output_correction_backward_triton = gate_output_correction_backward

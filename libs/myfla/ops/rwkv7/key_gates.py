@@ -85,14 +85,14 @@ def _forward(k, w, a, k_k, k_a, head_dim, eps):
     rows = [x.reshape(-1, width) for x in (k, w, a)]
     scale, mix, blocks = k_k.to(dtype), k_a.to(dtype), list(row_blocks(*rows[0].shape))
     if len(blocks) == 1:
-        *outputs, inverse = _block(*(x.to(dtype) for x in rows), scale, mix, head_dim, eps)
+        plain, gate, rate = (x.to(dtype) for x in rows)
+        *outputs, inverse = _block(plain, gate, rate, scale, mix, head_dim, eps)
         return [x.to(k.dtype).view(heads) for x in outputs] + [inverse]
     outputs = [torch.empty_like(rows[0]) for _ in range(4)]
     inverse = torch.empty((rows[0].shape[0], width // head_dim, 1), dtype=dtype, device=k.device)
     for at in blocks:
-        for target, found in zip(
-            (*outputs, inverse), _block(*(x[at].to(dtype) for x in rows), scale, mix, head_dim, eps)
-        ):
+        plain, gate, rate = (x[at].to(dtype) for x in rows)
+        for target, found in zip((*outputs, inverse), _block(plain, gate, rate, scale, mix, head_dim, eps)):
             target[at] = found
     return [x.view(heads) for x in outputs] + [inverse]
 

@@ -120,7 +120,7 @@ def _backward_block(
         strong = strong_decay.token_gradients(block, x, scale, f.strong, *parts)
     token = _token_gradients(f, dpairs, dleft, dhand, ends, scale, sums, scratch)
     for i, name in enumerate(Grads._fields):
-        if strong is not None:
+        if strong is not None and f.strong is not None:
             token[i].index_copy_(0, f.strong, strong[i])
         block.store(split_heads(token[i], heads), getattr(out, name))
 

@@ -85,7 +85,7 @@ def chunk_factors(block: Block, x: Inputs, scale: float, scratch: Scratch, wide:
     if strong is not None:
         factors = factors._replace(whole=factors.whole.clone())
         late = _beyond_limit(rise.index_select(0, strong)).any(2).cumsum(1) > 0
-        strong_decay.replace_factors(block, x, scale, factors, late)
+        strong_decay.replace_factors(block, x, scale, factors, strong, late)
     keep_seen(products)
     return factors
 

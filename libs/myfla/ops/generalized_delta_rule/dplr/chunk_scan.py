@@ -7,7 +7,7 @@
 multiplications, a third of the launches: best on GPUs.
 """
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 
@@ -79,7 +79,7 @@ def scan_back(
         inner.baddbmm_(way.reader, dstates)
 
 
-def _moves(way: Way, read: torch.Tensor, sizes: list):
+def _moves(way: Way, read: torch.Tensor, sizes: list) -> Callable[[int, torch.Tensor, torch.Tensor], None]:
     """A function that takes the state over the i-th chunk; by steps it also completes ``read`` there."""
     givers = way.giver.transpose(1, 2)
     if by_transitions(read.device):

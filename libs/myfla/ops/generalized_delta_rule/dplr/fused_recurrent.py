@@ -1,6 +1,6 @@
 """`fused_recurrent_dplr_delta_rule`: token by token, for decoding and short inputs."""
 
-from typing import Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 
@@ -95,7 +95,7 @@ def run_tokens(
     """`fused_recurrent_dplr_delta_rule` with checked arguments (``tensors`` are q, k, v, a, b, gk), of N = ``rows``
     sequences; always returns the final state, with ``inplace`` in ``initial_state``."""
     o, final = _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace)
-    return o, put_back(initial_state, final) if inplace else final
+    return o, put_back(initial_state, final) if inplace and initial_state is not None else final
 
 
 def _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace):
@@ -105,7 +105,8 @@ def _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_co
     if who_computes == "torch" and tracing():
         return _traced(tensors, scale, initial_state, reverse, cu_seqlens)
     if who_computes == "fla":
-        return official_rule(RECURRENT_DPLR, *tensors, scale, initial_state, cu_seqlens, reverse=reverse)
+        q, k, v, a, b, gk = tensors
+        return official_rule(RECURRENT_DPLR, q, k, v, a, b, gk, scale, initial_state, cu_seqlens, reverse=reverse)
     if reverse:
         tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
     if who_computes == "naive":
@@ -127,7 +128,8 @@ def _traced(tensors, scale, initial_state, reverse, cu_seqlens):
     if cu_seqlens is None and tensors[0].shape[1] == 1:
         o, final = plain_step(*tensors, scale, initial_state)
     else:
-        o, final = recorded_chunks(*tensors, scale, initial_state, cu_seqlens)
+        q, k, v, a, b, gk = tensors
+        o, final = recorded_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens)
     o = o.to(tensors[2].dtype)
     return _reverse(o, cu_seqlens) if reverse else o, final
 
@@ -157,9 +159,10 @@ class _RecurrentDPLRFunction(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
             rule = plain_rule(ctx.scale, ctx.cu_seqlens)
             return (*backward_through(rule, ctx.saved_tensors, needed, (do, dfinal)), None, None, None)
-        inputs = [x if x is None else x.detach() for x in ctx.saved_tensors]
+        inputs: List[Any] = [x if x is None else x.detach() for x in ctx.saved_tensors]
+        q, k, v, a, b, gk, state = inputs
         wanted = [x.requires_grad_() for x, need in zip(inputs, needed) if need]
         with torch.enable_grad():
-            o, final = run_chunks(*inputs[:6], ctx.scale, inputs[6], ctx.cu_seqlens, ctx.rows)
+            o, final = run_chunks(q, k, v, a, b, gk, ctx.scale, state, ctx.cu_seqlens, ctx.rows)
             found = iter(torch.autograd.grad((o, final), wanted, (do.to(o.dtype), dfinal.to(final.dtype))))
         return (*(next(found) if need else None for need in needed), None, None, None)

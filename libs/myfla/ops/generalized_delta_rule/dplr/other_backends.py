@@ -1,6 +1,6 @@
 """The DPLR rule by other code than the fast forms: this package's specification, and the official kernels."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, cast
 
 import torch
 
@@ -31,8 +31,9 @@ def naive_tokens(
 
     def run(*given: Any) -> Tuple[torch.Tensor, torch.Tensor]:
         *tokens, state = given
-        o, final = dplr_recurrence(*(x.transpose(1, 2) for x in tokens), initial_state=state)
-        return o.transpose(1, 2), final
+        q, k, v, a, b, gk = (x.transpose(1, 2) for x in tokens)
+        o, final = dplr_recurrence(q, k, v, a, b, gk, initial_state=state)
+        return o.transpose(1, 2), cast(torch.Tensor, final)
 
     o, final = each_sequence(run, (queries, k.to(dtype), v.to(dtype), a, b, gk), initial_state, cu_seqlens)
     return o.to(q.dtype), final

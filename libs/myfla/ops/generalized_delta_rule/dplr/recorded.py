@@ -24,7 +24,7 @@ def recorded_chunks(
     cu_seqlens: Optional[torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunk_dplr_delta_rule` of checked arguments; arguments and results as `plain_chunks`."""
-    if not takes_graph_ops():
+    if _CHUNKS is None or not takes_graph_ops():
         return plain_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens)
     dtype = accumulation_dtype(q, k, v, a, b, gk, initial_state)
     key, value = q.shape[3], v.shape[3]
@@ -36,9 +36,9 @@ def recorded_chunks(
 def _eager(*given: Any) -> Tuple[torch.Tensor, torch.Tensor]:
     from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks  # which records through this module
 
-    *tensors, state, cu_seqlens, scale, _, _ = given
-    rows = tensors[0].shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return run_chunks(*tensors, scale, state, cu_seqlens, rows)
+    q, k, v, a, b, gk, state, cu_seqlens, scale, _, _ = given
+    rows = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return run_chunks(q, k, v, a, b, gk, scale, state, cu_seqlens, rows)
 
 
 _CHUNKS = graph_op("chunk_dplr_delta_rule", ("q", "k", "v", "a", "b", "gk"), _eager)

@@ -70,11 +70,12 @@ def recurrent_forward(
     for first in range(0, len(counts), step):
         part = counts[first : first + step]
         if order is None:
-            pieces, at = [x[first : first + len(part)] for x in inputs], slice(first, first + len(part))
+            here = slice(first, first + len(part))
+            o[here] = _segment([x[here] for x in inputs], part, state, scale).to(o.dtype)
         else:
             at = order[start : start + sum(part)]
             pieces = [x.index_select(0, at) for x in inputs]
-        o[at] = _segment(pieces, part, state, scale).to(o.dtype)
+            o[at] = _segment(pieces, part, state, scale).to(o.dtype)
         start += sum(part)
     final = state[:, :, :key, :value]
     if order is None:

@@ -7,12 +7,15 @@ for every log decay down to -inf, costs one product per level, and its gradients
 decay should have removed: nothing cancels.
 """
 
-from typing import Iterator, NamedTuple, Tuple
+from typing import TYPE_CHECKING, Iterator, NamedTuple, Tuple
 
 import torch
 
 from myfla.ops.common.layout import Block
 from myfla.utils.dtypes import has_float64
+
+if TYPE_CHECKING:
+    from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs
 
 FLOOR = -1000.0
 """A log decay below this is zero in every number format; -inf would turn differences into NaN."""
@@ -31,7 +34,7 @@ class _Level(NamedTuple):
 class _Tokens:
     """The tokens of the chosen matrices; chunks are filled up to a power of two with tokens that do nothing."""
 
-    def __init__(self, block: Block, x, scale: float, strong: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, x: "Inputs", scale: float, strong: torch.Tensor, dtype: torch.dtype) -> None:
         self.chunk, self.size = block.chunk, 1 << max(0, block.chunk - 1).bit_length()
         heads, key = x.k.shape[2:]
         wide = torch.float64 if has_float64(x.gk.device) else dtype
@@ -73,8 +76,10 @@ class _Tokens:
         return _corner(matrix, self.size, half).permute(0, 5, 1, 2, 3, 4).flatten(4, 5).flatten(2, 3)
 
 
-def replace_factors(block: Block, x, scale: float, factors, late: torch.Tensor) -> None:
-    """Write left, hand, whole and products of the matrices ``factors.strong`` again, in place.
+def replace_factors(
+    block: Block, x: "Inputs", scale: float, factors: "Factors", strong: torch.Tensor, late: torch.Tensor
+) -> None:
+    """Write left, hand, whole and products of the matrices ``strong`` again, in place.
 
     Products of tokens before the first strong decay stay as they are, so that no token's result depends, by as much
     as a bit, on decays after it.
@@ -84,10 +89,11 @@ def replace_factors(block: Block, x, scale: float, factors, late: torch.Tensor) 
         x: the arguments, `chunk_factors.Inputs`.
         scale: factor on q.
         factors: `chunk_factors.Factors`, worked out as if no decay were strong.
+        strong: ``[n]`` which matrices.
         late: ``[n, C]`` bool, the tokens from the first strong decay of each on.
     """
-    tokens = _Tokens(block, x, scale, factors.strong, factors.left.dtype)
-    chunk, size, n = tokens.chunk, tokens.size, factors.strong.numel()
+    tokens = _Tokens(block, x, scale, strong, factors.left.dtype)
+    chunk, size, n = tokens.chunk, tokens.size, strong.numel()
     last = tokens.c[:, -1:]
     fall = tokens.exp(last - tokens.c)
     halves = (
@@ -95,8 +101,8 @@ def replace_factors(block: Block, x, scale: float, factors, late: torch.Tensor) 
         (factors.hand, tokens.b * fall, tokens.k * fall),
     )
     for target, upper, lower in halves:
-        target.index_copy_(0, factors.strong, torch.cat((upper[:, :chunk], lower[:, :chunk]), dim=1))
-    factors.whole.index_copy_(0, factors.strong, tokens.exp(last).transpose(1, 2))
+        target.index_copy_(0, strong, torch.cat((upper[:, :chunk], lower[:, :chunk]), dim=1))
+    factors.whole.index_copy_(0, strong, tokens.exp(last).transpose(1, 2))
     products = factors.products.new_zeros(n, 2 * size, 2 * size)
     for level in tokens.levels():
         found = level.left.flatten(2, 3) @ level.right.flatten(2, 3).transpose(-1, -2)
@@ -106,13 +112,13 @@ def replace_factors(block: Block, x, scale: float, factors, late: torch.Tensor) 
     own[:, :, :size].diagonal(0, 1, 2).copy_((tokens.q * tokens.b).sum(-1))
     own[:, :, size:].diagonal(0, 1, 2).copy_((tokens.q * tokens.k).sum(-1))
     products = products.view(n, 2, size, 2, size)[:, :, :chunk, :, :chunk].reshape(n, 2 * chunk, 2 * chunk)
-    quick = factors.products.index_select(0, factors.strong)
-    factors.products.index_copy_(0, factors.strong, torch.where(late.repeat(1, 2).unsqueeze(2), products, quick))
+    quick = factors.products.index_select(0, strong)
+    factors.products.index_copy_(0, strong, torch.where(late.repeat(1, 2).unsqueeze(2), products, quick))
 
 
 def token_gradients(
     block: Block,
-    x,
+    x: "Inputs",
     scale: float,
     strong: torch.Tensor,
     dpairs: torch.Tensor,
@@ -162,8 +168,8 @@ def token_gradients(
     dleft[:, 1] += (own * right).sum(1)
     dright += own * tokens.q.unsqueeze(1)
     dgk = torch.where(tokens.finite, dgk, dgk.new_zeros(()))
-    grads = (dleft[:, 1] * scale, dright[:, 1], dleft[:, 0], dright[:, 0], dgk)
-    return tuple(g[:, :chunk] for g in grads)
+    dq, dk, da, db = dleft[:, 1] * scale, dright[:, 1], dleft[:, 0], dright[:, 0]
+    return dq[:, :chunk], dk[:, :chunk], da[:, :chunk], db[:, :chunk], dgk[:, :chunk]
 
 
 def _corner(matrix: torch.Tensor, size: int, half: int) -> torch.Tensor:
