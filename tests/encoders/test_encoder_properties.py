@@ -2,11 +2,11 @@
 
 import threading
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abilities import skip_without_products
 from encoders import build_encoder
 from myfla.models.utils import Cache
 from myfla.testing import assert_close, cases
@@ -271,8 +271,7 @@ def test_gradients_flow_through_a_cache(name):
 @cases(name=NAMES, dtype=[torch.bfloat16, torch.float16], seed=range(3))
 def test_half_precision_follows_float64(name, dtype, seed):
     """One layer with heads of 16: the norm behind tiny heads multiplies any rounding without a bound."""
-    if dtype == torch.float16 and tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 1):
-        pytest.skip("torch before 2.1 multiplies no float16 matrices on the CPU")
+    skip_without_products(dtype)
     sizes = dict(hidden_size=32, num_layers=1, **({"head_dim": 16} if name == "gated_deltanet" else {}))
     half, wide, x = small(name, dtype, seed, **sizes), small(name, **sizes), data(2, 20, 3, seed=seed).to(dtype)
     wide.load_state_dict(half.state_dict())  # the same rounded weights: what differs is the arithmetic

@@ -5,6 +5,7 @@ import warnings
 
 import torch
 
+from abilities import skip_without_products
 from myfla.layers.lora import LoRA
 from myfla.layers.rwkv6 import LoRA as OfficialPath
 from myfla.layers.rwkv7 import RWKV7Attention
@@ -139,8 +140,7 @@ def test_state_dict_round_trip(layer_idx, fuse_norm):
 @cases(dtype=[torch.bfloat16, torch.float16], layer_idx=[0, 1])
 def test_half_precision_layers_follow_float64(dtype, layer_idx):
     layer = build(layer_idx, dtype=dtype)
-    if dtype == torch.float16 and torch.__version__ < "2.1":
-        return  # no float16 products on a CPU
+    skip_without_products(dtype)
     exact = build(layer_idx)
     exact.load_state_dict({name: p.double() for name, p in layer.state_dict().items()})
     x, first = inputs(layer, tokens=40)
