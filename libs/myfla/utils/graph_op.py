@@ -78,7 +78,7 @@ def graph_op(name: str, names: Sequence[str], run: Rule) -> Optional[Rule]:
 
     for each in (op, op_backward):
         if hasattr(each, "register_vmap"):  # came with PyTorch 2.5
-            each.register_vmap(functools.partial(_one_by_one, each))
+            each.register_vmap(functools.partial(one_by_one, each))
     op.register_autograd(
         functools.partial(_differentiate, op_backward, count), setup_context=functools.partial(_keep, count)
     )
@@ -93,7 +93,7 @@ def _promised(given: Sequence[Any], count: int) -> Tuple[torch.Tensor, torch.Ten
     return v.new_empty(v.shape, dtype=out_dtype), final
 
 
-def _one_by_one(op: Callable, info: Any, in_dims: Sequence[Optional[int]], *given: Any) -> Any:
+def one_by_one(op: Callable, info: Any, in_dims: Sequence[Optional[int]], *given: Any) -> Any:
     """Under ``torch.func.vmap`` in a compiled graph: a loop."""
     calls = [
         op(*(x if dim is None else x.select(dim, i) for x, dim in zip(given, in_dims)))

@@ -1,4 +1,10 @@
-"""The inverse of unit lower triangular matrices in few large batches, as a GPU wants them; float32 throughout."""
+"""The inverse of unit lower triangular matrices in few large batches, as a GPU wants them; float32 throughout.
+
+Blocks of 16 on the diagonal are solved; two neighbours ``A`` and ``D`` with the block ``L`` between them make one of
+twice the size, ``[A^-1, 0; -D^-1 L A^-1, D^-1]``. What is above the diagonal is never stored on the way.
+"""
+
+from typing import Callable, List, Optional, Tuple
 
 import torch
 
@@ -6,36 +12,91 @@ from myfla.ops.common.half_products import product
 
 LEAF = 16
 
+Join = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 def invert_unit_lower(lower: torch.Tensor) -> torch.Tensor:
     """``(I + strictly_lower(lower))^-1``, as `triangular.unit_lower_inverse` does it: leaves solved, then doubled.
 
     Args:
-        lower: ``[M, C, C]`` contiguous, C a power of two times 16; the diagonal and what is above it are not read.
+        lower: ``[M, C, C]``, C a power of two times 16; the diagonal and what is above it are not read.
 
     Example:
         >>> invert_unit_lower(torch.full((1, 16, 16), 2.0))[0, 1, 0].item()
         -2.0
     """
+    return join_blocks(*invert_blocks(*split_blocks(lower)))
+
+
+def split_blocks(lower: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    """The blocks that `invert_blocks` reads of ``lower [M, C, C]``: 16 wide on the diagonal, and those between blocks.
+
+    Returns:
+        ``[M, C / 16, 16, 16]``, and for s = 16, 32, ... below C the ``[M, C / 2s, s, s]``.
+    """
     count, size = lower.shape[:2]
-    one = torch.eye(LEAF, dtype=lower.dtype, device=lower.device).expand(count * size // LEAF, LEAF, LEAF)
-    leaves = diagonal_blocks(lower).reshape(-1, LEAF, LEAF)
-    leaves = torch.linalg.solve_triangular(leaves, one, upper=False, unitriangular=True)
-    if size == LEAF:
-        return leaves
-    inverse = torch.zeros_like(lower)
-    diagonal_blocks(inverse).copy_(leaves.view(count, -1, LEAF, LEAF))
-    step = LEAF
+    leaves = lower.view(count, size // LEAF, LEAF, size // LEAF, LEAF).diagonal(0, 1, 3)
+    corners, step = [], LEAF
     while step < size:
-        for start in range(0, size, 2 * step):
-            top, bottom = slice(start, start + step), slice(start + step, start + 2 * step)
-            corner = product(lower[:, bottom, top], inverse[:, top, top])
-            product(inverse[:, bottom, bottom], corner, alpha=-1.0, out=inverse[:, bottom, top])
+        pairs = size // (2 * step)
+        below = lower.view(count, pairs, 2, step, pairs, 2, step)[:, :, 1, :, :, 0]
+        corners.append(below.diagonal(0, 1, 3).permute(0, 3, 1, 2).contiguous())
         step *= 2
-    return inverse
+    return leaves.permute(0, 3, 1, 2).contiguous(), corners
 
 
-def diagonal_blocks(matrix: torch.Tensor) -> torch.Tensor:
-    """View ``[M, C / 16, 16, 16]`` of the diagonal blocks of a contiguous ``[M, C, C]``."""
-    blocks = matrix.shape[1] // LEAF
-    return matrix.view(-1, blocks, LEAF, blocks, LEAF).diagonal(0, 1, 3).permute(0, 3, 1, 2)
+def row_blocks(x: torch.Tensor) -> List[torch.Tensor]:
+    """Numbers for the rows of ``lower``, ``[M, C, 1]``, as they stand beside the blocks of `split_blocks`."""
+    count, size = x.shape[:2]
+    blocks = [x.reshape(count, size // LEAF, LEAF, 1)]
+    while LEAF << len(blocks) <= size:
+        blocks.append(x.reshape(count, -1, 2, LEAF << (len(blocks) - 1), 1)[:, :, 1])
+    return blocks
+
+
+def column_blocks(x: torch.Tensor) -> List[torch.Tensor]:
+    """The same for numbers of the columns, ``[M, C, 1]`` too."""
+    count, size = x.shape[:2]
+    blocks = [x.reshape(count, size // LEAF, 1, LEAF)]
+    while LEAF << len(blocks) <= size:
+        blocks.append(x.reshape(count, -1, 2, 1, LEAF << (len(blocks) - 1))[:, :, 0])
+    return blocks
+
+
+def invert_blocks(
+    leaves: torch.Tensor, corners: List[torch.Tensor], join: Optional[Join] = None
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """All but the last step: what `join_blocks` makes the inverse of.
+
+    Args:
+        leaves, corners: of `split_blocks`.
+        join: `join_blocks`, perhaps compiled.
+
+    Returns:
+        inverses of the two halves ``[M, 2, C / 2, C / 2]`` and the block below ``[M, C / 2, C / 2]``; with one leaf,
+        its inverse ``[M, 1, C, C]`` and an empty block.
+    """
+    one = torch.eye(LEAF, dtype=leaves.dtype, device=leaves.device).expand(leaves.flatten(0, 1).shape)
+    flat = torch.linalg.solve_triangular(leaves.flatten(0, 1), one, upper=False, unitriangular=True)
+    blocks, corner = flat.contiguous().view(leaves.shape), leaves.new_empty(0)
+    for lower in corners:
+        if corner.numel():
+            blocks = (join or join_blocks)(blocks, corner)
+        step = lower.shape[2]
+        top, bottom = blocks.view(-1, 2, step, step).unbind(1)
+        corner = product(bottom, product(lower.view(-1, step, step), top), alpha=-1.0)
+        blocks = blocks.view(lower.shape[0], -1, step, step)
+    return blocks, corner
+
+
+def join_blocks(blocks: torch.Tensor, corner: torch.Tensor) -> torch.Tensor:
+    """Neighbours ``[M, 2P, s, s]`` and what is below the first of each two, ``[M P, s, s]``: ``[M P, 2s, 2s]``."""
+    step = blocks.shape[2]
+    if not corner.numel():
+        return blocks.view(-1, step, step)
+    pairs = blocks.view(-1, 2, step, step)
+    whole = blocks.new_zeros(pairs.shape[0], 2 * step, 2 * step)
+    whole[:, :step, :step] = pairs[:, 0]
+    whole[:, step:, step:] = pairs[:, 1]
+    whole[:, step:, :step] = corner
+    return whole

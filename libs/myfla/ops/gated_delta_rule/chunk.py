@@ -14,6 +14,7 @@ from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
 from myfla.ops.gated_delta_rule.chunk_fwd import chunk_forward
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.half_chunk import fits_matrix_units, half_chunks
+from myfla.ops.gated_delta_rule.half_graph import recorded_half
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
@@ -127,18 +128,24 @@ def chunk_gated_delta_rule(
     if who_computes == "fla":
         o, final = official_chunks(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens, output_final_state)
         return _results(o, final, output_final_state, state_v_first)
-    if who_computes == "compiled":
+    compile_it = who_computes == "compiled"
+    halved = who_computes != "naive" and cu_seqlens is None and fits_matrix_units(
+        q, k, v, g, beta, initial_state, A_log, dt_bias
+    )
+    if compile_it and not halved:
         o, final = compiled(_recorded)(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens)
         return _results(o, final, output_final_state, state_v_first)
     g, beta = activation.gates(g, beta)
+    if halved:
+        form = recorded_half if tracing() else functools.partial(half_chunks, fuse=compile_it)
+        o, final = form(q, k, v, g, beta, initial_state, scale, activation.l2norm, chunk_size)
+        return _results(o, final, output_final_state, state_v_first)
     dtype = accumulation_dtype(q, k, v, g, beta, initial_state)
     by_hand = who_computes != "naive" and not tracing()
     if not by_hand:
         q, k = activation.normalise(q, k)
     tensors = (q, k, v, g, beta, initial_state)
-    if by_hand and cu_seqlens is None and fits_matrix_units(*tensors):
-        o, final = half_chunks(*tensors, scale, activation.l2norm, chunk_size)
-    elif by_hand:
+    if by_hand:
         o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype, activation.l2norm)
     elif who_computes == "naive":
         o, final = naive_tokens(*tensors, scale, cu_seqlens, out_dtype)

@@ -8,6 +8,7 @@ from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import RECURRENT_GATED_DELTA_RULE
 from myfla.ops.common.inplace import check_inplace, put_back
+from myfla.ops.gated_delta_rule.fused_step import fused_step
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
@@ -22,7 +23,7 @@ from myfla.ops.gated_delta_rule.recurrence import recurrence
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import BackendError, message, value_error
 from myfla.utils.tensors import check_scale, check_tensor
-from myfla.utils.tracing import tracing
+from myfla.utils.tracing import compiling, exporting, tracing
 
 __all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
 
@@ -125,6 +126,9 @@ def fused_recurrent_gated_delta_rule(
         o, final = official_tokens(q, k, v, g, beta, state, scale, activation, cu_seqlens, wanted, gk, gv)
     elif who_computes == "naive":
         o, final = _naive(*tensors, scale, activation, cu_seqlens)
+    elif _is_one_step(who_computes, q, cu_seqlens):
+        form = compiled(fused_step) if who_computes == "compiled" else fused_step
+        o, final = form(*tensors, scale, activation, inplace_final_state)
     elif tracing() or who_computes == "compiled":
         form = _traced if one_gate and (cu_seqlens is not None or q.shape[1] != 1) else recurrence
         form = compiled(form) if who_computes == "compiled" else form
@@ -139,6 +143,12 @@ def fused_recurrent_gated_delta_rule(
     else:
         final = final.contiguous()
     return o, final if output_final_state else None
+
+
+def _is_one_step(who_computes: str, q: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> bool:
+    """Whether a compiler for a GPU gets one token for each sequence."""
+    alone = cu_seqlens is None and q.shape[1] == 1 and q.device.type == "cuda"
+    return alone and (who_computes == "compiled" or (compiling() and not exporting()))
 
 
 def _naive(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens):

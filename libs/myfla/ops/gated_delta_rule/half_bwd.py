@@ -20,17 +20,14 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.common.half_products import accumulate, product, put
-from myfla.ops.gated_delta_rule.half_factors import load_factors
-from myfla.ops.gated_delta_rule.half_fwd import Kept, Lengths
-from myfla.ops.gated_delta_rule.half_scan import join_groups, scan_back
-from myfla.ops.gated_delta_rule.half_tokens import Cut
+from myfla.ops.common.half_products import product
+from myfla.ops.gated_delta_rule.half_fwd import How, Kept
+from myfla.ops.gated_delta_rule.half_linear import back_linear
+from myfla.ops.gated_delta_rule.half_passes import collect, retreat, scale_rows, weigh_back
+from myfla.ops.gated_delta_rule.half_scan import back_by_steps
 from myfla.utils.autocast import without_autocast
 
 Grads = Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-TINY = 1e-20
-"""A write strength below this, but for zero, is left out of gradients that it would scale."""
 
 
 @without_autocast
@@ -42,23 +39,20 @@ def half_backward(
     v: torch.Tensor,
     g: torch.Tensor,
     beta: torch.Tensor,
-    scale: float,
-    cut: Cut,
-    lengths: Lengths,
+    how: How,
     kept: Kept,
-    dtype: torch.dtype,
 ) -> Grads:
     """Gradients of q, k, v, g, beta (each in its own dtype) and of the initial state.
 
     Args:
         do: ``[B, T, HV, V]`` gradient of the outputs.
         dfinal: ``[B, HV, K, V]`` gradient of the final states, or None.
-        q, k, v, g, beta, scale, cut, dtype: as given to `half_forward`.
-        lengths: of q and k, if they were brought to length one.
+        q, k, v, g, beta, how: as given to `half_forward`.
         kept: what the forward kept.
     """
+    cut, dtype, f = how.cut, how.dtype, kept.factors
+    run = how.run
     key, value, m, chunk = k.shape[3], v.shape[3], cut.matrices, cut.chunk
-    f = load_factors(cut, g, beta, scale, lengths, dtype)
     outer = v.new_empty(m, 2 * chunk, value)
     dout, eta = outer[:, :chunk], outer[:, chunk:]
     cut.load(do.to(v.dtype), dout)
@@ -69,53 +63,24 @@ def half_backward(
         dstate = torch.zeros(cut.batch * cut.heads, value, key, dtype=dtype, device=v.device)
     else:
         dstate = dfinal.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
-    reader, handed, whole, given = (cut.by_row(x) for x in (kept.reader, kept.handed, f.whole, given))
-    if kept.passed is not None:
-        fresh = torch.zeros(cut.rows, value, key, dtype=dtype, device=v.device)
-        fresh = scan_back(cut.by_row(ddelta).clone(), reader, handed, whole, given, fresh)
-        dstate = join_groups(cut, fresh, kept.passed, dstate, back=True)[0]
     dstates = v.new_empty(m, value, key)
-    dstate = scan_back(cut.by_row(ddelta), reader, handed, whole, given, dstate, cut.by_row(dstates))
+    ways = [cut.by_row(x) for x in (ddelta, kept.reader, kept.handed, f.whole, given)]
+    back = back_linear if how.linear else back_by_steps
+    dstate = back(run(retreat), cut, *ways, kept.passed, dstate, cut.by_row(dstates))
     dinitial = dstate.unflatten(0, (cut.batch, cut.heads, cut.groups))[:, :, 0].transpose(2, 3)
     product(kept.inverse.transpose(1, 2), ddelta, out=eta)
 
-    # beta's gradient is that of K~ over beta, and where beta is zero that of K~ with a beta of one. Both products with
-    # X and Y take the same rounded matrices, so that what cancels in the decays' gradient cancels exactly.
-    write = f.write.masked_fill(f.write.abs() < TINY, 1.0)
-    counts = f.write / write
-    left, pairs = v.new_empty(m, 2 * chunk, value + chunk), v.new_empty(m, 2, chunk, chunk)
-    rows = torch.stack((f.query, -f.key), dim=1)
-    put(left[:, :, :value].unflatten(1, (2, chunk)), outer.view(m, 2, chunk, value), rows * f.rise.unsqueeze(1),
-        rough=True)  # fmt: skip
-    inner = product(outer, kept.delta.transpose(1, 2), dtype).view(m, 2, chunk, chunk)
-    inner.mul_(f.pair.unsqueeze(1)).mul_(rows)
-    inner[:, 1].diagonal(0, 1, 2).zero_()
-    put(pairs, inner, write.view(m, 1, 1, chunk))
-    put(left[:, :, value:].unflatten(1, (2, chunk)), inner, f.write.view(m, 1, 1, chunk))
-
+    inner = product(outer, kept.delta.transpose(1, 2), dtype)
+    left, pairs = (v.new_empty(m, 2 * chunk, size) for size in (value + chunk, chunk))
+    ends, write, counts = run(scale_rows)(outer, kept.delta, f, left[:, :, :value])
+    halves = zip((f.query, -f.key), (0, -1), *(x.split(chunk, 1) for x in (inner, left[:, :, value:], pairs)))
+    for row, below, x, out, pair in halves:
+        run(weigh_back)(x, f.sums, row, f.write, write, below, out, pair)
     dboth = product(left, kept.stack, dtype)
-    ends = torch.empty_like(kept.delta)
-    dwriter = product(put(ends, kept.delta, f.fall * write, rough=True), dstates, dtype)
-    keys = kept.stack[:, value:]
-    hand = dot(keys, dwriter)
-    accumulate(dwriter, pairs.view(m, 2 * chunk, chunk).transpose(1, 2), kept.both)
-
-    own = dot(kept.both, dboth)
-    across = dot(keys, dwriter)
-    flow = own[:, :chunk] + own[:, chunk:] - across * counts
-    last = (hand * counts).sum(1) + dot(kept.stack[:, :value].flatten(1), dstates.flatten(1), dtype) * f.whole[:, 0]
-    dg = (flow.flip(1).cumsum(1).flip(1) + last.unsqueeze(1)).contiguous()
-    dbeta = across * (f.key / write)
-    dqueries, dkeys = dboth[:, :chunk], dboth[:, chunk:].addcmul_(dwriter, counts)
-    if lengths is not None:
-        own = torch.cat((own[:, :chunk] * (f.query / scale).square(),
-                         (own[:, chunk:] + across * counts) * f.key.square()), dim=1)  # fmt: skip
-        dboth.addcmul_(kept.both, own, value=-1)
-    dq, dk = cut.store(dqueries, q), cut.store(dkeys, k)
-    dg, dbeta = (cut.store(x, like.unsqueeze(-1)).squeeze(-1) for x, like in ((dg, g), (dbeta, beta)))
+    handing = product(ends, dstates, dtype)
+    within = product(pairs.transpose(1, 2), kept.both, dtype)
+    dq, dk, dg, dbeta = run(collect)(
+        kept.both, dboth, handing, within, kept.stack[:, :value], dstates, f, write, counts, how.scale, cut, how.unit,
+        (q, k, g, beta),
+    )  # fmt: skip
     return dq, dk, cut.store(eta, v), dg, dbeta, dinitial
-
-
-def dot(a: torch.Tensor, b: torch.Tensor, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
-    """Row by row ``a . b``: ``[..., D]`` twice to ``[..., 1]``."""
-    return (a * b).sum(-1, keepdim=True, dtype=dtype)

@@ -1,30 +1,31 @@
 """The chunk form on a GPU's matrix units: bfloat16 products, float32 sums. What `chunk` takes where it can."""
 
 import functools
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 
 from myfla.ops.common.half_products import has_matrix_units
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.half_bwd import half_backward
-from myfla.ops.gated_delta_rule.half_fwd import Kept, half_forward, lengths_of
+from myfla.ops.gated_delta_rule.half_fwd import How, Kept, half_forward
 from myfla.ops.gated_delta_rule.half_tokens import Cut, cut_dense
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.graph_op import takes_graph_ops
 from myfla.utils.tracing import tracing
 
 
 def fits_matrix_units(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Optional[torch.Tensor]) -> bool:
-    """Whether this form serves: bfloat16 on a GPU, nothing in float64, and nobody watching.
+    """Whether this form serves: bfloat16 on a GPU, nothing in float64, and nobody watching but a compiler that takes it
+    as one operation.
 
-    float16 does not hold the range of sums over a chunk; it keeps float32 products. A compiler gets the recorded form:
-    of this one's writes into slices it makes a copy of the whole at every chunk.
+    float16 does not hold the range of sums over a chunk; it keeps float32 products.
 
     Args:
         more: g, beta and the initial state.
     """
-    if tracing() or not has_matrix_units(v.device) or v.numel() == 0:
+    if (tracing() and not takes_graph_ops()) or not has_matrix_units(v.device) or v.numel() == 0:
         return False
     return all(x.dtype == torch.bfloat16 for x in (q, k, v)) and accumulation_dtype(v, *more) == torch.float32
 
@@ -40,43 +41,64 @@ def half_chunks(
     unit: bool,
     chunk: Optional[int] = None,
     cut: Optional[Cut] = None,
+    fuse: bool = False,
+    linear: Optional[bool] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """`chunk_gated_delta_rule` of checked arguments; ``unit`` brings q and k to length one.
+    """`chunk_gated_delta_rule` of checked arguments.
+
+    Args:
+        unit: bring q and k to length one.
+        chunk: tokens in a chunk.
+        cut: chunks and groups, chosen here by default.
+        fuse: compile the elementwise passes.
+        linear: scan with the fewest operations (`half_linear`), rather than in the shortest time on the GPU
+            (`half_scan`). By default the latter in a CUDA graph, where an operation costs nothing to launch.
 
     Returns:
         o ``[B, T, HV, V]`` in v's dtype and the final states ``[B, HV, K, V]`` in float32 (or float64).
     """
     tensors = (q, k, v, g, beta, initial_state)
-    how = (scale, cut or cut_dense(v, chunk), unit, accumulation_dtype(*tensors))
+    how = describe_call(tensors, scale, unit, chunk, cut, fuse, linear)
     if records(*tensors):
-        return _HalfChunks.apply(*tensors, *how)
-    return half_forward(*tensors, *how)[:2]
+        return _HalfChunks.apply(*tensors, how)
+    return half_forward(*tensors, how)[:2]
+
+
+def describe_call(
+    tensors: Sequence[Optional[torch.Tensor]], scale: float, unit: bool, chunk: Optional[int] = None,
+    cut: Optional[Cut] = None, fuse: bool = False, linear: Optional[bool] = None,
+) -> How:
+    """What `half_chunks` decides before it runs; ``tensors`` are its first six arguments."""
+    v = tensors[2]
+    if linear is None:
+        linear = v.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+    return How(scale, cut or cut_dense(v, chunk), unit, accumulation_dtype(*tensors), fuse, linear)
 
 
 class _HalfChunks(torch.autograd.Function):
     """Joins the two hand-written directions."""
 
     @staticmethod
-    def forward(ctx, q, k, v, g, beta, initial_state, scale, cut, unit, dtype):
-        o, final, kept = half_forward(q, k, v, g, beta, initial_state, scale, cut, unit, dtype)
-        ctx.save_for_backward(q, k, v, g, beta, initial_state, *kept)
-        ctx.how = scale, cut, unit, dtype
+    def forward(ctx, q, k, v, g, beta, initial_state, how):
+        # Detached: to a compiler the same function of the same tensors, with and without gradients.
+        given = (None if x is None else x.detach() for x in (q, k, v, g, beta, initial_state))
+        o, final, kept = half_forward(*given, how)
+        ctx.save_for_backward(q, k, v, g, beta, initial_state, *kept.flat())
+        ctx.how = how
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
     def backward(ctx, do, dfinal):
         q, k, v, g, beta, initial_state, *kept = ctx.saved_tensors
-        scale, cut, unit, dtype = ctx.how
         if torch.is_grad_enabled():  # create_graph: second derivatives go through the token loop
             inputs = (q, k, v, g, beta, initial_state)
-            loop = functools.partial(_token_loop, scale, unit)
-            return (*backward_through(loop, inputs, ctx.needs_input_grad[:6], (do, dfinal)), None, None, None, None)
+            loop = functools.partial(_token_loop, ctx.how.scale, ctx.how.unit)
+            return (*backward_through(loop, inputs, ctx.needs_input_grad[:6], (do, dfinal)), None)
         do = torch.zeros_like(v) if do is None else do
-        of = lengths_of(q, k, unit, dtype)
-        *grads, dinitial = half_backward(do, dfinal, q, k, v, g, beta, scale, cut, of, Kept(*kept), dtype)
-        dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
-        return (*grads, dinitial, None, None, None, None)
+        q, k, v, g, beta = (x.detach() for x in (q, k, v, g, beta))
+        *grads, dinitial = half_backward(do, dfinal, q, k, v, g, beta, ctx.how, Kept.of(kept))
+        return (*grads, None if initial_state is None else dinitial.to(initial_state.dtype), None)
 
 
 def _token_loop(scale, unit, q, k, v, g, beta, initial_state):

@@ -12,20 +12,41 @@ With rows for tokens, ``S [V, K]`` the incoming state of a chunk, and the factor
 ``delta`` is the error of each token's prediction, made consistent within the chunk by ``T``. Matrices are rounded to
 the inputs' dtype where a product reads them; sums, factors, the inverse and the running state are float32.
 (`chunk_fwd` is the same algorithm where a product costs what its multiplications cost.)
+
+Products stand here, what is done element by element between them in `half_passes`, the way from chunk to chunk in
+`half_scan` and, in other operations, in `half_linear`.
 """
 
-from typing import NamedTuple, Optional, Tuple
+import functools
+from typing import Callable, NamedTuple, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.half_inverse import invert_unit_lower
-from myfla.ops.common.half_products import accumulate, product, put
-from myfla.ops.gated_delta_rule.half_factors import load_factors, reciprocal_length
-from myfla.ops.gated_delta_rule.half_scan import scan, scan_groups
+from myfla.backends.compiler import compiled
+from myfla.ops.common.half_inverse import invert_blocks, join_blocks
+from myfla.ops.common.half_products import accumulate, product
+from myfla.ops.gated_delta_rule.half_factors import Factors, load_decays
+from myfla.ops.gated_delta_rule.half_linear import scan_linear
+from myfla.ops.gated_delta_rule.half_passes import advance, finish_inverse, load_keys, load_queries, weigh
+from myfla.ops.gated_delta_rule.half_scan import scan_by_steps, scan_groups
 from myfla.ops.gated_delta_rule.half_tokens import Cut
 from myfla.utils.autocast import without_autocast
 
-Lengths = Optional[Tuple[torch.Tensor, torch.Tensor]]
+
+class How(NamedTuple):
+    """What both directions are told beside the tensors."""
+
+    scale: float  # factor on q
+    cut: Cut  # how the tokens are cut into chunks
+    unit: bool  # bring q and k to length one first
+    dtype: torch.dtype  # of sums and states
+    fuse: bool  # have the elementwise passes compiled
+    linear: bool  # scan by `half_linear`: fewest operations, rather than shortest time on the GPU
+
+    @property
+    def run(self) -> Callable[[Callable], Callable]:
+        """What a pass goes through before it is called."""
+        return compiled if self.fuse else _as_it_is
 
 
 class Kept(NamedTuple):
@@ -40,11 +61,17 @@ class Kept(NamedTuple):
     inverse: torch.Tensor  # [M, C, C]  T
     attend: torch.Tensor  # [M, C, C]  pair * q k~^T
     passed: Optional[torch.Tensor]  # [rows, K, K]  each group's effect on a state, if there are groups
+    factors: Factors
 
+    def flat(self) -> Tuple[Optional[torch.Tensor], ...]:
+        """As autograd saves it."""
+        return (*self[:-1], *self.factors)
 
-def lengths_of(q: torch.Tensor, k: torch.Tensor, unit: bool, dtype: torch.dtype) -> Lengths:
-    """What brings q and k to length one, ``[B, T, H]``; None where they stay as they are."""
-    return (reciprocal_length(q, dtype), reciprocal_length(k, dtype)) if unit else None
+    @classmethod
+    def of(cls, flat: Tuple[Optional[torch.Tensor], ...]) -> "Kept":
+        """The inverse of `flat`."""
+        own = len(cls._fields) - 1
+        return cls(*flat[:own], Factors(*flat[own:]))
 
 
 @without_autocast
@@ -55,10 +82,7 @@ def half_forward(
     g: torch.Tensor,
     beta: torch.Tensor,
     initial_state: Optional[torch.Tensor],
-    scale: float,
-    cut: Cut,
-    unit: bool,
-    dtype: torch.dtype,
+    how: How,
 ) -> Tuple[torch.Tensor, torch.Tensor, Kept]:
     """Outputs, final states and what the backward needs.
 
@@ -67,46 +91,41 @@ def half_forward(
         v: ``[B, T, HV, V]``, all three of one dtype.
         g, beta: ``[B, T, HV]``.
         initial_state: ``[B, HV, K, V]`` or None.
-        scale: factor on q.
-        cut: how the tokens are cut into chunks.
-        unit: bring q and k to length one first.
-        dtype: of sums and states.
 
     Returns:
-        o ``[B, T, HV, V]`` in v's dtype, final states ``[B, HV, K, V]`` in ``dtype``, `Kept`.
+        o ``[B, T, HV, V]`` in v's dtype, final states ``[B, HV, K, V]`` in ``how.dtype``, `Kept`.
     """
+    cut, dtype = how.cut, how.dtype
+    run = how.run
     key, value, m, chunk = k.shape[3], v.shape[3], cut.matrices, cut.chunk
-    f = load_factors(cut, g, beta, scale, lengths_of(q, k, unit, dtype), dtype)
     both, stack = (v.new_empty(m, rows, key) for rows in (2 * chunk, value + chunk))
-    queries, keys, states = both[:, :chunk], stack[:, value:], stack[:, :value]
-    cut.load(q, queries)
-    cut.load(k, both[:, chunk:])
-    cut.load(k, keys)
+    keys, states = stack[:, value:], stack[:, :value]
+    d = run(load_decays)(cut, g, beta, dtype)
+    query, reads = run(load_queries)(q, both[:, :chunk], cut, d.rise, how.scale, how.unit)
+    own, write, handed = run(load_keys)(k, both[:, chunk:], keys, cut, d, how.unit)
+    f = Factors(query, own, write, d.rise, d.fall, d.sums)
 
-    weights = f.pair * f.write.transpose(1, 2)
-    overlap = product(keys, keys.transpose(1, 2), dtype)
-    full = invert_unit_lower(overlap.mul_(weights).mul_(f.key))
-    attend = put(torch.empty_like(full, dtype=v.dtype), product(queries, keys.transpose(1, 2), dtype, out=overlap),
-                 weights.mul_(f.query))  # fmt: skip
-    inverse = full.to(v.dtype, copy=True)
-    delta = product(inverse, cut.load(v, v.new_empty(m, chunk, value)))
-    reader = product(full.mul_((f.rise * f.key).transpose(1, 2)).to(v.dtype), keys)
-    reads, handed = torch.empty_like(reader), torch.empty_like(reader)
-    put(reads, queries, f.rise * f.query)
-    put(handed, keys, f.fall * f.write)
+    sums = product(both, keys.transpose(1, 2), dtype)
+    attend, leaves, corners = run(weigh)(sums, f, v.dtype)
+    inverse, scaled = run(finish_inverse)(*invert_blocks(leaves, corners, run(join_blocks)), f, v.dtype)
+    delta, reader = product(inverse, cut.load(v, v.new_empty(m, chunk, value))), product(scaled, keys)
 
     if initial_state is None:
         state = torch.zeros(cut.batch * cut.heads, value, key, dtype=dtype, device=v.device)
     else:
         state = initial_state.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
-    first, second, third, whole = (cut.by_row(x) for x in (delta, reader, handed, f.whole))
-    kept, passed = cut.by_row(states), None
+    ways, kept, passed = [cut.by_row(x) for x in (delta, reader, handed, f.whole)], cut.by_row(states), None
+    scan = functools.partial(scan_linear if how.linear else scan_by_steps, run(advance))
     if cut.groups > 1:
-        final, passed = scan_groups(cut, first, second, third, whole, state, kept)
+        final, passed = scan_groups(cut, scan, *ways, state, kept)
     else:
-        final = scan(first, second, third, whole, state, kept)
+        final = scan(*ways, state, kept)
     final = final.unflatten(0, (cut.batch, cut.heads)).transpose(2, 3).contiguous()
 
     out = product(reads, states.transpose(1, 2))
     accumulate(out, attend, delta)
-    return cut.store(out, v), final, Kept(both, stack, reads, handed, reader, delta, inverse, attend, passed)
+    return cut.store(out, v), final, Kept(both, stack, reads, handed, reader, delta, inverse, attend, passed, f)
+
+
+def _as_it_is(function: Callable) -> Callable:
+    return function

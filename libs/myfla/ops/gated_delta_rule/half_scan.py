@@ -7,80 +7,102 @@ Where sequences and heads are too few to fill a GPU, long sequences are cut into
 by side, from nothing and from the identity at once: that gives, at every chunk, what its group makes of any state. With
 the states between the groups known, one product gives the states of all chunks. The backward scans twice: from nothing,
 and then, with the gradients between the groups known, for good.
+
+What is done to a state between two products is a ``step``, which a compiler makes one kernel of: three for a chunk.
 """
 
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 
 from myfla.ops.common.half_products import accumulate
 from myfla.ops.gated_delta_rule.half_tokens import Cut
 
+Scan = Callable[..., torch.Tensor]
+Step = Callable[..., None]
 
-def scan(
+
+def scan_by_steps(
+    step: Step,
     delta: torch.Tensor,
     reader: torch.Tensor,
     handed: torch.Tensor,
     whole: torch.Tensor,
     state: torch.Tensor,
-    kept: Optional[torch.Tensor] = None,
+    kept: torch.Tensor,
 ) -> torch.Tensor:
     """``delta -= reader S;  S <- whole S + handed^T delta`` for one chunk after the other.
 
     Args:
+        step: `half_passes.advance`, perhaps compiled.
         delta: ``[rows, n, C, V]``, what each token would write into an empty memory; completed in place.
         reader, handed: ``[rows, n, C, K]``.
         whole: ``[rows, n, 1, 1]``.
         state: ``[rows, V, K]`` before the first chunk; the state after the last one on return.
-        kept: ``[rows, n, V, K]``, filled with the rounded states before each chunk if given.
+        kept: ``[rows, n, V, K]``, filled with the rounded states before each chunk.
     """
-    places = _places(kept, state, delta)
-    turned = delta.transpose(2, 3)
-    columns = [x.unbind(1) for x in (delta, reader, turned, handed, whole)]
-    for d, r, dt, h, w, low in zip(*columns, places):
-        low.copy_(state)
+    # A compiled function wants its arguments at multiples of 16 bytes, or copies them.
+    columns = [x.unbind(1) for x in (delta, reader, delta.transpose(2, 3), handed, kept)]
+    for d, r, dt, h, low, w in zip(*columns, whole.transpose(0, 1).contiguous().unbind(0)):
+        step(state, w, low)
         accumulate(d, r, low.transpose(1, 2), alpha=-1)
-        accumulate(state.mul_(w), dt, h)
+        accumulate(state, dt, h)
     return state
 
 
 def scan_back(
+    step: Step,
     ddelta: torch.Tensor,
     reader: torch.Tensor,
     handed: torch.Tensor,
     whole: torch.Tensor,
     given: torch.Tensor,
     dstate: torch.Tensor,
-    kept: Optional[torch.Tensor] = None,
+    kept: torch.Tensor,
 ) -> torch.Tensor:
     """The same from the last chunk to the first: ``ddelta += handed dS';  dS = whole dS' + given - ddelta^T reader``.
 
     Args:
+        step: `half_passes.retreat`, perhaps compiled.
         ddelta: ``[rows, n, C, V]``, the gradient that reaches delta within its chunk; completed in place.
-        reader, handed, whole: as `scan`.
+        reader, handed, whole: as `scan_by_steps`.
         given: ``[rows, n, V, K]``, the gradient that reaches the state before each chunk from the outputs.
         dstate: ``[rows, V, K]`` after the last chunk; before the first one on return.
-        kept: ``[rows, n, V, K]``, filled with the rounded gradients of the states after each chunk if given.
+        kept: ``[rows, n, V, K]``, filled with the rounded gradients of the states after each chunk.
     """
-    places = _places(kept, dstate, ddelta)
-    turned = ddelta.transpose(2, 3)
-    columns = [x.unbind(1) for x in (ddelta, handed, turned, reader, whole, given)]
-    for d, h, dt, r, w, x, low in reversed(list(zip(*columns, places))):
-        low.copy_(dstate)
+    columns = [x.unbind(1) for x in (ddelta, handed, ddelta.transpose(2, 3), reader, given, kept)]
+    columns.append(whole.transpose(0, 1).contiguous().unbind(0))
+    for d, h, dt, r, x, low, w in reversed(list(zip(*columns))):
+        step(dstate, w, x, low)
         accumulate(d, h, low.transpose(1, 2))
-        accumulate(torch.addcmul(x, dstate, w, out=dstate), dt, r, alpha=-1)
+        accumulate(dstate, dt, r, alpha=-1)
     return dstate
 
 
-def _places(kept: Optional[torch.Tensor], state: torch.Tensor, like: torch.Tensor) -> Tuple[torch.Tensor, ...]:
-    """Where the rounded states go; without ``kept`` the same place for all."""
-    if kept is not None:
-        return kept.unbind(1)
-    return (torch.empty_like(state, dtype=like.dtype),) * like.shape[1]
+def back_by_steps(
+    step: Step, cut: Cut, ddelta: torch.Tensor, reader: torch.Tensor, handed: torch.Tensor, whole: torch.Tensor,
+    given: torch.Tensor, passed: Optional[torch.Tensor], dstate: torch.Tensor, kept: torch.Tensor,
+) -> torch.Tensor:
+    """`scan_back` over groups, if there are several.
+
+    Args:
+        step: `half_passes.retreat`, perhaps compiled.
+        passed: of `scan_groups`.
+        dstate: ``[B * HV, V, K]``, the gradient of the final states.
+
+    Returns:
+        ``[rows, V, K]``, the gradient of the state that each group starts from.
+    """
+    if passed is not None:
+        fresh = dstate.new_zeros(cut.rows, *dstate.shape[1:])
+        fresh = scan_back(step, ddelta.clone(), reader, handed, whole, given, fresh, kept[:, :1].expand(given.shape))
+        dstate = join_groups(cut, fresh, passed, dstate, back=True)[0]
+    return scan_back(step, ddelta, reader, handed, whole, given, dstate, kept)
 
 
 def scan_groups(
     cut: Cut,
+    scan: Scan,
     delta: torch.Tensor,
     reader: torch.Tensor,
     handed: torch.Tensor,
@@ -88,10 +110,11 @@ def scan_groups(
     state: torch.Tensor,
     kept: torch.Tensor,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """`scan` with the groups of each sequence side by side.
+    """A scan with the groups of each sequence side by side.
 
     Args:
-        delta, reader, handed, whole, kept: as `scan`, a row for each group.
+        scan: ``scan(delta, reader, handed, whole, state, kept)``, as `scan_by_steps`.
+        delta, reader, handed, whole, kept: as there, a row for each group.
         state: ``[B * HV, V, K]`` before the first group.
 
     Returns:
@@ -103,7 +126,7 @@ def scan_groups(
     places = kept.new_empty(tuple(kept.shape[:2]) + (value + key, key))
     effects = state.new_zeros(cut.rows, value + key, key)
     effects[:, value:].diagonal(0, 1, 2).fill_(1)
-    scan(wide, reader, handed, whole, effects, places)
+    effects = scan(wide, reader, handed, whole, effects, places)
     passed = effects[:, value:].contiguous()
     starts, state = join_groups(cut, effects[:, :value], passed, state)
     # What the group made of nothing, and what it makes of the state that it starts from.

@@ -8,6 +8,8 @@ from typing import NamedTuple, Optional, Tuple
 
 import torch
 
+from myfla.utils.tracing import compiling
+
 WORD = torch.int64
 """As long as four bfloat16."""
 
@@ -37,12 +39,24 @@ class Cut(NamedTuple):
         return x.view((self.rows, self.count // self.groups) + tuple(x.shape[1:]))
 
     def load(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Copy the tokens of ``x [B, T, H, D]``, H a divisor of HV, into ``out [M, C, D]``; zeros after the end."""
+        """Copy the tokens of ``x [B, T, H, D]``, H a divisor of HV, into ``out [M, C, D]``; zeros after the end.
+
+        Returns:
+            What ``out`` holds now, for a compiler as a value that it can use without reading ``out``.
+        """
         heads, repeat = x.shape[2], self.heads // x.shape[2]
+        if compiling():
+            missing = self.count * self.chunk - self.tokens
+            x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+            rows = x.view(self.batch, self.count, self.chunk, heads, 1, x.shape[3])
+            rows = rows.expand(-1, -1, -1, -1, repeat, -1).permute(0, 3, 4, 1, 2, 5)
+            rows = rows.reshape(self.matrices, self.chunk, x.shape[3]).to(out.dtype)
+            out.copy_(rows)
+            return rows
         x, target = same_words(x, out)
         source = x.permute(0, 2, 1, 3).unsqueeze(2)
         target = target.view(self.batch, heads, repeat, self.count, self.chunk, x.shape[3])
-        whole, rest = divmod(self.tokens, self.chunk)
+        whole, rest = self.tokens // self.chunk, self.tokens % self.chunk
         if whole:
             full = source[:, :, :, : whole * self.chunk].unflatten(3, (whole, self.chunk))
             target[:, :, :, :whole].copy_(full)
@@ -63,10 +77,12 @@ class Cut(NamedTuple):
         heads = like.shape[2]
         x = x.view(self.batch, heads, -1, self.count, self.chunk, like.shape[3])
         x = x[:, :, 0] if x.shape[2] == 1 else x.sum(2)
+        if compiling():
+            return x.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, : self.tokens].to(like.dtype).contiguous()
         out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         x, target = same_words(x, out)
         target = target.transpose(1, 2)
-        whole, rest = divmod(self.tokens, self.chunk)
+        whole, rest = self.tokens // self.chunk, self.tokens % self.chunk
         if whole:
             target[:, :, : whole * self.chunk].unflatten(2, (whole, self.chunk)).copy_(x[:, :, :whole])
         if rest:
@@ -76,7 +92,7 @@ class Cut(NamedTuple):
 
 def same_words(x: torch.Tensor, y: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """Both tensors ``[..., D]`` seen as words of 8 bytes, if that fits both: a GPU copies words faster than numbers."""
-    if x.dtype != y.dtype or not (_splits(x) and _splits(y)):
+    if compiling() or x.dtype != y.dtype or not (_splits(x) and _splits(y)):
         return x, y
     return x.view(WORD), y.view(WORD)
 
