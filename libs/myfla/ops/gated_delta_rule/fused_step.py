@@ -43,7 +43,7 @@ def fused_step(
     delta = beta * (v[:, 0].to(dtype) - (k * old).sum(2))
     o = ((q * old).sum(2) + (q * k).sum(2) * delta) * scale
     new = old + k * delta.unsqueeze(2)
-    if inplace:
+    if inplace and state is not None:
         new = state.copy_(new)
     return o.to(v.dtype).unsqueeze(1), new
 

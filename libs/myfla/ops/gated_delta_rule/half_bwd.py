@@ -64,9 +64,11 @@ def half_backward(
     else:
         dstate = dfinal.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
     dstates = v.new_empty(m, value, key)
-    ways = [cut.by_row(x) for x in (ddelta, kept.reader, kept.handed, f.whole, given)]
+    first, reader, handed, whole, given = (
+        cut.by_row(x) for x in (ddelta, kept.reader, kept.handed, f.whole, given)
+    )
     back = back_linear if how.linear else back_by_steps
-    dstate = back(run(retreat), cut, *ways, kept.passed, dstate, cut.by_row(dstates))
+    dstate = back(run(retreat), cut, first, reader, handed, whole, given, kept.passed, dstate, cut.by_row(dstates))
     dinitial = dstate.unflatten(0, (cut.batch, cut.heads, cut.groups))[:, :, 0].transpose(2, 3)
     product(kept.inverse.transpose(1, 2), ddelta, out=eta)
 

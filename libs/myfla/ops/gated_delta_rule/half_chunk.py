@@ -1,7 +1,7 @@
 """The chunk form on a GPU's matrix units: bfloat16 products, float32 sums. What `chunk` takes where it can."""
 
 import functools
-from typing import Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 
@@ -65,7 +65,7 @@ def half_chunks(
 
 
 def describe_call(
-    tensors: Sequence[Optional[torch.Tensor]], scale: float, unit: bool, chunk: Optional[int] = None,
+    tensors: Sequence[Any], scale: float, unit: bool, chunk: Optional[int] = None,
     cut: Optional[Cut] = None, fuse: bool = False, linear: Optional[bool] = None,
 ) -> How:
     """What `half_chunks` decides before it runs; ``tensors`` are its first six arguments."""

@@ -18,7 +18,7 @@ Products stand here, what is done element by element between them in `half_passe
 """
 
 import functools
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -68,10 +68,10 @@ class Kept(NamedTuple):
         return (*self[:-1], *self.factors)
 
     @classmethod
-    def of(cls, flat: Tuple[Optional[torch.Tensor], ...]) -> "Kept":
+    def of(cls, flat: Sequence[Any]) -> "Kept":
         """The inverse of `flat`."""
         own = len(cls._fields) - 1
-        return cls(*flat[:own], Factors(*flat[own:]))
+        return cls._make([*flat[:own], Factors._make(flat[own:])])
 
 
 @without_autocast
@@ -114,12 +114,13 @@ def half_forward(
         state = torch.zeros(cut.batch * cut.heads, value, key, dtype=dtype, device=v.device)
     else:
         state = initial_state.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
-    ways, kept, passed = [cut.by_row(x) for x in (delta, reader, handed, f.whole)], cut.by_row(states), None
+    first, second, third, whole = (cut.by_row(x) for x in (delta, reader, handed, f.whole))
+    kept, passed = cut.by_row(states), None
     scan = functools.partial(scan_linear if how.linear else scan_by_steps, run(advance))
     if cut.groups > 1:
-        final, passed = scan_groups(cut, scan, *ways, state, kept)
+        final, passed = scan_groups(cut, scan, first, second, third, whole, state, kept)
     else:
-        final = scan(*ways, state, kept)
+        final = scan(first, second, third, whole, state, kept)
     final = final.unflatten(0, (cut.batch, cut.heads)).transpose(2, 3).contiguous()
 
     out = product(reads, states.transpose(1, 2))

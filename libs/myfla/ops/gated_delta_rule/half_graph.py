@@ -60,7 +60,8 @@ def _backward(*given: Any) -> List[torch.Tensor]:
     tensors = (q, k, v, g, beta, initial_state)
     how = describe_call(tensors, scale, unit, chunk or None, fuse=_fuses(v.device))
     kept = Kept.of(kept)
-    kept = kept if kept.passed.numel() else kept._replace(passed=None)
+    if kept.passed is not None and not kept.passed.numel():
+        kept = kept._replace(passed=None)
     with torch.no_grad():
         *grads, dinitial = half_backward(do, dfinal, q, k, v, g, beta, how, kept)
     if initial_state is not None:
@@ -110,4 +111,7 @@ def _make() -> Tuple[Any, Any]:
     return op, op_backward
 
 
-_FORWARD, _BACKWARD = _make() if hasattr(getattr(torch, "library", None), "register_vmap") else (None, None)
+_FORWARD: Any = None
+_BACKWARD: Any = None
+if hasattr(getattr(torch, "library", None), "register_vmap"):
+    _FORWARD, _BACKWARD = _make()
