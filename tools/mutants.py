@@ -35,7 +35,7 @@ LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myf
 RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
 DPLR_RULE, RWKV_LAYER, RWKV_OPS = (f"tests/myfla/test_{name}.py" for name in ("dplr", "rwkv7_layer", "rwkv7_ops"))
 NORMS, SHIFT = "tests/myfla/test_norms.py", "tests/myfla/test_token_shift.py"
-CONVOLUTION = "tests/myfla/test_short_convolution.py"
+BLOCKS = "tests/myfla/test_blocks.py"
 CACHE, BATCH = "tests/myfla/test_cache.py tests/myfla/test_cache_sessions.py", "tests/encoders/test_batch.py"
 POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/test_layer_utils.py"
 
@@ -129,9 +129,9 @@ MUTANTS: List[Mutant] = [
     Mutant("norm backward: gate ignored", MODULES + "norm_core.py", "dnorm = dy if gate is None else dy * gate",
            "dnorm = dy", NORMS),
     Mutant("convolution backward: blocks do not meet", MODULES + "conv_taps.py",
-           "window[:, n:] = window[:, : width - 1].clone()", "window[:, n:] = 0", CONVOLUTION),
+           "window[:, n : n + width - 1] = window[:, : width - 1].clone()", "window[:, n:] = 0", BLOCKS),
     Mutant("convolution backward: block's first tokens", MODULES + "conv_taps.py", "first = max(start, s)",
-           "first = start + s", CONVOLUTION),
+           "first = start + s", BLOCKS),
     Mutant("shift: next for previous", MODULES + "token_shift.py",
            "torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1) - x",
            "torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), dim=1) - x", SHIFT),

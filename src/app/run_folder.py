@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from app.errors import RunError
-from encoders.files import write_atomic
+from myfla.utils.atomic import replacing, write_atomic
 
 __all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "read_json", "relative",
            "whole_file", "write_config", "write_json"]
@@ -63,16 +63,8 @@ def read_json(path: Path) -> Dict[str, Any]:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """A text file to write to that has its name only once it is whole; after an error there is nothing of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        yield file
 
 
 def is_first_process() -> bool:

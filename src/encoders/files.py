@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import os
 import re
-import uuid
 from pathlib import Path
 from typing import Any, Dict
 
+from myfla.utils.atomic import write_atomic
 from myfla.utils.errors import CheckpointError
 
 __all__ = ["digest", "parse_manifest", "read_bytes", "refuse", "seal_manifest", "weights_name", "write_atomic"]
@@ -23,31 +22,6 @@ def digest(data: bytes) -> str:
 def refuse(path: Path, rule: str, got: str, remedy: str) -> CheckpointError:
     """The error for a file: which, what must hold, what was found, what to do."""
     return CheckpointError(f"load_encoder: {path} {rule}; got {got}; {remedy}")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a reader after a crash, sees the old content or the new.
-
-    Raises:
-        OSError: the folder is missing, read-only or full; what stood at ``path`` is untouched.
-    """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
-    try:
-        with open(str(temporary), "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(str(temporary), str(path))
-    except BaseException:
-        if temporary.exists():
-            temporary.unlink()
-        raise
-    if os.name != "nt":  # the rename itself must survive a power cut; Windows cannot open a folder
-        folder = os.open(str(path.parent), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def read_bytes(path: Path, remedy: str, limit: int = 1 << 62) -> bytes:

@@ -337,7 +337,7 @@ def test_tensors_of_another_kind_are_refused(saved):
 
 
 def test_a_folder_that_cannot_be_written_leaves_the_old_encoder(saved, monkeypatch):
-    import encoders.files as files
+    import myfla.utils.atomic as files
 
     old = load_encoder(saved)
 

@@ -1,9 +1,13 @@
 """What fuzzing has found: calls that ended deep inside of torch, or wrong in silence. Now each names who and why."""
 
+import pytest
 import torch
 
 import fuzz
+from app.errors import DataError, RunError
+from app.streaming.store import FILE, Store
 from myfla.testing import cases, raises
+from readable_files import KINDS
 
 LONG = torch.int64
 FOUND = {  # subject, what is spoilt, what the refusal says
@@ -56,3 +60,31 @@ def test_no_sequences_at_all_have_a_loss_too(name):
     ids = torch.zeros(0, 5, dtype=LONG)
     loss, logits = fuzz.SUBJECTS[name].make(torch.float32)(ids, ids, ids)
     assert logits.shape[:2] == (0, 5) and loss.isnan(), "the mean of nothing, as in torch"
+
+
+@cases(content=[b"\0", b"\0" * 4096, b"x", b"SQLite format 2\0"])
+def test_a_state_file_of_nothing_is_no_new_one(content, tmp_path):
+    (tmp_path / FILE).write_bytes(content)
+    with raises(RunError, "must be a whole state folder", "the file is not a database"):
+        Store(tmp_path, {"model": "m"})
+    assert (tmp_path / FILE).read_bytes() == content
+
+
+@cases(old=[b"id", b"s3", b"busy"])
+def test_text_of_another_encoding_names_the_table(old, tmp_path):
+    path = KINDS["CSV table"].write(tmp_path, 0)
+    path.write_bytes(path.read_bytes().replace(old, b"\xff\xfe"))
+    with pytest.raises(DataError, match="x.csv"):
+        KINDS["CSV table"].read(path)
+
+
+def test_text_of_another_encoding_in_parquet_names_file_and_column(tmp_path):
+    path = KINDS["Parquet table"].write(tmp_path, 0)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    wrong = pa.array([b"s\xb1"] * len(table), pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(table.set_column(0, "id", wrong), path)
+    with raises(DataError, "x.parquet: column 'id' must be UTF-8; got b's\\xb1'"):
+        KINDS["Parquet table"].read(path)

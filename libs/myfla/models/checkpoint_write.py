@@ -1,42 +1,23 @@
 """Writing checkpoint folders as the official library reads them, each file whole or not at all."""
 
 import json
-import os
 import re
-import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Dict, Iterator, List, Union
+from typing import Dict, List, Union
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from myfla.models.checkpoint import INDEX_NAME, WEIGHTS_NAME
+from myfla.utils.atomic import replacing
 from myfla.utils.errors import value_error
 
-__all__ = ["replacing", "write_weights"]
+__all__ = ["write_weights"]
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SHARD = re.compile(r"^model-\d{5}-of-\d{5}\.safetensors$")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the same folder; what was written there takes the place of ``path`` at the end.
-
-    A reader sees the old file or the new one, never half of one.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        with open(str(temporary), "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(str(temporary), str(path))
-    except BaseException:
-        if temporary.exists():
-            temporary.unlink()
-        raise
 
 
 def write_weights(

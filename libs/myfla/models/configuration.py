@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union
 
+from myfla.utils.atomic import replacing
 from myfla.utils.errors import CheckpointError, message, value_error
 
 __all__ = ["CONFIG_NAME", "ModelConfig", "read_json"]
@@ -110,8 +111,6 @@ class ModelConfig:
 
     def save_pretrained(self, folder: Union[str, Path]) -> None:
         """Write ``config.json`` into a folder, which is made if it is not there."""
-        from myfla.models.checkpoint_write import replacing  # needs torch, reading a config does not
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CONFIG_NAME) as temporary:

@@ -10,8 +10,9 @@ from torch import nn
 
 from myfla.models.checkpoint import WeightFiles, check_names, check_shape
 from myfla.models.checkpoint_names import adapt_names
-from myfla.models.checkpoint_write import replacing, write_weights
+from myfla.models.checkpoint_write import write_weights
 from myfla.models.configuration import ModelConfig, read_json
+from myfla.utils.atomic import replacing
 from myfla.utils.errors import CheckpointError, message, unknown_keyword, value_error
 
 __all__ = ["FLAPreTrainedModel"]

@@ -7,8 +7,6 @@ renamed: a reader sees the old file or the new one, never half of one.
 
 import hashlib
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any, Dict, Tuple, Type, Union
 
@@ -16,6 +14,7 @@ import torch
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 
+from myfla.utils.atomic import write_atomic
 from myfla.utils.errors import message
 
 __all__ = ["read_sealed", "write_sealed"]
@@ -44,7 +43,7 @@ def write_sealed(path: Union[str, Path], kind: str, tensors: Dict[str, torch.Ten
     data = format_tensors(tensors, {"myfla": note})
     seal = _DIGEST + hashlib.sha256(data).hexdigest()
     data = data.replace((_DIGEST + _BLANK).encode(), seal.encode(), 1)
-    _replace(Path(path), data)
+    write_atomic(Path(path), data)
 
 
 def read_sealed(
@@ -90,23 +89,3 @@ def _note(data: bytes, who: str, kind: str, error: Type[ValueError]) -> Dict[str
     if found != kind:
         raise error(message(who, "format", f"must be {kind!r}", found))
     return note
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(str(temporary), "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(str(temporary), str(path))
-    except BaseException:
-        if temporary.exists():
-            temporary.unlink()
-        raise
-    if os.name != "nt":  # the rename itself must survive a power cut; Windows cannot open a folder
-        folder = os.open(str(path.parent), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

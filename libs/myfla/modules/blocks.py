@@ -23,5 +23,5 @@ def blocks(batch: int, tokens: int, channels: int, device: torch.device) -> Iter
     step = max(1, min(tokens, budget // max(channels, 1)))
     rows = max(1, min(batch, budget // max(tokens * channels, 1))) if step == tokens else 1
     for row in range(0, batch, rows):
-        for start in reversed(range(0, tokens, step)):
-            yield slice(row, min(row + rows, batch)), start, min(start + step, tokens)
+        for end in range(tokens, 0, -step):  # no block is longer than the first one of its rows
+            yield slice(row, min(row + rows, batch)), max(end - step, 0), end

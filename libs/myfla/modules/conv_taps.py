@@ -114,7 +114,7 @@ def _backward_dense(
             window = dy.new_zeros(rows.stop - rows.start, n + width - 1, D)  # dz of this block and of what follows it
             product = torch.empty_like(window) if needs.taps else product
         else:
-            window[:, n:] = window[:, : width - 1].clone()
+            window[:, n : n + width - 1] = window[:, : width - 1].clone()
         dz = window[:, :n]
         if z is None:
             dz.copy_(dy[rows, start:end])

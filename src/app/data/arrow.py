@@ -50,7 +50,7 @@ def open_table(path: str, config: TableDataConfig) -> "Table":
         _check_columns(table, config)
         if not table.rows():
             raise data_error(path, "rows", "must be at least one", 0)
-    except (OSError, pyarrow.ArrowInvalid) as problem:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as problem:
         raise DataError(f"{path}: cannot be read as {kind}: {str(problem).splitlines()[0]}") from None
     return table
 
@@ -111,7 +111,7 @@ class Table:
                     if block.num_rows:
                         yield start, block
                         start += block.num_rows
-        except (OSError, pyarrow.ArrowInvalid) as problem:
+        except (OSError, pyarrow.ArrowException) as problem:
             raise DataError(f"{self.path}: cannot be read: {str(problem).splitlines()[0]}") from None
 
     def _scanners(self, columns: List[str], wanted: Optional[np.ndarray]) -> Iterator[Tuple[int, Any]]:
@@ -156,6 +156,8 @@ class Table:
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
             raise data_error(self.path, f"column {name!r}", "must hold text or whole numbers",
                              str(column.type)) from None
+        except UnicodeDecodeError as problem:
+            raise data_error(self.path, f"column {name!r}", "must be UTF-8", bytes(problem.object[:40])) from None
 
     def matrix(self, block: Any, names: Sequence[str], start: int, missing: bool) -> np.ndarray:
         """``[rows, names]`` float64."""

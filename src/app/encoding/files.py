@@ -8,8 +8,8 @@ import torch
 
 from app.encoding.encode import Encoded
 from app.errors import RunError
-from encoders.files import write_atomic
 from myfla.models.sealed_file import write_sealed
+from myfla.utils.atomic import write_atomic
 
 __all__ = ["KIND", "require", "write_part"]
 

@@ -10,7 +10,7 @@ from app.page import html
 from app.page.html import Markup, join, section, tag
 from app.pictures import Picture
 from app.plots.style import to_svg
-from encoders.files import write_atomic
+from myfla.utils.atomic import write_atomic
 
 __all__ = ["REPORT", "repeat_command", "write_run_page"]
 

@@ -13,7 +13,7 @@ from app.plots.style import to_svg
 from app.sweep.groups import SEED, Figure, Group, figures_of, shown, shown_spread, shown_value
 from app.sweep.jobs import Row
 from app.sweep.table import short_names
-from encoders.files import write_atomic
+from myfla.utils.atomic import write_atomic
 
 __all__ = ["REPORT", "write_sweep_page"]
 

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from encoders.files import write_atomic
+from myfla.utils.atomic import write_atomic
 
 __all__ = ["ACCENT", "CATEGORIES", "GREY", "INK", "MUTED", "SECOND", "SURFACE", "categories", "clean", "drawing",
            "label_ticks", "no_frame", "plain_numbers", "save_png", "to_svg"]

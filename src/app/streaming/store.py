@@ -25,6 +25,7 @@ __all__ = ["Journal", "Position", "Store"]
 FORMAT = "myfla.stream"
 VERSION = 2
 FILE = "state.sqlite"
+_MAGIC = b"SQLite format 3\0"
 _MANY = 500  # values in one query; older SQLite takes 999
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # SQLite quotes a damaged schema in its message, whatever bytes it has
 
@@ -81,6 +82,7 @@ class Store:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _check_head(folder / FILE)
             self._db = sqlite3.connect(str(folder / FILE), isolation_level=None, timeout=1.0, check_same_thread=False)
         except (sqlite3.Error, OSError) as problem:
             raise self._refuse(problem) from None
@@ -255,6 +257,14 @@ class Store:
             return RunError(f"job.state={str(self.folder)!r} must not be in use by another job; got a locked file; "
                             "end the other job, or use another folder")
         return RunError(f"job.state={str(self.folder)!r} must be a whole state folder that can be written; got: {text}")
+
+
+def _check_head(path: Path) -> None:
+    """SQLite takes a few bytes of nothing for a new file; the states that were in it would be lost in silence."""
+    if path.exists() and path.stat().st_size:
+        with open(str(path), "rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise OSError("the file is not a database")
 
 
 def _seal(*content: Any) -> int:

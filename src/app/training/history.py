@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
-from encoders.files import write_atomic
+from myfla.utils.atomic import write_atomic
 
 __all__ = ["EpochTable"]
 

@@ -1,0 +1,62 @@
+"""The one way in which files are written: whole, or not at all. Needs no torch."""
+
+import os
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+__all__ = ["replacing", "write_atomic"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name in the same folder; what was written there takes the place of ``path`` at the end.
+
+    A reader, or a reader after a crash, sees the old file or the new one, never half of one. After an error the old one
+    stands, and nothing is left behind.
+
+    Raises:
+        OSError: the folder is missing, read-only or full.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x"
+        >>> with replacing(path) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> path.read_text()
+        'whole'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        with open(str(temporary), "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(str(temporary), str(path))
+    except BaseException:
+        if temporary.exists():
+            temporary.unlink()
+        raise
+    if os.name != "nt":  # the rename itself must survive a power cut; Windows cannot open a folder
+        folder = os.open(str(path.parent), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file with `replacing`.
+
+    Raises:
+        OSError: the folder is missing, read-only or full; what stood at ``path`` is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x"
+        >>> write_atomic(path, b"whole")
+        >>> path.read_bytes()
+        b'whole'
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

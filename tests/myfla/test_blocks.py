@@ -1,0 +1,66 @@
+"""Backward passes that go a few tokens at a time: where the blocks end changes nothing."""
+
+import torch
+
+from conv_loop import loop, loop_packed
+from myfla.modules import blocks
+from myfla.modules.convolution import causal_conv1d
+from myfla.modules.fused_norm_gate import layer_norm_gated, rms_norm_gated
+from myfla.modules.layernorm import group_norm
+from myfla.testing import assert_close, cases
+
+D = 6
+
+
+def grads(outputs, leaves):
+    draw = torch.Generator().manual_seed(1)
+    total = sum((y * torch.randn(y.shape, generator=draw, dtype=y.dtype)).sum() for y in outputs)
+    return torch.autograd.grad(total, leaves)
+
+
+@cases(batch=[1, 2, 5], tokens=[0, 1, 7, 20], channels=[1, 6], size=[1, 12, 50, 1000])
+def test_every_token_is_in_one_block_and_the_last_come_first(batch, tokens, channels, size, monkeypatch):
+    monkeypatch.setattr(blocks, "CPU_BLOCK", size)
+    seen, ends = torch.zeros(batch, tokens, dtype=torch.int64), {}
+    for rows, start, end in blocks.blocks(batch, tokens, channels, torch.device("cpu")):
+        seen[rows, start:end] += 1
+        assert start < end == ends.get(rows.start, tokens), "the blocks of some rows follow each other"
+        ends[rows.start] = start
+    assert (seen == 1).all()
+
+
+@cases(T=[1, 2, 9, 33], W=[1, 2, 4], size=[1, D, 2 * D, 5 * D, 40 * D], activation=[None, "silu"], cu=[False, True])
+def test_convolution_gradients_equal_the_token_loop_in_blocks_of_any_size(T, W, size, activation, cu, monkeypatch):
+    monkeypatch.setattr(blocks, "CPU_BLOCK", size)
+    cut = [0, T // 3, T // 3, T] if cu else None
+    rows = 1 if cu else 2
+    made = {"x": (rows, T, D), "weight": (D, W), "bias": (D,), "residual": (rows, T, D),
+            "initial_state": (3 if cu else rows, D, W)}
+    given = {name: torch.randn(*shape, dtype=torch.float64, requires_grad=True) for name, shape in made.items()}
+    offsets = None if cut is None else torch.tensor(cut)
+    got = causal_conv1d(**given, output_final_state=True, activation=activation, cu_seqlens=offsets)
+    x, w, b, r, s = given.values()
+    if cu:
+        y, final = loop_packed(x[0], cut, w, b, r[0], s, activation)
+        want = y[None], final
+    else:
+        want = [torch.stack(parts) for parts in zip(*(loop(x[i], w, b, r[i], s[i], activation) for i in range(rows)))]
+    for name, a, b in zip(given, grads(got, list(given.values())), grads(want, list(given.values()))):
+        assert_close(a, b, rms=1e-12, name=name)
+
+
+NORMS = {"plain": lambda g, kept: group_norm(*kept, num_groups=1, is_rms_norm=True),
+         "groups": lambda g, kept: group_norm(*kept, num_groups=3, is_rms_norm=False),
+         "rms gated": lambda g, kept: rms_norm_gated(kept[0], g, *kept[1:], "silu"),
+         "layer gated": lambda g, kept: layer_norm_gated(kept[0], g, *kept[1:], "sigmoid")}
+
+
+@cases(norm=list(NORMS), size=[1, 4 * D, 12 * D, 60 * D])
+def test_norm_gradients_are_the_same_in_blocks_of_any_size(norm, size, monkeypatch):
+    x, g = (torch.randn(3, 7, D, dtype=torch.float64, requires_grad=True) for _ in "xg")
+    parameters = [torch.randn(D, dtype=torch.float64, requires_grad=True) for _ in "wb"]
+    leaves = [x, *parameters, *([g] if "gated" in norm else [])]
+    want = grads([NORMS[norm](g, (x, *parameters))], leaves)
+    monkeypatch.setattr(blocks, "CPU_BLOCK", size)
+    for a, b in zip(grads([NORMS[norm](g, (x, *parameters))], leaves), want):
+        assert_close(a, b, rms=1e-13)
