@@ -126,8 +126,8 @@ def _backward_dense(
             _add_taps(found.taps, window, x[rows], start, end, product)
         if found.bias is not None:
             found.bias.add_(dz.sum((0, 1)))
-        if start == 0 and history is not None:
-            _add_past(found, dz, history, rows, taps)
+        if start < width - 1 and history is not None:
+            _add_past(found, dz, history, rows, taps, start)
     return found
 
 
@@ -154,15 +154,15 @@ def _add_taps(
 
 
 def _add_past(
-    found: Gradients, dz: torch.Tensor, history: torch.Tensor, rows: slice, taps: torch.Tensor
+    found: Gradients, dz: torch.Tensor, history: torch.Tensor, rows: slice, taps: torch.Tensor, start: int
 ) -> None:
-    """What the first tokens of the sequences read of their past."""
-    for s in range(1, taps.shape[0]):
-        m = min(s, dz.shape[1])
+    """What the first tokens of the sequences read of their past; ``dz`` is that of tokens from ``start`` on."""
+    for s in range(start + 1, taps.shape[0]):
+        m = min(s - start, dz.shape[1])
         if found.taps is not None:
-            found.taps[-1 - s] += (dz[:, :m] * _past(history[rows], s, m)).sum((0, 1))
+            found.taps[-1 - s] += (dz[:, :m] * _past(history[rows], s - start, m)).sum((0, 1))
         if found.history is not None:
-            _past(found.history[rows], s, m).addcmul_(dz[:, :m], taps[-1 - s])
+            _past(found.history[rows], s - start, m).addcmul_(dz[:, :m], taps[-1 - s])
 
 
 def _pick(rows: torch.Tensor, heads: Heads, width: int) -> torch.Tensor:

@@ -14,6 +14,8 @@ from myfla.utils.tensors import check_tensor
 def project(who: str, result: Result, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor]) -> Result:
     """The linear map of a norm's result, which is a pair after ``prenorm``; weights come to its number format."""
     y, carried = result if isinstance(result, tuple) else (result, None)
+    if weight is None:
+        raise value_error(who, "linear weight", "must be a tensor", "NoneType")
     check_tensor(who, "linear weight", weight, y)
     if weight.dim() != 2 or weight.shape[1] != y.shape[-1] or not weight.is_floating_point():
         got = f"{weight.dtype} {tuple(weight.shape)}"
