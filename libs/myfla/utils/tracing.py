@@ -13,7 +13,9 @@ __all__ = ["compiling", "exporting", "tracing", "transforming"]
 
 _compiler = getattr(torch, "compiler", None)
 _is_compiling = getattr(_compiler, "is_compiling", None)
-_is_exporting = getattr(_compiler, "is_exporting", None)
+# torch.compiler.is_exporting() itself is true in every compiled graph of PyTorch 2.11; the flag behind it is not. Before
+# there was one (2.6), the flag of compilation was raised by torch.export alone, and only where it is not strict.
+_export_flag = "_is_exporting_flag" if hasattr(_compiler, "_is_exporting_flag") else "_is_compiling_flag"
 _functorch = getattr(torch._C, "_functorch", None)
 _transform = getattr(_functorch, "peek_interpreter_stack", None)
 
@@ -31,11 +33,13 @@ def compiling() -> bool:
 def exporting() -> bool:
     """Whether ``torch.export`` is recording: the graph is for other runtimes, so it keeps to their operations.
 
+    In PyTorch 2.4 and 2.5 a strict export cannot be told from ``torch.compile``.
+
     Example:
         >>> exporting()
         False
     """
-    return _is_exporting is not None and _is_exporting()
+    return getattr(_compiler, _export_flag, False)
 
 
 def transforming() -> bool:
