@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import types
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -84,3 +85,21 @@ def plain_transformers(family):
     finally:
         for name, function in before.items():
             setattr(module, name, function)
+
+
+class _Wide(types.ModuleType):
+    """torch, but for its float32."""
+
+    def __getattr__(self, name):
+        return torch.float64 if name in ("float32", "float") else getattr(torch, name)
+
+
+@contextlib.contextmanager
+def in_float64(family):
+    """What a model file widens to float32 becomes float64: a model in float64 then computes in nothing else."""
+    module, narrow = importlib.import_module(hf_models.model_files()[family]), torch.Tensor.float
+    module.torch, torch.Tensor.float = _Wide("torch"), torch.Tensor.double
+    try:
+        yield
+    finally:
+        module.torch, torch.Tensor.float = torch, narrow

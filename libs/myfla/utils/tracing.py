@@ -13,8 +13,8 @@ __all__ = ["compiling", "exporting", "tracing", "transforming"]
 
 _compiler = getattr(torch, "compiler", None)
 _is_compiling = getattr(_compiler, "is_compiling", None)
-# torch.compiler.is_exporting() itself is true in every compiled graph of PyTorch 2.11; the flag behind it is not. Before
-# there was one (2.6), the flag of compilation was raised by torch.export alone, and only where it is not strict.
+# torch.compiler.is_exporting() itself is true in every compiled graph of PyTorch 2.11; the flag behind it is not.
+# Before there was one (2.6), torch.export alone raised the flag of compilation, and only where it is not strict.
 _export_flag = "_is_exporting_flag" if hasattr(_compiler, "_is_exporting_flag") else "_is_compiling_flag"
 _functorch = getattr(torch._C, "_functorch", None)
 _transform = getattr(_functorch, "peek_interpreter_stack", None)
