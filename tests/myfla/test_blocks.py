@@ -1,13 +1,22 @@
 """Backward passes that go a few tokens at a time: where the blocks end changes nothing."""
 
+import importlib
+
 import torch
 
+import rwkv7_layers
 from conv_loop import loop, loop_packed
 from myfla.modules import blocks
 from myfla.modules.convolution import causal_conv1d
 from myfla.modules.fused_norm_gate import layer_norm_gated, rms_norm_gated
 from myfla.modules.layernorm import group_norm
+from myfla.ops.common import tuning
+from myfla.ops.gated_delta_rule import recurrence as gdn_recurrence
+from myfla.ops.generalized_delta_rule.dplr import recurrence as dplr_recurrence
 from myfla.testing import assert_close, cases
+from state_subjects import OPS, op_state
+
+fused_addcmul = importlib.import_module("myfla.ops.rwkv7.fused_addcmul")
 
 D = 6
 
@@ -64,3 +73,35 @@ def test_norm_gradients_are_the_same_in_blocks_of_any_size(norm, size, monkeypat
     monkeypatch.setattr(blocks, "CPU_BLOCK", size)
     for a, b in zip(grads([NORMS[norm](g, (x, *parameters))], leaves), want):
         assert_close(a, b, rms=1e-13)
+
+
+@cases(op=list(OPS), size=[1, 700, 5000], cu=[False, True])
+def test_ops_are_the_same_in_blocks_of_any_size(op, size, cu, monkeypatch):
+    """How much is worked on together: chunks, heads, states, tokens of the recurrent forms. Values and gradients."""
+    rows = 1 if cu else 3
+    given = {name: t.requires_grad_() for name, t in OPS[op].inputs(rows, 70, torch.float64).items()}
+    offsets = torch.tensor([0, 1, 1, 40, 70]) if cu else None
+    state = op_state(op, 4 if cu else rows, torch.float64).requires_grad_()
+    leaves = [*given.values(), state]
+    outputs = OPS[op](given, state, offsets)
+    want = [*outputs, *grads(outputs, leaves)]
+    for module, name in ((tuning, "CPU_BLOCK"), (tuning, "CPU_STATES"), (dplr_recurrence, "SEGMENT"),
+                         (gdn_recurrence, "BLOCK")):
+        monkeypatch.setattr(module, name, size)
+    outputs = OPS[op](given, state, offsets)
+    with torch.no_grad():
+        alone = OPS[op](given, state, offsets)
+    for a, b in zip([*outputs, *grads(outputs, leaves), *alone], [*want, *want[:2]]):
+        assert_close(a, b, rms=1e-11)
+
+
+@cases(size=[1, 30, 200])
+def test_layers_are_the_same_in_blocks_of_any_size(size, monkeypatch):
+    """Mixtures of the token shift, row by row; and everything below."""
+    layer = rwkv7_layers.build(0)
+    x = torch.randn(2, 11, 24, dtype=torch.float64, requires_grad=True)
+    want = grads([layer(x)[0]], [x, *layer.parameters()][:9])
+    for module, name in ((fused_addcmul, "BLOCK"), (blocks, "CPU_BLOCK"), (tuning, "CPU_BLOCK")):
+        monkeypatch.setattr(module, name, size)
+    for a, b in zip(grads([layer(x)[0]], [x, *layer.parameters()][:9]), want):
+        assert_close(a, b, rms=1e-11)
