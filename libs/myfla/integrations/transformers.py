@@ -57,6 +57,9 @@ def use_myfla(devices: Sequence[str] = ("cpu",), families: Optional[Sequence[str
         modules = modules + hf_models.loaded_remote_code()
     patch = Patch(devices)
     for module in modules:
+        for layer in hf_models.unknown_layers(module):
+            _log.info("%s.%s is of a version not known here: its functions are replaced, not its forward pass",
+                      module.__name__, layer)
         for target in hf_models.targets(module):
             patch.replace(*target)
     _log.info("myfla computes on %s in %s", ", ".join(devices), ", ".join(module.__name__ for module in modules))

@@ -8,6 +8,7 @@ Taps are added newest first everywhere, so a sequence cut in two and continued t
 others, repeats the same sums in the same order as the whole.
 """
 
+import math
 from typing import NamedTuple, Optional
 
 import torch
@@ -121,9 +122,9 @@ def _backward_dense(
         else:
             torch.ops.aten.silu_backward.grad_input(dy[rows, start:end], z[rows, start:end], grad_input=dz)
         if found.x is not None:
-            _add_x(found.x[rows, start:end], window, taps, T - start)
+            add_x(found.x[rows, start:end], window, taps, T - start)
         if found.taps is not None:
-            _add_taps(found.taps, window, x[rows], start, end, product)
+            add_taps(found.taps, window, x[rows], start, end, product)
         if found.bias is not None:
             found.bias.add_(dz.sum((0, 1)))
         if start < width - 1 and history is not None:
@@ -131,8 +132,15 @@ def _backward_dense(
     return found
 
 
-def _add_x(dx: torch.Tensor, window: torch.Tensor, taps: torch.Tensor, left: int) -> None:
-    """``left``: tokens from the first of this block to the end of the sequence."""
+def add_x(dx: torch.Tensor, window: torch.Tensor, taps: torch.Tensor, left: int) -> None:
+    """Gradient of a block's inputs ``[B, n, *D]``.
+
+    Args:
+        dx: filled.
+        window: ``[B, n + W - 1, *D]``, gradients of z at the block and at the tokens behind it.
+        taps: ``[W, *D]``.
+        left: tokens from the first of the block to the end of the sequence.
+    """
     n = dx.shape[1]
     torch.mul(window[:, :n], taps[-1], out=dx)
     for s in range(1, min(taps.shape[0], left)):
@@ -140,15 +148,16 @@ def _add_x(dx: torch.Tensor, window: torch.Tensor, taps: torch.Tensor, left: int
         dx[:, :m].addcmul_(window[:, s : s + m], taps[-1 - s])
 
 
-def _add_taps(
+def add_taps(
     dtaps: torch.Tensor, window: torch.Tensor, x: torch.Tensor, start: int, end: int, buffer: torch.Tensor
 ) -> None:
-    B, _, D = x.shape
+    """Add a block's part to the gradient of the taps ``[W, *D]``; ``x [B, T, *D]`` are all inputs of its rows."""
     for s in range(dtaps.shape[0]):
         first = max(start, s)
         if first < end:
             # A contiguous piece of the buffer, whatever s: a sum over a strided one is several times slower.
-            product = buffer.view(-1)[: B * (end - first) * D].view(B, end - first, D)
+            shape = (x.shape[0], end - first, *x.shape[2:])
+            product = buffer.view(-1)[: math.prod(shape)].view(shape)
             torch.mul(window[:, first - start : end - start], x[:, first - s : end - s], out=product)
             dtaps[-1 - s] += product.sum((0, 1))
 

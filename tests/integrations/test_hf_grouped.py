@@ -1,0 +1,121 @@
+"""Qwen3-Next's layer in training: equal to transformers' own pass, and left alone where it is unknown."""
+
+import copy
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="5.15")
+
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen  # noqa: E402
+
+from hf_small_models import build, in_float64, plain_transformers, tokens  # noqa: E402
+from myfla.integrations import hf_grouped  # noqa: E402
+from myfla.integrations.hf_models import unknown_layers  # noqa: E402
+from myfla.integrations.packing import packed_kwargs  # noqa: E402
+from myfla.integrations.transformers import use_myfla  # noqa: E402
+from myfla.modules import blocks  # noqa: E402
+from myfla.testing import assert_close, cases  # noqa: E402
+
+if not hf_grouped.is_known(qwen.Qwen3NextGatedDeltaNet):
+    pytest.skip("this transformers' layer is another", allow_module_level=True)
+
+FAMILY = "qwen3_next"
+
+
+def layer(dtype=torch.float64):
+    return build(FAMILY).model.layers[1].linear_attn.to(dtype).train()
+
+
+def results(module, x, **kwargs):
+    x = x.detach().requires_grad_()
+    y = module(x, **kwargs)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the whole layer is computed here."""
+    seen, apply = [], hf_grouped.GroupedConvolution.apply
+    monkeypatch.setattr(hf_grouped.GroupedConvolution, "apply", lambda *given: seen.append(1) or apply(*given))
+    return seen
+
+
+@cases(T=[1, 2, 5, 40], block=[None, 7 * 80, 1])
+def test_every_gradient_equals_transformers_in_float64(T, block, monkeypatch, calls):
+    if block:
+        monkeypatch.setattr(blocks, "CPU_BLOCK", block)
+    module, x = layer(), torch.randn(3, T, 32, dtype=torch.float64)
+    with plain_transformers(FAMILY), in_float64(FAMILY):
+        want = results(module, x)
+    with use_myfla(), in_float64(FAMILY):
+        got = results(module, x)
+    assert len(calls) == 1
+    for one, other in zip(got, want):
+        assert_close(one, other, rms=1e-12)
+
+
+def test_a_mask_is_applied_as_transformers_does(calls):
+    module, x = layer(), torch.randn(2, 9, 32, dtype=torch.float64)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    with plain_transformers(FAMILY), in_float64(FAMILY):
+        want = results(module, x, attention_mask=mask)
+    with use_myfla(), in_float64(FAMILY):
+        got = results(module, x, attention_mask=mask)
+    assert len(calls) == 1
+    for one, other in zip(got, want):
+        assert_close(one, other, rms=1e-12)
+
+
+def test_second_derivatives_equal_those_of_plain_operations():
+    mixed = torch.randn(1, 5, 2, 12, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2 * (2 + 2 + 4), 3, dtype=torch.float64, requires_grad=True)
+
+    def run(mixed, weight):
+        return sum(part.pow(2).sum() for part in hf_grouped.GroupedConvolution.apply(mixed, weight, 2))
+
+    assert torch.autograd.gradcheck(run, (mixed, weight))
+    assert torch.autograd.gradgradcheck(run, (mixed, weight))
+
+
+def test_everything_but_a_plain_training_step_is_left_to_transformers(calls):
+    model, ids = build(FAMILY), tokens(1, 12)
+    with use_myfla():
+        with torch.no_grad():
+            model(ids)
+        model(ids, use_cache=True)
+        model(ids, **packed_kwargs(torch.cat([torch.arange(5), torch.arange(7)])[None]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(ids, use_cache=False)
+        copy.deepcopy(model).bfloat16()(ids, use_cache=False)
+        assert not calls
+        model(ids, use_cache=False)
+        assert len(calls) == 3
+
+
+def test_a_layer_of_an_unknown_version_keeps_its_forward_and_the_log_says_so(monkeypatch, caplog, calls):
+    model, ids = build(FAMILY), tokens(1, 12)
+    with use_myfla(families=[FAMILY]):
+        assert unknown_layers(qwen) == []
+        want = model(ids, use_cache=False).logits
+    assert len(calls) == 3
+    monkeypatch.setattr(hf_grouped, "KNOWN", frozenset())
+    with caplog.at_level(logging.INFO, "myfla"), use_myfla(families=[FAMILY]) as patch:
+        assert not any(name.endswith("GatedDeltaNet.forward") for name in patch.changed)
+        assert_close(model(ids, use_cache=False).logits, want, rms=1e-6)
+    assert len(calls) == 3
+    assert "modeling_qwen3_next.Qwen3NextGatedDeltaNet is of a version not known here" in caplog.messages[0]
+
+
+def test_a_change_in_the_code_is_noticed():
+    class Qwen3NextGatedDeltaNet(qwen.Qwen3NextGatedDeltaNet):
+        def forward(self, hidden_states):
+            return hidden_states
+
+        def fix_query_key_value_ordering(self, mixed_qkvz, mixed_ba):
+            return mixed_qkvz
+
+    assert hf_grouped.sorts_by_kind(Qwen3NextGatedDeltaNet) and not hf_grouped.is_known(Qwen3NextGatedDeltaNet)
