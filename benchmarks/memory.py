@@ -41,7 +41,7 @@ def peaks(spec: Dict[str, Any], timeout: float) -> Tuple[List[float], str]:
 
 
 def _peak(spec: Dict[str, Any], timeout: float) -> Tuple[float, str]:
-    environment = {**os.environ, **FIXED_MALLOC}
+    environment = {**os.environ, **FIXED_MALLOC, "PYTHONPATH": os.pathsep.join(sys.path)}  # the same myfla as here
     command = [sys.executable, "-m", "benchmarks.memory", json.dumps(spec)]
     try:
         done = subprocess.run(command, cwd=str(ROOT), env=environment, timeout=timeout, stdout=subprocess.PIPE,

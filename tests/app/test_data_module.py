@@ -115,4 +115,7 @@ def test_a_restart_inside_a_pass_hands_out_the_rest_of_it(settings):
     again.load_state_dict(state)
     loader = again.train_dataloader()
     assert len(loader) == len(passes[1]), "the length of a pass does not change"
-    assert batches(loader) == passes[1][4:] and batches(loader) == passes[2]
+    next(iter(loader))  # Lightning 2.3 begins a pass twice before the first step
+    assert batches(loader) == passes[1][4:]
+    again.restarting = False  # as the first step does
+    assert batches(loader) == passes[2]

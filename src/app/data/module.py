@@ -58,6 +58,7 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     Attributes:
         inside: how many batches of a pass are behind a checkpoint that is written now; 0 between two passes.
+        restarting: whether the state is that of a checkpoint, and no step has been taken since.
         standardizer: measured on the sequences that are trained on, and on nothing else; None for tokens.
     """
 
@@ -77,6 +78,7 @@ class SequenceDataModule(lightning.LightningDataModule):
         self._order = torch.Generator().manual_seed(seed)
         self._begun = self._order.get_state()  # before the pass that is going on
         self.inside = 0
+        self.restarting = False
 
     def prepared(self, data: SequenceSet) -> Prepared:
         """A set as the encoder gets it."""
@@ -84,10 +86,13 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         made = loader(self.prepared(self.train), self.config, self.per_step, self._order, *self._place(), self.inside)
-        made.begin = self._begin
+        made.begin = partial(self._begin, made.batch_sampler)
         return made
 
-    def _begin(self) -> None:
+    def _begin(self, sampler: Any) -> None:
+        if self.restarting:  # Lightning 2.3 begins the first pass after a restart twice
+            self._order.set_state(self._begun)
+            sampler.behind = self.inside
         self._begun = self._order.get_state()
 
     def val_dataloader(self) -> List[DataLoader]:
@@ -103,7 +108,8 @@ class SequenceDataModule(lightning.LightningDataModule):
         return {"order": self._begun if self.inside else self._order.get_state(), "inside": self.inside}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._order.set_state(state["order"])
+        self._begun, self.restarting = state["order"], True
+        self._order.set_state(self._begun)
         self.inside = state.get("inside", 0)
 
     def _measure(self, input_size: Optional[int]) -> Optional[Standardizer]:

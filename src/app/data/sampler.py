@@ -29,7 +29,7 @@ class BatchSampler(Sampler):
     def __init__(self, lengths: Sequence[int], batch_size: int, batch_tokens: Optional[int] = None,
                  packed: bool = False, generator: Optional[torch.Generator] = None, rank: int = 0,
                  world: int = 1, behind: int = 0) -> None:
-        self.generator, self.rank, self.world, self._behind = generator, rank, world, behind
+        self.generator, self.rank, self.world, self.behind = generator, rank, world, behind
         self._count = len(lengths)
         self._classes = [length_class(n) for n in lengths] if batch_tokens is not None else None
         if self._classes is None:
@@ -52,7 +52,7 @@ class BatchSampler(Sampler):
             start += size
         if shuffled and self._classes is not None:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=self.generator).tolist()]
-        behind, self._behind = self._behind, 0
+        behind, self.behind = self.behind, 0
         for batch in batches[behind:]:
             yield batch[self.rank :: self.world] or [filler(batch[0])]
 

@@ -28,7 +28,7 @@ class RandomState(lightning.Callback):
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self._found = state_dict["processes"]
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Here and not earlier, because what Lightning does before the first step after a restart draws as well."""
         if self._found is None:
             return
@@ -37,6 +37,7 @@ class RandomState(lightning.Callback):
         if own["cuda"] and len(own["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(own["cuda"])
         self._found = None
+        trainer.datamodule.restarting = False
 
 
 class Patience(EarlyStopping):
