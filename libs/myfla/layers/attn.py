@@ -124,7 +124,7 @@ class Attention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: Optional[torch.Tensor] = None,
-        past_key_values: Optional[Any] = None,
+        past_key_values: Any = None,
         output_attentions: Optional[bool] = False,
         use_cache: Optional[bool] = False,
         **kwargs: Any,
@@ -209,7 +209,7 @@ class Attention(nn.Module):
         if not tracing() and mask is not None and rows.time < mask.shape[1] == seen + rows.time:
             count = mask[:, :seen].sum(1)  # a cache from elsewhere does not know which positions were pads
             return None if bool((count == seen).all()) else count
-        layer = cache.layers[self.layer_idx] if isinstance(cache, Cache) else None
+        layer = cache.layers[self.layer_idx] if isinstance(cache, Cache) and self.layer_idx is not None else None
         return layer.lengths if layer is not None and layer.has_pads else None
 
     def _positions(
