@@ -14,6 +14,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+EXTRAS ?= app,test
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
@@ -57,7 +58,7 @@ $(VENV)/.app: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing (torch is large: the first time takes minutes) ..."
-	$(PIP_INSTALL) -e ".[app,test]"
+	$(PIP_INSTALL) -e ".[$(EXTRAS)]"
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml constraints.txt | $(VENV)/bin/python

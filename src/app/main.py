@@ -15,7 +15,7 @@ from app.errors import DataError, RunError
 from app.extras import missing_extra
 from app.jobs import run_job
 from app.paths import conf_dir
-from app.run_folder import FAILURE, claim, in_sweep, is_first_process, overrides, write_json
+from app.run_folder import FAILURE, check_shared, claim, in_sweep, is_first_process, overrides, write_json
 from app.sweep import register_sweep_table
 from cfg.app import register_configs
 from cfg.validation import ConfigError, known_fields
@@ -37,8 +37,10 @@ def _run(config: DictConfig) -> Optional[float]:
     try:
         # Dataclasses check themselves here; nothing below ever sees a DictConfig.
         config = known_fields(OmegaConf.to_object(config))
-        if not config.resume and is_first_process():
-            claim(folder)
+        if not config.resume:
+            check_shared(config.trainer.devices * config.trainer.num_nodes)
+            if is_first_process():
+                claim(folder)
         return run_job(config, folder)
     except Exception as error:
         known = isinstance(error, USER_ERRORS)

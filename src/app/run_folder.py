@@ -12,10 +12,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from app.errors import RunError
+from cfg.validation import config_error
 from myfla.utils.atomic import replacing, write_atomic
 
-__all__ = ["FAILURE", "RESULTS", "claim", "in_sweep", "is_first_process", "overrides", "read_json", "relative",
-           "whole_file", "write_config", "write_json"]
+__all__ = ["FAILURE", "RESULTS", "check_shared", "claim", "in_sweep", "is_first_process", "overrides", "read_json",
+           "relative", "whole_file", "write_config", "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
@@ -70,6 +71,24 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 def is_first_process() -> bool:
     """False in all but the first process of a run on several, however they were started."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def check_shared(processes: int) -> None:
+    """Make sure that all processes of a run write to one folder: the default's name is from each one's own clock.
+
+    Args:
+        processes: of the run; those that torchrun or Slurm have not started will be given the folder.
+
+    Raises:
+        ConfigError: they have been started and no folder is named.
+    """
+    started = [name for name in ("RANK", "SLURM_PROCID") if name in os.environ]
+    if processes == 1 or not started or not HydraConfig.initialized():
+        return
+    if not any(override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for override in
+               HydraConfig.get().overrides.hydra):
+        raise config_error("hydra.run.dir", f"must be given to {processes} processes that something else has started "
+                           f"({started[0]} is set)", None, "hydra.run.dir=FOLDER, which all of them see")
 
 
 def in_sweep() -> bool:

@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+import sys
 
 import pytest
 
@@ -15,7 +16,8 @@ from app.plots.style import to_svg
 from app.sweep import collect
 from app.sweep.groups import figures_of, group
 from app.sweep.table import show, write_groups, write_jobs
-from app_runs import run_app
+from app_runs import QUICK, run_app
+from fake_slurm import install
 from pages import HOSTILE, assert_nothing_is_loaded
 
 ACCURACY = {("true", 0): 0.9, ("true", 1): 0.7, ("false", 0): 0.95, ("false", 1): 0.85}
@@ -156,6 +158,25 @@ def test_slurm_is_composed(tmp_path):
     done = run_app(tmp_path, "hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2", "--cfg", "hydra", "-p",
                    "hydra.launcher")
     assert done.returncode == 0 and "nodes: 2" in done.stdout and "SlurmLauncher" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the commands are scripts of POSIX")
+@installed("hydra_submitit_launcher")
+def test_a_sweep_goes_through_slurm(tmp_path, monkeypatch):
+    """What Slurm is asked for, and that jobs train in the environment that it makes."""
+    for name, value in install(tmp_path / "slurm").items():
+        monkeypatch.setenv(name, value)
+    wanted = {"partition": "gpu", "time": 90, "nodes": 1, "cpus-per-task": 3, "gpus-per-node": 1, "mem": "8GB"}
+    done = run_app(tmp_path, "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu",
+                   "hydra.launcher.timeout_min=90", "hydra.launcher.cpus_per_task=3", "hydra.launcher.gpus_per_node=1",
+                   "hydra.launcher.mem_gb=8", "hydra.launcher.array_parallelism=2", *QUICK, "trainer.max_epochs=1",
+                   "job.refit=false", "encoder.use_gate=true,false", "hydra.sweep.dir=all", "trainer.progress=false")
+    assert done.returncode == 0, done.stderr
+    script = (tmp_path / "slurm" / "script").read_text()
+    for name, value in {**wanted, "array": "0-1%2", "ntasks-per-node": 1}.items():
+        assert f"#SBATCH --{name}={value}\n" in script, (name, script)
+    rows = read(tmp_path / "all" / "sweep.csv")
+    assert len(rows) == 2 and all(float(row["test_accuracy"]) > 0 and not row["error"] for row in rows)
 
 
 @installed("hydra_optuna_sweeper")

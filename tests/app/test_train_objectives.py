@@ -97,6 +97,15 @@ def test_figures_go_to_tensorboard_too(tmp_path):
     assert (tmp_path / "run" / "metrics.csv").exists()
 
 
+def test_figures_go_to_wandb_without_a_network(tmp_path):
+    pytest.importorskip("wandb")
+    train(tmp_path / "run", "logger=wandb", "logger.offline=true", "job.refit=true")
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2, "one for each stage"
+    written = b"".join(path.read_bytes() for path in files)
+    assert b"val_loss" in written and b"learning_rate" in written and b"hidden_size" in written
+
+
 def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("app.training.loggers._wandb", lambda *args: __import__("wandb"))

@@ -16,7 +16,7 @@ from app.training.callbacks import EpochProgress, Throughput
 from app.training.checkpoint_io import SafeCheckpointIO
 from app.training.history import EpochTable
 from app.training.learner import Learner
-from app.training.loggers import make_logger
+from app.training.loggers import finish, make_logger
 from app.training.resume import Patience, RandomState, WholeCheckpoint
 from app.training.trainer import make_trainer
 from cfg.app import AppConfig
@@ -106,6 +106,8 @@ def fit(
         trainer.fit(module, data, ckpt_path=last if last.exists() else None, **_everything(trainer))
     except CheckpointError as problem:
         raise _not_whole(folder, problem) from None
+    finally:
+        finish(trainer.logger)
     seconds = time.perf_counter() - start
     epoch = trainer.current_epoch
     if data.validation is not None:

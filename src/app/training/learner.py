@@ -103,10 +103,19 @@ class Learner(lightning.LightningModule):
         groups = [{"params": parts[True], "weight_decay": self.config.weight_decay},
                   {"params": parts[False], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._steps()
         warmup = round(self.config.warmup * total)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_with_warmup(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _steps(self) -> int:
+        """Of the whole schedule.
+
+        Lightning's ``estimated_stepping_batches`` would begin a pass over the data, which under FSDP is too early: only
+        after this is the checkpoint read that says where in the data to go on.
+        """
+        batches, limit = len(self.trainer.datamodule.train_dataloader()), self.trainer.limit_train_batches
+        return self.trainer.max_epochs * (min(batches, limit) if isinstance(limit, int) else batches)
 
 
 def class_weights(targets: Any, classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Union
 from app.errors import RunError
 from cfg.app import AppConfig
 
-__all__ = ["make_logger"]
+__all__ = ["finish", "make_logger"]
 
 EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
@@ -37,6 +37,12 @@ def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Any, bool]
                        ) from None
     made.log_hyperparams(dataclasses.asdict(config))
     return made
+
+
+def finish(logger: Union[Any, bool]) -> None:
+    """Close the run at W&B: the next stage, or the next job of a sweep in this process, would otherwise write to it."""
+    if type(logger).__name__ == "WandbLogger":
+        logger.experiment.finish()
 
 
 def _tensorboard(folder: Path, stage: str) -> Any:

@@ -57,8 +57,6 @@ def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
     if (folder / RESULTS).exists():
         raise RunError(f"run={str(folder)!r} must be a run that was cut off; it has ended, with {RESULTS}")
     config = read_config(folder)
-    if config.trainer.strategy == "fsdp":
-        raise RunError(f"run={str(folder)!r} must be a run without trainer=fsdp, which is not gone on with; train anew")
     return config, _read_start(folder)["overrides"]
 
 

@@ -7,7 +7,6 @@ import lightning
 
 from app.training.checkpoint_io import SafeCheckpointIO
 from cfg.app import AppConfig
-from encoders.blocks import PreNormBlock
 
 __all__ = ["make_trainer"]
 
@@ -44,8 +43,6 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
 def _strategy(name: str) -> Union[str, Any]:
     if name != "fsdp":
         return name
-    from lightning.pytorch.strategies import FSDPStrategy
-    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+    from app.training.sharded import ShardedStrategy
 
-    # Checkpoints with whole tensors: the folder is the same whatever trained it.
-    return FSDPStrategy(auto_wrap_policy=ModuleWrapPolicy({PreNormBlock}), state_dict_type="full")
+    return ShardedStrategy()

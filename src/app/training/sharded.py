@@ -1,0 +1,37 @@
+"""FSDP through Lightning, with checkpoints that are the same as those of any other run: whole tensors, no pickle."""
+
+from pathlib import Path
+from typing import Any, Dict, Optional, Union
+
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp import OptimStateKeyType
+from torch.distributed.fsdp.api import FullOptimStateDictConfig, FullStateDictConfig, StateDictType
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from encoders.blocks import PreNormBlock
+
+__all__ = ["ShardedStrategy"]
+
+
+class ShardedStrategy(FSDPStrategy):
+    """Every process keeps a part of each block's parameters; what it loads goes through the checkpoint plugin.
+
+    Lightning's own reads whole checkpoints with ``torch.load``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(auto_wrap_policy=ModuleWrapPolicy({PreNormBlock}), state_dict_type="full")
+
+    def load_checkpoint(self, checkpoint_path: Union[str, Path], weights_only: Optional[bool] = None) -> Dict[str, Any]:
+        """Every process reads the whole file and keeps its parts of the weights and of the optimizer's state."""
+        checkpoint = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
+        whole = (FullStateDictConfig(rank0_only=False), FullOptimStateDictConfig(rank0_only=False))
+        with FSDP.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *whole):
+            self.model.load_state_dict(checkpoint.pop("state_dict"))
+            if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+                for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", [])):
+                    state = FSDP.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
+                    optimizer.load_state_dict(FSDP.optim_state_dict_to_load(self.model, optimizer, state))
+        return checkpoint
