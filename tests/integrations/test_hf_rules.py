@@ -126,6 +126,15 @@ def test_options_of_the_op_reach_it(rule):
     assert_close(scaled, 2 * plain, rms=1e-6)
 
 
+@cases(chunk_size=[4, 64, 128])
+def test_any_chunk_size_of_transformers_gives_the_same(chunk_size):
+    leaves = {name: x.detach() for name, x in inputs("chunk", 13).items()}
+    q, k, v = (leaves[name] for name in NAMES[:3])
+    ours, theirs = PAIRS["chunk"]
+    options = dict(g=leaves["g"], beta=leaves["beta"], chunk_size=chunk_size)
+    assert_close(ours(q, k, v, **options)[0], theirs(q, k, v, **options)[0], rms=1e-5)
+
+
 @cases(rule=["chunk", "kimi chunk"])
 def test_packed_rows_of_a_batch_are_refused_not_mixed(rule):
     leaves = {name: x.detach() for name, x in inputs(rule, 6).items()}

@@ -17,7 +17,9 @@ from myfla.utils.l2norm import l2norm
 
 Result = Tuple[torch.Tensor, Optional[torch.Tensor]]
 
-_OPTIONS = {op: frozenset(inspect.signature(op).parameters) - {"backend", "legacy"} for op in (chunk_op, recurrent_op)}
+# Those chunk sizes that transformers takes and the op does not would change nothing but rounding.
+_KEPT = {"backend", "legacy", "chunk_size"}
+_OPTIONS = {op: frozenset(inspect.signature(op).parameters) - _KEPT for op in (chunk_op, recurrent_op)}
 
 
 def chunk_gated_delta_rule(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any) -> Result:
