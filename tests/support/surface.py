@@ -10,6 +10,7 @@ import sys
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
+from typing import Generic
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "tests" / "house" / "surface.txt"
@@ -42,6 +43,8 @@ def call(thing):
     """``(a, b=, *, c=)``: the names and order of the arguments; ``=`` marks those that have a default."""
     if not callable(thing) or not ours(thing) or (inspect.isclass(thing) and issubclass(thing, Exception)):
         return ""
+    if getattr(thing, "__new__", None) is getattr(Generic, "__new__") is not object.__new__:
+        return "()"  # of Python 3.8's Generic, which takes anything
     words, star = [], False
     for parameter in inspect.signature(thing).parameters.values():
         if parameter.kind == parameter.KEYWORD_ONLY and not star:
