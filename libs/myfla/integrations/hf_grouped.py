@@ -6,6 +6,7 @@ does not care for the order of its channels, so here it reads them as they lie.
 """
 
 import ast
+import functools
 import hashlib
 import inspect
 import sys
@@ -137,7 +138,7 @@ class GroupedConvolution(torch.autograd.Function):
         mixed, weight, before = ctx.saved_tensors
         sizes, needs = ctx.sizes, ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
-            return (*backward_through(lambda *given: _formula(*given, sizes), [mixed, weight], needs, grads), None)
+            return (*backward_through(functools.partial(_formula, sizes=sizes), [mixed, weight], needs, grads), None)
         (B, T, G, _), channels = mixed.shape, sum(sizes[:3])
         taps, x = _grouped_taps(weight, G, sizes), mixed[..., :channels]
         found, dtaps = torch.empty_like(mixed), torch.zeros_like(taps)
