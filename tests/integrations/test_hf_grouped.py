@@ -31,7 +31,7 @@ def layer(dtype=torch.float64):
 def results(module, x, **kwargs):
     x = x.detach().requires_grad_()
     y = module(x, **kwargs)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(y.dtype)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(y)
     return [y.detach(), *torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])]
 
 
@@ -51,6 +51,19 @@ def test_every_gradient_equals_transformers_in_float64(T, block, monkeypatch, ca
     with plain_transformers(FAMILY), in_float64(FAMILY):
         want = results(module, x)
     with use_myfla(), in_float64(FAMILY):
+        got = results(module, x)
+    assert len(calls) == 1
+    for one, other in zip(got, want):
+        assert_close(one, other, rms=1e-12)
+
+
+def test_a_gpu_computes_the_same(calls):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    module, x = layer().cuda(), torch.randn(3, 40, 32, dtype=torch.float64, device="cuda")
+    with plain_transformers(FAMILY), in_float64(FAMILY):
+        want = results(module, x)
+    with use_myfla(devices=["cuda"]), in_float64(FAMILY):
         got = results(module, x)
     assert len(calls) == 1
     for one, other in zip(got, want):

@@ -27,7 +27,7 @@ STREAMS, CLOSE_STREAMS = ("_hc.scale", "_hc.base"), 5e-5
 
 def project(logits):
     """A number whose gradient reaches everything."""
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5)).to(logits.dtype)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5)).to(logits)
     return (logits * weights).sum()
 
 
@@ -54,7 +54,7 @@ def in_truth(family, model, ids, nudge=False, pieces=None, **kwargs):
     if nudge:
         with torch.no_grad():
             for p in wide.parameters():
-                p.mul_(1 + 2.0**-24 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+                p.mul_(1 + 2.0**-24 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device))
 
     def compute():
         parts = ids.split(pieces, 1) if pieces else [ids]
@@ -108,6 +108,21 @@ def test_logits_and_gradients_equal_transformers(family, length):
     assert any("A_log" in name for name in truth[1])
     assert_close(ours[0], theirs[0], rms=CLOSE)
     assert_theirs_is_the_error(ours, theirs, truth)
+
+
+@cases(family=FAMILIES)
+def test_a_gpu_computes_the_same(family):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    model, ids = build(family).cuda(), tokens(2, 70).cuda()
+    with use_myfla(devices=["cuda"]):
+        assert_true(family, model, logits_and_gradients(model, ids), ids)
+        got = model.generate(ids[:, :9], max_new_tokens=8, do_sample=False, pad_token_id=0)
+    with plain_transformers(family):
+        assert got.tolist() == model.generate(ids[:, :9], max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
+        want = model(ids, use_cache=False).logits
+        with use_myfla():  # which leaves CUDA tensors alone
+            assert_close(model(ids, use_cache=False).logits, want, rms=1e-6)
 
 
 @cases(family=FAMILIES, length=[5, 70])
