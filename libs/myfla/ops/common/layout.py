@@ -86,8 +86,8 @@ class Block:
                 piece = piece[..., :c, :]
             piece.copy_(source.permute(0, 1, 3, 2, 4).unsqueeze(3))
         holes = self.holes() if pad else None
-        if holes is not None:
-            out.masked_fill_(holes.view(self.size, 1, self.chunk, 1), 0)
+        if holes is not None:  # a mask over all would cost ten times as much
+            out.transpose(1, 2)[holes] = 0
         return out
 
     def store(self, buffer: torch.Tensor, out: torch.Tensor) -> None:
@@ -100,7 +100,7 @@ class Block:
         if out.shape[2] != buffer.shape[1]:
             buffer = buffer.view(buffer.shape[0], out.shape[2], -1, *buffer.shape[2:]).sum(2)
         if self.layout.index is not None:
-            tokens, positions = self.layout.tokens(self, self.layout.index)
+            tokens, positions = self.tokens(self.layout.index)
             found = buffer.transpose(1, 2).reshape(-1, out.shape[2], out.shape[3])
             found = found if positions is None else found.index_select(0, positions)
             out[0].index_copy_(0, tokens, found.to(out.dtype))
@@ -111,9 +111,22 @@ class Block:
             piece = piece.view(waves, rows, out.shape[2], self.chunk, out.shape[3])
             target.copy_((piece if c == self.chunk else piece[..., :c, :]).transpose(2, 3))
 
-    def holes(self) -> Optional[torch.Tensor]:
-        """``[M, C]`` bool, true past a packed sequence's end; None where there is no such position."""
-        return self.layout.hole[self.span(1)] if self.layout.hole is not None else None
+    def holes(self) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
+        """Chunk and position of what lies past a packed sequence's end; None where nothing does."""
+        layout = self.layout
+        if layout.hole is None or layout.holes_before[self.start] == layout.holes_before[self.start + self.size]:
+            return None
+        at = slice(layout.holes_before[self.start], layout.holes_before[self.start + self.size])
+        return layout.hole[0][at] - self.start, layout.hole[1][at]
+
+    def tokens(self, index: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """The tokens of a packed block and their positions among its ``M * C`` (None: all, in order)."""
+        layout, index = self.layout, index[self.span(1)].reshape(-1)
+        if layout.kept is None or self.holes() is None:
+            return index, None
+        first, last = (i * self.chunk - layout.holes_before[i] for i in (self.start, self.start + self.size))
+        positions = layout.kept[first:last] - self.start * self.chunk
+        return index.index_select(0, positions), positions
 
     def _pieces(self, x: torch.Tensor) -> Iterator[Tuple[torch.Tensor, int, int]]:
         """Views (packed: gathered copies) ``[waves, rows, c, H, D]`` of x, each with its first chunk and its c."""
@@ -153,7 +166,9 @@ class ChunkLayout:
         groups: for each group of rows its blocks, in the order of the recurrence. Groups are independent.
         wholes: for each group one block with all its chunks, for what is small enough to be loaded at once.
         index: ``[total, C]`` int64, the token at each position; None for a dense batch.
-        hole: ``[total, C]`` bool, true past a sequence's end; None where there is no such position.
+        hole: chunk and position of every place past a sequence's end, in order; None where there is none.
+        kept: the other places among the ``total * C``, in order; None where that is all.
+        holes_before: ``total + 1`` numbers of places in ``hole`` before each chunk, and of all.
     """
 
     def __init__(
@@ -169,7 +184,9 @@ class ChunkLayout:
     ) -> None:
         self.chunk, self.length, self.block_heads = chunk, tokens, block_heads
         self.index: Optional[torch.Tensor] = None
-        self.hole: Optional[torch.Tensor] = None
+        self.hole: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+        self.kept: Optional[torch.Tensor] = None
+        self.holes_before: List[int] = []
         self.order: Optional[torch.Tensor] = None
         most = block_chunks if block_rows is None else min(block_chunks, block_rows)
         if cu_seqlens is None:
@@ -215,20 +232,16 @@ class ChunkLayout:
         hole = offset >= lengths[row][:, None]
         # A position past the end repeats the sequence's last token, so that nothing crosses between sequences.
         self.index = (first[row][:, None] + torch.minimum(offset, (lengths[row] - 1)[:, None])).to(device)
-        self.hole = hole.to(device) if bool(hole.any()) else None
+        self.holes_before = [0] + hole.sum(1).cumsum(0).tolist()
+        if self.holes_before[-1]:
+            chunk_of, position = hole.nonzero(as_tuple=True)
+            self.hole = chunk_of.to(device), position.to(device)
+            self.kept = (~hole).reshape(-1).nonzero(as_tuple=True)[0].to(device)
         if not torch.equal(order, torch.arange(self.rows)):
             self.order = order.to(device)
         groups = -(-self.rows // step)
         counts = torch.bincount(wave_of_group, minlength=groups * waves).view(groups, waves).tolist()
         return [[count for count in group if count] for group in counts]
-
-    def tokens(self, block: Block, index: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-        """The tokens of a packed block and their positions among its ``M * C`` (None: all, in order)."""
-        index = index[block.span(1)].reshape(-1)
-        if self.hole is None:
-            return index, None
-        positions = (~self.hole[block.span(1)]).reshape(-1).nonzero(as_tuple=True)[0]
-        return index.index_select(0, positions), positions
 
 
 def sort_rows(layout: ChunkLayout, state: torch.Tensor) -> torch.Tensor:
