@@ -1,4 +1,4 @@
-"""``python -m benchmarks [ops decode layer varlen packing scaling startup hf]``: see ``--help``."""
+"""``python -m benchmarks [ops rwkv7 decode layer varlen packing scaling startup hf]``: see ``--help``."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     choice = f"any of {' '.join(SECTIONS['cpu'])}; all by default"
     parser.add_argument("sections", nargs="*", metavar="section", help=choice)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", default="1", help="of a CPU, for ops, decode and layer; e.g. 1,2")
+    parser.add_argument("--threads", default="1", help="of a CPU, for ops, rwkv7, decode and layer; e.g. 1,2")
     parser.add_argument("--rounds", type=int, help="samples of each side (7; with --quick 2)")
     parser.add_argument("--patience", type=float, default=20.0, help="seconds after which a side gets no more samples")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
@@ -41,7 +41,7 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks", help="folder for JSON and plots")
     parser.add_argument("--markdown", type=Path, help="document whose marked tables are replaced")
-    parser.add_argument("--results", type=Path, metavar="JSON", help="show these results instead of measuring")
+    parser.add_argument("--results", type=Path, nargs="+", metavar="JSON", help="show these instead of measuring")
     options = parser.parse_args(arguments)
     known = SECTIONS[options.device]
     options.sections = options.sections or list(known)
@@ -57,8 +57,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     given = parse(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     if given.results:
-        content = json.loads(given.results.read_text(encoding="utf-8"))
-        facts, rows, device = content["machine"], [Row(**row) for row in content["rows"]], content["options"]["device"]
+        parts = [json.loads(path.read_text(encoding="utf-8")) for path in given.results]
+        facts, device = parts[0]["machine"], parts[0]["options"]["device"]  # all are one machine's
+        rows = [Row(**row) for part in parts for row in part["rows"]]
         print(machine.summary(facts))
     else:
         facts, device = machine.describe(), given.device

@@ -19,6 +19,7 @@ SHAPES: Dict[str, Sequence[Shape]] = {
     "RWKV-7": ((8, 128, 4, 32), (2, 512, 4, 64), (1, 2048, 4, 64)),
 }
 QUICK: Dict[str, Sequence[Shape]] = {"gated delta rule": ((1, 40, 2, 16),), "RWKV-7": ((1, 64, 2, 16),)}
+SECTION = {"gated delta rule": "ops", "RWKV-7": "rwkv7"}
 RIVALS = {"gated delta rule": (TRANSFORMERS,), "RWKV-7": ("fla naive chunk", "token loop")}
 """Goals are ratios to these, or to the better of them."""
 
@@ -34,17 +35,25 @@ LONGEST_LOOP = {"forward": 2048, "forward + backward": 512}
 
 
 def run(options: Options) -> Iterator[List[Row]]:
-    """Every shape of both ops, then bfloat16; yields the lines of each case."""
+    """Every shape of the gated delta rule, then bfloat16; yields the lines of each case."""
     for threads in options.threads:
-        torch.set_num_threads(threads)
-        for op, shapes in (QUICK if options.quick else SHAPES).items():
-            for index, shape in enumerate(shapes):
-                for work in WORKS:
-                    goal = None if options.quick else GOALS[op, work][index]
-                    yield _case(op, shape, work, threads, options, goal)
+        yield from _shapes("gated delta rule", threads, options)
         for shape in (QUICK if options.quick else SHAPES)["gated delta rule"][-2:]:
             for work in WORKS:
                 yield _half_case(shape, work, threads, options)
+
+
+def run_rwkv7(options: Options) -> Iterator[List[Row]]:
+    """Every shape of RWKV-7's op."""
+    for threads in options.threads:
+        yield from _shapes("RWKV-7", threads, options)
+
+
+def _shapes(op: str, threads: int, options: Options) -> Iterator[List[Row]]:
+    torch.set_num_threads(threads)
+    for index, shape in enumerate((QUICK if options.quick else SHAPES)[op]):
+        for work in WORKS:
+            yield _case(op, shape, work, threads, options, None if options.quick else GOALS[op, work][index])
 
 
 def _case(op: str, shape: Shape, work: str, threads: int, options: Options, goal: Optional[float]) -> List[Row]:
@@ -57,7 +66,7 @@ def _case(op: str, shape: Shape, work: str, threads: int, options: Options, goal
     least, dense = op_flops(op, *size), dense_flops(op, *size)
     rate = flops / median(timings[GEMM_SIDE].samples(process))
     rows = rows_of(
-        timings, names, process, tokens=shape[0] * shape[1], floor=least / rate, section="ops", op=op,
+        timings, names, process, tokens=shape[0] * shape[1], floor=least / rate, section=SECTION[op], op=op,
         shape=name_shape(shape), work=work, dtype="float32", threads=threads,
         note=f"floor: {least / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s; dense products: {dense / 1e9:.2f} GFLOP",
     )  # fmt: skip

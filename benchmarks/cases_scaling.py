@@ -17,8 +17,8 @@ SIDES: Dict[str, Tuple[str, ...]] = {
     "gated delta rule": (OURS, TRANSFORMERS, "fla naive chunk", "token loop"),
     "RWKV-7": (OURS, "fla naive chunk", "token loop"),
 }
-LIMIT = 15.0
-"""Seconds of one run beyond which a side is not tried at greater lengths."""
+LIMIT, PEER_LIMIT = 15.0, 4.0
+"""Seconds that one run of ours, or of a peer, may take by the last length's; beyond, it is not tried any more."""
 
 
 def run(options: Options) -> Iterator[List[Row]]:
@@ -55,7 +55,7 @@ def _maker(op: str, name: str, work: str, shape: Tuple[int, ...], last: Dict[str
     def make() -> Work:
         if shape[1] > LENGTHS[0] and name not in last:
             raise TooSlow("too slow at a smaller length, or not there")
-        if 2.5 * last.get(name, 0.0) > LIMIT:
+        if 2.5 * last.get(name, 0.0) > (LIMIT if name == OURS else PEER_LIMIT):
             seconds = last.pop(name)
             raise TooSlow(f"{seconds:.0f} s at half the length")
         inputs = INPUTS[op](*shape, getattr(torch, _dtype(options)), options.device)

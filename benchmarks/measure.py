@@ -83,14 +83,14 @@ def time_in_turn(
             start = time.perf_counter()
             result = work()
             once = time.perf_counter() - start
+            if compare is not None and result is not None:  # before another run: what works in place goes on
+                reference = result if reference is None else reference
+                timing.error = None if result is reference else compare(result, reference)
             if once < 1.0:  # what is slow is slow the second time too
                 once = _sample(work, 1, device)[0]
         except Exception as error:
             timing.give_up(error)
             continue
-        if compare is not None and result is not None:
-            reference = result if reference is None else reference
-            timing.error = None if result is reference else compare(result, reference)
         timing.repeat = max(1, math.ceil(SHORTEST / max(once, 1e-9)))
         works[side.name] = work
     del reference

@@ -21,6 +21,7 @@ Runner = Callable[[Options], Iterator[List[Row]]]
 SECTIONS: Dict[str, Dict[str, Runner]] = {
     "cpu": {
         "ops": cases_ops.run,
+        "rwkv7": cases_ops.run_rwkv7,
         "decode": cases_decode.run,
         "layer": cases_layer.run,
         "varlen": cases_varlen.run,

@@ -30,7 +30,7 @@ def _bench(folder, *arguments, first=()):
 
 
 def test_a_quick_run_prints_a_table_and_writes_json(tmp_path):
-    done = _bench(tmp_path, "ops", "decode", "layer", "varlen", "packing", "--quick", "--no-memory")
+    done = _bench(tmp_path, "ops", "rwkv7", "decode", "layer", "varlen", "packing", "--quick", "--no-memory")
     assert done.returncode == 0, done.stderr
     for part in ("==== ops ====", "gated delta rule | 1 x 40 x 2 x 16 | float32 | forward | 1 thread"):
         assert part in done.stdout, done.stdout
@@ -38,14 +38,14 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path):
     assert content["machine"]["torch"] and content["options"]["quick"] is True
     rows = content["rows"]
     ours = [row for row in rows if row["side"] == "myfla"]
-    assert {row["section"] for row in ours} == {"ops", "decode", "layer"}
+    assert {row["section"] for row in ours} == {"ops", "rwkv7", "decode", "layer"}
     for row in ours:
         assert row["status"] == "ok" and row["samples"] == 2 and row["ratio"] == 1.0, row
         assert row["fastest"] <= row["seconds"] and row["tokens_per_second"] > 0
     assert all(row["share"] > 0 for row in ours if row["dtype"] == "float32")
     assert [report.table([Row(**row)]) for row in rows]  # what was written can be read and shown again
-    loops = [row for row in rows if row["section"] == "ops" and row["side"] == "token loop"]
-    assert loops and all(row["error"] < 1e-5 for row in loops)  # other code, the same result
+    loops = [row for row in rows if row["section"] in ("ops", "rwkv7") and row["side"] == "token loop"]
+    assert len(loops) == 4 and all(row["error"] < 1e-5 for row in loops)  # other code, the same result
 
 
 def test_a_peer_that_cannot_be_imported_is_reported_as_missing(tmp_path):
@@ -93,6 +93,13 @@ def test_sides_take_turns_and_patience_ends():
     assert len(measure.time_in_turn(sides, 9, 0.0, "cpu")["a"].wall) == 1  # one run already takes longer
 
 
+def test_what_works_in_place_is_compared_after_one_run():
+    total, found = torch.zeros(()), []
+    sides = [measure.Side("new", lambda: lambda: torch.ones(())), measure.Side("in place", lambda: lambda: total.add_(1))]
+    measure.time_in_turn(sides, 2, 1.0, "cpu", lambda got, want: found.append((got.item(), want.item())))
+    assert found == [(1.0, 1.0)]
+
+
 def test_hiding_a_module_lasts_for_the_block_only():
     import json as before
 
@@ -106,7 +113,7 @@ def test_hiding_a_module_lasts_for_the_block_only():
 
 def test_an_unknown_section_is_refused(tmp_path):
     done = _bench(tmp_path, "opps")
-    assert done.returncode == 2 and "unknown section 'opps' on cpu; choose from ops, decode" in done.stderr
+    assert done.returncode == 2 and "unknown section 'opps' on cpu; choose from ops, rwkv7, decode" in done.stderr
 
 
 def _counted(call):
@@ -252,6 +259,20 @@ def test_results_of_another_machine_go_into_the_document(tmp_path):
     text = (tmp_path / "doc.md").read_text()
     assert "Measured on G1" in text and "| 1 x 2, forward | 1.00 | 4.00 (4.00x) |" in text, text
     assert not (tmp_path / "benchmarks_cpu.json").exists()
+
+
+def test_results_of_several_runs_become_one_table(tmp_path):
+    facts = {"processor": "p", "cores": 1, "instructions": [], "load": None, "python": "3", "time": "now"}
+    for i, shape in enumerate(("1 x 2", "1 x 4")):
+        rows = [Row("ops", "rule", shape, "forward", "float32", 1, "myfla", seconds=0.001 * (i + 1)).to_json()]
+        saved = {"machine": {**facts, "time": f"time{i}"}, "options": {"device": "cpu"}, "rows": rows}
+        (tmp_path / f"{i}.json").write_text(json.dumps(saved))
+    (tmp_path / "doc.md").write_text("<!-- benchmark cpu ops -->\n<!-- end cpu ops -->\n")
+    files = [str(tmp_path / f"{i}.json") for i in range(2)]
+    done = _bench(tmp_path, "--results", *files, "--markdown", str(tmp_path / "doc.md"))
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "doc.md").read_text()
+    assert "time0" in text and "| 1 x 2, forward, 1 thread | 1.00 |" in text and "| 1 x 4, forward, 1 thread | 2.00 |" in text
 
 
 def test_masks_have_the_lengths_asked_for():
