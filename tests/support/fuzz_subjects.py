@@ -8,6 +8,7 @@ import torch
 import gdn_layer
 import rwkv7_layers
 from myfla import modules
+from myfla.layers import Attention
 from myfla.layers.utils import get_unpad_data, index_first_axis, index_put_first_axis, pad_input, unpad_input
 from myfla.models.rwkv7 import RWKV7FeedForward
 from myfla.modules import convolution, norm
@@ -117,6 +118,14 @@ def _rwkv7_layer(dtype):
         hidden_states, attention_mask=attention_mask, cu_seqlens=cu_seqlens)[0]
 
 
+def _attention(dtype):
+    torch.manual_seed(0)
+    layer = Attention(hidden_size=16, num_heads=2, num_kv_heads=1, qk_norm=True, window_size=3, layer_idx=0)
+    layer = layer.to(dtype).eval()
+    return lambda hidden_states, attention_mask, cu_seqlens: layer(
+        hidden_states, attention_mask=attention_mask, cu_seqlens=cu_seqlens)[0]
+
+
 def _encoder(name, **changes):
     def make(dtype):
         encoder = small(name, **changes).to(dtype)
@@ -195,6 +204,10 @@ SUBJECTS: Dict[str, Call] = {
         hidden_states=_draw(1, 5, gdn_layer.D), attention_mask=None, cu_seqlens=CU)),
     "RWKV7Attention_packed": Call(_rwkv7_layer, lambda: dict(
         hidden_states=_draw(1, 5, 24), attention_mask=None, cu_seqlens=CU)),
+    "Attention": Call(_attention, lambda: dict(
+        hidden_states=_draw(2, 5, 16), attention_mask=MASK, cu_seqlens=None)),
+    "Attention_packed": Call(_attention, lambda: dict(
+        hidden_states=_draw(1, 5, 16), attention_mask=None, cu_seqlens=CU)),
     "encoder_gdn": Call(_encoder("gated_deltanet"), lambda: dict(
         x=_draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "encoder_rwkv7": Call(_encoder("rwkv7"), lambda: dict(
