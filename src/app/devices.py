@@ -1,10 +1,11 @@
-"""The torch device that a trainer's settings name."""
+"""The torch devices that a trainer's settings name."""
 
 import torch
 
 from app.errors import RunError
+from cfg.trainer import TrainerConfig
 
-__all__ = ["find_device"]
+__all__ = ["check_devices", "find_device"]
 
 
 def find_device(accelerator: str) -> str:
@@ -19,3 +20,15 @@ def find_device(accelerator: str) -> str:
     if not there[accelerator]:
         raise RunError(f"trainer.accelerator={accelerator} must be a device of this machine; got none; use cpu or auto")
     return "cuda" if accelerator == "gpu" else accelerator
+
+
+def check_devices(trainer: TrainerConfig) -> None:
+    """Ask for the trainer's devices before anything is read.
+
+    Raises:
+        RunError: this machine has none, or fewer.
+    """
+    device = find_device(trainer.accelerator)
+    if device == "cuda" and trainer.devices > torch.cuda.device_count():
+        raise RunError(f"trainer.devices must be at most {torch.cuda.device_count()}, the GPUs that this process sees; "
+                       f"got {trainer.devices}; set CUDA_VISIBLE_DEVICES, or trainer.num_nodes for several machines")

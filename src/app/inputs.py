@@ -16,21 +16,9 @@ from cfg.app import AppConfig
 from cfg.data import DataConfig, TableDataConfig
 from cfg.validation import config_error
 
-__all__ = ["open_run_data", "refuse_overrides", "test_sets"]
+__all__ = ["open_run_data", "test_sets"]
 
 _TARGETS = ("label", "targets", "group")
-
-
-def refuse_overrides(job: str, keys: Tuple[str, ...]) -> None:
-    """Refuse settings of the command line that come from the run.
-
-    Raises:
-        ConfigError: one was given.
-    """
-    for override in overrides():
-        key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
-        if key.split(".", 1)[0] in keys:
-            raise config_error(key, f"must be left out with job={job}", override, "they come from the run")
 
 
 def open_run_data(

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, TextIO
+from typing import Any, Dict, Iterator, List, TextIO, Tuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -16,7 +16,7 @@ from cfg.validation import config_error
 from myfla.utils.atomic import replacing, write_atomic
 
 __all__ = ["FAILURE", "RESULTS", "check_shared", "claim", "in_sweep", "is_first_process", "overrides", "read_json",
-           "relative", "whole_file", "write_config", "write_json"]
+           "refuse_overrides", "relative", "whole_file", "write_config", "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
@@ -99,6 +99,18 @@ def in_sweep() -> bool:
 def overrides() -> List[str]:
     """What the command line set, e.g. ``["encoder=rwkv7"]``; empty outside of Hydra."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def refuse_overrides(job: str, keys: Tuple[str, ...]) -> None:
+    """Refuse settings of the command line that come from the run.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    for override in overrides():
+        key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
+        if key.split(".", 1)[0] in keys:
+            raise config_error(key, f"must be left out with job={job}", override, "they come from the run")
 
 
 def relative(path: Path) -> str:

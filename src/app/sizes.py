@@ -1,8 +1,11 @@
 """The encoder's config, completed by what the data say."""
 
 import dataclasses
+from pathlib import Path
 
 from app.data import load_data
+from app.run_config import read_config
+from app.run_folder import refuse_overrides
 from cfg.app import AppConfig
 from cfg.encoder import EncoderConfig
 
@@ -10,12 +13,17 @@ __all__ = ["sized_encoder"]
 
 
 def sized_encoder(config: AppConfig) -> EncoderConfig:
-    """The encoder's config as it is if it says what it reads, else with the number of channels, or of token ids,
-    of the data.
+    """The encoder's config: with ``run`` that of the run; as it is if it says what it reads; else with the number of
+    channels, or of token ids, of the data.
 
     Raises:
+        ConfigError: ``run`` and settings that come from it.
         DataError: the data have to be read for that and cannot be.
+        RunError: ``run`` is none.
     """
+    if config.run is not None:
+        refuse_overrides(config.job.name, ("encoder", "data"))
+        return read_config(Path(config.run)).encoder
     encoder = config.encoder
     if encoder.input_size is not None or encoder.vocab_size is not None:
         return encoder

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from app.errors import RunError
 from app.jobs import run_job
 from app.layers import layer_rows, state_rows
 from app.sizes import sized_encoder
@@ -12,6 +13,7 @@ from app_runs import compose_app, run_app
 from cfg.validation import ConfigError
 from encoders import build_encoder
 from myfla.testing import cases
+from runs import untrained
 
 
 def small(name, **more):
@@ -56,6 +58,17 @@ def test_token_encoders_are_described_without_data(tmp_path):
 
 def test_token_ids_of_the_data_are_counted(tmp_path):
     assert sized_encoder(compose_app(["job=describe", "data=parity"])).vocab_size == 2
+
+
+def test_the_encoder_of_a_run_is_described(tmp_path):
+    folder = untrained(tmp_path / "run", "encoder=rwkv7", "encoder.direction=causal")
+    run_job(compose_app(["job=describe", f"run={folder}"]), tmp_path)
+    facts = json.loads((tmp_path / "describe.json").read_text())
+    assert facts["encoder"]["name"] == "rwkv7" and facts["encoder"]["hidden_size"] == 16 and facts["state"]
+    done = run_app(tmp_path, "job=describe", f"run={folder}", "encoder=lstm")
+    assert done.returncode == 1 and "error: encoder must be left out with job=describe; got" in done.stderr
+    with pytest.raises(RunError, match="must hold the config.yaml of a trained run"):
+        run_job(compose_app(["job=describe", "run=nowhere"]), tmp_path)
 
 
 def test_strategies_come_with_version_state_and_reason(tmp_path, monkeypatch, capsys):

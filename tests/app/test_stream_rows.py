@@ -103,7 +103,8 @@ GOOD = '{"session": "a", "features": [1, 2]}'
 
 
 @cases(line=[
-    ("nonsense", "Expecting value"),
+    ("nonsense", "Expecting value: line 1 column 1 (char 0); a line must be a JSON object, or the first of all a CSV "
+                 "header with the column 'session'"),
     ('{"session": "a", "features": [1, 2]', "Expecting"),
     (GOOD + GOOD, "one JSON object; got more after character 36"),
     (GOOD + ",", "one JSON object"),

@@ -130,6 +130,19 @@ def test_an_encoder_that_does_not_fit_the_data_is_refused_before_training(tmp_pa
     assert not list((tmp_path / "a").iterdir()) and not list((tmp_path / "b").iterdir())
 
 
+def test_a_run_that_is_not_gone_on_with_and_devices_that_are_not_there_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="^run must be null with job=train; got 'old'; to go on with it, say resume="):
+        run_here(tmp_path / "a", "run=old")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match="^trainer.accelerator=gpu must be a device of this machine; got none; use cpu"):
+        run_here(tmp_path / "b", "trainer=gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RunError, match="^trainer.devices must be at most 1, the GPUs that this process sees; got 2"):
+        run_here(tmp_path / "c", "trainer=ddp", "trainer.accelerator=gpu")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_training_that_diverges_says_so(tmp_path, monkeypatch):
     from app.jobs import train
 

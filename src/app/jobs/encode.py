@@ -14,8 +14,8 @@ from app.encoding.encode import encode
 from app.encoding.files import require, write_part
 from app.encoding.plan import Place, Plan, file_facts, find_place
 from app.encoding.progress import Progress
-from app.inputs import open_run_data, refuse_overrides
-from app.run_folder import relative
+from app.inputs import open_run_data
+from app.run_folder import refuse_overrides, relative
 from app.tables import say
 from app.trained import Trained, load_trained
 from cfg.app import AppConfig

@@ -13,9 +13,9 @@ from app.data.prepared import Prepared
 from app.data.sequences import SequenceSet
 from app.devices import find_device
 from app.errors import RunError
-from app.inputs import open_run_data, refuse_overrides, test_sets
+from app.inputs import open_run_data, test_sets
 from app.report import show_results, write_results
-from app.run_folder import in_sweep, overrides, write_config
+from app.run_folder import in_sweep, overrides, refuse_overrides, write_config
 from app.tasks.predict import evaluate
 from app.trained import Trained, load_trained
 from cfg.app import AppConfig

@@ -12,6 +12,7 @@ import torch
 from app.data import load_data
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData
+from app.devices import check_devices
 from app.report import show_results, write_results
 from app.run_folder import in_sweep, is_first_process, overrides
 from app.tasks.predict import Evaluation, evaluate
@@ -47,6 +48,9 @@ def run(config: AppConfig, folder: Path) -> float:
     if config.resume:
         folder = Path(config.run)
         config, given = reopen(folder)
+    elif config.run is not None:
+        raise config_error("run", "must be null with job=train", config.run, "to go on with it, say resume=true too")
+    check_devices(config.trainer)
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     data = load_data(config.data)

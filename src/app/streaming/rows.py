@@ -132,7 +132,13 @@ def json_reader(session: str, features: Optional[Sequence[str]]) -> Callable[[st
 
     def parse(text: str) -> Tuple[Any, Any]:
         text = text.strip()
-        value, end = decode(text)
+        try:
+            value, end = decode(text)
+        except json.JSONDecodeError as problem:
+            hint = "" if text.startswith("{") else (
+                f"; a line must be a JSON object, or the first of all a CSV header with the column {session!r} "
+                "(job.session names another)")
+            raise _Malformed(f"{problem}{hint}") from None
         if end != len(text):
             raise _Malformed(f"a line must be one JSON object; got more after character {end}")
         if type(value) is not dict:

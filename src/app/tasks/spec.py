@@ -60,7 +60,9 @@ def task_spec(objective: str, data: SequenceData) -> TaskSpec:
     if objective == "classify":
         if data.classes is None:
             hint = "regress" if data.target_names else "next_step"
-            raise config_error(key, f"must be {hint} for data without classes", objective, f"use job.objective={hint}")
+            table = "" if data.target_names or data.vocab_size else ", or name a table's column of classes: data.label"
+            raise config_error(key, f"must be {hint} for data without classes", objective,
+                               f"use job.objective={hint}{table}")
         return TaskSpec(objective, "classes", len(data.classes), data.per_step, list(data.classes))
     if data.target_names is None:
         hint = "classify" if data.classes else "next_step"
