@@ -35,7 +35,7 @@ LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myf
 RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
 DPLR_RULE, RWKV_LAYER, RWKV_OPS = (f"tests/myfla/test_{name}.py" for name in ("dplr", "rwkv7_layer", "rwkv7_ops"))
 NORMS, SHIFT = "tests/myfla/test_norms.py", "tests/myfla/test_token_shift.py"
-BLOCKS = "tests/myfla/test_blocks.py"
+BLOCKS, ATTENTION = "tests/myfla/test_blocks.py", "tests/myfla/test_attention.py"
 CACHE, BATCH = "tests/myfla/test_cache.py tests/myfla/test_cache_sessions.py", "tests/encoders/test_batch.py"
 POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/test_layer_utils.py"
 
@@ -89,6 +89,8 @@ MUTANTS: List[Mutant] = [
            "(before[:, :, half:] - reference, c[:", "(c[:, :, half:] - reference, c[:", DPLR_RULE),
     Mutant("dplr strong decay: token's read of itself", DPLR + "strong_decay.py", "copy_((tokens.q * tokens.b).sum(-1))",
            "copy_((tokens.q * tokens.k).sum(-1))", DPLR_RULE),
+    Mutant("fused step: own share forgotten", GDN + "fused_step.py", "(q * old).sum(2) + (q * k).sum(2) * delta",
+           "(q * old).sum(2)", "tests/myfla/test_fused_step.py"),
     Mutant("half chunk: rise for fall", GDN + "half_factors.py", "(c[:, -1:] - c).to(dtype).exp()",
            "(c - c[:, :1]).to(dtype).exp()", "tests/myfla/test_half_chunk.py"),
     Mutant("dplr backward: hand not counted", DPLR + "chunk_bwd.py", "dv.baddbmm_(f.hand[:, chunk:], dstates)", "dv",
@@ -112,6 +114,10 @@ MUTANTS: List[Mutant] = [
     Mutant("layer: threshold of the forms", LAYERS + "gated_deltanet.py", "q_len > 64 and", "q_len > 640 and", LAYER),
     Mutant("layer: gradients take the recurrent form", LAYERS + "gated_deltanet.py",
            "if torch.is_grad_enabled() or self.training:", "if self.training:", LAYER),
+    Mutant("attention: window larger by one", LAYERS + "attn_core.py", "key > query - window", "key >= query - window",
+           ATTENTION),
+    Mutant("attention: pads of before have places", LAYERS + "attn.py", "seen if before is None else before[row])",
+           "seen if before is None else 0 * before[row] + seen)", ATTENTION),
     # masks, packing, caches
     Mutant("mask: shifted by one", LAYERS + "layer_inputs.py", "attention_mask[:, attention_mask.shape[1] - q_len :]",
            "attention_mask.roll(1, 1)[:, attention_mask.shape[1] - q_len :]", LAYER),
