@@ -207,7 +207,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path, damage):
         for name in {"other": ["a.xlsx"], "mixed": ["a.csv", "b.parquet"], "nothing": []}[damage]:
             (path / name).write_text("x\n1\n")
         path = path / "a.xlsx" if damage == "other" else path
-    reasons = {"missing": "must be an existing CSV or Parquet file", "empty": "cannot be read as csv",
+    reasons = {"missing": "must be an existing CSV or Parquet file",
+               "empty": "a.csv: file must have a header and rows; got '0 bytes'",
                "header": "rows must be at least one", "binary": "cannot be read as parquet",
                "other": "must all be .csv",
                "mixed": "must all be .csv", "nothing": "an empty folder", "text": "cannot be read"}
@@ -225,6 +226,23 @@ def test_lists_of_different_lengths_are_named(tmp_path, column):
         load_data(TableDataConfig(train_path=path, features=["x", "y"], label="step", per_step=True))
     with pytest.raises(DataError, match="column 'score' must hold lists, one for each sequence; got 'double'"):
         load_data(TableDataConfig(train_path=path, features=["score"]))
+
+
+def test_a_label_missing_in_the_test_set_is_named_and_a_class_missing_there_is_not(tmp_path):
+    train = write(tmp_path / "train.csv", long_table())
+    rows = [{**row, "kind": None} if row["id"] == "bob" else row for row in long_table().to_pylist()]
+    assert rows != long_table().to_pylist()
+    bare = write(tmp_path / "bare.csv", pa.Table.from_pylist(rows))
+    settings = {**LONG, "label": "kind"}
+    with pytest.raises(DataError, match="bare.csv: sequence 'bob', column 'kind' must have a value; got None; give it"):
+        load_data(TableDataConfig(train_path=train, test_path=bare, **settings))
+    lists = write(tmp_path / "lists.parquet", list_table())
+    gone = write(tmp_path / "gone.parquet", change(list_table(), "kind", 1, None))
+    with pytest.raises(DataError, match="gone.parquet: row 2, column 'kind' must have a label; got None; give it one"):
+        load_data(TableDataConfig(train_path=lists, test_path=gone, features=["x", "y"], label="kind"))
+    one = write(tmp_path / "one.csv", long_table().filter(pa.compute.field("kind") == "a"))
+    data = load_data(TableDataConfig(train_path=train, test_path=one, **settings))
+    assert len(data.classes) > 1 and data.test.targets.unique().tolist() == [data.classes.index("a")]
 
 
 def test_sequences_without_steps_one_class_and_new_classes_are_named(tmp_path):

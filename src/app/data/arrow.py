@@ -37,6 +37,10 @@ def open_table(path: str, config: TableDataConfig) -> "Table":
         raise data_error(path, "files", "must all be .csv or all be .parquet",
                          ", ".join(sorted({file.suffix or file.name for file in files})) or "an empty folder")
     names, kind = [str(file) for file in files], kinds.pop()
+    for file in files:
+        if not file.stat().st_size:
+            raise data_error(str(file), "file", "must have a header and rows" if kind == "csv" else "must have rows",
+                             "0 bytes")
     try:
         data = pyarrow.dataset.dataset(names, format=kind)
         if kind == "csv":

@@ -132,5 +132,6 @@ def _one_each(table: Table, names: List[str], column: str, values: np.ndarray, s
                          values[row], "correct it" + hint)
     for name, value in zip(names, first):
         if value is None:
-            raise data_error(table.path, f"sequence {name!r}, column {column!r}", "must have a value", None)
+            raise data_error(table.path, f"sequence {name!r}, column {column!r}", "must have a value", None,
+                             "give it one, or leave its rows out")
     return first

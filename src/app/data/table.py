@@ -153,6 +153,6 @@ def _labels(table: Table, config: TableDataConfig, labels: List[Any]) -> Optiona
         return None
     if not config.per_step and None in labels:
         raise data_error(table.path, f"row {labels.index(None) + 1}, column {config.label!r}", "must have a label",
-                         None)
+                         None, "give it one, or leave the row out")
     return np.array(labels, dtype=object)
 
