@@ -23,31 +23,57 @@ def run(x, do, backend="torch"):
     return (o.detach(),) + torch.autograd.grad(o, list(leaves.values()), do.to(o.dtype))
 
 
-@cases(shape=SHAPES, decay=[0.02, 0.5, 20.0])
-def test_errors_are_those_of_roundings(shape, decay):
-    x = draw(*shape, decay)
-    do = torch.randn_like(x["v"])
-    for name, a, b in zip(["o"] + list(x), run(x, do), run({key: t.double() for key, t in x.items()}, do)):
+def check(found, x, do):
+    for name, a, b in zip(["o"] + list(x), found, run({key: t.double() for key, t in x.items()}, do)):
         error = float((a.double() - b).norm() / b.norm())
         assert error < 5e-3, (name, error)
 
 
-def test_a_cuda_graph_replays_both_directions():
-    x = draw(2, 256, 2, 2, 64, 64)
+@cases(shape=SHAPES, decay=[0.02, 0.5, 20.0])
+def test_errors_are_those_of_roundings(shape, decay):
+    x = draw(*shape, decay)
+    do = torch.randn_like(x["v"])
+    check(run(x, do), x, do)
+
+
+@cases(shape=SHAPES)
+def test_compiled_errors_are_those_of_roundings(shape):
+    torch._dynamo.reset()
+    x = draw(*shape)
+    do = torch.randn_like(x["v"])
+    check(run(x, do, "compiled"), x, do)
+
+
+def test_a_compiled_graph_takes_this_form():
+    torch._dynamo.reset()
+    x = draw(2, 300, 2, 4, 64, 64)
+    do = torch.randn_like(x["v"])
+
+    def call(q, k, v, g, beta):
+        return chunk_gated_delta_rule(q, k, v, g, beta, use_qk_l2norm_in_kernel=True)[0]
+
+    leaves = {name: t.detach().requires_grad_() for name, t in x.items()}
+    o = torch.compile(call, fullgraph=True)(**leaves)
+    check((o.detach(),) + torch.autograd.grad(o, list(leaves.values()), do), x, do)
+
+
+@cases(backend=["torch", "compiled"], shape=[(2, 256, 2, 2, 64, 64), (1, 4096, 2, 2, 64, 64)])
+def test_a_cuda_graph_replays_both_directions(backend, shape):
+    torch._dynamo.reset()
+    x = draw(*shape)
     do = torch.randn_like(x["v"])
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
-            run(x, do)
+            run(x, do, backend)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run(x, do)
-    for name, t in draw(2, 256, 2, 2, 64, 64).items():
+        captured = run(x, do, backend)
+    for name, t in draw(*shape).items():
         x[name].copy_(t)
     graph.replay()
-    for a, b in zip(captured, run(x, do)):
-        assert torch.equal(a, b)
+    check(captured, x, do)
 
 
 def test_outputs_are_as_exact_as_the_official_kernels():

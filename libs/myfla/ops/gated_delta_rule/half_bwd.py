@@ -75,9 +75,9 @@ def half_backward(
     inner = product(outer, kept.delta.transpose(1, 2), dtype)
     left, pairs = (v.new_empty(m, 2 * chunk, size) for size in (value + chunk, chunk))
     ends, write, counts = run(scale_rows)(outer, kept.delta, f, left[:, :, :value])
-    halves = zip((f.query, -f.key), (0, -1), *(x.split(chunk, 1) for x in (inner, left[:, :, value:], pairs)))
-    for row, below, x, out, pair in halves:
-        run(weigh_back)(x, f.sums, row, f.write, write, below, out, pair)
+    halves = zip((f.query, -f.key), (False, True), *(x.split(chunk, 1) for x in (inner, left[:, :, value:], pairs)))
+    for row, strict, x, out, pair in halves:
+        run(weigh_back)(x, f.sums, row, f.write, write, strict, out, pair)
     dboth = product(left, kept.stack, dtype)
     handing = product(ends, dstates, dtype)
     within = product(pairs.transpose(1, 2), kept.both, dtype)

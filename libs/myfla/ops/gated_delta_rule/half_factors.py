@@ -47,18 +47,20 @@ def load_decays(cut: Cut, g: torch.Tensor, beta: torch.Tensor, dtype: torch.dtyp
     return Decays(c.to(dtype).exp(), (c[:, -1:] - c).to(dtype).exp(), c, cut.column(beta, dtype))
 
 
-def pair_decay(c: torch.Tensor, dtype: torch.dtype, below: int = 0) -> torch.Tensor:
-    """``exp(c_i - c_j)`` for ``j <= i + below``, else zero, ``[M, C, C]``: each the exponential of one difference.
+def pair_decay(c: torch.Tensor, dtype: torch.dtype, strict: bool = False) -> torch.Tensor:
+    """``exp(c_i - c_j)`` for ``j <= i``, or ``j < i``, else zero, ``[M, C, C]``: each the exponential of one difference.
 
     Args:
         c: ``[M, C, 1]``, finite.
+        strict: leave out the diagonal.
     """
+    diagonal = -1 if strict else 0
     later, earlier = c, c.transpose(1, 2)
     if compiling():
-        return (later - earlier).to(dtype).exp().tril(below)
+        return (later - earlier).to(dtype).exp().tril(diagonal)
     # The difference is formed in c's format and stored in the other: no pass and no memory for the wide one.
     pair = torch.empty((*c.shape[:2], c.shape[1]), dtype=dtype, device=c.device)
-    return torch.sub(later, earlier, out=pair).exp_().tril_(below)
+    return torch.sub(later, earlier, out=pair).exp_().tril_(diagonal)
 
 
 def reciprocal_length(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -103,7 +103,7 @@ def scale_rows(
 
 def weigh_back(
     inner: torch.Tensor, sums: torch.Tensor, row: torch.Tensor, column: torch.Tensor, write: torch.Tensor,
-    below: int, out: torch.Tensor, pairs: torch.Tensor,
+    strict: bool, out: torch.Tensor, pairs: torch.Tensor,
 ) -> None:
     """X or Y into ``out`` and ``pairs``. Both get the same numbers, so that what cancels in the decays' gradient
     cancels exactly.
@@ -114,9 +114,9 @@ def weigh_back(
         row: ``[M, C, 1]``, the factor of Q or of -K.
         column: that of the writer keys, for ``out``.
         write: the same, and one where beta is zero, for ``pairs``.
-        below: the first diagonal that counts: 0, or -1 where a token does not see itself.
+        strict: whether a token does not see itself.
     """
-    inner = pair_decay(sums, inner.dtype, below).mul_(row).mul_(inner)
+    inner = pair_decay(sums, inner.dtype, strict).mul_(row).mul_(inner)
     put(out, inner, column.transpose(1, 2))
     put(pairs, inner, write.transpose(1, 2))
 
