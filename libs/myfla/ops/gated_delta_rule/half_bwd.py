@@ -23,7 +23,7 @@ import torch
 from myfla.ops.common.half_products import product
 from myfla.ops.gated_delta_rule.half_fwd import How, Kept
 from myfla.ops.gated_delta_rule.half_linear import back_linear
-from myfla.ops.gated_delta_rule.half_passes import collect, retreat, scale_rows, weigh_back
+from myfla.ops.gated_delta_rule.half_passes import advance, collect, scale_rows, weigh_back
 from myfla.ops.gated_delta_rule.half_scan import back_by_steps
 from myfla.utils.autocast import without_autocast
 
@@ -53,25 +53,25 @@ def half_backward(
     cut, dtype, f = how.cut, how.dtype, kept.factors
     run = how.run
     key, value, m, chunk = k.shape[3], v.shape[3], cut.matrices, cut.chunk
-    outer = v.new_empty(m, 2 * chunk, value)
-    dout, eta = outer[:, :chunk], outer[:, chunk:]
+    three = v.new_empty(m, 3 * chunk, value)
+    ddelta, dout, eta = three.split(chunk, 1)
     cut.load(do.to(v.dtype), dout)
-    ddelta = product(kept.attend.transpose(1, 2), dout)
-    given = product(dout.transpose(1, 2), kept.reads, dtype)
+    product(kept.attend.transpose(1, 2), dout, out=ddelta)
 
     if dfinal is None:
         dstate = torch.zeros(cut.batch * cut.heads, value, key, dtype=dtype, device=v.device)
     else:
         dstate = dfinal.flatten(0, 1).transpose(1, 2).to(dtype).clone(memory_format=torch.contiguous_format)
     dstates = v.new_empty(m, value, key)
-    first, reader, handed, whole, given = (
-        cut.by_row(x) for x in (ddelta, kept.reader, kept.handed, f.whole, given)
+    told, asked, handed, whole = (
+        cut.by_row(x) for x in (three[:, : 2 * chunk], kept.asked, kept.handed, f.whole)
     )
     back = back_linear if how.linear else back_by_steps
-    dstate = back(run(retreat), cut, first, reader, handed, whole, given, kept.passed, dstate, cut.by_row(dstates))
+    dstate = back(run(advance), cut, told, asked, handed, whole, kept.passed, dstate, cut.by_row(dstates))
     dinitial = dstate.unflatten(0, (cut.batch, cut.heads, cut.groups))[:, :, 0].transpose(2, 3)
     product(kept.inverse.transpose(1, 2), ddelta, out=eta)
 
+    outer = three[:, chunk:]
     inner = product(outer, kept.delta.transpose(1, 2), dtype)
     left, pairs = (v.new_empty(m, 2 * chunk, size) for size in (value + chunk, chunk))
     ends, write, counts = run(scale_rows)(outer, kept.delta, f, left[:, :, :value])

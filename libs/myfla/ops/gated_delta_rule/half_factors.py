@@ -48,7 +48,7 @@ def load_decays(cut: Cut, g: torch.Tensor, beta: torch.Tensor, dtype: torch.dtyp
 
 
 def pair_decay(c: torch.Tensor, dtype: torch.dtype, strict: bool = False) -> torch.Tensor:
-    """``exp(c_i - c_j)`` for ``j <= i``, or ``j < i``, else zero, ``[M, C, C]``: each the exponential of one difference.
+    """``exp(c_i - c_j)`` for ``j <= i``, else zero, ``[M, C, C]``: each the exponential of one difference.
 
     Args:
         c: ``[M, C, 1]``, finite.

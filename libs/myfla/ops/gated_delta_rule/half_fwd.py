@@ -54,9 +54,8 @@ class Kept(NamedTuple):
 
     both: torch.Tensor  # [M, 2C, K]  Q above K, as given
     stack: torch.Tensor  # [M, V + C, K]  the state before each chunk above K
-    reads: torch.Tensor  # [M, C, K]  rise q
+    asked: torch.Tensor  # [M, 2C, K]  -T rise k above rise q: what a state is multiplied by
     handed: torch.Tensor  # [M, C, K]  fall k~
-    reader: torch.Tensor  # [M, C, K]  T rise k
     delta: torch.Tensor  # [M, C, V]
     inverse: torch.Tensor  # [M, C, C]  T
     attend: torch.Tensor  # [M, C, C]  pair * q k~^T
@@ -98,17 +97,18 @@ def half_forward(
     cut, dtype = how.cut, how.dtype
     run = how.run
     key, value, m, chunk = k.shape[3], v.shape[3], cut.matrices, cut.chunk
-    both, stack = (v.new_empty(m, rows, key) for rows in (2 * chunk, value + chunk))
-    keys, states = stack[:, value:], stack[:, :value]
+    both, asked, stack = (v.new_empty(m, rows, key) for rows in (2 * chunk, 2 * chunk, value + chunk))
+    keys, states, (reader, reads) = stack[:, value:], stack[:, :value], asked.split(chunk, 1)
     d = run(load_decays)(cut, g, beta, dtype)
-    query, reads = run(load_queries)(q, both[:, :chunk], cut, d.rise, how.scale, how.unit)
+    query = run(load_queries)(q, both[:, :chunk], reads, cut, d.rise, how.scale, how.unit)
     own, write, handed = run(load_keys)(k, both[:, chunk:], keys, cut, d, how.unit)
     f = Factors(query, own, write, d.rise, d.fall, d.sums)
 
     sums = product(both, keys.transpose(1, 2), dtype)
     attend, leaves, corners = run(weigh)(sums, f, v.dtype)
     inverse, scaled = run(finish_inverse)(*invert_blocks(leaves, corners, run(join_blocks)), f, v.dtype)
-    delta, reader = product(inverse, cut.load(v, v.new_empty(m, chunk, value))), product(scaled, keys)
+    delta = product(inverse, cut.load(v, v.new_empty(m, chunk, value)))
+    product(scaled, keys, out=reader)
 
     if initial_state is None:
         state = torch.zeros(cut.batch * cut.heads, value, key, dtype=dtype, device=v.device)
@@ -125,7 +125,7 @@ def half_forward(
 
     out = product(reads, states.transpose(1, 2))
     accumulate(out, attend, delta)
-    return cut.store(out, v), final, Kept(both, stack, reads, handed, reader, delta, inverse, attend, passed, f)
+    return cut.store(out, v), final, Kept(both, stack, asked, handed, delta, inverse, attend, passed, f)
 
 
 def _as_it_is(function: Callable) -> Callable:

@@ -74,7 +74,7 @@ def _promised(*given: Any) -> Tuple[torch.Tensor, ...]:
     q, k, v, g, beta, initial_state, _, _, chunk = given
     cut, key, value = cut_dense(v, chunk or None), k.shape[3], v.shape[3]
     m, c = cut.matrices, cut.chunk
-    half = [(2 * c, key), (value + c, key), (c, key), (c, key), (c, key), (c, value), (c, c), (c, c)]
+    half = [(2 * c, key), (value + c, key), (2 * c, key), (c, key), (c, value), (c, c), (c, c)]
     kept = [v.new_empty((m, *shape)) for shape in half]
     wide = torch.float64 if has_float64(v.device) else torch.float32
     passed = (cut.rows, key, key) if cut.groups > 1 else (0,)

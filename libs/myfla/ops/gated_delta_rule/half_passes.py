@@ -19,16 +19,17 @@ TINY = 1e-20
 
 
 def load_queries(
-    q: torch.Tensor, out: torch.Tensor, cut: Cut, rise: torch.Tensor, scale: float, unit: bool
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Cut ``q [B, T, H, K]`` into the chunks ``out [M, C, K]``.
+    q: torch.Tensor, out: torch.Tensor, reads: torch.Tensor, cut: Cut, rise: torch.Tensor, scale: float, unit: bool
+) -> torch.Tensor:
+    """Cut ``q [B, T, H, K]`` into the chunks ``out [M, C, K]``, and write ``rise q`` into ``reads [M, C, K]``.
 
     Returns:
-        their factor, and ``rise q``.
+        the factor of Q.
     """
     queries = cut.load(q, out)
     factor = reciprocal_length(queries, rise.dtype) * scale if unit else torch.full_like(rise, scale)
-    return factor, put(torch.empty_like(queries), queries, rise * factor)
+    put(reads, queries, rise * factor)
+    return factor
 
 
 def load_keys(
@@ -67,9 +68,9 @@ def weigh(sums: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tenso
 def finish_inverse(
     blocks: torch.Tensor, corner: torch.Tensor, f: Factors, low: torch.dtype
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The inverse ``T`` and ``T rise`` times the keys' own factor, ``[M, C, C]`` in ``low``."""
+    """The inverse ``T``, and ``-T rise`` times the keys' own factor, ``[M, C, C]`` in ``low``."""
     full = join_blocks(blocks, corner)
-    scaled = put(torch.empty_like(full, dtype=low), full, (f.rise * f.key).transpose(1, 2))
+    scaled = put(torch.empty_like(full, dtype=low), full, (-f.rise * f.key).transpose(1, 2))
     return full.to(low), scaled
 
 
@@ -77,12 +78,6 @@ def advance(state: torch.Tensor, whole: torch.Tensor, low: torch.Tensor) -> None
     """``low <- S;  S <- whole S``."""
     low.copy_(state)
     state.mul_(whole)
-
-
-def retreat(dstate: torch.Tensor, whole: torch.Tensor, given: torch.Tensor, low: torch.Tensor) -> None:
-    """``low <- dS';  dS' <- whole dS' + given``."""
-    low.copy_(dstate)
-    torch.addcmul(given, dstate, whole, out=dstate)
 
 
 def scale_rows(

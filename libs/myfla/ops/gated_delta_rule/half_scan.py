@@ -31,12 +31,12 @@ def scan_by_steps(
     state: torch.Tensor,
     kept: torch.Tensor,
 ) -> torch.Tensor:
-    """``delta -= reader S;  S <- whole S + handed^T delta`` for one chunk after the other.
+    """``delta += reader S;  S <- whole S + handed^T delta`` for one chunk after the other.
 
     Args:
         step: `half_passes.advance`, perhaps compiled.
         delta: ``[rows, n, C, V]``, what each token would write into an empty memory; completed in place.
-        reader, handed: ``[rows, n, C, K]``.
+        reader, handed: ``[rows, n, C, K]``; the reader with its sign, ``-T rise k``.
         whole: ``[rows, n, 1, 1]``.
         state: ``[rows, V, K]`` before the first chunk; the state after the last one on return.
         kept: ``[rows, n, V, K]``, filled with the rounded states before each chunk.
@@ -45,48 +45,47 @@ def scan_by_steps(
     columns = [x.unbind(1) for x in (delta, reader, delta.transpose(2, 3), handed, kept)]
     for d, r, dt, h, low, w in zip(*columns, whole.transpose(0, 1).contiguous().unbind(0)):
         step(state, w, low)
-        accumulate(d, r, low.transpose(1, 2), alpha=-1)
+        accumulate(d, r, low.transpose(1, 2))
         accumulate(state, dt, h)
     return state
 
 
 def scan_back(
     step: Step,
-    ddelta: torch.Tensor,
-    reader: torch.Tensor,
+    told: torch.Tensor,
+    asked: torch.Tensor,
     handed: torch.Tensor,
     whole: torch.Tensor,
-    given: torch.Tensor,
     dstate: torch.Tensor,
     kept: torch.Tensor,
 ) -> torch.Tensor:
-    """The same from the last chunk to the first: ``ddelta += handed dS';  dS = whole dS' + given - ddelta^T reader``.
+    """The same from the last chunk to the first: ``ddelta += handed dS';  dS = whole dS' + told^T asked``.
 
     Args:
-        step: `half_passes.retreat`, perhaps compiled.
-        ddelta: ``[rows, n, C, V]``, the gradient that reaches delta within its chunk; completed in place.
-        reader, handed, whole: as `scan_by_steps`.
-        given: ``[rows, n, V, K]``, the gradient that reaches the state before each chunk from the outputs.
+        step: as `scan_by_steps`.
+        told: ``[rows, n, 2C, V]``: the gradient that reaches delta within its chunk, completed in place, above dO.
+        asked: ``[rows, n, 2C, K]``, the reader above what the outputs read.
+        handed, whole: as `scan_by_steps`.
         dstate: ``[rows, V, K]`` after the last chunk; before the first one on return.
         kept: ``[rows, n, V, K]``, filled with the rounded gradients of the states after each chunk.
     """
-    columns = [x.unbind(1) for x in (ddelta, handed, ddelta.transpose(2, 3), reader, given, kept)]
+    ddelta = told[:, :, : handed.shape[2]]
+    columns = [x.unbind(1) for x in (ddelta, handed, told.transpose(2, 3), asked, kept)]
     columns.append(whole.transpose(0, 1).contiguous().unbind(0))
-    for d, h, dt, r, x, low, w in reversed(list(zip(*columns))):
-        step(dstate, w, x, low)
+    for d, h, t, a, low, w in reversed(list(zip(*columns))):
+        step(dstate, w, low)
         accumulate(d, h, low.transpose(1, 2))
-        accumulate(dstate, dt, r, alpha=-1)
+        accumulate(dstate, t, a)
     return dstate
 
 
 def back_by_steps(
-    step: Step, cut: Cut, ddelta: torch.Tensor, reader: torch.Tensor, handed: torch.Tensor, whole: torch.Tensor,
-    given: torch.Tensor, passed: Optional[torch.Tensor], dstate: torch.Tensor, kept: torch.Tensor,
+    step: Step, cut: Cut, told: torch.Tensor, asked: torch.Tensor, handed: torch.Tensor, whole: torch.Tensor,
+    passed: Optional[torch.Tensor], dstate: torch.Tensor, kept: torch.Tensor,
 ) -> torch.Tensor:
     """`scan_back` over groups, if there are several.
 
     Args:
-        step: `half_passes.retreat`, perhaps compiled.
         passed: of `scan_groups`.
         dstate: ``[B * HV, V, K]``, the gradient of the final states.
 
@@ -95,9 +94,10 @@ def back_by_steps(
     """
     if passed is not None:
         fresh = dstate.new_zeros(cut.rows, *dstate.shape[1:])
-        fresh = scan_back(step, ddelta.clone(), reader, handed, whole, given, fresh, kept[:, :1].expand(given.shape))
+        scratch = kept[:, :1].expand(kept.shape)
+        fresh = scan_back(step, told.clone(), asked, handed, whole, fresh, scratch)
         dstate = join_groups(cut, fresh, passed, dstate, back=True)[0]
-    return scan_back(step, ddelta, reader, handed, whole, given, dstate, kept)
+    return scan_back(step, told, asked, handed, whole, dstate, kept)
 
 
 def scan_groups(
