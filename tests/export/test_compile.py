@@ -12,6 +12,8 @@ from myfla.models.utils import Cache
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7
 from myfla.testing import assert_close, cases
+from myfla.utils import tracing
+from myfla.utils.graph_op import takes_graph_ops
 from small_models import KINDS, prompt, small_model
 
 pytestmark = pytest.mark.skipif(
@@ -59,6 +61,16 @@ def loss_and_grads(function, leaves):
     outputs = function(*leaves)
     sum(x.square().sum() for x in outputs).backward()
     return [*outputs, *(x.grad for x in leaves if x.grad is not None)]
+
+
+def test_a_compiler_is_no_exporter():
+    """PyTorch 2.11 tells whatever it compiles that it is being exported; then the plain forms would run."""
+    torch._dynamo.reset()
+
+    def watchers(x):
+        return x, tracing.compiling(), tracing.exporting(), takes_graph_ops()
+
+    assert torch.compile(watchers, fullgraph=True, backend="eager")(torch.ones(1))[1:] == (True, False, True)
 
 
 @cases(name=["chunk_gated_delta_rule", "chunk_rwkv7"])
