@@ -141,11 +141,17 @@ def collect(
     dbeta = across * (f.key / write)
     dkeys = torch.addcmul(dkeys, dwriter, counts)
     if unit:
-        dqueries = torch.addcmul(dqueries, queries, asking * (f.query / scale).square(), value=-1)
-        dkeys = torch.addcmul(dkeys, keys, (asked + across * counts) * f.key.square(), value=-1)
+        dqueries = minus(dqueries, queries, asking * (f.query / scale).square())
+        dkeys = minus(dkeys, keys, (asked + across * counts) * f.key.square())
     q, k, g, beta = like
     dg, dbeta = (cut.store(x, y.unsqueeze(-1)).squeeze(-1) for x, y in ((dg, g), (dbeta, beta)))
     return cut.store(dqueries, q), cut.store(dkeys, k), dg, dbeta
+
+
+def minus(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``x - a b``, in x's dtype."""
+    a = a if a.is_cuda else a.to(x.dtype)  # on a CPU PyTorch 1.12 does not mix them
+    return torch.addcmul(x, a, b, value=-1)
 
 
 def dot(a: torch.Tensor, b: torch.Tensor, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
