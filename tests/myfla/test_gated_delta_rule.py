@@ -19,6 +19,7 @@ import torch  # noqa: E402
 import truth  # noqa: E402
 from myfla.ops.gated_delta_rule import (  # noqa: E402
     chunk,
+    chunk_fwd,
     chunk_gated_delta_rule,
     chunk_scan,
     fused_recurrent_gated_delta_rule,
@@ -72,13 +73,13 @@ def leaves(given):
     return {name: x.clone().requires_grad_() for name, x in given.items()}
 
 
-def gradients(outputs, inputs):
+def gradients(outputs, inputs, retain_graph=False):
     """Gradients of a fixed random functional of outputs and final states, by name."""
     total = 0
     for i, x in enumerate(outputs):
         weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
         total = total + (x.double() * weight).sum()
-    return dict(zip(inputs, torch.autograd.grad(total, list(inputs.values()))))
+    return dict(zip(inputs, torch.autograd.grad(total, list(inputs.values()), retain_graph=retain_graph)))
 
 
 @cases(op=list(OPS), T=[1, 2, 15, 16, 17, 64, 100], in_kernel=[False, True], neg=[False, True])
@@ -126,6 +127,29 @@ def test_heads_and_rows_in_groups_equal_all_at_once(states, HV, cu, in_kernel):
             found.append((*outputs, *gradients(outputs, inputs).values()))
         finally:
             chunk.states_together = chosen
+    for a, b in zip(*found):
+        assert_close(a, b, 1e-12)
+
+
+@cases(blocks=[1, 3, 1000], transitions=[False, True], HV=[2, 4], cu=[None, [0, 1, 17, 17, 60, 100]])
+def test_states_kept_for_the_backward_equal_states_found_again(blocks, transitions, HV, cu):
+    cu = None if cu is None else torch.tensor(cu)
+    given = make(B=1 if cu is not None else 2, T=100, HV=HV, in_kernel=True, cu=cu)
+    found = []
+    chosen = chunk_fwd.keeps_states, chunk.block_chunks, chunk_scan.by_transitions
+    for keeps in (True, False):
+        inputs = leaves(given)
+        chunk_fwd.keeps_states = lambda elements, device, keeps=keeps: keeps
+        chunk.block_chunks = lambda elements, device: blocks
+        chunk_scan.by_transitions = lambda device, matrices: transitions
+        try:
+            outputs = chunk_gated_delta_rule(**inputs, **options(True), cu_seqlens=cu, output_final_state=True)
+            found.append((*outputs, *gradients(outputs, inputs, retain_graph=True).values()))
+            again = gradients(outputs, inputs)
+        finally:
+            chunk_fwd.keeps_states, chunk.block_chunks, chunk_scan.by_transitions = chosen
+        for a, b in zip(found[-1][2:], again.values()):
+            assert torch.equal(a, b), "a backward pass has changed what was kept"
     for a, b in zip(*found):
         assert_close(a, b, 1e-12)
 

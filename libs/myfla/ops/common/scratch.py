@@ -9,6 +9,9 @@ import torch
 LARGEST_KEPT = 4 * 1024 * 1024
 """Bytes; a larger buffer goes back to the system after the call, a smaller one waits in its thread for the next."""
 
+MOST_VIEWS = 128
+"""Views of a thread's buffers that wait with them, for calls of the same shapes."""
+
 _waiting = threading.local()
 
 
@@ -27,31 +30,40 @@ class Scratch:
     def __init__(self, like: torch.Tensor, dtype: torch.dtype, batch: int) -> None:
         self.device, self.dtype, self.batch = like.device, dtype, batch
         self.buffers: Dict[str, torch.Tensor] = {}
-        self.views: Dict[str, torch.Tensor] = {}
+        self.views: Dict[Tuple[Any, ...], torch.Tensor] = {}
 
     def __enter__(self) -> "Scratch":
         # Inference tensors cannot be written outside of inference mode.
         self.key = f"{self.dtype} {torch.is_inference_mode_enabled()}"
         if self.device.type == "cpu":
-            self.buffers = vars(_waiting).pop(self.key, {})
+            self.buffers, self.views = vars(_waiting).pop(self.key, ({}, {}))
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self.device.type == "cpu":
-            small = {name: x for name, x in self.buffers.items() if x.numel() * x.element_size() <= LARGEST_KEPT}
-            vars(_waiting)[self.key] = small
+            for name in [name for name, x in self.buffers.items() if x.numel() * x.element_size() > LARGEST_KEPT]:
+                self._drop(name)
+            if len(self.views) > MOST_VIEWS:
+                self.views = {}
+            vars(_waiting)[self.key] = self.buffers, self.views
         self.buffers, self.views = {}, {}
 
     def get(self, name: str, batch: int, *shape: int) -> torch.Tensor:
         """An uninitialised ``[batch, *shape]`` tensor; the same memory for the same name."""
-        view = self.views.get(name)
-        if view is None or view.shape != (batch,) + shape:
+        view = self.views.get((name, batch, shape))
+        if view is None:
             size, buffer = math.prod(shape), self.buffers.get(name)
             if buffer is None or buffer.numel() < self.batch * size:
+                self._drop(name)
                 buffer = torch.empty(self.batch * size, dtype=self.dtype, device=self.device)
                 self.buffers[name] = buffer
-            view = self.views[name] = buffer[: batch * size].view((batch,) + shape)
+            view = self.views[name, batch, shape] = buffer[: batch * size].view((batch,) + shape)
         return view
+
+    def _drop(self, name: str) -> None:
+        """Forget a buffer and its views."""
+        self.buffers.pop(name, None)
+        self.views = {key: view for key, view in self.views.items() if key[0] != name}
 
 
 def split_heads(matrices: torch.Tensor, heads: int) -> torch.Tensor:

@@ -59,7 +59,8 @@ def _substitute(lower: torch.Tensor) -> torch.Tensor:
     size = lower.shape[-1]
     one = torch.eye(size, dtype=lower.dtype, device=lower.device)
     if lower.device.type != "mps":
-        return torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False, unitriangular=True)
+        # From the right: on a CPU rows then need no transposed copies, and that is half of the time.
+        return torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False, left=False, unitriangular=True)
     return _row_by_row(lower)
 
 

@@ -12,6 +12,10 @@ GPU_BLOCK = 64 * 1024 * 1024
 """On a GPU large products matter, not caches."""
 
 
+KEPT_STATES = 4 * 1024 * 1024
+"""Elements of the states before every chunk (16 MB of float32) up to which they are kept for the backward."""
+
+
 def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int:
     """Tokens in a chunk, between 16 and 64, and not much more than there are.
 
@@ -53,3 +57,13 @@ def states_together(elements: int, device: torch.device) -> int:
     """
     budget = CPU_STATES * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK
     return max(1, budget // max(elements, 1))
+
+
+def keeps_states(elements: int, device: torch.device) -> bool:
+    """Whether training keeps the states before every chunk, not only before every block.
+
+    Args:
+        elements: elements of all of them.
+        device: where it runs; on a GPU a block is almost everything as it is.
+    """
+    return device.type == "cpu" and elements <= KEPT_STATES

@@ -25,8 +25,8 @@ import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
-from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns
-from myfla.ops.gated_delta_rule.chunk_fwd import Saved, head_groups, largest_block, load_both, load_rows
+from myfla.ops.gated_delta_rule.chunk_decay import Columns
+from myfla.ops.gated_delta_rule.chunk_fwd import Saved, factors_of, head_groups, largest_block, load_both, load_rows
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, Gradients, replay, scan_back
 from myfla.utils.autocast import without_autocast
 
@@ -38,7 +38,6 @@ def chunk_backward(
     v: torch.Tensor,
     g: torch.Tensor,
     beta: torch.Tensor,
-    scale: float,
     layout: ChunkLayout,
     saved: Sequence[torch.Tensor],
     do: torch.Tensor,
@@ -48,24 +47,25 @@ def chunk_backward(
     """Gradients of q, k, v, g, beta (each in its own dtype) and of the initial state.
 
     Args:
-        q, k, v, g, beta, scale, layout, unit: as given to `chunk_forward`.
+        q, k, v, g, beta, layout, unit: as given to `chunk_forward`.
         saved: what it kept.
         do: ``[B, T, HV, V]`` gradient of the outputs.
         dfinal: ``[N, HV, K, V]`` gradient of the final states, or None.
     """
-    wanted = q, k, v, g, beta
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in wanted]
+    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g, beta)]
     dinitial = v.new_empty(layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=saved[0].dtype)
     if dfinal is None:
         dinitial.zero_()
     else:
         dinitial.copy_(sort_rows(layout, dfinal))
-    fields = len(Saved._fields)
+    split = len(Saved._fields)
+    fields = split + len(Columns._fields)
     for i, (few, many) in enumerate(head_groups(layout, k.shape[2], v.shape[2])):
-        kept = Saved(*saved[i * fields : (i + 1) * fields])
-        inputs = q[:, :, few], k[:, :, few], do[:, :, many], g[:, :, many], beta[:, :, many]
+        of_these = saved[i * fields : (i + 1) * fields]
+        kept, columns = Saved(*of_these[:split]), Columns(*of_these[split:])
+        inputs = q[:, :, few], k[:, :, few], do[:, :, many]
         written = [x[:, :, heads] for x, heads in zip(grads, (few, few, many, many, many))]
-        _backward_heads(*inputs, dinitial[:, many], scale, layout, kept, unit, written)
+        _backward_heads(*inputs, dinitial[:, many], layout, kept, columns, unit, written)
     dq, dk, dv, dg, dbeta = grads
     return dq, dk, dv, dg, dbeta, unsort_rows(layout, dinitial)
 
@@ -74,12 +74,10 @@ def _backward_heads(
     q: torch.Tensor,
     k: torch.Tensor,
     do: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
     dstates: torch.Tensor,
-    scale: float,
     layout: ChunkLayout,
     saved: Saved,
+    columns: Columns,
     unit: bool,
     grads: List[torch.Tensor],
 ) -> None:
@@ -88,15 +86,14 @@ def _backward_heads(
     dq, dk, dv, dg, dbeta = grads
     with Scratch(do, dstates.dtype, largest_block(layout) * heads) as scratch:
         for whole, group in zip(layout.wholes, layout.groups):
-            columns = load_columns(whole, g, beta, scale, dstates.dtype)
-            flows, strengths = torch.empty_like(columns.strength), torch.empty_like(columns.strength)
+            flows = columns.strength.new_empty(whole.size * heads, layout.chunk, 1)
+            strengths = torch.empty_like(flows)
             for block in reversed(group):
                 at, part = saved.part(block, heads), block.within(whole, heads)
-                flow, strengths[part] = _backward_block(
-                    block, q, k, do, columns.part(part), running, unit, scratch, at, (dq, dk, dv)
+                flows[part], strengths[part] = _backward_block(
+                    block, q, k, do, columns.part(block.span(heads)), running, unit, scratch, at, (dq, dk, dv)
                 )
-                flows[part] = flow.flip(1).cumsum(1).flip(1)
-            whole.store(split_heads(flows, heads), dg.unsqueeze(-1))
+            whole.store(split_heads(flows.flip(1).cumsum(1).flip(1), heads), dg.unsqueeze(-1))
             whole.store(split_heads(strengths, heads), dbeta.unsqueeze(-1))
     if not dstates.is_contiguous():  # else they were worked on in place
         dstates.copy_(running.view(dstates.shape))
@@ -115,32 +112,29 @@ def _backward_block(
     grads: Tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """One block: stores dq, dk and dv; returns what each token adds to the log decay's gradient, and dbeta."""
-    heads, chunk, value = do.shape[2], block.chunk, do.shape[3]
-    both = load_both(block, q, k, heads, scratch)
-    if unit:
-        both.mul_(at.length)
-    keys, matrices = both[:, chunk:], both.shape[0]
-    d = Gradients(
-        scratch.get("dout", matrices, 2 * chunk, value), scratch.get("dvalues", *at.errors.shape),
-        scratch.get("dmeets", *both.shape), scratch.get("dhanded", *keys.shape),
-        torch.empty_like(columns.whole),
-    )  # fmt: skip
-    dout = load_rows(block, do, heads, d.out[:, :chunk], pad=True)
+    heads, chunk = do.shape[2], block.chunk
     strength, weight = columns.strength, columns.strength.transpose(1, 2)
+    kept = at.complete  # then nothing of it may be written
+    at, factors = _found_again(block, q, k, heads, columns, unit, scratch, at)
+    both, keys, states = at.both, at.both[:, chunk:], at.states
 
     # Through the state.
-    meets = torch.mul(both, columns.meet, out=scratch.get("meets", *both.shape))
-    handed = torch.mul(keys, columns.hand, out=scratch.get("handed", *keys.shape))
-    factors = Factors(columns.whole, meets, handed, at.inverse)
-    states = scratch.get("states", matrices, *at.opening.shape[1:])
-    states[: at.opening.shape[0]].copy_(at.opening)
-    replay(block, heads, factors, at.errors, states)
-    attend = torch.mul(at.products[:, :chunk], weight, out=scratch.get("attend", *at.inverse.shape))
-    derrors = torch.bmm(attend.transpose(1, 2), dout, out=scratch.get("derrors", *at.errors.shape))
-    scan_back(block, heads, factors, states, at.errors, derrors, running, d)
-    d.meets.mul_(columns.meet)
-    met = torch.mul(both, d.meets, out=meets).sum(-1, keepdim=True)
-    wrote = torch.mul(keys, d.handed, out=handed).sum(-1, keepdim=True).mul_(columns.fall)
+    d = Gradients(
+        scratch.get("dout", both.shape[0], 2 * chunk, do.shape[3]), scratch.get("dvalues", *at.errors.shape),
+        scratch.get("dmeets", *both.shape), scratch.get("dhanded", *keys.shape),
+        scratch.get("dwhole", *columns.whole.shape),
+    )  # fmt: skip
+    above = load_rows(block, do, heads, d.out[:, :chunk], pad=True)
+    derrors = torch.bmm(
+        at.weighted[:, :chunk].transpose(1, 2), above, out=scratch.get("derrors", *at.errors.shape)
+    )
+    room = scratch.get("room", block.counts[0] * heads, *running.shape[1:]) if kept else None
+    scan_back(block, heads, factors, states, at.errors, derrors, running, d, room)
+    dmeets, dhanded = d.meets, d.handed
+    dmeets.mul_(columns.meet)
+    spent = (scratch.get("met", *both.shape), scratch.get("wrote", *keys.shape)) if kept else (at.meets, at.handed)
+    met = torch.mul(both, dmeets, out=spent[0]).sum(-1, keepdim=True)
+    wrote = torch.mul(keys, dhanded, out=spent[1]).sum(-1, keepdim=True).mul_(columns.fall)
     handed_on = (wrote * strength).sum(1).add_((d.whole * columns.whole)[:, 0])
 
     # Within the chunk.
@@ -152,9 +146,9 @@ def _backward_block(
     wrote.add_(flows.sum(1).unsqueeze(-1))
     met.add_(flows.mul_(weight).sum(-1, keepdim=True))
     pairs.mul_(at.pair).mul_(weight)
-    d.meets.baddbmm_(pairs, keys)
-    d.handed.mul_(columns.hand).baddbmm_(pairs.transpose(1, 2), both)
-    d.meets[:, chunk:].add_(d.handed)
+    dmeets.baddbmm_(pairs, keys)
+    dhanded.mul_(columns.hand).baddbmm_(pairs.transpose(1, 2), both)
+    dmeets[:, chunk:].add_(dhanded)
 
     flow = (met[:, :chunk] + met[:, chunk:]).addcmul_(wrote, strength, value=-1)
     flow[:, -1] += handed_on
@@ -162,7 +156,33 @@ def _backward_block(
     if unit:
         met[:, :chunk].addcmul_(itself, strength)
         met[:, chunk:].addcmul_(dbeta, strength)
-        d.meets.addcmul_(both, met, value=-1).mul_(at.length)
-    for found, out in zip((d.meets[:, :chunk], d.meets[:, chunk:], d.values), grads):
+        dmeets.addcmul_(both, met, value=-1).mul_(at.length)
+    for found, out in zip((dmeets[:, :chunk], dmeets[:, chunk:], d.values), grads):
         block.store(split_heads(found, heads), out)
     return flow, dbeta
+
+
+def _found_again(
+    block: Block,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    heads: int,
+    columns: Columns,
+    unit: bool,
+    scratch: Scratch,
+    at: Saved,
+) -> Tuple[Saved, Factors]:
+    """What was kept of one block, and what was not."""
+    if at.complete:
+        return at, Factors(columns.whole, at.meets, at.handed, at.inverse)
+    (matrices, chunk, _), key = at.errors.shape, k.shape[3]
+    both = load_both(block, q, k, heads, scratch.get("both", matrices, 2 * chunk, key))
+    if unit:
+        both.mul_(at.length)
+    meets, handed = scratch.get("meets", *both.shape), scratch.get("handed", matrices, chunk, key)
+    factors = factors_of(both, columns, at.inverse, meets, handed)
+    states = scratch.get("states", matrices, *at.states.shape[1:])
+    states[: at.states.shape[0]].copy_(at.states)
+    replay(block, heads, factors, at.errors, states)
+    weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=scratch.get("weighted", *at.pair.shape))
+    return at._replace(states=states, both=both, meets=meets, handed=handed, weighted=weighted), factors

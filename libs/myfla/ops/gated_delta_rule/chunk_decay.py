@@ -6,7 +6,7 @@ Differences are taken before the exponential and in float64 where the device has
 ``exp(-c)`` overflow for a strong gate, and float32 sums of one lose four digits.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence, Tuple
 
 import torch
 
@@ -26,7 +26,6 @@ def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 class Columns(NamedTuple):
     """What every token of some chunks carries; M counts chunks and heads."""
 
-    sums: torch.Tensor  # [M, C]        c, in float64 where there is
     whole: torch.Tensor  # [M, 1, 1]    decay from the chunk's start to its end
     fall: torch.Tensor  # [M, C, 1]
     strength: torch.Tensor  # [M, C, 1]  beta
@@ -37,9 +36,16 @@ class Columns(NamedTuple):
         """The columns of some of the chunks."""
         return Columns(*(x[at] for x in self))
 
+    @staticmethod
+    def joined(several: Sequence["Columns"]) -> "Columns":
+        """The columns of one group after another."""
+        return several[0] if len(several) == 1 else Columns(*map(torch.cat, zip(*several)))
 
-def load_columns(block: Block, g: torch.Tensor, beta: torch.Tensor, scale: float, dtype: torch.dtype) -> Columns:
-    """Columns of one block, or of a whole group.
+
+def load_columns(
+    block: Block, g: torch.Tensor, beta: torch.Tensor, scale: float, dtype: torch.dtype
+) -> Tuple[torch.Tensor, Columns]:
+    """``c [M, C]``, in float64 where there is, and the columns of one block, or of a whole group.
 
     Args:
         block: which chunks.
@@ -54,7 +60,8 @@ def load_columns(block: Block, g: torch.Tensor, beta: torch.Tensor, scale: float
     strength = g.new_empty(sums.shape, dtype=dtype)
     block.load(beta.unsqueeze(-1), split_heads(strength, heads))
     rise, fall = _exp(sums.clone(), strength), _exp(sums[:, -1:] - sums, strength)
-    return Columns(sums[..., 0], rise[:, -1:], fall, strength, strength * fall, torch.cat([rise * scale, rise], 1))
+    columns = Columns(rise[:, -1:], fall, strength, strength * fall, torch.cat([rise * scale, rise], 1))
+    return sums[..., 0], columns
 
 
 def causal_masks(chunk: int, scale: float, like: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ import torch
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.common.triangular import unit_lower_inverse
+from myfla.ops.common.tuning import keeps_states
 from myfla.ops.gated_delta_rule.chunk_decay import Columns, causal_masks, load_columns, pair_decay, wide_dtype
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, scan
 from myfla.utils.autocast import without_autocast
@@ -30,29 +31,43 @@ EPSILON = 1e-6
 class Saved(NamedTuple):
     """What the backward needs beside the inputs, in the layout's order."""
 
-    opening: torch.Tensor  # [., K, V]    states before each block
+    states: torch.Tensor  # [., K, V]     states before each chunk; of large inputs before each block only
     errors: torch.Tensor  # [M, C, V]     E
     inverse: torch.Tensor  # [M, C, C]    T
     pair: torch.Tensor  # [M, 2C, C]      of `pair_decay`
     products: torch.Tensor  # [M, 2C, C]  pair * Q K^T over pair * K K^T
     length: torch.Tensor  # [M, 2C, 1]    reciprocal lengths of q and k
+    # What is quickly found again is kept of short inputs only; of others these have M = 0.
+    both: torch.Tensor  # [M, 2C, K]      queries over keys, of length one if asked for
+    meets: torch.Tensor  # [M, 2C, K]     of `Factors`
+    handed: torch.Tensor  # [M, C, K]     of `Factors`
+    weighted: torch.Tensor  # [M, 2C, C]  products * beta
 
     @staticmethod
-    def sizes(chunk: int, value: int) -> Tuple[Tuple[int, int], ...]:
+    def sizes(chunk: int, key: int, value: int) -> Tuple[Tuple[int, int], ...]:
         """Rows and columns of all but the first, for each chunk."""
-        return (chunk, value), (chunk, chunk), (2 * chunk, chunk), (2 * chunk, chunk), (2 * chunk, 1)
+        tokens, square = (2 * chunk, key), (2 * chunk, chunk)
+        always = (chunk, value), (chunk, chunk), square, square, (2 * chunk, 1)
+        return (*always, tokens, tokens, (chunk, key), square)
 
     @classmethod
     def empty(cls, layout: ChunkLayout, states: torch.Tensor) -> "Saved":
         """Unwritten tensors for all chunks of ``states [N, HV, K, V]``."""
         _, heads, key, value = states.shape
-        sizes, chunks = cls.sizes(layout.chunk, value), layout.total * heads
-        opening = states.new_empty(layout.openings * heads, key, value)
-        return cls(opening, *(states.new_empty((chunks,) + size) for size in sizes))
+        chunks, small = layout.total * heads, keeps_states(layout.total * heads * key * value, states.device)
+        counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 4 * [chunks if small else 0]
+        sizes = ((key, value), *cls.sizes(layout.chunk, key, value))
+        return cls(*(states.new_empty((count,) + size) for count, size in zip(counts, sizes)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk's states and tokens are there, not only each block's first states."""
+        return self.both.shape[0] == self.errors.shape[0]
 
     def part(self, block: Block, heads: int) -> "Saved":
         """What belongs to one block."""
-        return Saved(self.opening[block.opening(heads)], *(x[block.span(heads)] for x in self[1:]))
+        span = block.span(heads)
+        return Saved(self.states[span if self.complete else block.opening(heads)], *(x[span] for x in self[1:]))
 
 
 def head_groups(layout: ChunkLayout, heads: int, value_heads: int) -> List[Tuple[slice, slice]]:
@@ -97,7 +112,8 @@ def chunk_forward(
         unit: bring q and k to length one first.
 
     Returns:
-        o ``[B, T, HV, V]``, final states ``[N, HV, K, V]`` in ``dtype``, the tensors of one `Saved` after another.
+        o ``[B, T, HV, V]``, final states ``[N, HV, K, V]`` in ``dtype``, and for one group of heads after another the
+        tensors of its `Saved` and of its `Columns`.
     """
     key, value = k.shape[3], v.shape[3]
     out = torch.empty(v.shape, dtype=out_dtype, device=v.device)
@@ -131,28 +147,44 @@ def _forward_heads(
     largest, dtype = largest_block(layout) * heads, states.dtype
     saved, masks = Saved.empty(layout, states) if save else None, causal_masks(layout.chunk, scale, running)
     with Scratch(v, dtype, largest) as scratch, Scratch(v, wide_dtype(v.device, dtype), largest) as wide:
+        found: List[Columns] = []
         for whole, group in zip(layout.wholes, layout.groups):
-            columns = load_columns(whole, g, beta, scale, dtype)
+            sums, columns = load_columns(whole, g, beta, scale, dtype)
+            found += [columns] if save else []
             for block in group:
-                at = _room(block, heads, saved, running, scratch)
-                part = columns.part(block.within(whole, heads))
-                _forward_block(block, q, k, v, part, running, masks, unit, scratch, wide, at, out)
+                part, (at, kept) = block.within(whole, heads), _room(block, heads, saved, running, scratch)
+                _forward_block(
+                    block, q, k, v, sums[part], columns.part(part), running, masks, unit, scratch, wide, at, kept, out
+                )
     if not states.is_contiguous():  # else they were worked on in place
         states.copy_(running.view(states.shape))
-    return tuple(saved or ())
+    return () if saved is None else (*saved, *Columns.joined(found))
 
 
 def _room(
     block: Block, heads: int, saved: Optional[Saved], running: torch.Tensor, scratch: Scratch
-) -> Saved:
-    """Where a block puts what it finds: what is saved, or scratch."""
-    states = running[block.states(heads)]
+) -> Tuple[Saved, Optional[torch.Tensor]]:
+    """Where a block puts what it finds, saved or scratch, and where the states before its chunks, if anywhere."""
+    states, matrices = running[block.states(heads)], block.size * heads
+    sizes = Saved.sizes(block.chunk, *states.shape[1:])
     if saved is None:
-        named = zip(Saved._fields[1:], Saved.sizes(block.chunk, states.shape[2]))
-        return Saved(states, *(scratch.get(name, block.size * heads, *size) for name, size in named))
+        room = [scratch.get(name, matrices, *size) for name, size in zip(Saved._fields[1:], sizes)]
+        return Saved(states, *room), None
     at = saved.part(block, heads)
-    at.opening.copy_(states)
-    return at
+    if at.complete:
+        return at, at.states
+    at.states.copy_(states)
+    passing = {name: scratch.get(name, matrices, *size) for name, size in zip(Saved._fields[6:], sizes[5:])}
+    return at._replace(**passing), None
+
+
+def factors_of(
+    both: torch.Tensor, columns: Columns, inverse: torch.Tensor, meets: torch.Tensor, handed: torch.Tensor
+) -> Factors:
+    """How a block's tokens meet the state; fills ``meets`` and ``handed``."""
+    torch.mul(both, columns.meet, out=meets)
+    torch.mul(both[:, handed.shape[1] :], columns.hand, out=handed)
+    return Factors(columns.whole, meets, handed, inverse)
 
 
 def load_rows(block: Block, x: torch.Tensor, heads: int, out: torch.Tensor, pad: bool = False) -> torch.Tensor:
@@ -161,9 +193,8 @@ def load_rows(block: Block, x: torch.Tensor, heads: int, out: torch.Tensor, pad:
     return out
 
 
-def load_both(block: Block, q: torch.Tensor, k: torch.Tensor, heads: int, scratch: Scratch) -> torch.Tensor:
-    """``[M, 2C, K]``: queries over keys."""
-    both = scratch.get("both", block.size * heads, 2 * block.chunk, k.shape[3])
+def load_both(block: Block, q: torch.Tensor, k: torch.Tensor, heads: int, both: torch.Tensor) -> torch.Tensor:
+    """Fill ``both [M, 2C, K]``: queries over keys."""
     load_rows(block, q, heads, both[:, : block.chunk])
     load_rows(block, k, heads, both[:, block.chunk :])
     return both
@@ -174,6 +205,7 @@ def _forward_block(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    sums: torch.Tensor,
     columns: Columns,
     running: torch.Tensor,
     masks: torch.Tensor,
@@ -181,27 +213,26 @@ def _forward_block(
     scratch: Scratch,
     wide: Scratch,
     at: Saved,
+    kept: Optional[torch.Tensor],
     out: torch.Tensor,
 ) -> None:
     """One block: everything but the scan is one product over all its chunks."""
     heads, chunk = v.shape[2], block.chunk
-    both = load_both(block, q, k, heads, scratch)
+    both = load_both(block, q, k, heads, at.both)
     values = load_rows(block, v, heads, scratch.get("values", *at.errors.shape))
-    meets = scratch.get("meets", *both.shape)
     if unit:
         torch.linalg.vector_norm(both, dim=-1, keepdim=True, out=at.length).square_().add_(EPSILON).rsqrt_()
         both.mul_(at.length)
     keys = both[:, chunk:]
 
-    pair_decay(columns.sums, masks, scratch, wide, at.pair)
+    pair_decay(sums, masks, scratch, wide, at.pair)
     torch.bmm(both, keys.transpose(1, 2), out=at.products).mul_(at.pair)
-    weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=scratch.get("weighted", *at.pair.shape))
+    weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=at.weighted)
     unit_lower_inverse(weighted[:, chunk:], out=at.inverse)
 
-    torch.mul(both, columns.meet, out=meets)
-    handed = torch.mul(keys, columns.hand, out=scratch.get("handed", *keys.shape))
+    factors = factors_of(both, columns, at.inverse, at.meets, at.handed)
     reads = scratch.get("reads", both.shape[0], 2 * chunk, v.shape[3])
-    scan(block, heads, Factors(columns.whole, meets, handed, at.inverse), values, running, reads, at.errors)
+    scan(block, heads, factors, values, running, reads, at.errors, kept)
 
     result = torch.bmm(weighted[:, :chunk], at.errors, out=values).add_(reads[:, :chunk])
     block.store(split_heads(result, heads), out)

@@ -8,7 +8,7 @@ place. The fewest multiplications: best on CPUs, where products cost what their 
 left in the loop. Nearly twice the multiplications, a quarter of the launches: best on GPUs where a wave is small.
 """
 
-from typing import Iterator, NamedTuple, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -42,8 +42,9 @@ def scan(
     running: torch.Tensor,
     reads: torch.Tensor,
     errors: torch.Tensor,
+    states: Optional[torch.Tensor] = None,
 ) -> None:
-    """Fill reads and errors, leave the last states in ``running``.
+    """Fill reads, errors and states, leave the last states in ``running``.
 
     Args:
         block: which chunks.
@@ -53,16 +54,17 @@ def scan(
         running: ``[N * HV, K, V]`` states of all sequences, before and after.
         reads: ``[M, 2C, V]`` products of ``f.meets`` and the incoming states, written.
         errors: ``[M, C, V]`` E, written.
+        states: ``[M, K, V]`` states before each chunk, written; None if nobody wants them.
     """
     if by_transitions(running.device, running.shape[0]):
-        return _scan_by_transitions(block, heads, f, values, running, reads, errors)
-    running, known = running[block.rows[0] * heads :], reads[:, block.chunk :]
+        return _scan_by_transitions(block, heads, f, values, running, reads, errors, states)
+    known = reads[:, block.chunk :]
     steps = waves(block, heads, f.whole, f.meets, f.handed.transpose(1, 2), f.inverse, values, reads, known, errors)
-    for whole, meets, handed, inverse, value, read, foreseen, error in steps:
-        state = running[: whole.shape[0]]
+    for step, (state, after) in zip(steps, handovers(block, heads, running, states)):
+        whole, meets, handed, inverse, value, read, foreseen, error = step
         torch.bmm(meets, state, out=read)
         torch.bmm(inverse, value.sub_(foreseen), out=error)
-        state.mul_(whole).baddbmm_(handed, error)
+        torch.mul(state, whole, out=after).baddbmm_(handed, error)
 
 
 def replay(block: Block, heads: int, f: Factors, errors: torch.Tensor, states: torch.Tensor) -> None:
@@ -97,16 +99,18 @@ def scan_back(
     derrors: torch.Tensor,
     running: torch.Tensor,
     d: Gradients,
+    room: Optional[torch.Tensor],
 ) -> None:
     """From the last chunk to the first.
 
     Args:
         block, heads, f: as `scan`.
-        states: ``[M, K, V]`` before each chunk; overwritten.
+        states: ``[M, K, V]`` before each chunk.
         errors: ``[M, C, V]`` E.
         derrors: ``[M, C, V]`` what reaches E within the chunk; overwritten.
         running: ``[N * HV, K, V]`` gradients of the states of all sequences, after and before.
         d: where the gradients go.
+        room: ``[N * HV, K, V]`` for products of states; None to put them in the place of ``states``.
     """
     if by_transitions(running.device, running.shape[0]):
         return _scan_back_by_transitions(block, heads, f, states, errors, derrors, running, d)
@@ -121,8 +125,36 @@ def scan_back(
         torch.neg(dvalue, out=below)
         torch.bmm(dout, state.transpose(1, 2), out=dmeets)
         torch.bmm(error, gradient.transpose(1, 2), out=dhanded)
-        torch.sum(state.mul_(gradient), (1, 2), keepdim=True, out=dwhole)
+        product = torch.mul(state, gradient, out=state if room is None else room[: whole.shape[0]])
+        torch.sum(product, (1, 2), keepdim=True, out=dwhole)
         gradient.mul_(whole).baddbmm_(meets, dout)
+
+
+def handovers(
+    block: Block, heads: int, running: torch.Tensor, kept: Optional[torch.Tensor]
+) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+    """For each wave the states it is handed and where it puts those that it hands on.
+
+    Args:
+        block, heads: as `scan`.
+        running: ``[N * HV, K, V]``, what the first wave is handed and the last hands on.
+        kept: ``[M, K, V]``, where what each wave is handed stays; None to work in place in ``running``.
+    """
+    running = running[block.rows[0] * heads :]
+    if kept is None:
+        for count in block.counts:
+            yield (running[: count * heads],) * 2
+        return
+    places = [place for place, in waves(block, heads, kept)]
+    places[0].copy_(running[: places[0].shape[0]])
+    for place, following in zip(places, places[1:]):
+        rows = following.shape[0]
+        if place.shape[0] == rows:
+            yield place, following
+        else:  # sequences end between these two
+            yield place, running[: place.shape[0]]
+            following.copy_(running[:rows])
+    yield places[-1], running[: places[-1].shape[0]]
 
 
 def waves(block: Block, heads: int, *tensors: torch.Tensor) -> Iterator[Tuple[torch.Tensor, ...]]:
@@ -133,22 +165,15 @@ def waves(block: Block, heads: int, *tensors: torch.Tensor) -> Iterator[Tuple[to
 
 def _scan_by_transitions(
     block: Block, heads: int, f: Factors, values: torch.Tensor, running: torch.Tensor, reads: torch.Tensor,
-    errors: torch.Tensor,
+    errors: torch.Tensor, states: Optional[torch.Tensor],
 ) -> None:
     """`scan` with one product a chunk."""
     eraser, fresh = torch.bmm(f.inverse, f.meets[:, block.chunk :]), torch.bmm(f.inverse, values)
     stored = torch.bmm(f.handed.transpose(1, 2), fresh)
-    states, running = torch.empty_like(stored), running[block.rows[0] * heads :]
-    steps = list(waves(block, heads, _transition(f, eraser), stored, states))
-    steps[0][2].copy_(running[: steps[0][2].shape[0]])
-    for i, (transition, fill, state) in enumerate(steps):
-        rows = state.shape[0]
-        after = steps[i + 1][2] if i + 1 < len(steps) else state[:0]
-        if after.shape[0] == rows:
-            torch.baddbmm(fill, transition, state, out=after)
-        else:  # some sequences end here
-            torch.baddbmm(fill, transition, state, out=running[:rows])
-            after.copy_(running[: after.shape[0]])
+    states = torch.empty_like(stored) if states is None else states
+    steps = waves(block, heads, _transition(f, eraser), stored)
+    for (transition, fill), (state, after) in zip(steps, handovers(block, heads, running, states)):
+        torch.baddbmm(fill, transition, state, out=after)
     torch.bmm(f.meets, states, out=reads)
     torch.baddbmm(fresh, eraser, states, alpha=-1, out=errors)
 
@@ -171,7 +196,7 @@ def _scan_back_by_transitions(
     torch.neg(d.values, out=below)
     torch.bmm(d.out, states.transpose(1, 2), out=d.meets)
     torch.bmm(errors, gradients.transpose(1, 2), out=d.handed)
-    torch.sum(states.mul_(gradients), (1, 2), keepdim=True, out=d.whole)
+    torch.sum(gradients.mul_(states), (1, 2), keepdim=True, out=d.whole)
 
 
 def _transition(f: Factors, eraser: torch.Tensor) -> torch.Tensor:
