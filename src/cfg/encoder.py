@@ -165,7 +165,7 @@ class GatedDeltaNetEncoderConfig(EncoderConfig):
     conv_size: int = 4
     conv_bias: bool = False
     output_gate_activation: str = "swish"
-    attn: Optional[Dict[str, Any]] = None
+    attn: Any = None  # a mapping; OmegaConf cannot set an optional one on the command line
     backend: str = "auto"
 
     def validate(self) -> None:

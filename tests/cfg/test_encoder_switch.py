@@ -160,3 +160,10 @@ def test_an_encoder_without_a_yaml_file_composes_from_the_store():
 def test_presets_run_nothing():
     for path in Path(CONF, "encoder").glob("*.yaml"):
         assert "_target_" not in path.read_text(encoding="utf-8")
+
+
+def test_layers_of_attention_are_named_on_the_command_line():
+    with composing() as compose:
+        words = ["+encoder=gated_deltanet", "encoder.num_layers=2", "encoder.attn={layers: [1], num_heads: 4}"]
+        config = OmegaConf.to_object(compose(*words).encoder)
+    assert config.attn["layers"] == [1] and config.attn["num_kv_heads"] == 4 and config.attn["window_size"] is None
