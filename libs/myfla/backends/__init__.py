@@ -4,7 +4,8 @@
 auto        the rule below
 naive       the token loop that is this library's specification: slow, for checks
 torch       this library's PyTorch code, on every device
-compiled    the same, through ``torch.compile``, which fuses single steps and what stands around the rule
+compiled    the same, through ``torch.compile``, which fuses single steps and what stands around the rule; on a GPU,
+            in bfloat16, also what stands between its products
 fla         the official Triton kernels of flash-linear-attention, on a CUDA device
 ==========  ===========================================================================================
 
