@@ -40,7 +40,6 @@ class Layout(NamedTuple):
     tokens: Optional[torch.Tensor] = None
     real: Optional[torch.Tensor] = None
 
-    @property
     def rows(self) -> int:
         """How many sequences the stack sees: N, and the spare row if there is one."""
         return len(self.lengths) if self.cu_seqlens is None else len(self.cu_seqlens) - 1

@@ -116,13 +116,13 @@ def _sum(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     if layout.cu_seqlens is None:
         return values.sum(1)
     count = len(layout.lengths)
-    zeros = values.new_zeros(layout.rows, values.shape[2])
+    zeros = values.new_zeros(layout.rows(), values.shape[2])
     return zeros.index_add(0, layout.segments(), values[0])[:count]
 
 
 def _max(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Largest value over the tokens of each packed sequence; -inf where there are none."""
     count = len(layout.lengths)
-    lowest = values.new_full((layout.rows, values.shape[2]), float("-inf"))
+    lowest = values.new_full((layout.rows(), values.shape[2]), float("-inf"))
     index = layout.segments()[:, None].expand(-1, values.shape[2])
     return lowest.scatter_reduce(0, index, values[0], "amax", include_self=True)[:count]

@@ -278,7 +278,7 @@ class GatedDeltaNet(nn.Module):
 
     def _write_cache(self, cache: Any, recurrent_state: Optional[torch.Tensor], conv_state: Optional[ConvStates],
                      rows: TokenRows) -> None:
-        real = {"lengths": rows.lengths} if isinstance(cache, Cache) and rows.cu_seqlens is not None else {}
+        real = {"lengths": rows.lengths()} if isinstance(cache, Cache) and rows.cu_seqlens is not None else {}
         update_layer_cache(
             self, cache, recurrent_state=recurrent_state, conv_state=conv_state, offset=rows.time, **real
         )

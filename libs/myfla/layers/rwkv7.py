@@ -214,7 +214,7 @@ class RWKV7Attention(nn.Module):
         if keep:
             real = {}
             if isinstance(past_key_values, Cache) and cu_seqlens is not None:
-                real["lengths"] = rows.lengths
+                real["lengths"] = rows.lengths()
             recurrent_state, conv_state = rows.narrow((recurrent_state, conv_state))
             update_layer_cache(
                 self, past_key_values, recurrent_state=recurrent_state, conv_state=conv_state, offset=rows.time, **real

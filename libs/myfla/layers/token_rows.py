@@ -35,7 +35,6 @@ class TokenRows(NamedTuple):
     indices: Optional[torch.Tensor] = None
     real: Optional[torch.Tensor] = None
 
-    @property
     def lengths(self) -> Optional[torch.Tensor]:
         """``[N]``, tokens of each sequence; None for a dense batch."""
         if self.cu_seqlens is None:

@@ -6,6 +6,7 @@ from typing import Any, Optional
 import torch
 
 from myfla.utils.errors import value_error
+from myfla.utils.tracing import tracing
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -47,7 +48,7 @@ def check_size(who: str, field: str, x: Any, low: int = 0) -> None:
     Example:
         >>> check_size("pad_input", "seq_len", 3)
     """
-    if isinstance(x, torch.Tensor) or type(x).__name__ == "SymInt":
+    if tracing() or isinstance(x, torch.Tensor) or type(x).__name__ == "SymInt":
         return
     if isinstance(x, bool) or not isinstance(x, int) or not low <= x < 1 << 62:
         raise value_error(who, field, f"must be a whole number from {low}", x)

@@ -5,7 +5,6 @@ into calls; one that works on whole ``[B, T, ...]`` tensors does not, since vect
 differently.
 """
 
-from itertools import repeat
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -58,7 +57,7 @@ class TokenLayout:
 
     def split(self, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Any, ...]]:
         """``[B, T, ...]`` (packed: ``[1, total, ...]``) each as one contiguous ``[active, ...]`` for every step."""
-        parts = [repeat(None) if x is None else self._steps(x) for x in tensors]
+        parts = [(None,) * len(self.active) if x is None else self._steps(x) for x in tensors]
         return (tuple(part) for part, _ in zip(zip(*parts), self.active))
 
     def _steps(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
