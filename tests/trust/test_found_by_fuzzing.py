@@ -8,6 +8,7 @@ from app.errors import DataError, RunError
 from app.streaming.store import FILE, Store
 from myfla.testing import cases, raises
 from readable_files import KINDS
+from state_subjects import OPS, op_state
 
 LONG = torch.int64
 FOUND = {  # subject, what is spoilt, what the refusal says
@@ -55,11 +56,11 @@ def test_it_is_refused_by_name(what):
         fuzz.SUBJECTS[name].make(torch.float32)(**arguments)
 
 
-@cases(name=["model_gdn", "model_rwkv7"])
-def test_no_sequences_at_all_have_a_loss_too(name):
-    ids = torch.zeros(0, 5, dtype=LONG)
+@cases(name=["model_gdn", "model_rwkv7"], shape=[(0, 5), (2, 0)])
+def test_no_tokens_at_all_have_a_loss_too(name, shape):
+    ids = torch.zeros(*shape, dtype=LONG)
     loss, logits = fuzz.SUBJECTS[name].make(torch.float32)(ids, ids, ids)
-    assert logits.shape[:2] == (0, 5) and loss.isnan(), "the mean of nothing, as in torch"
+    assert logits.shape[:2] == shape and loss.isnan(), "the mean of nothing, as in torch"
 
 
 @cases(content=[b"\0", b"\0" * 4096, b"x", b"SQLite format 2\0"])
@@ -88,3 +89,12 @@ def test_text_of_another_encoding_in_parquet_names_file_and_column(tmp_path):
     pq.write_table(table.set_column(0, "id", wrong), path)
     with raises(DataError, "x.parquet: column 'id' must be UTF-8; got b's\\xb1'"):
         KINDS["Parquet table"].read(path)
+
+
+@cases(op=list(OPS), shape=[(0, 5), (0, 70), (2, 0)])
+def test_ops_go_backward_through_no_tokens_at_all(op, shape):
+    given = {name: t.requires_grad_() for name, t in OPS[op].inputs(*shape).items()}
+    state = op_state(op, shape[0]).requires_grad_()
+    o, final = OPS[op](given, state)
+    (o.sum() + final.sum()).backward()
+    assert torch.equal(state.grad, torch.ones_like(state)) and all(not t.grad.numel() for t in given.values())

@@ -64,7 +64,9 @@ def next_tokens(
     if found.is_meta and not like.is_meta:
         raise value_error(who, field, "must have values", "a tensor on meta")
     found = found.to(device=like.device, dtype=torch.int64)
-    return found if shift_labels is not None else F.pad(found[:, 1:], (0, 1), value=IGNORED)
+    if shift_labels is not None or found.shape[1] == 0:
+        return found
+    return F.pad(found[:, 1:], (0, 1), value=IGNORED)
 
 
 def causal_lm_loss(

@@ -37,8 +37,10 @@ class Columns(NamedTuple):
         return Columns(*(x[at] for x in self))
 
     @staticmethod
-    def joined(several: Sequence["Columns"]) -> "Columns":
-        """The columns of one group after another."""
+    def joined(several: Sequence["Columns"], like: torch.Tensor) -> "Columns":
+        """The columns of one group after another; of no tokens at all, nothing in the place of each."""
+        if not several:
+            return Columns(*(like.new_empty(0) for _ in Columns._fields))
         return several[0] if len(several) == 1 else Columns(*map(torch.cat, zip(*several)))
 
 

@@ -158,7 +158,7 @@ def _forward_heads(
                 )
     if not states.is_contiguous():  # else they were worked on in place
         states.copy_(running.view(states.shape))
-    return () if saved is None else (*saved, *Columns.joined(found))
+    return () if saved is None else (*saved, *Columns.joined(found, running))
 
 
 def _room(
