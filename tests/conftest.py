@@ -25,8 +25,13 @@ def pytest_generate_tests(metafunc):
     names = list(arguments[0])
     if names:
         rows = [[row[name] for name in names] for row in arguments]
-        ids = ["-".join(f"{name}={row[name]}" for name in names)[:120] for row in arguments]
+        ids = ["-".join(f"{name}={_told(row[name])}" for name in names)[:120] for row in arguments]
         metafunc.parametrize(names, rows, ids=ids)
+
+
+def _told(value):
+    """A function by its name: its address differs from process to process, and so from worker to worker of -n."""
+    return value.__name__ if callable(value) and hasattr(value, "__name__") else value
 
 
 @pytest.fixture(autouse=True)
