@@ -78,7 +78,7 @@ class LoRA(nn.Module):
         """Set the bias: a tensor ``[out]`` or one number. Does nothing without a bias, or on the meta device."""
         bias = self._maps()[1].bias
         if bias is not None and not bias.is_meta:
-            bias.copy_(torch.as_tensor(value).to(bias.dtype))
+            bias.copy_(torch.as_tensor(value, dtype=bias.dtype, device=bias.device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` to ``[..., out]``."""
