@@ -62,8 +62,8 @@ def check_shapes(who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise value_error(who, name, "must be a floating point tensor", getattr(x, "dtype", type(x).__name__))
-        if x.dim() != 4:
-            raise value_error(who, name, "must have shape [B, T, heads, size]", tuple(x.shape))
+        if x.dim() != 4 or x.shape[3] < 1:
+            raise value_error(who, name, "must have shape [B, T, heads, size] with sizes from 1", tuple(x.shape))
     if q.shape[2] != k.shape[2]:
         raise value_error(who, "k", f"must have as many heads as q, H={q.shape[2]}", k.shape[2])
     if k.shape != q.shape:
