@@ -29,6 +29,8 @@ FOUND = {  # subject, what is spoilt, what the refusal says
     "linear weight": ("RMSNormLinear", dict(weight=0.5), "linear weight must be a tensor; got 'float'"),
     "linear integers": ("GroupNormLinear", dict(weight=lambda w: w.to(LONG)), "and be floating point"),
     "linear bias": ("FusedRMSNormGatedLinear", dict(bias=lambda b: b[:2]), "linear bias must be a floating tensor [6]"),
+    "no taps": ("causal_conv1d", dict(weight=lambda w: w[:, :0], initial_state=lambda s: s[..., :0]),
+                "weight must have shape [D, W] with W from 1"),
     "convolution bias": ("causal_conv1d", dict(bias=0), "bias must be a tensor; got 'int'"),
     "convolution token": ("causal_conv1d_update", dict(x=None), "x must be a tensor; got 'NoneType'"),
     "no channels": ("causal_conv1d_update", dict(x=lambda x: x[:, :0]), "x must be one token per sequence, [N, D]"),

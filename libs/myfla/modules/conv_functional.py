@@ -196,6 +196,8 @@ def check_weight(who: str, weight: Optional[torch.Tensor]) -> torch.Tensor:
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
         got = tuple(weight.shape) if isinstance(weight, torch.Tensor) else weight
         raise value_error(who, "weight", "must have shape [D, W]", got)
+    if weight.shape[1] < 1:
+        raise value_error(who, "weight", "must have shape [D, W] with W from 1", tuple(weight.shape))
     return weight
 
 
