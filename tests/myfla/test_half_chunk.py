@@ -71,12 +71,23 @@ def test_endless_decays_and_writes_of_zero_are_exact():
         assert_close(a, torch.nan_to_num(b), 1e-11, name=name)
 
 
-@cases(decay=[0.001, 0.1, 5.0, 50.0], unit=[True, False], linear=[True, False])
-def test_roundings_stay_roundings(decay, unit, linear):
-    draws = [errors(draw(2, 256, 2, 2, 64, 64, decay, torch.bfloat16), unit, linear=linear) for _ in range(3)]
-    found = {name: sum(x[name] for x in draws) / len(draws) for name in draws[0]}
+@cases(decay=[0.001, 0.1, 5.0, 50.0], unit=[True, False])
+def test_roundings_stay_roundings(decay, unit):
+    found = errors(draw(2, 256, 2, 2, 64, 64, decay, torch.bfloat16), unit, linear=False)
     # A state that lasts the whole sequence collects every rounding on the way.
     assert max(found.values()) < (8e-3 if decay < 0.01 else 5.5e-3)
+
+
+@cases(decay=[0.001, 0.1, 5.0, 50.0], unit=[True, False])
+def test_the_scan_with_the_fewest_operations_rounds_no_more(decay, unit):
+    """On average over draws: of one the gradient of a weak decay, whose terms cancel, is largely chance."""
+    draws, found = [draw(2, 256, 2, 2, 64, 64, decay, torch.bfloat16) for _ in range(4)], {}
+    for linear in (True, False):
+        torch.manual_seed(1)  # the same gradients for both
+        seen = [errors(x, unit, linear=linear) for x in draws]
+        found[linear] = {name: sum(one[name] for one in seen) / len(seen) for name in seen[0]}
+    for name, error in found[True].items():
+        assert error < 1.05 * found[False][name], name
 
 
 @cases(case=["bf16", "bf16_gate"])

@@ -20,6 +20,7 @@ from myfla.integrations.hf_rules import chunk_gated_delta_rule
 from myfla.integrations.packing import packed_offsets
 from myfla.modules.blocks import blocks
 from myfla.modules.conv_taps import add_taps, add_x
+from myfla.utils.autocast import autocast_enabled
 from myfla.utils.autograd import backward_through
 from myfla.utils.tracing import tracing
 
@@ -90,7 +91,7 @@ def _takes(layer: Any, x: torch.Tensor, kwargs: Any) -> bool:
     return (
         torch.is_grad_enabled() and not tracing() and packed_offsets(kwargs) is None
         and x.dtype in (torch.float32, torch.float64) and x.dtype == layer.in_proj_qkvz.weight.dtype
-        and not torch.is_autocast_enabled() and not torch.is_autocast_cpu_enabled()
+        and not autocast_enabled(x.device.type)
         and layer.activation in ("silu", "swish") and convolution.bias is None
         and not convolution._forward_hooks and not convolution._forward_pre_hooks
     )  # fmt: skip
