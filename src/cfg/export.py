@@ -21,6 +21,8 @@ class ExportJobConfig(JobConfig):
         format: ``onnx`` and ``torch_export`` write ``step``, one token with the states as inputs and outputs, and
             ``encoder``, whole sequences; ``safetensors`` writes the weights.
         length: tokens of ``encoder``. Null: any number in ``torch_export``; no ``encoder`` in ``onnx``.
+        context: how many tokens before its own a layer of softmax attention without a window sees at most in ``step``,
+            whose states have a fixed size; within so many tokens it equals PyTorch. Needed for such encoders only.
         batch: sequences that a graph of fixed size takes at once.
         steps: how many tokens are streamed in the comparison.
         tolerance: largest difference, in units of the largest number compared (or of 1, where that is smaller).
@@ -32,6 +34,7 @@ class ExportJobConfig(JobConfig):
     name: str = "export"
     format: str = "onnx"
     length: Optional[int] = None
+    context: Optional[int] = None
     batch: int = 1
     steps: int = 200
     tolerance: float = 1e-5
@@ -41,6 +44,7 @@ class ExportJobConfig(JobConfig):
         fields = Fields(self, "job")
         fields.choice("format", EXPORT_FORMATS)
         fields.integer("length", 2, 1 << 20, optional=True)
+        fields.integer("context", 1, 1 << 20, optional=True)
         fields.integer("batch", 1, 1 << 20)
         fields.integer("steps", 1, 1 << 20)
         fields.number("tolerance", 0, 1, open_low=True)

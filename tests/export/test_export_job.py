@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,75 @@ def test_a_stepped_graph_is_the_whole_sequence(name, tmp_path):
         assert_close(torch.cat(hidden, 1), encoder(x).hidden, rms=1e-5)
 
 
+def stream(runner, states, x):
+    """The hidden states of ``x [B, T, D]``, step by step, and the last states."""
+    hidden = []
+    for t in range(x.shape[1]):
+        out, *states = runner((x[:, t : t + 1], *states))
+        hidden.append(out)
+    return torch.cat(hidden, 1), states
+
+
+def with_attention(**settings):
+    attn = {"layers": [1], "num_heads": 2, "num_kv_heads": 1, **settings}
+    return small_encoder("gated_deltanet", num_layers=2, attn=attn)
+
+
+@cases(window=[None, 1, 4, 40])
+def test_attention_in_steps_is_the_whole_sequence(window):
+    encoder, x = with_attention(window_size=window), torch.randn(2, 200, 3)
+    step = EncoderStep(encoder, context=200 if window is None else None)
+    with torch.no_grad():
+        hidden, states = stream(lambda given: step(*given), step.first_states(2), x)
+        assert_close(hidden, encoder(x).hidden, rms=1e-5)
+    assert step.state_names[-1] == "seen" and states[-1].tolist() == [200, 200]
+
+
+@exports
+def test_a_stepped_graph_of_attention_is_the_whole_sequence(tmp_path):
+    encoder, x = with_attention(window_size=4), torch.randn(2, 30, 3)
+    step = EncoderStep(encoder)
+    with torch.no_grad():
+        states = step.first_states(2)
+        runner = write_torch_export(step, (x[:, :1], *states), tmp_path / "step.pt2", dynamic=False)
+        assert_close(stream(runner, states, x)[0], encoder(x).hidden, rms=1e-5)
+
+
+def test_after_more_tokens_than_its_context_attention_sees_the_last_ones():
+    whole, near = with_attention(), with_attention(window_size=8)
+    near.load_state_dict(whole.state_dict())
+    step, x = EncoderStep(whole, context=7), torch.randn(1, 20, 3)
+    with torch.no_grad():
+        hidden, _ = stream(lambda given: step(*given), step.first_states(1), x)
+        assert_close(hidden, near(x).hidden, rms=1e-5)
+
+
+@exports
+@pytest.mark.slow
+@cases(format=["onnx", "torch_export"])
+def test_the_job_exports_attention(format, tmp_path):
+    if format == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    with_attention(window_size=5).save(tmp_path / "run")
+    length = dict(length=20) if format == "torch_export" else {}
+    assert run(Run(tmp_path / "run", format=format, **length), tmp_path / "out") <= 1e-5
+    inputs = json.loads((tmp_path / "out" / "export.json").read_text())["inputs"]
+    assert inputs["layer1_attn_state_0"]["shape"] == [1, 5, 4]
+    assert inputs["seen"] == {"shape": [1], "dtype": "int64"}
+    assert len(run_sample(tmp_path / "out")) == 5
+
+
+def test_attention_without_a_window_asks_for_a_context(tmp_path):
+    small_encoder("gated_deltanet", attn={"layers": [0], "num_heads": 2}).save(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"job\.context must be given for an encoder whose layer 0 is attention "
+                       r"without a window; got None; job\.context=N: a stream of N tokens equals PyTorch's"):
+        run(Run(tmp_path / "run", format="torch_export"), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(ConfigError, match=r"job\.context must be"):
+        ExportJobConfig(context=0)
+
+
 @exports
 @pytest.mark.slow
 @cases(name=STRATEGIES)
@@ -103,6 +173,42 @@ def test_weights_come_back_and_list_alone(tmp_path):
     out.mkdir()
     assert run(Run(tmp_path / "run", format="safetensors"), out) == 0
     assert len(run_sample(out)) == len(encoder.state_dict())
+
+
+@cases(stop_at=range(5))
+def test_an_export_that_is_cut_off_leaves_nothing(stop_at, tmp_path, monkeypatch):
+    """Before any of the files takes its place; the first of five does so while the weights are written."""
+    small_encoder("rwkv7").save(tmp_path / "run")
+    out, replace, moved = tmp_path / "out", Path.replace, []
+    limit = [stop_at]
+
+    def stopping(source, target):
+        if ".export-" in str(source):
+            if len(moved) == limit[0]:
+                raise KeyboardInterrupt
+            moved.append(Path(target).name)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", stopping)
+    config = Run(tmp_path / "run", format="safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out)
+    assert len(moved) == stop_at and not list(out.iterdir())
+    limit[0] = -1
+    run(config, out)
+    assert len(moved) == stop_at + 5 and moved[-1] == "export.json"
+    assert {path.name for path in out.iterdir()} == {*moved[-4:]}
+
+
+def test_an_older_export_is_left_alone(tmp_path):
+    small_encoder("rwkv7").save(tmp_path / "run")
+    config = Run(tmp_path / "run", format="safetensors")
+    run(config, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(RunError, match=r"hydra\.run\.dir must be a folder without another export's export\.json; got "
+                       r".*out'; leave hydra\.run\.dir out to get a new folder"):
+        run(config, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_head_standardises_inside_the_graph():

@@ -9,7 +9,7 @@ STRATEGIES = ("gated_deltanet", "rwkv7")
 
 
 def small_encoder(name, dtype=torch.float32, num_layers=1, **more):
-    common = dict(input_size=3, hidden_size=8, num_layers=num_layers, head_dim=4, dropout=0.0, **more)
+    common = {"input_size": 3, "hidden_size": 8, "num_layers": num_layers, "head_dim": 4, "dropout": 0.0, **more}
     if name == "rwkv7":
         encoder = build_encoder(RWKV7EncoderConfig(**common))
     else:

@@ -1,5 +1,6 @@
 """Whatever ends a writer - SIGKILL, a full disk, a read-only folder - the old file or the new one is there, whole."""
 
+import json
 import os
 import random
 import resource
@@ -8,13 +9,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import writers
+from app.jobs.export import run as export
+from cfg.export import ExportJobConfig
 from children import as_nobody, finish, kill_after, needs_fork, start
+from encoders import load_encoder
+from export_subjects import small_encoder
 from folders import INDEX
 from myfla.models import load_model
 from myfla.testing import cases
@@ -161,3 +168,27 @@ def test_shards_of_two_models_are_never_read_as_one(stop_at, tmp_path, monkeypat
         assert any(all(torch.equal(got[name], want[name]) for name in want) for want in wanted)
     new.save_pretrained(tmp_path, max_shard_size="20KB")
     assert torch.equal(load_model(tmp_path).lm_head.weight, new.lm_head.weight)
+
+
+def test_an_export_that_is_killed_leaves_whole_files_and_the_next_one_clears_up(tmp_path):
+    encoder, draw = small_encoder("rwkv7", hidden_size=64), random.Random(7)
+    encoder.save(tmp_path / "run")
+    config = SimpleNamespace(run=str(tmp_path / "run"), seed=0, job=ExportJobConfig(format="safetensors"))
+    for number in range(12):
+        out = tmp_path / str(number)
+        out.mkdir()
+        child = start(lambda to=out: export(config, to))
+        while not list(out.glob(".export-*.tmp")):
+            os.sched_yield()
+        time.sleep(draw.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        finish(child)
+        ended = (out / "export.json").exists()
+        names = {path.name for path in out.iterdir() if not path.name.startswith(".export-")}
+        assert not ended or names == {"encoder.json", "encoder.safetensors", "export.json", "sample.py"}
+        for name in names & {"encoder.json", "export.json"}:
+            json.loads((out / name).read_bytes().decode())
+        if not ended:
+            export(config, out)
+        assert torch.equal(load_encoder(out).input.weight, encoder.input.weight)
+        assert ended or not list(out.glob(".*")), "the next one removes what a killed one left"

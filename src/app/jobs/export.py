@@ -12,6 +12,7 @@ from app.export.formats import write_onnx, write_torch_export
 from app.export.modules import EncoderStep, WholeEncoder
 from app.export.parity import compare_step, compare_whole, require
 from app.export.samples import SAMPLES
+from app.export.staged import staged
 from app.run_folder import overrides, relative, write_json
 from app.streaming.model import StreamModel, load_model
 from app.trained import TASK
@@ -27,13 +28,14 @@ FACTS, SAMPLE = "export.json", "sample.py"
 
 
 def run(config: AppConfig, folder: Path) -> float:
-    """Write the files into ``folder``, with `SAMPLE` and, last, `FACTS`.
+    """Write the files into ``folder``, with `SAMPLE` and, last, `FACTS`; after an error there are none.
 
     Returns:
         the largest difference from PyTorch.
 
     Raises:
-        ConfigError, RunError: nothing to export, a missing package, or a file that computes something else.
+        ConfigError, RunError: nothing to export, an older export, a missing package, or a file that computes something
+            else.
     """
     job: ExportJobConfig = config.job
     if config.run is None:
@@ -43,15 +45,18 @@ def run(config: AppConfig, folder: Path) -> float:
         key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
         if key.split(".", 1)[0] in ("encoder", "data", "trainer"):
             raise config_error(key, "must be left out with job=export", override, "they come from the run")
+    if (folder / FACTS).exists():
+        raise RunError(f"hydra.run.dir must be a folder without another export's {FACTS}; got {str(folder)!r}; "
+                       "leave hydra.run.dir out to get a new folder")
     torch.manual_seed(config.seed)
     source = Path(config.run)
-    model = load_model(source, "embedding")
+    model = load_model(source, "embedding", attention=True)
     facts: Dict[str, Any] = {"format": job.format, "run": relative(source), "torch": torch.__version__}
-    with torch.no_grad():
-        facts.update(_weights(model, source, folder) if job.format == "safetensors" else _graphs(model, job, folder))
-    require(facts["difference"], job.tolerance)
-    (folder / SAMPLE).write_text(SAMPLES[job.format], encoding="utf-8")
-    write_json(facts, folder / FACTS)
+    with torch.no_grad(), staged(folder, FACTS) as place:
+        facts.update(_weights(model, source, place) if job.format == "safetensors" else _graphs(model, job, place))
+        require(facts["difference"], job.tolerance)
+        (place / SAMPLE).write_text(SAMPLES[job.format], encoding="utf-8")
+        write_json(facts, place / FACTS)
     worst = max(facts["difference"].values())
     log.info("wrote %s; largest difference from PyTorch %.2g; run python %s",
              ", ".join(relative(folder / name) for name in facts["difference"]), worst, relative(folder / SAMPLE))
@@ -61,7 +66,8 @@ def run(config: AppConfig, folder: Path) -> float:
 def _graphs(model: StreamModel, job: ExportJobConfig, folder: Path) -> Dict[str, Any]:
     """Write ``step`` and ``encoder``."""
     suffix = ".onnx" if job.format == "onnx" else ".pt2"
-    step, whole = EncoderStep(model.encoder, model.head).eval(), WholeEncoder(model.encoder, model.head).eval()
+    step = EncoderStep(model.encoder, model.head, job.context).eval()
+    whole = WholeEncoder(model.encoder, model.head).eval()
     dtype, size, differences = model.weight.dtype, model.input_size, {}
     example = (torch.zeros(job.batch, 1, size, dtype=dtype), *step.first_states(job.batch))
     path = folder / f"step{suffix}"
@@ -87,12 +93,12 @@ def _graphs(model: StreamModel, job: ExportJobConfig, folder: Path) -> Dict[str,
 def _weights(model: StreamModel, source: Path, folder: Path) -> Dict[str, Any]:
     """Write the encoder, and the head where there is one; then read it back."""
     name = model.encoder.save(folder).name
-    if model.head is not None and (source / TASK).resolve() != (folder / TASK).resolve():
+    if model.head is not None:
         shutil.copyfile(source / TASK, folder / TASK)
     again = load_encoder(folder).state_dict()
     for key, value in model.encoder.state_dict().items():
         if not torch.equal(value, again[key]):
-            raise RunError(f"{relative(folder / name)} must hold what was written; {key} differs; check the disk")
+            raise RunError(f"{name} must hold what was written; {key} differs; check the disk")
     x = torch.randn(2, 50, model.input_size, dtype=model.weight.dtype)
     gap = (model.encoder(x).embedding - load_encoder(folder).eval()(x).embedding).abs().max()
     return {"difference": {name: float(gap)}, "head": TASK if model.head is not None else None}

@@ -105,13 +105,15 @@ class StreamModel:
         return cache
 
 
-def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
+def load_model(folder: Path, emit: str, device: Any = "cpu", attention: bool = False) -> StreamModel:
     """The model that a run left.
 
     Args:
         folder: of a run of ``job=train``, or of a saved encoder (which has no head).
         emit: ``prediction`` needs the head.
         device: where it shall run.
+        attention: whether an encoder with layers of softmax attention will do; `StreamModel.advance` cannot keep their
+            states, which grow.
 
     Raises:
         RunError: nothing there, damaged files, or an encoder that cannot stream.
@@ -130,7 +132,7 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
         raise RunError(f"run={str(folder)!r} must hold an encoder of real-valued features; got "
                        f"encoder.vocab_size={config.vocab_size}")
     model = StreamModel(encoder, head, _key(folder))
-    if any(tree["attn_state"] is not None for tree in model._trees):
+    if not attention and any(tree["attn_state"] is not None for tree in model._trees):
         raise RunError(f"run={str(folder)!r} must hold an encoder whose states have a fixed size; got one that keeps "
                        "attention states")
     if head is None and emit == "prediction":
