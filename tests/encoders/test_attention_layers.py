@@ -76,3 +76,10 @@ def test_packed_sequences_equal_each_alone(kind, direction):
             alone = encoder(x[:, start:end])
             assert_close(packed.hidden[:, start:end], alone.hidden, rms=TIGHT)
             assert_close(packed.embedding[n : n + 1], alone.embedding, rms=TIGHT)
+
+
+@cases(kind=list(KINDS), direction=["causal", "bidirectional"])
+def test_every_parameter_learns(kind, direction):
+    encoder = hybrid(kind, direction).train()
+    (encoder(data(2, 7, 3), lengths=[7, 4]).embedding * data(2, 8)).sum().backward()
+    assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]

@@ -55,6 +55,11 @@ def test_any_split_equals_the_whole(name, dtype, pieces, grad):
     properties.any_split(MADE[name, dtype], at_length(pieces, dtype), grad)
 
 
+@cases(name=NAMES, before=[0, 1, 70], following=[1, 3, 66])
+def test_the_next_token_alone_is_the_first_of_a_longer_call(name, before, following):
+    properties.next_token(MADE[name, torch.float64], before, following)
+
+
 @cases(name=NAMES)
 @quick
 @given(data=st.data(), junk=st.sampled_from(properties.JUNK))

@@ -45,6 +45,16 @@ def test_any_split_equals_the_whole(name, sizes, decay):
     same(stream(op, inputs, sizes, state), op(inputs, state), op.exact)
 
 
+@cases(name=list(OPS), before=[0, 1, 70], following=[1, 3, 66])
+def test_the_next_token_alone_is_the_first_of_a_longer_call(name, before, following):
+    op = OPS[name]
+    inputs = op.inputs(2, before + following)
+    _, state = op(cut(inputs, 0, before), op_state(name, 2))
+    longer, _ = op(cut(inputs, before, before + following), state)
+    alone, _ = op(cut(inputs, before, before + 1), state)
+    same([alone], [longer[:, :1]], op.exact)
+
+
 @cases(name=list(OPS))
 @quick
 @given(sizes=pieces, decay=decays, piecewise=st.booleans())

@@ -55,6 +55,25 @@ def any_split(subject, pieces, grad=False):
         assert subject.lengths(cache) == subject.lengths(whole) == [sum(pieces)] * 2
 
 
+def next_token(subject, before, following):
+    """The next token alone is the first of a longer call from the same cache: its output, and what follows it.
+
+    Args:
+        before: tokens that the cache has seen.
+        following: tokens of the longer call.
+    """
+    x = subject.data(2, before + following)
+    with torch.no_grad():
+        _, cache = subject(x[:, :before])
+        longer, whole = subject(x[:, before:], cache)
+        alone, after = subject(x[:, before : before + 1], cache)
+        rest, last = subject(x[:, before + 1 :], after)
+    rms = TIGHT if subject.dtype == torch.float64 else RMS
+    assert_close(alone, longer[:, :1], rms=rms)
+    assert_close(rest, longer[:, 1:], rms=rms)
+    close_states(last, whole, rms)
+
+
 def padding_on_continued_calls(subject, masks, junk):
     """Calls with pads anywhere equal, row by row, calls with the real tokens alone: outputs, states, gradients.
 

@@ -136,7 +136,7 @@ def collect(
     across = dot(keys, dwriter)
     flow = asking + asked - across * counts
     ending = dot(states.flatten(1), dstates.flatten(1), hand.dtype)
-    last = (hand * counts).sum(1) + ending * f.whole[:, 0]
+    last = (hand * counts).sum(1) + ending * f.rise[:, -1]  # f.whole; PyTorch 2.4 compiles no property of a tuple
     dg = flow.flip(1).cumsum(1).flip(1) + last.unsqueeze(1)
     dbeta = across * (f.key / write)
     dkeys = torch.addcmul(dkeys, dwriter, counts)
