@@ -1,6 +1,8 @@
 """The versions that the metadata allow are those that a lane of CI runs."""
 
 import re
+import shutil
+import subprocess
 from typing import Dict, Iterator, List
 
 import pytest
@@ -72,3 +74,18 @@ def test_the_pinned_versions_are_allowed(python):
             assert requirement.specifier.contains(exact.version), f"{pin} is not in {requirement}"
             compared += 1
     assert compared > 15
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="the lanes are a script of bash")
+def test_a_machine_without_the_pythons_says_so_and_goes_on(tmp_path):
+    for tool in ("bash", "dirname", "mktemp", "rm"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    unfit = tmp_path / "unfit"
+    unfit.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")  # as a Python that is too old, or too new
+    unfit.chmod(0o755)
+    environment = {"PATH": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHON": str(unfit)}
+    environment["LANES"] = "py38 py38app lowest hf"
+    done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], env=environment, check=False, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True)
+    assert done.stdout.count("NOT run") == 4 and done.stdout.count("SKIPPED") == 4, done.stdout
+    assert "0 passed, 0 failed, 4 skipped" in done.stdout and done.returncode == 1  # nothing that ran is no success

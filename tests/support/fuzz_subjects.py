@@ -11,6 +11,7 @@ from myfla import modules
 from myfla.layers import Attention
 from myfla.layers.utils import get_unpad_data, index_first_axis, index_put_first_axis, pad_input, unpad_input
 from myfla.models.rwkv7 import RWKV7FeedForward
+from myfla.models.utils import Cache
 from myfla.modules import convolution, norm
 from myfla.modules.token_shift import token_shift
 from myfla.ops import utils as index
@@ -135,6 +136,29 @@ def _encoder(name, **changes):
     return make
 
 
+def _continued(build, width):
+    """A layer that goes on from a cache; the cache that it was given is there for the next call."""
+    def make(dtype):
+        torch.manual_seed(0)
+        layer, cache = build().to(dtype).eval(), Cache()
+        with torch.no_grad():
+            layer(_draw(2, 3, width, seed=5).to(dtype), past_key_values=cache, use_cache=True)
+        return lambda hidden_states, attention_mask: layer(
+            hidden_states, attention_mask=attention_mask, past_key_values=cache.fork(), use_cache=True)[0]
+
+    return Call(make, lambda: dict(hidden_states=_draw(2, 5, width), attention_mask=MASK))
+
+
+def _rows_of_a_cache(method):
+    """What a session's rows are after a method of `Cache`."""
+    def make(dtype):
+        cache, states = Cache(), _draw(3, 2, 2, 2).to(dtype)
+        cache.update(recurrent_state=states, layer_idx=0, offset=4)
+        return lambda rows: getattr(cache, method)(rows)[0]["recurrent_state"]
+
+    return Call(make, lambda: dict(rows=torch.tensor([2, 0, 1])))
+
+
 def _model(kind):
     def make(dtype):
         model = small_model(kind, dtype=dtype)
@@ -208,6 +232,13 @@ SUBJECTS: Dict[str, Call] = {
         hidden_states=_draw(2, 5, 16), attention_mask=MASK, cu_seqlens=None)),
     "Attention_packed": Call(_attention, lambda: dict(
         hidden_states=_draw(1, 5, 16), attention_mask=None, cu_seqlens=CU)),
+    "GatedDeltaNet_continued": _continued(gdn_layer.build, gdn_layer.D),
+    "RWKV7Attention_continued": _continued(lambda: rwkv7_layers.build(0), 24),
+    "Attention_continued": _continued(lambda: Attention(hidden_size=16, num_heads=2, layer_idx=0), 16),
+    "Cache.select": _rows_of_a_cache("select"),
+    "Cache.reorder": _rows_of_a_cache("reorder"),
+    "encoder_attention": Call(_encoder("gated_deltanet", attn=dict(layers=[1], num_heads=2)), lambda: dict(
+        x=_draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "encoder_gdn": Call(_encoder("gated_deltanet"), lambda: dict(
         x=_draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "encoder_rwkv7": Call(_encoder("rwkv7"), lambda: dict(

@@ -44,6 +44,7 @@ FOUND = {  # subject, what is spoilt, what the refusal says
     "bytes for tokens": ("model_rwkv7", dict(input_ids=lambda ids: ids.to(torch.uint8)), "int64 or int32"),
     "complex labels": ("model_rwkv7", dict(labels=lambda ids: ids.to(torch.complex64)), "labels must be integers"),
     "labels without values": ("model_gdn", dict(labels=lambda ids: ids.to("meta")), "labels must have values"),
+    "rows without values": ("Cache.select", dict(rows=lambda rows: rows.to("meta")), "rows must have values"),
     "splits without values": ("get_max_num_splits", dict(cu_seqlens=lambda cu: cu.to("meta")),
                               "cu_seqlens must have values"),
     "no number of chunks": ("prepare_chunk_indices_static", dict(nt_max=None), "nt_max must be a whole number from 0"),

@@ -29,6 +29,8 @@ def row_index(who: str, rows: Rows, batch: Optional[int]) -> torch.Tensor:
         index = torch.as_tensor(rows)
     except (TypeError, ValueError, RuntimeError):
         raise CacheError(message(who, "rows", "must be integers", rows)) from None
+    if index.is_meta:
+        raise CacheError(message(who, "rows", "must have values", "a tensor on the device meta"))
     if index.dtype == torch.bool:
         if batch is not None and index.shape != (batch,):
             raise CacheError(message(who, "rows", f"as a mask must have shape [{batch}]", list(index.shape)))
