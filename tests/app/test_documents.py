@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from app_runs import ROOT, compose_app, run_python
+from app_runs import ROOT, compose_app, run_app, run_python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = {"README.md", *(path.name for path in (ROOT / "docs").glob("*.md"))}
 
 
 def test_python_examples_of_the_readme_run(tmp_path):
@@ -62,6 +63,25 @@ def test_every_command_of_the_documents_is_legal():
             raise AssertionError(f"{page}: {command}: {problem}") from problem
         tried += 1
     assert tried >= 20
+
+
+def commands_for_newcomers():
+    """What README and guides say to type, but for what needs files of the reader's own."""
+    for page, command in commands():
+        if page in GUIDES and not any(word in command for word in ("My_", "run=", "<")):
+            yield f"{page}: {command.strip()}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said", list(commands_for_newcomers()))
+def test_the_commands_of_readme_and_guides_run(said, tmp_path):
+    """Shortened: one epoch of few sequences, one length."""
+    words = shlex.split(said.split(": ", 1)[1])
+    shorter = [] if "--help" in words or "job=describe" in words else ["experiment=quick", "trainer.max_epochs=1"]
+    if "job=bench" in words:
+        shorter = ["job.lengths=[8]", "job.sessions=[1]", "job.rounds=3", "job.memory=false"]
+    done = run_app(tmp_path, *words, *shorter, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_three_lines_of_a_host_program_are_three():

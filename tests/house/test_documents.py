@@ -89,6 +89,21 @@ def test_named_modules_and_names_exist(name):
 
 
 @cases(page=list(PAGES))
+def test_named_settings_and_choices_exist(page):
+    """``group.key``, ``group.key=value`` and ``group=choice``, against the surface that is written down."""
+    surface = (ROOT / "tests" / "house" / "surface.txt").read_text(encoding="utf-8")
+    settings = set(re.findall(r"^setting \S+ (\w+\.\w+)$", surface, re.MULTILINE))
+    files = r"\w+\.(safetensors|json|yaml|py|md)"
+    choices = set(re.findall(r"^choice (\S+)$", surface, re.MULTILINE))
+    groups = {choice.split("=")[0] for choice in choices}
+    for span in spans(PAGES[page]):
+        for key in re.findall(r"^(?:\+)?((?:%s)\.[a-z]\w*)(?==|$)" % "|".join(groups), span):
+            assert key in settings or re.fullmatch(files, key), span
+        for choice in re.findall(r"^((?:%s)=[a-z]\w*)$" % "|".join(groups), span):
+            assert choice in choices, span
+
+
+@cases(page=list(PAGES))
 def test_named_commands_exist(page):
     makefile, sections = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "benchmarks/sections.py"))
 
