@@ -37,6 +37,7 @@ def _told(value):
 @pytest.fixture(autouse=True)
 def _one_seed():
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # a graph that Inductor of PyTorch 2.4 has compiled turns it on for the process
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ _is_compiling = getattr(_compiler, "is_compiling", None)
 _export_flag = "_is_exporting_flag" if hasattr(_compiler, "_is_exporting_flag") else "_is_compiling_flag"
 _functorch = getattr(torch._C, "_functorch", None)
 _transform = getattr(_functorch, "peek_interpreter_stack", None)
+_compiler_knows_transforms = hasattr(getattr(torch, "library", None), "register_vmap")  # PyTorch 2.5
 
 
 def compiling() -> bool:
@@ -45,11 +46,15 @@ def exporting() -> bool:
 def transforming() -> bool:
     """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is at work.
 
+    The compiler of PyTorch 2.4 and older cannot ask: there it is False in a compiled graph.
+
     Example:
         >>> transforming()
         False
     """
-    return _transform is not None and _transform() is not None
+    if _transform is None or (not _compiler_knows_transforms and compiling()):
+        return False
+    return _transform() is not None
 
 
 def tracing() -> bool:
