@@ -82,8 +82,7 @@ MUTANTS: List[Mutant] = [
     Mutant("recurrent: no decay", GDN + "recurrence.py", "_wide(x, dtype).view(shape).exp()",
            "torch.ones_like(_wide(x, dtype).view(shape))", RULE),
     # the other family
-    Mutant("dplr: sign of the inverse", DPLR + "chunk_fwd.py", "torch.neg(f.products[:, :chunk, :chunk]",
-           "torch.abs(f.products[:, :chunk, :chunk]", DPLR_RULE),
+    Mutant("dplr: sign of the inverse", DPLR + "chunk_fwd.py", "torch.neg(a_b,", "torch.abs(a_b,", DPLR_RULE),
     Mutant("dplr recurrent: read after decay", DPLR + "recurrence.py", "(a, q * decay)", "(a * decay, q * decay)", DPLR_RULE),
     Mutant("dplr recurrent: own share forgotten", DPLR + "recurrence.py", "+ own[:, 1] * values[:, 1]", "", DPLR_RULE),
     Mutant("dplr strong decay: own decay counted in a's read", DPLR + "strong_decay.py",
@@ -103,8 +102,7 @@ MUTANTS: List[Mutant] = [
            "passed.transpose(2, 3) if back else passed", "passed", HALF),
     Mutant("half chunk: states of one chunk later", GDN + "half_linear.py", "kept[:, 1:].copy_(states[:, :-1])",
            "kept[:, 1:].copy_(states[:, 1:])", HALF),
-    Mutant("dplr backward: hand not counted", DPLR + "chunk_bwd.py", "dv.baddbmm_(f.hand[:, chunk:], dstates)", "dv",
-           DPLR_RULE),
+    Mutant("dplr backward: hand not counted", DPLR + "chunk_bwd.py", "dv.baddbmm_(hand_k, dstates)", "dv", DPLR_RULE),
     Mutant("dplr backward: left not counted", DPLR + "chunk_bwd.py", "dleft.baddbmm_(dpairs, f.right)",
            "dleft.baddbmm_(dpairs, f.right, alpha=-1)", DPLR_RULE),
     # RWKV-7's gates and layer

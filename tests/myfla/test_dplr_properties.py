@@ -6,6 +6,7 @@ import torch
 
 from dplr_cases import leaves, make, run
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
+from myfla.ops.generalized_delta_rule.dplr import chunk, chunk_fwd
 from myfla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
 from myfla.testing import assert_close, cases, raises
 
@@ -111,7 +112,10 @@ def test_backward_is_the_hand_written_one():
         assert len(behind) == 6 and all("AccumulateGrad" in type(n).__name__ for n in behind)
 
 
-def test_memory_grows_with_the_tokens():
+@cases(keeps=[False, True])
+def test_memory_grows_with_the_tokens(keeps, monkeypatch):
+    """Short inputs keep what the backward would find again."""
+
     def kept(tokens):
         sizes = []
 
@@ -124,10 +128,29 @@ def test_memory_grows_with_the_tokens():
             run(chunk_dplr_delta_rule, inputs)
         return sum(sizes)
 
+    monkeypatch.setattr(chunk_fwd, "keeps_states", lambda elements, device: keeps)
     small, large = kept(256), kept(1024)
     assert 3.5 * small < large < 4.1 * small
     one_input = 1024 * 2 * 32 * 4
-    assert large < 12 * one_input  # seven inputs, the states, what was read and the inverses
+    assert large < (22 if keeps else 12) * one_input  # seven inputs, the states, what was read and the inverses
+
+
+@cases(blocks=[1, 3, 1000], decay=["layer", "spikes"], cu=[None, [0, 1, 17, 17, 60, 100]])
+def test_factors_kept_for_the_backward_equal_factors_found_again(blocks, decay, cu, monkeypatch):
+    given = make(T=100, cu=cu, decay=decay)
+    monkeypatch.setattr(chunk, "block_chunks", lambda elements, device: blocks)
+    found = []
+    for keeps in (True, False):
+        monkeypatch.setattr(chunk_fwd, "keeps_states", lambda elements, device, keeps=keeps: keeps)
+        inputs = leaves(given)
+        outputs = run(chunk_dplr_delta_rule, inputs, cu=cu)
+        loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in outputs)
+        gradients = [torch.autograd.grad(loss, list(inputs.values()), retain_graph=True) for _ in range(2)]
+        for once, twice in zip(*gradients):
+            assert torch.equal(once, twice), "a backward pass has changed what was kept"
+        found.append((*outputs, *gradients[0]))
+    for kept, again in zip(*found):
+        assert torch.equal(kept, again)
 
 
 @cases(op=list(OPS))

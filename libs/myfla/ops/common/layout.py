@@ -9,9 +9,12 @@ A `Block` is what is worked on at one time: some rows, some waves, small enough 
 tensors are ``[M * heads, C, D]``, ordered by wave, then row, then head: a wave is one contiguous slice.
 """
 
-from typing import Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
+
+Combine = Callable[..., torch.Tensor]
+"""A function of two tensors with ``out=``, as `torch.mul`."""
 
 
 class Block:
@@ -64,7 +67,14 @@ class Block:
             at += count
         return out
 
-    def load(self, x: torch.Tensor, out: torch.Tensor, pad: bool = True) -> torch.Tensor:
+    def load(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        pad: bool = True,
+        combine: Optional[Combine] = None,
+        other: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         """Copy this block's tokens into ``out``, converting and repeating heads as needed.
 
         Args:
@@ -72,6 +82,9 @@ class Block:
             out: ``[M, HV, C, D]``, HV a multiple of H.
             pad: whether positions past a sequence's end must be zero. Without it, those of packed sequences hold
                 the last token of the same sequence instead, which costs less.
+            combine: what to put there instead of x itself, on the way: ``combine(x, other, out=out)``, for instance
+                `torch.mul`; saves a pass over ``out``. For HV = H.
+            other: ``[M, HV, C, D]``, or 1 for C.
 
         Returns:
             ``out``.
@@ -79,37 +92,55 @@ class Block:
         heads, repeat = x.shape[2], out.shape[1] // x.shape[2]
         for source, first, c in self._pieces(x):
             waves, rows = source.shape[:2]
-            piece = out if waves * rows == self.size else out[first : first + waves * rows]
-            piece = piece.view(waves, rows, heads, repeat, self.chunk, out.shape[-1])
+            piece = self._piece(out, waves, rows, first)
             if c < self.chunk:
                 piece[..., c:, :] = 0
                 piece = piece[..., :c, :]
-            piece.copy_(source.permute(0, 1, 3, 2, 4).unsqueeze(3))
+            if combine is not None and other is not None:
+                combine(source, self._piece(other, waves, rows, first)[..., :c, :], out=piece)
+            elif repeat == 1:
+                piece.copy_(source)
+            else:
+                piece.view(waves, rows, heads, repeat, c, piece.shape[-1]).copy_(source.unsqueeze(3))
         holes = self.holes() if pad else None
         if holes is not None:  # a mask over all would cost ten times as much
             out.transpose(1, 2)[holes] = 0
         return out
 
-    def store(self, buffer: torch.Tensor, out: torch.Tensor) -> None:
+    def store(
+        self,
+        buffer: torch.Tensor,
+        out: torch.Tensor,
+        combine: Optional[Combine] = None,
+        other: Optional[torch.Tensor] = None,
+    ) -> None:
         """Write this block's tokens back, converting; heads that share one of ``out``'s are summed.
 
         Args:
             buffer: ``[M, HV, C, D]``.
             out: ``[B, T, H, D]``, written in place.
+            combine, other: as in `load`: writes ``combine(buffer, other)``.
         """
         if out.shape[2] != buffer.shape[1]:
             buffer = buffer.view(buffer.shape[0], out.shape[2], -1, *buffer.shape[2:]).sum(2)
         if self.layout.index is not None:
             tokens, positions = self.tokens(self.layout.index)
-            found = buffer.transpose(1, 2).reshape(-1, out.shape[2], out.shape[3])
+            found = buffer.transpose(1, 2)
+            if combine is not None and other is not None:
+                room = buffer.new_empty(found.shape)
+                found = combine(found, other.transpose(1, 2), out=room)
+            found = found.reshape(-1, out.shape[2], out.shape[3])
             found = found if positions is None else found.index_select(0, positions)
             out[0].index_copy_(0, tokens, found.to(out.dtype))
             return
         for target, first, c in self._pieces(out):
             waves, rows = target.shape[:2]
-            piece = buffer if waves * rows == self.size else buffer[first : first + waves * rows]
-            piece = piece.view(waves, rows, out.shape[2], self.chunk, out.shape[3])
-            target.copy_((piece if c == self.chunk else piece[..., :c, :]).transpose(2, 3))
+            piece = self._piece(buffer, waves, rows, first)
+            piece = piece if c == self.chunk else piece[..., :c, :]
+            if combine is not None and other is not None:
+                combine(piece, self._piece(other, waves, rows, first)[..., :c, :], out=target)
+            else:
+                target.copy_(piece)
 
     def holes(self) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
         """Chunk and position of what lies past a packed sequence's end; None where nothing does."""
@@ -128,21 +159,28 @@ class Block:
         positions = layout.kept[first:last] - self.start * self.chunk
         return index.index_select(0, positions), positions
 
+    def _piece(self, matrices: torch.Tensor, waves: int, rows: int, first: int) -> torch.Tensor:
+        """``[waves, rows, HV, C, D]`` of ``matrices [M, HV, C, D]``, from chunk ``first`` on; a view."""
+        part = matrices if waves * rows == self.size else matrices[first : first + waves * rows]
+        return part.view((waves, rows) + part.shape[1:])
+
     def _pieces(self, x: torch.Tensor) -> Iterator[Tuple[torch.Tensor, int, int]]:
-        """Views (packed: gathered copies) ``[waves, rows, c, H, D]`` of x, each with its first chunk and its c."""
+        """Views (packed: gathered copies) ``[waves, rows, H, c, D]`` of x, each with its first chunk and its c."""
         layout, chunk, (heads, channels) = self.layout, self.chunk, x.shape[2:]
         if layout.index is not None:
             gathered = x[0].index_select(0, layout.index[self.span(1)].reshape(-1))
-            yield gathered.view(1, self.size, chunk, heads, channels), 0, chunk
+            yield gathered.view(1, self.size, chunk, heads, channels).transpose(2, 3), 0, chunk
             return
         (first, last), begin = self.rows, self.wave * chunk
         full = min(len(self.counts), (layout.length - begin) // chunk)
         if full:
-            whole = x[first:last, begin : begin + full * chunk].view(last - first, full, chunk, heads, channels)
-            yield whole.transpose(0, 1), 0, chunk
+            row, token, head, channel = x.stride()  # one call instead of four: they cost as much as small copies
+            at = x.storage_offset() + first * row + begin * token
+            shape = (full, last - first, heads, chunk, channels)
+            yield x.as_strided(shape, (chunk * token, row, head, token, channel), at), 0, chunk
         if full < len(self.counts):
             tail = x[first:last, begin + full * chunk : layout.length]
-            yield tail.unsqueeze(0), full * (last - first), tail.shape[1]
+            yield tail.unsqueeze(0).transpose(2, 3), full * (last - first), tail.shape[1]
 
 
 class ChunkLayout:

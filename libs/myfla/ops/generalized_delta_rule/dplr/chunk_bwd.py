@@ -20,23 +20,26 @@ from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
+from myfla.ops.common.layout import Block, ChunkLayout, Combine, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.generalized_delta_rule.dplr import strong_decay
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, keep_seen, wide_dtype
-from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, largest_block
+from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, largest_block, load_written, room
 from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan_back
 from myfla.utils.autocast import without_autocast
 
+Last = Tuple[torch.Tensor, Combine, torch.Tensor]
+"""``x [M, C, K]``, and the last step ``combine(x, other)``, done on the way out."""
+
 
 class Grads(NamedTuple):
-    """Gradients of one block, ``[M, C, K]``."""
+    """Gradients of one block."""
 
-    q: torch.Tensor
-    k: torch.Tensor
-    a: torch.Tensor
-    b: torch.Tensor
-    gk: torch.Tensor
+    q: Last
+    k: Last
+    a: Last
+    b: Last
+    gk: Last
 
 
 @without_autocast
@@ -70,8 +73,8 @@ def chunk_backward(
     with Scratch(do, dtype, largest) as scratch, Scratch(do, wide_dtype(device, dtype), largest) as wide:
         for group in layout.groups:
             for block in reversed(group):
-                at = Saved(*(s[block.span(heads)] for s in saved))
-                _backward_block(block, x, do, state, scale, scratch, wide, at, sums, out)
+                at = room(block, heads, saved, (key, value), scratch)
+                _backward_block(block, x, do, state, scale, scratch, wide, at, saved.complete, sums, out)
     return grads, unsort_rows(layout, running)
 
 
@@ -84,45 +87,61 @@ def _backward_block(
     scratch: Scratch,
     wide: Scratch,
     at: Saved,
+    complete: bool,
     sums: torch.Tensor,
     out: Inputs,
 ) -> None:
-    heads, chunk, key, value = x.k.shape[2], block.chunk, x.k.shape[3], x.v.shape[3]
-    f = chunk_factors(block, x, scale, scratch, wide)
-    size = f.left.shape[0]
-    outer, written = (scratch.get(name, size, 2 * chunk, value) for name in ("outer", "written"))
-    block.load(do, split_heads(outer, heads)[:, :, chunk:])
-    block.load(x.v, split_heads(written, heads)[:, :, chunk:], pad=False)
-    written[:, :chunk].copy_(at.read)
+    heads, chunk, f = x.k.shape[2], block.chunk, at.factors
+    size, key, value = at.states.shape
+    strong = _find_again(block, x, scale, at, complete, wide)
+    outer = scratch.get("outer", size, 2 * chunk, value)
+    above, below = outer.chunk(2, 1)
+    block.load(do, split_heads(below, heads))
+    (a, q), (hand_b, hand_k) = f.left.chunk(2, 1), f.hand.chunk(2, 1)
 
     dread = scratch.get("dread", size, chunk, value)
-    torch.bmm(f.products[:, chunk:, :chunk].transpose(1, 2), outer[:, chunk:], out=dread)
+    torch.bmm(f.products[:, chunk:, :chunk].transpose(1, 2), below, out=dread)
     inverse = at.inverse.transpose(1, 2)
     inner = torch.bmm(inverse, dread, out=scratch.get("inner", size, chunk, value))
-    writer = torch.bmm(inverse, f.hand[:, :chunk], out=scratch.get("writer", size, chunk, key))
-    asked = torch.bmm(f.left[:, chunk:].transpose(1, 2), outer[:, chunk:], out=scratch.get("asked", size, key, value))
+    writer = torch.bmm(inverse, hand_b, out=scratch.get("writer", size, chunk, key))
+    asked = torch.bmm(q.transpose(1, 2), below, out=scratch.get("asked", size, key, value))
     dstates = scratch.get("dstates", size, key, value)
-    scan_back(block, heads, Way(f.whole, writer, f.left[:, :chunk], asked), running, dstates, inner)
-    outer[:, :chunk].copy_(inner)
+    scan_back(block, heads, Way(f.whole, writer, a, asked), running, dstates, inner)
+    above.copy_(inner)
 
     dv = torch.bmm(f.products[:, :, chunk:].transpose(1, 2), outer, out=dread)
-    block.store(split_heads(dv.baddbmm_(f.hand[:, chunk:], dstates), heads), out.v)
+    block.store(split_heads(dv.baddbmm_(hand_k, dstates), heads), out.v)
 
     # Through the state, then within the chunk.
     dleft = torch.bmm(outer, at.states.transpose(1, 2), out=scratch.get("dleft", size, 2 * chunk, key))
-    dhand = torch.bmm(written, dstates.transpose(1, 2), out=scratch.get("dhand", size, 2 * chunk, key))
+    dhand = torch.bmm(at.written, dstates.transpose(1, 2), out=scratch.get("dhand", size, 2 * chunk, key))
     ends = torch.mul(at.states, dstates, out=dstates).sum(-1).mul_(f.whole.squeeze(-1))
-    dpairs = torch.bmm(outer, written.transpose(1, 2), out=f.products)
+    # What was found again is of no more use, what was kept is not touched: either way this buffer is free.
+    dpairs = torch.bmm(outer, at.written.transpose(1, 2), out=scratch.get("products", size, 2 * chunk, 2 * chunk))
     keep_seen(dpairs)
-    strong = None
-    if f.strong is not None:
-        parts = (t.index_select(0, f.strong) for t in (dpairs, dleft, dhand, ends))
-        strong = strong_decay.token_gradients(block, x, scale, f.strong, *parts)
+    others = None
+    if strong is not None:
+        parts = (t.index_select(0, strong) for t in (dpairs, dleft, dhand, ends))
+        others = strong_decay.token_gradients(block, x, scale, strong, *parts)
     token = _token_gradients(f, dpairs, dleft, dhand, ends, scale, sums, scratch)
-    for i, name in enumerate(Grads._fields):
-        if strong is not None and f.strong is not None:
-            token[i].index_copy_(0, f.strong, strong[i])
-        block.store(split_heads(token[i], heads), getattr(out, name))
+    for i, (name, (found, combine, other)) in enumerate(zip(Grads._fields, token)):
+        if strong is not None and others is not None:
+            found = combine(found, other, out=found).index_copy_(0, strong, others[i])
+            block.store(split_heads(found, heads), getattr(out, name))
+        else:
+            block.store(split_heads(found, heads), getattr(out, name), combine, split_heads(other, heads))
+
+
+def _find_again(
+    block: Block, x: Inputs, scale: float, at: Saved, kept: bool, wide: Scratch
+) -> Optional[torch.Tensor]:
+    """Fill what was not kept of one block; returns the matrices that went the other way, if any did."""
+    if kept:
+        strong = at.strong.nonzero(as_tuple=True)[0]
+        return strong if strong.numel() else None
+    at.written[:, : block.chunk].copy_(at.read)
+    load_written(block, x.v, at.written)
+    return chunk_factors(block, x, scale, at.factors, wide)
 
 
 def _token_gradients(
@@ -140,28 +159,29 @@ def _token_gradients(
 
     ``sums`` is ``[C, 2C]``: for each token a one at itself and all later ones, then at all earlier ones.
     """
-    size, chunk, key = f.rise.shape
-    queries = dpairs[:, chunk:]
-    own = [queries[:, :, part].diagonal(0, 1, 2) for part in (slice(0, chunk), slice(chunk, None))]
+    size, chunk, key = dleft.shape[0], dleft.shape[1] // 2, dleft.shape[2]
+    (a, q), (b, k), (hand_b, hand_k) = (both.chunk(2, 1) for both in (f.left, f.right, f.hand))
+    own = [quarter.diagonal(0, 1, 2) for quarter in dpairs[:, chunk:].chunk(2, 2)]
     own_b, own_k = (d.clone().unsqueeze(-1) for d in own)
     for d in own:
         d.zero_()
-    dleft.baddbmm_(dpairs, f.right)
+    da, dq = dleft.baddbmm_(dpairs, f.right).chunk(2, 1)
     dright = torch.bmm(dpairs.transpose(1, 2), f.left, out=scratch.get("dright", size, 2 * chunk, key))
-    halves = slice(0, chunk), slice(chunk, None)
+    (db, dk), (dhand_b, dhand_k) = dright.chunk(2, 1), dhand.chunk(2, 1)
     flow = scratch.get("flow", size, 2 * chunk, key)
-    crossing, handed = (flow[:, half] for half in halves)
-    torch.mul(f.left[:, chunk:], dleft[:, chunk:], out=crossing)
-    crossing[:, :-1].addcmul_(f.left[:, 1:chunk], dleft[:, 1:chunk])
-    torch.mul(dhand[:, :chunk], f.hand[:, :chunk], out=handed).addcmul_(dhand[:, chunk:], f.hand[:, chunk:])
-    for half in halves:
-        crossing.addcmul_(f.right[:, half], dright[:, half], value=-1)
-    dgk = torch.bmm(sums.expand(size, -1, -1), flow, out=scratch.get("dgk", size, chunk, key)).add_(ends.unsqueeze(1))
-    dright.addcmul_(dhand, f.rise[:, -1:])
-    for half, weight in zip(halves, (own_b, own_k)):
-        dleft[:, chunk:].addcmul_(f.right[:, half], weight)
-        dright[:, half].addcmul_(f.left[:, chunk:], weight)
-    dleft[:, 1:chunk].mul_(f.rise[:, :-1])
-    dq = dleft[:, chunk:].mul_(f.rise)
-    dright.view(size, 2, chunk, key).mul_(f.fall.unsqueeze(1))
-    return Grads(dq.mul_(scale) if scale != 1 else dq, dright[:, chunk:], dleft[:, :chunk], dright[:, :chunk], dgk)
+    crossing, handed = flow.chunk(2, 1)
+    torch.mul(q, dq, out=crossing).addcmul_(b, db, value=-1).addcmul_(k, dk, value=-1)
+    crossing[:, :-1].addcmul_(a[:, 1:], da[:, 1:])
+    torch.mul(hand_b, dhand_b, out=handed).addcmul_(hand_k, dhand_k)
+    dgk = torch.bmm(sums.expand(size, -1, -1), flow, out=scratch.get("dgk", size, chunk, key))
+    before, after = f.rise[:, :-1], f.rise[:, 1:]
+    dright.addcmul_(dhand, f.rise[:, chunk:])
+    dq.addcmul_(b, own_b).addcmul_(k, own_k)
+    db.addcmul_(q, own_b)
+    dk.addcmul_(q, own_k)
+    if scale != 1:
+        dq.mul_(scale)
+    return Grads(
+        (dq, torch.mul, after), (dk, torch.div, after), (da, torch.mul, before), (db, torch.div, after),
+        (dgk, torch.add, ends.unsqueeze(1)),
+    )  # fmt: skip

@@ -14,6 +14,7 @@ RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). In ch
 the first that leaves the limit are worked out again by `strong_decay`, which is right for every decay down to -inf.
 """
 
+import math
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -25,6 +26,7 @@ from myfla.utils.dtypes import has_float64
 
 LIMIT = 40.0
 """Largest summed log decay, up or down, that a chunk may have on the quick way: both factors stay below exp(40)."""
+
 
 class Inputs(NamedTuple):
     """The arguments of the rule, as the caller gave them."""
@@ -40,88 +42,84 @@ class Inputs(NamedTuple):
 class Factors(NamedTuple):
     """One block of M chunks (M counts heads too). The upper halves belong to a and b, the lower ones to q and k."""
 
-    rise: torch.Tensor  # [M, C, K]   exp(c)
-    fall: torch.Tensor  # [M, C, K]   exp(-c)
+    rise: torch.Tensor  # [M, C + 1, K]  exp(c): before the first token, then after each
     left: torch.Tensor  # [M, 2C, K]
     right: torch.Tensor  # [M, 2C, K]
     hand: torch.Tensor  # [M, 2C, K]
     whole: torch.Tensor  # [M, K, 1]
     products: torch.Tensor  # [M, 2C, 2C]
-    strong: Optional[torch.Tensor]  # [n] int64, the matrices that went the other way; None where there are none
+
+    @staticmethod
+    def sizes(chunk: int, key: int) -> Tuple[Tuple[int, int], ...]:
+        """Rows and columns of each."""
+        tokens = (2 * chunk, key)
+        return (chunk + 1, key), tokens, tokens, tokens, (key, 1), (2 * chunk, 2 * chunk)
 
 
-def chunk_factors(block: Block, x: Inputs, scale: float, scratch: Scratch, wide: Scratch) -> Factors:
+def chunk_factors(block: Block, x: Inputs, scale: float, f: Factors, wide: Scratch) -> Optional[torch.Tensor]:
     """Load one block and scale it.
 
     Args:
         block: which chunks.
         x: the arguments.
         scale: factor on q.
-        scratch: buffers in the dtype of the computation.
+        f: where the factors go, written.
         wide: buffers for sums of log decays.
+
+    Returns:
+        ``[n]`` int64, the matrices that went the other way; None where there are none.
     """
-    heads, chunk, key = x.k.shape[2], block.chunk, x.k.shape[3]
-    size = block.size * heads
-    rise, strong = _decay(block, x.gk, scratch, wide)
-    if strong is not None:
-        rise.clamp_(min=1e-30, max=1e30)
-    fall = scratch.get("fall", size, chunk, key)
-    torch.reciprocal(rise, out=fall)
-    left, right = (scratch.get(name, size, 2 * chunk, key) for name in ("left", "right"))
-    for buffer, upper, lower, pad in ((left, x.a, x.q, False), (right, x.b, x.k, True)):
-        split = split_heads(buffer, heads)
-        block.load(upper, split[:, :, :chunk], pad)
-        block.load(lower, split[:, :, chunk:], pad)
-    left[:, 1:chunk].mul_(rise[:, :-1])
-    left[:, chunk:].mul_(rise)
+    heads, chunk = x.k.shape[2], block.chunk
+    strong = _decay(block, x.gk, f.rise, wide)
+    before, after = (split_heads(r, heads) for r in (f.rise[:, :-1], f.rise[:, 1:]))
+    (a, q), (b, k) = (split_heads(both, heads).chunk(2, 2) for both in (f.left, f.right))
+    block.load(x.a, a, False, torch.mul, before)
+    block.load(x.q, q, False, torch.mul, after)
+    block.load(x.b, b, True, torch.div, after)
+    block.load(x.k, k, True, torch.div, after)
     if scale != 1:
-        left[:, chunk:].mul_(scale)
-    both = right.view(size, 2, chunk, key)
-    both.mul_(fall.unsqueeze(1))
-    last = rise[:, -1:]
-    hand = torch.mul(right, last, out=scratch.get("hand", size, 2 * chunk, key))
-    products = torch.bmm(left, right.transpose(1, 2), out=scratch.get("products", size, 2 * chunk, 2 * chunk))
-    factors = Factors(rise, fall, left, right, hand, last.transpose(1, 2), products, strong)
+        q.mul_(scale)
+    last = f.rise[:, chunk:]
+    f.whole.copy_(last.transpose(1, 2))
+    torch.mul(f.right, last, out=f.hand)
+    torch.bmm(f.left, f.right.transpose(1, 2), out=f.products)
     if strong is not None:
-        factors = factors._replace(whole=factors.whole.clone())
-        late = _beyond_limit(rise.index_select(0, strong)).any(2).cumsum(1) > 0
-        strong_decay.replace_factors(block, x, scale, factors, strong, late)
-    keep_seen(products)
-    return factors
+        late = _beyond_limit(f.rise[:, 1:].index_select(0, strong)).any(2).cumsum(1) > 0
+        strong_decay.replace_factors(block, x, scale, f, strong, late)
+    keep_seen(f.products)
+    return strong
 
 
 def keep_seen(pairs: torch.Tensor) -> torch.Tensor:
     """Zero, in place, what lies in the future in ``[M, 2C, 2C]``: on and above the diagonal for a, above it for q."""
-    chunk = pairs.shape[1] // 2
-    for column in (slice(0, chunk), slice(chunk, None)):
-        pairs[:, :chunk, column].tril_(-1)
-        pairs[:, chunk:, column].tril_()
+    for rows, first in zip(pairs.chunk(2, 1), (-1, 0)):
+        for quarter in rows.chunk(2, 2):
+            quarter.tril_(first)
     return pairs
 
 
-def _decay(
-    block: Block, gk: torch.Tensor, scratch: Scratch, wide: Scratch
-) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """``exp(c)``, and the indices of the matrices whose decay is too strong for the quick way.
+def _decay(block: Block, gk: torch.Tensor, rise: torch.Tensor, wide: Scratch) -> Optional[torch.Tensor]:
+    """Fill ``rise`` with ``exp(c)``; returns the indices of the matrices whose decay is too strong for the quick way.
 
     Summed in float64 where there is one: rounding errors of a float32 sum would be the largest of all. Every matrix is
     judged by itself, so that no row and no earlier token feels another's decay; a NaN counts as within.
     """
     heads, chunk, key = gk.shape[2], block.chunk, gk.shape[3]
-    size = block.size * heads
-    steps = wide.get("steps", size, chunk, key)
+    steps = wide.get("steps", block.size * heads, chunk, key)
     block.load(gk, split_heads(steps, heads))
-    rise = scratch.get("rise", size, chunk, key)
-    rise.copy_(torch.cumsum(steps, 1, out=steps).exp_())
+    rise[:, :1].fill_(1.0)
+    rise[:, 1:].copy_(torch.cumsum(steps, 1, out=steps).exp_())
     flat = rise.flatten(1)
-    strong = _beyond_limit(torch.stack((flat.amin(1), flat.amax(1)))).any(0)
-    return rise, strong.nonzero(as_tuple=True)[0] if bool(strong.any()) else None
+    strong = _beyond_limit(flat.amin(1)).logical_or_(_beyond_limit(flat.amax(1)))
+    if not bool(strong.any()):
+        return None
+    rise.clamp_(min=1e-30, max=1e30)
+    return strong.nonzero(as_tuple=True)[0]
 
 
 def _beyond_limit(rise: torch.Tensor) -> torch.Tensor:
     """Where ``exp(c)`` has left the limit."""
-    low, high = torch.exp(rise.new_tensor([-LIMIT, LIMIT]))
-    return (rise < low) | (rise > high)
+    return (rise < math.exp(-LIMIT)).logical_or_(rise > math.exp(LIMIT))
 
 
 def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

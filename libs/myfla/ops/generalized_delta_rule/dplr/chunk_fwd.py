@@ -11,6 +11,7 @@ chunk and ``u_t = a_t^T S_{t-1}`` what each token reads before it writes::
 (the WY form of the generalised delta rule, arXiv 2503.14456 and 2406.06484).
 """
 
+import math
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -18,17 +19,56 @@ import torch
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, split_heads
 from myfla.ops.common.triangular import unit_lower_inverse
-from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs, chunk_factors, wide_dtype
+from myfla.ops.common.tuning import keeps_states
+from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, wide_dtype
 from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan
 from myfla.utils.autocast import without_autocast
+
+ALIGNED = 16
+"""Elements: every tensor begins at a multiple, so that products are as quick, and round, as in memory of its own."""
 
 
 class Saved(NamedTuple):
     """What the backward needs beside the inputs, for all chunks in the layout's order."""
 
     states: torch.Tensor  # [M, K, V]   state before each chunk
-    read: torch.Tensor  # [M, C, V]   u
     inverse: torch.Tensor  # [M, C, C]   T
+    read: torch.Tensor  # [M, C, V]   u; not of short inputs, for which it is in written
+    # What is found again is kept of short inputs only; what is not kept has M = 0.
+    written: torch.Tensor  # [M, 2C, V]   u over v
+    strong: torch.Tensor  # [M]   one for the matrices that went the other way, zero for the others
+    rise: torch.Tensor  # of `Factors`, as all that follow
+    left: torch.Tensor
+    right: torch.Tensor
+    hand: torch.Tensor
+    whole: torch.Tensor
+    products: torch.Tensor
+
+    @staticmethod
+    def sizes(chunk: int, key: int, value: int) -> Tuple[Tuple[int, ...], ...]:
+        """The shapes of each without M."""
+        first = (key, value), (chunk, chunk), (chunk, value), (2 * chunk, value), ()
+        return (*first, *Factors.sizes(chunk, key))
+
+    @classmethod
+    def empty(cls, layout: ChunkLayout, heads: int, key: int, value: int, like: torch.Tensor) -> "Saved":
+        """Unwritten tensors for all chunks, in one piece of memory: the allocator has it again for the next call."""
+        total = layout.total * heads
+        short = keeps_states(total * key * value, like.device)
+        counts = [total, total, 0 if short else total] + (len(cls._fields) - 3) * [total if short else 0]
+        shapes = [(count,) + size for count, size in zip(counts, cls.sizes(layout.chunk, key, value))]
+        spans = [-(-math.prod(shape) // ALIGNED) * ALIGNED for shape in shapes]
+        parts = like.new_empty(sum(spans)).split(spans)
+        return cls(*(part[: math.prod(shape)].view(shape) for part, shape in zip(parts, shapes)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing has to be found again."""
+        return self.written.shape[0] == self.states.shape[0]
+
+    @property
+    def factors(self) -> Factors:
+        return Factors(*self[-len(Factors._fields) :])
 
 
 def largest_block(layout: ChunkLayout, heads: int) -> int:
@@ -64,36 +104,42 @@ def chunk_forward(
     Returns:
         o ``[B, T, H, V]`` in q's dtype, final states ``[N, H, K, V]`` in ``dtype``, `Saved` or None.
     """
-    heads, key, value, chunk = k.shape[2], k.shape[3], v.shape[3], layout.chunk
+    heads, key, value = k.shape[2], k.shape[3], v.shape[3]
     out = torch.empty(v.shape, dtype=q.dtype, device=v.device)
     if initial_state is None:
         running = v.new_zeros(layout.rows, heads, key, value, dtype=dtype)
     else:
         running = sort_rows(layout, initial_state.to(dtype))
         running = running.clone(memory_format=torch.contiguous_format)
-    x, saved = Inputs(q, k, v, a, b, gk), None
-    if save:
-        shapes = ((key, value), (chunk, value), (chunk, chunk))
-        total = layout.total * heads
-        saved = Saved(*(torch.empty((total,) + shape, dtype=dtype, device=v.device) for shape in shapes))
+    x = Inputs(q, k, v, a, b, gk)
+    saved = Saved.empty(layout, heads, key, value, running) if save else None
     largest = largest_block(layout, heads)
     with Scratch(v, dtype, largest) as scratch, Scratch(v, wide_dtype(v.device, dtype), largest) as wide:
         for group in layout.groups:
             for block in group:
-                at = _room(block, heads, saved, (key, value), scratch)
+                at = room(block, heads, saved, (key, value), scratch)
                 _forward_block(block, x, running.view(-1, key, value), scale, scratch, wide, at, out)
     return out, unsort_rows(layout, running), saved
 
 
-def _room(
+def room(
     block: Block, heads: int, saved: Optional[Saved], state: Tuple[int, int], scratch: Scratch
 ) -> Saved:
-    """Where a block puts what it finds: what is saved, or scratch. ``state`` is ``(K, V)``."""
-    if saved is not None:
-        return Saved(*(s[block.span(heads)] for s in saved))
-    size, chunk = block.size * heads, block.chunk
-    shapes = (state, (chunk, state[1]), (chunk, chunk))
-    return Saved(*(scratch.get(name, size, *shape) for name, shape in zip(Saved._fields, shapes)))
+    """Where a block's tensors lie: among what is saved, or in scratch. ``state`` is ``(K, V)``."""
+    size, span = block.size * heads, block.span(heads)
+    kept = len(Saved._fields) * (None,) if saved is None else saved
+    shapes = Saved.sizes(block.chunk, *state)
+    return Saved(*(
+        scratch.get(name, size, *shape) if x is None or not x.shape[0] else x[span]
+        for name, shape, x in zip(Saved._fields, shapes, kept)
+    ))  # fmt: skip
+
+
+def load_written(block: Block, v: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """The lower half of ``written [M, 2C, V]``, filled with v."""
+    values = written[:, block.chunk :]
+    block.load(v, split_heads(values, v.shape[2]), pad=False)
+    return values
 
 
 def _forward_block(
@@ -107,21 +153,25 @@ def _forward_block(
     out: torch.Tensor,
 ) -> None:
     """One block: everything but the scan is one product over all its chunks."""
-    heads, chunk, key, value = x.k.shape[2], block.chunk, x.k.shape[3], x.v.shape[3]
-    f = chunk_factors(block, x, scale, scratch, wide)
-    size = f.left.shape[0]
-    written = scratch.get("written", size, 2 * chunk, value)
-    block.load(x.v, split_heads(written, heads)[:, :, chunk:], pad=False)
-    v = written[:, chunk:]
-    square = torch.neg(f.products[:, :chunk, :chunk], out=scratch.get("square", size, chunk, chunk))
+    heads, chunk, f = x.k.shape[2], block.chunk, at.factors
+    size, key, value = at.states.shape
+    strong = chunk_factors(block, x, scale, f, wide)
+    at.strong.zero_()
+    if strong is not None:
+        at.strong[strong] = 1
+    v = load_written(block, x.v, at.written)
+    to_a, to_q = f.products.chunk(2, 1)
+    a_b, a_k = to_a.chunk(2, 2)
+    (a, q), (hand_b, hand_k) = f.left.chunk(2, 1), f.hand.chunk(2, 1)
+    square = torch.neg(a_b, out=scratch.get("square", size, chunk, chunk))
     unit_lower_inverse(square, out=at.inverse)
     result = scratch.get("result", size, chunk, value)
-    torch.bmm(f.products[:, :chunk, chunk:], v, out=result)
+    torch.bmm(a_k, v, out=result)
     torch.bmm(at.inverse, result, out=at.read)
-    reader = torch.bmm(at.inverse, f.left[:, :chunk], out=scratch.get("reader", size, chunk, key))
-    stored = torch.bmm(f.hand[:, chunk:].transpose(1, 2), v, out=scratch.get("stored", size, key, value))
-    scan(block, heads, Way(f.whole, reader, f.hand[:, :chunk], stored), running, at.states, at.read)
-    written[:, :chunk].copy_(at.read)
-    torch.bmm(f.left[:, chunk:], at.states, out=result)
-    result.baddbmm_(f.products[:, chunk:], written)
+    reader = torch.bmm(at.inverse, a, out=scratch.get("reader", size, chunk, key))
+    stored = torch.bmm(hand_k.transpose(1, 2), v, out=scratch.get("stored", size, key, value))
+    scan(block, heads, Way(f.whole, reader, hand_b, stored), running, at.states, at.read)
+    at.written[:, :chunk].copy_(at.read)
+    torch.bmm(q, at.states, out=result)
+    result.baddbmm_(to_q, at.written)
     block.store(split_heads(result, heads), out)
