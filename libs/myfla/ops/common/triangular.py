@@ -29,7 +29,8 @@ def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) 
     """
     size = lower.shape[-1]
     if size <= LEAF:
-        return _substitute(lower) if out is None else out.copy_(_substitute(lower))
+        found = _substitute(lower.contiguous())  # of a view the solver's own copies take half as long again
+        return found if out is None else out.copy_(found)
     inverse = torch.zeros_like(lower) if out is None else out.zero_()
     whole = size - size % LEAF
     leaves = _diagonal_blocks(lower, whole)

@@ -117,6 +117,7 @@ def _backward_block(
     kept = at.complete  # then nothing of it may be written
     at, factors = _found_again(block, q, k, heads, columns, unit, scratch, at)
     both, keys, states = at.both, at.both[:, chunk:], at.states
+    meets = torch.mul(both, columns.meet, out=scratch.get("meets", *both.shape))
 
     # Through the state.
     d = Gradients(
@@ -129,12 +130,12 @@ def _backward_block(
         at.weighted[:, :chunk].transpose(1, 2), above, out=scratch.get("derrors", *at.errors.shape)
     )
     room = scratch.get("room", block.counts[0] * heads, *running.shape[1:]) if kept else None
-    scan_back(block, heads, factors, states, at.errors, derrors, running, d, room)
+    scan_back(block, heads, factors, states, at.errors, derrors, meets, running, d, room)
     dmeets, dhanded = d.meets, d.handed
     dmeets.mul_(columns.meet)
-    spent = (scratch.get("met", *both.shape), scratch.get("wrote", *keys.shape)) if kept else (at.meets, at.handed)
-    met = torch.mul(both, dmeets, out=spent[0]).sum(-1, keepdim=True)
-    wrote = torch.mul(keys, dhanded, out=spent[1]).sum(-1, keepdim=True).mul_(columns.fall)
+    spent = scratch.get("wrote", *keys.shape) if kept else at.handed
+    met = torch.mul(both, dmeets, out=meets).sum(-1, keepdim=True)
+    wrote = torch.mul(keys, dhanded, out=spent).sum(-1, keepdim=True).mul_(columns.fall)
     handed_on = (wrote * strength).sum(1).add_((d.whole * columns.whole)[:, 0])
 
     # Within the chunk.
@@ -174,15 +175,15 @@ def _found_again(
 ) -> Tuple[Saved, Factors]:
     """What was kept of one block, and what was not."""
     if at.complete:
-        return at, Factors(columns.whole, at.meets, at.handed, at.inverse)
+        return at, Factors(columns.whole, at.both, columns.meet, at.handed, at.inverse)
     (matrices, chunk, _), key = at.errors.shape, k.shape[3]
     both = load_both(block, q, k, heads, scratch.get("both", matrices, 2 * chunk, key))
     if unit:
         both.mul_(at.length)
-    meets, handed = scratch.get("meets", *both.shape), scratch.get("handed", matrices, chunk, key)
-    factors = factors_of(both, columns, at.inverse, meets, handed)
+    handed = scratch.get("handed", matrices, chunk, key)
+    factors = factors_of(both, columns, at.inverse, handed)
     states = scratch.get("states", matrices, *at.states.shape[1:])
     states[: at.states.shape[0]].copy_(at.states)
     replay(block, heads, factors, at.errors, states)
     weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=scratch.get("weighted", *at.pair.shape))
-    return at._replace(states=states, both=both, meets=meets, handed=handed, weighted=weighted), factors
+    return at._replace(states=states, both=both, handed=handed, weighted=weighted), factors

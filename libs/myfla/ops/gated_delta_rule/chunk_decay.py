@@ -6,6 +6,7 @@ Differences are taken before the exponential and in float64 where the device has
 ``exp(-c)`` overflow for a strong gate, and float32 sums of one lose four digits.
 """
 
+import math
 from typing import NamedTuple, Sequence, Tuple
 
 import torch
@@ -16,6 +17,9 @@ from myfla.utils.dtypes import has_float64
 
 FLOOR = -1000.0
 """A log decay below this is zero in every number format; -inf would turn differences into NaN."""
+
+LEAST = {torch.float32: -86.0, torch.float64: -700.0}
+"""Exponentials of less become zero: on a CPU one that underflows takes thirty times as long as another."""
 
 
 def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -88,21 +92,13 @@ def pair_decay(
     """
     size, chunk = sums.shape
     difference = torch.sub(sums[:, :, None], sums[:, None, :], out=wide.get("difference", size, chunk, chunk))
-    decay = _exp_into(difference.tril_(), scratch.get("decay", size, chunk, chunk))
+    decay = scratch.get("decay", size, chunk, chunk).copy_(difference).tril_()
+    least = LEAST[decay.dtype]
+    torch.threshold_(decay.clamp_(min=least).exp_(), math.exp(least + 1), 0.0)
     torch.mul(decay.unsqueeze(1), masks, out=out.view(-1, 2, chunk, chunk))
     return out
 
 
-def _exp_into(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """``exp(x)`` in the dtype of ``out``; x may be overwritten.
-
-    On a CPU a float32 exponential that underflows takes thirty times as long as one that does not, and a float64 one
-    does not underflow here.
-    """
-    if x.device.type == "cpu" and x.dtype == torch.float64:
-        return out.copy_(x.clamp_(min=-700.0).exp_())
-    return out.copy_(x).exp_()
-
-
 def _exp(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return _exp_into(x, torch.empty_like(x, dtype=like.dtype))
+    """``exp(x)`` in the dtype of ``like``, computed in that of x, which is overwritten."""
+    return torch.empty_like(x, dtype=like.dtype).copy_(x.clamp_(min=LEAST[x.dtype]).exp_())

@@ -39,7 +39,6 @@ class Saved(NamedTuple):
     length: torch.Tensor  # [M, 2C, 1]    reciprocal lengths of q and k
     # What is quickly found again is kept of short inputs only; of others these have M = 0.
     both: torch.Tensor  # [M, 2C, K]      queries over keys, of length one if asked for
-    meets: torch.Tensor  # [M, 2C, K]     of `Factors`
     handed: torch.Tensor  # [M, C, K]     of `Factors`
     weighted: torch.Tensor  # [M, 2C, C]  products * beta
 
@@ -48,14 +47,14 @@ class Saved(NamedTuple):
         """Rows and columns of all but the first, for each chunk."""
         tokens, square = (2 * chunk, key), (2 * chunk, chunk)
         always = (chunk, value), (chunk, chunk), square, square, (2 * chunk, 1)
-        return (*always, tokens, tokens, (chunk, key), square)
+        return (*always, tokens, (chunk, key), square)
 
     @classmethod
     def empty(cls, layout: ChunkLayout, states: torch.Tensor) -> "Saved":
         """Unwritten tensors for all chunks of ``states [N, HV, K, V]``."""
         _, heads, key, value = states.shape
         chunks, small = layout.total * heads, keeps_states(layout.total * heads * key * value, states.device)
-        counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 4 * [chunks if small else 0]
+        counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 3 * [chunks if small else 0]
         sizes = ((key, value), *cls.sizes(layout.chunk, key, value))
         return cls(*(states.new_empty((count,) + size) for count, size in zip(counts, sizes)))
 
@@ -178,13 +177,10 @@ def _room(
     return at._replace(**passing), None
 
 
-def factors_of(
-    both: torch.Tensor, columns: Columns, inverse: torch.Tensor, meets: torch.Tensor, handed: torch.Tensor
-) -> Factors:
-    """How a block's tokens meet the state; fills ``meets`` and ``handed``."""
-    torch.mul(both, columns.meet, out=meets)
+def factors_of(both: torch.Tensor, columns: Columns, inverse: torch.Tensor, handed: torch.Tensor) -> Factors:
+    """How a block's tokens meet the state; fills ``handed``."""
     torch.mul(both[:, handed.shape[1] :], columns.hand, out=handed)
-    return Factors(columns.whole, meets, handed, inverse)
+    return Factors(columns.whole, both, columns.meet, handed, inverse)
 
 
 def load_rows(block: Block, x: torch.Tensor, heads: int, out: torch.Tensor, pad: bool = False) -> torch.Tensor:
@@ -230,9 +226,10 @@ def _forward_block(
     weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=at.weighted)
     unit_lower_inverse(weighted[:, chunk:], out=at.inverse)
 
-    factors = factors_of(both, columns, at.inverse, at.meets, at.handed)
+    factors = factors_of(both, columns, at.inverse, at.handed)
     reads = scratch.get("reads", both.shape[0], 2 * chunk, v.shape[3])
     scan(block, heads, factors, values, running, reads, at.errors, kept)
 
-    result = torch.bmm(weighted[:, :chunk], at.errors, out=values).add_(reads[:, :chunk])
+    result = torch.bmm(weighted[:, :chunk], at.errors, out=values)
+    result.addcmul_(reads[:, :chunk], columns.meet[:, :chunk])
     block.store(split_heads(result, heads), out)

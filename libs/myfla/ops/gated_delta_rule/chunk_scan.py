@@ -19,7 +19,8 @@ class Factors(NamedTuple):
     """How a block's tokens meet the state; M counts chunks and heads."""
 
     whole: torch.Tensor  # [M, 1, 1]    decay over the chunk
-    meets: torch.Tensor  # [M, 2C, K]   scale rise Q over rise K
+    both: torch.Tensor  # [M, 2C, K]    Q over K
+    meet: torch.Tensor  # [M, 2C, 1]    scale rise over rise: how much of the state they meet
     handed: torch.Tensor  # [M, C, K]   beta fall K
     inverse: torch.Tensor  # [M, C, C]  T
 
@@ -52,18 +53,21 @@ def scan(
         f: the block's factors.
         values: ``[M, C, V]`` V; overwritten.
         running: ``[N * HV, K, V]`` states of all sequences, before and after.
-        reads: ``[M, 2C, V]`` products of ``f.meets`` and the incoming states, written.
+        reads: ``[M, 2C, V]`` products of ``f.both`` and the incoming states, written.
         errors: ``[M, C, V]`` E, written.
         states: ``[M, K, V]`` states before each chunk, written; None if nobody wants them.
     """
     if by_transitions(running.device, running.shape[0]):
         return _scan_by_transitions(block, heads, f, values, running, reads, errors, states)
-    known = reads[:, block.chunk :]
-    steps = waves(block, heads, f.whole, f.meets, f.handed.transpose(1, 2), f.inverse, values, reads, known, errors)
-    for step, (state, after) in zip(steps, handovers(block, heads, running, states)):
-        whole, meets, handed, inverse, value, read, foreseen, error = step
-        torch.bmm(meets, state, out=read)
-        torch.bmm(inverse, value.sub_(foreseen), out=error)
+    known, rise = reads[:, block.chunk :], f.meet[:, block.chunk :]
+    given = waves(block, heads, f.whole, f.both, rise, f.handed.transpose(1, 2), f.inverse)
+    made = waves(block, heads, values, reads, known, errors)
+    for step, (value, read, foreseen, error), (state, after) in zip(
+        given, made, handovers(block, heads, running, states)
+    ):
+        whole, both, risen, handed, inverse = step
+        torch.bmm(both, state, out=read)
+        torch.bmm(inverse, value.addcmul_(foreseen, risen, value=-1), out=error)
         torch.mul(state, whole, out=after).baddbmm_(handed, error)
 
 
@@ -85,7 +89,7 @@ class Gradients(NamedTuple):
 
     out: torch.Tensor  # [M, 2C, V]     given: dO above; written: -dV below
     values: torch.Tensor  # [M, C, V]   dV
-    meets: torch.Tensor  # [M, 2C, K]   of `Factors.meets`
+    meets: torch.Tensor  # [M, 2C, K]   of ``meet * both``
     handed: torch.Tensor  # [M, C, K]   of `Factors.handed`
     whole: torch.Tensor  # [M, 1, 1]    of `Factors.whole`
 
@@ -97,6 +101,7 @@ def scan_back(
     states: torch.Tensor,
     errors: torch.Tensor,
     derrors: torch.Tensor,
+    meets: torch.Tensor,
     running: torch.Tensor,
     d: Gradients,
     room: Optional[torch.Tensor],
@@ -108,17 +113,18 @@ def scan_back(
         states: ``[M, K, V]`` before each chunk.
         errors: ``[M, C, V]`` E.
         derrors: ``[M, C, V]`` what reaches E within the chunk; overwritten.
+        meets: ``[M, 2C, K]`` ``f.meet * f.both``.
         running: ``[N * HV, K, V]`` gradients of the states of all sequences, after and before.
         d: where the gradients go.
         room: ``[N * HV, K, V]`` for products of states; None to put them in the place of ``states``.
     """
     if by_transitions(running.device, running.shape[0]):
-        return _scan_back_by_transitions(block, heads, f, states, errors, derrors, running, d)
+        return _scan_back_by_transitions(block, heads, f, states, errors, derrors, meets, running, d)
     running = running[block.rows[0] * heads :]
-    fixed = waves(block, heads, f.whole, f.meets.transpose(1, 2), f.handed, f.inverse.transpose(1, 2), states, errors)
+    fixed = waves(block, heads, f.whole, meets.transpose(1, 2), f.handed, f.inverse.transpose(1, 2), states, errors)
     made = waves(block, heads, derrors, d.out, d.out[:, block.chunk :], *d[1:])
     for given, written in reversed(list(zip(fixed, made))):
-        whole, meets, handed, inverse, state, error = given
+        whole, met, handed, inverse, state, error = given
         derror, dout, below, dvalue, dmeets, dhanded, dwhole = written
         gradient = running[: whole.shape[0]]
         torch.bmm(inverse, derror.baddbmm_(handed, gradient), out=dvalue)
@@ -127,7 +133,7 @@ def scan_back(
         torch.bmm(error, gradient.transpose(1, 2), out=dhanded)
         product = torch.mul(state, gradient, out=state if room is None else room[: whole.shape[0]])
         torch.sum(product, (1, 2), keepdim=True, out=dwhole)
-        gradient.mul_(whole).baddbmm_(meets, dout)
+        gradient.mul_(whole).baddbmm_(met, dout)
 
 
 def handovers(
@@ -168,26 +174,26 @@ def _scan_by_transitions(
     errors: torch.Tensor, states: Optional[torch.Tensor],
 ) -> None:
     """`scan` with one product a chunk."""
-    eraser, fresh = torch.bmm(f.inverse, f.meets[:, block.chunk :]), torch.bmm(f.inverse, values)
+    eraser, fresh = _eraser(f), torch.bmm(f.inverse, values)
     stored = torch.bmm(f.handed.transpose(1, 2), fresh)
     states = torch.empty_like(stored) if states is None else states
     steps = waves(block, heads, _transition(f, eraser), stored)
     for (transition, fill), (state, after) in zip(steps, handovers(block, heads, running, states)):
         torch.baddbmm(fill, transition, state, out=after)
-    torch.bmm(f.meets, states, out=reads)
+    torch.bmm(f.both, states, out=reads)
     torch.baddbmm(fresh, eraser, states, alpha=-1, out=errors)
 
 
 def _scan_back_by_transitions(
     block: Block, heads: int, f: Factors, states: torch.Tensor, errors: torch.Tensor, derrors: torch.Tensor,
-    running: torch.Tensor, d: Gradients,
+    meets: torch.Tensor, running: torch.Tensor, d: Gradients,
 ) -> None:
     """`scan_back` with one product a chunk."""
     turned, below = f.inverse.transpose(1, 2), d.out[:, block.chunk :]
     direct = torch.bmm(turned, derrors)
     torch.neg(direct, out=below)
-    stored = torch.bmm(f.meets.transpose(1, 2), d.out)
-    transition = _transition(f, torch.bmm(f.inverse, f.meets[:, block.chunk :])).transpose(1, 2)
+    stored = torch.bmm(meets.transpose(1, 2), d.out)
+    transition = _transition(f, _eraser(f)).transpose(1, 2)
     gradients, running = torch.empty_like(states), running[block.rows[0] * heads :]
     for move, fill, gradient in reversed(list(waves(block, heads, transition, stored, gradients))):
         gradient.copy_(running[: gradient.shape[0]])
@@ -197,6 +203,12 @@ def _scan_back_by_transitions(
     torch.bmm(d.out, states.transpose(1, 2), out=d.meets)
     torch.bmm(errors, gradients.transpose(1, 2), out=d.handed)
     torch.sum(gradients.mul_(states), (1, 2), keepdim=True, out=d.whole)
+
+
+def _eraser(f: Factors) -> torch.Tensor:
+    """``T (rise K)``, ``[M, C, K]``."""
+    chunk = f.handed.shape[1]
+    return torch.bmm(f.inverse, f.both[:, chunk:] * f.meet[:, chunk:])
 
 
 def _transition(f: Factors, eraser: torch.Tensor) -> torch.Tensor:
