@@ -2,12 +2,18 @@
 
 import math
 import threading
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 
 LARGEST_KEPT = 4 * 1024 * 1024
 """Bytes; a larger buffer goes back to the system after the call, a smaller one waits in its thread for the next."""
+
+LARGEST_SHARED = 32 * 1024 * 1024
+"""Bytes of one allocation that `together` makes of several: more than that glibc always takes fresh."""
+
+ALIGNED = 16
+"""Elements that a tensor of `together` begins at a multiple of."""
 
 MOST_VIEWS = 128
 """Views of a thread's buffers that wait with them, for calls of the same shapes."""
@@ -64,6 +70,28 @@ class Scratch:
         """Forget a buffer and its views."""
         self.buffers.pop(name, None)
         self.views = {key: view for key, view in self.views.items() if key[0] != name}
+
+
+def together(like: torch.Tensor, shapes: Sequence[Tuple[int, ...]]) -> List[torch.Tensor]:
+    """Unwritten tensors of these shapes, in the dtype and on the device of ``like``, in few allocations.
+
+    An allocator gives the memory of many middling tensors that are freed at one time back to the system, and every
+    page of the next call's is then a fault; one tensor as large as all of them teaches it to keep as much.
+    """
+    sizes = [-(-math.prod(shape) // ALIGNED) * ALIGNED for shape in shapes]
+    out: List[torch.Tensor] = []
+    while len(out) < len(shapes):
+        first, total = len(out), 0
+        for size in sizes[first:]:
+            if total and (total + size) * like.element_size() > LARGEST_SHARED:
+                break
+            total += size
+            out.append(like)
+        block, at = like.new_empty(total), 0
+        for i in range(first, len(out)):
+            out[i] = block[at : at + math.prod(shapes[i])].view(shapes[i])
+            at += sizes[i]
+    return out
 
 
 def split_heads(matrices: torch.Tensor, heads: int) -> torch.Tensor:

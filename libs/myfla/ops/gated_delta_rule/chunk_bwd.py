@@ -122,7 +122,7 @@ def _backward_block(
     # Through the state.
     d = Gradients(
         scratch.get("dout", both.shape[0], 2 * chunk, do.shape[3]), scratch.get("dvalues", *at.errors.shape),
-        scratch.get("dmeets", *both.shape), scratch.get("dhanded", *keys.shape),
+        scratch.get("pairs", *at.pair.shape), scratch.get("dmeets", *both.shape), scratch.get("dhanded", *keys.shape),
         scratch.get("dwhole", *columns.whole.shape),
     )  # fmt: skip
     above = load_rows(block, do, heads, d.out[:, :chunk], pad=True)
@@ -139,7 +139,7 @@ def _backward_block(
     handed_on = (wrote * strength).sum(1).add_((d.whole * columns.whole)[:, 0])
 
     # Within the chunk.
-    pairs = torch.bmm(d.out, at.errors.transpose(1, 2), out=scratch.get("pairs", *at.pair.shape))
+    pairs = d.pairs
     flows = torch.mul(pairs, at.products, out=scratch.get("flows", *at.pair.shape))
     diagonal = flows.diagonal(dim1=1, dim2=2)
     itself = diagonal.unsqueeze(-1).clone()

@@ -17,7 +17,7 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
-from myfla.ops.common.scratch import Scratch, split_heads
+from myfla.ops.common.scratch import Scratch, split_heads, together
 from myfla.ops.common.triangular import unit_lower_inverse
 from myfla.ops.common.tuning import keeps_states
 from myfla.ops.gated_delta_rule.chunk_decay import Columns, causal_masks, load_columns, pair_decay, wide_dtype
@@ -56,7 +56,7 @@ class Saved(NamedTuple):
         chunks, small = layout.total * heads, keeps_states(layout.total * heads * key * value, states.device)
         counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 3 * [chunks if small else 0]
         sizes = ((key, value), *cls.sizes(layout.chunk, key, value))
-        return cls(*(states.new_empty((count,) + size) for count, size in zip(counts, sizes)))
+        return cls(*together(states, [(count,) + size for count, size in zip(counts, sizes)]))
 
     @property
     def complete(self) -> bool:

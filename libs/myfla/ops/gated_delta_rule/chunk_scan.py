@@ -89,6 +89,7 @@ class Gradients(NamedTuple):
 
     out: torch.Tensor  # [M, 2C, V]     given: dO above; written: -dV below
     values: torch.Tensor  # [M, C, V]   dV
+    pairs: torch.Tensor  # [M, 2C, C]   ``out E^T``
     meets: torch.Tensor  # [M, 2C, K]   of ``meet * both``
     handed: torch.Tensor  # [M, C, K]   of `Factors.handed`
     whole: torch.Tensor  # [M, 1, 1]    of `Factors.whole`
@@ -121,16 +122,21 @@ def scan_back(
     if by_transitions(running.device, running.shape[0]):
         return _scan_back_by_transitions(block, heads, f, states, errors, derrors, meets, running, d)
     running = running[block.rows[0] * heads :]
-    fixed = waves(block, heads, f.whole, meets.transpose(1, 2), f.handed, f.inverse.transpose(1, 2), states, errors)
+    gradient, turned = running, running.transpose(1, 2)
+    fixed = waves(block, heads, f.whole, meets.transpose(1, 2), f.handed, f.inverse.transpose(1, 2))
+    held = waves(block, heads, states, states.transpose(1, 2), errors, errors.transpose(1, 2))
     made = waves(block, heads, derrors, d.out, d.out[:, block.chunk :], *d[1:])
-    for given, written in reversed(list(zip(fixed, made))):
-        whole, met, handed, inverse, state, error = given
-        derror, dout, below, dvalue, dmeets, dhanded, dwhole = written
-        gradient = running[: whole.shape[0]]
+    for given, (state, known, error, wrong), written in reversed(list(zip(fixed, held, made))):
+        whole, met, handed, inverse = given
+        derror, dout, below, dvalue, pairs, dmeets, dhanded, dwhole = written
+        if gradient.shape[0] != whole.shape[0]:
+            gradient = running[: whole.shape[0]]
+            turned = gradient.transpose(1, 2)
         torch.bmm(inverse, derror.baddbmm_(handed, gradient), out=dvalue)
         torch.neg(dvalue, out=below)
-        torch.bmm(dout, state.transpose(1, 2), out=dmeets)
-        torch.bmm(error, gradient.transpose(1, 2), out=dhanded)
+        torch.bmm(dout, wrong, out=pairs)
+        torch.bmm(dout, known, out=dmeets)
+        torch.bmm(error, turned, out=dhanded)
         product = torch.mul(state, gradient, out=state if room is None else room[: whole.shape[0]])
         torch.sum(product, (1, 2), keepdim=True, out=dwhole)
         gradient.mul_(whole).baddbmm_(met, dout)
@@ -148,8 +154,11 @@ def handovers(
     """
     running = running[block.rows[0] * heads :]
     if kept is None:
+        state = running
         for count in block.counts:
-            yield (running[: count * heads],) * 2
+            if state.shape[0] != count * heads:
+                state = running[: count * heads]
+            yield state, state
         return
     places = [place for place, in waves(block, heads, kept)]
     places[0].copy_(running[: places[0].shape[0]])
@@ -200,6 +209,7 @@ def _scan_back_by_transitions(
         torch.baddbmm(fill, move, gradient, out=running[: gradient.shape[0]])
     torch.baddbmm(direct, torch.bmm(turned, f.handed), gradients, out=d.values)
     torch.neg(d.values, out=below)
+    torch.bmm(d.out, errors.transpose(1, 2), out=d.pairs)
     torch.bmm(d.out, states.transpose(1, 2), out=d.meets)
     torch.bmm(errors, gradients.transpose(1, 2), out=d.handed)
     torch.sum(gradients.mul_(states), (1, 2), keepdim=True, out=d.whole)
