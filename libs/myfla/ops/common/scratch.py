@@ -10,10 +10,10 @@ LARGEST_KEPT = 4 * 1024 * 1024
 """Bytes; a larger buffer goes back to the system after the call, a smaller one waits in its thread for the next."""
 
 LARGEST_SHARED = 32 * 1024 * 1024
-"""Bytes of one allocation that `together` makes of several: more than that glibc always takes fresh."""
+"""Bytes of one allocation for several tensors; more than that glibc always asks the system for."""
 
 ALIGNED = 16
-"""Elements that a tensor of `together` begins at a multiple of."""
+"""Every tensor in such an allocation begins at a multiple of as many elements."""
 
 MOST_VIEWS = 128
 """Views of a thread's buffers that wait with them, for calls of the same shapes."""
@@ -75,22 +75,17 @@ class Scratch:
 def together(like: torch.Tensor, shapes: Sequence[Tuple[int, ...]]) -> List[torch.Tensor]:
     """Unwritten tensors of these shapes, in the dtype and on the device of ``like``, in few allocations.
 
-    An allocator gives the memory of many middling tensors that are freed at one time back to the system, and every
-    page of the next call's is then a fault; one tensor as large as all of them teaches it to keep as much.
+    glibc gives what many middling tensors leave behind back to the system when they are freed at one time, and every
+    page of the next call's is then a fault; after one tensor as large as all of them it keeps as much.
     """
     sizes = [-(-math.prod(shape) // ALIGNED) * ALIGNED for shape in shapes]
     out: List[torch.Tensor] = []
     while len(out) < len(shapes):
-        first, total = len(out), 0
-        for size in sizes[first:]:
-            if total and (total + size) * like.element_size() > LARGEST_SHARED:
-                break
-            total += size
-            out.append(like)
-        block, at = like.new_empty(total), 0
-        for i in range(first, len(out)):
-            out[i] = block[at : at + math.prod(shapes[i])].view(shapes[i])
-            at += sizes[i]
+        start, stop = len(out), len(out) + 1
+        while stop < len(shapes) and sum(sizes[start : stop + 1]) * like.element_size() <= LARGEST_SHARED:
+            stop += 1
+        parts = like.new_empty(sum(sizes[start:stop])).split(sizes[start:stop])
+        out += [part[: math.prod(shape)].view(shape) for part, shape in zip(parts, shapes[start:stop])]
     return out
 
 
