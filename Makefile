@@ -10,10 +10,12 @@
 # PYTHON=python3.11      which Python makes the virtual environment
 # TORCH_INDEX=ADDRESS    an extra pip index for torch, e.g. the CPU one that pytorch.org shows
 # ARGS="seed=1"          more arguments for the demo, or for pytest
+# JOBS=2                 processes that run tests beside each other (0: only this one)
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 EXTRAS ?= app,test
 TORCH_INDEX ?=
 
@@ -30,10 +32,10 @@ demo: $(VENV)/.app
 	$(BIN)/python -m app encoder=gated_deltanet $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m slow $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/python -m ruff check .

@@ -74,12 +74,13 @@ MUTANTS: List[Mutant] = [
     Mutant("chunk backward: pairs not transposed", GDN + "chunk_bwd.py", "baddbmm_(pairs.transpose(1, 2), both)",
            "baddbmm_(pairs.transpose(1, 2).flip(1), both)", RULE),
     # the recurrent form
-    Mutant("recurrent: q and k swapped", GDN + "recurrence.py", "torch.stack((_wide(token.k, dtype), _wide(token.q, dtype))",
-           "torch.stack((_wide(token.q, dtype), _wide(token.k, dtype))", RULE),
+    Mutant("recurrent: q and k swapped", GDN + "recurrence.py", "torch.stack((_as(k, dtype), _as(q, dtype))",
+           "torch.stack((_as(q, dtype), _as(k, dtype))", RULE),
     Mutant("recurrent: heads grouped otherwise", GDN + "recurrence.py",
-           "read.repeat_interleave(heads // read.shape[1], dim=1)", "read.repeat(1, heads // read.shape[1], 1, 1)", RULE),
-    Mutant("recurrent: no decay", GDN + "recurrence.py", "_wide(x, dtype).view(shape).exp()",
-           "torch.ones_like(_wide(x, dtype).view(shape))", RULE),
+           "read.repeat_interleave(heads // read.shape[-3], dim=-3)",
+           "read.repeat(*[1] * (read.dim() - 3), heads // read.shape[-3], 1, 1)", RULE),
+    Mutant("recurrent: no decay", GDN + "recurrence.py", "_as(x, dtype).reshape(shape).exp()",
+           "torch.ones_like(_as(x, dtype).reshape(shape))", RULE),
     # the other family
     Mutant("dplr: sign of the inverse", DPLR + "chunk_fwd.py", "torch.neg(a_b,", "torch.abs(a_b,", DPLR_RULE),
     Mutant("dplr recurrent: read after decay", DPLR + "recurrence.py", "(a, q * decay)", "(a * decay, q * decay)", DPLR_RULE),

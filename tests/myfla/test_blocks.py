@@ -86,7 +86,7 @@ def test_ops_are_the_same_in_blocks_of_any_size(op, size, cu, monkeypatch):
     outputs = OPS[op](given, state, offsets)
     want = [*outputs, *grads(outputs, leaves)]
     for module, name in ((tuning, "CPU_BLOCK"), (tuning, "CPU_STATES"), (dplr_recurrence, "SEGMENT"),
-                         (gdn_recurrence, "BLOCK")):
+                         (gdn_recurrence, "BLOCK"), (gdn_recurrence, "SEGMENT")):
         monkeypatch.setattr(module, name, size)
     outputs = OPS[op](given, state, offsets)
     with torch.no_grad():

@@ -66,8 +66,10 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
     if tracing():
         return _formula(x, eps, output_dtype or x.dtype)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        wide = x if x.dtype is accumulation_dtype(x) else x.to(accumulation_dtype(x))
-        return (wide * _rstd(wide, eps)).to(output_dtype or x.dtype)
+        kind = accumulation_dtype(x)
+        wide = x if x.dtype is kind else x.to(kind)
+        y, kind = wide * _rstd(wide, eps), output_dtype or x.dtype
+        return y if y.dtype is kind else y.to(kind)
     return _L2Norm.apply(x, eps, output_dtype)
 
 

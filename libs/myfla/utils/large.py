@@ -6,6 +6,8 @@ mappings in huge pages, and a mapping is used again as soon as no tensor, view o
 """
 
 import ctypes
+import functools
+import math
 import mmap
 import sys
 import weakref
@@ -16,7 +18,7 @@ import torch
 
 __all__ = ["empty_large"]
 
-LEAST = 4 << 20
+LEAST = 1 << 19
 """Bytes from which on a tensor is large."""
 
 KEPT = 128 << 20
@@ -36,15 +38,18 @@ def empty_large(*shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:
         >>> empty_large(2, 3, dtype=torch.float32, device="cpu").shape
         torch.Size([2, 3])
     """
-    size = torch.empty((), dtype=dtype).element_size()
-    for length in shape:
-        size *= length
+    size = math.prod(shape) * _element_size(dtype)
     if size < LEAST or _ADVICE is None or torch.device(device).type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     memory = _take(size)
     owner = (ctypes.c_char * size).from_buffer(memory)  # lives as long as a tensor looks at the memory
     weakref.finalize(owner, _give_back, memory).atexit = False
     return torch.frombuffer(owner, dtype=dtype).view(shape)
+
+
+@functools.lru_cache(maxsize=None)
+def _element_size(dtype: torch.dtype) -> int:
+    return torch.empty(0, dtype=dtype).element_size()
 
 
 def _take(size: int) -> mmap.mmap:

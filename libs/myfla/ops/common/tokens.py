@@ -1,11 +1,11 @@
-"""The token by token view of a batch: what is active at each step, as identical contiguous slices.
+"""The token by token view of a batch: every token's rows behind those of the token before, and how many there are.
 
 A recurrent form that computes every token from slices of one shape gives the same bits however a sequence is split
 into calls; one that works on whole ``[B, T, ...]`` tensors does not, since vectorised loops round their remainders
 differently.
 """
 
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 
@@ -19,7 +19,6 @@ class TokenLayout:
         batch, tokens: B and T, or 1 and the packed total.
         cu_seqlens: ``[N + 1]`` offsets, already checked; None for a dense batch.
         device: where index tensors live.
-        reverse: walk every sequence from its last token to its first.
 
     Attributes:
         rows: number of sequences, N.
@@ -27,15 +26,7 @@ class TokenLayout:
         order: ``[N]`` int64 sequences longest first, or None where that is the given order.
     """
 
-    def __init__(
-        self,
-        batch: int,
-        tokens: int,
-        cu_seqlens: Optional[torch.Tensor],
-        device: torch.device,
-        reverse: bool = False,
-    ) -> None:
-        self.reverse = reverse
+    def __init__(self, batch: int, tokens: int, cu_seqlens: Optional[torch.Tensor], device: torch.device) -> None:
         self.order: Optional[torch.Tensor] = None
         self.index: Optional[torch.Tensor] = None
         if cu_seqlens is None:
@@ -48,34 +39,36 @@ class TokenLayout:
         lengths, first = lengths[order], bounds[:-1][order]
         steps = int(lengths[0]) if self.rows else 0
         alive = lengths[None, :] > torch.arange(steps)[:, None]
-        offset = torch.arange(steps)[:, None].expand_as(alive)
-        index = first + (lengths - 1 - offset if reverse else offset)
+        index = first + torch.arange(steps)[:, None]
         self.active = alive.sum(1).tolist()
         self.index = index[alive].to(device)
         if not torch.equal(order, torch.arange(self.rows)):
             self.order = order.to(device)
 
-    def split(self, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Any, ...]]:
-        """``[B, T, ...]`` (packed: ``[1, total, ...]``) each as one contiguous ``[active, ...]`` for every step."""
-        parts = [(None,) * len(self.active) if x is None else self._steps(x) for x in tensors]
-        return (tuple(part) for part, _ in zip(zip(*parts), self.active))
-
-    def _steps(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+    def flat(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, T, ...]`` (packed: ``[1, total, ...]``) as ``[B T, ...]``, token after token."""
         if self.index is not None:
-            return x[0].index_select(0, self.index).split(self.active) if self.active else ()
-        if x.shape[1] == 1:
-            return (x[:, 0].contiguous(),)
-        steps = x.transpose(0, 1).contiguous().unbind(0)
-        return steps[::-1] if self.reverse else steps
+            return x[0].index_select(0, self.index)
+        return x.squeeze(1) if len(self.active) == 1 else x.transpose(0, 1).flatten(0, 1)
 
-    def merge(self, steps: List[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """The inverse of `split`, in another number format; at least one step."""
+    def segments(self, rows: int, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[List[int], Tuple[Any, ...]]]:
+        """What `flat` gave, cut between tokens into pieces of about so many rows; each with its part of ``active``."""
+        start, counts = 0, []  # type: int, List[int]
+        for last, count in enumerate(self.active, 1):
+            counts.append(count)
+            held = sum(counts)
+            if held >= rows or last == len(self.active):
+                whole = held == sum(self.active)
+                part = tensors if whole else tuple(x if x is None else x[start : start + held] for x in tensors)
+                yield counts, part
+                start, counts = start + held, []
+
+    def merge(self, steps: List[torch.Tensor]) -> torch.Tensor:
+        """One ``[active, ...]`` for every step, at least one, as ``[B, T, ...]`` (packed: ``[1, total, ...]``)."""
         if self.index is not None:
-            flat = torch.cat(steps).to(dtype)
+            flat = torch.cat(steps)
             return torch.zeros_like(flat).index_copy(0, self.index, flat).unsqueeze(0)
-        if len(steps) == 1:
-            return steps[0].to(dtype).unsqueeze(1)
-        return torch.stack(steps[::-1] if self.reverse else steps, dim=1).to(dtype)
+        return steps[0].unsqueeze(1) if len(steps) == 1 else torch.stack(steps, dim=1)
 
     def sort(self, state: torch.Tensor) -> torch.Tensor:
         """Rows of ``state [N, ...]`` longest first."""

@@ -59,23 +59,27 @@ class Activation(NamedTuple):
 
 def check_shapes(who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Ranks, heads, lengths and number formats of q, k and v."""
+    shapes = []
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise value_error(who, name, "must be a floating point tensor", getattr(x, "dtype", type(x).__name__))
-        if x.dim() != 4 or x.shape[3] < 1:
+        shapes.append(x.shape)
+        if len(shapes[-1]) != 4 or shapes[-1][3] < 1:
             raise value_error(who, name, "must have shape [B, T, heads, size] with sizes from 1", tuple(x.shape))
-    if q.shape[2] != k.shape[2]:
-        raise value_error(who, "k", f"must have as many heads as q, H={q.shape[2]}", k.shape[2])
-    if k.shape != q.shape:
-        raise value_error(who, "k", f"must have the shape of q, {tuple(q.shape)}", tuple(k.shape))
-    if v.shape[:2] != q.shape[:2]:
-        raise value_error(who, "v", f"must have the batch and length of q, {tuple(q.shape[:2])}", tuple(v.shape[:2]))
-    heads, value_heads = q.shape[2], v.shape[2]
+    of_q, of_k, of_v = shapes
+    if of_q[2] != of_k[2]:
+        raise value_error(who, "k", f"must have as many heads as q, H={of_q[2]}", of_k[2])
+    if of_k != of_q:
+        raise value_error(who, "k", f"must have the shape of q, {tuple(of_q)}", tuple(of_k))
+    if of_v[:2] != of_q[:2]:
+        raise value_error(who, "v", f"must have the batch and length of q, {tuple(of_q[:2])}", tuple(of_v[:2]))
+    heads, value_heads = of_q[2], of_v[2]
     if heads == 0 or value_heads == 0 or value_heads % heads:
         raise value_error(who, "v", f"must have a multiple of q's H={heads} heads", value_heads)
+    device = q.device
     for name, x in (("k", k), ("v", v)):
-        if x.device != q.device:
-            raise value_error(who, name, f"must be on the device of q, {q.device}", x.device)
+        if x.device != device:
+            raise value_error(who, name, f"must be on the device of q, {device}", x.device)
 
 
 def check_per_token(who: str, name: str, x: torch.Tensor, v: torch.Tensor, *more: int) -> None:

@@ -4,7 +4,7 @@ Every token is computed from slices of one shape, so that a sequence fed in piec
 one. Keys and queries read the decayed state in one product; the query's share of the update is added after.
 """
 
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -22,21 +22,24 @@ __all__ = ["recurrence"]
 BLOCK = 1 << 20
 """Elements of the states that one round of operations works on, on a CPU: they stay in the cache between them."""
 
+SEGMENT = 1 << 16
+"""Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
 
-class _Token(NamedTuple):
-    """One step's inputs."""
 
-    q: torch.Tensor  # [N, H, K]
-    k: torch.Tensor  # [N, H, K]
-    v: torch.Tensor  # [N, HV, V]
-    beta: torch.Tensor  # [N, HV] or [N, HV, V]
-    g: Optional[torch.Tensor]  # [N, HV]
-    gk: Optional[torch.Tensor]  # [N, HV, K]
-    gv: Optional[torch.Tensor]  # [N, HV, V]
+class _Inputs(NamedTuple):
+    """What the rule is given: ``[B, T, ...]``, or token after token in one axis."""
+
+    q: torch.Tensor  # [..., H, K]
+    k: torch.Tensor  # [..., H, K]
+    v: torch.Tensor  # [..., HV, V]
+    beta: torch.Tensor  # [..., HV] or [..., HV, V]
+    g: Optional[torch.Tensor]  # [..., HV]
+    gk: Optional[torch.Tensor]  # [..., HV, K]
+    gv: Optional[torch.Tensor]  # [..., HV, V]
 
 
 class _Step(NamedTuple):
-    """One step, ready for the update: a row for each matrix of the state, M = N HV of them."""
+    """One token, ready for the update: a row for each matrix of the state, M = N HV of them."""
 
     read: torch.Tensor  # [M, 2, K]: key, query
     k: torch.Tensor  # [M, K, 1]
@@ -78,100 +81,136 @@ def recurrence(
         o ``[B, T, HV, V]`` in v's dtype and the final state ``[N, HV, K, V]``, float32 or float64.
     """
     dtype = accumulation_dtype(q, k, v, beta, g, gk, gv, state)
+    inputs = _Inputs(q, k, v, beta, g, gk, gv)
+    recorded = tracing() or records(*inputs, state, activation.A_log, activation.dt_bias)
+    if cu_seqlens is None and q.shape[1] == 1 and state is not None and not recorded:
+        return _one_token(inputs, state, scale, activation, dtype, inplace)
     layout = TokenLayout(q.shape[0], q.shape[1], cu_seqlens, q.device)
     given, heads = state, v.shape[2]
     if state is None:
         state = v.new_zeros(layout.rows, heads, k.shape[3], v.shape[3], dtype=dtype)
-    state = layout.sort(state.to(dtype)).contiguous()
-    tokens = layout.split(q, k, v, beta, g, gk, gv)
+    state = layout.sort(_as(state, dtype)).contiguous()
     if not layout.active:
         return torch.zeros_like(v), layout.unsort(state)
-    steps = (_prepare(_Token(*token), heads, activation, dtype) for token in tokens)
+    steps = _steps(layout, inputs, activation, dtype)
     active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
     # The state that is returned is no view: a compiler would make another graph for each shape of what lies behind one.
-    if tracing() or records(q, k, v, beta, g, gk, gv, state, activation.A_log, activation.dt_bias):
-        outputs, final = _recorded(steps, active, flat, scale)
+    if recorded:
+        outputs, final = _recorded(steps, active, flat)
         final = final.view(state.shape)
         final = final.clone() if tracing() else final
+    elif inplace or state is not given:
+        outputs, final = _written(steps, active, flat, flat), state
     else:
-        own = inplace or state is not given
-        final = state if own else empty_large(*state.shape, dtype=dtype, device=state.device)
-        outputs = _written(steps, active, flat, final.flatten(0, 1), scale)
-    outputs = [x.view(-1, heads, x.shape[1]) for x in outputs]
-    return layout.merge(outputs, v.dtype), layout.unsort(final)
+        final = empty_large(*state.shape, dtype=dtype, device=state.device)
+        outputs = _written(steps, active, flat, final.flatten(0, 1))
+    o = layout.merge([x.view(-1, heads, x.shape[1]) for x in outputs]) * scale
+    return _as(o, v.dtype), layout.unsort(final)
 
 
-def _prepare(token: _Token, heads: int, activation: Activation, dtype: torch.dtype) -> _Step:
-    """A token's inputs in the state's number format, a row for each of its matrices."""
-    g, beta = activation.gates(token.g, token.beta)
-    read = torch.stack((_wide(token.k, dtype), _wide(token.q, dtype)), dim=2)
+def _one_token(
+    inputs: _Inputs, state: torch.Tensor, scale: float, activation: Activation, dtype: torch.dtype, inplace: bool
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """A token for each row and nothing else, as decoding has it: the same operations with less around them."""
+    shape, (key, value) = inputs.v.shape, state.shape[2:]
+    old = _as(state, dtype).contiguous()
+    final = old if inplace or old is not state else empty_large(*old.shape, dtype=dtype, device=old.device)
+    flat, rows = old.view(-1, key, value), [shape[0] * shape[2]]
+    steps = _prepare(inputs, rows, [shape[0]], activation, dtype)
+    (o,) = _written(steps, rows, flat, flat if final is old else final.view(-1, key, value))
+    return _as(o.view(shape) * scale, inputs.v.dtype), final
+
+
+def _steps(layout: TokenLayout, inputs: _Inputs, activation: Activation, dtype: torch.dtype) -> Iterator[_Step]:
+    """Every token's inputs, prepared for many tokens at a time."""
+    heads, size = inputs.v.shape[2], max(inputs.k.shape[3], inputs.v.shape[3])
+    flat = [x if x is None else layout.flat(x) for x in inputs]
+    for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
+        yield from _prepare(_Inputs(*part), [count * heads for count in counts], counts, activation, dtype)
+
+
+def _prepare(
+    inputs: _Inputs, rows: List[int], counts: List[int], activation: Activation, dtype: torch.dtype
+) -> Iterator[_Step]:
+    """Inputs in the state's number format, token by token.
+
+    What rounds alike in tensors of any length is done for all tokens at once. Exponentials and gates may not, and are
+    taken one by one.
+
+    Args:
+        inputs: token after token.
+        rows, counts: matrices of the state and sequences of every token.
+        activation, dtype: what is done to them first, and the state's number format.
+    """
+    q, k, v, beta, g, gk, gv = inputs
+    key, (heads, value) = k.shape[-1], v.shape[-2:]
+    read = torch.stack((_as(k, dtype), _as(q, dtype)), dim=-2)
     read = l2norm(read) if activation.l2norm else read
-    if heads != read.shape[1]:
-        read = read.repeat_interleave(heads // read.shape[1], dim=1)
-    rows, key, value = len(read) * heads, read.shape[3], token.v.shape[2]
-    read = read.view(rows, 2, key)
+    if heads != read.shape[-3]:
+        read = read.repeat_interleave(heads // read.shape[-3], dim=-3)
+    read = read.view(-1, 2, key)
     k, q = read.unbind(1)
-    decays = [
-        _wide(x, dtype).view(shape).exp()
-        for x, shape in ((g, (rows, 1, 1)), (token.gk, (rows, key, 1)), (token.gv, (rows, 1, value)))
-        if x is not None
-    ]
-    beta = _wide(beta, dtype).view(rows, 1 if beta.dim() == 2 else value)
-    v = _wide(token.v, dtype).view(rows, value)
-    return _Step(read, k.unsqueeze(2), (k * q).sum(-1, keepdim=True), v, beta, decays)
+    ready: Any = (read, k.unsqueeze(2), (k * q).sum(-1, keepdim=True), _as(v, dtype).reshape(-1, value))
+    gates: Any = (beta, g, gk, gv)
+    width = value if beta.dim() == v.dim() else 1
+    if len(rows) > 1:
+        ready = zip(*(x.split(rows) for x in ready))
+        gates = zip(*([None] * len(rows) if x is None else x.split(counts) for x in gates))
+    else:
+        ready, gates = (ready,), (gates,)
+    for many, (read, write, match, v), (beta, g, gk, gv) in zip(rows, ready, gates):
+        g, beta = activation.gates(g, beta)
+        decays = [
+            _as(x, dtype).reshape(shape).exp()
+            for x, shape in ((g, (many, 1, 1)), (gk, (many, key, 1)), (gv, (many, 1, value)))
+            if x is not None
+        ]
+        yield _Step(read, write, match, v, _as(beta, dtype).reshape(many, width), decays)
 
 
-def _wide(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _as(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x if x.dtype is dtype else x.to(dtype)  # a conversion to the same costs a microsecond, and there are many
 
 
-def _written(
-    steps: Iterator[_Step], active: List[int], state: torch.Tensor, new: torch.Tensor, scale: float
-) -> List[torch.Tensor]:
+def _written(steps: Iterable[_Step], active: List[int], state: torch.Tensor, new: torch.Tensor) -> List[torch.Tensor]:
     """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
     outputs, (rows, key, value) = [], state.shape
-    room = state.new_empty(rows, 2, value), state.new_empty(rows, value)
     block = max(1, BLOCK // max(1, key * value)) if state.device.type == "cpu" else rows
     for step, count in zip(steps, active):
-        if count < rows and new.data_ptr() != state.data_ptr():
+        if count < rows and new is not state:
             new[count:] = state[count:]  # sequences without a token
-        tensors: Tuple[torch.Tensor, ...] = (state, new, *room)
-        if count < rows:
-            tensors = tuple(x[:count] for x in tensors)
+        old, now = (state, new) if count == rows else (state[:count], new[:count])
         if count <= block:
-            outputs.append(_update(*tensors, *step[:5], *step.decays, scale))
+            outputs.append(_update(old, now, *step[:5], *step.decays))
         else:
-            parts = zip(*(x.split(block) for x in (*tensors, *step[:5], *step.decays)))
-            outputs.append(torch.cat([_update(*part, scale) for part in parts]))
+            parts = zip(*(x.split(block) for x in (old, now, *step[:5], *step.decays)))
+            outputs.append(torch.cat([_update(*part) for part in parts]))
         state = new
     return outputs
 
 
-def _update(state, new, found, delta, read, k, match, v, beta, *rest):
+def _update(state, new, read, k, match, v, beta, *decays):
     """``S <- decay S``, ``delta = beta (v - k^T S)``, ``o = q^T S + (q k) delta``, ``S <- S + k delta^T``.
 
     Args:
         state, new: ``[M, K, V]`` each, the old one and where the new one goes; they may be the same.
-        found, delta: ``[M, 2, V]`` and ``[M, V]``, to be written; contiguous, or the product takes each matrix alone.
-        read, k, match, v, beta: see `_Step`.
-        rest: its decays, and the scale of the output.
+        read, k, match, v, beta, decays: see `_Step`.
 
     Returns:
-        o ``[M, V]``.
+        o ``[M, V]``, not scaled.
     """
-    *decays, scale = rest
     for decay in decays:
         state = torch.mul(state, decay, out=new)
-    if state.data_ptr() != new.data_ptr():
+    if not decays and state.data_ptr() != new.data_ptr():
         new.copy_(state)
-    torch.bmm(read, new, out=found)
-    torch.sub(v, found[:, 0], out=delta).mul_(beta)
+    of_key, of_query = torch.bmm(read, new).unbind(1)
+    delta = torch.sub(v, of_key).mul_(beta)
     new.addcmul_(k, delta.unsqueeze(1))
-    return torch.addcmul(found[:, 1], match, delta).mul_(scale)
+    return torch.addcmul(of_query, match, delta)
 
 
 def _recorded(
-    steps: Iterator[_Step], active: List[int], state: torch.Tensor, scale: float
+    steps: Iterator[_Step], active: List[int], state: torch.Tensor
 ) -> Tuple[List[torch.Tensor], torch.Tensor]:
     """The same, in operations that autograd, compilers and transforms can follow: nothing is written."""
     outputs: List[torch.Tensor] = []
@@ -182,8 +221,8 @@ def _recorded(
             state = state[:count]
         for decay in step.decays:
             state = state * decay
-        found = torch.bmm(step.read, state)
-        delta = step.beta * (step.v - found[:, 0])
-        outputs.append(torch.addcmul(found[:, 1], step.match, delta) * scale)
+        of_key, of_query = torch.bmm(step.read, state).unbind(1)
+        delta = step.beta * (step.v - of_key)
+        outputs.append(torch.addcmul(of_query, step.match, delta))
         state = torch.addcmul(state, step.k, delta.unsqueeze(1))
     return outputs, torch.cat([state] + done[::-1]) if done else state
