@@ -62,7 +62,8 @@ def run(config: AppConfig, folder: Path) -> float:
     missing = plan.missing(place)
     plan.begin()
     todo = sum(len(plan.span(part)) for part in missing)
-    log.info("%d sequences in %d parts; %d sequences to do here%s", len(sequences), plan.count, todo,
+    log.info("%d sequences in %d part%s; %d sequences to do here%s", len(sequences), plan.count,
+             "" if plan.count == 1 else "s", todo,
              f", process {place.rank} of {place.world}" if place.world > 1 else "")
     start = time.perf_counter()
     with Progress(todo, config.trainer.progress) as progress:

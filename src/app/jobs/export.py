@@ -16,6 +16,7 @@ from app.export.staged import staged
 from app.run_folder import overrides, relative, write_json
 from app.streaming.model import StreamModel, load_model
 from app.trained import TASK
+from app.training.quiet import quiet
 from cfg.app import AppConfig
 from cfg.export import ExportJobConfig
 from cfg.validation import config_error
@@ -48,6 +49,7 @@ def run(config: AppConfig, folder: Path) -> float:
     if (folder / FACTS).exists():
         raise RunError(f"hydra.run.dir must be a folder without another export's {FACTS}; got {str(folder)!r}; "
                        "leave hydra.run.dir out to get a new folder")
+    quiet()
     torch.manual_seed(config.seed)
     source = Path(config.run)
     model = load_model(source, "embedding", attention=True)
