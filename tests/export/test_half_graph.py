@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from half_errors import draw, errors
-from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, half_chunk, half_fwd, half_graph
-from myfla.ops.gated_delta_rule.half_tokens import Cut
+from myfla.ops.common import half_choice
+from myfla.ops.common.half_tokens import Cut
+from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, half_fwd, half_graph
 from myfla.testing import cases
 
 
@@ -30,7 +31,7 @@ def test_passes_as_a_compiler_sees_them_are_the_same(shape, unit, linear, monkey
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_vmap"), reason="needs PyTorch 2.5")
 def test_a_compiled_graph_holds_this_form_as_one_operation(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(half_chunk, "has_matrix_units", lambda device: True)
+    monkeypatch.setattr(half_choice, "has_matrix_units", lambda device: True)
     monkeypatch.setattr(half_graph, "_fuses", lambda device: False)
     graphs, forwards = [], []
     monkeypatch.setattr(half_graph, "half_forward", lambda *x: forwards.append(1) or half_fwd.half_forward(*x))

@@ -7,12 +7,13 @@ import torch
 import goldens
 import truth
 from half_errors import NAMES, draw, errors
+from myfla.ops.common import half_choice
 from myfla.ops.common.half_inverse import invert_unit_lower
 from myfla.ops.common.half_products import accumulate, product, put
-from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, half_chunk
+from myfla.ops.common.half_tokens import Cut, choose_groups, cut_dense, same_words
+from myfla.ops.gated_delta_rule import chunk_gated_delta_rule
 from myfla.ops.gated_delta_rule.half_chunk import half_chunks
 from myfla.ops.gated_delta_rule.half_factors import pair_decay
-from myfla.ops.gated_delta_rule.half_tokens import Cut, choose_groups, cut_dense, same_words
 from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.testing import assert_close, cases
 
@@ -155,7 +156,7 @@ def test_long_sequences_of_few_heads_are_scanned_in_groups():
 
 @cases(case=["dense", "packed", "half", "double", "naive"])
 def test_the_op_takes_this_form_for_dense_bfloat16_batches_on_matrix_units(case, monkeypatch):
-    monkeypatch.setattr(half_chunk, "has_matrix_units", lambda device: True)
+    monkeypatch.setattr(half_choice, "has_matrix_units", lambda device: True)
     x = draw(1, 40, 1, 1, 16, 16, 0.1, torch.float16 if case == "half" else torch.bfloat16)
     if case == "double":
         x["initial_state"] = x["initial_state"].double()

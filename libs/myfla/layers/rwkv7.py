@@ -260,7 +260,7 @@ class RWKV7Attention(nn.Module):
             1e-6 if self.fuse_norm else None,
         )  # fmt: skip
         op: Callable[..., Tuple[torch.Tensor, Optional[torch.Tensor]]] = chunk_rwkv7
-        more: Dict[str, Any] = {}
+        more: Dict[str, Any] = {"lower_bound": STRONGEST_DECAY}
         if not self._uses_chunks(q_len):
             op, more = fused_recurrent_rwkv7, {"inplace_final_state": over}
         o, state = op(

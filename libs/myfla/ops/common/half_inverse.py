@@ -9,6 +9,7 @@ from typing import Callable, List, Optional, Tuple
 import torch
 
 from myfla.ops.common.half_products import product
+from myfla.utils.tracing import compiling
 
 LEAF = 16
 
@@ -94,9 +95,12 @@ def join_blocks(blocks: torch.Tensor, corner: torch.Tensor) -> torch.Tensor:
     step = blocks.shape[2]
     if not corner.numel():
         return blocks.view(-1, step, step)
-    pairs = blocks.view(-1, 2, step, step)
-    whole = blocks.new_zeros(pairs.shape[0], 2 * step, 2 * step)
-    whole[:, :step, :step] = pairs[:, 0]
-    whole[:, step:, step:] = pairs[:, 1]
+    top, bottom = blocks.view(-1, 2, step, step).unbind(1)
+    if compiling():  # which writes every number once
+        upper = torch.cat((top, torch.zeros_like(top)), dim=2)
+        return torch.cat((upper, torch.cat((corner, bottom), dim=2)), dim=1)
+    whole = blocks.new_zeros(top.shape[0], 2 * step, 2 * step)
+    whole[:, :step, :step] = top
+    whole[:, step:, step:] = bottom
     whole[:, step:, :step] = corner
     return whole

@@ -8,12 +8,13 @@ import torch
 from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE
+from myfla.ops.common.half_choice import fits_matrix_units
 from myfla.ops.common.layout import ChunkLayout
 from myfla.ops.common.tuning import block_chunks, chunk_tokens, states_together
 from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
 from myfla.ops.gated_delta_rule.chunk_fwd import chunk_forward
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
-from myfla.ops.gated_delta_rule.half_chunk import fits_matrix_units, half_chunks
+from myfla.ops.gated_delta_rule.half_chunk import half_chunks
 from myfla.ops.gated_delta_rule.half_graph import recorded_half
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
@@ -130,7 +131,7 @@ def chunk_gated_delta_rule(
         return _results(o, final, output_final_state, state_v_first)
     compile_it = who_computes == "compiled"
     halved = who_computes != "naive" and cu_seqlens is None and fits_matrix_units(
-        q, k, v, g, beta, initial_state, A_log, dt_bias
+        (q, k, v), g, beta, initial_state, A_log, dt_bias
     )
     if compile_it and not halved:
         o, final = compiled(_recorded)(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens)

@@ -5,29 +5,12 @@ from typing import Any, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.ops.common.half_products import has_matrix_units
+from myfla.ops.common.half_tokens import Cut, cut_dense
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.half_bwd import half_backward
 from myfla.ops.gated_delta_rule.half_fwd import How, Kept, half_forward
-from myfla.ops.gated_delta_rule.half_tokens import Cut, cut_dense
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.graph_op import takes_graph_ops
-from myfla.utils.tracing import tracing
-
-
-def fits_matrix_units(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Optional[torch.Tensor]) -> bool:
-    """Whether this form serves: bfloat16 on a GPU, nothing in float64, and nobody watching but a compiler that takes it
-    as one operation.
-
-    float16 does not hold the range of sums over a chunk; it keeps float32 products.
-
-    Args:
-        more: g, beta and the initial state.
-    """
-    if (tracing() and not takes_graph_ops()) or not has_matrix_units(v.device) or v.numel() == 0:
-        return False
-    return all(x.dtype == torch.bfloat16 for x in (q, k, v)) and accumulation_dtype(v, *more) == torch.float32
 
 
 def half_chunks(

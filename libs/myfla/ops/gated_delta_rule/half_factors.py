@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from myfla.ops.gated_delta_rule.half_tokens import Cut
+from myfla.ops.common.half_tokens import Cut
 from myfla.utils.dtypes import has_float64
 from myfla.utils.tracing import compiling
 

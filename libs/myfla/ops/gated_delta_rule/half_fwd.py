@@ -25,11 +25,11 @@ import torch
 from myfla.backends.compiler import compiled
 from myfla.ops.common.half_inverse import invert_blocks, join_blocks
 from myfla.ops.common.half_products import accumulate, product
+from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_factors import Factors, load_decays
 from myfla.ops.gated_delta_rule.half_linear import scan_linear
 from myfla.ops.gated_delta_rule.half_passes import advance, finish_inverse, load_keys, load_queries, weigh
 from myfla.ops.gated_delta_rule.half_scan import scan_by_steps, scan_groups
-from myfla.ops.gated_delta_rule.half_tokens import Cut
 from myfla.utils.autocast import without_autocast
 
 

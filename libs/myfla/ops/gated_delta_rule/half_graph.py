@@ -10,11 +10,11 @@ from typing import Any, List, Optional, Tuple
 import torch
 
 from myfla.backends.compiler import compiler_problem
+from myfla.ops.common.half_tokens import cut_dense
 from myfla.ops.gated_delta_rule.half_bwd import half_backward
 from myfla.ops.gated_delta_rule.half_chunk import describe_call
 from myfla.ops.gated_delta_rule.half_factors import Factors
 from myfla.ops.gated_delta_rule.half_fwd import Kept, half_forward
-from myfla.ops.gated_delta_rule.half_tokens import cut_dense
 from myfla.utils.dtypes import has_float64
 from myfla.utils.graph_op import one_by_one
 

@@ -15,9 +15,9 @@ from typing import Optional, Sequence
 import torch
 
 from myfla.ops.common.half_products import accumulate, product
+from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_passes import advance
 from myfla.ops.gated_delta_rule.half_scan import Step, join_groups
-from myfla.ops.gated_delta_rule.half_tokens import Cut
 
 
 def scan_linear(

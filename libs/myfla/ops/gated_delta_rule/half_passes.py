@@ -10,8 +10,8 @@ import torch
 
 from myfla.ops.common.half_inverse import column_blocks, join_blocks, row_blocks, split_blocks
 from myfla.ops.common.half_products import put
+from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_factors import Decays, Factors, pair_decay, reciprocal_length
-from myfla.ops.gated_delta_rule.half_tokens import Cut
 from myfla.utils.tracing import compiling
 
 TINY = 1e-20

@@ -16,7 +16,7 @@ from typing import Callable, Optional, Tuple
 import torch
 
 from myfla.ops.common.half_products import accumulate
-from myfla.ops.gated_delta_rule.half_tokens import Cut
+from myfla.ops.common.half_tokens import Cut
 
 Scan = Callable[..., torch.Tensor]
 Step = Callable[..., None]

@@ -63,5 +63,7 @@ def chunk_rwkv7(
     scale = check_scale(NAME, scale, r.shape[3])
     check_options(NAME, chunk_size, cp_context, lower_bound)
     who_computes = choose(NAME, backend, CHUNK_DPLR, r, k, v, a, b, w, initial_state)
-    o, final = run_chunks(r, k, v, a, b, w, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes)
+    o, final = run_chunks(
+        r, k, v, a, b, w, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes, lower_bound
+    )
     return o, final if output_final_state else None

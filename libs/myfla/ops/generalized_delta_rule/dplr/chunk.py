@@ -7,11 +7,13 @@ import torch
 from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import CHUNK_DPLR
+from myfla.ops.common.half_choice import fits_matrix_units
 from myfla.ops.common.layout import ChunkLayout
 from myfla.ops.common.tuning import block_chunks, chunk_tokens
 from myfla.ops.generalized_delta_rule.dplr.chunk_bwd import chunk_backward
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, chunk_forward
+from myfla.ops.generalized_delta_rule.dplr.half_chunk import half_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options, fill_heads
 from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
 from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule
@@ -59,7 +61,8 @@ def chunk_dplr_delta_rule(
     ``S <- diag(exp(gk)) S + b (a^T S)^T + k v^T;  o = scale S^T q`` for every token; a reads the state before it
     decays (RWKV-7, arXiv 2503.14456). Sums and states are float32, or float64 if any input is.
 
-    Every log decay is safe, down to -inf. What bounds the quick way is the sum of log decays over one chunk, per
+    Every log decay is safe, down to -inf. What bounds the quick way (but for dense bfloat16 batches on a GPU, which
+    have a way of their own, `half_levels`) is the sum of log decays over one chunk, per
     channel: within 40 either way it is exact to rounding (the RWKV-7 layer stays below 39 at the largest chunk, 64);
     chunks and heads beyond take a way of about four times the cost that is right for all. The choice is made for
     each chunk and head by itself. A NaN reaches back at most to the start of its chunk, never into another sequence.
@@ -77,7 +80,8 @@ def chunk_dplr_delta_rule(
         chunk_size: tokens in a chunk, 16, 32 or 64 as officially; chosen by K and T if not given. Changes rounding
             and speed only.
         cp_context: must be None; there is no context parallelism.
-        lower_bound: official promise ``lower_bound <= gk < 0``; must be negative, and is not needed here.
+        lower_bound: the promise ``lower_bound <= gk <= 0``, as officially; must be negative. Nothing needs it. With
+            bfloat16 on a GPU it saves time, and results are wrong if it is broken.
         backend: whose code computes, see `myfla.backends`.
         **legacy: ``head_first=False``.
 
@@ -102,7 +106,9 @@ def chunk_dplr_delta_rule(
     scale = check_scale(NAME, scale, q.shape[3])
     check_options(NAME, chunk_size, cp_context, lower_bound)
     who_computes = choose(NAME, backend, CHUNK_DPLR, q, k, v, a, b, gk, initial_state)
-    o, final = run_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes)
+    o, final = run_chunks(
+        q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes, lower_bound
+    )
     return o, final if output_final_state else None
 
 
@@ -119,6 +125,7 @@ def run_chunks(
     rows: int,
     chunk_size: Optional[int] = None,
     who_computes: str = "torch",
+    lower_bound: Optional[float] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunk_dplr_delta_rule` with checked arguments, of N = ``rows`` sequences; always returns the final state."""
     key, value = q.shape[3], v.shape[3]
@@ -128,6 +135,9 @@ def run_chunks(
         return official_rule(CHUNK_DPLR, *given)
     if who_computes == "naive":
         return naive_tokens(*given)
+    if not tracing() and cu_seqlens is None and fits_matrix_units((q, k, v, a, b), gk, initial_state):
+        fuse = who_computes == "compiled"
+        return half_chunks(q, k, v, a, b, gk, initial_state, scale, chunk_size, lower_bound, fuse=fuse)
     if who_computes == "compiled":
         return compiled(recorded_chunks)(*given)
     if tracing():
