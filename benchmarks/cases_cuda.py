@@ -54,8 +54,8 @@ def run(options: Options) -> Iterator[List[Row]]:
 def _case(op: str, shape: Shape, work: str, recorded: float, options: Options) -> List[Row]:
     inputs = INPUTS[op](*shape, torch.bfloat16, "cuda")
     names = [OURS, OURS + GRAPH]
+    names += [OURS + COMPILED + GRAPH, OURS + COMPILED] if options.compile else []  # the last stays compiled
     if op == "gated delta rule":
-        names += [OURS + COMPILED + GRAPH, OURS + COMPILED] if options.compile else []  # the last stays compiled
         names += [TRITON, TRITON + GRAPH] if work == "forward" else [TRITON]
         names += [TRANSFORMERS]
     # The official chunk_rwkv7 tries kernels out for minutes before the first result: its recorded times stand alone.

@@ -89,10 +89,10 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
-def _ours_gated() -> Op:
+def _ours_gated(backend: str = "torch") -> Op:
     from myfla.ops.gated_delta_rule import chunk_gated_delta_rule as op
 
-    return lambda q, k, v, g, beta: op(q, k, v, g, beta, use_qk_l2norm_in_kernel=True, backend="torch")[0]
+    return lambda q, k, v, g, beta: op(q, k, v, g, beta, use_qk_l2norm_in_kernel=True, backend=backend)[0]
 
 
 def _ours_gated_recurrent() -> Op:

@@ -8,10 +8,10 @@ from benchmarks.measure import Missing
 from benchmarks.peers import GATED, Op
 from benchmarks.peers_rwkv7 import RWKV7
 
-OPS: Dict[str, Dict[str, Callable[[], Op]]] = {"gated delta rule": GATED, "RWKV-7": RWKV7}
+OPS: Dict[str, Dict[str, Callable[..., Op]]] = {"gated delta rule": GATED, "RWKV-7": RWKV7}
 
 COMPILED = ", compiled"
-"""Ending of a side's name: through `torch.compile`."""
+"""Ending of the name of our side with ``backend="compiled"``."""
 
 
 def load_op(op: str, side: str) -> Op:
@@ -21,4 +21,4 @@ def load_op(op: str, side: str) -> Op:
     if not hasattr(torch, "compile"):
         raise Missing(f"torch {torch.__version__} has no torch.compile")
     torch._dynamo.reset()
-    return torch.compile(OPS[op][side[: -len(COMPILED)]](), dynamic=False)
+    return OPS[op][side[: -len(COMPILED)]](backend="compiled")
