@@ -61,11 +61,11 @@ def chunk_dplr_delta_rule(
     ``S <- diag(exp(gk)) S + b (a^T S)^T + k v^T;  o = scale S^T q`` for every token; a reads the state before it
     decays (RWKV-7, arXiv 2503.14456). Sums and states are float32, or float64 if any input is.
 
-    Every log decay is safe, down to -inf. What bounds the quick way (but for dense bfloat16 batches on a GPU, which
-    have a way of their own, `half_levels`) is the sum of log decays over one chunk, per
+    Every log decay is safe, down to -inf. What bounds the quick way is the sum of log decays over one chunk, per
     channel: within 40 either way it is exact to rounding (the RWKV-7 layer stays below 39 at the largest chunk, 64);
     chunks and heads beyond take a way of about four times the cost that is right for all. The choice is made for
-    each chunk and head by itself. A NaN reaches back at most to the start of its chunk, never into another sequence.
+    each chunk and head by itself; dense bfloat16 batches on a GPU go one way for all decays (`half_levels`). A NaN
+    reaches back at most to the start of its chunk, never into another sequence.
 
     Args:
         q, k, a, b: ``[B, T, H, K]``.
