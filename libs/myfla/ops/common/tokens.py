@@ -53,15 +53,15 @@ class TokenLayout:
 
     def segments(self, rows: int, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[List[int], Tuple[Any, ...]]]:
         """What `flat` gave, cut between tokens into pieces of about so many rows; each with its part of ``active``."""
-        start, counts = 0, []  # type: int, List[int]
-        for last, count in enumerate(self.active, 1):
+        total, start, stop = sum(self.active), 0, 0
+        counts: List[int] = []
+        for count in self.active:
             counts.append(count)
-            held = sum(counts)
-            if held >= rows or last == len(self.active):
-                whole = held == sum(self.active)
-                part = tensors if whole else tuple(x if x is None else x[start : start + held] for x in tensors)
+            stop += count
+            if stop - start >= rows or stop == total:
+                part = tensors if stop - start == total else tuple(x if x is None else x[start:stop] for x in tensors)
                 yield counts, part
-                start, counts = start + held, []
+                start, counts = stop, []
 
     def merge(self, steps: List[torch.Tensor]) -> torch.Tensor:
         """One ``[active, ...]`` for every step, at least one, as ``[B, T, ...]`` (packed: ``[1, total, ...]``)."""
