@@ -74,7 +74,7 @@ def half_backward(
 
     dboth = product(outer, kept.stack.transpose(1, 2), dtype)
     dhand = product(written, dstates.transpose(1, 2), dtype)
-    half = len(levels.meetings)
+    half = len(levels.meetings())
     read, reads, dread, dreads = kept.operands[:half], kept.operands[half:], [], []
     for earlier, later, dsquare in zip(read, reads, run(split_products)(dboth[:, :, key:], levels)):
         dread.append(product(dsquare.transpose(1, 2), later, dtype))

@@ -99,7 +99,7 @@ def half_forward(
     states, u, values = stack.split((key, chunk, chunk), 1)
     written = stack[:, key:]
     read, reads = (
-        [v.new_empty(m * x.places(chunk), 2 * x.size, key, dtype=dtype) for x in levels.meetings] for _ in range(2)
+        [v.new_empty(m * x.places(chunk), 2 * x.size, key, dtype=dtype) for x in levels.meetings()] for _ in range(2)
     )
 
     c = run(sum_decays)(gk, cut, levels, dtype)

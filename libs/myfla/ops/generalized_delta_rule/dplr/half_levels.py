@@ -79,7 +79,6 @@ class Levels(NamedTuple):
     block: int
     floor: float  # the least a step's log decay counts as
 
-    @property
     def meetings(self) -> List[Meeting]:
         """All pairs of tokens, each once: inside blocks, then at the boundaries of ever larger pieces."""
         found, size = [Meeting(self.block, True)], self.block

@@ -41,7 +41,7 @@ def load_tokens(
     rises, fall = rises_to(c), (c[:, -1:] - c).exp().unsqueeze(1)
     put(hand.view(written.shape), written, fall)
     put(left.view(written.shape), asking, _scaled(rises.exp(), scale))
-    for meeting, earlier, later in zip(levels.meetings, read, reads):
+    for meeting, earlier, later in zip(levels.meetings(), read, reads):
         to, since = meeting.decays(c, rises)
         put(_by_kind(earlier, meeting, cut), meeting.sides(written)[0], to)
         put(_by_kind(later, meeting, cut), meeting.sides(asking)[1], _scaled(since, scale))
@@ -99,7 +99,7 @@ def _join_values(whole: torch.Tensor, squares: Sequence[torch.Tensor]) -> torch.
 def _join_places(inside: torch.Tensor, squares: Sequence[torch.Tensor], levels: Levels) -> torch.Tensor:
     """The same, every part copied to its place."""
     whole = inside.new_zeros(inside.shape[0], 2, levels.chunk, 2, levels.chunk)
-    for meeting, square in zip(levels.meetings, (inside, *squares)):
+    for meeting, square in zip(levels.meetings(), (inside, *squares)):
         place = meeting.squares(whole)
         place.copy_(square.view(place.shape))
     return whole
@@ -108,7 +108,7 @@ def _join_places(inside: torch.Tensor, squares: Sequence[torch.Tensor], levels: 
 def split_products(dpairs: torch.Tensor, levels: Levels) -> List[torch.Tensor]:
     """The inverse of `join_products`: of ``dpairs [M, 2C, 2C]`` every meeting's part."""
     grid = dpairs.unflatten(2, (2, -1)).unflatten(1, (2, -1))
-    parts = [meeting.squares(grid) for meeting in levels.meetings]
+    parts = [meeting.squares(grid) for meeting in levels.meetings()]
     parts[0] = keep_seen(parts[0])
     return [x.reshape(-1, 2 * x.shape[3], 2 * x.shape[3]) for x in parts]
 
@@ -137,7 +137,7 @@ def collect(
     dwritten, dasking = dhand * fall, dleft * _scaled(rises.exp(), scale)
     handed, asked = (hand * dhand).sum(1), left * dleft
     handing = handed.sum(1, keepdim=True)
-    for meeting, *parts in zip(levels.meetings, read, reads, dread, dreads):
+    for meeting, *parts in zip(levels.meetings(), read, reads, dread, dreads):
         earlier, later, dearlier, dlater = (_by_kind(x, meeting, cut) for x in parts)
         to, since = meeting.decays(c, rises)
         dwritten = meeting.added(dwritten, 0, dearlier * to)
