@@ -167,8 +167,8 @@ def _room(
     states, matrices = running[block.states(heads)], block.size * heads
     sizes = Saved.sizes(block.chunk, *states.shape[1:])
     if saved is None:
-        room = [scratch.get(name, matrices, *size) for name, size in zip(Saved._fields[1:], sizes)]
-        return Saved(states, *room), None
+        names = (*Saved._fields[1:-1], "products")  # whose place `weighted` takes: nobody asks for them again
+        return Saved(states, *(scratch.get(name, matrices, *size) for name, size in zip(names, sizes))), None
     at = saved.part(block, heads)
     if at.complete:
         return at, at.states
