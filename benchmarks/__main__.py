@@ -33,7 +33,7 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     choice = f"any of {' '.join(SECTIONS['cpu'])}; all by default"
     parser.add_argument("sections", nargs="*", metavar="section", help=choice)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", default="1", help="of a CPU, for ops, rwkv7, decode and layer; e.g. 1,2")
+    parser.add_argument("--threads", default="1", help="of a CPU, for ops, rwkv7, decode, layer and hf; e.g. 1,2")
     parser.add_argument("--rounds", type=int, help="samples of each side (7; with --quick 2)")
     parser.add_argument("--patience", type=float, default=20.0, help="seconds after which a side gets no more samples")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")

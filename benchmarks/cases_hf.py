@@ -15,15 +15,20 @@ THEIRS = "transformers"
 
 
 def run(options: Options) -> Iterator[List[Row]]:
-    """Prefill, decoding and a training step of the model, then the replaced functions alone; on one thread."""
+    """Prefill, decoding and a training step of the model, then the replaced functions alone."""
     tokens = 64 if options.quick else TOKENS
     try:
         qwen3_next()  # before anything else imports transformers: with fla hidden
         models = optional("benchmarks.hf_models")
     except Missing as error:
-        yield [_row("prefill", tokens, THEIRS, status="missing", reason=str(error))]
+        yield [_row("prefill", tokens, THEIRS, 1, status="missing", reason=str(error))]
         return
-    torch.set_num_threads(1)
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        yield from _cases(models, tokens, threads, options)
+
+
+def _cases(models: Any, tokens: int, threads: int, options: Options) -> Iterator[List[Row]]:
     model = models.build(torch.float32)
     ids = torch.randint(0, model.config.vocab_size, (1, tokens))
     whole = (models.prefill, models.decode, models.train)
@@ -32,9 +37,9 @@ def run(options: Options) -> Iterator[List[Row]]:
         sides = [Side(OURS, _with_myfla(work, models.FAMILY)), Side(THEIRS, lambda work=work: _tuple_of(work))]
         timings = time_in_turn(sides, options.rounds, 3 * options.patience, "cpu", largest_error)
         count = DECODED if name == "decode" else tokens
-        blank = _row(name, count, "")
+        blank = _row(name, count, "", threads)
         case = {field: getattr(blank, field) for field in ("section", "op", "shape", "work", "dtype", "threads")}
-        yield rows_of(timings, [OURS, THEIRS], True, tokens=count, **case)
+        yield rows_of(timings, [OURS, THEIRS], threads == 1, tokens=count, **case)
 
 
 def _with_myfla(work: Work, family: str) -> Callable[[], Work]:
@@ -54,5 +59,5 @@ def _tuple_of(work: Work) -> Callable[[], Tuple[torch.Tensor, ...]]:
     return lambda: (work().detach(),)
 
 
-def _row(work: str, tokens: int, side: str, **more: Any) -> Row:
-    return Row("hf", "Qwen3-Next-like model", f"1 x {tokens}", work, "float32", 1, side, **more)
+def _row(work: str, tokens: int, side: str, threads: int, **more: Any) -> Row:
+    return Row("hf", "Qwen3-Next-like model", f"1 x {tokens}", work, "float32", threads, side, **more)
