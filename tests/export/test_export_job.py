@@ -103,20 +103,26 @@ def test_after_more_tokens_than_its_context_attention_sees_the_last_ones():
         assert_close(hidden, near(x).hidden, rms=1e-5)
 
 
-@exports
-@pytest.mark.slow
-@cases(format=["onnx", "torch_export"])
-def test_the_job_exports_attention(format, tmp_path):
-    if format == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(package)
-    with_attention(window_size=5).save(tmp_path / "run")
-    length = dict(length=20) if format == "torch_export" else {}
-    assert run(Run(tmp_path / "run", format=format, **length), tmp_path / "out") <= 1e-5
-    inputs = json.loads((tmp_path / "out" / "export.json").read_text())["inputs"]
+def export_attention(folder, format, **job):
+    with_attention(window_size=5).save(folder / "run")
+    assert run(Run(folder / "run", format=format, **job), folder / "out") <= 1e-5
+    inputs = json.loads((folder / "out" / "export.json").read_text())["inputs"]
     assert inputs["layer1_attn_state_0"]["shape"] == [1, 5, 4]
     assert inputs["seen"] == {"shape": [1], "dtype": "int64"}
-    assert len(run_sample(tmp_path / "out")) == 5
+    assert len(run_sample(folder / "out")) == 5
+
+
+@exports
+def test_the_job_exports_attention_to_onnx(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    export_attention(tmp_path, "onnx")
+
+
+@exports
+@pytest.mark.slow
+def test_the_job_exports_attention(tmp_path):
+    export_attention(tmp_path, "torch_export", length=20)
 
 
 def test_attention_without_a_window_asks_for_a_context(tmp_path):

@@ -13,7 +13,7 @@ here = Path(__file__).resolve().parent
 facts = json.loads((here / "export.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(str(here / "step.onnx"), providers=["CPUExecutionProvider"])
 x, *states = session.get_inputs()
-kinds = {"tensor(float)": numpy.float32, "tensor(double)": numpy.float64}
+kinds = {"tensor(float)": numpy.float32, "tensor(double)": numpy.float64, "tensor(int64)": numpy.int64}
 values = {state.name: numpy.zeros(state.shape, kinds[state.type]) for state in states}
 for step in range(5):
     row = numpy.full(x.shape, step / 10, kinds[x.type])
