@@ -15,7 +15,9 @@ except ImportError:  # a bare checkout
     sys.path.insert(0, str(ROOT / "libs"))
 
 from benchmarks import machine, report  # noqa: E402
+from benchmarks.cases_scaling import SIDES  # noqa: E402
 from benchmarks.document import insert  # noqa: E402
+from benchmarks.inputs import WORKS  # noqa: E402
 from benchmarks.measure import Missing  # noqa: E402
 from benchmarks.plots import draw_scaling  # noqa: E402
 from benchmarks.rows import Options, Row  # noqa: E402
@@ -38,6 +40,8 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=20.0, help="seconds after which a side gets no more samples")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    only = "of scaling, only these ops and kinds of work: " + ", ".join(map(repr, (*SIDES, *WORKS)))
+    parser.add_argument("--only", nargs="+", default=(), choices=(*SIDES, *WORKS), metavar="PART", help=only)
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks", help="folder for JSON and plots")
     parser.add_argument("--markdown", type=Path, help="document whose marked tables are replaced")
@@ -88,6 +92,7 @@ def _measure(given: argparse.Namespace, facts: Dict[str, Any]) -> List[Row]:
         patience=given.patience,
         compile=given.compile,
         memory=not given.no_memory,
+        only=given.only,
     )
     path = given.out / f"benchmarks_{options.device}.json"
     rows: List[Row] = []

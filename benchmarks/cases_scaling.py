@@ -1,6 +1,6 @@
 """Time and peak memory against length: both must grow in proportion."""
 
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterable, Iterator, List, Tuple
 
 import torch
 
@@ -25,8 +25,8 @@ def run(options: Options) -> Iterator[List[Row]]:
     """Every op, work and length on one thread; yields the lines of each length, memory last."""
     torch.set_num_threads(1)
     lengths = (64, 128) if options.quick else LENGTHS
-    for op in SIDES:
-        for work in WORKS:
+    for op in _wanted(SIDES, options):
+        for work in _wanted(WORKS, options):
             rows = []
             last: Dict[str, float] = {}
             for tokens in lengths:
@@ -34,6 +34,11 @@ def run(options: Options) -> Iterator[List[Row]]:
             if options.memory and options.device == "cpu":
                 _add_peaks(op, work, rows, options)
             yield from rows
+
+
+def _wanted(names: Iterable[str], options: Options) -> List[str]:
+    """What ``--only`` leaves of these: all, if it names none of them."""
+    return [name for name in names if name in options.only] or list(names)
 
 
 def _case(op: str, work: str, tokens: int, last: Dict[str, float], options: Options) -> List[Row]:

@@ -18,6 +18,7 @@ class Options:
     patience: float = 20.0
     compile: bool = False
     memory: bool = True
+    only: Sequence[str] = ()
 
 
 @dataclass

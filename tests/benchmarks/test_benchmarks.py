@@ -277,6 +277,23 @@ def test_results_of_several_runs_become_one_table(tmp_path):
         assert part in text, text
 
 
+def test_scaling_in_parts_becomes_one_table_with_times_and_memory(tmp_path):
+    parts = []
+    for op in ("gated delta rule", "RWKV-7"):
+        parts.append(tmp_path / op / "benchmarks_cpu.json")
+        done = _bench(parts[-1].parent, "scaling", "--quick", "--only", op, "forward")
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(parts[-1].read_text())["rows"]
+        assert {(row["op"], row["work"]) for row in rows} == {(op, "forward")}
+        assert all(row["peak_bytes"] > 0 for row in rows if row["side"] == "myfla")
+    document = tmp_path / "document.md"
+    document.write_text("<!-- benchmark cpu scaling -->\n<!-- end cpu scaling -->\n")
+    done = _bench(tmp_path, "--results", *map(str, parts), "--markdown", str(document))
+    assert done.returncode == 0, done.stderr
+    text = document.read_text()
+    assert "| gated delta rule, float32 |" in text and "| RWKV-7, float32 |" in text and " MB)" in text
+
+
 def test_masks_have_the_lengths_asked_for():
     lengths = lengths_of(5, 9)
     assert lengths[0] == 9 and all(1 <= n <= 9 for n in lengths)

@@ -92,12 +92,11 @@ class Block:
         heads, repeat = x.shape[2], out.shape[1] // x.shape[2]
         for source, first, c in self._pieces(x):
             waves, rows = source.shape[:2]
-            piece = self._piece(out, waves, rows, first)
+            piece = self._piece(out, waves, rows, first, c)
             if c < self.chunk:
-                piece[..., c:, :] = 0
-                piece = piece[..., :c, :]
+                self._piece(out, waves, rows, first)[..., c:, :] = 0
             if combine is not None and other is not None:
-                combine(source, self._piece(other, waves, rows, first)[..., :c, :], out=piece)
+                combine(source, self._piece(other, waves, rows, first, c), out=piece)
             elif repeat == 1:
                 piece.copy_(source)
             else:
@@ -135,10 +134,9 @@ class Block:
             return
         for target, first, c in self._pieces(out):
             waves, rows = target.shape[:2]
-            piece = self._piece(buffer, waves, rows, first)
-            piece = piece if c == self.chunk else piece[..., :c, :]
+            piece = self._piece(buffer, waves, rows, first, c)
             if combine is not None and other is not None:
-                combine(piece, self._piece(other, waves, rows, first)[..., :c, :], out=target)
+                combine(piece, self._piece(other, waves, rows, first, c), out=target)
             else:
                 target.copy_(piece)
 
@@ -159,10 +157,13 @@ class Block:
         positions = layout.kept[first:last] - self.start * self.chunk
         return index.index_select(0, positions), positions
 
-    def _piece(self, matrices: torch.Tensor, waves: int, rows: int, first: int) -> torch.Tensor:
-        """``[waves, rows, HV, C, D]`` of ``matrices [M, HV, C, D]``, from chunk ``first`` on; a view."""
+    def _piece(
+        self, matrices: torch.Tensor, waves: int, rows: int, first: int, tokens: Optional[int] = None
+    ) -> torch.Tensor:
+        """``[waves, rows, HV, C, D]`` of ``matrices [M, HV, C, D]``, from chunk ``first`` on, or of fewer tokens."""
         part = matrices if waves * rows == self.size else matrices[first : first + waves * rows]
-        return part.view((waves, rows) + part.shape[1:])
+        part = part.view((waves, rows) + part.shape[1:])
+        return part if tokens in (None, self.chunk) else part[..., :tokens, :]
 
     def _pieces(self, x: torch.Tensor) -> Iterator[Tuple[torch.Tensor, int, int]]:
         """Views (packed: gathered copies) ``[waves, rows, H, c, D]`` of x, each with its first chunk and its c."""
