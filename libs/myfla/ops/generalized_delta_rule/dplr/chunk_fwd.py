@@ -11,21 +11,17 @@ chunk and ``u_t = a_t^T S_{t-1}`` what each token reads before it writes::
 (the WY form of the generalised delta rule, arXiv 2503.14456 and 2406.06484).
 """
 
-import math
 from typing import NamedTuple, Optional, Tuple
 
 import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
-from myfla.ops.common.scratch import Scratch, split_heads
+from myfla.ops.common.scratch import Scratch, split_heads, together
 from myfla.ops.common.triangular import unit_lower_inverse
 from myfla.ops.common.tuning import keeps_states
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, wide_dtype
 from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan
 from myfla.utils.autocast import without_autocast
-
-ALIGNED = 16
-"""Elements: every tensor begins at a multiple, so that products are as quick, and round, as in memory of its own."""
 
 
 class Saved(NamedTuple):
@@ -52,14 +48,12 @@ class Saved(NamedTuple):
 
     @classmethod
     def empty(cls, layout: ChunkLayout, heads: int, key: int, value: int, like: torch.Tensor) -> "Saved":
-        """Unwritten tensors for all chunks, in one piece of memory: the allocator has it again for the next call."""
+        """Unwritten tensors for all chunks."""
         total = layout.total * heads
         short = keeps_states(total * key * value, like.device)
         counts = [total, total, 0 if short else total] + (len(cls._fields) - 3) * [total if short else 0]
-        shapes = [(count,) + size for count, size in zip(counts, cls.sizes(layout.chunk, key, value))]
-        spans = [-(-math.prod(shape) // ALIGNED) * ALIGNED for shape in shapes]
-        parts = like.new_empty(sum(spans)).split(spans)
-        return cls(*(part[: math.prod(shape)].view(shape) for part, shape in zip(parts, shapes)))
+        sizes = cls.sizes(layout.chunk, key, value)
+        return cls(*together(like, [(count,) + size for count, size in zip(counts, sizes)]))
 
     @property
     def complete(self) -> bool:
