@@ -281,6 +281,7 @@ def test_scaling_in_parts_becomes_one_table_with_times_and_memory(tmp_path):
     parts = []
     for op in ("gated delta rule", "RWKV-7"):
         parts.append(tmp_path / op / "benchmarks_cpu.json")
+        parts[-1].parent.mkdir()
         done = _bench(parts[-1].parent, "scaling", "--quick", "--only", op, "forward")
         assert done.returncode == 0, done.stderr
         rows = json.loads(parts[-1].read_text())["rows"]
