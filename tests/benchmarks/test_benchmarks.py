@@ -277,6 +277,7 @@ def test_results_of_several_runs_become_one_table(tmp_path):
         assert part in text, text
 
 
+@pytest.mark.slow
 def test_scaling_in_parts_becomes_one_table_with_times_and_memory(tmp_path):
     parts = []
     for op in ("gated delta rule", "RWKV-7"):
