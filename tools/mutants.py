@@ -111,7 +111,7 @@ MUTANTS: List[Mutant] = [
            "dleft.baddbmm_(dpairs, f.right, alpha=-1)", DPLR_RULE),
     Mutant("dplr backward: a token's read of itself", DPLR + "chunk_bwd.py", "dk.addcmul_(q, own_k)", "pass", DPLR_RULE),
     Mutant("dplr backward: last step forgotten on the way out", OPS + "common/layout.py",
-           "combine(piece, self._piece(other, waves, rows, first)[..., :c, :], out=target)", "target.copy_(piece)", DPLR_RULE),
+           "combine(piece, self._piece(other, waves, rows, first, c), out=target)", "target.copy_(piece)", DPLR_RULE),
     Mutant("dplr backward: last step forgotten for packed tokens", OPS + "common/layout.py",
            "found = combine(found, other.transpose(1, 2), out=room)", "pass", DPLR_RULE),
     # RWKV-7's gates and layer
