@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 from app.jobs import run_job
 from app_runs import QUICK, compose_app
@@ -60,3 +61,26 @@ def test_every_rule_names_its_key(override, message):
     with pytest.raises(ConfigError) as caught:
         compose_app([override])
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("bound", [0.05, None])
+def test_no_step_follows_a_gradient_longer_than_the_bound(bound, tmp_path, monkeypatch):
+    lengths, step = [], torch.optim.AdamW.step
+
+    def watched(optimizer, closure=None):
+        def gradients():
+            loss = closure()
+            found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            lengths.append(float(torch.cat([x.flatten() for x in found]).norm()))
+            return loss
+
+        return step(optimizer, gradients)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    clip = "null" if bound is None else bound
+    train(tmp_path / "run", "trainer.max_epochs=1", "job.learning_rate=1e-3", f"trainer.gradient_clip_val={clip}")
+    assert lengths
+    if bound is None:
+        assert max(lengths) > 0.05
+    else:
+        assert max(lengths) <= bound * (1 + 1e-5) and max(lengths) > 0.9 * bound
