@@ -2,6 +2,7 @@
 
 import torch
 
+from myfla.modules import norm_core
 from myfla.modules.fused_norm_gate import layer_norm_gated, rms_norm_gated
 from myfla.modules.layernorm import group_norm, layer_norm, rms_norm
 from myfla.modules.layernorm_gated import layernorm_fn, rmsnorm_fn
@@ -200,3 +201,12 @@ def test_mamba_style_norms_equal_the_formula(rms, first, group, gated, bias):
     do = torch.randn_like(want)
     for g, v in zip(torch.autograd.grad((got * do).sum(), leaves), torch.autograd.grad((want * do).sum(), leaves)):
         assert_close(g, v, rms=1e-13)
+
+
+@cases(centred=[False, True], groups=[1, 3], gated=[False, True])
+def test_the_formula_of_compilers_and_second_derivatives_is_the_norm(centred, groups, gated):
+    x, gate = 3 + torch.randn(2, 5, 12, dtype=torch.float64), torch.randn(2, 5, 12, dtype=torch.float64)
+    weight, bias = torch.randn(12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    settings = norm_core.Settings(1e-5, centred, groups, "swish", x.dtype)
+    given = (x, gate if gated else None, weight, bias, settings)
+    assert_close(norm_core._formula(*given), norm_core._forward(*given)[0], rms=1e-14)
