@@ -59,3 +59,17 @@ def test_the_judge_notices_wrong_numbers_and_nameless_errors(monkeypatch):
         monkeypatch.setitem(fuzz.SUBJECTS, "bad", call)
         with pytest.raises(AssertionError, match=words):
             fuzz.judge("bad", {"x": torch.ones(3)})
+
+
+@cases(name=["LayerNormLinear", "GroupNormLinear", "RMSNorm", "gdn_chunk", "rwkv7_chunk"])
+def test_the_judge_notices_a_result_that_is_one_hundredth_too_large(name, monkeypatch):
+    """Also where it counts roundings: those of a wrong result are as small as those of a right one."""
+    right = fuzz.SUBJECTS[name]
+
+    def make(dtype):
+        call, share = right.make(dtype), 1.01 if dtype == torch.float32 else 1.0
+        return lambda **arguments: [t * share for t in fuzz.tensors(call(**arguments))]
+
+    monkeypatch.setitem(fuzz.SUBJECTS, name, Call(make, right.arguments))
+    with pytest.raises(AssertionError, match=name):
+        fuzz.judge(name, right.arguments())

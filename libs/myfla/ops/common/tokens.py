@@ -1,8 +1,8 @@
 """The token by token view of a batch: every token's rows behind those of the token before, and how many there are.
 
-A recurrent form that computes every token from slices of one shape gives the same bits however a sequence is split
-into calls; one that works on whole ``[B, T, ...]`` tensors does not, since vectorised loops round their remainders
-differently.
+A recurrent form that updates its state by operations of one shape for every token gives the same bits however a
+sequence is split into calls. Many tokens may be prepared at once where each element rounds alike in tensors of any
+length, which the remainder of a vectorised loop may not.
 """
 
 from typing import Any, Iterator, List, Optional, Tuple
