@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Callable, List
 
+import pytest
 import torch
 
 import readable_data as data
@@ -63,6 +64,8 @@ def _write_lines(lines, folder):
 
 def _embeddings(suffix):
     """A part of job=encode."""
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
     name = f"part-00000000.{suffix}"
 
     def load(folder):
