@@ -10,7 +10,6 @@ import functools
 import math
 import mmap
 import sys
-import weakref
 from collections import deque
 from typing import Any, Deque
 
@@ -42,14 +41,24 @@ def empty_large(*shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:
     if size < LEAST or _ADVICE is None or torch.device(device).type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     memory = _take(size)
-    owner = (ctypes.c_char * size).from_buffer(memory)  # lives as long as a tensor looks at the memory
-    weakref.finalize(owner, _give_back, memory).atexit = False
+    owner = _owner(size).from_buffer(memory)  # lives as long as a tensor looks at the memory
+    owner.memory = memory
     return torch.frombuffer(owner, dtype=dtype).view(shape)
 
 
 @functools.lru_cache(maxsize=None)
 def _element_size(dtype: torch.dtype) -> int:
     return torch.empty(0, dtype=dtype).element_size()
+
+
+@functools.lru_cache(maxsize=64)
+def _owner(size: int) -> Any:
+    """So many bytes of a mapping that goes back to the idle ones when nobody has them any more.
+
+    A ``__del__`` of its own, because a finalizer beside each would cost as much as all the rest.
+    """
+    fields = {"_type_": ctypes.c_char, "_length_": size, "__del__": lambda self, back=_give_back: back(self.memory)}
+    return type("Owner", (ctypes.Array,), fields)
 
 
 def _take(size: int) -> mmap.mmap:
@@ -70,10 +79,12 @@ def _take(size: int) -> mmap.mmap:
     return memory
 
 
-def _give_back(memory: mmap.mmap) -> None:
-    _idle.append(memory)
+def _give_back(memory: mmap.mmap, idle: Deque[mmap.mmap] = _idle) -> None:
+    idle.append(memory)
     try:
-        while sum(map(len, tuple(_idle))) > KEPT:
-            _idle.popleft()
+        while sum(map(len, tuple(idle))) > KEPT:
+            idle.popleft()
     except (IndexError, RuntimeError):  # another thread was faster
+        pass
+    except (NameError, TypeError):  # the interpreter is ending and has taken the names away
         pass

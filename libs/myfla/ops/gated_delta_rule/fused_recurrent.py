@@ -8,12 +8,14 @@ from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import RECURRENT_GATED_DELTA_RULE
 from myfla.ops.common.inplace import check_inplace, put_back
+from myfla.ops.gated_delta_rule.decode import decoding_step
 from myfla.ops.gated_delta_rule.fused_step import fused_step
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
     check_shapes,
     count_sequences,
+    is_plain_step,
     state_k_first,
     take_legacy_keywords,
 )
@@ -97,6 +99,16 @@ def fused_recurrent_gated_delta_rule(
         1.0
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    activation = Activation(
+        use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
+    )
+    if backend in ("auto", "torch") and gk is gv is cu_seqlens is None and not state_v_first:
+        if is_plain_step(q, k, v, g, beta, initial_state, A_log, dt_bias):
+            activation.check(NAME, g, v.shape[2])
+            scale = check_scale(NAME, scale, q.shape[3])
+            choose(NAME, backend, RECURRENT_GATED_DELTA_RULE, q, k)  # which tells who computes
+            o, final = decoding_step(initial_state, q, k, v, g, beta, scale, activation, inplace_final_state)
+            return o, final if output_final_state else None
     check_shapes(NAME, q, k, v)
     key, value = k.shape[3], v.shape[3]
     for name, x, more in (("g", g, ()), ("gk", gk, (key,)), ("gv", gv, (value,))):
@@ -109,9 +121,6 @@ def fused_recurrent_gated_delta_rule(
         beta = v.new_ones(v.shape[:3])
     check_tensor(NAME, "beta", beta)
     check_per_token(NAME, "beta", beta, v, *((value,) if beta.dim() == v.dim() else ()))
-    activation = Activation(
-        use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
-    )
     activation.check(NAME, g, v.shape[2])
     if inplace_final_state:
         check_inplace(NAME, initial_state, q, k, v, beta, g, gk, gv, A_log, dt_bias)

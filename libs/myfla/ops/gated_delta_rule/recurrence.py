@@ -4,10 +4,11 @@ Every token is computed from slices of one shape, so that a sequence fed in piec
 one. Keys and queries read the decayed state in one product; the query's share of the update is added after.
 """
 
-from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
+from myfla.ops.common.reading import read_rows
 from myfla.ops.common.tokens import TokenLayout
 from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.utils.autocast import without_autocast
@@ -17,16 +18,19 @@ from myfla.utils.l2norm import l2norm
 from myfla.utils.large import empty_large
 from myfla.utils.tracing import tracing
 
-__all__ = ["recurrence"]
+__all__ = ["Inputs", "one_token", "recurrence"]
 
 BLOCK = 1 << 20
 """Elements of the states that one round of operations works on, on a CPU: they stay in the cache between them."""
+
+SPLIT = 4 * BLOCK
+"""Elements from which on there is more than one round: up to here the last cache holds them, and calls cost more."""
 
 SEGMENT = 1 << 16
 """Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """What the rule is given: ``[B, T, ...]``, or token after token in one axis."""
 
     q: torch.Tensor  # [..., H, K]
@@ -47,6 +51,9 @@ class _Step(NamedTuple):
     v: torch.Tensor  # [M, V]
     beta: torch.Tensor  # [M, 1 or V]
     decays: List[torch.Tensor]  # factors, each [M, K or 1, V or 1]
+
+
+_Vectors = Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @without_autocast
@@ -81,10 +88,10 @@ def recurrence(
         o ``[B, T, HV, V]`` in v's dtype and the final state ``[N, HV, K, V]``, float32 or float64.
     """
     dtype = accumulation_dtype(q, k, v, beta, g, gk, gv, state)
-    inputs = _Inputs(q, k, v, beta, g, gk, gv)
+    inputs = Inputs(q, k, v, beta, g, gk, gv)
     recorded = tracing() or records(*inputs, state, activation.A_log, activation.dt_bias)
     if cu_seqlens is None and q.shape[1] == 1 and state is not None and not recorded:
-        return _one_token(inputs, state, scale, activation, dtype, inplace)
+        return one_token(state, inputs, scale, activation, dtype, inplace)
     layout = TokenLayout(q.shape[0], q.shape[1], cu_seqlens, q.device)
     given, heads = state, v.shape[2]
     if state is None:
@@ -108,29 +115,40 @@ def recurrence(
     return _as(o, v.dtype), layout.unsort(final)
 
 
-def _one_token(
-    inputs: _Inputs, state: torch.Tensor, scale: float, activation: Activation, dtype: torch.dtype, inplace: bool
+@without_autocast
+def one_token(
+    state: torch.Tensor, inputs: Inputs, scale: float, activation: Activation, dtype: torch.dtype, inplace: bool
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """A token for each row and nothing else, as decoding has it: the same operations with less around them."""
+    """A token for each row and nothing else, as decoding has it: the same operations with less around them.
+
+    Args:
+        state: ``[N, HV, K, V]``; not written unless ``inplace``.
+        inputs: what the rule is given, T = 1; nothing that autograd records.
+        scale, activation, inplace: as `recurrence` has them.
+        dtype: the state's number format.
+
+    Returns:
+        as `recurrence`.
+    """
     shape, (key, value) = inputs.v.shape, state.shape[2:]
     old = _as(state, dtype).contiguous()
     final = old if inplace or old is not state else empty_large(*old.shape, dtype=dtype, device=old.device)
-    flat, rows = old.view(-1, key, value), [shape[0] * shape[2]]
-    steps = _prepare(inputs, rows, [shape[0]], activation, dtype)
-    (o,) = _written(steps, rows, flat, flat if final is old else final.view(-1, key, value))
-    return _as(o.view(shape) * scale, inputs.v.dtype), final
+    flat, rows = old.view(-1, key, value), shape[0] * shape[2]
+    step = _Step(*_vectors(inputs, activation, dtype), *_gates(rows, inputs, inputs[3:], activation, dtype))
+    (o,) = _written((step,), (rows,), flat, flat if final is old else final.view(-1, key, value))
+    return _as(o.mul_(scale).view(shape), inputs.v.dtype), final
 
 
-def _steps(layout: TokenLayout, inputs: _Inputs, activation: Activation, dtype: torch.dtype) -> Iterator[_Step]:
+def _steps(layout: TokenLayout, inputs: Inputs, activation: Activation, dtype: torch.dtype) -> Iterator[_Step]:
     """Every token's inputs, prepared for many tokens at a time."""
     heads, size = inputs.v.shape[2], max(inputs.k.shape[3], inputs.v.shape[3])
     flat = [x if x is None else layout.flat(x) for x in inputs]
     for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
-        yield from _prepare(_Inputs(*part), [count * heads for count in counts], counts, activation, dtype)
+        yield from _prepare(Inputs(*part), [count * heads for count in counts], counts, activation, dtype)
 
 
 def _prepare(
-    inputs: _Inputs, rows: List[int], counts: List[int], activation: Activation, dtype: torch.dtype
+    inputs: Inputs, rows: List[int], counts: List[int], activation: Activation, dtype: torch.dtype
 ) -> Iterator[_Step]:
     """Inputs in the state's number format, token by token.
 
@@ -142,40 +160,56 @@ def _prepare(
         rows, counts: matrices of the state and sequences of every token.
         activation, dtype: what is done to them first, and the state's number format.
     """
-    q, k, v, beta, g, gk, gv = inputs
-    key, (heads, value) = k.shape[-1], v.shape[-2:]
-    read = torch.stack((_as(k, dtype), _as(q, dtype)), dim=-2)
-    read = l2norm(read) if activation.l2norm else read
-    if heads != read.shape[-3]:
-        read = read.repeat_interleave(heads // read.shape[-3], dim=-3)
-    read = read.view(-1, 2, key)
-    k, q = read.unbind(1)
-    ready: Any = (read, k.unsqueeze(2), (k * q).sum(-1, keepdim=True), _as(v, dtype).reshape(-1, value))
-    gates: Any = (beta, g, gk, gv)
-    width = value if beta.dim() == v.dim() else 1
+    ready: Any = _vectors(inputs, activation, dtype)
+    gates: Any = inputs[3:]
     if len(rows) > 1:
         ready = zip(*(x.split(rows) for x in ready))
         gates = zip(*([None] * len(rows) if x is None else x.split(counts) for x in gates))
     else:
         ready, gates = (ready,), (gates,)
-    for many, (read, write, match, v), (beta, g, gk, gv) in zip(rows, ready, gates):
-        g, beta = activation.gates(g, beta)
-        decays = [
-            _as(x, dtype).reshape(shape).exp()
-            for x, shape in ((g, (many, 1, 1)), (gk, (many, key, 1)), (gv, (many, 1, value)))
-            if x is not None
-        ]
-        yield _Step(read, write, match, v, _as(beta, dtype).reshape(many, width), decays)
+    for many, (read, write, match, v), given in zip(rows, ready, gates):
+        yield _Step(read, write, match, v, *_gates(many, inputs, given, activation, dtype))
+
+
+def _vectors(inputs: Inputs, activation: Activation, dtype: torch.dtype) -> _Vectors:
+    """The first four of a `_Step`, for any number of tokens."""
+    k, v = inputs.k, inputs.v
+    heads = v.shape[-2]
+    read = torch.stack((_as(k, dtype), _as(inputs.q, dtype)), dim=-2)
+    read = l2norm(read) if activation.l2norm else read
+    if heads != k.shape[-2]:
+        read = read.repeat_interleave(heads // k.shape[-2], dim=-3)
+    read = read.view(-1, 2, k.shape[-1])
+    k, q = read.unbind(1)
+    return read, k.unsqueeze(2), (k * q).sum(-1, keepdim=True), _as(v, dtype).reshape(-1, v.shape[-1])
+
+
+def _gates(
+    many: int, inputs: Inputs, given: Sequence[Any], activation: Activation, dtype: torch.dtype
+) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    """The last two of a `_Step`, from the beta, g, gk and gv of one token with so many matrices of the state."""
+    beta, g, gk, gv = given
+    g, beta = activation.gates(g, beta)
+    decays = [] if g is None else [_as(g, dtype).reshape(many, 1, 1).exp()]
+    if gk is not None:
+        decays.append(_as(gk, dtype).reshape(many, -1, 1).exp())
+    if gv is not None:
+        decays.append(_as(gv, dtype).reshape(many, 1, -1).exp())
+    width = inputs.v.shape[-1] if inputs.beta.dim() == inputs.v.dim() else 1
+    return _as(beta, dtype).reshape(many, width), decays
 
 
 def _as(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x if x.dtype is dtype else x.to(dtype)  # a conversion to the same costs a microsecond, and there are many
 
 
-def _written(steps: Iterable[_Step], active: List[int], state: torch.Tensor, new: torch.Tensor) -> List[torch.Tensor]:
+def _written(
+    steps: Iterable[_Step], active: Sequence[int], state: torch.Tensor, new: torch.Tensor
+) -> List[torch.Tensor]:
     """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
     outputs, (rows, key, value) = [], state.shape
-    block = max(1, BLOCK // max(1, key * value)) if state.device.type == "cpu" else rows
+    whole = state.numel() <= SPLIT or state.device.type != "cpu"
+    block = rows if whole else max(1, BLOCK // max(1, key * value))
     for step, count in zip(steps, active):
         if count < rows and new is not state:
             new[count:] = state[count:]  # sequences without a token
@@ -203,7 +237,7 @@ def _update(state, new, read, k, match, v, beta, *decays):
         state = torch.mul(state, decay, out=new)
     if not decays and state.data_ptr() != new.data_ptr():
         new.copy_(state)
-    of_key, of_query = torch.bmm(read, new).unbind(1)
+    of_key, of_query = read_rows(read, new).unbind(1)
     delta = torch.sub(v, of_key).mul_(beta)
     new.addcmul_(k, delta.unsqueeze(1))
     return torch.addcmul(of_query, match, delta)

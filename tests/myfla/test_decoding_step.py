@@ -1,0 +1,178 @@
+"""One decoding step: the recurrence's own bits in fewer calls, at sizes whose states are read as bags of rows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import truth
+from myfla.ops.common import reading
+from myfla.ops.common.reading import read_rows
+from myfla.ops.gated_delta_rule import decode, fused_recurrent, fused_recurrent_gated_delta_rule, recurrence
+from myfla.testing import assert_close, cases
+from myfla.utils import large
+from myfla.utils.constants import constant, number
+
+SIZES = [(8, 6), (64, 64), (128, 32), (48, 100)]
+UNIT = dict(use_qk_l2norm_in_kernel=True)
+GATES = dict(UNIT, use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True, allow_neg_eigval=True)
+
+
+def make(rows, tokens, sizes, dtype=torch.float32, gates=False, heads=4):
+    (key, value), draw = sizes, torch.Generator().manual_seed(7)
+    shapes = dict(q=(2, key), k=(2, key), v=(heads, value), g=(heads,), beta=(heads,))
+    given = {name: torch.randn(rows, tokens, *shape, generator=draw).to(dtype) for name, shape in shapes.items()}
+    state = torch.randn(rows, heads, key, value, generator=draw)
+    if gates:
+        return given, state, dict(GATES, A_log=torch.rand(heads), dt_bias=torch.rand(heads))
+    given["g"], given["beta"] = -given["g"].abs(), given["beta"].sigmoid()
+    return given, state, UNIT
+
+
+def at(given, t):
+    return {name: x[:, t : t + 1] for name, x in given.items()}
+
+
+def stepwise(given, state, **more):
+    outputs, more = [], dict(more, output_final_state=True)
+    for t in range(given["q"].shape[1]):
+        o, state = fused_recurrent_gated_delta_rule(**at(given, t), initial_state=state, **more)
+        outputs.append(o)
+    return torch.cat(outputs, 1), state
+
+
+def error(**arguments):
+    try:
+        fused_recurrent_gated_delta_rule(**arguments)
+    except Exception as found:
+        return type(found), str(found)
+    return None
+
+
+@cases(sizes=SIZES, gates=[False, True], dtype=[torch.float32, torch.bfloat16], rows=[1, 3])
+def test_steps_give_the_bits_of_the_whole_in_place_or_not(sizes, gates, dtype, rows):
+    given, state, more = make(rows, 5, sizes, dtype, gates)
+    before = state.clone()
+    o, final = fused_recurrent_gated_delta_rule(**given, initial_state=state, output_final_state=True, **more)
+    for inplace in (False, True):
+        got, last = stepwise(given, state, inplace_final_state=inplace, **more)
+        assert torch.equal(got, o) and torch.equal(last, final) and got.dtype == dtype
+        assert (last is state) == inplace and torch.equal(state, final if inplace else before)
+
+
+@cases(sizes=SIZES, gates=[False, True])
+def test_steps_equal_the_float64_loop(sizes, gates):
+    given, state, more = make(2, 6, sizes, gates=gates)
+    flags = dict(l2norm=True, sigmoid=gates, neg_eigval=gates, A_log=more.get("A_log"), dt_bias=more.get("dt_bias"))
+    want = truth.gated_delta_rule(**given, initial_state=state, **flags)
+    for mine, exact in zip(stepwise(given, state, **more), want):
+        assert_close(mine, exact, 5e-7)
+
+
+@cases(sizes=[(8, 6), (64, 64)])
+def test_large_states_go_block_by_block_with_the_same_bits(sizes, monkeypatch):
+    given, state, more = make(5, 1, sizes)
+    want = stepwise(given, state, **more)
+    monkeypatch.setattr(decode, "SPLIT", 0)
+    assert all(map(torch.equal, stepwise(given, state, **more), want))
+    monkeypatch.setattr(recurrence, "SPLIT", 0)
+    monkeypatch.setattr(recurrence, "BLOCK", 3 * sizes[0] * sizes[1])
+    assert all(map(torch.equal, stepwise(given, state, **more), want))
+
+
+def spoilt(given, state):
+    """Calls that are none of a decoding step's, or refused, each one change away from one."""
+    bad = lambda **change: dict(given, initial_state=state, **change)  # noqa: E731
+    yield from ({**bad(), "q": x} for x in (given["q"][0], given["q"].int(), None, given["q"][:, :0], given["q"][:0]))
+    yield from ({**bad(), "k": x} for x in (given["k"][:, :, :1], given["k"][..., :3], given["k"].to("meta"), 3))
+    yield from ({**bad(), "v": x} for x in (given["v"][:, :, :3], given["v"][:1], given["v"][..., 0], "v"))
+    yield from ({**bad(), "g": x} for x in (given["g"][:, :, :1], given["g"][..., None], given["g"].long(), None))
+    yield from ({**bad(), "beta": x} for x in (given["beta"][:1], given["beta"].bool(), given["beta"].to("meta")))
+    odd = (state[:1], state.transpose(2, 3), state.int(), state.to("meta"), state.bfloat16(), state.double(), None)
+    yield from ({**bad(), "initial_state": x} for x in odd)
+    yield {**bad(), "q": given["q"][:, :, :0], "k": given["k"][:, :, :0]}
+    yield {**bad(), "q": given["q"].repeat(1, 2, 1, 1), "k": given["k"].repeat(1, 2, 1, 1)}
+    for option in (
+        dict(state_v_first=True), dict(scale="x"), dict(scale=float("nan")), dict(backend="none"), dict(backend=3),
+        dict(use_gate_in_kernel=True), dict(allow_neg_eigval=True), dict(use_gate_in_kernel=True, A_log=3),
+        dict(use_gate_in_kernel=True, A_log=torch.zeros(1)), dict(gk=3), dict(gv=torch.zeros(1)), dict(unknown=1),
+        dict(use_gate_in_kernel=True, A_log=torch.zeros(4), dt_bias=torch.zeros(4, device="meta")),
+        dict(use_gate_in_kernel=True, A_log=torch.zeros(4).double(), inplace_final_state=True),
+        dict(cu_seqlens=torch.tensor([0, 1])), dict(head_first=True), dict(transpose_state_layout=True),
+    ):  # fmt: skip
+        yield bad(**option)
+
+
+@cases(inplace=[False, True])
+@pytest.mark.filterwarnings("ignore:.*transpose_state_layout")
+def test_the_short_way_refuses_what_the_checks_refuse_in_their_words(inplace, monkeypatch):
+    given, state, _ = make(2, 1, (8, 6))
+    calls = [{"inplace_final_state": inplace, **call} for call in spoilt(given, state)]
+    short = [error(**call) for call in calls]
+    monkeypatch.setattr(fused_recurrent, "is_plain_step", lambda *x: False)
+    checked = [error(**call) for call in calls]
+    assert short == checked and sum(x is not None for x in checked) > 25
+
+
+def test_a_decoding_step_takes_the_short_way(monkeypatch):
+    given, state, more = make(2, 1, (8, 6))
+    seen, step = [], fused_recurrent.decoding_step
+    monkeypatch.setattr(fused_recurrent, "decoding_step", lambda *x: seen.append(1) or step(*x))
+    with torch.no_grad():
+        stepwise({name: x.requires_grad_() for name, x in given.items()}, state, **more)
+    assert len(seen) == 1
+    stepwise(given, state, **more)
+    assert len(seen) == 1, "autograd has to see it"
+
+
+@cases(sizes=[(64, 64), (128, 32), (48, 100)], rows=[1, 2, 3])
+def test_rows_times_matrices_are_exact_and_the_same_alone(sizes, rows):
+    key, value = sizes
+    x, y = torch.randn(5, rows, key), torch.randn(5, key, value)
+    got = read_rows(x, y)
+    assert_close(got, x.double() @ y.double(), 5e-7)
+    for i in range(5):
+        assert torch.equal(read_rows(x[i : i + 1], y[i : i + 1]), got[i : i + 1])
+    assert torch.equal(read_rows(x.view(5, 1, rows, key), y.view(5, 1, key, value)).view_as(got), got)
+
+
+def test_what_is_not_finite_stays_in_its_matrix():
+    x, y = torch.randn(3, 2, 64), torch.randn(3, 64, 64)
+    want = read_rows(x, y)
+    y[1, 5, 7], x[1, 0, 5] = float("inf"), 0
+    got = read_rows(x, y)
+    assert torch.equal(got[[0, 2]], want[[0, 2]])
+    assert got[1, 0, 7].isnan() and got[1, 1, 7].isinf() and got[1, :, 8].isfinite().all()
+
+
+def test_without_the_kernel_the_product_is_a_product(monkeypatch):
+    x, y = torch.randn(3, 2, 64), torch.randn(3, 64, 64)
+    want = read_rows(x, y)
+    monkeypatch.setattr(reading, "_HAS_KERNEL", False)
+    assert torch.equal(read_rows(x, y), torch.bmm(x, y))
+    assert_close(read_rows(x, y), want, 5e-7)
+
+
+def test_constants_are_made_once_and_never_of_fake_tensors():
+    made = []
+    ones = constant(lambda count: made.append(count) or torch.ones(count))
+    assert ones(2) is ones(2) and made == [2]
+    for count in range(3, 40):
+        ones(count)
+    assert torch.equal(ones(2), torch.ones(2)) and made.count(2) == 2
+    fakes = pytest.importorskip("torch._subclasses.fake_tensor")
+    with fakes.FakeTensorMode():
+        fake = number(0.123, torch.float32)
+    assert type(fake) is not torch.Tensor and type(number(0.123, torch.float32)) is torch.Tensor
+
+
+def test_a_large_state_may_outlive_the_library():
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(large.__file__).parents[2])!r});"
+        "import builtins, torch; from myfla.utils.large import empty_large;"
+        "builtins.kept = empty_large(1 << 20, dtype=torch.float32, device='cpu')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 0 and not done.stderr
