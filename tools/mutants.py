@@ -32,6 +32,7 @@ class Mutant(NamedTuple):
 OPS = "libs/myfla/ops/"
 GDN, DPLR, RWKV = OPS + "gated_delta_rule/", OPS + "generalized_delta_rule/dplr/", OPS + "rwkv7/"
 LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myfla/models/"
+DECODE = "tests/myfla/test_decoding_step.py"
 RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
 DPLR_RULE, RWKV_LAYER, RWKV_OPS = (f"tests/myfla/test_{name}.py" for name in ("dplr", "rwkv7_layer", "rwkv7_ops"))
 NORMS, SHIFT = "tests/myfla/test_norms.py", "tests/myfla/test_token_shift.py"
@@ -74,13 +75,21 @@ MUTANTS: List[Mutant] = [
     Mutant("chunk backward: pairs not transposed", GDN + "chunk_bwd.py", "baddbmm_(pairs.transpose(1, 2), both)",
            "baddbmm_(pairs.transpose(1, 2).flip(1), both)", RULE),
     # the recurrent form
-    Mutant("recurrent: q and k swapped", GDN + "recurrence.py", "torch.stack((_as(k, dtype), _as(q, dtype))",
-           "torch.stack((_as(q, dtype), _as(k, dtype))", RULE),
+    Mutant("recurrent: q and k swapped", GDN + "recurrence.py", "torch.stack((_as(k, dtype), _as(inputs.q, dtype))",
+           "torch.stack((_as(inputs.q, dtype), _as(k, dtype))", RULE),
     Mutant("recurrent: heads grouped otherwise", GDN + "recurrence.py",
-           "read.repeat_interleave(heads // read.shape[-3], dim=-3)",
-           "read.repeat(*[1] * (read.dim() - 3), heads // read.shape[-3], 1, 1)", RULE),
-    Mutant("recurrent: no decay", GDN + "recurrence.py", "_as(x, dtype).reshape(shape).exp()",
-           "torch.ones_like(_as(x, dtype).reshape(shape))", RULE),
+           "read.repeat_interleave(heads // k.shape[-2], dim=-3)",
+           "read.repeat(*[1] * (read.dim() - 3), heads // k.shape[-2], 1, 1)", RULE),
+    Mutant("recurrent: no decay", GDN + "recurrence.py", "_as(g, dtype).reshape(many, 1, 1).exp()",
+           "torch.ones_like(_as(g, dtype).reshape(many, 1, 1))", RULE),
+    Mutant("decoding step: own share forgotten", GDN + "decode.py", "(k * q).sum(3, keepdim=True)",
+           "(0 * k).sum(3, keepdim=True)", DECODE),
+    Mutant("decoding step: writes the caller's state", GDN + "decode.py", "new = state if inplace else", "new = state if True else",
+           DECODE),
+    Mutant("decoding step: a size unchecked", GDN + "inputs.py", "and of_v == (rows, 1, heads, value)", "and of_v[2:] == (heads, value)",
+           DECODE),
+    Mutant("rows read: bags of the next matrix", "libs/myfla/ops/common/reading.py", "torch.arange(0, total, key, ",
+           "torch.arange(1, total + 1, key, ", DECODE),
     # the other family
     Mutant("dplr: sign of the inverse", DPLR + "chunk_fwd.py", "torch.neg(a_b,", "torch.abs(a_b,", DPLR_RULE),
     Mutant("dplr recurrent: read after decay", DPLR + "recurrence.py", "(a, q * decay)", "(a * decay, q * decay)", DPLR_RULE),

@@ -39,12 +39,14 @@ def read_rows(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """
     shape = rows.shape[:-1] + matrices.shape[-1:]
     key, value = matrices.shape[-2:]
-    if key * value < LEAST or value < NARROWEST or not (
-        _HAS_KERNEL and matrices.dtype is torch.float32 and type(matrices) is torch.Tensor and matrices.is_cpu
-    ):
+    if key * value < LEAST or value < NARROWEST or not _has_kernel_for(matrices):
         return torch.bmm(rows.view(-1, rows.shape[-2], key), matrices.view(-1, key, value)).view(shape)
     index, starts = _bags(rows.numel(), rows.shape[-2], key)
     return torch.embedding_bag(matrices.view(-1, value), index, starts, False, 0, False, rows.view(-1))[0].view(shape)
+
+
+def _has_kernel_for(x: torch.Tensor) -> bool:
+    return _HAS_KERNEL and x.dtype is torch.float32 and type(x) is torch.Tensor and x.device.type == "cpu"
 
 
 @constant

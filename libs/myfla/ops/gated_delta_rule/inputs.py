@@ -119,7 +119,7 @@ def is_plain_step(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any, A_log: 
     over them as over its arithmetic. False says nothing; the checks do.
     """
     for x in (q, k, v, g, beta, state):
-        if type(x) is not torch.Tensor or x.dtype not in _NARROW or not x.is_cpu:
+        if type(x) is not torch.Tensor or x.dtype not in _NARROW or x.device.type != "cpu":
             return False
     for x in (A_log, dt_bias):
         if x is not None and (type(x) not in _OWN or x.dtype not in _NARROW):
