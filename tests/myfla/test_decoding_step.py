@@ -1,5 +1,6 @@
 """One decoding step: the recurrence's own bits in fewer calls, at sizes whose states are read as bags of rows."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,13 @@ import truth
 from myfla.ops.common import reading
 from myfla.ops.common.reading import read_rows
 from myfla.ops.gated_delta_rule import decode, fused_recurrent, fused_recurrent_gated_delta_rule, recurrence
+from myfla.ops.generalized_delta_rule import fused_recurrent_dplr_delta_rule
+from myfla.ops.generalized_delta_rule.dplr import decode as dplr_decode
+from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
 from myfla.testing import assert_close, cases
 from myfla.utils import large
 from myfla.utils.constants import constant, number
+from myfla.utils.l2norm import l2norm
 
 SIZES = [(8, 6), (64, 64), (128, 32), (48, 100)]
 UNIT = dict(use_qk_l2norm_in_kernel=True)
@@ -43,9 +48,9 @@ def stepwise(given, state, **more):
     return torch.cat(outputs, 1), state
 
 
-def error(**arguments):
+def error(op, **arguments):
     try:
-        fused_recurrent_gated_delta_rule(**arguments)
+        op(**arguments)
     except Exception as found:
         return type(found), str(found)
     return None
@@ -110,10 +115,65 @@ def spoilt(given, state):
 def test_the_short_way_refuses_what_the_checks_refuse_in_their_words(inplace, monkeypatch):
     given, state, _ = make(2, 1, (8, 6))
     calls = [{"inplace_final_state": inplace, **call} for call in spoilt(given, state)]
-    short = [error(**call) for call in calls]
+    short = [error(fused_recurrent_gated_delta_rule, **call) for call in calls]
     monkeypatch.setattr(fused_recurrent, "is_plain_step", lambda *x: False)
-    checked = [error(**call) for call in calls]
+    checked = [error(fused_recurrent_gated_delta_rule, **call) for call in calls]
     assert short == checked and sum(x is not None for x in checked) > 25
+
+
+def rwkv7(rows, tokens, sizes, dtype=torch.float32):
+    (key, value), draw = sizes, torch.Generator().manual_seed(7)
+    shapes = dict(r=key, w=key, k=key, v=value, kk=key, a=key)
+    given = {name: torch.randn(rows, tokens, 2, size, generator=draw) for name, size in shapes.items()}
+    given.update(kk=l2norm(given["kk"]), w=-given["w"].abs(), a=given["a"].sigmoid())
+    return {name: x.to(dtype) for name, x in given.items()}, torch.randn(rows, 2, key, value, generator=draw)
+
+
+@cases(sizes=[(16, 32), (64, 64), (128, 32)], dtype=[torch.float32, torch.bfloat16], scale=[1.0, 0.3], rows=[1, 3])
+def test_rwkv7_steps_give_the_bits_of_the_whole_in_place_or_not(sizes, dtype, scale, rows):
+    given, state = rwkv7(rows, 5, sizes, dtype)
+    more, before = dict(scale=scale, output_final_state=True), state.clone()
+    o, final = fused_mul_recurrent_rwkv7(**given, initial_state=state, **more)
+    for inplace in (False, True):
+        outputs, last = [], state
+        for t in range(5):
+            got, last = fused_mul_recurrent_rwkv7(
+                **at(given, t), initial_state=last, inplace_final_state=inplace, **more
+            )
+            outputs.append(got)
+        assert torch.equal(torch.cat(outputs, 1), o) and torch.equal(last, final) and got.dtype == dtype
+        assert (last is state) == inplace and torch.equal(state, final if inplace else before)
+
+
+def test_rwkv7_steps_equal_the_float64_loop_block_by_block_too(monkeypatch):
+    given, state = rwkv7(5, 1, (64, 64))
+    want = truth.rwkv7(**given, initial_state=state)
+    whole = fused_mul_recurrent_rwkv7(**given, initial_state=state, output_final_state=True)
+    monkeypatch.setattr(dplr_decode, "SPLIT", 0)
+    monkeypatch.setattr(dplr_decode, "BLOCK", 5 * 64 * 64)
+    for mine, exact, one in zip(
+        fused_mul_recurrent_rwkv7(**given, initial_state=state, output_final_state=True), want, whole
+    ):
+        assert_close(mine, exact, 5e-7)
+        assert torch.equal(mine, one)
+
+
+@cases(op=[fused_recurrent_rwkv7, fused_mul_recurrent_rwkv7, fused_recurrent_dplr_delta_rule], inplace=[False, True])
+def test_the_other_family_refuses_the_same_by_its_short_way(op, inplace, monkeypatch):
+    names = list(inspect.signature(op).parameters)[:6]
+    given = {name: torch.randn(2, 1, 2, 32 if name == "v" else 16) for name in names}
+    state = torch.randn(2, 2, 16, 32)
+    good = dict(given, initial_state=state, inplace_final_state=inplace)
+    calls = [good]
+    for name, x in given.items():
+        calls += [{**good, name: y} for y in (x[:1], x[0], x[..., :5], x.int(), x.to("meta"), None, "x", x[:, :0])]
+    odd = (state[:1], state.transpose(2, 3), state.int(), state.to("meta"), state.bfloat16(), state.double(), None)
+    calls += [{**good, "initial_state": y} for y in odd]
+    calls += [{**good, "scale": "x"}, {**good, "backend": "none"}, {**good, "cu_seqlens": torch.tensor([0, 1])}]
+    short = [error(op, **call) for call in calls]
+    monkeypatch.setattr(sys.modules[op.__module__], "is_plain_step", lambda *x: False)
+    assert short == [error(op, **call) for call in calls]
+    assert short[0] is None and sum(x is not None for x in short) > 40
 
 
 def test_a_decoding_step_takes_the_short_way(monkeypatch):

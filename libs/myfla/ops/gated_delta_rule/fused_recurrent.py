@@ -103,7 +103,7 @@ def fused_recurrent_gated_delta_rule(
         use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
     )
     if backend in ("auto", "torch") and gk is gv is cu_seqlens is None and not state_v_first:
-        if is_plain_step(q, k, v, g, beta, initial_state, A_log, dt_bias):
+        if is_plain_step(q, k, v, g, beta, initial_state, activation):
             activation.check(NAME, g, v.shape[2])
             scale = check_scale(NAME, scale, q.shape[3])
             choose(NAME, backend, RECURRENT_GATED_DELTA_RULE, q, k)  # which tells who computes

@@ -4,18 +4,15 @@ import warnings
 from typing import Any, NamedTuple, Optional, Tuple, TypeVar
 
 import torch
-from torch.nn import Parameter
 
+from myfla.ops.common.plain_step import are_plain
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid, naive_gdn_gate
 from myfla.utils.autograd import records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import unknown_keyword, value_error
 from myfla.utils.l2norm import l2norm
 from myfla.utils.tensors import check_tensor
-from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
-
-_NARROW, _OWN = (torch.float32, torch.bfloat16, torch.float16), (torch.Tensor, Parameter)
 
 Decay = TypeVar("Decay", torch.Tensor, Optional[torch.Tensor])
 
@@ -112,18 +109,13 @@ def take_legacy_keywords(who: str, legacy: dict, state_v_first: bool, known: tup
     return state_v_first
 
 
-def is_plain_step(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any, A_log: Any, dt_bias: Any) -> bool:
-    """Whether these are one token a row and a contiguous float32 state on a CPU, which nothing but the op looks at.
-
-    Then every size and device is right, and no check of one can fail: a decoding step of one row would take as long
-    over them as over its arithmetic. False says nothing; the checks do.
-    """
-    for x in (q, k, v, g, beta, state):
-        if type(x) is not torch.Tensor or x.dtype not in _NARROW or x.device.type != "cpu":
+def is_plain_step(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any, activation: Activation) -> bool:
+    """Whether these are one token a row and a state for it, and pass every check but the activation's own."""
+    for x in (activation.A_log, activation.dt_bias):
+        if x is not None and (not isinstance(x, torch.Tensor) or x.dtype is torch.float64 or records(x)):
             return False
-    for x in (A_log, dt_bias):
-        if x is not None and (type(x) not in _OWN or x.dtype not in _NARROW):
-            return False
+    if not are_plain(state, (q, k, v, g, beta)):
+        return False
     of_q, of_v = q.shape, v.shape
     if len(of_q) != 4 or len(of_v) != 4:
         return False
@@ -137,10 +129,6 @@ def is_plain_step(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any, A_log: 
         and state.shape == (rows, heads, key, value)
         and 0 not in (rows, groups, heads, key, value)
         and heads % groups == 0
-        and state.dtype is torch.float32
-        and state.is_contiguous()
-        and not records(q, k, v, g, beta, state, A_log, dt_bias)
-        and not tracing()
     )
 
 

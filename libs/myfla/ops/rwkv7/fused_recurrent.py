@@ -8,7 +8,7 @@ from myfla.backends.choice import choose
 from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.common.inplace import check_inplace
 from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
-from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
 from myfla.utils.tensors import check_scale
 
 __all__ = ["fused_mul_recurrent_rwkv7", "fused_recurrent_rwkv7"]
@@ -57,10 +57,11 @@ def fused_recurrent_rwkv7(
         2.0
     """
     keys = {"r": r, "w": w, "k": k, "a": a, "b": b}
-    rows = check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
+    plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
+    rows = len(r) if plain else check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
     scale = check_scale("fused_recurrent_rwkv7", scale, r.shape[3])
     who_computes = choose("fused_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, a, b, w, initial_state)
-    if inplace_final_state:
+    if inplace_final_state and not plain:
         check_inplace("fused_recurrent_rwkv7", initial_state, v, *keys.values())
     tensors = (r, k, v, a, b, w)
     o, final = run_tokens(tensors, scale, initial_state, False, cu_seqlens, rows, who_computes, inplace_final_state)
@@ -112,10 +113,11 @@ def fused_mul_recurrent_rwkv7(
         [1.0, 1.0]
     """
     keys = {"r": r, "w": w, "k": k, "kk": kk, "a": a}
-    rows = check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
+    plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
+    rows = len(r) if plain else check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
     scale = check_scale("fused_mul_recurrent_rwkv7", scale, r.shape[3])
     who_computes = choose("fused_mul_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, kk, a, w, initial_state)
-    if inplace_final_state:
+    if inplace_final_state and not plain:
         check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())
     tensors = (r, k, v, -kk, kk * a, w)
     o, final = run_tokens(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state)

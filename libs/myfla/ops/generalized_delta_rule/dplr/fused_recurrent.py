@@ -9,7 +9,7 @@ from myfla.backends.compiler import compiled
 from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
-from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
 from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
 from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule, plain_step
 from myfla.ops.generalized_delta_rule.dplr.recorded import recorded_chunks
@@ -70,9 +70,11 @@ def fused_recurrent_dplr_delta_rule(
         >>> fused_recurrent_dplr_delta_rule(x, x, x, 0 * x, x, 0 * x, initial_state=state)[0].item()
         2.0
     """
-    rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
+    keys = {"q": q, "k": k, "a": a, "b": b, "gk": gk}
+    plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
+    rows = len(q) if plain else check_inputs(NAME, keys, v, initial_state, cu_seqlens)
     scale = check_scale(NAME, scale, q.shape[3])
-    if inplace_final_state:
+    if inplace_final_state and not plain:
         check_inplace(NAME, initial_state, q, k, v, a, b, gk)
     tensors = (q, k, v, a, b, gk)
     who_computes = choose(NAME, backend, RECURRENT_DPLR, *tensors, initial_state)

@@ -9,6 +9,8 @@ from typing import List, Optional, Tuple
 
 import torch
 
+from myfla.ops.common.reading import read_rows
+from myfla.ops.generalized_delta_rule.dplr.decode import decoding_step
 from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.large import empty_large
@@ -56,6 +58,10 @@ def recurrent_forward(
     dtype = accumulation_dtype(q, k, v, initial_state)
     batch, tokens, heads, key = q.shape
     value = v.shape[-1]
+    if cu_seqlens is None and tokens == 1 and initial_state is not None and _fits(initial_state, dtype):
+        tensors = [x if x.dtype is dtype else x.to(dtype) for x in (q, k, v, a, b, gk)]
+        out, final = decoding_step(initial_state, tensors, scale, inplace)
+        return out if out.dtype is v.dtype else out.to(v.dtype), final
     state = _padded(initial_state, (rows, heads, key, value), dtype, q.device, inplace)
     if cu_seqlens is None:
         counts, order = [batch] * tokens, None
@@ -99,18 +105,18 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
     tall, wide = state.shape[2:]
     q, decay = q if scale == 1 else q * scale, gk.exp()
     reads, writes, values = (torch.stack(pair, dim=1) for pair in ((a, q * decay), (b, k), (v, v)))
-    found = torch.empty_like(values)
+    found: List[torch.Tensor] = []
     flat, decay, across = state.view(-1, tall, wide), decay.unsqueeze(-1), writes.transpose(1, 2)
     start = 0
     for count in counts:
         at, now = slice(start, start + count * heads), flat[: count * heads]
-        read, written = found[at], values[at]
-        torch.bmm(reads[at], now, out=read)  # into contiguous memory: anything else goes matrix by matrix
-        written[:, 0] = read[:, 0]
+        written = values[at]
+        found.append(read_rows(reads[at], now))
+        written[:, 0] = found[-1][:, 0]
         now.mul_(decay[at]).baddbmm_(across[at], written)
         start += count * heads
     own = (q.unsqueeze(1) * writes).sum(-1, keepdim=True)
-    out = found[:, 1] + own[:, 0] * values[:, 0] + own[:, 1] * values[:, 1]
+    out = torch.cat(found)[:, 1].addcmul(own[:, 0], values[:, 0]).addcmul_(own[:, 1], values[:, 1])
     return out[:, : shape[-1]].reshape(shape)
 
 
@@ -126,6 +132,13 @@ def _padded(
             state[:, :, :key, :value] = given
         return state
     return given if inplace else empty_large(*shape, dtype=dtype, device=device).copy_(given)
+
+
+def _fits(state: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a state is as those are that are computed in."""
+    key, value = state.shape[2:]
+    aligned_sizes = key % LANES == 0 and value % LANES == 0 and state.numel() > 0
+    return aligned_sizes and state.dtype is dtype and state.is_contiguous()
 
 
 def _rows(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:

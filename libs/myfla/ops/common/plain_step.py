@@ -1,0 +1,33 @@
+"""Whether a call is a plain decoding step, for which the checks of its arguments can be left out."""
+
+from typing import Any, Iterable
+
+import torch
+
+from myfla.utils.autograd import records
+from myfla.utils.tracing import tracing
+
+__all__ = ["are_plain"]
+
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def are_plain(state: Any, tensors: Iterable[Any]) -> bool:
+    """Whether nothing but the op looks at these: tensors on a CPU, no subclass, no autograd, no compiler or transform.
+
+    With the right sizes, which the op knows, no check of such a call can fail; one row's decoding step would take about
+    as long over them as over its arithmetic. False says nothing: the checks do.
+
+    Args:
+        state: passes only as contiguous float32.
+        tensors: the others; they pass in float32, bfloat16 and float16.
+
+    Example:
+        >>> are_plain(torch.zeros(1), [torch.zeros(2)]), are_plain(torch.zeros(1), [3])
+        (True, False)
+    """
+    given = (state, *tensors)
+    for x in given:
+        if type(x) is not torch.Tensor or x.dtype not in _NARROW or x.device.type != "cpu":
+            return False
+    return state.dtype is torch.float32 and state.is_contiguous() and not records(*given) and not tracing()

@@ -1,0 +1,50 @@
+"""One decoding step on a CPU: a token for each row. The operations of `recurrence`, and so its bits, in fewer calls."""
+
+from typing import List, Tuple
+
+import torch
+
+from myfla.ops.common.reading import read_rows
+from myfla.utils.large import empty_large
+
+__all__ = ["decoding_step"]
+
+BLOCK = 1 << 20
+"""Elements of a large state that one round of operations works on: they stay in the cache between them."""
+
+SPLIT = 4 * BLOCK
+"""Elements from which on a state is large: up to here the last cache holds it, and calls cost more."""
+
+
+def decoding_step(
+    state: torch.Tensor, tensors: List[torch.Tensor], scale: float, inplace: bool
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The rule over checked arguments.
+
+    Args:
+        state: ``[B, H, K, V]``, contiguous, not empty, aligned sizes; not written unless ``inplace``.
+        tensors: q, k, v, a, b, gk, ``[B, 1, H, K]`` and ``[B, 1, H, V]``, in the state's number format.
+        scale: factor on q.
+        inplace: ``state`` may be written, and is returned.
+
+    Returns:
+        o ``[B, 1, H, V]`` and the final state, in that format.
+    """
+    new = state if inplace else empty_large(*state.shape, dtype=state.dtype, device=state.device)
+    if state.numel() <= SPLIT or state.device.type != "cpu":
+        return _step(scale, state, new, *tensors), new
+    rows = max(1, BLOCK // state[0].numel())
+    parts = zip(*(x.split(rows) for x in (state, new, *tensors)))
+    return torch.cat([_step(scale, *part) for part in parts]), new
+
+
+def _step(scale, state, new, q, k, v, a, b, gk):
+    """``u = S^T a``, ``o = S^T (q exp(gk)) + (q b) u + (q k) v``, ``S <- diag(exp(gk)) S + b u^T + k v^T``."""
+    rows, heads, key, value = state.shape
+    q, decay = q if scale == 1 else q * scale, gk.contiguous().exp()  # strided ones may round otherwise
+    found, written = read_rows(torch.stack((a, q * decay), -2), state).unbind(-2)
+    writes, values = torch.stack((b, k), -2), torch.stack((found, v), -2)
+    torch.mul(state, decay.view(rows, heads, key, 1), out=new)
+    new.view(-1, key, value).baddbmm_(writes.view(-1, 2, key).transpose(1, 2), values.view(-1, 2, value))
+    of_b, of_k = (q.unsqueeze(-2) * writes).sum(-1, keepdim=True).unbind(-2)
+    return written.addcmul(of_b, found).addcmul_(of_k, v)
