@@ -10,7 +10,7 @@ import torch
 
 import truth
 from myfla.ops.common import reading
-from myfla.ops.common.reading import read_rows
+from myfla.ops.common.reading import reader
 from myfla.ops.gated_delta_rule import decode, fused_recurrent, fused_recurrent_gated_delta_rule, recurrence
 from myfla.ops.generalized_delta_rule import fused_recurrent_dplr_delta_rule
 from myfla.ops.generalized_delta_rule.dplr import decode as dplr_decode
@@ -23,6 +23,13 @@ from myfla.utils.l2norm import l2norm
 SIZES = [(8, 6), (64, 64), (128, 32), (48, 100)]
 UNIT = dict(use_qk_l2norm_in_kernel=True)
 GATES = dict(UNIT, use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True, allow_neg_eigval=True)
+
+
+@pytest.fixture(autouse=True)
+def small_states_are_read_as_bags(monkeypatch):
+    """All but those of 8 x 6: as large ones are."""
+    monkeypatch.setattr(reading, "_HAS_KERNEL", True)
+    monkeypatch.setattr(reading, "LEAST", 1 << 9)
 
 
 def make(rows, tokens, sizes, dtype=torch.float32, gates=False, heads=4):
@@ -191,28 +198,34 @@ def test_a_decoding_step_takes_the_short_way(monkeypatch):
 def test_rows_times_matrices_are_exact_and_the_same_alone(sizes, rows):
     key, value = sizes
     x, y = torch.randn(5, rows, key), torch.randn(5, key, value)
-    got = read_rows(x, y)
+    read = reader(y)
+    got = read(x, y)
+    assert read is not torch.bmm
     assert_close(got, x.double() @ y.double(), 5e-7)
     for i in range(5):
-        assert torch.equal(read_rows(x[i : i + 1], y[i : i + 1]), got[i : i + 1])
-    assert torch.equal(read_rows(x.view(5, 1, rows, key), y.view(5, 1, key, value)).view_as(got), got)
+        assert torch.equal(read(x[i : i + 1], y[i : i + 1]), got[i : i + 1])
+    assert torch.equal(read(x.view(5, 1, rows, key), y.view(5, 1, key, value)).view_as(got), got)
 
 
 def test_what_is_not_finite_stays_in_its_matrix():
     x, y = torch.randn(3, 2, 64), torch.randn(3, 64, 64)
-    want = read_rows(x, y)
+    want = reader(y)(x, y)
     y[1, 5, 7], x[1, 0, 5] = float("inf"), 0
-    got = read_rows(x, y)
+    got = reader(y)(x, y)
     assert torch.equal(got[[0, 2]], want[[0, 2]])
     assert got[1, 0, 7].isnan() and got[1, 1, 7].isinf() and got[1, :, 8].isfinite().all()
 
 
-def test_without_the_kernel_the_product_is_a_product(monkeypatch):
-    x, y = torch.randn(3, 2, 64), torch.randn(3, 64, 64)
-    want = read_rows(x, y)
-    monkeypatch.setattr(reading, "_HAS_KERNEL", False)
-    assert torch.equal(read_rows(x, y), torch.bmm(x, y))
-    assert_close(read_rows(x, y), want, 5e-7)
+@cases(least=[1, 1 << 30], kernel=[True, False], dtype=[torch.float32, torch.float64])
+def test_bags_are_read_where_their_kernel_is_and_there_is_enough_to_read(least, kernel, dtype, monkeypatch):
+    monkeypatch.setattr(reading, "LEAST", least)
+    monkeypatch.setattr(reading, "_HAS_KERNEL", kernel)
+    x, y = torch.randn(3, 1, 2, 64, dtype=dtype), torch.randn(3, 1, 64, 64, dtype=dtype)
+    bags = least == 1 and kernel and dtype is torch.float32
+    assert (reader(y) is reading._read_bags) == bags and (reader(y[:, 0]) is torch.bmm) != bags
+    product = torch.bmm(x[:, 0], y[:, 0])
+    assert bags or torch.equal(reader(y)(x, y)[:, 0], product)
+    assert_close(reader(y)(x, y)[:, 0], product, 5e-7)
 
 
 def test_constants_are_made_once_and_never_of_fake_tensors():

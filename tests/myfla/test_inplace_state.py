@@ -52,7 +52,7 @@ def make(op, batch, tokens, sizes=(8, 6), rows=None, dtype=torch.float32):
     return function, given, torch.randn(rows or batch, heads, *sizes, dtype=dtype)
 
 
-@cases(op=list(OPS), sizes=[(8, 6), (16, 32), (64, 64)], tokens=[0, 1, 4], dtype=[torch.float32, torch.float64])
+@cases(op=list(OPS), sizes=[(8, 6), (16, 32)], tokens=[0, 1, 4], dtype=[torch.float32, torch.float64])
 def test_in_place_gives_the_same_bits_in_the_state_itself(op, sizes, tokens, dtype):
     function, given, state = make(op, 3, tokens, sizes, dtype=dtype)
     before = state.clone()
@@ -62,7 +62,7 @@ def test_in_place_gives_the_same_bits_in_the_state_itself(op, sizes, tokens, dty
     assert own is state and torch.equal(own, final) and torch.equal(same, o)
 
 
-@cases(op=list(OPS), sizes=[(8, 6), (16, 32), (64, 64)])
+@cases(op=list(OPS), sizes=[(8, 6), (16, 32)])
 def test_packed_sequences_are_written_in_place_too(op, sizes):
     cu = torch.tensor(CU)
     function, given, state = make(op, 1, CU[-1], sizes, rows=len(CU) - 1)

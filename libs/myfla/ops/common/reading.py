@@ -5,48 +5,63 @@ bags of an embedding, whose table is all rows of all matrices and whose weights 
 each row once.
 """
 
-from typing import Tuple
+from typing import Callable, Tuple
 
 import torch
 
 from myfla.utils.constants import constant
 
-__all__ = ["read_rows"]
+__all__ = ["reader"]
 
-LEAST = 1 << 12
-"""Elements of a matrix from which on a bag is worth its call."""
+LEAST = 1 << 17
+"""Elements of all matrices from which on bags are worth their call."""
 
-NARROWEST = 32
-"""Numbers in a row from which on it is."""
+NARROWEST = 16
+"""Numbers in a row from which on they are."""
 
 _HAS_KERNEL = "fbgemm" in torch.backends.quantized.supported_engines
 """Whether this PyTorch has FBGEMM and the CPU can run it: elsewhere bags are plain loops."""
 
+Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-def read_rows(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """``rows @ matrices``, for each of M alone: the same bits for every M. Not differentiable.
+
+def reader(states: torch.Tensor) -> Reader:
+    """Who multiplies rows and matrices in a call: one for all its tokens and blocks, which so have the same bits.
 
     Args:
-        rows: ``[..., R, K]``, contiguous, M times R of them.
-        matrices: ``[..., K, V]``, contiguous, M of them.
+        states: all matrices, ``[..., K, V]``.
 
     Returns:
-        ``[..., R, V]``.
+        ``read(rows [..., R, K], matrices [..., K, V]) -> [..., R, V]``, of contiguous tensors with R rows for each
+        matrix; each product has the bits that it has alone. Not differentiable.
 
     Example:
-        >>> read_rows(torch.ones(1, 2, 3), torch.ones(1, 3, 1)).flatten()
+        >>> states = torch.ones(1, 3, 1)
+        >>> reader(states)(torch.ones(1, 2, 3), states).flatten()
         tensor([3., 3.])
     """
-    shape = rows.shape[:-1] + matrices.shape[-1:]
-    key, value = matrices.shape[-2:]
-    if key * value < LEAST or value < NARROWEST or not _has_kernel_for(matrices):
-        return torch.bmm(rows.view(-1, rows.shape[-2], key), matrices.view(-1, key, value)).view(shape)
-    index, starts = _bags(rows.numel(), rows.shape[-2], key)
-    return torch.embedding_bag(matrices.view(-1, value), index, starts, False, 0, False, rows.view(-1))[0].view(shape)
+    if (
+        states.numel() >= LEAST
+        and states.shape[-1] >= NARROWEST
+        and _HAS_KERNEL
+        and states.dtype is torch.float32
+        and type(states) is torch.Tensor
+        and states.device.type == "cpu"
+    ):
+        return _read_bags
+    return torch.bmm if states.dim() == 3 else _multiply
 
 
-def _has_kernel_for(x: torch.Tensor) -> bool:
-    return _HAS_KERNEL and x.dtype is torch.float32 and type(x) is torch.Tensor and x.device.type == "cpu"
+def _read_bags(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    shape, value = rows.shape, matrices.shape[-1]
+    index, starts = _bags(rows.numel(), shape[-2], shape[-1])
+    bags = torch.embedding_bag(matrices.view(-1, value), index, starts, False, 0, False, rows.view(-1))[0]
+    return bags.view(shape[:-1] + (value,))
+
+
+def _multiply(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    shape, (key, value) = rows.shape, matrices.shape[-2:]
+    return torch.bmm(rows.view(-1, shape[-2], key), matrices.view(-1, key, value)).view(shape[:-1] + (value,))
 
 
 @constant

@@ -8,7 +8,7 @@ from typing import Tuple
 
 import torch
 
-from myfla.ops.common.reading import read_rows
+from myfla.ops.common.reading import reader
 from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.ops.gated_delta_rule.recurrence import SPLIT, Inputs, one_token
 from myfla.utils.autocast import without_autocast
@@ -58,7 +58,7 @@ def decoding_step(
     decay = (g if g.dtype is state.dtype else g.float()).exp()
     new = state if inplace else empty_large(*state.shape, dtype=state.dtype, device=state.device)
     torch.mul(state, decay.view(rows, heads, 1, 1), out=new)
-    of_key, of_query = read_rows(read, new).unbind(3)
+    of_key, of_query = reader(state)(read, new).unbind(3)
     delta = torch.sub(v, of_key).mul_(beta.unsqueeze(3))
     new.addcmul_(k.view(rows, heads, key, 1), delta.view(rows, heads, 1, value))
     o = of_query.addcmul((k * q).sum(3, keepdim=True), delta).mul_(number(scale, state.dtype))

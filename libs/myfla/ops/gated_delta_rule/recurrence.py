@@ -8,7 +8,7 @@ from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 
-from myfla.ops.common.reading import read_rows
+from myfla.ops.common.reading import Reader, reader
 from myfla.ops.common.tokens import TokenLayout
 from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.utils.autocast import without_autocast
@@ -208,6 +208,7 @@ def _written(
 ) -> List[torch.Tensor]:
     """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
     outputs, (rows, key, value) = [], state.shape
+    read = reader(state)
     whole = state.numel() <= SPLIT or state.device.type != "cpu"
     block = rows if whole else max(1, BLOCK // max(1, key * value))
     for step, count in zip(steps, active):
@@ -215,20 +216,24 @@ def _written(
             new[count:] = state[count:]  # sequences without a token
         old, now = (state, new) if count == rows else (state[:count], new[:count])
         if count <= block:
-            outputs.append(_update(old, now, *step[:5], *step.decays))
+            outputs.append(_update(read, old, now, *step[:5], *step.decays))
         else:
             parts = zip(*(x.split(block) for x in (old, now, *step[:5], *step.decays)))
-            outputs.append(torch.cat([_update(*part) for part in parts]))
+            outputs.append(torch.cat([_update(read, *part) for part in parts]))
         state = new
     return outputs
 
 
-def _update(state, new, read, k, match, v, beta, *decays):
+def _update(
+    read: Reader, state: torch.Tensor, new: torch.Tensor, rows: torch.Tensor, k: torch.Tensor, match: torch.Tensor,
+    v: torch.Tensor, beta: torch.Tensor, *decays: torch.Tensor,
+) -> torch.Tensor:
     """``S <- decay S``, ``delta = beta (v - k^T S)``, ``o = q^T S + (q k) delta``, ``S <- S + k delta^T``.
 
     Args:
+        read: who reads the state.
         state, new: ``[M, K, V]`` each, the old one and where the new one goes; they may be the same.
-        read, k, match, v, beta, decays: see `_Step`.
+        rows, k, match, v, beta, decays: see `_Step`.
 
     Returns:
         o ``[M, V]``, not scaled.
@@ -237,7 +242,7 @@ def _update(state, new, read, k, match, v, beta, *decays):
         state = torch.mul(state, decay, out=new)
     if not decays and state.data_ptr() != new.data_ptr():
         new.copy_(state)
-    of_key, of_query = read_rows(read, new).unbind(1)
+    of_key, of_query = read(rows, new).unbind(1)
     delta = torch.sub(v, of_key).mul_(beta)
     new.addcmul_(k, delta.unsqueeze(1))
     return torch.addcmul(of_query, match, delta)

@@ -4,7 +4,7 @@ from typing import List, Tuple
 
 import torch
 
-from myfla.ops.common.reading import read_rows
+from myfla.ops.common.reading import Reader, reader
 from myfla.utils.large import empty_large
 
 __all__ = ["decoding_step"]
@@ -31,18 +31,22 @@ def decoding_step(
         o ``[B, 1, H, V]`` and the final state, in that format.
     """
     new = state if inplace else empty_large(*state.shape, dtype=state.dtype, device=state.device)
+    read = reader(state)
     if state.numel() <= SPLIT or state.device.type != "cpu":
-        return _step(scale, state, new, *tensors), new
+        return _step(read, scale, state, new, *tensors), new
     rows = max(1, BLOCK // state[0].numel())
     parts = zip(*(x.split(rows) for x in (state, new, *tensors)))
-    return torch.cat([_step(scale, *part) for part in parts]), new
+    return torch.cat([_step(read, scale, *part) for part in parts]), new
 
 
-def _step(scale, state, new, q, k, v, a, b, gk):
+def _step(
+    read: Reader, scale: float, state: torch.Tensor, new: torch.Tensor, q: torch.Tensor, k: torch.Tensor,
+    v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gk: torch.Tensor,
+) -> torch.Tensor:
     """``u = S^T a``, ``o = S^T (q exp(gk)) + (q b) u + (q k) v``, ``S <- diag(exp(gk)) S + b u^T + k v^T``."""
     rows, heads, key, value = state.shape
     q, decay = q if scale == 1 else q * scale, gk.contiguous().exp()  # strided ones may round otherwise
-    found, written = read_rows(torch.stack((a, q * decay), -2), state).unbind(-2)
+    found, written = read(torch.stack((a, q * decay), -2), state).unbind(-2)
     writes, values = torch.stack((b, k), -2), torch.stack((found, v), -2)
     torch.mul(state, decay.view(rows, heads, key, 1), out=new)
     new.view(-1, key, value).baddbmm_(writes.view(-1, 2, key).transpose(1, 2), values.view(-1, 2, value))

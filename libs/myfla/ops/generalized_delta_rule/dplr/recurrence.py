@@ -9,7 +9,7 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.reading import read_rows
+from myfla.ops.common.reading import reader
 from myfla.ops.generalized_delta_rule.dplr.decode import decoding_step
 from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
@@ -105,18 +105,21 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
     tall, wide = state.shape[2:]
     q, decay = q if scale == 1 else q * scale, gk.exp()
     reads, writes, values = (torch.stack(pair, dim=1) for pair in ((a, q * decay), (b, k), (v, v)))
-    found: List[torch.Tensor] = []
     flat, decay, across = state.view(-1, tall, wide), decay.unsqueeze(-1), writes.transpose(1, 2)
+    found, read_state = torch.empty_like(values), reader(flat)
     start = 0
     for count in counts:
         at, now = slice(start, start + count * heads), flat[: count * heads]
-        written = values[at]
-        found.append(read_rows(reads[at], now))
-        written[:, 0] = found[-1][:, 0]
+        read, written = found[at], values[at]
+        if read_state is torch.bmm:
+            torch.bmm(reads[at], now, out=read)  # into contiguous memory: anything else goes matrix by matrix
+        else:
+            read.copy_(read_state(reads[at], now))
+        written[:, 0] = read[:, 0]
         now.mul_(decay[at]).baddbmm_(across[at], written)
         start += count * heads
     own = (q.unsqueeze(1) * writes).sum(-1, keepdim=True)
-    out = torch.cat(found)[:, 1].addcmul(own[:, 0], values[:, 0]).addcmul_(own[:, 1], values[:, 1])
+    out = found[:, 1].addcmul(own[:, 0], values[:, 0]).addcmul_(own[:, 1], values[:, 1])
     return out[:, : shape[-1]].reshape(shape)
 
 
