@@ -88,9 +88,16 @@ def test_sides_take_turns_and_patience_ends():
 
     sides = [measure.Side(name, slow(name)) for name in "ab"]
     timings = measure.time_in_turn(sides, 3, 100.0, "cpu")
-    assert calls == list("aabb" + "ab" * 3)  # untimed twice, then three rounds
+    assert calls == list("aaabbb" + "ab" * 3)  # untimed three times, then three rounds
     assert [(len(timing.wall), len(timing.process)) for timing in timings.values()] == [(3, 3), (3, 3)]
     assert len(measure.time_in_turn(sides, 9, 0.0, "cpu")["a"].wall) == 1  # one run already takes longer
+
+
+def test_a_run_that_is_slow_once_does_not_decide_how_often_it_is_repeated(monkeypatch):
+    seconds = iter([0.5] + [1e-3] * 1000)
+    monkeypatch.setattr(measure, "_sample", lambda work, repeat, device: (next(seconds), work()))
+    timings = measure.time_in_turn([measure.Side("x", lambda: lambda: 0.0)], 2, 1.0, "cpu")
+    assert next(seconds) == 1e-3 and timings["x"].repeat == 20
 
 
 def test_what_works_in_place_is_compared_after_one_run():

@@ -38,7 +38,8 @@ def empty_large(*shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:
         torch.Size([2, 3])
     """
     size = math.prod(shape) * _element_size(dtype)
-    if size < LEAST or _ADVICE is None or torch.device(device).type != "cpu":
+    kind = device if isinstance(device, torch.device) else torch.device(device)
+    if size < LEAST or _ADVICE is None or kind.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     memory = _take(size)
     owner = _owner(size).from_buffer(memory)  # lives as long as a tensor looks at the memory
