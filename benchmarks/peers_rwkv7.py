@@ -73,3 +73,42 @@ RWKV7: Dict[str, Callable[[], Op]] = {
     "rwkv_ops": _rwkv_ops,
     TRITON: _triton,
 }
+
+
+def _our_step(inplace: bool) -> Op:
+    from myfla.ops.rwkv7.fused_recurrent import fused_recurrent_rwkv7 as op
+
+    more = {"scale": 1.0, "inplace_final_state": inplace, "backend": "torch"}
+    return lambda r, w, k, v, a, b, s: op(r, w, k, v, a, b, initial_state=s, **more)
+
+
+def _fla_step() -> Op:
+    op = fla_file("ops/generalized_delta_rule/dplr/naive.py").dplr_recurrence
+
+    def step(r, w, k, v, a, b, s):
+        r = r * r.shape[-1] ** 0.5
+        o, s = op(*(x.transpose(1, 2) for x in (r, k, v, a, b, w)), initial_state=s)
+        return o.transpose(1, 2), s
+
+    return step
+
+
+def _plain_step() -> Op:
+    """The equations, each in one operation, on a state ``[K, V]``: what one would write down."""
+
+    def step(r, w, k, v, a, b, s):
+        r, decay, k, v, a, b = (x[:, 0, :, :, None] for x in (r, w.exp(), k, v, a, b))
+        read = a.transpose(2, 3) @ s
+        s = s * decay + b * read + k * v.transpose(2, 3)
+        return (r.transpose(2, 3) @ s).transpose(1, 2), s
+
+    return step
+
+
+RWKV7_STEPS: Dict[str, Callable[[], Op]] = {
+    OURS: functools.partial(_our_step, False),
+    "myfla in place": functools.partial(_our_step, True),
+    "fla naive recurrent": _fla_step,
+    "plain operations": _plain_step,
+}
+"""One decoding step of each: ``step(r, w, k, v, a, b, state) -> (o, new state)``."""
