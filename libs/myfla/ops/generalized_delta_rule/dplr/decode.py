@@ -1,10 +1,11 @@
 """One decoding step on a CPU: a token for each row. The operations of `recurrence`, and so its bits, in fewer calls."""
 
-from typing import List, Tuple
+from typing import Sequence, Tuple
 
 import torch
 
 from myfla.ops.common.reading import Reader, reader
+from myfla.utils.autocast import without_autocast
 from myfla.utils.large import empty_large
 
 __all__ = ["decoding_step"]
@@ -16,27 +17,31 @@ SPLIT = 4 * BLOCK
 """Elements from which on a state is large: up to here the last cache holds it, and calls cost more."""
 
 
+@without_autocast
 def decoding_step(
-    state: torch.Tensor, tensors: List[torch.Tensor], scale: float, inplace: bool
+    state: torch.Tensor, tensors: Sequence[torch.Tensor], scale: float, inplace: bool
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """The rule over checked arguments.
 
     Args:
         state: ``[B, H, K, V]``, contiguous, not empty, aligned sizes; not written unless ``inplace``.
-        tensors: q, k, v, a, b, gk, ``[B, 1, H, K]`` and ``[B, 1, H, V]``, in the state's number format.
+        tensors: q, k, v, a, b, gk, ``[B, 1, H, K]`` and ``[B, 1, H, V]``, none wider than the state.
         scale: factor on q.
         inplace: ``state`` may be written, and is returned.
 
     Returns:
-        o ``[B, 1, H, V]`` and the final state, in that format.
+        o ``[B, 1, H, V]`` in v's dtype and the final state.
     """
+    kind = tensors[2].dtype
+    tensors = [x if x.dtype is state.dtype else x.to(state.dtype) for x in tensors]
     new = state if inplace else empty_large(*state.shape, dtype=state.dtype, device=state.device)
     read = reader(state)
     if state.numel() <= SPLIT or state.device.type != "cpu":
-        return _step(read, scale, state, new, *tensors), new
+        o = _step(read, scale, state, new, *tensors)
+        return o if o.dtype is kind else o.to(kind), new
     rows = max(1, BLOCK // state[0].numel())
     parts = zip(*(x.split(rows) for x in (state, new, *tensors)))
-    return torch.cat([_step(read, scale, *part) for part in parts]), new
+    return torch.cat([_step(read, scale, *part) for part in parts]).to(kind), new
 
 
 def _step(

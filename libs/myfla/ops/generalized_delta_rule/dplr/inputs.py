@@ -67,11 +67,11 @@ def check_inputs(
 
 
 def is_plain_step(keys: Sequence[Any], v: Any, initial_state: Any, cu_seqlens: Any) -> bool:
-    """Whether these are one token a row and a state for it, and pass `check_inputs` and ``check_inplace``.
+    """Whether these are one token a row and a state of aligned sizes, and pass `check_inputs` and ``check_inplace``.
 
     Example:
-        >>> x = torch.zeros(2, 1, 1, 4)
-        >>> is_plain_step([x, x], x, torch.zeros(2, 1, 4, 4), None), is_plain_step([x, x], x, None, None)
+        >>> x = torch.zeros(2, 1, 1, 16)
+        >>> is_plain_step([x, x], x, torch.zeros(2, 1, 16, 16), None), is_plain_step([x, x], x, None, None)
         (True, False)
     """
     if cu_seqlens is not None or not are_plain(initial_state, (*keys, v)):
@@ -79,8 +79,13 @@ def is_plain_step(keys: Sequence[Any], v: Any, initial_state: Any, cu_seqlens: A
     shape, wide = keys[0].shape, v.shape
     if len(shape) != 4 or len(wide) != 4 or 0 in shape or 0 in wide or any(x.shape != shape for x in keys):
         return False
-    rows, tokens, heads, key = shape
-    return tokens == 1 and wide[:3] == shape[:3] and initial_state.shape == (rows, heads, key, wide[3])
+    (rows, tokens, heads, key), value = shape, wide[3]
+    return (
+        tokens == 1
+        and wide == (rows, 1, heads, value)
+        and initial_state.shape == (rows, heads, key, value)
+        and key % LANES == value % LANES == 0
+    )
 
 
 def check_options(who: str, chunk_size: Optional[int], cp_context: Any, lower_bound: Optional[float]) -> None:

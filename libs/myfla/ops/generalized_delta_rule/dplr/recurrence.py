@@ -59,9 +59,7 @@ def recurrent_forward(
     batch, tokens, heads, key = q.shape
     value = v.shape[-1]
     if cu_seqlens is None and tokens == 1 and initial_state is not None and _fits(initial_state, dtype):
-        tensors = [x if x.dtype is dtype else x.to(dtype) for x in (q, k, v, a, b, gk)]
-        out, final = decoding_step(initial_state, tensors, scale, inplace)
-        return out if out.dtype is v.dtype else out.to(v.dtype), final
+        return decoding_step(initial_state, (q, k, v, a, b, gk), scale, inplace)
     state = _padded(initial_state, (rows, heads, key, value), dtype, q.device, inplace)
     if cu_seqlens is None:
         counts, order = [batch] * tokens, None
