@@ -113,6 +113,30 @@ def test_scanning_by_transitions_equals_scanning_by_steps(T, cu, HV):
         assert_close(a, b, 1e-12)
 
 
+@cases(T=[5, 17, 100], cu=[None, [0, 1, 17, 17, 60, 100]], ends=[False, True], keeps=[False, True])
+def test_no_state_equals_a_state_of_zero(T, cu, ends, keeps):
+    """Whatever is left out of the first chunk and of the last, and whether anybody asks for the final state."""
+    cu = None if cu is None or T < 100 else torch.tensor(cu)
+    given = make(B=1 if cu is not None else 2, T=T, HV=4, in_kernel=True, cu=cu)
+    chosen, found = chunk_fwd.keeps_states, []
+    chunk_fwd.keeps_states = lambda elements, device: keeps
+    try:
+        for told in (False, True):
+            inputs = leaves(given)
+            state = torch.zeros_like(inputs.pop("initial_state")).requires_grad_()
+            o, final = chunk_gated_delta_rule(
+                **inputs, **options(True), initial_state=state if told else None, cu_seqlens=cu, output_final_state=True
+            )
+            loss = o.square().sum()
+            if ends or told:
+                loss = loss + (final * ends).square().sum()
+            found.append((o, final, *torch.autograd.grad(loss, list(inputs.values()))))
+    finally:
+        chunk_fwd.keeps_states = chosen
+    for a, b in zip(*found):
+        assert_close(a, b, 1e-13)
+
+
 @cases(states=[1, 2, 5], HV=[2, 4], cu=[None, [0, 1, 17, 17, 60, 100]], in_kernel=[False, True])
 def test_heads_and_rows_in_groups_equal_all_at_once(states, HV, cu, in_kernel):
     cu = None if cu is None else torch.tensor(cu)

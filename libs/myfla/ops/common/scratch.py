@@ -85,8 +85,15 @@ def together(like: torch.Tensor, shapes: Sequence[Tuple[int, ...]]) -> List[torc
         while stop < len(shapes) and sum(sizes[start : stop + 1]) * like.element_size() <= LARGEST_SHARED:
             stop += 1
         parts = like.new_empty(sum(sizes[start:stop])).split(sizes[start:stop])
-        out += [part[: math.prod(shape)].view(shape) for part, shape in zip(parts, shapes[start:stop])]
+        out += [part(x, slice(0, math.prod(shape))).view(shape) for x, shape in zip(parts, shapes[start:stop])]
     return out
+
+
+def part(x: torch.Tensor, at: slice, axis: int = 0) -> torch.Tensor:
+    """``x[at]``, or along another axis; x itself where that is all, which costs no call."""
+    if at.start == 0 and at.stop >= x.shape[axis]:
+        return x
+    return x[at] if axis == 0 else x.narrow(axis, at.start, min(at.stop, x.shape[axis]) - at.start)
 
 
 def split_heads(matrices: torch.Tensor, heads: int) -> torch.Tensor:

@@ -229,7 +229,7 @@ class _ChunkGatedDeltaRule(torch.autograd.Function):
             return (*grads, None, None, None, None, None, None)
         do = torch.zeros_like(v) if do is None else do
         *grads, dinitial = chunk_backward(
-            q, k, v, g, beta, ctx.layout, saved, do, dfinal, unit=ctx.unit
+            q, k, v, g, beta, ctx.scale, ctx.layout, saved, do, dfinal, ctx.unit, fresh=initial_state is None
         )
         dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
         return (*grads, dinitial, None, None, None, None, None, None)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Sequence, Tuple
 import torch
 
 from myfla.ops.common.layout import Block
-from myfla.ops.common.scratch import Scratch, split_heads
+from myfla.ops.common.scratch import Scratch, part, split_heads
 from myfla.utils.dtypes import has_float64
 
 FLOOR = -1000.0
@@ -38,7 +38,7 @@ class Columns(NamedTuple):
 
     def part(self, at: slice) -> "Columns":
         """The columns of some of the chunks."""
-        return Columns(*(x[at] for x in self))
+        return Columns(*(part(x, at) for x in self))
 
     @staticmethod
     def joined(several: Sequence["Columns"], like: torch.Tensor) -> "Columns":
@@ -70,33 +70,19 @@ def load_columns(
     return sums[..., 0], columns
 
 
-def causal_masks(chunk: int, scale: float, like: torch.Tensor) -> torch.Tensor:
-    """``[2, C, C]``: ``scale`` up to the diagonal, for queries; one below it, for keys."""
-    masks = like.new_ones(2, chunk, chunk)
-    masks[0].mul_(scale).tril_()
-    masks[1].tril_(-1)
-    return masks
-
-
-def pair_decay(
-    sums: torch.Tensor, masks: torch.Tensor, scratch: Scratch, wide: Scratch, out: torch.Tensor
-) -> torch.Tensor:
-    """``exp(c_i - c_j)`` as the products of a chunk's queries and keys with its keys need it.
+def pair_decay(sums: torch.Tensor, wide: Scratch, out: torch.Tensor) -> torch.Tensor:
+    """``exp(c_i - c_j)``, the factor of the products of a chunk's queries and keys with its keys.
 
     Args:
         sums: ``[M, C]``.
-        masks: of `causal_masks`.
-        scratch, wide: buffers in the dtypes of ``out`` and of ``sums``.
-        out: ``[M, 2C, C]``, written: ``scale exp(c_i - c_j)`` for ``j <= i`` over ``exp(c_i - c_j)`` for ``j < i``,
-            zero elsewhere.
+        wide: buffers in the dtype of ``sums``.
+        out: ``[M, C, C]``, written; zero for ``j > i``.
     """
     size, chunk = sums.shape
     difference = torch.sub(sums[:, :, None], sums[:, None, :], out=wide.get("difference", size, chunk, chunk))
-    decay = scratch.get("decay", size, chunk, chunk).copy_(difference).tril_()
-    least = LEAST[decay.dtype]
-    torch.threshold_(decay.clamp_(min=least).exp_(), math.exp(least + 1), 0.0)
-    torch.mul(decay.unsqueeze(1), masks, out=out.view(-1, 2, chunk, chunk))
-    return out
+    least = LEAST[out.dtype]
+    out.copy_(difference).tril_().clamp_(min=least).exp_()  # the rest, which would overflow, is made one, and then zero
+    return torch.threshold_(out, math.exp(least + 1), 0.0).tril_()
 
 
 def _exp(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

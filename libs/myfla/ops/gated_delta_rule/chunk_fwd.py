@@ -9,7 +9,7 @@ For one chunk of one head, with rows for tokens, ``S`` the incoming state and th
 
 ``E`` holds each token's error against the memory as it was, made consistent within the chunk by ``T`` (the WY / UT
 form of DeltaNet, arXiv 2406.06484; with decay: Gated DeltaNet, arXiv 2412.06464). Q lies over K, ``[M, 2C, K]``:
-what both meet is one product.
+what is done to both is done at once.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
@@ -17,10 +17,10 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
-from myfla.ops.common.scratch import Scratch, split_heads, together
+from myfla.ops.common.scratch import Scratch, part, split_heads, together
 from myfla.ops.common.triangular import unit_lower_inverse
 from myfla.ops.common.tuning import keeps_states
-from myfla.ops.gated_delta_rule.chunk_decay import Columns, causal_masks, load_columns, pair_decay, wide_dtype
+from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns, pair_decay, wide_dtype
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, scan
 from myfla.utils.autocast import without_autocast
 
@@ -33,12 +33,13 @@ class Saved(NamedTuple):
 
     states: torch.Tensor  # [., K, V]     states before each chunk; of large inputs before each block only
     errors: torch.Tensor  # [M, C, V]     E
-    inverse: torch.Tensor  # [M, C, C]    T
-    pair: torch.Tensor  # [M, 2C, C]      of `pair_decay`
-    products: torch.Tensor  # [M, 2C, C]  pair * Q K^T over pair * K K^T
+    turned: torch.Tensor  # [M, C, C]     T^T
+    pair: torch.Tensor  # [M, C, C]       of `pair_decay`
+    products: torch.Tensor  # [M, 2C, C]  scale pair * Q K^T over pair * K K^T
     length: torch.Tensor  # [M, 2C, 1]    reciprocal lengths of q and k
     # What is quickly found again is kept of short inputs only; of others these have M = 0.
     both: torch.Tensor  # [M, 2C, K]      queries over keys, of length one if asked for
+    meets: torch.Tensor  # [M, 2C, K]     of `Factors`
     handed: torch.Tensor  # [M, C, K]     of `Factors`
     weighted: torch.Tensor  # [M, 2C, C]  products * beta
 
@@ -46,15 +47,15 @@ class Saved(NamedTuple):
     def sizes(chunk: int, key: int, value: int) -> Tuple[Tuple[int, int], ...]:
         """Rows and columns of all but the first, for each chunk."""
         tokens, square = (2 * chunk, key), (2 * chunk, chunk)
-        always = (chunk, value), (chunk, chunk), square, square, (2 * chunk, 1)
-        return (*always, tokens, (chunk, key), square)
+        always = (chunk, value), (chunk, chunk), (chunk, chunk), square, (2 * chunk, 1)
+        return (*always, tokens, tokens, (chunk, key), square)
 
     @classmethod
     def empty(cls, layout: ChunkLayout, states: torch.Tensor) -> "Saved":
         """Unwritten tensors for all chunks of ``states [N, HV, K, V]``."""
         _, heads, key, value = states.shape
         chunks, small = layout.total * heads, keeps_states(layout.total * heads * key * value, states.device)
-        counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 3 * [chunks if small else 0]
+        counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 4 * [chunks if small else 0]
         sizes = ((key, value), *cls.sizes(layout.chunk, key, value))
         return cls(*together(states, [(count,) + size for count, size in zip(counts, sizes)]))
 
@@ -66,7 +67,8 @@ class Saved(NamedTuple):
     def part(self, block: Block, heads: int) -> "Saved":
         """What belongs to one block."""
         span = block.span(heads)
-        return Saved(self.states[span if self.complete else block.opening(heads)], *(x[span] for x in self[1:]))
+        states = part(self.states, span if self.complete else block.opening(heads))
+        return Saved(states, *(part(x, span) for x in self[1:]))
 
 
 def head_groups(layout: ChunkLayout, heads: int, value_heads: int) -> List[Tuple[slice, slice]]:
@@ -123,8 +125,9 @@ def chunk_forward(
         final.copy_(sort_rows(layout, initial_state))
     kept: List[torch.Tensor] = []
     for few, many in head_groups(layout, k.shape[2], v.shape[2]):
-        inputs = q[:, :, few], k[:, :, few], v[:, :, many], g[:, :, many], beta[:, :, many]
-        kept += _forward_heads(*inputs, final[:, many], scale, layout, save, unit, out[:, :, many])
+        inputs = part(q, few, 2), part(k, few, 2), part(v, many, 2), part(g, many, 2), part(beta, many, 2)
+        states, fresh = part(final, many, 1), initial_state is None
+        kept += _forward_heads(*inputs, states, fresh, scale, layout, save, unit, part(out, many, 2))
     return out, unsort_rows(layout, final), kept
 
 
@@ -135,26 +138,28 @@ def _forward_heads(
     g: torch.Tensor,
     beta: torch.Tensor,
     states: torch.Tensor,
+    fresh: bool,
     scale: float,
     layout: ChunkLayout,
     save: bool,
     unit: bool,
     out: torch.Tensor,
 ) -> Tuple[torch.Tensor, ...]:
-    """Some heads; ``states`` are those before, and afterwards those after all tokens."""
+    """Some heads; ``states`` are those before (zero if ``fresh``), and afterwards those after all tokens."""
     running, heads = states.contiguous().view(-1, *states.shape[2:]), states.shape[1]
     largest, dtype = largest_block(layout) * heads, states.dtype
-    saved, masks = Saved.empty(layout, states) if save else None, causal_masks(layout.chunk, scale, running)
+    saved = Saved.empty(layout, states) if save else None
     with Scratch(v, dtype, largest) as scratch, Scratch(v, wide_dtype(v.device, dtype), largest) as wide:
         found: List[Columns] = []
         for whole, group in zip(layout.wholes, layout.groups):
             sums, columns = load_columns(whole, g, beta, scale, dtype)
             found += [columns] if save else []
             for block in group:
-                part, (at, kept) = block.within(whole, heads), _room(block, heads, saved, running, scratch)
+                place, (at, kept) = block.within(whole, heads), _room(block, heads, saved, running, scratch)
                 _forward_block(
-                    block, q, k, v, sums[part], columns.part(part), running, masks, unit, scratch, wide, at, kept, out
-                )
+                    block, q, k, v, part(sums, place), columns.part(place), running, scale, fresh, unit, scratch,
+                    wide, at, kept, out,
+                )  # fmt: skip
     if not states.is_contiguous():  # else they were worked on in place
         states.copy_(running.view(states.shape))
     return () if saved is None else (*saved, *Columns.joined(found, running))
@@ -177,10 +182,18 @@ def _room(
     return at._replace(**passing), None
 
 
-def factors_of(both: torch.Tensor, columns: Columns, inverse: torch.Tensor, handed: torch.Tensor) -> Factors:
-    """How a block's tokens meet the state; fills ``handed``."""
+def factors_of(
+    both: torch.Tensor, columns: Columns, turned: torch.Tensor, meets: torch.Tensor, handed: torch.Tensor
+) -> Factors:
+    """How a block's tokens meet the state; fills ``meets`` and ``handed``."""
+    torch.mul(both, columns.meet, out=meets)
     torch.mul(both[:, handed.shape[1] :], columns.hand, out=handed)
-    return Factors(columns.whole, both, columns.meet, handed, inverse)
+    return Factors(columns.whole, meets, handed, turned.transpose(1, 2))
+
+
+def halves(tall: torch.Tensor, chunk: int) -> torch.Tensor:
+    """``[M, 2C, D]`` as ``[M, 2, C, D]``: what belongs to queries, and to keys."""
+    return tall.view(-1, 2, chunk, tall.shape[2])
 
 
 def load_rows(block: Block, x: torch.Tensor, heads: int, out: torch.Tensor, pad: bool = False) -> torch.Tensor:
@@ -204,7 +217,8 @@ def _forward_block(
     sums: torch.Tensor,
     columns: Columns,
     running: torch.Tensor,
-    masks: torch.Tensor,
+    scale: float,
+    fresh: bool,
     unit: bool,
     scratch: Scratch,
     wide: Scratch,
@@ -221,15 +235,13 @@ def _forward_block(
         both.mul_(at.length)
     keys = both[:, chunk:]
 
-    pair_decay(sums, masks, scratch, wide, at.pair)
-    torch.bmm(both, keys.transpose(1, 2), out=at.products).mul_(at.pair)
+    pair_decay(sums, wide, at.pair)
+    torch.bmm(both, keys.transpose(1, 2), out=at.products)
+    halves(at.products, chunk).mul_(at.pair.unsqueeze(1))[:, 0].mul_(scale)
     weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=at.weighted)
-    unit_lower_inverse(weighted[:, chunk:], out=at.inverse)
+    unit_lower_inverse(weighted[:, chunk:], out=at.turned.transpose(1, 2))  # the solver, too, hands over columns
 
-    factors = factors_of(both, columns, at.inverse, at.handed)
-    reads = scratch.get("reads", both.shape[0], 2 * chunk, v.shape[3])
-    scan(block, heads, factors, values, running, reads, at.errors, kept)
-
-    result = torch.bmm(weighted[:, :chunk], at.errors, out=values)
-    result.addcmul_(reads[:, :chunk], columns.meet[:, :chunk])
-    block.store(split_heads(result, heads), out)
+    factors = factors_of(both, columns, at.turned, at.meets, at.handed)
+    scan(block, heads, factors, values, running, at.errors, kept, fresh and block.wave == 0)
+    values.baddbmm_(weighted[:, :chunk], at.errors)
+    block.store(split_heads(values, heads), out)

@@ -1,7 +1,7 @@
 """From chunk to chunk, in both directions, in two forms that compute the same.
 
-**Steps**: a chunk meets the incoming state once, its queries and keys in one product, and hands on the next one, in
-place. The fewest multiplications: best on CPUs, where products cost what their multiplications cost.
+**Steps**: a chunk's tokens meet the incoming state and hand on the next one, in place. The fewest multiplications: best
+on CPUs, where products cost what their multiplications cost.
 
 **Transitions** put a chunk's whole effect on the state into one matrix, ``S' = P S + R`` with
 ``P = whole I - handed^T T (rise K)`` and ``R = handed^T T V``, all chunks at once, so that one product a chunk is
@@ -19,8 +19,7 @@ class Factors(NamedTuple):
     """How a block's tokens meet the state; M counts chunks and heads."""
 
     whole: torch.Tensor  # [M, 1, 1]    decay over the chunk
-    both: torch.Tensor  # [M, 2C, K]    Q over K
-    meet: torch.Tensor  # [M, 2C, 1]    scale rise over rise: how much of the state they meet
+    meets: torch.Tensor  # [M, 2C, K]   scale rise Q over rise K
     handed: torch.Tensor  # [M, C, K]   beta fall K
     inverse: torch.Tensor  # [M, C, C]  T
 
@@ -41,34 +40,38 @@ def scan(
     f: Factors,
     values: torch.Tensor,
     running: torch.Tensor,
-    reads: torch.Tensor,
     errors: torch.Tensor,
     states: Optional[torch.Tensor] = None,
+    fresh: bool = False,
 ) -> None:
-    """Fill reads, errors and states, leave the last states in ``running``.
+    """Fill errors and states, leave the last states in ``running``.
 
     Args:
         block: which chunks.
         heads: HV.
         f: the block's factors.
-        values: ``[M, C, V]`` V; overwritten.
+        values: ``[M, C, V]`` V; overwritten by what queries read, ``scale (rise Q) S``.
         running: ``[N * HV, K, V]`` states of all sequences, before and after.
-        reads: ``[M, 2C, V]`` products of ``f.both`` and the incoming states, written.
         errors: ``[M, C, V]`` E, written.
         states: ``[M, K, V]`` states before each chunk, written; None if nobody wants them.
+        fresh: whether the states before are zero.
     """
     if by_transitions(running.device, running.shape[0]):
-        return _scan_by_transitions(block, heads, f, values, running, reads, errors, states)
-    known, rise = reads[:, block.chunk :], f.meet[:, block.chunk :]
-    given = waves(block, heads, f.whole, f.both, rise, f.handed.transpose(1, 2), f.inverse)
-    made = waves(block, heads, values, reads, known, errors)
-    for step, (value, read, foreseen, error), (state, after) in zip(
-        given, made, handovers(block, heads, running, states)
+        return _scan_by_transitions(block, heads, f, values, running, errors, states)
+    queries, keys = f.meets[:, : block.chunk], f.meets[:, block.chunk :]
+    steps = waves(block, heads, f.whole, queries, keys, f.handed.transpose(1, 2), f.inverse, values, errors)
+    for (whole, query, known, handed, inverse, value, error), (state, after) in zip(
+        steps, handovers(block, heads, running, states)
     ):
-        whole, both, risen, handed, inverse = step
-        torch.bmm(both, state, out=read)
-        torch.bmm(inverse, value.addcmul_(foreseen, risen, value=-1), out=error)
-        torch.mul(state, whole, out=after).baddbmm_(handed, error)
+        if fresh:  # nothing to forget, to erase or to read
+            torch.bmm(inverse, value, out=error)
+            torch.bmm(handed, error, out=after)
+            value.zero_()
+            fresh = False
+        else:
+            torch.bmm(inverse, value.baddbmm_(known, state, alpha=-1), out=error)
+            torch.bmm(query, state, out=value)
+            torch.mul(state, whole, out=after).baddbmm_(handed, error)
 
 
 def replay(block: Block, heads: int, f: Factors, errors: torch.Tensor, states: torch.Tensor) -> None:
@@ -90,7 +93,7 @@ class Gradients(NamedTuple):
     out: torch.Tensor  # [M, 2C, V]     given: dO above; written: -dV below
     values: torch.Tensor  # [M, C, V]   dV
     pairs: torch.Tensor  # [M, 2C, C]   ``out E^T``
-    meets: torch.Tensor  # [M, 2C, K]   of ``meet * both``
+    meets: torch.Tensor  # [M, 2C, K]   of `Factors.meets`
     handed: torch.Tensor  # [M, C, K]   of `Factors.handed`
     whole: torch.Tensor  # [M, 1, 1]    of `Factors.whole`
 
@@ -102,10 +105,11 @@ def scan_back(
     states: torch.Tensor,
     errors: torch.Tensor,
     derrors: torch.Tensor,
-    meets: torch.Tensor,
     running: torch.Tensor,
     d: Gradients,
     room: Optional[torch.Tensor],
+    fresh: bool = False,
+    last: bool = False,
 ) -> None:
     """From the last chunk to the first.
 
@@ -114,32 +118,48 @@ def scan_back(
         states: ``[M, K, V]`` before each chunk.
         errors: ``[M, C, V]`` E.
         derrors: ``[M, C, V]`` what reaches E within the chunk; overwritten.
-        meets: ``[M, 2C, K]`` ``f.meet * f.both``.
         running: ``[N * HV, K, V]`` gradients of the states of all sequences, after and before.
         d: where the gradients go.
         room: ``[N * HV, K, V]`` for products of states; None to put them in the place of ``states``.
+        fresh: whether the states before were zero; their gradients are then undefined.
+        last: whether the gradients of the states after are zero.
     """
     if by_transitions(running.device, running.shape[0]):
-        return _scan_back_by_transitions(block, heads, f, states, errors, derrors, meets, running, d)
+        return _scan_back_by_transitions(block, heads, f, states, errors, derrors, running, d)
     running = running[block.rows[0] * heads :]
     gradient, turned = running, running.transpose(1, 2)
-    fixed = waves(block, heads, f.whole, meets.transpose(1, 2), f.handed, f.inverse.transpose(1, 2))
-    held = waves(block, heads, states, states.transpose(1, 2), errors, errors.transpose(1, 2))
-    made = waves(block, heads, derrors, d.out, d.out[:, block.chunk :], *d[1:])
-    for given, (state, known, error, wrong), written in reversed(list(zip(fixed, held, made))):
+    fixed = waves(block, heads, f.whole, f.meets.transpose(1, 2), f.handed, f.inverse.transpose(1, 2))
+    held = waves(block, heads, states, states.transpose(1, 2), errors)
+    made = waves(block, heads, derrors, d.out, d.out[:, block.chunk :], d.values, d.meets, d.handed, d.whole)
+    steps = list(zip(fixed, held, made))
+    for step, (given, (state, known, error), written) in reversed(list(enumerate(steps))):
         whole, met, handed, inverse = given
-        derror, dout, below, dvalue, pairs, dmeets, dhanded, dwhole = written
+        derror, dout, below, dvalue, dmeets, dhanded, dwhole = written
         if gradient.shape[0] != whole.shape[0]:
             gradient = running[: whole.shape[0]]
             turned = gradient.transpose(1, 2)
-        torch.bmm(inverse, derror.baddbmm_(handed, gradient), out=dvalue)
+        torch.bmm(inverse, derror if last else derror.baddbmm_(handed, gradient), out=dvalue)
         torch.neg(dvalue, out=below)
-        torch.bmm(dout, wrong, out=pairs)
-        torch.bmm(dout, known, out=dmeets)
-        torch.bmm(error, turned, out=dhanded)
-        product = torch.mul(state, gradient, out=state if room is None else room[: whole.shape[0]])
-        torch.sum(product, (1, 2), keepdim=True, out=dwhole)
-        gradient.mul_(whole).baddbmm_(met, dout)
+        first = fresh and step == 0
+        if first:
+            dmeets.zero_()
+        else:
+            torch.bmm(dout, known, out=dmeets)
+        if last:
+            dhanded.zero_()
+        else:
+            torch.bmm(error, turned, out=dhanded)
+        if first or last:
+            dwhole.zero_()
+        else:
+            product = torch.mul(state, gradient, out=state if room is None else room[: whole.shape[0]])
+            torch.sum(product, (1, 2), keepdim=True, out=dwhole)
+        if last:
+            torch.bmm(met, dout, out=gradient)
+        elif not first:
+            gradient.mul_(whole).baddbmm_(met, dout)
+        last = False
+    torch.bmm(d.out, errors.transpose(1, 2), out=d.pairs)
 
 
 def handovers(
@@ -179,8 +199,8 @@ def waves(block: Block, heads: int, *tensors: torch.Tensor) -> Iterator[Tuple[to
 
 
 def _scan_by_transitions(
-    block: Block, heads: int, f: Factors, values: torch.Tensor, running: torch.Tensor, reads: torch.Tensor,
-    errors: torch.Tensor, states: Optional[torch.Tensor],
+    block: Block, heads: int, f: Factors, values: torch.Tensor, running: torch.Tensor, errors: torch.Tensor,
+    states: Optional[torch.Tensor],
 ) -> None:
     """`scan` with one product a chunk."""
     eraser, fresh = _eraser(f), torch.bmm(f.inverse, values)
@@ -189,19 +209,19 @@ def _scan_by_transitions(
     steps = waves(block, heads, _transition(f, eraser), stored)
     for (transition, fill), (state, after) in zip(steps, handovers(block, heads, running, states)):
         torch.baddbmm(fill, transition, state, out=after)
-    torch.bmm(f.both, states, out=reads)
     torch.baddbmm(fresh, eraser, states, alpha=-1, out=errors)
+    torch.bmm(f.meets[:, : block.chunk], states, out=values)
 
 
 def _scan_back_by_transitions(
     block: Block, heads: int, f: Factors, states: torch.Tensor, errors: torch.Tensor, derrors: torch.Tensor,
-    meets: torch.Tensor, running: torch.Tensor, d: Gradients,
+    running: torch.Tensor, d: Gradients,
 ) -> None:
     """`scan_back` with one product a chunk."""
     turned, below = f.inverse.transpose(1, 2), d.out[:, block.chunk :]
     direct = torch.bmm(turned, derrors)
     torch.neg(direct, out=below)
-    stored = torch.bmm(meets.transpose(1, 2), d.out)
+    stored = torch.bmm(f.meets.transpose(1, 2), d.out)
     transition = _transition(f, _eraser(f)).transpose(1, 2)
     gradients, running = torch.empty_like(states), running[block.rows[0] * heads :]
     for move, fill, gradient in reversed(list(waves(block, heads, transition, stored, gradients))):
@@ -217,8 +237,7 @@ def _scan_back_by_transitions(
 
 def _eraser(f: Factors) -> torch.Tensor:
     """``T (rise K)``, ``[M, C, K]``."""
-    chunk = f.handed.shape[1]
-    return torch.bmm(f.inverse, f.both[:, chunk:] * f.meet[:, chunk:])
+    return torch.bmm(f.inverse, f.meets[:, f.handed.shape[1] :])
 
 
 def _transition(f: Factors, eraser: torch.Tensor) -> torch.Tensor:
