@@ -4,7 +4,7 @@ Blocks of 16 on the diagonal are solved; two neighbours ``A`` and ``D`` with the
 twice the size, ``[A^-1, 0; -D^-1 L A^-1, D^-1]``. What is above the diagonal is never stored on the way.
 """
 
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Tuple
 
 import torch
 
@@ -12,8 +12,6 @@ from myfla.ops.common.half_products import product
 from myfla.utils.tracing import compiling
 
 LEAF = 16
-
-Join = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def invert_unit_lower(lower: torch.Tensor) -> torch.Tensor:
@@ -64,25 +62,38 @@ def column_blocks(x: torch.Tensor) -> List[torch.Tensor]:
     return blocks
 
 
+def invert_leaves(leaves: torch.Tensor) -> torch.Tensor:
+    """``(I + strictly_lower(leaves))^-1`` of ``[M, P, 16, 16]``."""
+    if compiling():  # row after row, all in one kernel
+        columns, rows = torch.arange(LEAF, device=leaves.device), []
+        for i in range(LEAF):
+            row = (columns == i).to(leaves.dtype).expand(leaves.shape[:3])
+            for j, known in enumerate(rows):
+                row = row - leaves[:, :, i, j, None] * known
+            rows.append(row)
+        return torch.stack(rows, dim=2)
+    flat = leaves.flatten(0, 1)
+    one = torch.eye(LEAF, dtype=leaves.dtype, device=leaves.device).expand(flat.shape)
+    return torch.linalg.solve_triangular(flat, one, upper=False, unitriangular=True).contiguous().view(leaves.shape)
+
+
 def invert_blocks(
-    leaves: torch.Tensor, corners: List[torch.Tensor], join: Optional[Join] = None
+    leaves: torch.Tensor, corners: List[torch.Tensor], run: Callable[[Callable], Callable] = lambda step: step
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """All but the last step: what `join_blocks` makes the inverse of.
 
     Args:
         leaves, corners: of `split_blocks`.
-        join: `join_blocks`, perhaps compiled.
+        run: what `invert_leaves` and `join_blocks` go through before they are called.
 
     Returns:
         inverses of the two halves ``[M, 2, C / 2, C / 2]`` and the block below ``[M, C / 2, C / 2]``; with one leaf,
         its inverse ``[M, 1, C, C]`` and an empty block.
     """
-    one = torch.eye(LEAF, dtype=leaves.dtype, device=leaves.device).expand(leaves.flatten(0, 1).shape)
-    flat = torch.linalg.solve_triangular(leaves.flatten(0, 1), one, upper=False, unitriangular=True)
-    blocks, corner = flat.contiguous().view(leaves.shape), leaves.new_empty(0)
+    blocks, corner = run(invert_leaves)(leaves), leaves.new_empty(0)
     for lower in corners:
         if corner.numel():
-            blocks = (join or join_blocks)(blocks, corner)
+            blocks = run(join_blocks)(blocks, corner)
         step = lower.shape[2]
         top, bottom = blocks.view(-1, 2, step, step).unbind(1)
         corner = product(bottom, product(lower.view(-1, step, step), top), alpha=-1.0)

@@ -23,7 +23,7 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops.common.half_inverse import invert_blocks, join_blocks
+from myfla.ops.common.half_inverse import invert_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_factors import Factors, load_decays
@@ -106,7 +106,7 @@ def half_forward(
 
     sums = product(both, keys.transpose(1, 2), dtype)
     attend, leaves, corners = run(weigh)(sums, f, v.dtype)
-    inverse, scaled = run(finish_inverse)(*invert_blocks(leaves, corners, run(join_blocks)), f, v.dtype)
+    inverse, scaled = run(finish_inverse)(*invert_blocks(leaves, corners, run), f, v.dtype)
     delta = product(inverse, cut.load(v, v.new_empty(m, chunk, value)))
     product(scaled, keys, out=reader)
 

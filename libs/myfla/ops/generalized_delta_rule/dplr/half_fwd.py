@@ -23,7 +23,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops.common.half_inverse import invert_blocks, join_blocks
+from myfla.ops.common.half_inverse import invert_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.generalized_delta_rule.dplr.half_levels import Levels
@@ -107,7 +107,7 @@ def half_forward(
     squares = [product(later, earlier.transpose(1, 2), dtype) for earlier, later in zip(read, reads)]
     pairs, leaves, corners = run(join_products)(squares, levels, v.dtype)
     del squares
-    inverse = run(finish_inverse)(*invert_blocks(leaves, corners, run(join_blocks)), v.dtype)
+    inverse = run(finish_inverse)(*invert_blocks(leaves, corners, run), v.dtype)
     cut.load(v, values)
     product(inverse, product(pairs[:, :chunk, chunk:], values), out=u)
     reader = product(inverse, left[:, :chunk])
