@@ -17,7 +17,7 @@ def test_passes_as_a_compiler_sees_them_are_the_same(shape, unit, linear, monkey
     torch._dynamo.reset()
     seen = set()
 
-    def compiled(function):
+    def compiled(function, products=False):
         seen.add(function.__name__)
         return torch.compile(function, backend="eager", fullgraph=True)
 
@@ -26,6 +26,8 @@ def test_passes_as_a_compiler_sees_them_are_the_same(shape, unit, linear, monkey
     cut = Cut(B, T, HV, 64, 2, 2) if T == 128 else None
     assert max(errors(draw(*shape, 0.5, beta=2.0), unit, cut, linear=linear, fuse=True).values()) < 1e-11
     assert len(seen) == 11
+    assert max(errors(draw(1, 70, 1, 2, 64, 4, 0.5), unit, linear=linear, fuse=True, joined=True).values()) < 1e-11
+    assert "read_out" in seen
 
 
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_vmap"), reason="needs PyTorch 2.5")

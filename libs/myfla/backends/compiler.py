@@ -1,13 +1,14 @@
 """``torch.compile`` as a backend: whether it works here, and compiled functions, each made once."""
 
 import functools
+import importlib
 from typing import Any, Callable, Optional
 
 import torch
 
 from myfla.utils.tracing import compiling
 
-__all__ = ["compiled", "compiler_problem"]
+__all__ = ["compiled", "compiler_problem", "joins_products"]
 
 
 @functools.lru_cache(maxsize=None)
@@ -22,14 +23,25 @@ def compiler_problem(device: str) -> Optional[str]:
     return None
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function compiled as one graph; inside another compiler, the function itself."""
-    return function if compiling() else _compiled(function)
+def joins_products(device: str) -> bool:
+    """Whether the compiler can make one kernel of products of matrices and what is done with them before and after."""
+    if device != "cuda" or compiler_problem(device) is not None:
+        return False
+    return hasattr(importlib.import_module("torch._inductor.config").triton, "native_matmul")
+
+
+def compiled(function: Callable[..., Any], products: bool = False) -> Callable[..., Any]:
+    """A function compiled as one graph; inside another compiler, the function itself.
+
+    Args:
+        products: have its products of matrices generated too, where `joins_products`. Without, they are called.
+    """
+    return function if compiling() else _compiled(function, products)
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True)
+def _compiled(function: Callable[..., Any], products: bool) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, options={"triton.native_matmul": True} if products else None)
 
 
 def _probe(x: torch.Tensor) -> torch.Tensor:

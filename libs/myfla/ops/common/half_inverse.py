@@ -34,14 +34,21 @@ def split_blocks(lower: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]
         ``[M, C / 16, 16, 16]``, and for s = 16, 32, ... below C the ``[M, C / 2s, s, s]``.
     """
     count, size = lower.shape[:2]
+    leaves, corners = view_blocks(lower)
+    return leaves.contiguous(), [x.contiguous() for x in corners]
+
+
+def view_blocks(lower: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    """`split_blocks` without a copy."""
+    count, size = lower.shape[:2]
     leaves = lower.view(count, size // LEAF, LEAF, size // LEAF, LEAF).diagonal(0, 1, 3)
     corners, step = [], LEAF
     while step < size:
         pairs = size // (2 * step)
         below = lower.view(count, pairs, 2, step, pairs, 2, step)[:, :, 1, :, :, 0]
-        corners.append(below.diagonal(0, 1, 3).permute(0, 3, 1, 2).contiguous())
+        corners.append(below.diagonal(0, 1, 3).permute(0, 3, 1, 2))
         step *= 2
-    return leaves.permute(0, 3, 1, 2).contiguous(), corners
+    return leaves.permute(0, 3, 1, 2), corners
 
 
 def row_blocks(x: torch.Tensor) -> List[torch.Tensor]:
@@ -65,7 +72,8 @@ def column_blocks(x: torch.Tensor) -> List[torch.Tensor]:
 def invert_leaves(leaves: torch.Tensor) -> torch.Tensor:
     """``(I + strictly_lower(leaves))^-1`` of ``[M, P, 16, 16]``."""
     if compiling():  # row after row, all in one kernel
-        columns, rows = torch.arange(LEAF, device=leaves.device), []
+        rows: List[torch.Tensor] = []
+        columns = torch.arange(LEAF, device=leaves.device)
         for i in range(LEAF):
             row = (columns == i).to(leaves.dtype).expand(leaves.shape[:3])
             for j, known in enumerate(rows):
@@ -96,7 +104,7 @@ def invert_blocks(
             blocks = run(join_blocks)(blocks, corner)
         step = lower.shape[2]
         top, bottom = blocks.view(-1, 2, step, step).unbind(1)
-        corner = product(bottom, product(lower.view(-1, step, step), top), alpha=-1.0)
+        corner = product(bottom, product(lower.reshape(-1, step, step), top), alpha=-1.0)
         blocks = blocks.view(lower.shape[0], -1, step, step)
     return blocks, corner
 

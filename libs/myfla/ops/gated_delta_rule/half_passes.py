@@ -19,29 +19,32 @@ TINY = 1e-20
 
 
 def load_queries(
-    q: torch.Tensor, out: torch.Tensor, reads: torch.Tensor, cut: Cut, rise: torch.Tensor, scale: float, unit: bool
+    q: torch.Tensor, out: torch.Tensor, reads: Optional[torch.Tensor], cut: Cut, rise: torch.Tensor, scale: float,
+    unit: bool,
 ) -> torch.Tensor:
-    """Cut ``q [B, T, H, K]`` into the chunks ``out [M, C, K]``, and write ``rise q`` into ``reads [M, C, K]``.
+    """Cut ``q [B, T, H, K]`` into the chunks ``out [M, C, K]``, and write ``rise q`` into ``reads``, if given.
 
     Returns:
         the factor of Q.
     """
     queries = cut.load(q, out)
     factor = reciprocal_length(queries, rise.dtype) * scale if unit else torch.full_like(rise, scale)
-    put(reads, queries, rise * factor)
+    if reads is not None:
+        put(reads, queries, rise * factor)
     return factor
 
 
 def load_keys(
-    k: torch.Tensor, out: torch.Tensor, more: torch.Tensor, cut: Cut, d: Decays, unit: bool
+    k: torch.Tensor, out: torch.Tensor, more: Optional[torch.Tensor], cut: Cut, d: Decays, unit: bool
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cut ``k [B, T, H, K]`` into the chunks ``out`` and ``more``, both ``[M, C, K]``.
+    """Cut ``k [B, T, H, K]`` into the chunks ``out`` and ``more``, if given, both ``[M, C, K]``.
 
     Returns:
         their factor, that of the writer keys, and ``fall k~``.
     """
     keys = cut.load(k, out)
-    more.copy_(keys)
+    if more is not None:
+        more.copy_(keys)
     factor = reciprocal_length(keys, d.rise.dtype) if unit else torch.ones_like(d.rise)
     write = d.strength * factor
     return factor, write, put(torch.empty_like(keys), keys, d.fall * write)

@@ -4,6 +4,7 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.backends.compiler import joins_products
 from myfla.ops.common.half_tokens import Cut, cut_dense
 from myfla.ops.generalized_delta_rule.dplr.half_bwd import half_backward
 from myfla.ops.generalized_delta_rule.dplr.half_fwd import How, Kept, half_forward
@@ -26,6 +27,7 @@ def half_chunks(
     lower_bound: Optional[float] = None,
     cut: Optional[Cut] = None,
     fuse: bool = False,
+    joined: Optional[bool] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunk_dplr_delta_rule` of checked arguments, dense batches only.
 
@@ -35,13 +37,16 @@ def half_chunks(
             below the bound.
         cut: chunks and groups, chosen here by default.
         fuse: compile the elementwise passes.
+        joined: take the passes that have products in them (`half_joined`); by default where a compiler generates
+            these too.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype and the final states ``[B, H, K, V]`` in float32 (or float64).
     """
     tensors = (q, k, v, a, b, gk, initial_state)
     cut, dtype = cut or cut_dense(v, chunk), accumulation_dtype(*tensors)
-    how = How(scale, cut, choose_levels(cut.chunk, dtype, lower_bound), dtype, fuse)
+    joined = fuse and joins_products(v.device.type) if joined is None else joined
+    how = How(scale, cut, choose_levels(cut.chunk, dtype, lower_bound), dtype, fuse, joined)
     if records(*tensors):
         return _HalfChunks.apply(*tensors, how)
     return half_forward(*tensors, how)[:2]

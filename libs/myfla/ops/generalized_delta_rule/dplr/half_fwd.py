@@ -18,14 +18,16 @@ Products stand here, what is done element by element between them in `half_passe
 `half_scan`.
 """
 
+import functools
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops.common.half_inverse import invert_blocks
+from myfla.ops.common.half_inverse import invert_blocks, view_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
+from myfla.ops.generalized_delta_rule.dplr.half_joined import multiply_lower, multiply_pairs, read_out
 from myfla.ops.generalized_delta_rule.dplr.half_levels import Levels
 from myfla.ops.generalized_delta_rule.dplr.half_passes import finish_inverse, join_products, load_tokens, sum_decays
 from myfla.ops.generalized_delta_rule.dplr.half_scan import scan
@@ -40,6 +42,12 @@ class How(NamedTuple):
     levels: Levels  # how a chunk's products are split
     dtype: torch.dtype  # of sums and states
     fuse: bool  # have the elementwise passes compiled
+    joined: bool  # make some products part of passes (`half_joined`), compiled or not
+
+    @property
+    def join(self) -> Callable[[Callable], Callable]:
+        """What a pass with products goes through before it is called."""
+        return functools.partial(compiled, products=True) if self.fuse else _as_it_is
 
     @property
     def run(self) -> Callable[[Callable], Callable]:
@@ -104,9 +112,13 @@ def half_forward(
 
     c = run(sum_decays)(gk, cut, levels, dtype)
     run(load_tokens)(q, k, a, b, c, cut, levels, how.scale, left, hand, read, reads)
-    squares = [product(later, earlier.transpose(1, 2), dtype) for earlier, later in zip(read, reads)]
-    pairs, leaves, corners = run(join_products)(squares, levels, v.dtype)
-    del squares
+    if how.joined and levels.block == chunk:
+        pairs = how.join(multiply_pairs)(*read, *reads, v.dtype)
+        leaves, corners = view_blocks(how.join(multiply_lower)(*read, *reads, v.dtype))
+    else:
+        squares = [product(later, earlier.transpose(1, 2), dtype) for earlier, later in zip(read, reads)]
+        pairs, leaves, corners = run(join_products)(squares, levels, v.dtype)
+        del squares
     inverse = run(finish_inverse)(*invert_blocks(leaves, corners, run), v.dtype)
     cut.load(v, values)
     product(inverse, product(pairs[:, :chunk, chunk:], values), out=u)
@@ -122,9 +134,12 @@ def half_forward(
     final = final.unflatten(0, (cut.batch, cut.heads)).contiguous()
 
     accumulate(u, reader, states)
-    out = product(left[:, chunk:], states)
-    accumulate(out, pairs[:, chunk:], written)
-    return cut.store(out, v), final, Kept(c, left, hand, pairs, inverse, stack, passed, read + reads)
+    if how.joined and key == chunk:
+        o = how.join(read_out)(left[:, chunk:], states, pairs[:, chunk:], u, values, cut, v, dtype)
+    else:
+        out = product(left[:, chunk:], states)
+        o = cut.store(accumulate(out, pairs[:, chunk:], written), v)
+    return o, final, Kept(c, left, hand, pairs, inverse, stack, passed, read + reads)
 
 
 def transitions(give: torch.Tensor, take: torch.Tensor, c: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
