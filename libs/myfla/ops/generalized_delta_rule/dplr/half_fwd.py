@@ -24,12 +24,12 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops.common.half_inverse import invert_blocks, view_blocks
+from myfla.ops.common.half_inverse import view_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.generalized_delta_rule.dplr.half_joined import multiply_lower, multiply_pairs, read_out
 from myfla.ops.generalized_delta_rule.dplr.half_levels import Levels
-from myfla.ops.generalized_delta_rule.dplr.half_passes import finish_inverse, join_products, load_tokens, sum_decays
+from myfla.ops.generalized_delta_rule.dplr.half_passes import invert, join_products, load_tokens, sum_decays
 from myfla.ops.generalized_delta_rule.dplr.half_scan import scan
 from myfla.utils.autocast import without_autocast
 
@@ -45,14 +45,14 @@ class How(NamedTuple):
     joined: bool  # make some products part of passes (`half_joined`), compiled or not
 
     @property
-    def join(self) -> Callable[[Callable], Callable]:
-        """What a pass with products goes through before it is called."""
-        return functools.partial(compiled, products=True) if self.fuse else _as_it_is
-
-    @property
     def run(self) -> Callable[[Callable], Callable]:
         """What a pass goes through before it is called."""
         return compiled if self.fuse else _as_it_is
+
+    @property
+    def join(self) -> Callable[[Callable], Callable]:
+        """The same for a pass that has products in it."""
+        return functools.partial(compiled, products=self.joined) if self.fuse else _as_it_is
 
 
 class Kept(NamedTuple):
@@ -119,7 +119,7 @@ def half_forward(
         squares = [product(later, earlier.transpose(1, 2), dtype) for earlier, later in zip(read, reads)]
         pairs, leaves, corners = run(join_products)(squares, levels, v.dtype)
         del squares
-    inverse = run(finish_inverse)(*invert_blocks(leaves, corners, run), v.dtype)
+    inverse = how.join(invert)(leaves, corners, v.dtype)
     cut.load(v, values)
     product(inverse, product(pairs[:, :chunk, chunk:], values), out=u)
     reader = product(inverse, left[:, :chunk])
