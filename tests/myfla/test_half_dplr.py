@@ -166,4 +166,4 @@ def test_passes_as_a_compiler_sees_them_are_the_same(monkeypatch):
     assert len(seen) == 7
     given = dplr_cases.make(1, 130, 1, 64, 4)
     assert max(errors(given, 0.5, fuse=True, chunk=64, lower_bound=BOUND, joined=True).values()) < 1e-12
-    assert seen >= {"multiply_pairs", "multiply_lower", "read_out"}
+    assert seen >= {"multiply_pairs", "multiply_lower", "join_transitions", "read_out"}

@@ -27,7 +27,12 @@ from myfla.backends.compiler import compiled
 from myfla.ops.common.half_inverse import view_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
-from myfla.ops.generalized_delta_rule.dplr.half_joined import multiply_lower, multiply_pairs, read_out
+from myfla.ops.generalized_delta_rule.dplr.half_joined import (
+    join_transitions,
+    multiply_lower,
+    multiply_pairs,
+    read_out,
+)
 from myfla.ops.generalized_delta_rule.dplr.half_levels import Levels
 from myfla.ops.generalized_delta_rule.dplr.half_passes import invert, join_products, load_tokens, sum_decays
 from myfla.ops.generalized_delta_rule.dplr.half_scan import scan
@@ -124,7 +129,8 @@ def half_forward(
     product(inverse, product(pairs[:, :chunk, chunk:], values), out=u)
     reader = product(inverse, left[:, :chunk])
 
-    effects = transitions(hand[:, :chunk], reader, c, dtype)
+    form = how.join(join_transitions) if how.joined else transitions
+    effects = form(hand[:, :chunk], reader, c, dtype)
     given = product(hand.transpose(1, 2), written, dtype)
     if initial_state is None:
         state = torch.zeros(cut.batch * cut.heads, key, value, dtype=dtype, device=v.device)

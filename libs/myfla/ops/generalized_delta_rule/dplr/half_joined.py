@@ -27,6 +27,12 @@ def multiply_lower(earlier: torch.Tensor, later: torch.Tensor, low: torch.dtype)
     return fine_sums(later[:, :chunk], earlier[:, :chunk].transpose(1, 2), low).neg()
 
 
+def join_transitions(give: torch.Tensor, take: torch.Tensor, c: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`half_fwd.transitions`."""
+    whole = torch.diag_embed(c[:, -1].exp())
+    return sums(give.transpose(1, 2), take, dtype) + whole
+
+
 def read_out(
     asks: torch.Tensor, states: torch.Tensor, pairs: torch.Tensor, u: torch.Tensor, v: torch.Tensor, cut: Cut,
     like: torch.Tensor, dtype: torch.dtype,
