@@ -23,10 +23,11 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
+from myfla.ops.common.half_inverse import view_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_factors import Factors, load_decays
-from myfla.ops.gated_delta_rule.half_joined import read_out
+from myfla.ops.gated_delta_rule.half_joined import multiply_pairs, multiply_values, read_out
 from myfla.ops.gated_delta_rule.half_linear import scan_linear
 from myfla.ops.gated_delta_rule.half_passes import advance, invert, load_keys, load_queries, weigh
 from myfla.ops.gated_delta_rule.half_scan import scan_by_steps, scan_groups
@@ -113,10 +114,17 @@ def half_forward(
     own, write, handed = run(load_keys)(k, keys, stack[:, value:] if keep else None, cut, d, how.unit)
     f = Factors(query, own, write, d.rise, d.fall, d.sums)
 
-    sums = product(both, keys.transpose(1, 2), dtype)
-    attend, leaves, corners = run(weigh)(sums, f, v.dtype)
+    if joined:
+        attend, lower = how.join(multiply_pairs)(both, f)
+        leaves, corners = view_blocks(lower)
+    else:
+        sums = product(both, keys.transpose(1, 2), dtype)
+        attend, leaves, corners = run(weigh)(sums, f, v.dtype)
     inverse, scaled = how.join(invert)(leaves, corners, f, v.dtype)
-    delta = product(inverse, cut.load(v, v.new_empty(m, chunk, value)))
+    if joined:
+        delta = how.join(multiply_values)(inverse, v, cut, dtype)
+    else:
+        delta = product(inverse, cut.load(v, v.new_empty(m, chunk, value)))
     product(scaled, keys, out=reader)
 
     if initial_state is None:
