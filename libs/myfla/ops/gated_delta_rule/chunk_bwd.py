@@ -191,7 +191,8 @@ def _found_again(
 ) -> Tuple[Saved, Factors]:
     """What was kept of one block, and what was not."""
     if at.complete:
-        return at, Factors(columns.whole, at.meets, at.handed, at.turned.transpose(1, 2))
+        meets = torch.mul(at.both, columns.meet, out=scratch.get("meets", *at.both.shape))
+        return at, Factors(columns.whole, meets, at.handed, at.turned.transpose(1, 2))
     (matrices, chunk, _), key = at.errors.shape, k.shape[3]
     both = load_both(block, q, k, heads, scratch.get("both", matrices, 2 * chunk, key))
     if unit:
@@ -203,4 +204,4 @@ def _found_again(
     states[: at.states.shape[0]].copy_(at.states)
     replay(block, heads, factors, at.errors, states)
     weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=scratch.get("weighted", *at.products.shape))
-    return at._replace(states=states, both=both, meets=meets, handed=handed, weighted=weighted), factors
+    return at._replace(states=states, both=both, handed=handed, weighted=weighted), factors

@@ -39,7 +39,6 @@ class Saved(NamedTuple):
     length: torch.Tensor  # [M, 2C, 1]    reciprocal lengths of q and k
     # What is quickly found again is kept of short inputs only; of others these have M = 0.
     both: torch.Tensor  # [M, 2C, K]      queries over keys, of length one if asked for
-    meets: torch.Tensor  # [M, 2C, K]     of `Factors`
     handed: torch.Tensor  # [M, C, K]     of `Factors`
     weighted: torch.Tensor  # [M, 2C, C]  products * beta
 
@@ -48,14 +47,14 @@ class Saved(NamedTuple):
         """Rows and columns of all but the first, for each chunk."""
         tokens, square = (2 * chunk, key), (2 * chunk, chunk)
         always = (chunk, value), (chunk, chunk), (chunk, chunk), square, (2 * chunk, 1)
-        return (*always, tokens, tokens, (chunk, key), square)
+        return (*always, tokens, (chunk, key), square)
 
     @classmethod
     def empty(cls, layout: ChunkLayout, states: torch.Tensor) -> "Saved":
         """Unwritten tensors for all chunks of ``states [N, HV, K, V]``."""
         _, heads, key, value = states.shape
         chunks, small = layout.total * heads, keeps_states(layout.total * heads * key * value, states.device)
-        counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 4 * [chunks if small else 0]
+        counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 3 * [chunks if small else 0]
         sizes = ((key, value), *cls.sizes(layout.chunk, key, value))
         return cls(*together(states, [(count,) + size for count, size in zip(counts, sizes)]))
 
@@ -241,7 +240,7 @@ def _forward_block(
     weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=at.weighted)
     unit_lower_inverse(weighted[:, chunk:], out=at.turned.transpose(1, 2))  # the solver, too, hands over columns
 
-    factors = factors_of(both, columns, at.turned, at.meets, at.handed)
+    factors = factors_of(both, columns, at.turned, scratch.get("meets", *both.shape), at.handed)
     scan(block, heads, factors, values, running, at.errors, kept, fresh and block.wave == 0)
     values.baddbmm_(weighted[:, :chunk], at.errors)
     block.store(split_heads(values, heads), out)
