@@ -31,7 +31,7 @@ def test_passes_as_a_compiler_sees_them_are_the_same(case, monkeypatch):
     cut = Cut(B, T, HV, 64, 2, 2) if T == 128 else None
     how = dict(linear=linear, fuse=True, joined=joined)
     assert max(errors(draw(*shape, 0.5, beta=2.0), unit, cut, **how).values()) < 1e-11
-    assert len(seen) == (11 if joined else 9)
+    assert len(seen) == (12 if joined else 11)
 
 
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_vmap"), reason="needs PyTorch 2.5")

@@ -163,7 +163,7 @@ def test_passes_as_a_compiler_sees_them_are_the_same(monkeypatch):
     for bound in (None, BOUND):
         given = dplr_cases.make(1, 130, 1, 8, 4)
         assert max(errors(given, 0.5, fuse=True, chunk=64, lower_bound=bound).values()) < 1e-12
-    assert len(seen) == 7
+    assert len(seen) == 9
     given = dplr_cases.make(1, 130, 1, 64, 4)
     assert max(errors(given, 0.5, fuse=True, chunk=64, lower_bound=BOUND, joined=True).values()) < 1e-12
     assert seen >= {"multiply_pairs", "multiply_lower", "join_transitions", "read_out"}

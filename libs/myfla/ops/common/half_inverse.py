@@ -4,7 +4,7 @@ Blocks of 16 on the diagonal are solved; two neighbours ``A`` and ``D`` with the
 twice the size, ``[A^-1, 0; -D^-1 L A^-1, D^-1]``. What is above the diagonal is never stored on the way.
 """
 
-from typing import List, Tuple
+from typing import Callable, List, Tuple
 
 import torch
 
@@ -85,20 +85,23 @@ def invert_leaves(leaves: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve_triangular(flat, one, upper=False, unitriangular=True).contiguous().view(leaves.shape)
 
 
-def invert_blocks(leaves: torch.Tensor, corners: List[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
+def invert_blocks(
+    leaves: torch.Tensor, corners: List[torch.Tensor], run: Callable[[Callable], Callable] = lambda step: step
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """All but the last step: what `join_blocks` makes the inverse of.
 
     Args:
         leaves, corners: of `split_blocks`.
+        run: what `invert_leaves` and `join_blocks` go through before they are called.
 
     Returns:
         inverses of the two halves ``[M, 2, C / 2, C / 2]`` and the block below ``[M, C / 2, C / 2]``; with one leaf,
         its inverse ``[M, 1, C, C]`` and an empty block.
     """
-    blocks, corner, count = invert_leaves(leaves), leaves.new_empty(0), leaves.shape[0]
+    blocks, corner, count = run(invert_leaves)(leaves), leaves.new_empty(0), leaves.shape[0]
     for lower in corners:
         if corner.numel():
-            blocks = join_blocks(blocks, corner)
+            blocks = run(join_blocks)(blocks, corner)
         step = lower.shape[2]
         top, bottom = blocks.view(-1, 2, step, step).unbind(1)
         lower = lower.reshape(-1, step, step)

@@ -46,7 +46,11 @@ class Cut(NamedTuple):
         """
         heads, repeat = x.shape[2], self.heads // x.shape[2]
         if compiling():
-            rows = self.take(x).to(out.dtype)
+            missing = self.count * self.chunk - self.tokens
+            x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+            rows = x.view(self.batch, self.count, self.chunk, heads, 1, x.shape[3])
+            rows = rows.expand(-1, -1, -1, -1, repeat, -1).permute(0, 3, 4, 1, 2, 5)
+            rows = rows.reshape(self.matrices, self.chunk, x.shape[3]).to(out.dtype)
             out.copy_(rows)
             return rows
         x, target = same_words(x, out)
@@ -62,14 +66,6 @@ class Cut(NamedTuple):
         if whole + (rest > 0) < self.count:
             target[:, :, :, whole + (rest > 0) :].zero_()
         return out
-
-    def take(self, x: torch.Tensor) -> torch.Tensor:
-        """`load` in operations that a compiler makes part of what reads them: ``[M, C, D]``."""
-        heads, missing = x.shape[2], self.count * self.chunk - self.tokens
-        x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-        rows = x.view(self.batch, self.count, self.chunk, heads, 1, x.shape[3])
-        rows = rows.expand(-1, -1, -1, -1, self.heads // heads, -1).permute(0, 3, 4, 1, 2, 5)
-        return rows.reshape(self.matrices, self.chunk, x.shape[3])
 
     def column(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A number for each token, ``[B, T, H]``, as ``[M, C, 1]``."""

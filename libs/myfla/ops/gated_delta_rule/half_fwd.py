@@ -23,13 +23,13 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops.common.half_inverse import view_blocks
+from myfla.ops.common.half_inverse import invert_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_factors import Factors, load_decays
-from myfla.ops.gated_delta_rule.half_joined import multiply_pairs, multiply_values, read_out
+from myfla.ops.gated_delta_rule.half_joined import read_out
 from myfla.ops.gated_delta_rule.half_linear import scan_linear
-from myfla.ops.gated_delta_rule.half_passes import advance, invert, load_keys, load_queries, weigh
+from myfla.ops.gated_delta_rule.half_passes import advance, finish_inverse, load_keys, load_queries, weigh
 from myfla.ops.gated_delta_rule.half_scan import scan_by_steps, scan_groups
 from myfla.utils.autocast import without_autocast
 
@@ -46,14 +46,14 @@ class How(NamedTuple):
     joined: bool  # make some products part of passes (`half_joined`), compiled or not
 
     @property
+    def join(self) -> Callable[[Callable], Callable]:
+        """What a pass with products goes through before it is called."""
+        return functools.partial(compiled, products=True) if self.fuse else _as_it_is
+
+    @property
     def run(self) -> Callable[[Callable], Callable]:
         """What a pass goes through before it is called."""
         return compiled if self.fuse else _as_it_is
-
-    @property
-    def join(self) -> Callable[[Callable], Callable]:
-        """The same for a pass that has products in it."""
-        return functools.partial(compiled, products=self.joined) if self.fuse else _as_it_is
 
 
 class Kept(NamedTuple):
@@ -114,17 +114,10 @@ def half_forward(
     own, write, handed = run(load_keys)(k, keys, stack[:, value:] if keep else None, cut, d, how.unit)
     f = Factors(query, own, write, d.rise, d.fall, d.sums)
 
-    if joined:
-        attend, lower = how.join(multiply_pairs)(both, f)
-        leaves, corners = view_blocks(lower)
-    else:
-        sums = product(both, keys.transpose(1, 2), dtype)
-        attend, leaves, corners = run(weigh)(sums, f, v.dtype)
-    inverse, scaled = how.join(invert)(leaves, corners, f, v.dtype)
-    if joined:
-        delta = how.join(multiply_values)(inverse, v, cut, dtype)
-    else:
-        delta = product(inverse, cut.load(v, v.new_empty(m, chunk, value)))
+    sums = product(both, keys.transpose(1, 2), dtype)
+    attend, leaves, corners = run(weigh)(sums, f, v.dtype)
+    inverse, scaled = run(finish_inverse)(*invert_blocks(leaves, corners, run), f, v.dtype)
+    delta = product(inverse, cut.load(v, v.new_empty(m, chunk, value)))
     product(scaled, keys, out=reader)
 
     if initial_state is None:

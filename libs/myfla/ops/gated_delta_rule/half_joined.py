@@ -3,26 +3,10 @@
 Nothing that they add up is written before it has been rounded. They replace products and passes of `half_fwd`.
 """
 
-from typing import Tuple
-
 import torch
 
 from myfla.ops.common.half_products import sums
 from myfla.ops.common.half_tokens import Cut
-from myfla.ops.gated_delta_rule.half_factors import Factors, pair_decay
-
-
-def multiply_pairs(both: torch.Tensor, f: Factors) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Queries above keys ``[M, 2C, K]`` against keys: ``pair * q k~^T`` rounded, and ``pair * k k~^T`` not rounded."""
-    queries, keys = both.chunk(2, 1)
-    weights = pair_decay(f.sums, f.write.dtype) * f.write.transpose(1, 2)
-    attend, lower = (sums(x, keys.transpose(1, 2), weights.dtype) for x in (queries, keys))
-    return (attend * weights * f.query).to(both.dtype), lower * weights * f.key
-
-
-def multiply_values(inverse: torch.Tensor, v: torch.Tensor, cut: Cut, dtype: torch.dtype) -> torch.Tensor:
-    """``T V [M, C, V]``, with V taken from ``v [B, T, HV, V]``; ``dtype`` is that of the sums."""
-    return sums(inverse, cut.take(v), dtype).to(v.dtype)
 
 
 def read_out(

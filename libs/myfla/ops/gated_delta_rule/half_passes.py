@@ -8,7 +8,7 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.half_inverse import column_blocks, invert_blocks, join_blocks, row_blocks, split_blocks
+from myfla.ops.common.half_inverse import column_blocks, join_blocks, row_blocks, split_blocks
 from myfla.ops.common.half_products import put
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_factors import Decays, Factors, pair_decay, reciprocal_length
@@ -68,11 +68,11 @@ def weigh(sums: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tenso
     return attend, leaves, corners
 
 
-def invert(
-    leaves: torch.Tensor, corners: List[torch.Tensor], f: Factors, low: torch.dtype
+def finish_inverse(
+    blocks: torch.Tensor, corner: torch.Tensor, f: Factors, low: torch.dtype
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The inverse ``T`` of what `weigh` has cut, and ``-T rise`` times the keys' factor, ``[M, C, C]`` in ``low``."""
-    full = join_blocks(*invert_blocks(leaves, corners))
+    """The inverse ``T``, and ``-T rise`` times the keys' own factor, ``[M, C, C]`` in ``low``."""
+    full = join_blocks(blocks, corner)
     scaled = put(torch.empty_like(full, dtype=low), full, (-f.rise * f.key).transpose(1, 2))
     return full.to(low), scaled
 

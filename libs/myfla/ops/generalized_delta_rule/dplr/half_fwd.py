@@ -24,17 +24,18 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops.common.half_inverse import view_blocks
+from myfla.ops.common.half_inverse import invert_blocks, view_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.generalized_delta_rule.dplr.half_joined import (
+    invert,
     join_transitions,
     multiply_lower,
     multiply_pairs,
     read_out,
 )
 from myfla.ops.generalized_delta_rule.dplr.half_levels import Levels
-from myfla.ops.generalized_delta_rule.dplr.half_passes import invert, join_products, load_tokens, sum_decays
+from myfla.ops.generalized_delta_rule.dplr.half_passes import finish_inverse, join_products, load_tokens, sum_decays
 from myfla.ops.generalized_delta_rule.dplr.half_scan import scan
 from myfla.utils.autocast import without_autocast
 
@@ -124,7 +125,10 @@ def half_forward(
         squares = [product(later, earlier.transpose(1, 2), dtype) for earlier, later in zip(read, reads)]
         pairs, leaves, corners = run(join_products)(squares, levels, v.dtype)
         del squares
-    inverse = how.join(invert)(leaves, corners, v.dtype)
+    if how.joined:
+        inverse = how.join(invert)(leaves, corners, v.dtype)
+    else:
+        inverse = run(finish_inverse)(*invert_blocks(leaves, corners, run), v.dtype)
     cut.load(v, values)
     product(inverse, product(pairs[:, :chunk, chunk:], values), out=u)
     reader = product(inverse, left[:, :chunk])

@@ -4,8 +4,11 @@ Nothing that they add up is written before it has been rounded, and nothing is c
 products and passes of `half_fwd` where a chunk is one block, as it is with the layer's decays.
 """
 
+from typing import List
+
 import torch
 
+from myfla.ops.common.half_inverse import invert_blocks, join_blocks
 from myfla.ops.common.half_products import fine_sums, sums
 from myfla.ops.common.half_tokens import Cut
 
@@ -25,6 +28,11 @@ def multiply_lower(earlier: torch.Tensor, later: torch.Tensor, low: torch.dtype)
     """``-A_ab [M, C, C]`` not rounded, with anything on and above the diagonal."""
     chunk = later.shape[1] // 2
     return fine_sums(later[:, :chunk], earlier[:, :chunk].transpose(1, 2), low).neg()
+
+
+def invert(leaves: torch.Tensor, corners: List[torch.Tensor], low: torch.dtype) -> torch.Tensor:
+    """The inverse ``T [M, C, C]`` in ``low``, of the blocks that `half_inverse` reads."""
+    return join_blocks(*invert_blocks(leaves, corners)).to(low)
 
 
 def join_transitions(give: torch.Tensor, take: torch.Tensor, c: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import List, Sequence, Tuple
 
 import torch
 
-from myfla.ops.common.half_inverse import invert_blocks, join_blocks, split_blocks
+from myfla.ops.common.half_inverse import join_blocks, split_blocks
 from myfla.ops.common.half_products import put
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.generalized_delta_rule.dplr.half_levels import Levels, Meeting, keep_seen
@@ -66,9 +66,9 @@ def _scaled(factor: torch.Tensor, scale: float) -> torch.Tensor:
     return factor
 
 
-def invert(leaves: torch.Tensor, corners: List[torch.Tensor], low: torch.dtype) -> torch.Tensor:
-    """The inverse ``T`` of the blocks of `join_products`, ``[M, C, C]`` in ``low``."""
-    return join_blocks(*invert_blocks(leaves, corners)).to(low)
+def finish_inverse(blocks: torch.Tensor, corner: torch.Tensor, low: torch.dtype) -> torch.Tensor:
+    """The inverse ``T``, ``[M, C, C]`` in ``low``."""
+    return join_blocks(blocks, corner).to(low)
 
 
 def join_products(
