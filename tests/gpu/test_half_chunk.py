@@ -36,12 +36,14 @@ def test_errors_are_those_of_roundings(shape, decay):
     check(run(x, do), x, do)
 
 
-@cases(shape=SHAPES)
-def test_compiled_errors_are_those_of_roundings(shape):
+@cases(shape=SHAPES, joined=[False, True])
+def test_compiled_errors_are_those_of_roundings(shape, joined):
     torch._dynamo.reset()
     x = draw(*shape)
     do = torch.randn_like(x["v"])
-    check(run(x, do, "compiled"), x, do)
+    with pytest.importorskip("torch._inductor.config").patch({"triton.native_matmul": joined}):
+        found = run(x, do, "compiled")
+    check(found, x, do)
 
 
 def test_a_compiled_graph_takes_this_form():

@@ -43,12 +43,14 @@ def test_errors_are_those_of_roundings(shape, decay):
     check(found, x, do)
 
 
-@cases(shape=SHAPES[:3], bound=[None, -0.607])
-def test_compiled_errors_are_those_of_roundings(shape, bound):
+@cases(shape=SHAPES[:3], bound=[None, -0.607], joined=[False, True])
+def test_compiled_errors_are_those_of_roundings(shape, bound, joined):
     torch._dynamo.reset()
     x = draw(*shape)
     do = torch.randn_like(x[3])
-    check(run(x, do, "compiled", lower_bound=bound), x, do)
+    with pytest.importorskip("torch._inductor.config").patch({"triton.native_matmul": joined}):
+        found = run(x, do, "compiled", lower_bound=bound)
+    check(found, x, do)
 
 
 @cases(backend=["torch", "compiled"], shape=[(2, 256, 2, 64, 64), (1, 4096, 2, 64, 64)])

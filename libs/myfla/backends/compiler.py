@@ -24,10 +24,14 @@ def compiler_problem(device: str) -> Optional[str]:
 
 
 def joins_products(device: str) -> bool:
-    """Whether the compiler can make one kernel of products of matrices and what is done with them before and after."""
+    """Whether one kernel is to be made of products of matrices and what is done with them before and after.
+
+    PyTorch's own setting asks for it, ``torch._inductor.config.triton.native_matmul = True``: its compiler's way
+    of generating such kernels is young, so nobody gets them unasked.
+    """
     if device != "cuda" or compiler_problem(device) is not None:
         return False
-    return hasattr(importlib.import_module("torch._inductor.config").triton, "native_matmul")
+    return bool(getattr(importlib.import_module("torch._inductor.config").triton, "native_matmul", False))
 
 
 def compiled(function: Callable[..., Any], products: bool = False) -> Callable[..., Any]:

@@ -38,8 +38,8 @@ def half_chunks(
         fuse: compile the elementwise passes.
         linear: scan with the fewest operations (`half_linear`), rather than in the shortest time on the GPU
             (`half_scan`). By default the latter in a CUDA graph, where an operation costs nothing to launch.
-        joined: take the passes that have products in them (`half_joined`); by default where a compiler generates
-            these too.
+        joined: take the passes that have products in them (`half_joined`); by default where PyTorch's setting
+            asks for it (`joins_products`).
 
     Returns:
         o ``[B, T, HV, V]`` in v's dtype and the final states ``[B, HV, K, V]`` in float32 (or float64).

@@ -37,8 +37,8 @@ def half_chunks(
             below the bound.
         cut: chunks and groups, chosen here by default.
         fuse: compile the elementwise passes.
-        joined: take the passes that have products in them (`half_joined`); by default where a compiler generates
-            these too.
+        joined: take the passes that have products in them (`half_joined`); by default where PyTorch's setting
+            asks for it (`joins_products`).
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype and the final states ``[B, H, K, V]`` in float32 (or float64).
