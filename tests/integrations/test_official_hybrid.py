@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("fla")
+pytest.importorskip("fla.models")  # of flash-linear-attention; fla-core has the rest
 
 import fla.layers.attn as official_attention  # noqa: E402
 from fla.models import GatedDeltaNetConfig as OfficialConfig  # noqa: E402
