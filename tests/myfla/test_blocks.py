@@ -86,8 +86,9 @@ def test_ops_are_the_same_in_blocks_of_any_size(op, size, cu, monkeypatch):
     outputs = OPS[op](given, state, offsets)
     want = [*outputs, *grads(outputs, leaves)]
     for module, name in ((tuning, "CPU_BLOCK"), (tuning, "CPU_STATES"), (dplr_recurrence, "SEGMENT"),
-                         (gdn_recurrence, "BLOCK"), (gdn_recurrence, "SEGMENT")):
+                         (gdn_recurrence, "STEP_BLOCK"), (gdn_recurrence, "SEGMENT")):
         monkeypatch.setattr(module, name, size)
+    monkeypatch.setattr(gdn_recurrence, "STEP_WHOLE", 0)
     outputs = OPS[op](given, state, offsets)
     with torch.no_grad():
         alone = OPS[op](given, state, offsets)

@@ -87,10 +87,10 @@ def test_steps_equal_the_float64_loop(sizes, gates):
 def test_large_states_go_block_by_block_with_the_same_bits(sizes, monkeypatch):
     given, state, more = make(5, 1, sizes)
     want = stepwise(given, state, **more)
-    monkeypatch.setattr(decode, "SPLIT", 0)
+    monkeypatch.setattr(decode, "STEP_WHOLE", 0)
     assert all(map(torch.equal, stepwise(given, state, **more), want))
-    monkeypatch.setattr(recurrence, "SPLIT", 0)
-    monkeypatch.setattr(recurrence, "BLOCK", 3 * sizes[0] * sizes[1])
+    monkeypatch.setattr(recurrence, "STEP_WHOLE", 0)
+    monkeypatch.setattr(recurrence, "STEP_BLOCK", 3 * sizes[0] * sizes[1])
     assert all(map(torch.equal, stepwise(given, state, **more), want))
 
 
@@ -156,8 +156,8 @@ def test_rwkv7_steps_equal_the_float64_loop_block_by_block_too(monkeypatch):
     given, state = rwkv7(5, 1, (64, 64))
     want = truth.rwkv7(**given, initial_state=state)
     whole = fused_mul_recurrent_rwkv7(**given, initial_state=state, output_final_state=True)
-    monkeypatch.setattr(dplr_decode, "SPLIT", 0)
-    monkeypatch.setattr(dplr_decode, "BLOCK", 5 * 64 * 64)
+    monkeypatch.setattr(dplr_decode, "STEP_WHOLE", 0)
+    monkeypatch.setattr(dplr_decode, "STEP_BLOCK", 5 * 64 * 64)
     for mine, exact, one in zip(
         fused_mul_recurrent_rwkv7(**given, initial_state=state, output_final_state=True), want, whole
     ):

@@ -89,7 +89,8 @@ def test_blocks_change_no_bit(cu, own, monkeypatch):
     function, given, state = make("gdn", 7 if cu is None else 1, 20, rows=rows)
     more = dict(output_final_state=True, cu_seqlens=None if cu is None else torch.tensor(cu), inplace_final_state=own)
     whole = function(**given, initial_state=state.clone(), **more)
-    monkeypatch.setattr(recurrence, "BLOCK", 3 * 8 * 6)
+    monkeypatch.setattr(recurrence, "STEP_BLOCK", 3 * 8 * 6)
+    monkeypatch.setattr(recurrence, "STEP_WHOLE", 0)
     for got, want in zip(function(**given, initial_state=state.clone(), **more), whole):
         assert torch.equal(got, want)
 

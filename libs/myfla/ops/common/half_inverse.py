@@ -33,7 +33,6 @@ def split_blocks(lower: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]
     Returns:
         ``[M, C / 16, 16, 16]``, and for s = 16, 32, ... below C the ``[M, C / 2s, s, s]``.
     """
-    count, size = lower.shape[:2]
     leaves, corners = view_blocks(lower)
     return leaves.contiguous(), [x.contiguous() for x in corners]
 

@@ -11,6 +11,11 @@ CPU_STATES = 128 * 1024
 GPU_BLOCK = 64 * 1024 * 1024
 """On a GPU large products matter, not caches."""
 
+STEP_BLOCK = 1 << 20
+"""Elements of large states that one round of a recurrent step's operations works on, on a CPU: they stay in cache."""
+
+STEP_WHOLE = 4 * STEP_BLOCK
+"""Elements of states up to which there is one round: the last cache holds them, and calls cost more."""
 
 KEPT_STATES = 4 * 1024 * 1024
 """Elements of the states before every chunk (16 MB of float32) up to which they are kept for the backward."""

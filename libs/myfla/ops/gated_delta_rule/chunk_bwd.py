@@ -26,7 +26,15 @@ import torch
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
 from myfla.ops.common.scratch import Scratch, part, split_heads
 from myfla.ops.gated_delta_rule.chunk_decay import Columns
-from myfla.ops.gated_delta_rule.chunk_fwd import Saved, factors_of, halves, head_groups, largest_block, load_both
+from myfla.ops.gated_delta_rule.chunk_fwd import (
+    Saved,
+    factors_of,
+    halves,
+    head_groups,
+    largest_block,
+    load_both,
+    load_rows,
+)
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, Gradients, replay, scan_back
 from myfla.utils.autocast import without_autocast
 
@@ -137,8 +145,7 @@ def _backward_block(
         scratch.get("pairs", *at.products.shape), scratch.get("dmeets", *both.shape),
         scratch.get("dhanded", *keys.shape), scratch.get("dwhole", *columns.whole.shape),
     )  # fmt: skip
-    above = d.out[:, :chunk]
-    block.load(do, split_heads(above, heads))
+    above = load_rows(block, do, heads, d.out[:, :chunk], pad=True)
     derrors = torch.bmm(
         at.weighted[:, :chunk].transpose(1, 2), above, out=scratch.get("derrors", *at.errors.shape)
     )

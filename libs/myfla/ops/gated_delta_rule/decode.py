@@ -9,8 +9,9 @@ from typing import Tuple
 import torch
 
 from myfla.ops.common.reading import reader
+from myfla.ops.common.tuning import STEP_WHOLE
 from myfla.ops.gated_delta_rule.inputs import Activation
-from myfla.ops.gated_delta_rule.recurrence import SPLIT, Inputs, one_token
+from myfla.ops.gated_delta_rule.recurrence import Inputs, one_token
 from myfla.utils.autocast import without_autocast
 from myfla.utils.constants import number
 from myfla.utils.l2norm import l2norm_
@@ -45,7 +46,7 @@ def decoding_step(
     Returns:
         o ``[B, 1, HV, V]`` in v's dtype and the final state ``[B, HV, K, V]``.
     """
-    if state.numel() > SPLIT:
+    if state.numel() > STEP_WHOLE:
         return one_token(state, Inputs(q, k, v, beta, g, None, None), scale, activation, state.dtype, inplace)
     rows, heads, key, value = state.shape
     read = torch.stack((k, q), -2) if q.dtype is k.dtype is state.dtype else torch.stack((k.float(), q.float()), -2)

@@ -10,6 +10,7 @@ import torch
 
 from myfla.ops.common.reading import Reader, reader
 from myfla.ops.common.tokens import TokenLayout
+from myfla.ops.common.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
@@ -19,12 +20,6 @@ from myfla.utils.large import empty_large
 from myfla.utils.tracing import tracing
 
 __all__ = ["Inputs", "one_token", "recurrence"]
-
-BLOCK = 1 << 20
-"""Elements of the states that one round of operations works on, on a CPU: they stay in the cache between them."""
-
-SPLIT = 4 * BLOCK
-"""Elements from which on there is more than one round: up to here the last cache holds them, and calls cost more."""
 
 SEGMENT = 1 << 16
 """Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
@@ -209,8 +204,8 @@ def _written(
     """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
     outputs, (rows, key, value) = [], state.shape
     read = reader(state)
-    whole = state.numel() <= SPLIT or state.device.type != "cpu"
-    block = rows if whole else max(1, BLOCK // max(1, key * value))
+    whole = state.numel() <= STEP_WHOLE or state.device.type != "cpu"
+    block = rows if whole else max(1, STEP_BLOCK // max(1, key * value))
     for step, count in zip(steps, active):
         if count < rows and new is not state:
             new[count:] = state[count:]  # sequences without a token

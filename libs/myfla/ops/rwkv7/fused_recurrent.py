@@ -7,7 +7,6 @@ import torch
 from myfla.backends.choice import choose
 from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.common.inplace import check_inplace
-from myfla.ops.generalized_delta_rule.dplr.decode import decoding_step
 from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
 from myfla.utils.tensors import check_scale
@@ -63,10 +62,7 @@ def fused_recurrent_rwkv7(
     scale = check_scale("fused_recurrent_rwkv7", scale, r.shape[3])
     who_computes = choose("fused_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, a, b, w, initial_state)
     tensors = (r, k, v, a, b, w)
-    if plain and who_computes == "torch" and initial_state is not None:
-        o, final = decoding_step(initial_state, tensors, scale, inplace_final_state)
-        return o, final if output_final_state else None
-    if inplace_final_state:
+    if inplace_final_state and not plain:
         check_inplace("fused_recurrent_rwkv7", initial_state, v, *keys.values())
     o, final = run_tokens(tensors, scale, initial_state, False, cu_seqlens, rows, who_computes, inplace_final_state)
     return o, final if output_final_state else None
@@ -122,10 +118,7 @@ def fused_mul_recurrent_rwkv7(
     scale = check_scale("fused_mul_recurrent_rwkv7", scale, r.shape[3])
     who_computes = choose("fused_mul_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, kk, a, w, initial_state)
     tensors = (r, k, v, -kk, kk * a, w)
-    if plain and who_computes == "torch" and initial_state is not None:
-        o, final = decoding_step(initial_state, tensors, scale, inplace_final_state)
-        return o, final if output_final_state else None
-    if inplace_final_state:
+    if inplace_final_state and not plain:
         check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())
     o, final = run_tokens(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state)
     return o, final if output_final_state else None

@@ -5,16 +5,11 @@ from typing import Sequence, Tuple
 import torch
 
 from myfla.ops.common.reading import Reader, reader
+from myfla.ops.common.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.utils.autocast import without_autocast
 from myfla.utils.large import empty_large
 
 __all__ = ["decoding_step"]
-
-BLOCK = 1 << 20
-"""Elements of a large state that one round of operations works on: they stay in the cache between them."""
-
-SPLIT = 4 * BLOCK
-"""Elements from which on a state is large: up to here the last cache holds it, and calls cost more."""
 
 
 @without_autocast
@@ -36,10 +31,10 @@ def decoding_step(
     tensors = [x if x.dtype is state.dtype else x.to(state.dtype) for x in tensors]
     new = state if inplace else empty_large(*state.shape, dtype=state.dtype, device=state.device)
     read = reader(state)
-    if state.numel() <= SPLIT or state.device.type != "cpu":
+    if state.numel() <= STEP_WHOLE or state.device.type != "cpu":
         o = _step(read, scale, state, new, *tensors)
         return o if o.dtype is kind else o.to(kind), new
-    rows = max(1, BLOCK // state[0].numel())
+    rows = max(1, STEP_BLOCK // state[0].numel())
     parts = zip(*(x.split(rows) for x in (state, new, *tensors)))
     return torch.cat([_step(read, scale, *part) for part in parts]).to(kind), new
 

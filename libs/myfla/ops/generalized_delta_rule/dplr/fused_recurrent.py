@@ -9,7 +9,6 @@ from myfla.backends.compiler import compiled
 from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
-from myfla.ops.generalized_delta_rule.dplr.decode import decoding_step
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
 from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
 from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule, plain_step
@@ -75,13 +74,10 @@ def fused_recurrent_dplr_delta_rule(
     plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
     rows = len(q) if plain else check_inputs(NAME, keys, v, initial_state, cu_seqlens)
     scale = check_scale(NAME, scale, q.shape[3])
+    if inplace_final_state and not plain:
+        check_inplace(NAME, initial_state, q, k, v, a, b, gk)
     tensors = (q, k, v, a, b, gk)
     who_computes = choose(NAME, backend, RECURRENT_DPLR, *tensors, initial_state)
-    if plain and who_computes == "torch" and initial_state is not None:
-        o, final = decoding_step(initial_state, tensors, scale, inplace_final_state)
-        return o, final if output_final_state else None
-    if inplace_final_state:
-        check_inplace(NAME, initial_state, q, k, v, a, b, gk)
     o, final = run_tokens(
         tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state
     )

@@ -58,7 +58,7 @@ class How(NamedTuple):
     @property
     def join(self) -> Callable[[Callable], Callable]:
         """The same for a pass that has products in it."""
-        return functools.partial(compiled, products=self.joined) if self.fuse else _as_it_is
+        return functools.partial(compiled, products=True) if self.fuse else _as_it_is
 
 
 class Kept(NamedTuple):
