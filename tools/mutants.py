@@ -87,6 +87,8 @@ MUTANTS: List[Mutant] = [
            "read.repeat(*[1] * (read.dim() - 3), heads // k.shape[-2], 1, 1)", RULE),
     Mutant("recurrent: no decay", GDN + "recurrence.py", "_as(g, dtype).reshape(many, 1, 1).exp()",
            "torch.ones_like(_as(g, dtype).reshape(many, 1, 1))", RULE),
+    Mutant("recurrent: blocks of rows turned round", GDN + "recurrence.py", "_update(read, *part) for part in parts",
+           "_update(read, *part) for part in reversed(list(parts))", "tests/myfla/test_inplace_state.py " + BLOCKS),
     Mutant("decoding step: own share forgotten", GDN + "decode.py", "(k * q).sum(3, keepdim=True)",
            "(0 * k).sum(3, keepdim=True)", DECODE),
     Mutant("decoding step: writes the caller's state", GDN + "decode.py", "new = state if inplace else", "new = state if True else",
