@@ -6,6 +6,7 @@ from typing import Any, Callable, Optional
 
 import torch
 
+from myfla.backends.copies import Copies
 from myfla.utils.tracing import compiling
 
 __all__ = ["compiled", "compiler_problem", "joins_products"]
@@ -35,7 +36,7 @@ def joins_products(device: str) -> bool:
 
 
 def compiled(function: Callable[..., Any], products: bool = False) -> Callable[..., Any]:
-    """A function compiled as one graph; inside another compiler, the function itself.
+    """A function compiled as one graph, for calls of every kind (`Copies`); inside another compiler, itself.
 
     Args:
         products: have its products of matrices generated too, where `joins_products`. Without, they are called.
@@ -44,8 +45,8 @@ def compiled(function: Callable[..., Any], products: bool = False) -> Callable[.
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled(function: Callable[..., Any], products: bool) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, options={"triton.native_matmul": True} if products else None)
+def _compiled(function: Callable[..., Any], products: bool) -> Copies:
+    return Copies(function, options={"triton.native_matmul": True} if products else None)
 
 
 def _probe(x: torch.Tensor) -> torch.Tensor:

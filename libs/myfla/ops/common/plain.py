@@ -26,6 +26,7 @@ def _torch_scan() -> Optional[Callable[..., Any]]:
 
 
 _scan = _torch_scan()
+_largest = torch.sym_max if hasattr(torch.library, "custom_op") else max  # the compiler of PyTorch 2.3 knows only this
 
 
 def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:
@@ -46,7 +47,7 @@ def _count(tokens: int, chunk: int) -> int:
         return -(-tokens // chunk)
     if exporting():  # whose solver does not see through a maximum
         return tokens // chunk + 2
-    return getattr(torch, "sym_max", max)(tokens // chunk + 1, 2)
+    return _largest(tokens // chunk + 1, 2)
 
 
 def join_chunks(x: torch.Tensor, tokens: int) -> torch.Tensor:
