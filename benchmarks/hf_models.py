@@ -17,6 +17,7 @@ import statistics
 import time
 from contextlib import ExitStack
 from typing import Callable, Dict, List
+from unittest import mock
 
 import torch
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
@@ -64,7 +65,7 @@ def train(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 def functions_alone(model: torch.nn.Module, tokens: int) -> Dict[str, Callable[[], torch.Tensor]]:
     """Calls of the replaced functions as a layer of the model makes them, forward alone and with backward."""
     layer, dtype = model.model.layers[0].linear_attn, next(model.parameters()).dtype
-    shape = (1, tokens, layer.num_k_heads, layer.head_k_dim)
+    shape = (1, tokens, _query_heads(layer), layer.head_k_dim)
     q, k = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2))
     v = torch.randn(1, tokens, layer.num_v_heads, layer.head_v_dim, dtype=dtype, requires_grad=True)
     g = -torch.rand(1, tokens, layer.num_v_heads)
@@ -93,6 +94,14 @@ def functions_alone(model: torch.nn.Module, tokens: int) -> Dict[str, Callable[[
         "rule": forward(rule), "rule, training": both(rule),
         "conv": forward(convolution), "conv, training": both(convolution),
     }  # fmt: skip
+
+
+def _query_heads(layer: torch.nn.Module) -> int:
+    """How many heads a layer hands to the rule: in transformers 5.17 those of the values, later its own."""
+    name, x = "torch_chunk_gated_delta_rule", layer.in_proj_qkvz.weight.new_zeros(1, 2, layer.hidden_size)
+    with torch.no_grad(), mock.patch.object(modeling, name, wraps=getattr(modeling, name)) as rule:
+        layer(x)
+    return rule.call_args[0][0].shape[2]
 
 
 def compare(name: str, work: Callable[[], torch.Tensor], rounds: int, close: float) -> None:
