@@ -1,15 +1,12 @@
 """``inplace_final_state``, the memory of large states, and the blocks of a step: the same bits, and no surprise."""
 
-import gc
 
-import pytest
 import torch
 
 from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule, recurrence
 from myfla.ops.generalized_delta_rule import fused_recurrent_dplr_delta_rule
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
 from myfla.testing import cases, raises
-from myfla.utils import large
 from state_subjects import gdn_inputs, rwkv7_inputs
 
 CU = [0, 0, 5, 6, 6, 20, 20]
@@ -110,47 +107,6 @@ def test_what_cannot_be_written_is_refused_by_name(op):
     learned = dict(given, k=given["k"].clone().requires_grad_())
     with raises(ValueError, "inplace_final_state", "autograd to be off"):
         function(**learned, initial_state=state, inplace_final_state=True)
-
-
-@pytest.fixture
-def large_from_one_byte(monkeypatch):
-    if large._ADVICE is None:
-        pytest.skip("needs a system with huge pages")
-    monkeypatch.setattr(large, "LEAST", 1)
-    large._idle.clear()
-    yield
-    large._idle.clear()
-
-
-LOOKS = {
-    "the tensor": lambda t: t,
-    "a view": lambda t: t[1:, :1],
-    "an array": lambda t: t.numpy(),
-    "a detached view": lambda t: t.detach().view(-1)[3:],
-    "another shape": lambda t: t.transpose(0, 1),
-}
-
-
-@cases(look=list(LOOKS))
-def test_memory_that_somebody_looks_at_is_not_used_again(look, large_from_one_byte):
-    first = large.empty_large(4, 5, dtype=torch.float32, device="cpu").fill_(7)
-    place, eye = first.data_ptr(), LOOKS[look](first)
-    del first
-    gc.collect()
-    second = large.empty_large(4, 5, dtype=torch.float32, device="cpu").fill_(1)
-    assert second.data_ptr() != place and (torch.as_tensor(eye) == 7).all()
-    del eye
-    gc.collect()
-    assert large.empty_large(4, 5, dtype=torch.float32, device="cpu").data_ptr() == place
-
-
-def test_idle_memory_is_bounded(large_from_one_byte, monkeypatch):
-    monkeypatch.setattr(large, "KEPT", 3000)
-    held = [large.empty_large(n, dtype=torch.uint8, device="cpu") for n in (1000, 2000, 500, 4000)]
-    while held:
-        del held[0]
-        gc.collect()
-        assert sum(map(len, large._idle)) <= 3000
 
 
 def test_states_are_values_also_in_memory_that_is_used_again(large_from_one_byte):

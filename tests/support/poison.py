@@ -4,7 +4,9 @@ import functools
 
 import torch
 
-MAKERS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
+from myfla.utils import large
+
+MAKERS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (large, "_within"))
 
 
 def poisoned(make):

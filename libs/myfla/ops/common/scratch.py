@@ -6,6 +6,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 
+from myfla.utils.large import empty_large
+
 LARGEST_KEPT = 4 * 1024 * 1024
 """Bytes; a larger buffer goes back to the system after the call, a smaller one waits in its thread for the next."""
 
@@ -61,7 +63,7 @@ class Scratch:
             size, buffer = math.prod(shape), self.buffers.get(name)
             if buffer is None or buffer.numel() < self.batch * size:
                 self._drop(name)
-                buffer = torch.empty(self.batch * size, dtype=self.dtype, device=self.device)
+                buffer = empty_large(self.batch * size, dtype=self.dtype, device=self.device)
                 self.buffers[name] = buffer
             view = self.views[name, batch, shape] = buffer[: batch * size].view((batch,) + shape)
         return view
@@ -84,7 +86,8 @@ def together(like: torch.Tensor, shapes: Sequence[Tuple[int, ...]]) -> List[torc
         start, stop = len(out), len(out) + 1
         while stop < len(shapes) and sum(sizes[start : stop + 1]) * like.element_size() <= LARGEST_SHARED:
             stop += 1
-        parts = like.new_empty(sum(sizes[start:stop])).split(sizes[start:stop])
+        memory = empty_large(sum(sizes[start:stop]), dtype=like.dtype, device=like.device)
+        parts = memory.split(sizes[start:stop])
         out += [part(x, slice(0, math.prod(shape))).view(shape) for x, shape in zip(parts, shapes[start:stop])]
     return out
 

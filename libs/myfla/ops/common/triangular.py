@@ -4,11 +4,15 @@ from typing import Optional
 
 import torch
 
+from myfla.ops.common.scratch import Scratch
+
 LEAF = 16
 """Blocks of this size are solved by substitution; larger ones are put together from them."""
 
 
-def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) -> torch.Tensor:
+def unit_lower_inverse(
+    lower: torch.Tensor, out: Optional[torch.Tensor] = None, scratch: Optional[Scratch] = None
+) -> torch.Tensor:
     """``(I + strictly_lower(lower))^-1``.
 
     Diagonal blocks of `LEAF` rows are solved by substitution; then neighbours are joined, doubling the size:
@@ -18,6 +22,7 @@ def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) 
     Args:
         lower: ``[M, C, C]``, float32 or float64; the diagonal and everything above it are not read.
         out: where the result goes; a new tensor by default.
+        scratch: buffers for what comes in between, in the dtype of ``lower``; new tensors by default.
 
     Returns:
         ``[M, C, C]`` of the same dtype, zero above the diagonal, one on it.
@@ -27,23 +32,28 @@ def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) 
         tensor([[[ 1.,  0.],
                  [-3.,  1.]]])
     """
-    size = lower.shape[-1]
+    matrices, size, _ = lower.shape
+    scratch = Scratch(lower, lower.dtype, matrices) if scratch is None else scratch
     if size <= LEAF:
-        found = _substitute(lower.contiguous())  # of a view the solver's own copies take half as long again
-        return found if out is None else out.copy_(found)
+        # Of a view the solver's own copies take half as long again.
+        found = _substitute(scratch.get("leaves", *lower.shape).copy_(lower), scratch)
+        return found.clone() if out is None else out.copy_(found)
     inverse = torch.zeros_like(lower) if out is None else out.zero_()
     whole = size - size % LEAF
     leaves = _diagonal_blocks(lower, whole)
-    _diagonal_blocks(inverse, whole).copy_(_substitute(leaves.reshape(-1, LEAF, LEAF)).view(leaves.shape))
+    leaves = scratch.get("leaves", *leaves.shape).copy_(leaves)
+    _diagonal_blocks(inverse, whole).copy_(_substitute(leaves, scratch))
     if whole < size:
-        inverse[:, whole:, whole:] = _substitute(lower[:, whole:, whole:])
+        inverse[:, whole:, whole:] = _substitute(lower[:, whole:, whole:], scratch)
     step = LEAF
     while step < size:
         for start in range(0, size - step, 2 * step):
             top, bottom = slice(start, start + step), slice(start + step, min(start + 2 * step, size))
-            corner = torch.bmm(lower[:, bottom, top], inverse[:, top, top])
-            # Not with out=: a batch of products into a strided result runs one by one.
-            inverse[:, bottom, top] = torch.bmm(inverse[:, bottom, bottom], corner).neg_()
+            shape = (matrices, bottom.stop - bottom.start, step)
+            corner, joined = scratch.get("corner", *shape), scratch.get("joined", *shape)
+            torch.bmm(lower[:, bottom, top], inverse[:, top, top], out=corner)
+            # Not straight into the strided result: such a batch of products runs one by one.
+            inverse[:, bottom, top] = torch.bmm(inverse[:, bottom, bottom], corner, out=joined).neg_()
         step *= 2
     return inverse
 
@@ -55,13 +65,15 @@ def _diagonal_blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
     return matrix.as_strided(shape, (batch, LEAF * (row + column), row, column), matrix.storage_offset())
 
 
-def _substitute(lower: torch.Tensor) -> torch.Tensor:
-    """The inverse of one small block, row by row."""
+def _substitute(lower: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+    """The inverse of small blocks ``[M, ...]``, row by row."""
     size = lower.shape[-1]
     one = torch.eye(size, dtype=lower.dtype, device=lower.device)
     if lower.device.type != "mps":
         # From the right: on a CPU rows then need no transposed copies, and that is half of the time.
-        return torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False, left=False, unitriangular=True)
+        # Of this layout the solver takes both sides as they are.
+        found = scratch.get("solved", *lower.shape).copy_(one).transpose(-2, -1)
+        return torch.linalg.solve_triangular(lower, found, upper=False, left=False, unitriangular=True, out=found)
     return _row_by_row(lower)
 
 

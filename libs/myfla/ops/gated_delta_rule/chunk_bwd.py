@@ -37,6 +37,7 @@ from myfla.ops.gated_delta_rule.chunk_fwd import (
 )
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, Gradients, replay, scan_back
 from myfla.utils.autocast import without_autocast
+from myfla.utils.large import empty_large
 
 
 @without_autocast
@@ -63,8 +64,10 @@ def chunk_backward(
         dfinal: ``[N, HV, K, V]`` gradient of the final states, or None.
         fresh: whether there was no initial state; what is returned as its gradient is then undefined.
     """
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g, beta)]
-    dinitial = v.new_empty(layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=saved[0].dtype)
+    grads = [empty_large(*x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, g, beta)]
+    dinitial = empty_large(
+        layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=saved[0].dtype, device=v.device
+    )
     if dfinal is None:
         dinitial.zero_()
     else:

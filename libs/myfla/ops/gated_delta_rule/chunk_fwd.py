@@ -23,6 +23,7 @@ from myfla.ops.common.tuning import keeps_states
 from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns, pair_decay, wide_dtype
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, scan
 from myfla.utils.autocast import without_autocast
+from myfla.utils.large import empty_large
 
 EPSILON = 1e-6
 """Added to squared lengths, as in `myfla.utils.l2norm`."""
@@ -116,8 +117,8 @@ def chunk_forward(
         tensors of its `Saved` and of its `Columns`.
     """
     key, value = k.shape[3], v.shape[3]
-    out = torch.empty(v.shape, dtype=out_dtype, device=v.device)
-    final = v.new_empty(layout.rows, v.shape[2], key, value, dtype=dtype)
+    out = empty_large(*v.shape, dtype=out_dtype, device=v.device)
+    final = empty_large(layout.rows, v.shape[2], key, value, dtype=dtype, device=v.device)
     if initial_state is None:
         final.zero_()
     else:
@@ -238,7 +239,8 @@ def _forward_block(
     torch.bmm(both, keys.transpose(1, 2), out=at.products)
     halves(at.products, chunk).mul_(at.pair.unsqueeze(1))[:, 0].mul_(scale)
     weighted = torch.mul(at.products, columns.strength.transpose(1, 2), out=at.weighted)
-    unit_lower_inverse(weighted[:, chunk:], out=at.turned.transpose(1, 2))  # the solver, too, hands over columns
+    turned = at.turned.transpose(1, 2)  # the solver, too, hands over columns
+    unit_lower_inverse(weighted[:, chunk:], turned, scratch)
 
     factors = factors_of(both, columns, at.turned, scratch.get("meets", *both.shape), at.handed)
     scan(block, heads, factors, values, running, at.errors, kept, fresh and block.wave == 0)

@@ -27,6 +27,7 @@ from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs,
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, largest_block, load_written, room
 from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan_back
 from myfla.utils.autocast import without_autocast
+from myfla.utils.large import empty_large
 
 Last = Tuple[torch.Tensor, Combine, torch.Tensor]
 """``x [M, C, K]``, and the last step ``combine(x, other)``, done on the way out."""
@@ -61,11 +62,12 @@ def chunk_backward(
     """
     heads, key, value = x.k.shape[2], x.k.shape[3], x.v.shape[3]
     dtype, device = saved.states.dtype, do.device
-    grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in x]
+    grads = [empty_large(*t.shape, dtype=t.dtype, device=t.device) for t in x]
+    running = empty_large(layout.rows, heads, key, value, dtype=dtype, device=device)
     if dfinal is None:
-        running = torch.zeros(layout.rows, heads, key, value, dtype=dtype, device=device)
+        running.zero_()
     else:
-        running = sort_rows(layout, dfinal).to(dtype).clone(memory_format=torch.contiguous_format)
+        running.copy_(sort_rows(layout, dfinal))
     largest = largest_block(layout, heads)
     ones = torch.ones(layout.chunk, layout.chunk, dtype=dtype, device=device)
     sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1)

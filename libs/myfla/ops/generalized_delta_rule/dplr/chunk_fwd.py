@@ -22,6 +22,7 @@ from myfla.ops.common.tuning import keeps_states
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, wide_dtype
 from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan
 from myfla.utils.autocast import without_autocast
+from myfla.utils.large import empty_large
 
 
 class Saved(NamedTuple):
@@ -99,12 +100,12 @@ def chunk_forward(
         o ``[B, T, H, V]`` in q's dtype, final states ``[N, H, K, V]`` in ``dtype``, `Saved` or None.
     """
     heads, key, value = k.shape[2], k.shape[3], v.shape[3]
-    out = torch.empty(v.shape, dtype=q.dtype, device=v.device)
+    out = empty_large(*v.shape, dtype=q.dtype, device=v.device)
+    running = empty_large(layout.rows, heads, key, value, dtype=dtype, device=v.device)
     if initial_state is None:
-        running = v.new_zeros(layout.rows, heads, key, value, dtype=dtype)
+        running.zero_()
     else:
-        running = sort_rows(layout, initial_state.to(dtype))
-        running = running.clone(memory_format=torch.contiguous_format)
+        running.copy_(sort_rows(layout, initial_state))
     x = Inputs(q, k, v, a, b, gk)
     saved = Saved.empty(layout, heads, key, value, running) if save else None
     largest = largest_block(layout, heads)
@@ -158,7 +159,7 @@ def _forward_block(
     a_b, a_k = to_a.chunk(2, 2)
     (a, q), (hand_b, hand_k) = f.left.chunk(2, 1), f.hand.chunk(2, 1)
     square = torch.neg(a_b, out=scratch.get("square", size, chunk, chunk))
-    unit_lower_inverse(square, out=at.inverse)
+    unit_lower_inverse(square, at.inverse, scratch)
     result = scratch.get("result", size, chunk, value)
     torch.bmm(a_k, v, out=result)
     torch.bmm(at.inverse, result, out=at.read)
