@@ -1,6 +1,5 @@
 """``inplace_final_state``, the memory of large states, and the blocks of a step: the same bits, and no surprise."""
 
-
 import torch
 
 from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule, recurrence

@@ -9,7 +9,7 @@ import torch
 from myfla.utils.large import empty_large
 
 LARGEST_KEPT = 4 * 1024 * 1024
-"""Bytes; a larger buffer goes back to the system after the call, a smaller one waits in its thread for the next."""
+"""Bytes; a larger buffer goes back where it came from after a call, a smaller one waits in its thread for the next."""
 
 LARGEST_SHARED = 32 * 1024 * 1024
 """Bytes of one allocation for several tensors; more than that glibc always asks the system for."""
@@ -77,8 +77,9 @@ class Scratch:
 def together(like: torch.Tensor, shapes: Sequence[Tuple[int, ...]]) -> List[torch.Tensor]:
     """Unwritten tensors of these shapes, in the dtype and on the device of ``like``, in few allocations.
 
-    glibc gives what many middling tensors leave behind back to the system when they are freed at one time, and every
-    page of the next call's is then a fault; after one tensor as large as all of them it keeps as much.
+    A large one costs a few microseconds (`myfla.utils.large`). Of ordinary memory, glibc gives back to the system what
+    many middling tensors leave behind when they are freed at one time, and every page of the next call's is then a
+    fault; after one tensor as large as all of them it keeps as much.
     """
     sizes = [-(-math.prod(shape) // ALIGNED) * ALIGNED for shape in shapes]
     out: List[torch.Tensor] = []

@@ -65,9 +65,7 @@ def chunk_backward(
         fresh: whether there was no initial state; what is returned as its gradient is then undefined.
     """
     grads = [empty_large(*x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, g, beta)]
-    dinitial = empty_large(
-        layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=saved[0].dtype, device=v.device
-    )
+    dinitial = empty_large(layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=saved[0].dtype, device=v.device)
     if dfinal is None:
         dinitial.zero_()
     else:
