@@ -10,7 +10,8 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from encoders.probing import Gates, LayerGates, probe
+from encoders.gates import Gates
+from encoders.probing import LayerGates, probe
 from encoders.stack import Encoder
 
 __all__ = ["LONGEST", "QUANTILES", "measure_memory"]

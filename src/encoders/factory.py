@@ -108,7 +108,9 @@ class Registry:
             if name not in self._strategies:
                 config_class = self.config_class(name)
                 try:
-                    self._strategies[name] = _checked_strategy(offer, config_class)()
+                    strategy = _checked_strategy(offer, config_class)()
+                    strategy.origin = offer.plugin.origin
+                    self._strategies[name] = strategy
                 except Exception as problem:
                     raise _plugin_error(name, offer.plugin, f"{type(problem).__name__}: {problem}") from problem
             return self._strategies[name]

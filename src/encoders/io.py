@@ -1,70 +1,22 @@
-"""An encoder as two files: ``encoder.safetensors`` and a manifest ``encoder.json``. No pickle.
+"""Reading an encoder that `encoders.saving` wrote."""
 
-The manifest is written last but one step: first the new weights under a name of their own, then the manifest that
-names their digest, then the weights take their final name. Whenever a writer is killed, the manifest describes
-weights that are there, under one name or the other.
-"""
-
-import platform
 from pathlib import Path
 from typing import Any, Dict, Union
 
-import safetensors
 import torch
 from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as format_tensors
 
-from cfg.encoder_mapping import portable_mapping
 from encoders.build import build_encoder
 from encoders.errors import PluginError, UnknownEncoderError
-from encoders.factory import default_registry
-from encoders.files import digest, parse_manifest, read_bytes, refuse, seal_manifest, weights_name, write_atomic
+from encoders.files import digest, parse_manifest, read_bytes, refuse, weights_name
+from encoders.saving import FORMAT, FORMAT_VERSION, encoder_paths, save_encoder, staged_path
 from encoders.stack import Encoder
-from myfla import __version__
 from myfla.utils.errors import CheckpointError
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "load_encoder", "save_encoder"]
 
-FORMAT = "myfla-encoder"
-FORMAT_VERSION = 1
 _REMEDY = "use a copy, or write it again with encoder.save"
 _PICKLES = (b"PK\x03\x04", b"\x80")
-
-
-def save_encoder(encoder: Encoder, path: Union[str, Path]) -> Path:
-    """Write an encoder's config and weights.
-
-    Args:
-        encoder: any strategy's.
-        path: a folder (made if missing), for ``encoder.safetensors`` and ``encoder.json`` in it; or the name of the
-            ``.safetensors`` file, with the manifest beside it. An older encoder there is replaced.
-
-    Returns:
-        The path of the weights file.
-
-    Raises:
-        OSError: the folder cannot be written; an older encoder there stays readable.
-    """
-    weights, manifest = _paths(Path(path))
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    # clone: safetensors refuses tensors that share memory
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.state_dict().items()}
-    data = format_tensors(tensors, {"format": FORMAT})
-    sha = digest(data)
-    staged = _staged(weights, sha)
-    write_atomic(staged, data)
-    write_atomic(manifest, seal_manifest({
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "config": portable_mapping(encoder.config),
-        "fingerprint": encoder.fingerprint,
-        "files": {weights.name: {"sha256": sha, "bytes": len(data)}},
-        "versions": _versions(encoder.config.name),
-    }))
-    staged.replace(weights)
-    for old in weights.parent.glob(_staged(weights, "*").name):
-        old.unlink()  # left by a writer that was killed
-    return weights
 
 
 def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
@@ -88,7 +40,7 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
         >>> load_encoder(encoder.save(tempfile.mkdtemp())).config == encoder.config
         True
     """
-    weights, manifest_path = _paths(Path(path))
+    weights, manifest_path = encoder_paths(Path(path))
     if not manifest_path.exists() and weights.exists():
         _check_no_pickle(weights, read_bytes(weights, _REMEDY))
         raise refuse(manifest_path, "must stand beside the weights, to say whose they are", "no such file",
@@ -114,20 +66,8 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
     return encoder.to(device=device).eval()
 
 
-def _paths(path: Path) -> tuple:
-    if path.suffix == ".json":
-        path = path.with_suffix(".safetensors")
-    if path.suffix != ".safetensors" or path.is_dir():
-        path = path / "encoder.safetensors"
-    return path, path.with_suffix(".json")
-
-
-def _staged(weights: Path, sha: str) -> Path:
-    return weights.with_name(f".{weights.stem}-{sha[:16]}.safetensors")
-
-
 def _read_weights(path: Path, entry: Dict[str, Any]) -> Dict[str, torch.Tensor]:
-    staged = _staged(path, entry["sha256"])
+    staged = staged_path(path, entry["sha256"])
     if staged.exists() and digest(read_bytes(staged, _REMEDY)) == entry["sha256"]:
         path = staged  # the writer was killed before the last rename
     data = read_bytes(path, _REMEDY)
@@ -163,12 +103,3 @@ def _check_fit(model: Encoder, tensors: Dict[str, torch.Tensor], path: Path) -> 
         if got.shape != want.shape or got.is_floating_point() != want.is_floating_point():
             raise refuse(path, f"must hold {name} as {list(want.shape)} {want.dtype}", f"{list(got.shape)} {got.dtype}",
                          "it belongs to another encoder; " + _REMEDY)
-
-
-def _versions(name: str) -> Dict[str, str]:
-    try:
-        origin = default_registry().offer(name).plugin.origin
-    except ValueError:  # built without the factory
-        origin = "unknown"
-    return {"encoder": origin, "myfla": __version__, "python": platform.python_version(),
-            "safetensors": safetensors.__version__, "torch": str(torch.__version__)}

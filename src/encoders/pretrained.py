@@ -3,12 +3,13 @@
 import dataclasses
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator
+from typing import Any, Dict, Iterator
 
 import torch
 
 from cfg.encoder import EncoderConfig
 from cfg.validation import config_error
+from encoders.contract import BlockBuilder
 from encoders.stack import Encoder
 from myfla.models import load_config
 from myfla.models.checkpoint import WeightFiles, check_names, check_shape
@@ -16,15 +17,12 @@ from myfla.models.checkpoint_names import Source, adapt_names
 from myfla.models.configuration import ModelConfig
 from myfla.utils.errors import CheckpointError, message
 
-if TYPE_CHECKING:
-    from encoders.strategy import EncoderStrategy
-
 __all__ = ["build_pretrained", "config_with_checkpoint"]
 
 _TOP = {"input": "embeddings"}
 
 
-def build_pretrained(strategy: "EncoderStrategy", config: EncoderConfig, device: Any = None,
+def build_pretrained(strategy: BlockBuilder, config: EncoderConfig, device: Any = None,
                      dtype: Any = None) -> Encoder:
     """The encoder of a config whose ``pretrained`` names a checkpoint folder.
 
@@ -52,7 +50,7 @@ def build_pretrained(strategy: "EncoderStrategy", config: EncoderConfig, device:
     return encoder
 
 
-def config_with_checkpoint(strategy: "EncoderStrategy", config: EncoderConfig) -> EncoderConfig:
+def config_with_checkpoint(strategy: BlockBuilder, config: EncoderConfig) -> EncoderConfig:
     """The config with the sizes of the checkpoint it names; a config that names none as it is.
 
     Raises:
@@ -114,7 +112,7 @@ def _shared_fields(found: ModelConfig) -> Dict[str, Any]:
 
 
 @torch.no_grad()
-def _fill(encoder: Encoder, strategy: "EncoderStrategy", folder: Path) -> None:
+def _fill(encoder: Encoder, strategy: BlockBuilder, folder: Path) -> None:
     """Copy the checkpoint's tensors over the encoder's fresh ones."""
     files = WeightFiles(folder)
     sources = adapt_names(files.names, headless=True)
@@ -138,7 +136,7 @@ def _copy(files: WeightFiles, source: Source, parameter: torch.Tensor) -> None:
     parameter.copy_(tensor)
 
 
-def _official_name(own: str, strategy: "EncoderStrategy") -> str:
+def _official_name(own: str, strategy: BlockBuilder) -> str:
     """``blocks.0.mixer.q_proj.weight`` is ``layers.0.attn.q_proj.weight`` there."""
     parts = own.split(".")
     back = {mine: theirs for theirs, mine in strategy.checkpoint_parts.items()}

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
@@ -13,16 +13,15 @@ from cfg.encoder import EncoderConfig
 from cfg.encoder_mapping import portable_mapping
 from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
+from encoders.contract import BlockBuilder
 from encoders.inputs import build_input, check_ids, check_input, enter, input_weight
 from encoders.pooling import build_pooling
+from encoders.saving import save_encoder
 from encoders.weaving import Pass, build_weaving
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
 from myfla.utils.autocast import autocast_enabled
 from myfla.utils.errors import CacheError, message, value_error
-
-if TYPE_CHECKING:
-    from encoders.strategy import EncoderStrategy
 
 __all__ = ["Encoder", "EncoderOutput"]
 
@@ -64,7 +63,7 @@ class Encoder(nn.Module):
         torch.Size([2, 64])
     """
 
-    def __init__(self, config: EncoderConfig, strategy: "EncoderStrategy", device: Any = None,
+    def __init__(self, config: EncoderConfig, strategy: BlockBuilder, device: Any = None,
                  dtype: Any = None) -> None:
         super().__init__()
         self.config = dataclasses.replace(config)  # a copy, checked: the caller may change its own
@@ -134,9 +133,7 @@ class Encoder(nn.Module):
         return EncoderOutput(layout.unpack(hidden), embedding, state if use_cache else None, layout.lengths)
 
     def save(self, path: Union[str, Path]) -> Path:
-        """Write weights and config; see `encoders.io.save_encoder`."""
-        from encoders.io import save_encoder  # here, because files are no part of the stack
-
+        """Write weights and config; see `encoders.saving.save_encoder`."""
         return save_encoder(self, path)
 
     def extra_repr(self) -> str:

@@ -2,22 +2,20 @@
 
 import abc
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Dict, Generic, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, Generic, Mapping, Optional, Tuple, Type, TypeVar
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
 from encoders.blocks import PreNormBlock
+from encoders.gates import Gates
 from encoders.pretrained import build_pretrained
 from encoders.stack import Encoder
 from myfla.models.configuration import ModelConfig
 from myfla.modules.layernorm import RMSNorm
 from myfla.modules.mlp import GatedMLP
 from myfla.utils.errors import value_error
-
-if TYPE_CHECKING:
-    from encoders.probing import Gates
 
 __all__ = ["EncoderStrategy"]
 
@@ -35,6 +33,7 @@ class EncoderStrategy(abc.ABC, Generic[ConfigT]):
     Attributes:
         name: what users write, e.g. ``gated_deltanet``.
         config_class: a dataclass that extends `cfg.encoder.EncoderConfig`; its ``name`` defaults to ``name``.
+        origin: the package and version it comes from, as saved files name it; set by the registry that finds it.
         block_class: the residual block.
         model_type: of official checkpoints that its encoders take over (``encoder.pretrained``); None for none.
         checkpoint_parts: what the parts of the official block are called in ``block_class``.
@@ -47,6 +46,7 @@ class EncoderStrategy(abc.ABC, Generic[ConfigT]):
 
     name: str
     config_class: Type[ConfigT]
+    origin: str = "unknown"
     block_class: Type[PreNormBlock] = PreNormBlock
     model_type: Optional[str] = None
     checkpoint_parts: Mapping[str, str] = MappingProxyType({})
@@ -76,7 +76,7 @@ class EncoderStrategy(abc.ABC, Generic[ConfigT]):
         """
         return None
 
-    def gates(self, mixer: Any, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional["Gates"]:
+    def gates(self, mixer: Any, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional[Gates]:
         """How one of its mixers treats its state, for `encoders.probing.probe`; None where that is not known.
 
         Args:

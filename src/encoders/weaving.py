@@ -5,19 +5,17 @@ second layer on, every token so knows the whole sequence, at the cost of one dir
 sequences only: in a stream the last state of a layer is never known.
 """
 
-from typing import TYPE_CHECKING, Any, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
 from encoders.blocks import StackCall
+from encoders.contract import BlockBuilder
 from myfla.models.utils import Cache
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
-
-if TYPE_CHECKING:
-    from encoders.strategy import EncoderStrategy
 
 __all__ = ["Pass", "StateWeaving", "build_weaving"]
 
@@ -81,7 +79,7 @@ class Pass:
         return hidden
 
 
-def build_weaving(strategy: "EncoderStrategy", config: EncoderConfig, device: Any = None,
+def build_weaving(strategy: BlockBuilder, config: EncoderConfig, device: Any = None,
                   dtype: Any = None) -> Optional[StateWeaving]:
     """The initial states that ``config.state_weaving`` asks for, or None.
 

@@ -354,7 +354,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_encoder(saved, monkeypat
 
 @cases(step=["weights", "manifest", "rename"])
 def test_a_writer_that_stops_between_two_steps_leaves_an_encoder(saved, monkeypatch, step):
-    import encoders.io as io
+    import encoders.saving as io
 
     old, new = load_encoder(saved), small("rwkv7", torch.float32)
     write = io.write_atomic

@@ -1,14 +1,11 @@
 """How RWKV-7's parameters begin: by position in the channels and in the depth of the model."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
 from myfla.layers.lora import orthogonal_
-
-if TYPE_CHECKING:
-    from myfla.layers.rwkv7 import RWKV7Attention
 
 __all__ = ["reset_rwkv7"]
 
@@ -17,7 +14,7 @@ MIXES = {"x_r": 0.2, "x_w": 0.9, "x_k": 0.7, "x_v": 0.7, "x_a": 0.9, "x_g": 0.2}
 
 
 @torch.no_grad()
-def reset_rwkv7(layer: "RWKV7Attention") -> None:
+def reset_rwkv7(layer: Any) -> None:
     """Set and draw all parameters of an `RWKV7Attention` as fla 0.6.0 and RWKV-LM do.
 
     Without ``layer_idx`` the layer begins as the only one of a model (fla leaves it at zero, where its key has no

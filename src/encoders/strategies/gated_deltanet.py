@@ -9,7 +9,7 @@ from cfg.attention import KNOWN
 from cfg.encoder import GatedDeltaNetEncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
 from encoders.pretrained import refuse_checkpoint
-from encoders.probing import Gates
+from encoders.gates import Gates
 from encoders.strategy import EncoderStrategy
 from myfla.layers import Attention, GatedDeltaNet
 from myfla.models import GatedDeltaNetConfig
