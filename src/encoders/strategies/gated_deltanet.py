@@ -8,8 +8,8 @@ import torch.nn as nn
 from cfg.attention import KNOWN
 from cfg.encoder import GatedDeltaNetEncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
-from encoders.pretrained import refuse_checkpoint
 from encoders.gates import Gates
+from encoders.pretrained import refuse_checkpoint
 from encoders.strategy import EncoderStrategy
 from myfla.layers import Attention, GatedDeltaNet
 from myfla.models import GatedDeltaNetConfig

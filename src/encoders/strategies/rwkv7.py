@@ -8,8 +8,8 @@ import torch.nn as nn
 
 from cfg.encoder import RWKV7EncoderConfig
 from encoders.blocks import PreNormBlock, StackCall
-from encoders.pretrained import refuse_checkpoint
 from encoders.gates import Gates
+from encoders.pretrained import refuse_checkpoint
 from encoders.strategy import EncoderStrategy
 from myfla.layers.rwkv7 import RWKV7Attention
 from myfla.models import RWKV7Config
