@@ -1,0 +1,110 @@
+"""The compiled CPU kernels of the distribution `myfla-native`, where it is installed; see `docs/native.md`.
+
+Nothing here needs them. Who has a compiled form of what it computes asks `native` for each call, and computes in
+PyTorch where the answer is None.
+"""
+
+import functools
+import importlib
+import importlib.util
+from typing import Any, Optional, Tuple
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from myfla.utils.tracing import tracing
+
+__all__ = ["INTERFACE", "missing_native", "native", "why_not_native"]
+
+INTERFACE = 1
+"""What these files can call. A `myfla_native` with another number is left alone."""
+
+_FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+_TENSORS = (torch.Tensor, nn.Parameter)
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)  # came with PyTorch 2.0
+_jit = torch._C._get_tracing_state
+
+
+def native(*tensors: Optional[torch.Tensor]) -> Any:
+    """The package `myfla_native` if it can compute with these tensors now, else None.
+
+    Args:
+        tensors: all floating-point tensors of a call; None counts as nothing.
+
+    Example:
+        >>> native(torch.zeros(2, dtype=torch.float64)) is None
+        True
+    """
+    package = _installed()[0]
+    if package is None or _watched() is not None:
+        return None
+    for x in tensors:
+        if x is not None and not _is_plain(x):
+            return None
+    return package
+
+
+def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:
+    """Why `native` answers None, in words; None where it does not.
+
+    Example:
+        >>> why_not_native(torch.zeros(2, dtype=torch.float64)) is None
+        False
+    """
+    missing = missing_native() or _watched()
+    if missing is not None:
+        return missing
+    for x in tensors:
+        if x is None or _is_plain(x):
+            continue
+        if x.device.type != "cpu":
+            return f"the compiled kernels run on CPUs, and the tensors are on {x.device.type}"
+        if x.dtype not in _FORMATS:
+            return f"the compiled kernels have float32, bfloat16 and float16, and this is {x.dtype}"
+        return f"the compiled kernels take plain tensors, and this is a {type(x).__name__} with layout {x.layout}"
+    return None
+
+
+def missing_native() -> Optional[str]:
+    """Why there are no compiled kernels in this process, or None."""
+    return _installed()[1]
+
+
+@functools.lru_cache(maxsize=None)
+def _installed() -> Tuple[Any, Optional[str]]:
+    """The package, or why it cannot be used. A library of another platform may raise anything when it is loaded."""
+    spec = importlib.util.find_spec("myfla_native")
+    if spec is None or spec.origin is None:  # without an origin: a folder that happens to have this name
+        return None, "myfla-native is not installed; pip install myfla-native"
+    try:
+        package = importlib.import_module("myfla_native")
+        found = package.INTERFACE
+    except Exception as error:  # ImportError, OSError of the loader, AttributeError of an older library, ...
+        return None, f"myfla-native does not import: {type(error).__name__}: {error}"
+    if found != INTERFACE:
+        return None, f"myfla-native has interface {found} and {INTERFACE} is needed; install the version of this myfla"
+    return package, None
+
+
+def _watched() -> Optional[str]:
+    """Who wants to see plain operations: they would not see what a compiled kernel does."""
+    if tracing():
+        return "a compiler, an exporter or a transform of torch.func records this call"
+    if _jit() is not None:
+        return "torch.jit.trace records this call"
+    if _modes is not None and _modes():
+        return "a torch dispatch mode watches this call"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on"
+    return None
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    return (
+        type(x) in _TENSORS
+        and x.dtype in _FORMATS
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and not x.is_neg()
+    )

@@ -1,0 +1,9 @@
+"""Compiled CPU kernels for `myfla`: raw functions of tensors, without autograd and without checks.
+
+`myfla` calls them inside its own autograd functions, after its own checks; see `myfla.utils.native`.
+"""
+
+from myfla_native.library import INTERFACE, level
+
+__version__ = "0.1.0"
+__all__ = ["INTERFACE", "level"]

@@ -1,0 +1,77 @@
+"""The shared library, and how its functions are called: ctypes, which lets go of the interpreter's lock meanwhile."""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+
+__all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "level", "pointer", "set_level", "threads"]
+
+INTERFACE = 1
+"""What the compiled library must answer; raised with ``MN_INTERFACE`` in the sources."""
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LEVELS = ("base", "avx2", "avx512")
+NO_MEMORY = 1
+
+_NAMES = {"darwin": "libmyfla_native.dylib", "win32": "myfla_native.dll"}
+_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "n": ctypes.c_int, "f": ctypes.c_float, "d": ctypes.c_double}
+
+threads = torch.get_num_threads
+
+
+def _load() -> ctypes.CDLL:
+    path = Path(__file__).with_name(_NAMES.get(sys.platform, "libmyfla_native.so"))
+    if not path.exists():
+        raise ImportError(f"myfla_native was installed without its library {path.name}; pip install it again")
+    library = ctypes.CDLL(str(path))
+    if library.mn_interface() != INTERFACE:
+        raise ImportError(f"myfla_native: {path.name} has interface {library.mn_interface()}, not {INTERFACE}")
+    return library
+
+
+_library = _load()
+
+
+def declare(name: str, arguments: str) -> Callable[..., None]:
+    """A C function as a Python one.
+
+    Args:
+        name: of an exported function that returns a status.
+        arguments: a letter for each: ``p`` pointer (an address or None), ``i`` int64, ``n`` int, ``f`` float,
+            ``d`` double; blanks do not count.
+
+    Raises:
+        MemoryError: (when called) no memory for scratch.
+    """
+    function = getattr(_library, name)
+    function.argtypes = [_KINDS[letter] for letter in arguments if letter != " "]
+    function.restype = ctypes.c_int
+
+    def call(*given: Any) -> None:
+        if function(*given):
+            raise MemoryError(f"myfla_native: no memory for the scratch space of {name}")
+
+    return call
+
+
+def pointer(x: Optional[torch.Tensor]) -> Optional[int]:
+    """Where a tensor's first element lies, or None."""
+    return None if x is None else x.data_ptr()
+
+
+def level() -> str:
+    """Which compiled variant is in use: ``base``, ``avx2`` or ``avx512``."""
+    return LEVELS[_library.mn_set_level(-1) if _forced is None else _library.mn_set_level(LEVELS.index(_forced))]
+
+
+_forced: Optional[str] = None
+
+
+def set_level(name: Optional[str]) -> str:
+    """Use a lower variant than the processor has (None: the best), for tests; returns the one that is now in use."""
+    global _forced
+    _forced = name
+    return level()

@@ -1,0 +1,90 @@
+"""Whether there are compiled kernels, which ones, and who gets them."""
+
+import pytest
+import torch
+
+from myfla.testing import cases
+from myfla.utils import native as door
+
+
+@cases(level=["base", "avx2", "avx512"])
+def test_a_level_is_had_or_the_best_below_it(native, level):
+    order = ["base", "avx2", "avx512"]
+    best = native.library.set_level(None)
+    assert native.library.set_level(level) == min(level, best, key=order.index)
+    assert native.library.set_level(None) == best
+
+
+def test_plain_tensors_get_the_kernels(native):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert door.native(torch.zeros(2, dtype=dtype), None, torch.nn.Parameter(torch.zeros(1))) is native
+        assert door.why_not_native(torch.zeros(2, dtype=dtype), None) is None
+
+
+class Strange(torch.Tensor):
+    """A subclass."""
+
+
+@cases(what=["float64", "int64", "meta", "subclass", "sparse", "negative view"])
+def test_other_tensors_do_not_and_are_told_why(native, what):
+    x, word = {
+        "float64": (torch.zeros(2, dtype=torch.float64), "torch.float64"),
+        "int64": (torch.zeros(2, dtype=torch.int64), "torch.int64"),
+        "meta": (torch.zeros(2, device="meta"), "meta"),
+        "subclass": (torch.zeros(2).as_subclass(Strange), "Strange"),
+        "sparse": (torch.zeros(2, 2).to_sparse(), "sparse_coo"),
+        "negative view": (torch.zeros(2, dtype=torch.complex64).conj().imag, "Tensor"),
+    }[what]
+    assert door.native(torch.zeros(1), x) is None
+    assert word in door.why_not_native(torch.zeros(1), x)
+
+
+@cases(who=["torch.func", "forward mode", "jit", "dispatch mode"])
+def test_who_watches_plain_operations_sees_them(native, who):
+    seen = []
+
+    def look(x):
+        seen.append(door.why_not_native(x))
+        assert door.native(x) is None
+        return x * 2
+
+    x, word = torch.ones(2), {"torch.func": "torch.func", "forward mode": "forward-mode", "jit": "jit",
+                              "dispatch mode": "dispatch mode"}[who]  # fmt: skip
+    if who == "torch.func":
+        pytest.importorskip("torch.func").vmap(look)(x)
+    elif who == "forward mode":
+        with torch.autograd.forward_ad.dual_level():
+            look(torch.autograd.forward_ad.make_dual(x, x))
+    elif who == "jit":
+        torch.jit.trace(look, (x,), check_trace=False)
+    else:
+        if door._modes is None:
+            pytest.skip("came with PyTorch 2.0")
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                return func(*args, **(kwargs or {}))
+
+        with Watch():
+            look(x)
+    assert seen and all(word in reason for reason in seen)
+
+
+def test_another_interface_is_left_alone(kernels, monkeypatch):
+    monkeypatch.setattr(door, "INTERFACE", -1)
+    package, reason = door._installed.__wrapped__()
+    assert package is None and "interface" in reason and "-1" in reason
+
+
+def test_without_the_distribution_the_reason_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(door.importlib.util, "find_spec", lambda name: None)
+    assert "pip install myfla-native" in door._installed.__wrapped__()[1]
+
+
+def test_a_library_that_does_not_load_is_a_reason(kernels, monkeypatch):
+    def fails(name):
+        raise OSError("wrong ELF class")
+
+    monkeypatch.setattr(door.importlib, "import_module", fails)
+    assert "wrong ELF class" in door._installed.__wrapped__()[1]
