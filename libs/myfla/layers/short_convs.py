@@ -1,0 +1,107 @@
+"""Queries, keys and values: three projections, each behind a short convolution, or behind its activation alone."""
+
+import warnings
+from typing import Any, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+
+from myfla.layers.half import project, silu
+from myfla.layers.layer_inputs import check_state
+from myfla.layers.recurrent_layer import LayerCall, RecurrentLayer
+from myfla.modules import ShortConvolution
+from myfla.modules.convolution import causal_conv1d
+from myfla.utils.errors import CacheError, message
+
+__all__ = ["ConvLayer"]
+
+NAMES = ("q", "k", "v")
+# Up to so many numbers, one convolution of q, k and v together costs less than three, in spite of the copy.
+FUSED_ON_CPU = 2**18
+Parts = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class ConvLayer(RecurrentLayer):
+    """A `RecurrentLayer` with ``q_proj``, ``k_proj``, ``v_proj`` and ``q_conv1d``, ``k_conv1d``, ``v_conv1d``.
+
+    Attributes:
+        conv_channels: channels of q, k and v.
+        conv_size: taps, W.
+        conv_bias: whether the convolutions have one.
+    """
+
+    conv_channels: Tuple[int, int, int]
+    conv_size: int
+    conv_bias: bool
+
+    def _build_qkv(self, new: Any) -> None:
+        """Make the projections from ``hidden_size`` to ``conv_channels``."""
+        for name, channels in zip(NAMES, self.conv_channels):
+            setattr(self, f"{name}_proj", nn.Linear(self.hidden_size, channels, bias=False, **new))
+
+    def _build_convs(self, new: Any, activations: Sequence[Optional[str]] = ("silu",) * 3) -> None:
+        """Make the convolutions, or warn that there are none."""
+        if not self.use_short_conv:
+            warnings.warn(f"{self.who}: use_short_conv=False costs much quality in most tasks", stacklevel=3)
+            return
+        for name, channels, activation in zip(NAMES, self.conv_channels, activations):
+            conv = ShortConvolution(channels, kernel_size=self.conv_size, bias=self.conv_bias, activation=activation,
+                                    **new)
+            setattr(self, f"{name}_conv1d", conv)
+
+    def _qkv(self, x: torch.Tensor, call: LayerCall) -> Tuple[Parts, Any]:
+        """q, k and v ``[B, T, channels]`` behind their convolutions, and the convolutions' new states."""
+        parts: Any = tuple(project(getattr(self, f"{name}_proj"), x) for name in NAMES)
+        if not self.use_short_conv:
+            return self._without_convs(parts), None
+        states = (None, None, None) if call.conv_state is None else call.conv_state
+        rows = x.shape[0] * x.shape[1] + (0 if states[0] is None else len(states[0]) * self.conv_size)
+        small = x.is_cuda or rows * sum(self.conv_channels) <= FUSED_ON_CPU
+        fused = small and self._use_fused_qkv_conv(states, call.keep, call.cu_seqlens)
+        return (self._one_conv if fused else self._three_convs)(parts, states, call)
+
+    def _without_convs(self, parts: Parts) -> Parts:
+        q, k, v = parts
+        return silu(q), silu(k), silu(v)
+
+    def _use_fused_qkv_conv(self, last_state: Any = None, use_cache: Any = None, cu_seqlens: Any = None) -> bool:
+        """Whether the three convolutions can run as one (official name; here states and offsets are no hindrance)."""
+        first, *others = convs = self._convs()
+        if any(type(c) is not ShortConvolution or c._forward_hooks or c._forward_pre_hooks for c in convs):
+            return False
+        return all(c.activation == first.activation and c.kernel_size == first.kernel_size for c in others)
+
+    def _three_convs(self, parts: Parts, states: Any, call: LayerCall) -> Any:
+        done = [
+            conv(part, cache=state, output_final_state=call.keep, cu_seqlens=call.cu_seqlens)
+            for conv, part, state in zip(self._convs(), parts, states)
+        ]
+        return tuple(zip(*done))
+
+    def _one_conv(self, parts: Parts, states: Any, call: LayerCall) -> Any:
+        convs = self._convs()
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        past = [state for state in states if state is not None]
+        mixed, state = causal_conv1d(
+            torch.cat(parts, dim=-1),
+            weight=torch.cat([conv.weight.squeeze(1) for conv in convs]),
+            bias=torch.cat(biases) if biases else None,
+            initial_state=torch.cat(past, dim=1) if past else None,
+            output_final_state=call.keep, activation=convs[0].activation, cu_seqlens=call.cu_seqlens,
+        )  # fmt: skip
+        sizes = list(self.conv_channels)
+        return mixed.split(sizes, dim=-1), None if state is None else state.split(sizes, dim=1)
+
+    def _convs(self) -> Any:
+        return tuple(getattr(self, f"{name}_conv1d") for name in NAMES)
+
+    def _check_conv_state(self, conv: Any, sequences: int, x: torch.Tensor) -> Any:
+        if not self.use_short_conv or not isinstance(conv, (tuple, list)) or len(conv) != 3:
+            rule = "must be the states of q, k and v" if self.use_short_conv else "must be None without convolutions"
+            got = f"{len(conv)} states" if isinstance(conv, (tuple, list)) else type(conv).__name__
+            hint = "the cache belongs to a layer with other settings"
+            raise CacheError(message(self.who, "conv_state", rule, got, hint))
+        for name, tensor, size in zip(NAMES, conv, self.conv_channels):
+            taps = (("batch", sequences), ("channels", size), ("taps", self.conv_size))
+            check_state(self.who, f"conv_state of {name}", tensor, taps, x)
+        return tuple(conv)
