@@ -1,6 +1,5 @@
 """Shared by all tests: cases without parametrize marks, one seed, uninitialised memory that shows."""
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -46,16 +45,3 @@ def _uninitialised_memory_is_nan(request, monkeypatch):
     """For the library and the encoders; compilers look into the functions that this replaces, so not for exports."""
     if {"myfla", "encoders", "native", "trust"} & set(request.path.relative_to(ROOT).parts[:2]):
         poison(monkeypatch)
-
-
-@pytest.fixture
-def large_from_one_byte(monkeypatch):
-    """Every tensor of `myfla.utils.large` in a mapping, and none idle at first."""
-    from myfla.utils import large
-
-    if large._ADVICE is None:
-        pytest.skip("needs a system with huge pages")
-    monkeypatch.setattr(large, "LEAST", 1)
-    monkeypatch.setattr(large, "_idle", {})
-    yield
-    gc.collect()

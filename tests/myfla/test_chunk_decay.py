@@ -2,7 +2,7 @@
 
 import torch
 
-from myfla.ops.common.scratch import Scratch
+from myfla.ops.common.workspace import Workspace
 from myfla.ops.gated_delta_rule.chunk_decay import pair_decay
 from myfla.testing import cases
 
@@ -11,7 +11,7 @@ def pairs(g, dtype):
     """`pair_decay` of log decays ``g [M, C]``."""
     size, chunk = g.shape
     out = torch.full((size, chunk, chunk), float("nan"), dtype=dtype)
-    return pair_decay(g.cumsum(1), Scratch(out, torch.float64, size), out)
+    return pair_decay(g.cumsum(1), Workspace(out, torch.float64, size), out)
 
 
 def draw(decay, chunk):

@@ -1,35 +1,22 @@
-"""One decoding step: the recurrence's own bits in fewer calls, at sizes whose states are read as bags of rows."""
+"""One decoding step: the recurrence's own bits in fewer calls."""
 
 import inspect
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import truth
-from myfla.ops.common import reading
-from myfla.ops.common.reading import reader
 from myfla.ops.gated_delta_rule import decode, fused_recurrent, fused_recurrent_gated_delta_rule, recurrence
 from myfla.ops.generalized_delta_rule import fused_recurrent_dplr_delta_rule
 from myfla.ops.generalized_delta_rule.dplr import decode as dplr_decode
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
 from myfla.testing import assert_close, cases
-from myfla.utils import large
-from myfla.utils.constants import constant, number
 from myfla.utils.l2norm import l2norm
 
 SIZES = [(8, 6), (64, 64), (128, 32), (48, 100)]
 UNIT = dict(use_qk_l2norm_in_kernel=True)
 GATES = dict(UNIT, use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True, allow_neg_eigval=True)
-
-
-@pytest.fixture(autouse=True)
-def small_states_are_read_as_bags(monkeypatch):
-    """All but those of 8 x 6: as large ones are."""
-    monkeypatch.setattr(reading, "_HAS_KERNEL", True)
-    monkeypatch.setattr(reading, "LEAST", 1 << 9)
 
 
 def make(rows, tokens, sizes, dtype=torch.float32, gates=False, heads=4):
@@ -192,60 +179,3 @@ def test_a_decoding_step_takes_the_short_way(monkeypatch):
     assert len(seen) == 1
     stepwise(given, state, **more)
     assert len(seen) == 1, "autograd has to see it"
-
-
-@cases(sizes=[(64, 64), (128, 32), (48, 100)], rows=[1, 2, 3])
-def test_rows_times_matrices_are_exact_and_the_same_alone(sizes, rows):
-    key, value = sizes
-    x, y = torch.randn(5, rows, key), torch.randn(5, key, value)
-    read = reader(y)
-    got = read(x, y)
-    assert read is not torch.bmm
-    assert_close(got, x.double() @ y.double(), 5e-7)
-    for i in range(5):
-        assert torch.equal(read(x[i : i + 1], y[i : i + 1]), got[i : i + 1])
-    assert torch.equal(read(x.view(5, 1, rows, key), y.view(5, 1, key, value)).view_as(got), got)
-
-
-def test_what_is_not_finite_stays_in_its_matrix():
-    x, y = torch.randn(3, 2, 64), torch.randn(3, 64, 64)
-    want = reader(y)(x, y)
-    y[1, 5, 7], x[1, 0, 5] = float("inf"), 0
-    got = reader(y)(x, y)
-    assert torch.equal(got[[0, 2]], want[[0, 2]])
-    assert got[1, 0, 7].isnan() and got[1, 1, 7].isinf() and got[1, :, 8].isfinite().all()
-
-
-@cases(least=[1, 1 << 30], kernel=[True, False], dtype=[torch.float32, torch.float64])
-def test_bags_are_read_where_their_kernel_is_and_there_is_enough_to_read(least, kernel, dtype, monkeypatch):
-    monkeypatch.setattr(reading, "LEAST", least)
-    monkeypatch.setattr(reading, "_HAS_KERNEL", kernel)
-    x, y = torch.randn(3, 1, 2, 64, dtype=dtype), torch.randn(3, 1, 64, 64, dtype=dtype)
-    bags = least == 1 and kernel and dtype is torch.float32
-    assert (reader(y) is reading._read_bags) == bags and (reader(y[:, 0]) is torch.bmm) != bags
-    product = torch.bmm(x[:, 0], y[:, 0])
-    assert bags or torch.equal(reader(y)(x, y)[:, 0], product)
-    assert_close(reader(y)(x, y)[:, 0], product, 5e-7)
-
-
-def test_constants_are_made_once_and_never_of_fake_tensors():
-    made = []
-    ones = constant(lambda count: made.append(count) or torch.ones(count))
-    assert ones(2) is ones(2) and made == [2]
-    for count in range(3, 40):
-        ones(count)
-    assert torch.equal(ones(2), torch.ones(2)) and made.count(2) == 2
-    fakes = pytest.importorskip("torch._subclasses.fake_tensor")
-    with fakes.FakeTensorMode():
-        fake = number(0.123, torch.float32)
-    assert type(fake) is not torch.Tensor and type(number(0.123, torch.float32)) is torch.Tensor
-
-
-def test_a_large_state_may_outlive_the_library():
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(large.__file__).parents[2])!r});"
-        "import builtins, torch; from myfla.utils.large import empty_large;"
-        "builtins.kept = empty_large(1 << 20, dtype=torch.float32, device='cpu')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert done.returncode == 0 and not done.stderr

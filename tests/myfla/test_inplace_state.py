@@ -108,7 +108,7 @@ def test_what_cannot_be_written_is_refused_by_name(op):
         function(**learned, initial_state=state, inplace_final_state=True)
 
 
-def test_states_are_values_also_in_memory_that_is_used_again(large_from_one_byte):
+def test_states_are_values():
     function, given, state = make("gdn", 2, 1)
     kept, copies = [state], [state.clone()]
     for _ in range(5):

@@ -4,9 +4,7 @@ import functools
 
 import torch
 
-from myfla.utils import large
-
-MAKERS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (large, "_within"))
+MAKERS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
 
 
 def poisoned(make):

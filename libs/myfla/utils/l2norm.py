@@ -5,7 +5,6 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.utils.autograd import backward_through
-from myfla.utils.constants import number
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_tensor
@@ -82,7 +81,7 @@ def l2norm_(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
         tensor([[0., 0.]])
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.mul_(length.mul_(length).add_(number(eps, x.dtype)).rsqrt_())
+    return x.mul_(length.mul_(length).add_(eps).rsqrt_())
 
 
 def _rstd(x: torch.Tensor, eps: float) -> torch.Tensor:

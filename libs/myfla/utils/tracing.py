@@ -1,15 +1,15 @@
 """Who is watching: a compiler, an exporter or a function transform, instead of plain eager execution.
 
 The hand-written forward and backward passes reuse buffers, read lengths and masks back to the host and are opaque to
-whoever records them. **The rule**: inside ``torch.compile``, ``torch.export`` and the transforms of ``torch.func``
-every function of this library takes the same formula in plain operations, with no choice that depends on the values
-of a tensor. It is the same function, equal up to rounding. The one exception: a rule over many tokens is an operation
-of its own in a compiled graph (`myfla.utils.graph_op`).
+whoever records them. **The rule**: inside ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, a
+``FakeTensorMode`` and the transforms of ``torch.func`` every function of this library takes the same formula in plain
+operations, with no choice that depends on the values of a tensor. It is the same function, equal up to rounding. The
+one exception: a rule over many tokens is an operation of its own in a compiled graph (`myfla.utils.graph_op`).
 """
 
 import torch
 
-__all__ = ["compiling", "exporting", "tracing", "transforming"]
+__all__ = ["compiling", "exporting", "recording", "tracing", "transforming"]
 
 _compiler = getattr(torch, "compiler", None)
 _is_compiling = getattr(_compiler, "is_compiling", None)
@@ -18,6 +18,9 @@ _is_compiling = getattr(_compiler, "is_compiling", None)
 _export_flag = "_is_exporting_flag" if hasattr(_compiler, "_is_exporting_flag") else "_is_compiling_flag"
 _functorch = getattr(torch._C, "_functorch", None)
 _transform = getattr(_functorch, "peek_interpreter_stack", None)
+_mode = getattr(torch._C, "_get_dispatch_mode", None)  # PyTorch 2.1
+_keys = getattr(torch._C, "_TorchDispatchModeKey", None)
+_RECORDERS = tuple(getattr(_keys, name) for name in ("FAKE", "PROXY") if hasattr(_keys, name))
 _compiler_knows_transforms = hasattr(getattr(torch, "library", None), "register_vmap")  # PyTorch 2.5
 
 
@@ -57,6 +60,18 @@ def transforming() -> bool:
     return _transform() is not None
 
 
+def recording() -> bool:
+    """Whether ``torch.jit.trace``, ``make_fx`` or a ``FakeTensorMode`` is at work.
+
+    Example:
+        >>> recording()
+        False
+    """
+    if torch._C._get_tracing_state() is not None:
+        return True
+    return _mode is not None and any(_mode(key) is not None for key in _RECORDERS)
+
+
 def tracing() -> bool:
     """Whether plain operations are needed; see above.
 
@@ -64,4 +79,4 @@ def tracing() -> bool:
         >>> tracing()
         False
     """
-    return compiling() or transforming()
+    return compiling() or transforming() or recording()

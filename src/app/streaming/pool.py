@@ -5,8 +5,6 @@ from typing import Dict, List, NamedTuple, Sequence
 import numpy as np
 import torch
 
-from myfla.utils.large import empty_large
-
 __all__ = ["Packed", "SessionPool"]
 
 
@@ -95,7 +93,7 @@ class SessionPool:
         first, count = (int(slots[0]), len(slots)) if len(slots) else (0, 0)
         if np.array_equal(slots, np.arange(first, first + count)):
             return [t.narrow(0, first, count) for t in self._states]  # sessions in one block need no copy
-        return [_picked(t, torch.as_tensor(slots, device=t.device)) for t in self._states]
+        return [t.index_select(0, torch.as_tensor(slots, device=t.device)) for t in self._states]
 
     def scatter(self, slots: np.ndarray, states: Sequence[torch.Tensor], rows: np.ndarray, seqs: np.ndarray) -> None:
         """New states for the rows ``slots``, which hold ``rows`` more rows of input, the last of them ``seqs``."""
@@ -148,11 +146,6 @@ class SessionPool:
         arrays = (self.ids, self.steps, self.seqs, self._used)
         self.ids, self.steps, self.seqs, self._used = (np.concatenate([a, np.zeros(more, np.int64)]) for a in arrays)
         self.dirty = np.concatenate([self.dirty, np.zeros(more, bool)])
-
-
-def _picked(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    out = empty_large(len(index), *states.shape[1:], dtype=states.dtype, device=states.device)
-    return torch.index_select(states, 0, index, out=out)
 
 
 def _within(part: torch.Tensor, whole: torch.Tensor) -> bool:

@@ -4,14 +4,14 @@ from typing import Optional
 
 import torch
 
-from myfla.ops.common.scratch import Scratch
+from myfla.ops.common.workspace import Workspace
 
 LEAF = 16
 """Blocks of this size are solved by substitution; larger ones are put together from them."""
 
 
 def unit_lower_inverse(
-    lower: torch.Tensor, out: Optional[torch.Tensor] = None, scratch: Optional[Scratch] = None
+    lower: torch.Tensor, out: Optional[torch.Tensor] = None, scratch: Optional[Workspace] = None
 ) -> torch.Tensor:
     """``(I + strictly_lower(lower))^-1``.
 
@@ -33,7 +33,7 @@ def unit_lower_inverse(
                  [-3.,  1.]]])
     """
     matrices, size, _ = lower.shape
-    scratch = Scratch(lower, lower.dtype, matrices) if scratch is None else scratch
+    scratch = Workspace(lower, lower.dtype, matrices) if scratch is None else scratch
     if size <= LEAF:
         # Of a view the solver's own copies take half as long again.
         found = _substitute(scratch.get("leaves", *lower.shape).copy_(lower), scratch)
@@ -65,7 +65,7 @@ def _diagonal_blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
     return matrix.as_strided(shape, (batch, LEAF * (row + column), row, column), matrix.storage_offset())
 
 
-def _substitute(lower: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+def _substitute(lower: torch.Tensor, scratch: Workspace) -> torch.Tensor:
     """The inverse of small blocks ``[M, ...]``, row by row."""
     size = lower.shape[-1]
     one = torch.eye(size, dtype=lower.dtype, device=lower.device)

@@ -24,7 +24,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
-from myfla.ops.common.scratch import Scratch, part, split_heads
+from myfla.ops.common.workspace import Workspace, part, split_heads
 from myfla.ops.gated_delta_rule.chunk_decay import Columns
 from myfla.ops.gated_delta_rule.chunk_fwd import (
     Saved,
@@ -37,7 +37,6 @@ from myfla.ops.gated_delta_rule.chunk_fwd import (
 )
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, Gradients, replay, scan_back
 from myfla.utils.autocast import without_autocast
-from myfla.utils.large import empty_large
 
 
 @without_autocast
@@ -64,8 +63,8 @@ def chunk_backward(
         dfinal: ``[N, HV, K, V]`` gradient of the final states, or None.
         fresh: whether there was no initial state; what is returned as its gradient is then undefined.
     """
-    grads = [empty_large(*x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, g, beta)]
-    dinitial = empty_large(layout.rows, v.shape[2], k.shape[3], v.shape[3], dtype=saved[0].dtype, device=v.device)
+    grads = [x.new_empty(x.shape) for x in (q, k, v, g, beta)]
+    dinitial = v.new_empty((layout.rows, v.shape[2], k.shape[3], v.shape[3]), dtype=saved[0].dtype)
     if dfinal is None:
         dinitial.zero_()
     else:
@@ -101,19 +100,19 @@ def _backward_heads(
     (undefined if ``fresh``)."""
     running, heads = dstates.contiguous().view(-1, *dstates.shape[2:]), dstates.shape[1]
     dq, dk, dv, dg, dbeta = grads
-    with Scratch(do, dstates.dtype, largest_block(layout) * heads) as scratch:
-        for whole, group in zip(layout.wholes, layout.groups):
-            flows = columns.strength.new_empty(whole.size * heads, layout.chunk, 1)
-            strengths = torch.empty_like(flows)
-            for block in reversed(group):
-                at, place = saved.part(block, heads), block.within(whole, heads)
-                found = part(flows, place), part(strengths, place)
-                _backward_block(
-                    block, q, k, do, columns.part(block.span(heads)), running, fresh and block.wave == 0,
-                    last and block is group[-1], scale, unit, scratch, at, (dq, dk, dv, *found),
-                )  # fmt: skip
-            whole.store(split_heads(flows.flip(1).cumsum(1).flip(1), heads), dg.unsqueeze(-1))
-            whole.store(split_heads(strengths, heads), dbeta.unsqueeze(-1))
+    scratch = Workspace(do, dstates.dtype, largest_block(layout) * heads)
+    for whole, group in zip(layout.wholes, layout.groups):
+        flows = columns.strength.new_empty(whole.size * heads, layout.chunk, 1)
+        strengths = torch.empty_like(flows)
+        for block in reversed(group):
+            at, place = saved.part(block, heads), block.within(whole, heads)
+            found = part(flows, place), part(strengths, place)
+            _backward_block(
+                block, q, k, do, columns.part(block.span(heads)), running, fresh and block.wave == 0,
+                last and block is group[-1], scale, unit, scratch, at, (dq, dk, dv, *found),
+            )  # fmt: skip
+        whole.store(split_heads(flows.flip(1).cumsum(1).flip(1), heads), dg.unsqueeze(-1))
+        whole.store(split_heads(strengths, heads), dbeta.unsqueeze(-1))
     if not dstates.is_contiguous():  # else they were worked on in place
         dstates.copy_(running.view(dstates.shape))
 
@@ -129,7 +128,7 @@ def _backward_block(
     last: bool,
     scale: float,
     unit: bool,
-    scratch: Scratch,
+    scratch: Workspace,
     at: Saved,
     grads: Tuple[torch.Tensor, ...],
 ) -> None:
@@ -194,7 +193,7 @@ def _found_again(
     heads: int,
     columns: Columns,
     unit: bool,
-    scratch: Scratch,
+    scratch: Workspace,
     at: Saved,
 ) -> Tuple[Saved, Factors]:
     """What was kept of one block, and what was not."""

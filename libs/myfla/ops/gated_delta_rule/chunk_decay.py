@@ -12,7 +12,7 @@ from typing import NamedTuple, Sequence, Tuple
 import torch
 
 from myfla.ops.common.layout import Block
-from myfla.ops.common.scratch import Scratch, part, split_heads
+from myfla.ops.common.workspace import Workspace, part, split_heads
 from myfla.utils.dtypes import has_float64
 
 FLOOR = -1000.0
@@ -70,7 +70,7 @@ def load_columns(
     return sums[..., 0], columns
 
 
-def pair_decay(sums: torch.Tensor, wide: Scratch, out: torch.Tensor) -> torch.Tensor:
+def pair_decay(sums: torch.Tensor, wide: Workspace, out: torch.Tensor) -> torch.Tensor:
     """``exp(c_i - c_j)``, the factor of the products of a chunk's queries and keys with its keys.
 
     Args:

@@ -17,13 +17,12 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
-from myfla.ops.common.scratch import Scratch, part, split_heads, together
 from myfla.ops.common.triangular import unit_lower_inverse
 from myfla.ops.common.tuning import keeps_states
+from myfla.ops.common.workspace import Workspace, part, split_heads
 from myfla.ops.gated_delta_rule.chunk_decay import Columns, load_columns, pair_decay, wide_dtype
 from myfla.ops.gated_delta_rule.chunk_scan import Factors, scan
 from myfla.utils.autocast import without_autocast
-from myfla.utils.large import empty_large
 
 EPSILON = 1e-6
 """Added to squared lengths, as in `myfla.utils.l2norm`."""
@@ -57,7 +56,7 @@ class Saved(NamedTuple):
         chunks, small = layout.total * heads, keeps_states(layout.total * heads * key * value, states.device)
         counts = [chunks if small else layout.openings * heads] + 5 * [chunks] + 3 * [chunks if small else 0]
         sizes = ((key, value), *cls.sizes(layout.chunk, key, value))
-        return cls(*together(states, [(count,) + size for count, size in zip(counts, sizes)]))
+        return cls(*(states.new_empty((count,) + size) for count, size in zip(counts, sizes)))
 
     @property
     def complete(self) -> bool:
@@ -117,8 +116,8 @@ def chunk_forward(
         tensors of its `Saved` and of its `Columns`.
     """
     key, value = k.shape[3], v.shape[3]
-    out = empty_large(*v.shape, dtype=out_dtype, device=v.device)
-    final = empty_large(layout.rows, v.shape[2], key, value, dtype=dtype, device=v.device)
+    out = v.new_empty(v.shape, dtype=out_dtype)
+    final = v.new_empty((layout.rows, v.shape[2], key, value), dtype=dtype)
     if initial_state is None:
         final.zero_()
     else:
@@ -149,24 +148,25 @@ def _forward_heads(
     running, heads = states.contiguous().view(-1, *states.shape[2:]), states.shape[1]
     largest, dtype = largest_block(layout) * heads, states.dtype
     saved = Saved.empty(layout, states) if save else None
-    with Scratch(v, dtype, largest) as scratch, Scratch(v, wide_dtype(v.device, dtype), largest) as wide:
-        found: List[Columns] = []
-        for whole, group in zip(layout.wholes, layout.groups):
-            sums, columns = load_columns(whole, g, beta, scale, dtype)
-            found += [columns] if save else []
-            for block in group:
-                place, (at, kept) = block.within(whole, heads), _room(block, heads, saved, running, scratch)
-                _forward_block(
-                    block, q, k, v, part(sums, place), columns.part(place), running, scale, fresh, unit, scratch,
-                    wide, at, kept, out,
-                )  # fmt: skip
+    scratch = Workspace(v, dtype, largest)
+    wide = Workspace(v, wide_dtype(v.device, dtype), largest)
+    found: List[Columns] = []
+    for whole, group in zip(layout.wholes, layout.groups):
+        sums, columns = load_columns(whole, g, beta, scale, dtype)
+        found += [columns] if save else []
+        for block in group:
+            place, (at, kept) = block.within(whole, heads), _room(block, heads, saved, running, scratch)
+            _forward_block(
+                block, q, k, v, part(sums, place), columns.part(place), running, scale, fresh, unit, scratch,
+                wide, at, kept, out,
+            )  # fmt: skip
     if not states.is_contiguous():  # else they were worked on in place
         states.copy_(running.view(states.shape))
     return () if saved is None else (*saved, *Columns.joined(found, running))
 
 
 def _room(
-    block: Block, heads: int, saved: Optional[Saved], running: torch.Tensor, scratch: Scratch
+    block: Block, heads: int, saved: Optional[Saved], running: torch.Tensor, scratch: Workspace
 ) -> Tuple[Saved, Optional[torch.Tensor]]:
     """Where a block puts what it finds, saved or scratch, and where the states before its chunks, if anywhere."""
     states, matrices = running[block.states(heads)], block.size * heads
@@ -220,8 +220,8 @@ def _forward_block(
     scale: float,
     fresh: bool,
     unit: bool,
-    scratch: Scratch,
-    wide: Scratch,
+    scratch: Workspace,
+    wide: Workspace,
     at: Saved,
     kept: Optional[torch.Tensor],
     out: torch.Tensor,

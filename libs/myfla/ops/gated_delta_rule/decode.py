@@ -8,14 +8,11 @@ from typing import Tuple
 
 import torch
 
-from myfla.ops.common.reading import reader
 from myfla.ops.common.tuning import STEP_WHOLE
 from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.ops.gated_delta_rule.recurrence import Inputs, one_token
 from myfla.utils.autocast import without_autocast
-from myfla.utils.constants import number
 from myfla.utils.l2norm import l2norm_
-from myfla.utils.large import empty_large
 
 __all__ = ["decoding_step"]
 
@@ -57,10 +54,11 @@ def decoding_step(
     k, q = read.unbind(3)
     g, beta = activation.gates(g, beta)
     decay = (g if g.dtype is state.dtype else g.float()).exp()
-    new = state if inplace else empty_large(*state.shape, dtype=state.dtype, device=state.device)
+    new = state if inplace else state.new_empty(state.shape)
     torch.mul(state, decay.view(rows, heads, 1, 1), out=new)
-    of_key, of_query = reader(state)(read, new).unbind(3)
+    of_both = torch.bmm(read.view(-1, 2, key), new.view(-1, key, value))
+    of_key, of_query = of_both.view(rows, 1, heads, 2, value).unbind(3)
     delta = torch.sub(v, of_key).mul_(beta.unsqueeze(3))
     new.addcmul_(k.view(rows, heads, key, 1), delta.view(rows, heads, 1, value))
-    o = of_query.addcmul((k * q).sum(3, keepdim=True), delta).mul_(number(scale, state.dtype))
+    o = of_query.addcmul((k * q).sum(3, keepdim=True), delta).mul_(scale)
     return o if o.dtype is v.dtype else o.to(v.dtype), new

@@ -8,7 +8,6 @@ from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 
-from myfla.ops.common.reading import Reader, reader
 from myfla.ops.common.tokens import TokenLayout
 from myfla.ops.common.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.ops.gated_delta_rule.inputs import Activation
@@ -16,7 +15,6 @@ from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
-from myfla.utils.large import empty_large
 from myfla.utils.tracing import tracing
 
 __all__ = ["Inputs", "one_token", "recurrence"]
@@ -104,7 +102,7 @@ def recurrence(
     elif inplace or state is not given:
         outputs, final = _written(steps, active, flat, flat), state
     else:
-        final = empty_large(*state.shape, dtype=dtype, device=state.device)
+        final = state.new_empty(state.shape, dtype=dtype)
         outputs = _written(steps, active, flat, final.flatten(0, 1))
     o = layout.merge([x.view(-1, heads, x.shape[1]) for x in outputs]) * scale
     return _as(o, v.dtype), layout.unsort(final)
@@ -127,7 +125,7 @@ def one_token(
     """
     shape, (key, value) = inputs.v.shape, state.shape[2:]
     old = _as(state, dtype).contiguous()
-    final = old if inplace or old is not state else empty_large(*old.shape, dtype=dtype, device=old.device)
+    final = old if inplace or old is not state else old.new_empty(old.shape, dtype=dtype)
     flat, rows = old.view(-1, key, value), shape[0] * shape[2]
     step = _Step(*_vectors(inputs, activation, dtype), *_gates(rows, inputs, inputs[3:], activation, dtype))
     (o,) = _written((step,), (rows,), flat, flat if final is old else final.view(-1, key, value))
@@ -203,7 +201,6 @@ def _written(
 ) -> List[torch.Tensor]:
     """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
     outputs, (rows, key, value) = [], state.shape
-    read = reader(state)
     whole = state.numel() <= STEP_WHOLE or state.device.type != "cpu"
     block = rows if whole else max(1, STEP_BLOCK // max(1, key * value))
     for step, count in zip(steps, active):
@@ -211,22 +208,21 @@ def _written(
             new[count:] = state[count:]  # sequences without a token
         old, now = (state, new) if count == rows else (state[:count], new[:count])
         if count <= block:
-            outputs.append(_update(read, old, now, *step[:5], *step.decays))
+            outputs.append(_update(old, now, *step[:5], *step.decays))
         else:
             parts = zip(*(x.split(block) for x in (old, now, *step[:5], *step.decays)))
-            outputs.append(torch.cat([_update(read, *part) for part in parts]))
+            outputs.append(torch.cat([_update(*part) for part in parts]))
         state = new
     return outputs
 
 
 def _update(
-    read: Reader, state: torch.Tensor, new: torch.Tensor, rows: torch.Tensor, k: torch.Tensor, match: torch.Tensor,
+    state: torch.Tensor, new: torch.Tensor, rows: torch.Tensor, k: torch.Tensor, match: torch.Tensor,
     v: torch.Tensor, beta: torch.Tensor, *decays: torch.Tensor,
 ) -> torch.Tensor:
     """``S <- decay S``, ``delta = beta (v - k^T S)``, ``o = q^T S + (q k) delta``, ``S <- S + k delta^T``.
 
     Args:
-        read: who reads the state.
         state, new: ``[M, K, V]`` each, the old one and where the new one goes; they may be the same.
         rows, k, match, v, beta, decays: see `_Step`.
 
@@ -237,7 +233,7 @@ def _update(
         state = torch.mul(state, decay, out=new)
     if not decays and state.data_ptr() != new.data_ptr():
         new.copy_(state)
-    of_key, of_query = read(rows, new).unbind(1)
+    of_key, of_query = torch.bmm(rows, new).unbind(1)
     delta = torch.sub(v, of_key).mul_(beta)
     new.addcmul_(k, delta.unsqueeze(1))
     return torch.addcmul(of_query, match, delta)

@@ -89,7 +89,7 @@ def _forward(k, w, a, k_k, k_a, head_dim, eps):
         *outputs, inverse = _block(plain, gate, rate, scale, mix, head_dim, eps)
         return [x.to(k.dtype).view(heads) for x in outputs] + [inverse]
     outputs = [torch.empty_like(rows[0]) for _ in range(4)]
-    inverse = torch.empty((rows[0].shape[0], width // head_dim, 1), dtype=dtype, device=k.device)
+    inverse = k.new_empty((rows[0].shape[0], width // head_dim, 1), dtype=dtype)
     for at in blocks:
         plain, gate, rate = (x[at].to(dtype) for x in rows)
         for target, found in zip((*outputs, inverse), _block(plain, gate, rate, scale, mix, head_dim, eps)):

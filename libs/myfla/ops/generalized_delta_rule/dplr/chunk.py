@@ -143,7 +143,7 @@ def run_chunks(
     if tracing():
         return recorded_chunks(*given)
     o, final = _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size)
-    o = o if o.shape[3] == value else o[..., :value]
+    o = o if o.shape[3] == value else o[..., :value].contiguous()
     return o, final if final.shape[2:] == (key, value) else final[:, :, :key, :value].contiguous()
 
 

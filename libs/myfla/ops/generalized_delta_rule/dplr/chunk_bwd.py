@@ -21,13 +21,12 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, Combine, sort_rows, unsort_rows
-from myfla.ops.common.scratch import Scratch, split_heads
+from myfla.ops.common.workspace import Workspace, split_heads
 from myfla.ops.generalized_delta_rule.dplr import strong_decay
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, keep_seen, wide_dtype
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, largest_block, load_written, room
 from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan_back
 from myfla.utils.autocast import without_autocast
-from myfla.utils.large import empty_large
 
 Last = Tuple[torch.Tensor, Combine, torch.Tensor]
 """``x [M, C, K]``, and the last step ``combine(x, other)``, done on the way out."""
@@ -62,8 +61,8 @@ def chunk_backward(
     """
     heads, key, value = x.k.shape[2], x.k.shape[3], x.v.shape[3]
     dtype, device = saved.states.dtype, do.device
-    grads = [empty_large(*t.shape, dtype=t.dtype, device=t.device) for t in x]
-    running = empty_large(layout.rows, heads, key, value, dtype=dtype, device=device)
+    grads = [t.new_empty(t.shape) for t in x]
+    running = torch.empty((layout.rows, heads, key, value), dtype=dtype, device=device)
     if dfinal is None:
         running.zero_()
     else:
@@ -72,11 +71,12 @@ def chunk_backward(
     ones = torch.ones(layout.chunk, layout.chunk, dtype=dtype, device=device)
     sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1)
     state, out = running.view(-1, key, value), Inputs(*grads)
-    with Scratch(do, dtype, largest) as scratch, Scratch(do, wide_dtype(device, dtype), largest) as wide:
-        for group in layout.groups:
-            for block in reversed(group):
-                at = room(block, heads, saved, (key, value), scratch)
-                _backward_block(block, x, do, state, scale, scratch, wide, at, saved.complete, sums, out)
+    scratch = Workspace(do, dtype, largest)
+    wide = Workspace(do, wide_dtype(device, dtype), largest)
+    for group in layout.groups:
+        for block in reversed(group):
+            at = room(block, heads, saved, (key, value), scratch)
+            _backward_block(block, x, do, state, scale, scratch, wide, at, saved.complete, sums, out)
     return grads, unsort_rows(layout, running)
 
 
@@ -86,8 +86,8 @@ def _backward_block(
     do: torch.Tensor,
     running: torch.Tensor,
     scale: float,
-    scratch: Scratch,
-    wide: Scratch,
+    scratch: Workspace,
+    wide: Workspace,
     at: Saved,
     complete: bool,
     sums: torch.Tensor,
@@ -135,7 +135,7 @@ def _backward_block(
 
 
 def _find_again(
-    block: Block, x: Inputs, scale: float, at: Saved, kept: bool, wide: Scratch
+    block: Block, x: Inputs, scale: float, at: Saved, kept: bool, wide: Workspace
 ) -> Optional[torch.Tensor]:
     """Fill what was not kept of one block; returns the matrices that went the other way, if any did."""
     if kept:
@@ -154,7 +154,7 @@ def _token_gradients(
     ends: torch.Tensor,
     scale: float,
     sums: torch.Tensor,
-    scratch: Scratch,
+    scratch: Workspace,
 ) -> Grads:
     """Everything behind ``dpairs``, ``dleft`` (through the state), ``dhand`` and ``ends``, the decay's own way from
     the state before to the state after. Overwrites them.

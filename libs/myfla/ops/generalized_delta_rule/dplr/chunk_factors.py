@@ -20,7 +20,7 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops.common.layout import Block
-from myfla.ops.common.scratch import Scratch, split_heads
+from myfla.ops.common.workspace import Workspace, split_heads
 from myfla.ops.generalized_delta_rule.dplr import strong_decay
 from myfla.utils.dtypes import has_float64
 
@@ -56,7 +56,7 @@ class Factors(NamedTuple):
         return (chunk + 1, key), tokens, tokens, tokens, (key, 1), (2 * chunk, 2 * chunk)
 
 
-def chunk_factors(block: Block, x: Inputs, scale: float, f: Factors, wide: Scratch) -> Optional[torch.Tensor]:
+def chunk_factors(block: Block, x: Inputs, scale: float, f: Factors, wide: Workspace) -> Optional[torch.Tensor]:
     """Load one block and scale it.
 
     Args:
@@ -98,7 +98,7 @@ def keep_seen(pairs: torch.Tensor) -> torch.Tensor:
     return pairs
 
 
-def _decay(block: Block, gk: torch.Tensor, rise: torch.Tensor, wide: Scratch) -> Optional[torch.Tensor]:
+def _decay(block: Block, gk: torch.Tensor, rise: torch.Tensor, wide: Workspace) -> Optional[torch.Tensor]:
     """Fill ``rise`` with ``exp(c)``; returns the indices of the matrices whose decay is too strong for the quick way.
 
     Summed in float64 where there is one: rounding errors of a float32 sum would be the largest of all. Every matrix is

@@ -16,13 +16,12 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops.common.layout import Block, ChunkLayout, sort_rows, unsort_rows
-from myfla.ops.common.scratch import Scratch, split_heads, together
 from myfla.ops.common.triangular import unit_lower_inverse
 from myfla.ops.common.tuning import keeps_states
+from myfla.ops.common.workspace import Workspace, split_heads
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Factors, Inputs, chunk_factors, wide_dtype
 from myfla.ops.generalized_delta_rule.dplr.chunk_scan import Way, scan
 from myfla.utils.autocast import without_autocast
-from myfla.utils.large import empty_large
 
 
 class Saved(NamedTuple):
@@ -54,7 +53,7 @@ class Saved(NamedTuple):
         short = keeps_states(total * key * value, like.device)
         counts = [total, total, 0 if short else total] + (len(cls._fields) - 3) * [total if short else 0]
         sizes = cls.sizes(layout.chunk, key, value)
-        return cls(*together(like, [(count,) + size for count, size in zip(counts, sizes)]))
+        return cls(*(like.new_empty((count,) + size) for count, size in zip(counts, sizes)))
 
     @property
     def complete(self) -> bool:
@@ -100,8 +99,8 @@ def chunk_forward(
         o ``[B, T, H, V]`` in q's dtype, final states ``[N, H, K, V]`` in ``dtype``, `Saved` or None.
     """
     heads, key, value = k.shape[2], k.shape[3], v.shape[3]
-    out = empty_large(*v.shape, dtype=q.dtype, device=v.device)
-    running = empty_large(layout.rows, heads, key, value, dtype=dtype, device=v.device)
+    out = v.new_empty(v.shape, dtype=q.dtype)
+    running = v.new_empty((layout.rows, heads, key, value), dtype=dtype)
     if initial_state is None:
         running.zero_()
     else:
@@ -109,16 +108,17 @@ def chunk_forward(
     x = Inputs(q, k, v, a, b, gk)
     saved = Saved.empty(layout, heads, key, value, running) if save else None
     largest = largest_block(layout, heads)
-    with Scratch(v, dtype, largest) as scratch, Scratch(v, wide_dtype(v.device, dtype), largest) as wide:
-        for group in layout.groups:
-            for block in group:
-                at = room(block, heads, saved, (key, value), scratch)
-                _forward_block(block, x, running.view(-1, key, value), scale, scratch, wide, at, out)
+    scratch = Workspace(v, dtype, largest)
+    wide = Workspace(v, wide_dtype(v.device, dtype), largest)
+    for group in layout.groups:
+        for block in group:
+            at = room(block, heads, saved, (key, value), scratch)
+            _forward_block(block, x, running.view(-1, key, value), scale, scratch, wide, at, out)
     return out, unsort_rows(layout, running), saved
 
 
 def room(
-    block: Block, heads: int, saved: Optional[Saved], state: Tuple[int, int], scratch: Scratch
+    block: Block, heads: int, saved: Optional[Saved], state: Tuple[int, int], scratch: Workspace
 ) -> Saved:
     """Where a block's tensors lie: among what is saved, or in scratch. ``state`` is ``(K, V)``."""
     size, span = block.size * heads, block.span(heads)
@@ -142,8 +142,8 @@ def _forward_block(
     x: Inputs,
     running: torch.Tensor,
     scale: float,
-    scratch: Scratch,
-    wide: Scratch,
+    scratch: Workspace,
+    wide: Workspace,
     at: Saved,
     out: torch.Tensor,
 ) -> None:

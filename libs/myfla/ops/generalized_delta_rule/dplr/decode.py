@@ -4,10 +4,8 @@ from typing import Sequence, Tuple
 
 import torch
 
-from myfla.ops.common.reading import Reader, reader
 from myfla.ops.common.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.utils.autocast import without_autocast
-from myfla.utils.large import empty_large
 
 __all__ = ["decoding_step"]
 
@@ -29,24 +27,24 @@ def decoding_step(
     """
     kind = tensors[2].dtype
     tensors = [x if x.dtype is state.dtype else x.to(state.dtype) for x in tensors]
-    new = state if inplace else empty_large(*state.shape, dtype=state.dtype, device=state.device)
-    read = reader(state)
+    new = state if inplace else state.new_empty(state.shape)
     if state.numel() <= STEP_WHOLE or state.device.type != "cpu":
-        o = _step(read, scale, state, new, *tensors)
+        o = _step(scale, state, new, *tensors)
         return o if o.dtype is kind else o.to(kind), new
     rows = max(1, STEP_BLOCK // state[0].numel())
     parts = zip(*(x.split(rows) for x in (state, new, *tensors)))
-    return torch.cat([_step(read, scale, *part) for part in parts]).to(kind), new
+    return torch.cat([_step(scale, *part) for part in parts]).to(kind), new
 
 
 def _step(
-    read: Reader, scale: float, state: torch.Tensor, new: torch.Tensor, q: torch.Tensor, k: torch.Tensor,
+    scale: float, state: torch.Tensor, new: torch.Tensor, q: torch.Tensor, k: torch.Tensor,
     v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gk: torch.Tensor,
 ) -> torch.Tensor:
     """``u = S^T a``, ``o = S^T (q exp(gk)) + (q b) u + (q k) v``, ``S <- diag(exp(gk)) S + b u^T + k v^T``."""
     rows, heads, key, value = state.shape
     q, decay = q if scale == 1 else q * scale, gk.contiguous().exp()  # strided ones may round otherwise
-    found, written = read(torch.stack((a, q * decay), -2), state).unbind(-2)
+    read = torch.stack((a, q * decay), -2).view(-1, 2, key)
+    found, written = torch.bmm(read, state.view(-1, key, value)).view(rows, 1, heads, 2, value).unbind(-2)
     writes, values = torch.stack((b, k), -2), torch.stack((found, v), -2)
     torch.mul(state, decay.view(rows, heads, key, 1), out=new)
     new.view(-1, key, value).baddbmm_(writes.view(-1, 2, key).transpose(1, 2), values.view(-1, 2, value))

@@ -9,11 +9,9 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.reading import reader
 from myfla.ops.generalized_delta_rule.dplr.decode import decoding_step
 from myfla.utils.autocast import without_autocast
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.large import empty_large
 
 SEGMENT = 1 << 16
 """Elements of one float32 buffer that are prepared at a time; bounds the memory of a long sequence."""
@@ -60,7 +58,7 @@ def recurrent_forward(
     value = v.shape[-1]
     if cu_seqlens is None and tokens == 1 and initial_state is not None and _fits(initial_state, dtype):
         return decoding_step(initial_state, (q, k, v, a, b, gk), scale, inplace)
-    state = _padded(initial_state, (rows, heads, key, value), dtype, q.device, inplace)
+    state = _padded(initial_state, (rows, heads, key, value), dtype, v, inplace)
     if cu_seqlens is None:
         counts, order = [batch] * tokens, None
         inputs = [x.transpose(0, 1) for x in (q, k, v, a, b, gk)]
@@ -68,7 +66,8 @@ def recurrent_forward(
         rank, order, counts = _by_position(cu_seqlens)
         inputs = [x[0] for x in (q, k, v, a, b, gk)]
         state = torch.empty_like(state).index_copy_(0, rank, state)
-    o = torch.empty((tokens, batch, heads, value) if order is None else v.shape[1:], dtype=v.dtype, device=v.device)
+    out = v.new_empty(v.shape)
+    o = out.transpose(0, 1) if order is None else out[0]
     step = max(1, SEGMENT // max(1, rows * heads * state.shape[2]))
     start = 0
     for first in range(0, len(counts), step):
@@ -81,10 +80,8 @@ def recurrent_forward(
             pieces = [x.index_select(0, at) for x in inputs]
             o[at] = _segment(pieces, part, state, scale).to(o.dtype)
         start += sum(part)
-    final = state[:, :, :key, :value]
-    if order is None:
-        return o.transpose(0, 1), final.contiguous()
-    return o.unsqueeze(0), final.index_select(0, rank)
+    final = state if state.shape[2:] == (key, value) else state[:, :, :key, :value].contiguous()
+    return out, final if order is None else final.index_select(0, rank)
 
 
 def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor, scale: float) -> torch.Tensor:
@@ -104,15 +101,12 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
     q, decay = q if scale == 1 else q * scale, gk.exp()
     reads, writes, values = (torch.stack(pair, dim=1) for pair in ((a, q * decay), (b, k), (v, v)))
     flat, decay, across = state.view(-1, tall, wide), decay.unsqueeze(-1), writes.transpose(1, 2)
-    found, read_state = torch.empty_like(values), reader(flat)
+    found = torch.empty_like(values)
     start = 0
     for count in counts:
         at, now = slice(start, start + count * heads), flat[: count * heads]
         read, written = found[at], values[at]
-        if read_state is torch.bmm:
-            torch.bmm(reads[at], now, out=read)  # into contiguous memory: anything else goes matrix by matrix
-        else:
-            read.copy_(read_state(reads[at], now))
+        torch.bmm(reads[at], now, out=read)  # into contiguous memory: anything else goes matrix by matrix
         written[:, 0] = read[:, 0]
         now.mul_(decay[at]).baddbmm_(across[at], written)
         start += count * heads
@@ -122,17 +116,17 @@ def _segment(inputs: List[torch.Tensor], counts: List[int], state: torch.Tensor,
 
 
 def _padded(
-    given: Optional[torch.Tensor], shape: Tuple[int, ...], dtype: torch.dtype, device: torch.device, inplace: bool
+    given: Optional[torch.Tensor], shape: Tuple[int, ...], dtype: torch.dtype, like: torch.Tensor, inplace: bool
 ) -> torch.Tensor:
     """The state in the sizes that are computed in; ``given`` itself where it has them and may be written."""
     rows, heads, key, value = shape
     wide = (rows, heads, aligned(key), aligned(value))
     if given is None or wide != shape:
-        state = torch.zeros(wide, dtype=dtype, device=device)
+        state = like.new_zeros(wide, dtype=dtype)
         if given is not None:
             state[:, :, :key, :value] = given
         return state
-    return given if inplace else empty_large(*shape, dtype=dtype, device=device).copy_(given)
+    return given if inplace else like.new_empty(shape, dtype=dtype).copy_(given)
 
 
 def _fits(state: torch.Tensor, dtype: torch.dtype) -> bool:

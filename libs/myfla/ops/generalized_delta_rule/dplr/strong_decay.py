@@ -40,7 +40,7 @@ class _Tokens:
         wide = torch.float64 if has_float64(x.gk.device) else dtype
 
         def load(t: torch.Tensor, kind: torch.dtype, pad: bool) -> torch.Tensor:
-            buffer = torch.empty(block.size, heads, self.chunk, key, dtype=kind, device=t.device)
+            buffer = t.new_empty(block.size, heads, self.chunk, key, dtype=kind)
             picked = block.load(t, buffer, pad).view(-1, self.chunk, key).index_select(0, strong)
             return torch.nn.functional.pad(picked, (0, 0, 0, self.size - self.chunk))
 
