@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, Dict, Mapping, Type
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from app.errors import RunError
+from app.plain_yaml import find_interpolation, read_plain_yaml
 from cfg.app import AppConfig
 from cfg.callbacks import CallbacksConfig
 from cfg.check import CheckConfig
@@ -27,6 +26,8 @@ CONFIG = "config.yaml"
 def read_config(run: Path) -> AppConfig:
     """The checked config that a run of ``job=train`` left in its folder.
 
+    It is read as plain data: an interpolation such as ``${oc.env:NAME}`` is refused, never resolved.
+
     Args:
         run: the folder.
 
@@ -36,7 +37,10 @@ def read_config(run: Path) -> AppConfig:
     """
     path = run / CONFIG
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        values = read_plain_yaml(path)
+        found = find_interpolation(values)
+        if found:
+            raise ValueError(f"every value must be written out; got an interpolation at {found}")
         parts = {"encoder": encoder_config(values.pop("encoder"))}
         for key, classes in (("data", DATA_CONFIGS), ("job", JOB_CONFIGS)):
             part = values.pop(key)
@@ -49,8 +53,7 @@ def read_config(run: Path) -> AppConfig:
         return AppConfig(**parts, **known)
     except (PluginError, UnknownEncoderError) as problem:
         raise type(problem)(f"run={str(run)!r}: {problem}") from None
-    except (OSError, OmegaConfBaseException, YAMLError, AttributeError, LookupError, RecursionError, TypeError,
-            ValueError) as problem:
+    except (OSError, YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
         hint = "it is damaged, or was written by another version of this package: use that one, or train anew"
         raise RunError(f"run={str(run)!r} must hold the {CONFIG} of a trained run; {problem}; {hint}") from None
 

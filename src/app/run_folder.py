@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from app.errors import RunError
 from cfg.validation import config_error
 from myfla.utils.atomic import replacing, write_atomic
+from myfla.utils.regular import read_regular
 
 __all__ = ["FAILURE", "RESULTS", "check_shared", "claim", "in_sweep", "is_first_process", "overrides", "read_json",
            "refuse_overrides", "relative", "whole_file", "write_config", "write_json"]
@@ -53,7 +54,7 @@ def read_json(path: Path) -> Dict[str, Any]:
         RunError: the file is missing or damaged, or holds something else.
     """
     try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
+        values = json.loads(read_regular(path).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
         raise RunError(f"{path} must be a readable file of JSON; {type(problem).__name__}: {problem}") from None
     if not isinstance(values, dict):

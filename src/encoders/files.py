@@ -8,6 +8,7 @@ from typing import Any, Dict
 
 from myfla.utils.atomic import write_atomic
 from myfla.utils.errors import CheckpointError
+from myfla.utils.regular import check_regular, read_regular
 
 __all__ = ["digest", "parse_manifest", "read_bytes", "refuse", "seal_manifest", "weights_name", "write_atomic"]
 
@@ -31,10 +32,10 @@ def read_bytes(path: Path, remedy: str, limit: int = 1 << 62) -> bytes:
         CheckpointError: it is missing, unreadable, or larger than ``limit``.
     """
     try:
-        size = path.stat().st_size
+        size = check_regular(path).st_size
         if size > limit:
             raise refuse(path, f"must be at most {limit} bytes", str(size), "the file is foreign or damaged")
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as problem:
         raise refuse(path, "must be a readable file", problem.strerror or str(problem), remedy) from None
 

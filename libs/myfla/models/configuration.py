@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union
 
 from myfla.utils.atomic import replacing
 from myfla.utils.errors import CheckpointError, message, value_error
+from myfla.utils.regular import read_regular
 
 __all__ = ["CONFIG_NAME", "ModelConfig", "read_json"]
 
@@ -138,8 +139,7 @@ def read_json(who: str, folder: Union[str, Path], name: str = CONFIG_NAME) -> Tu
     if path.is_dir():
         path = path / name
     try:
-        with open(str(path), encoding="utf-8") as file:
-            found = json.load(file)
+        found = json.loads(read_regular(path).decode("utf-8"))
     except OSError as problem:
         hint = f"it must lie beside the weights in {os.path.dirname(str(path)) or '.'}"
         got = problem.strerror or str(problem)

@@ -16,6 +16,7 @@ from safetensors.torch import save as format_tensors
 
 from myfla.utils.atomic import write_atomic
 from myfla.utils.errors import message
+from myfla.utils.regular import read_regular
 
 __all__ = ["read_sealed", "write_sealed"]
 
@@ -61,7 +62,7 @@ def read_sealed(
     """
     who = f"{kind} file {path}"
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path)
     except OSError as problem:
         raise error(f"{who}: path must be a readable file; got {problem.strerror or problem}") from None
     note = _note(data, who, kind, error)

@@ -43,6 +43,9 @@ def read_source(config: "DataConfig", choose: Any = None) -> "SequenceData":
         choose: ``choose(number of sequences)`` says which of them are needed, ``[N]`` bool. A source that can leaves
             the others empty without reading them; the rest read all.
     """
+    from app.data.paths import check_data_paths
+
+    check_data_paths(config, missing=True)
     load = import_module(SOURCES[config.name]).load
     data = load(config) if choose is None or config.name not in CAN_CHOOSE else load(config, choose)
     if not config.own_scale:

@@ -21,6 +21,7 @@ from app.trained import Trained, load_trained
 from cfg.app import AppConfig
 from cfg.encode import EncodeJobConfig
 from cfg.validation import config_error
+from myfla.utils.regular import read_regular
 
 __all__ = ["run"]
 
@@ -85,7 +86,7 @@ def _facts(job: EncodeJobConfig, trained: Trained, config: AppConfig) -> Dict[st
     weights = hashlib.sha256()
     for name in ("encoder.safetensors", "task.safetensors"):
         path = trained.folder / name
-        weights.update(path.read_bytes() if path.exists() else b"none")
+        weights.update(read_regular(path) if path.exists() else b"none")
     given = {"part": job.part} if job.input is None else {"input": file_facts(Path(job.input))}
     return {"run": weights.hexdigest()[:32], **given, "per": job.per, "format": job.format,
             "part_sequences": job.part_sequences, "size": trained.encoder.config.hidden_size}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional
 
 from app.errors import RunError
+from myfla.utils.regular import open_regular
 
 __all__ = ["Line", "Lines", "open_file", "open_stdin"]
 
@@ -84,7 +85,7 @@ def open_file(path: Path, offset: int = 0) -> Lines:
         RunError: it cannot be read.
     """
     try:
-        file = open(str(path), "rb", buffering=0)
+        file = open_regular(path)
         file.seek(offset)
         file.read(0)
     except OSError as problem:

@@ -14,6 +14,7 @@ from encoders.stack import Encoder
 from myfla.models.cache_layer import FIELDS
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.models.utils import Cache
+from myfla.utils.regular import read_regular
 
 __all__ = ["Head", "StreamModel", "load_model"]
 
@@ -161,5 +162,5 @@ def _key(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("encoder.safetensors", TASK):
         path = folder / name
-        digest.update(path.read_bytes() if path.exists() else b"none")
+        digest.update(read_regular(path) if path.exists() else b"none")
     return digest.hexdigest()[:32]

@@ -1,5 +1,6 @@
 """The loop of ``job=stream``: read what is there, take a step, commit, deliver."""
 
+import os
 import time
 import zlib
 from pathlib import Path
@@ -35,7 +36,7 @@ class Service:
         self.config, self.store, self.engine, self.sink, self._say = config, store, engine, sink, say
         self.stopping = False
         self.rows = self.malformed = 0
-        self._name = "-" if config.input is None else str(Path(config.input).resolve())
+        self._name = "-" if config.input is None else os.path.realpath(config.input)
         self._position = store.position(self._name)
         self._reader: Optional[Reader] = None
         self._first = 1  # number of the next line to be read

@@ -18,6 +18,7 @@ import numpy as np
 
 from app.errors import RunError
 from app.streaming.store import Store
+from myfla.utils.regular import check_regular
 
 __all__ = ["FileSink", "Output", "Sink", "StdoutSink", "json_lines"]
 
@@ -101,11 +102,11 @@ class FileSink(Sink):
     kind = "file"
 
     def __init__(self, path: Path, facts: Optional[Dict[str, Any]]) -> None:
-        self._path = str(path.resolve())
+        self._path = os.path.realpath(str(path))
         own = facts if facts is not None and facts.get("path") == self._path else None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            size = path.stat().st_size if path.is_file() else 0
+            size = check_regular(path).st_size if path.exists() else 0
             if own is None and size:
                 raise RunError(f"job.output must be a new file or the one of this state; got {self._path!r}, which "
                                f"has {size} bytes of something else")
@@ -208,6 +209,8 @@ class StdoutSink(Sink):
 
     @staticmethod
     def _map(path: Path) -> mmap.mmap:
+        if path.exists():
+            check_regular(path)
         with open(str(path), "a+b") as file:
             if file.seek(0, os.SEEK_END) < 8:
                 file.truncate(8)

@@ -10,6 +10,7 @@ for a gigabyte), and every row carries a CRC-32 of its content.
 """
 
 import json
+import os
 import sqlite3
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 
 from app.errors import RunError
 from app.streaming.pool import Packed
+from myfla.utils.regular import check_regular, open_regular
 
 __all__ = ["Journal", "Position", "Store"]
 
@@ -261,8 +263,11 @@ class Store:
 
 def _check_head(path: Path) -> None:
     """SQLite takes a few bytes of nothing for a new file; the states that were in it would be lost in silence."""
-    if path.exists() and path.stat().st_size:
-        with open(str(path), "rb") as file:
+    for log in ("-wal", "-shm", "-journal"):
+        if os.path.lexists(f"{path}{log}"):
+            check_regular(f"{path}{log}")
+    if os.path.lexists(str(path)) and check_regular(path).st_size:
+        with open_regular(path) as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise OSError("the file is not a database")
 

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from app.errors import RunError
+from app.plain_yaml import read_plain_yaml
 from app.run_folder import FAILURE, RESULTS, read_json
 
 __all__ = ["Row", "aim_of", "collect"]
@@ -60,5 +61,9 @@ def _read(job: Path) -> Optional[Row]:
                 reason = str(problem)
     record = job / ".hydra" / "overrides.yaml"  # Hydra writes it before the job starts
     if record.is_file():
-        return {"error": reason, "overrides": list(OmegaConf.load(record))}
+        try:
+            found = read_plain_yaml(record)
+        except (OSError, YAMLError, RecursionError, ValueError) as problem:
+            return {"error": f"{reason}; {record.name} cannot be read: {problem}", "overrides": []}
+        return {"error": reason, "overrides": list(map(str, found)) if isinstance(found, list) else []}
     return None

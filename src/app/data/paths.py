@@ -1,0 +1,62 @@
+"""The files that a config names: there, and regular, before anything is opened. Needs no torch."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterator
+
+from app.errors import data_error
+from cfg.validation import nearest
+
+if TYPE_CHECKING:
+    from cfg.data import DataConfig
+
+__all__ = ["check_data_paths", "check_path"]
+
+KEYS = ("train_path", "test_path", "tokenizer")
+
+
+def check_data_paths(config: "DataConfig", missing: bool = False) -> None:
+    """Make sure that every file or folder of a data config can be read without waiting.
+
+    Args:
+        config: of the data.
+        missing: pass over what is not there, for a reader to say so.
+
+    Raises:
+        DataError: one is missing, or is, links to, or holds a pipe, a device or a socket.
+    """
+    for key in KEYS:
+        path = getattr(config, key, None)
+        if path is not None and not (missing and not os.path.lexists(path)):
+            check_path(f"data.{key}", path)
+
+
+def check_path(key: str, path: str) -> None:
+    """Make sure of one file or folder; ``key`` is the setting that names it."""
+    who, _, field = key.rpartition(".")
+    place = Path(path)
+    if place.is_dir():
+        for entry in _entries(place):
+            if not entry.is_file() and not entry.is_symlink() or (entry.is_symlink() and _is_special(Path(entry.path))):
+                raise data_error(who, field, "must hold regular files only", entry.path,
+                                 "it is a pipe, a device or a socket; take it out of the folder")
+        return
+    if not place.exists():
+        hint = nearest(place.name, [entry.name for entry in os.scandir(place.parent)]) if place.parent.is_dir() else ""
+        raise data_error(who, field, "must be an existing file or folder", path,
+                         hint or f"relative paths start from {os.getcwd()}")
+    if not place.is_file():
+        raise data_error(who, field, "must be a regular file or a folder", path,
+                         "it is a pipe, a device or a socket; save its content to a file first")
+
+
+def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """What lies in a folder and in those below it; hidden files are not read."""
+    for root, names, _ in os.walk(str(folder)):
+        names[:] = [name for name in names if not name.startswith((".", "_"))]
+        with os.scandir(root) as entries:
+            yield from (entry for entry in entries if not entry.name.startswith((".", "_")) and not entry.is_dir())
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
