@@ -75,7 +75,7 @@ def test_files_of_others_and_shortened_ones_are_refused(tmp_path):
     assert path.read_text() == "precious\n"
     path.unlink()
     FileSink(path, own).close()  # moved away: a new one begins
-    with pytest.raises(RunError, match="job.output must be a file that can be written; got .*Is a directory"):
+    with pytest.raises(RunError, match="job.output must be a file that can be written; .*regular file, not a folder"):
         FileSink(tmp_path, None)
 
 
