@@ -1,6 +1,7 @@
 """Qwen3-Next's layer in training: equal to transformers' own pass, and left alone where it is unknown."""
 
 import copy
+import inspect
 import logging
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
+from transformers import DynamicCache  # noqa: E402
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen  # noqa: E402
 
 from hf_small_models import build, in_float64, plain_transformers, tokens  # noqa: E402
@@ -107,6 +109,36 @@ def test_everything_but_a_plain_training_step_is_left_to_transformers(calls):
         assert not calls
         model(ids, use_cache=False)
         assert len(calls) == 3
+
+
+@cases(how=["position", "cache_params", "cache"])
+def test_the_cache_is_seen_by_whatever_name_or_place_it_comes(how, calls):
+    module, x, left = layer(), torch.randn(2, 9, 32, dtype=torch.float64), []
+    if how == "cache" and how not in inspect.signature(qwen.Qwen3NextGatedDeltaNet.forward).parameters:
+        pytest.skip("a name that came with transformers 5.24")
+    for patched in (False, True):
+        states = DynamicCache(config=build(FAMILY).config)
+        place, named = ([states], {}) if how == "position" else ([], {how: states})
+        with (use_myfla() if patched else plain_transformers(FAMILY)), in_float64(FAMILY):
+            module(x, *place, **named)
+        left.append(states.get_recurrent_state(module.layer_idx))
+    assert not calls
+    assert_close(*left, rms=1e-12)
+
+
+@cases(how=["cpu_offload", "disk_offload"])
+def test_a_layer_whose_weights_accelerate_brings_is_left_to_transformers(how, tmp_path, calls):
+    accelerate = pytest.importorskip("accelerate")
+    model, ids = build(FAMILY).double().train(), tokens(2, 9)
+    with use_myfla(), in_float64(FAMILY):
+        want = model(ids, use_cache=False).logits
+        assert len(calls) == 3
+        where = {"offload_dir": str(tmp_path)} if how == "disk_offload" else {}
+        getattr(accelerate, how)(model, execution_device=torch.device("cpu"), **where)
+        assert model.model.layers[1].linear_attn.conv1d.weight.is_meta
+        got = model(ids, use_cache=False).logits
+    assert len(calls) == 3
+    assert_close(got.detach(), want.detach(), rms=1e-12)
 
 
 def test_a_layer_of_an_unknown_version_keeps_its_forward_and_the_log_says_so(monkeypatch, caplog, calls):

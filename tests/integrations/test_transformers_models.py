@@ -1,14 +1,19 @@
 """Every family of transformers with a gated delta rule computes with `use_myfla` what it computes without."""
 
 import copy
+import inspect
+import re
 
 import pytest
 import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
+import transformers  # noqa: E402
+from packaging.version import Version  # noqa: E402
 from transformers import DataCollatorWithFlattening  # noqa: E402
 
+from app_runs import ROOT  # noqa: E402
 from hf_small_models import CONFIGS, build, in_float64, plain_transformers, tokens  # noqa: E402
 from myfla.integrations.hf_models import model_files  # noqa: E402
 from myfla.integrations.transformers import packed_kwargs, use_myfla  # noqa: E402
@@ -112,8 +117,24 @@ def assert_theirs_is_the_error(ours, theirs, truth):
             assert other > 2 * mine or max(mine, other) < CLOSE, name
 
 
-def test_every_family_of_the_installed_transformers_is_tested():
+def test_every_family_of_the_tested_versions_is_in_the_table():
+    (newest,) = re.findall(r"^transformers==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    if Version(transformers.__version__) > Version(newest):
+        pytest.skip("a newer transformers may have more; use_myfla warns of them")
     assert sorted(model_files()) == FAMILIES
+
+
+@cases(family=FAMILIES)
+def test_a_cached_step_after_a_training_pass_equals_the_whole(family):
+    model, ids = build(family).double().train(), tokens(2, 12)
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    with in_float64(family), use_myfla():
+        first = model(ids[:, :10], use_cache=True)
+        states = getattr(first, name)
+        steps = [model(ids[:, t : t + 1], **{name: states, "use_cache": True}).logits for t in (10, 11)]
+        got = torch.cat([first.logits, *steps], 1)
+        want = model(ids, use_cache=False).logits
+    assert_close(got.detach(), want.detach(), rms=SAME)
 
 
 @cases(family=FAMILIES, length=[1, 5, 64, 130])
@@ -237,6 +258,20 @@ def test_packed_batches_of_the_flattening_collator_train(family):
     assert_close(loss, torch.nn.functional.cross_entropy(want[0, :-1], labels), rms=CLOSE)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_batches_that_the_collator_gives_positions_only_are_mixed_by_transformers_and_here_alike():
+    """What the documents warn of."""
+    model, ids = build("qwen3_next"), tokens(2, 15)
+    batch = DataCollatorWithFlattening(return_tensors="pt")([{"input_ids": row.tolist()} for row in ids])
+    given = {name: batch[name] for name in ("input_ids", "position_ids")}
+    with torch.no_grad(), plain_transformers("qwen3_next"):
+        theirs, alone = model(**given, use_cache=False).logits, model(ids, use_cache=False).logits.flatten(0, 1)[None]
+    with torch.no_grad(), use_myfla():
+        ours = model(**given, use_cache=False).logits
+    assert_close(ours, theirs, rms=CLOSE)
+    assert_close(ours[:, :15], alone[:, :15], rms=CLOSE)
+    assert rms_error(ours[:, 15:], alone[:, 15:]) > 0.1
 
 
 @cases(only=["cu_seq_lens_q", "seq_idx"])

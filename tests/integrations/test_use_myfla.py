@@ -5,6 +5,7 @@ import inspect
 import logging
 import re
 import sys
+import warnings
 
 import pytest
 import torch
@@ -181,7 +182,10 @@ def test_one_call_holds_until_it_is_undone():
 def test_one_log_line_says_what_computes_where(caplog):
     with caplog.at_level(logging.INFO, "myfla"), use_myfla(families=["qwen3_next"]):
         pass
-    assert [record.getMessage() for record in caplog.records] == [
+    messages = [record.getMessage() for record in caplog.records]
+    told = ["not known here" in message for message in messages]
+    assert told == [True] * len(hf_models.unknown_layers(module_of("qwen3_next"))) + [False]
+    assert messages[-1:] == [
         "myfla computes on cpu in transformers.models.qwen3_next.modeling_qwen3_next"
     ]
 
@@ -237,10 +241,31 @@ def test_code_that_came_with_a_checkpoint_is_covered(monkeypatch, tmp_path):
 
 def test_a_transformers_that_binds_its_functions_to_layers_is_refused(monkeypatch, tmp_path):
     module = remote_code(monkeypatch, tmp_path, "self.chunk_gated_delta_rule")
-    monkeypatch.setattr(hf_models, "model_files", lambda: {"acme": module.__name__})
+    monkeypatch.setattr(hf_models, "model_files", lambda: {"qwen3_next": module.__name__})
     version = transformers.__version__
     with raises(ImportError, version, f"{module.__name__} binds its functions", "5.15 or newer", "myfla[hf]"):
         use_myfla()
+
+
+@cases(call=["chunk_gated_delta_rule", "self.chunk_gated_delta_rule"])
+def test_a_family_of_a_newer_transformers_is_a_warning(call, monkeypatch, tmp_path):
+    module, files = remote_code(monkeypatch, tmp_path, call), dict(model_files())
+    monkeypatch.delitem(sys.modules, module.__name__)  # part of transformers, not of a checkpoint
+    monkeypatch.setitem(sys.modules, "new_family", module)
+    monkeypatch.setattr(hf_models, "model_files", lambda: {**files, "acme": "new_family"})
+    covered = not call.startswith("self")
+    told = "are replaced by their names" if covered else "is left"
+    with pytest.warns(UserWarning, match=f"has the family 'acme'.*not tested with.*{told}.*families=") as seen:
+        with use_myfla() as patch:
+            assert hasattr(module.chunk_gated_delta_rule, "patch") == covered
+            assert {target.name for target in targets(module_of("qwen3_next"))} <= {
+                name.rsplit(".", 1)[1] for name in patch.changed if "qwen3_next" in name}
+    assert [warning.filename for warning in seen] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use_myfla(families=["qwen3_next"]).undo()
+        if covered:
+            use_myfla(families=["acme"]).undo()
 
 
 def test_a_transformers_without_such_models_is_refused(monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from folders import WEIGHTS, edit, same, saved
 from myfla import models
-from myfla.testing import assert_close, cases
+from myfla.testing import assert_close, cases, raises
 from small_models import KINDS, prompt, small_config, small_model
 
 transformers = pytest.importorskip("transformers", minversion="5.6.2")
@@ -145,6 +145,25 @@ def test_their_beam_search_reorders_our_cache(kind):
         models.Cache.reorder_cache = reorder
     assert any(moves)
     assert torch.equal(cached, theirs.generate(ids, max_new_tokens=8, num_beams=4, do_sample=False, use_cache=False))
+
+
+@cases(kind=KINDS, name=hf.CACHES)
+def test_the_cache_comes_by_each_name_that_transformers_gives_it(kind, name):
+    model, ids = theirs_of(small_model(kind)), prompt(2, 9)
+    with torch.no_grad():
+        want = model(ids, use_cache=False).logits[:, 5:]
+        first = model(ids[:, :5], use_cache=True, **{name: models.Cache()})
+        assert first["cache" if "cache" in first else "past_key_values"].get_seq_length() == 5
+        for base in (model, model.model):
+            cache = models.Cache.from_legacy_cache(first.past_key_values.to_legacy_cache(), seen_tokens=5)
+            others = {other: None for other in hf.CACHES if other != name}
+            out = base(ids[:, 5:], use_cache=True, **{name: cache}, **others)
+            assert out.past_key_values is cache and cache.get_seq_length() == 9
+            assert_close(out.logits if base is model else model.lm_head(out.last_hidden_state), want, rms=1e-5)
+        with raises(ValueError, "forward: past_key_values excludes cache: both name the cache", "give one of them"):
+            model(ids, past_key_values=cache, cache=cache)
+        with raises(TypeError, "unknown keyword 'cash'"):
+            model(ids, cash=cache)
 
 
 @cases(kind=KINDS)

@@ -20,6 +20,7 @@ RULE = dict(
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16)
 INDEXER = dict(indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=64, indexer_compress_ratio=4)
 LAYERS = ["linear_attention"] * 3 + ["full_attention"]
+LARA_LAYERS = ["linear_attention", "sliding_attention", "linear_attention", "full_attention"]
 CHANNELS = dict(
     WIDTH, num_key_value_heads=4, linear_head_dim=8, linear_num_heads=4, kv_lora_rank=16, qk_nope_head_dim=8,
     v_head_dim=8, intermediate_size=48, moe_intermediate_size=16, num_experts_per_tok=2, n_group=1, topk_group=1,
@@ -39,8 +40,10 @@ CONFIGS = {
     "olmo_hybrid": ("olmo_hybrid", dict(RULE, linear_num_value_heads=2)),
     "kimi_linear": ("kimi_linear", dict(CHANNELS, qk_rope_head_dim=4, num_local_experts=4)),
     "bailing_hybrid": ("bailing_hybrid", dict(CHANNELS, head_dim=8, qk_rope_head_dim=4, num_local_experts=4)),
+    "lara_mini": ("lara_mini", dict(RULE, **EXPERTS, layer_types=LARA_LAYERS, sliding_window=16)),
     "glm5_next": ("glm5_next", dict(text_config=GLM, vision_config=VISION)),
 }
+assert CONFIGS.keys() == hf_models.FAMILIES
 CONFIGS = {family: config for family, config in CONFIGS.items() if config[0] in CONFIG_MAPPING}
 """By family that the installed version has: its configuration's name, and what differs from the large models'."""
 

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import sys
 import textwrap
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,14 @@ LAYER = "GatedDeltaNet"
 """Classes whose names end so may be the layer."""
 
 METHODS = ("forward", "fix_query_key_value_ordering")
-KNOWN = frozenset({"51a3160156883e3e", "dc835ecde9135848"})
-"""Digests of the layer's methods in transformers 5.17 and 5.23, whose training step `forward` here is."""
+KNOWN = frozenset({"51a3160156883e3e", "dc835ecde9135848", "7411e06f25ee0b3a"})
+"""Digests of the layer's methods in transformers 5.17, 5.23 and 5.24, whose training step `forward` here is."""
+
+PLACES = ("cache", "attention_mask")
+"""What the layer is given by position after its input."""
+
+CACHES = ("cache", "cache_params", "past_key_values")
+"""The names of its cache: the first from 5.24 on, which takes the others still."""
 
 
 def is_known(layer: type) -> bool:
@@ -54,26 +60,24 @@ def _digest(layer: type) -> str:
     return hashlib.sha256(plain.encode("utf-8")).hexdigest()[:16]
 
 
-def forward(
-    before: Callable, layer: Any, hidden_states: torch.Tensor, cache_params: Any = None,
-    attention_mask: Optional[torch.Tensor] = None, **kwargs: Any,
-) -> torch.Tensor:
+def forward(before: Callable, layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The layer's forward pass; all but the plain training step is left to ``before``.
 
     Args:
         before: what transformers has.
         layer: its module.
         hidden_states: ``[B, T, hidden_size]``.
-        cache_params: its cache, or None.
-        attention_mask: ``[B, T]`` or None.
+        *args, **kwargs: its cache, by any name that transformers ever gave it, its mask ``[B, T]``, and all keywords
+            of the model's forward.
 
     Returns:
         ``[B, T, hidden_size]``.
     """
-    if cache_params is not None or not _takes(layer, hidden_states, kwargs):
-        return before(layer, hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs)
+    given = {**dict(zip(PLACES, args)), **kwargs}
+    if len(args) > len(PLACES) or _keeps_states(given) or not _takes(layer, hidden_states, given):
+        return before(layer, hidden_states, *args, **kwargs)
     masked = sys.modules[type(layer).__module__].apply_mask_to_padding_states
-    x = masked(hidden_states, attention_mask)
+    x = masked(hidden_states, given.get("attention_mask"))
     batch, time = x.shape[:2]
     heads, more = layer.num_k_heads, layer.num_v_heads // layer.num_k_heads
     mixed = layer.in_proj_qkvz(x).view(batch, time, heads, -1)
@@ -86,14 +90,25 @@ def forward(
     return layer.out_proj(layer.norm(o, z.view(values)).view(batch, time, -1))
 
 
-def _takes(layer: Any, x: torch.Tensor, kwargs: Any) -> bool:
+def _keeps_states(given: Mapping[str, Any]) -> bool:
+    """Whether there is a cache, under a known name or any other."""
+    named = any(given.get(name) is not None for name in CACHES)
+    return named or any(hasattr(x, "get_seq_length") for x in given.values())
+
+
+def _offloaded(layer: Any) -> bool:
+    """Whether accelerate brings some of the layer's weights when a module is called: until then they are elsewhere."""
+    return any(hasattr(module, "_hf_hook") for module in layer.modules())
+
+
+def _takes(layer: Any, x: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
     convolution = layer.conv1d
     return (
         torch.is_grad_enabled() and not tracing() and packed_offsets(kwargs) is None
         and x.dtype in (torch.float32, torch.float64) and x.dtype == layer.in_proj_qkvz.weight.dtype
         and not autocast_enabled(x.device.type)
         and layer.activation in ("silu", "swish") and convolution.bias is None
-        and not convolution._forward_hooks and not convolution._forward_pre_hooks
+        and not convolution._forward_hooks and not convolution._forward_pre_hooks and not _offloaded(layer)
     )  # fmt: skip
 
 

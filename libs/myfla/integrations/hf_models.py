@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence
@@ -31,6 +32,13 @@ CONVOLUTIONS: Dict[str, Callable] = {
 
 NORM = "RMSNormGated"
 """Classes whose names end so hold the gated norm after the rule."""
+
+
+FAMILIES = frozenset((
+    "bailing_hybrid", "glm5_next", "kimi_linear", "lara_mini", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_next",
+    "qwen4_exp",
+))  # fmt: skip
+"""Families that are tested; a newer transformers may have more."""
 
 
 class Target(NamedTuple):
@@ -62,6 +70,9 @@ def model_files() -> Dict[str, str]:
 def load_families(names: Optional[Sequence[str]] = None) -> List[ModuleType]:
     """Import the modules of these families, or of all.
 
+    Unless it was asked for by name, a family that is not in `FAMILIES` comes with a warning, or is left out with one if
+    its layers keep the functions that they found when they were built.
+
     Raises:
         ValueError: a family that the installed transformers does not have.
         ImportError: a transformers whose layers keep the functions that they found when they were built.
@@ -71,15 +82,30 @@ def load_families(names: Optional[Sequence[str]] = None) -> List[ModuleType]:
         if name not in files:
             hint = nearest(name, files) or f"transformers {transformers.__version__} has {sorted(files)}"
             raise value_error("use_myfla", "families", "must be families with a gated delta rule", name, hint)
-        modules.append(importlib.import_module(files[name]))
+        module = importlib.import_module(files[name])
+        if names is not None or name in FAMILIES or _covers_untested(name, module):
+            modules.append(module)
     foreign = [module.__name__ for module in modules if not _calls_a_rule(module)]
-    if foreign or not files:
+    if foreign or not modules:
         what = f"{foreign[0]} binds its functions to the layers" if foreign else "has no model with a gated delta rule"
         raise ImportError(
             f"use_myfla: transformers {transformers.__version__}: {what}; "
             "transformers 5.15 or newer is needed, `pip install 'myfla[hf]'`"
         )
     return modules
+
+
+def _covers_untested(family: str, module: ModuleType) -> bool:
+    """Warn of a family that came with a newer transformers; whether its functions can be replaced."""
+    covered = _calls_a_rule(module)
+    left = "it binds its functions to the layers and is left"
+    what = "its functions are replaced by their names" if covered else left
+    warnings.warn(
+        f"use_myfla: transformers {transformers.__version__} has the family {family!r}, which this version of myfla is "
+        f"not tested with: {what}; name the families that you use, families=[...]",
+        stacklevel=4,
+    )
+    return covered
 
 
 def loaded_remote_code() -> List[ModuleType]:

@@ -1,6 +1,6 @@
 """Packed sequences in transformers: what a model is told about them, and what its functions hear of that."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 
@@ -50,7 +50,7 @@ def packed_kwargs(position_ids: torch.Tensor) -> Dict[str, Any]:
     }
 
 
-def packed_offsets(kwargs: Dict[str, Any]) -> Optional[torch.Tensor]:
+def packed_offsets(kwargs: Mapping[str, Any]) -> Optional[torch.Tensor]:
     """The offsets ``[N + 1]`` of packed sequences that a model's keywords tell of, by whichever name; None if none.
 
     Example:

@@ -8,6 +8,7 @@ official library registers the same names: whichever is imported last serves the
 of `myfla.models` do and have the same parameters; transformers' loading, saving, `Trainer` and generation work on them.
 """
 
+import dataclasses
 import functools
 import os
 from typing import Any, Dict, List, Optional, Tuple, Type
@@ -32,6 +33,7 @@ from myfla.models.gated_deltanet.modeling_gated_deltanet import GatedDeltaNetSta
 from myfla.models.language_model import LanguageModel
 from myfla.models.rwkv7.modeling_rwkv7 import RWKV7Stack
 from myfla.models.stack import Stack
+from myfla.utils.errors import value_error
 
 __all__ = [
     "GatedDeltaNetConfig",
@@ -43,6 +45,9 @@ __all__ = [
     "register",
 ]
 
+CACHES = ("past_key_values", "cache", "cache_params")
+"""The names of the cache: the first is this library's, the second transformers' from 5.24 on."""
+
 BASE_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
@@ -50,7 +55,7 @@ class _Config(Config):
     """A config of transformers with the fields, defaults and rules of one of ours."""
 
     plain = configuration.ModelConfig  # without annotation: transformers would make a field of it
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = list(CACHES)
 
     def __init__(self, **fields: Any) -> None:
         fields.pop("model_type", None)
@@ -91,7 +96,7 @@ class _Pretrained(PreTrainedModel):
     supports_gradient_checkpointing = True
     stack: Type[Stack]
     _no_split_modules = ["GatedDeltaNetBlock", "RWKV7Block"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHES)
     _is_stateful = True
     _input_embed_layer = "embeddings"
     gradient_checkpointing = False
@@ -130,14 +135,30 @@ class _Pretrained(PreTrainedModel):
 
 
 def _returning(kind: type, forward: Any) -> Any:
-    """A forward pass that returns outputs of transformers, which look at its signature."""
+    """A forward pass that takes its cache by each of transformers' names and returns outputs of transformers.
+
+    transformers looks at its signature.
+    """
+    field = next(field.name for field in dataclasses.fields(kind) if field.name in CACHES)
 
     @functools.wraps(forward)
     def wrapped(self: Any, *args: Any, return_dict: Optional[bool] = None, **kwargs: Any) -> Any:
-        out = kind(**dict(forward(self, *args, return_dict=True, **kwargs)))
+        values = dict(forward(self, *args, return_dict=True, **_renamed(f"{type(self).__name__}.forward", kwargs)))
+        if CACHES[0] in values:
+            values[field] = values.pop(CACHES[0])
+        out = kind(**values)
         return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
     return wrapped
+
+
+def _renamed(who: str, kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """The same keywords, with the cache under this library's name."""
+    named = [name for name in CACHES if kwargs.get(name) is not None]
+    if len(named) > 1:
+        raise value_error(who, named[0], f"excludes {named[1]}: both name the cache", "both", "give one of them")
+    rest = {name: value for name, value in kwargs.items() if name not in CACHES}
+    return {**rest, CACHES[0]: kwargs[named[0]]} if named else rest
 
 
 class _Base(_Pretrained):
