@@ -10,7 +10,7 @@ TEXT = (ROOT / ".doc" / "90_operations" / "reliability.md").read_text(encoding="
 
 def test_all_rows_are_there_and_each_names_what_holds_it():
     rows = re.findall(r"^\| (\d+) \|(.*)$", TEXT, re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 35))
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1)) and len(rows) > 33
     assert all("::" in row or "the same" in row or "make " in row for _, row in rows)
 
 
