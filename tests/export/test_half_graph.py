@@ -9,27 +9,26 @@ from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, half_fwd, half_graph
 from myfla.testing import cases
 
-SHAPES = [(1, 40, 1, 2, 8, 4), (2, 128, 2, 2, 4, 4), (2, 128, 1, 2, 64, 4)]
+SHAPES = [(1, 40, 1, 2, 8, 4), (2, 128, 2, 2, 4, 4)]
 
 
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "custom_op"), reason="compiles with PyTorch 2.4")
 @cases(shape=SHAPES, unit=[True, False], linear=[True, False])
 def test_passes_as_a_compiler_sees_them_are_the_same(shape, unit, linear, monkeypatch):
     """The branches that only a compiler takes, without code generation."""
-    joined = shape[4] == 64  # keys as long as a chunk, which passes with products in them ask for
     torch._dynamo.reset()
     seen = set()
 
-    def compiled(function, products=False):
+    def compiled(function):
         seen.add(function.__name__)
         return torch.compile(function, backend="eager", fullgraph=True)
 
     monkeypatch.setattr(half_fwd, "compiled", compiled)
     B, T, _, HV = shape[:4]
     cut = Cut(B, T, HV, 64, 2, 2) if T == 128 else None
-    how = dict(linear=linear, fuse=True, joined=joined)
+    how = dict(linear=linear, fuse=True)
     assert max(errors(draw(*shape, 0.5, beta=2.0), unit, cut, **how).values()) < 1e-11
-    assert len(seen) == (12 if joined else 11)
+    assert len(seen) == 11
 
 
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_vmap"), reason="needs PyTorch 2.5")

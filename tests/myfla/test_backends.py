@@ -222,20 +222,6 @@ def test_a_compiler_that_fails_is_refused_with_what_it_said(monkeypatch):
     compiler.compiler_problem.cache_clear()
 
 
-@needs_compiler
-def test_products_are_generated_only_where_the_compiler_is_asked_to(monkeypatch):
-    triton = pytest.importorskip("torch._inductor.config").triton
-    monkeypatch.setattr(compiler, "compiler_problem", lambda device: None)
-    assert not compiler.joins_products("cuda")
-    able = hasattr(triton, "native_matmul")  # older compilers generate no products, whoever asks
-    if able:
-        monkeypatch.setattr(triton, "native_matmul", True)
-    assert compiler.joins_products("cuda") == able
-    assert not compiler.joins_products("cpu")
-    monkeypatch.setattr(compiler, "compiler_problem", lambda device: "no Triton")
-    assert not compiler.joins_products("cuda")
-
-
 @cases(triton=["3.3.1", "3.4.0", "3.6.0", "3.7.0", "3.7.1", "3.9.0"], capability=[(8, 0), (9, 0), (10, 0)])
 def test_the_gated_backward_is_unsound_on_hopper_with_some_tritons(triton, capability):
     unsound = capability == (9, 0) and triton in ("3.4.0", "3.6.0", "3.7.0")

@@ -9,7 +9,7 @@ import truth
 from half_errors import NAMES, draw, errors
 from myfla.ops.common import half_choice
 from myfla.ops.common.half_inverse import invert_unit_lower
-from myfla.ops.common.half_products import accumulate, fine_sums, product, put
+from myfla.ops.common.half_products import accumulate, product, put
 from myfla.ops.common.half_tokens import Cut, choose_groups, cut_dense, same_words
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule
 from myfla.ops.gated_delta_rule.half_chunk import half_chunks
@@ -58,17 +58,11 @@ def test_groups_side_by_side_equal_one_scan(groups, tokens, decay, linear):
     assert max(errors(draw(2, tokens, 2, 2, 8, 12, decay), True, cut, linear=linear).values()) < 1e-11
 
 
-@cases(groups=[1, 2], unit=[True, False], decay=[0.1, 100.0])
-def test_passes_with_products_in_them_are_the_same(groups, unit, decay):
-    cut = Cut(2, 115, 2, 32, 4, groups)
-    assert max(errors(draw(2, 115, 1, 2, 64, 12, decay, beta=2.0), unit, cut, joined=True).values()) < 1e-11
-
-
-@cases(joined=[True, False], shape=[(2, 100, 1, 2, 64, 12), (1, 33, 2, 2, 8, 8)])
-def test_a_forward_that_keeps_nothing_is_the_same(joined, shape):
+@cases(shape=[(2, 100, 1, 2, 64, 12), (1, 33, 2, 2, 8, 8)])
+def test_a_forward_that_keeps_nothing_is_the_same(shape):
     x = draw(*shape, 0.5)
     want = truth.gated_delta_rule(**x, scale=0.3, l2norm=True)
-    for a, b in zip(half_chunks(*x.values(), 0.3, True, joined=joined), want):
+    for a, b in zip(half_chunks(*x.values(), 0.3, True), want):
         assert_close(a, b, 1e-12)
 
 
@@ -88,9 +82,9 @@ def test_endless_decays_and_writes_of_zero_are_exact():
 
 
 @pytest.mark.skipif(not hasattr(torch.ops.aten.bmm, "dtype_out"), reason="this form runs with PyTorch 2.8 or newer")
-@cases(decay=[0.001, 0.1, 5.0, 50.0], unit=[True, False], joined=[True, False])
-def test_roundings_stay_roundings(decay, unit, joined):
-    found = errors(draw(2, 256, 2, 2, 64, 64, decay, torch.bfloat16), unit, linear=False, joined=joined)
+@cases(decay=[0.001, 0.1, 5.0, 50.0], unit=[True, False])
+def test_roundings_stay_roundings(decay, unit):
+    found = errors(draw(2, 256, 2, 2, 64, 64, decay, torch.bfloat16), unit, linear=False)
     # A state that lasts the whole sequence collects every rounding on the way.
     assert max(found.values()) < (8e-3 if decay < 0.01 else 5.5e-3)
 
@@ -149,12 +143,6 @@ def test_products_add_up_in_float32_and_round_once():
     assert_close(out, exact, 1e-6)
     factor = torch.tensor(1.2345)
     assert torch.equal(put(torch.empty_like(a), a, factor), (a.float() * factor).bfloat16())
-
-
-def test_fine_sums_are_float32_products_but_for_two_tails():
-    a, b = torch.randn(2, 8, 300), torch.randn(2, 300, 8)
-    assert_close(fine_sums(a, b, torch.bfloat16), a.double() @ b.double(), 3e-5)
-    assert torch.equal(fine_sums(a.double(), b.double(), torch.bfloat16), a.double() @ b.double())
 
 
 def test_words_carry_the_same_numbers():

@@ -1,7 +1,7 @@
-"""The names of the backends, the rule of ``auto``, and the refusals."""
+"""The names of the backends, the rule of ``auto``, and the refusals. A new backend is a row of `TABLE`."""
 
 import logging
-from typing import Any, Optional, Set, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Set, Tuple
 
 import torch
 
@@ -11,9 +11,69 @@ from myfla.utils.autograd import records
 from myfla.utils.errors import BackendError, message, nearest
 from myfla.utils.tracing import tracing
 
-__all__ = ["AUTO_RULE", "BACKENDS", "BackendError", "check_backend", "choose", "why_not"]
+__all__ = ["AUTO", "AUTO_RULE", "BACKENDS", "TABLE", "Backend", "BackendError", "Call", "check_backend", "choose",
+           "why_not"]  # fmt: skip
 
-BACKENDS = ("auto", "naive", "torch", "compiled", "fla")
+
+class Call(NamedTuple):
+    """What a choice depends on."""
+
+    kernel: official.Kernel  # the official function that computes the same
+    queries: torch.Tensor  # [B, T, H, K]
+    keys: torch.Tensor  # [B, T, H, K]
+    others: Tuple[Optional[torch.Tensor], ...]  # all other tensors of the call
+
+
+class Backend(NamedTuple):
+    """Somebody who computes. Every function returns what speaks against it, or None."""
+
+    missing: Callable[[], Optional[str]]  # in this process, whatever the call
+    cannot: Callable[[Call], Optional[str]]  # compute a call that asks for it by name
+    declines: Callable[[Call], Optional[str]]  # a call that leaves the choice to ``auto``
+
+
+def _nothing(*_: Any) -> Optional[str]:
+    return None
+
+
+def _never(_: Call) -> Optional[str]:
+    return "auto never chooses it"
+
+
+def _compiler_missing() -> Optional[str]:
+    return None if hasattr(torch, "compile") else compiler_problem("cpu")
+
+
+def _compiler_fails(call: Call) -> Optional[str]:
+    return None if tracing() else compiler_problem(call.queries.device.type)
+
+
+def _official_missing() -> Optional[str]:
+    return official.import_problem()
+
+
+def _official_cannot(call: Call) -> Optional[str]:
+    gradients = records(call.queries, call.keys, *call.others)
+    return official.problem(call.kernel, call.keys.shape[-1], gradients, call.queries, call.keys, *call.others)
+
+
+def _official_declines(call: Call) -> Optional[str]:
+    if call.queries.device.type != "cuda":
+        return "its kernels run on CUDA devices only"
+    if call.queries.dtype not in (torch.bfloat16, torch.float16):
+        return "fla computes float32 in TF32 and has no float64"
+    return _official_cannot(call)
+
+
+TABLE: Dict[str, Backend] = {
+    "naive": Backend(_nothing, _nothing, _never),
+    "torch": Backend(_nothing, _nothing, _nothing),
+    "compiled": Backend(_compiler_missing, _compiler_fails, _never),
+    "fla": Backend(_official_missing, _official_cannot, _official_declines),
+}
+AUTO = ("fla", "torch")
+"""Whom ``auto`` asks, one after the other; the last one takes everything."""
+BACKENDS = ("auto", *TABLE)
 
 AUTO_RULE = (
     "fla for CUDA tensors in bfloat16 or float16, at every length, where fla imports and its kernels are sound for "
@@ -37,11 +97,7 @@ def check_backend(who: str, backend: Any) -> str:
     if not isinstance(backend, str) or backend not in BACKENDS:
         hint = nearest(str(backend), BACKENDS)
         raise BackendError(message(who, "backend", f"must be one of {', '.join(BACKENDS)}", backend, hint))
-    problem = None
-    if backend == "fla":
-        problem = official.import_problem()
-    elif backend == "compiled" and not hasattr(torch, "compile"):
-        problem = compiler_problem("cpu")
+    problem = None if backend == "auto" else TABLE[backend].missing()
     if problem is not None:
         raise _refusal(who, backend, problem)
     return backend
@@ -51,7 +107,7 @@ def choose(
     who: str, backend: str, kernel: official.Kernel, queries: torch.Tensor, keys: torch.Tensor,
     *others: Optional[torch.Tensor],
 ) -> str:
-    """Whose code computes a call: ``naive``, ``torch``, ``compiled`` or ``fla``.
+    """Whose code computes a call: a name of `TABLE`.
 
     Args:
         who: the op.
@@ -67,33 +123,26 @@ def choose(
         >>> choose("op", "auto", CHUNK_GATED_DELTA_RULE, torch.zeros(1, 5, 1, 4), torch.zeros(1, 5, 1, 4))
         'torch'
     """
-    device = queries.device.type
-    if backend == "torch" or (backend == "auto" and (device != "cuda" or tracing())):
-        chosen = "torch"
-    elif backend == "auto":
-        chosen = "torch" if why_not("auto", kernel, queries, keys, *others) else "fla"
-    else:
+    call, chosen = Call(kernel, queries, keys, others), backend
+    if backend == "auto":
+        chosen = "torch" if tracing() else next(name for name in AUTO if TABLE[name].declines(call) is None)
+    elif backend != "torch":
         check_backend(who, backend)
-        problem = None if backend == "naive" else why_not(backend, kernel, queries, keys, *others)
+        problem = TABLE[backend].cannot(call)
         if problem is not None:
             raise _refusal(who, backend, problem)
-        chosen = backend
     if not tracing():
-        _tell(who, backend, device, chosen)
+        _tell(who, backend, queries.device.type, chosen)
     return chosen
 
 
 def why_not(
     backend: str, kernel: official.Kernel, queries: torch.Tensor, keys: torch.Tensor, *others: Optional[torch.Tensor]
 ) -> Optional[str]:
-    """Why ``compiled`` or ``fla`` cannot (or, for ``auto``, why fla shall not) compute a call; None if nothing speaks
-    against it."""
-    if backend == "compiled":
-        return None if tracing() else compiler_problem(queries.device.type)
-    if backend == "auto" and queries.dtype not in (torch.bfloat16, torch.float16):
-        return "fla computes float32 in TF32 and has no float64"
-    gradients = records(queries, keys, *others)
-    return official.problem(kernel, keys.shape[-1], gradients, queries, keys, *others)
+    """Why a backend cannot compute a call, and for ``auto`` why it does not choose fla; None if nothing speaks against
+    it."""
+    call = Call(kernel, queries, keys, others)
+    return TABLE["fla"].declines(call) if backend == "auto" else TABLE[backend].cannot(call)
 
 
 def _refusal(who: str, backend: str, problem: str) -> BackendError:

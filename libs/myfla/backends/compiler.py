@@ -1,15 +1,23 @@
-"""``torch.compile`` as a backend: whether it works here, and compiled functions, each made once."""
+"""``torch.compile`` as a backend: whether it works here, and compiled functions, each made once.
+
+A function is compiled for sizes that vary (``dynamic=True``), so that calls of one kind soon share one graph. Another
+dtype, rank, option, None for a tensor, a size of one, or gradients need another graph, and PyTorch keeps at most
+``torch._dynamo.config.recompile_limit`` (8; ``cache_size_limit`` before 2.6) for a function. That limit is the user's
+and stays as it is: a call that would need one more is computed uncompiled, with the same result up to rounding, and a
+warning says so, once for each function.
+"""
 
 import functools
-import importlib
+import logging
 from typing import Any, Callable, Optional
 
 import torch
 
-from myfla.backends.copies import Copies
 from myfla.utils.tracing import compiling
 
-__all__ = ["compiled", "compiler_problem", "joins_products"]
+__all__ = ["Compiled", "compiled", "compiler_problem"]
+
+_log = logging.getLogger(__name__)
 
 
 @functools.lru_cache(maxsize=None)
@@ -24,29 +32,57 @@ def compiler_problem(device: str) -> Optional[str]:
     return None
 
 
-def joins_products(device: str) -> bool:
-    """Whether one kernel is to be made of products of matrices and what is done with them before and after.
-
-    PyTorch's own setting asks for it, ``torch._inductor.config.triton.native_matmul = True``: its compiler's way
-    of generating such kernels is young, so nobody gets them unasked.
-    """
-    if device != "cuda" or compiler_problem(device) is not None:
-        return False
-    return bool(getattr(importlib.import_module("torch._inductor.config").triton, "native_matmul", False))
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled as one graph for calls of every kind (`Compiled`); inside another compiler, itself."""
+    return function if compiling() else _compiled(function)
 
 
-def compiled(function: Callable[..., Any], products: bool = False) -> Callable[..., Any]:
-    """A function compiled as one graph, for calls of every kind (`Copies`); inside another compiler, itself.
+class Compiled:
+    """A function compiled as one graph, and as it is where PyTorch's limit of graphs is reached.
 
     Args:
-        products: have its products of matrices generated too, where `joins_products`. Without, they are called.
+        function: what to compile.
+        **how: further arguments of ``torch.compile``.
+
+    Example:
+        >>> Compiled(lambda x: x + 1)
+        Compiled(<lambda>)
     """
-    return function if compiling() else _compiled(function, products)
+
+    def __init__(self, function: Callable[..., Any], **how: Any) -> None:
+        self._function, self._limit_told = function, False
+        self._compiled = torch.compile(function, fullgraph=True, dynamic=True, **how)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        try:
+            return self._compiled(*given, **named)
+        except Exception as error:  # raised before anything has run
+            if not _is_full(error):
+                raise
+        if not self._limit_told:
+            self._limit_told = True
+            _log.warning(
+                "%s: calls of more kinds than torch.compile keeps graphs for one function; those beyond are computed "
+                "uncompiled, which is slower (raise torch._dynamo.config.recompile_limit, or bring the calls to fewer "
+                "dtypes, options and shapes)", self._function.__name__,
+            )  # fmt: skip
+        return self._function(*given, **named)
+
+    def __repr__(self) -> str:
+        return f"Compiled({self._function.__name__})"
 
 
 @functools.lru_cache(maxsize=None)
-def _compiled(function: Callable[..., Any], products: bool) -> Copies:
-    return Copies(function, options={"triton.native_matmul": True} if products else None)
+def _compiled(function: Callable[..., Any]) -> Compiled:
+    return Compiled(function)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a function may not have another graph: told by an exception's name since PyTorch 2.5, by its text
+    before."""
+    kind, first = type(error), str(error).partition("\n")[0]
+    told = "LimitHit" in kind.__name__ or "LimitExceeded" in kind.__name__
+    return kind.__module__ == "torch._dynamo.exc" and (told or first.endswith("cache_size_limit reached"))
 
 
 def _probe(x: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,13 @@ does not, and on a CPU, the same numbers are worked out in float32 from the star
 that the algebra built on these functions can be held against a float64 loop on any machine.
 """
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 
 from myfla.utils.tracing import compiling
 
-__all__ = ["accumulate", "fine_sums", "has_matrix_units", "product", "put", "sums"]
+__all__ = ["accumulate", "has_matrix_units", "product", "put"]
 
 _SUMS = hasattr(torch.ops.aten.bmm, "dtype_out") and hasattr(torch.ops.aten.baddbmm, "dtype_out")
 
@@ -50,31 +50,6 @@ def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: flo
     if has_matrix_units(a.device):
         return torch.baddbmm(total, a, b, total.dtype, alpha=alpha, out=total)
     return total.baddbmm_(a.to(total.dtype), b.to(total.dtype), alpha=alpha)
-
-
-def sums(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``a b`` in ``dtype``, to be used at once in a function that is compiled together with its products: its kernel
-    has the float32 sums, and rounds what becomes of them."""
-    if compiling() and a.is_cuda:
-        return torch.bmm(a, b).to(dtype)
-    return product(a, b, dtype)
-
-
-def fine_sums(a: torch.Tensor, b: torch.Tensor, low: torch.dtype) -> torch.Tensor:
-    """`sums` of float32 matrices from products of ``low`` ones: of every number its first 8 bits and the next 8.
-
-    The product of what is left over is left out: 1e-5 of the result.
-    """
-    if a.dtype != torch.float32:
-        return torch.bmm(a, b)
-    (x, dx), (y, dy) = _split(a, low), _split(b, low)
-    return sums(x, y, a.dtype) + sums(x, dy, a.dtype) + sums(dx, y, a.dtype)
-
-
-def _split(x: torch.Tensor, low: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor]:
-    # By its bits: a conversion and back is what a compiler leaves out.
-    head = (x.view(torch.int32) & -65536).view(torch.float32)
-    return head.to(low), (x - head).to(low)
 
 
 def put(out: torch.Tensor, x: torch.Tensor, factor: torch.Tensor, rough: bool = False) -> torch.Tensor:

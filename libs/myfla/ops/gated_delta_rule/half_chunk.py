@@ -5,7 +5,6 @@ from typing import Any, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.backends.compiler import joins_products
 from myfla.ops.common.half_tokens import Cut, cut_dense
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.half_bwd import half_backward
@@ -27,7 +26,6 @@ def half_chunks(
     cut: Optional[Cut] = None,
     fuse: bool = False,
     linear: Optional[bool] = None,
-    joined: Optional[bool] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunk_gated_delta_rule` of checked arguments.
 
@@ -38,14 +36,12 @@ def half_chunks(
         fuse: compile the elementwise passes.
         linear: scan with the fewest operations (`half_linear`), rather than in the shortest time on the GPU
             (`half_scan`). By default the latter in a CUDA graph, where an operation costs nothing to launch.
-        joined: take the passes that have products in them (`half_joined`); by default where PyTorch's setting
-            asks for it (`joins_products`).
 
     Returns:
         o ``[B, T, HV, V]`` in v's dtype and the final states ``[B, HV, K, V]`` in float32 (or float64).
     """
     tensors = (q, k, v, g, beta, initial_state)
-    how = describe_call(tensors, scale, unit, chunk, cut, fuse, linear, joined)
+    how = describe_call(tensors, scale, unit, chunk, cut, fuse, linear)
     if records(*tensors):
         return _HalfChunks.apply(*tensors, how)
     return half_forward(*tensors, how, keep=False)[:2]
@@ -54,14 +50,12 @@ def half_chunks(
 def describe_call(
     tensors: Sequence[Any], scale: float, unit: bool, chunk: Optional[int] = None,
     cut: Optional[Cut] = None, fuse: bool = False, linear: Optional[bool] = None,
-    joined: Optional[bool] = None,
 ) -> How:
     """What `half_chunks` decides before it runs; ``tensors`` are its first six arguments."""
     v = tensors[2]
     if linear is None:
         linear = v.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
-    joined = fuse and joins_products(v.device.type) if joined is None else joined
-    return How(scale, cut or cut_dense(v, chunk), unit, accumulation_dtype(*tensors), fuse, linear, joined)
+    return How(scale, cut or cut_dense(v, chunk), unit, accumulation_dtype(*tensors), fuse, linear)
 
 
 class _HalfChunks(torch.autograd.Function):

@@ -27,7 +27,6 @@ from myfla.ops.common.half_inverse import invert_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
 from myfla.ops.gated_delta_rule.half_factors import Factors, load_decays
-from myfla.ops.gated_delta_rule.half_joined import read_out
 from myfla.ops.gated_delta_rule.half_linear import scan_linear
 from myfla.ops.gated_delta_rule.half_passes import advance, finish_inverse, load_keys, load_queries, weigh
 from myfla.ops.gated_delta_rule.half_scan import scan_by_steps, scan_groups
@@ -43,12 +42,6 @@ class How(NamedTuple):
     dtype: torch.dtype  # of sums and states
     fuse: bool  # have the elementwise passes compiled
     linear: bool  # scan by `half_linear`: fewest operations, rather than shortest time on the GPU
-    joined: bool  # make some products part of passes (`half_joined`), compiled or not
-
-    @property
-    def join(self) -> Callable[[Callable], Callable]:
-        """What a pass with products goes through before it is called."""
-        return functools.partial(compiled, products=True) if self.fuse else _as_it_is
 
     @property
     def run(self) -> Callable[[Callable], Callable]:
@@ -105,12 +98,10 @@ def half_forward(
     cut, dtype = how.cut, how.dtype
     run = how.run
     key, value, m, chunk = k.shape[3], v.shape[3], cut.matrices, cut.chunk
-    joined = how.joined and key % chunk == 0
     both, asked, stack = (v.new_empty(m, rows, key) for rows in (2 * chunk, 2 * chunk, value + chunk * keep))
     keys, states, (reader, reads) = both[:, chunk:], stack[:, :value], asked.split(chunk, 1)
     d = run(load_decays)(cut, g, beta, dtype)
-    wanted = reads if keep or not joined else None
-    query = run(load_queries)(q, both[:, :chunk], wanted, cut, d.rise, how.scale, how.unit)
+    query = run(load_queries)(q, both[:, :chunk], reads, cut, d.rise, how.scale, how.unit)
     own, write, handed = run(load_keys)(k, keys, stack[:, value:] if keep else None, cut, d, how.unit)
     f = Factors(query, own, write, d.rise, d.fall, d.sums)
 
@@ -133,11 +124,8 @@ def half_forward(
         final = scan(first, second, third, whole, state, kept)
     final = final.unflatten(0, (cut.batch, cut.heads)).transpose(2, 3).contiguous()
 
-    if joined:
-        o = how.join(read_out)(both[:, :chunk], f.rise * f.query, states, attend, delta, cut, v)
-    else:
-        out = product(reads, states.transpose(1, 2))
-        o = cut.store(accumulate(out, attend, delta), v)
+    out = product(reads, states.transpose(1, 2))
+    o = cut.store(accumulate(out, attend, delta), v)
     return o, final, Kept(both, stack, asked, handed, delta, inverse, attend, passed, f) if keep else None
 
 

@@ -19,18 +19,17 @@ TINY = 1e-20
 
 
 def load_queries(
-    q: torch.Tensor, out: torch.Tensor, reads: Optional[torch.Tensor], cut: Cut, rise: torch.Tensor, scale: float,
+    q: torch.Tensor, out: torch.Tensor, reads: torch.Tensor, cut: Cut, rise: torch.Tensor, scale: float,
     unit: bool,
 ) -> torch.Tensor:
-    """Cut ``q [B, T, H, K]`` into the chunks ``out [M, C, K]``, and write ``rise q`` into ``reads``, if given.
+    """Cut ``q [B, T, H, K]`` into the chunks ``out [M, C, K]``, and write ``rise q`` into ``reads``.
 
     Returns:
         the factor of Q.
     """
     queries = cut.load(q, out)
     factor = reciprocal_length(queries, rise.dtype) * scale if unit else torch.full_like(rise, scale)
-    if reads is not None:
-        put(reads, queries, rise * factor)
+    put(reads, queries, rise * factor)
     return factor
 
 

@@ -4,7 +4,6 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.backends.compiler import joins_products
 from myfla.ops.common.half_tokens import Cut, cut_dense
 from myfla.ops.generalized_delta_rule.dplr.half_bwd import half_backward
 from myfla.ops.generalized_delta_rule.dplr.half_fwd import How, Kept, half_forward
@@ -27,7 +26,6 @@ def half_chunks(
     lower_bound: Optional[float] = None,
     cut: Optional[Cut] = None,
     fuse: bool = False,
-    joined: Optional[bool] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunk_dplr_delta_rule` of checked arguments, dense batches only.
 
@@ -37,16 +35,13 @@ def half_chunks(
             below the bound.
         cut: chunks and groups, chosen here by default.
         fuse: compile the elementwise passes.
-        joined: take the passes that have products in them (`half_joined`); by default where PyTorch's setting
-            asks for it (`joins_products`).
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype and the final states ``[B, H, K, V]`` in float32 (or float64).
     """
     tensors = (q, k, v, a, b, gk, initial_state)
     cut, dtype = cut or cut_dense(v, chunk), accumulation_dtype(*tensors)
-    joined = fuse and joins_products(v.device.type) if joined is None else joined
-    how = How(scale, cut, choose_levels(cut.chunk, dtype, lower_bound), dtype, fuse, joined)
+    how = How(scale, cut, choose_levels(cut.chunk, dtype, lower_bound), dtype, fuse)
     if records(*tensors):
         return _HalfChunks.apply(*tensors, how)
     return half_forward(*tensors, how)[:2]

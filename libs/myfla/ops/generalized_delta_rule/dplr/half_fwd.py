@@ -18,22 +18,14 @@ Products stand here, what is done element by element between them in `half_passe
 `half_scan`.
 """
 
-import functools
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops.common.half_inverse import invert_blocks, view_blocks
+from myfla.ops.common.half_inverse import invert_blocks
 from myfla.ops.common.half_products import accumulate, product
 from myfla.ops.common.half_tokens import Cut
-from myfla.ops.generalized_delta_rule.dplr.half_joined import (
-    invert,
-    join_transitions,
-    multiply_lower,
-    multiply_pairs,
-    read_out,
-)
 from myfla.ops.generalized_delta_rule.dplr.half_levels import Levels
 from myfla.ops.generalized_delta_rule.dplr.half_passes import finish_inverse, join_products, load_tokens, sum_decays
 from myfla.ops.generalized_delta_rule.dplr.half_scan import scan
@@ -48,17 +40,11 @@ class How(NamedTuple):
     levels: Levels  # how a chunk's products are split
     dtype: torch.dtype  # of sums and states
     fuse: bool  # have the elementwise passes compiled
-    joined: bool  # make some products part of passes (`half_joined`), compiled or not
 
     @property
     def run(self) -> Callable[[Callable], Callable]:
         """What a pass goes through before it is called."""
         return compiled if self.fuse else _as_it_is
-
-    @property
-    def join(self) -> Callable[[Callable], Callable]:
-        """The same for a pass that has products in it."""
-        return functools.partial(compiled, products=True) if self.fuse else _as_it_is
 
 
 class Kept(NamedTuple):
@@ -118,23 +104,15 @@ def half_forward(
 
     c = run(sum_decays)(gk, cut, levels, dtype)
     run(load_tokens)(q, k, a, b, c, cut, levels, how.scale, left, hand, read, reads)
-    if how.joined and levels.block == chunk:
-        pairs = how.join(multiply_pairs)(*read, *reads, v.dtype)
-        leaves, corners = view_blocks(how.join(multiply_lower)(*read, *reads, v.dtype))
-    else:
-        squares = [product(later, earlier.transpose(1, 2), dtype) for earlier, later in zip(read, reads)]
-        pairs, leaves, corners = run(join_products)(squares, levels, v.dtype)
-        del squares
-    if how.joined:
-        inverse = how.join(invert)(leaves, corners, v.dtype)
-    else:
-        inverse = run(finish_inverse)(*invert_blocks(leaves, corners, run), v.dtype)
+    squares = [product(later, earlier.transpose(1, 2), dtype) for earlier, later in zip(read, reads)]
+    pairs, leaves, corners = run(join_products)(squares, levels, v.dtype)
+    del squares
+    inverse = run(finish_inverse)(*invert_blocks(leaves, corners, run), v.dtype)
     cut.load(v, values)
     product(inverse, product(pairs[:, :chunk, chunk:], values), out=u)
     reader = product(inverse, left[:, :chunk])
 
-    form = how.join(join_transitions) if how.joined else transitions
-    effects = form(hand[:, :chunk], reader, c, dtype)
+    effects = transitions(hand[:, :chunk], reader, c, dtype)
     given = product(hand.transpose(1, 2), written, dtype)
     if initial_state is None:
         state = torch.zeros(cut.batch * cut.heads, key, value, dtype=dtype, device=v.device)
@@ -144,11 +122,8 @@ def half_forward(
     final = final.unflatten(0, (cut.batch, cut.heads)).contiguous()
 
     accumulate(u, reader, states)
-    if how.joined and key == chunk:
-        o = how.join(read_out)(left[:, chunk:], states, pairs[:, chunk:], u, values, cut, v, dtype)
-    else:
-        out = product(left[:, chunk:], states)
-        o = cut.store(accumulate(out, pairs[:, chunk:], written), v)
+    out = product(left[:, chunk:], states)
+    o = cut.store(accumulate(out, pairs[:, chunk:], written), v)
     return o, final, Kept(c, left, hand, pairs, inverse, stack, passed, read + reads)
 
 
