@@ -80,16 +80,16 @@ def _load_file(chosen: DataConfig, path: str, targets: bool, choose: Any) -> Seq
         changes.update({name: None for name in _TARGETS if name in fields})
     if isinstance(chosen, TableDataConfig) and chosen.features is None:
         changes["features"] = _features(chosen, dataclasses.replace(chosen, **changes))
-    return read_source(dataclasses.replace(chosen, **changes), choose)
+    return read_source(dataclasses.replace(chosen, **changes), choose, targets)
 
 
 def _features(run: TableDataConfig, mine: TableDataConfig) -> List[str]:
     """The columns that the run read: by its training table where that still lies there, else by the file itself."""
-    from app.data.arrow import open_table
+    from app.data.tables import open_table
+    from app.data.tables.choose import choose_features
 
-    if Path(run.train_path).exists():
-        return open_table(run.train_path, run).numbers(run)
-    return open_table(mine.train_path, mine).numbers(run)
+    path = run.train_path if Path(run.train_path).exists() else mine.train_path
+    return choose_features(open_table(path, run), run)[0]
 
 
 def _check_width(trained: Trained, data: SequenceData, who: str) -> None:

@@ -9,6 +9,8 @@ __all__ = ["DATA_CONFIGS", "DataConfig", "TsDataConfig"]
 
 SYNTHETIC = ("parity", "counting", "s3", "recall", "memory")
 MISSING = ("error", "mean", "forward")
+LAYOUTS, IDS = ("long", "lists", "wide"), ("per_file", "global")
+MARKS = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|", "point": ".", "apostrophe": "'"}
 
 
 @dataclass
@@ -151,23 +153,36 @@ class SyntheticDataConfig(DataConfig):
 
 @dataclass
 class TableDataConfig(DataConfig):
-    """One's own CSV or Parquet tables; see ``.doc/90_operations/data.md``.
+    """One's own CSV or Parquet tables; see ``docs/own_data.md``.
 
     Args:
         train_path, test_path: a file, or a folder of files; without a test file, ``test_fraction`` is held out.
-        sequence: column that says which sequence a row belongs to; null: each row is a sequence, of lists.
+        layout: ``long`` (a row a step), ``lists`` (a row a sequence, of lists) or ``wide`` (a row a sequence, a column a
+            step); null: ``long`` with ``sequence`` or ``window``, else ``lists``.
+        sequence: column that says which sequence a row belongs to; null: each file is one (``long``), or each row.
         time: column that orders the rows of a sequence; null: they are in order.
         features: columns to read; null: all of numbers that have no other part.
         label: column with a class.
         targets: columns with numbers to predict.
         per_step: labels or targets are one a step, not one a sequence.
         group: column; sequences of one group are never on both sides of a split.
+        ids: ``per_file``: the same id in two files is two sequences; ``global``: it is one; null: refused without
+            ``time``, else one whose parts must not overlap.
+        window, stride: cut sequences into windows of so many steps, one beginning every ``stride`` steps (null: one
+            behind the other).
+        separator: between the cells of a CSV file: comma, semicolon, tab, space, pipe, or the character; null: found.
+        decimal: before the fraction: ``point`` or ``comma``; null: found.
+        thousands: between groups of three digits: comma, point, space, apostrophe, or the character; null: none.
+        encoding: of CSV files, as Python names it; null: found.
+        header: whether the first line names the columns; null: it must, and a row of numbers is refused.
+        na_values: texts that stand for an empty cell; by default nothing but an empty cell is missing.
         scratch: folder for the working copy of large tables; null: the system's folder for temporary files.
     """
 
     name: str = "table"
     train_path: str = "???"
     test_path: Optional[str] = None
+    layout: Optional[str] = None
     sequence: Optional[str] = None
     time: Optional[str] = None
     features: Optional[List[str]] = None
@@ -175,25 +190,81 @@ class TableDataConfig(DataConfig):
     targets: Optional[List[str]] = None
     per_step: bool = False
     group: Optional[str] = None
+    ids: Optional[str] = None
+    window: Optional[int] = None
+    stride: Optional[int] = None
+    separator: Optional[str] = None
+    decimal: Optional[str] = None
+    thousands: Optional[str] = None
+    encoding: Optional[str] = None
+    header: Optional[bool] = None
+    na_values: List[str] = field(default_factory=list)
     scratch: Optional[str] = None
 
     def validate(self) -> None:
         super().validate()
         fields = Fields(self, "data")
         fields.text("train_path")
-        for name in ("test_path", "sequence", "time", "label", "group", "scratch"):
+        for name in ("test_path", "sequence", "time", "label", "group", "encoding", "scratch"):
             fields.text(name, optional=True)
         for name in ("features", "targets"):
             _names(fields, name, getattr(self, name))
         fields.flag("per_step")
+        for name, known in (("layout", LAYOUTS), ("ids", IDS), ("decimal", ("point", "comma"))):
+            if getattr(self, name) is not None:
+                fields.choice(name, known)
+        for name in ("window", "stride"):
+            fields.integer(name, 1, 1 << 24, optional=True)
+        for name in ("separator", "thousands"):
+            value = getattr(self, name)
+            if value is not None and value not in MARKS and not (isinstance(value, str) and len(value) == 1
+                                                                  and value not in '"\r\n'):
+                raise fields.error(name, f"must be one of {', '.join(MARKS)}, one character, or null", value)
+        if self.header is not None:
+            fields.flag("header")
+        if not isinstance(self.na_values, list) or not all(isinstance(n, str) for n in self.na_values):
+            raise fields.error("na_values", "must be a list of texts", self.na_values, "e.g. ['?','-']")
+        self._check_together(fields)
+
+    def _check_together(self, fields: Fields) -> None:
         if self.label is not None and self.targets is not None:
             raise fields.error("targets", f"must be null with data.label={self.label}", self.targets)
-        if self.time is not None and self.sequence is None:
-            raise fields.error("time", "must be null without data.sequence", self.time, "lists are in order")
+        if self.stride is not None and self.window is None:
+            raise fields.error("stride", "must be null without data.window", self.stride)
+        rows = self.arranged != "long"
+        if self.time is not None and rows:
+            raise fields.error("time", "must be null without data.sequence", self.time, "lists are in order; a table of "
+                               "a row a step needs data.sequence, data.window or data.layout=long")
+        if self.window is not None and rows:
+            raise fields.error("window", f"must be null with data.layout={self.layout}", self.window)
+        if self.arranged == "wide" and self.per_step:
+            raise fields.error("per_step", "must be false with data.layout=wide", True)
+        if self.thousands_mark and self.thousands_mark == self.decimal_mark:
+            raise fields.error("thousands", "must differ from data.decimal", self.thousands)
         parts = [self.sequence, self.time, self.label, self.group, *(self.features or []), *(self.targets or [])]
         twice = [name for name in parts if name is not None and parts.count(name) > 1]
         if twice:
             raise fields.error("features", "and the other columns must be different", twice[0])
+
+    @property
+    def arranged(self) -> str:
+        """The layout, where it is not given by what else is."""
+        return self.layout or ("long" if self.sequence is not None or self.window is not None else "lists")
+
+    @property
+    def separator_mark(self) -> Optional[str]:
+        """The character; None where it is to be found."""
+        return MARKS.get(self.separator or "", self.separator)
+
+    @property
+    def decimal_mark(self) -> Optional[str]:
+        """The character; None where it is to be found."""
+        return None if self.decimal is None else MARKS[self.decimal]
+
+    @property
+    def thousands_mark(self) -> str:
+        """The character; "" for none."""
+        return MARKS.get(self.thousands or "", self.thousands or "")
 
 
 def _names(fields: Fields, name: str, value: Any) -> None:

@@ -69,7 +69,7 @@ def test_every_layout_gives_the_same_sequences(tmp_path, form, target):
         table = long_table(shuffle=1)
         for i in range(3):
             write(tmp_path / f"{i}.parquet", table.slice(i * 15, 15 if i < 2 else None))
-        path, layout = str(tmp_path), LONG
+        path, layout = str(tmp_path), dict(ids="global", **LONG)
     else:
         path = write(tmp_path / ("a.csv" if form == "csv" else "a.parquet"), long_table(shuffle=form == "shuffled"))
         layout = LONG
@@ -96,7 +96,7 @@ def test_groups_are_never_on_both_sides(tmp_path):
 
 
 def test_large_tables_lie_in_a_file_and_not_in_memory(tmp_path, monkeypatch):
-    from app.data import table
+    from app.data import table_parts as table
 
     made = []
     monkeypatch.setattr(views, "IN_MEMORY", 0)
@@ -112,12 +112,12 @@ def test_large_tables_lie_in_a_file_and_not_in_memory(tmp_path, monkeypatch):
 
 
 def test_blocks_smaller_than_a_sequence_change_nothing(tmp_path, monkeypatch):
-    from app.data import arrow
+    from app.data.tables import table as tables
 
     path = write(tmp_path / "a.parquet", long_table(shuffle=1))
     config = TableDataConfig(train_path=path, label="kind", **LONG)
     whole = everything(load_data(config))
-    monkeypatch.setattr(arrow, "BLOCK", 3)
+    monkeypatch.setattr(tables, "BLOCK", 3)
     assert everything(load_data(config)) == whole
 
 
@@ -211,7 +211,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path, damage):
                "empty": "a.csv: file must have a header and rows; got '0 bytes'",
                "header": "rows must be at least one", "binary": "cannot be read as parquet",
                "other": "must all be .csv",
-               "mixed": "must all be .csv", "nothing": "an empty folder", "text": "cannot be read"}
+               "mixed": "must all be .csv", "nothing": "an empty folder",
+               "text": "row 2, column .x. must hold numbers; got .u."}
     with pytest.raises(DataError, match=reasons[damage]):
         load_data(TableDataConfig(train_path=str(path), **LONG))
 

@@ -27,15 +27,15 @@ def write(tmp_path, text, name="A.ts"):
 
 
 def test_reads_values_lengths_and_labels(tmp_path):
-    data, classes = read_ts(write(tmp_path, HEADER + LINES))
+    data, classes, _ = read_ts(write(tmp_path, HEADER + LINES))
     assert classes == ["up", "down"] and data.targets.tolist() == [0, 1]
     assert data.sequences[0].tolist() == [[0.5, 5.0], [1.0, 6.0], [2.0, 7.0]]
-    assert torch.equal(data.sequences[1], torch.tensor([[-0.1, 4.0]]))
+    assert torch.equal(data.sequences[1], torch.tensor([[-0.1, 4.0]], dtype=torch.float64))
     assert data.tokens == 4
 
 
 def test_reads_missing_values_where_they_are_allowed(tmp_path):
-    data, _ = read_ts(write(tmp_path, HEADER + "1,?,NaN:3,4,5:up\n2:3:down\n"), missing=True)
+    data, _, _ = read_ts(write(tmp_path, HEADER + "1,?,NaN:3,4,5:up\n2:3:down\n"), missing=True)
     assert data.sequences[0].isnan().tolist() == [[False, False], [True, False], [True, False]]
     with pytest.raises(DataError, match="channel 1: step 2 must be a finite number; got 'x'"):
         read_ts(write(tmp_path, HEADER + "1,x:3,4:up\n"), missing=True)
@@ -43,7 +43,7 @@ def test_reads_missing_values_where_they_are_allowed(tmp_path):
 
 def test_reads_numbers_as_targets(tmp_path):
     text = HEADER.replace("@classLabel true up down", "@targetLabel true")
-    data, classes = read_ts(write(tmp_path, text + "1,2:3,4:0.5\n1:2:-3e1\n"))
+    data, classes, _ = read_ts(write(tmp_path, text + "1,2:3,4:0.5\n1:2:-3e1\n"))
     assert classes is None and data.targets.tolist() == [[0.5], [-30.0]]
     for word in ("up", "nan", "1e39"):
         with pytest.raises(DataError, match=f"9: number after the last ':' must be finite in 32 bits; got '{word}'"):
@@ -63,7 +63,7 @@ def test_without_a_test_file_some_sequences_are_held_out_always_the_same(tmp_pat
 
 def test_reads_one_channel_without_dimensions(tmp_path):
     text = HEADER.replace("@univariate false\n@dimensions 2\n", "@univariate true\n")
-    data, _ = read_ts(write(tmp_path, text + "1,2,3:up\n"))
+    data, _, _ = read_ts(write(tmp_path, text + "1,2,3:up\n"))
     assert data.sequences[0].shape == (3, 1)
 
 
@@ -73,7 +73,8 @@ def test_reads_one_channel_without_dimensions(tmp_path):
         ("", ["header must end with a line '@data'"]),
         (HEADER, ["@data must be followed by at least one sequence"]),
         ("hello\n", ["line 1: header must be lines '@key value'", "'hello'"]),
-        (HEADER.replace("@classLabel true up down", "@classLabel false") + LINES, ["@classLabel", "'false'"]),
+        (HEADER.replace("@classLabel true up down", "@classLabel maybe") + LINES, ["@classLabel", "'maybe'"]),
+        (HEADER.replace("@classLabel true up down", "@classLabel false") + LINES, ["line 9: number of channels", "3"]),
         (HEADER.replace("@classLabel true up down", "@classLabel true up") + LINES, ["at least two classes"]),
         (HEADER.replace("@dimensions 2", "@dimensions two") + LINES, ["@dimensions", "positive whole number", "'two'"]),
         (HEADER.replace("@timeStamps false", "@timeStamps true") + LINES, ["@timeStamps must be false"]),
@@ -99,7 +100,7 @@ def test_damaged_file_is_refused_by_line_and_channel(tmp_path, text, parts):
 def test_missing_and_binary_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="must be an existing .ts file; got .*nowhere.ts"):
         read_ts(tmp_path / "nowhere.ts")
-    (tmp_path / "B.ts").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "B.ts").write_bytes(b"\x81\xff\x00\x81")
     with pytest.raises(DataError, match="B.ts: cannot be read as text"):
         read_ts(tmp_path / "B.ts")
     with pytest.raises(DataError, match="cannot be read as text"):

@@ -35,7 +35,7 @@ def write_ts(folder, seed):
 
 
 def read_sequences(path):
-    found, _ = read_ts(path)
+    found = read_ts(path).data
     return [(x.tolist(), int(y)) for x, y in zip(found.sequences, found.targets)]
 
 

@@ -16,6 +16,7 @@ __all__ = ["SOURCES", "load_data", "read_source"]
 SOURCES = {"japanese_vowels": "app.data.japanese_vowels", "ts": "app.data.ts_files",
            "synthetic": "app.data.synthetic", "table": "app.data.table", "text": "app.data.text"}
 CAN_CHOOSE = ("table",)
+MAY_LACK_TARGETS = ("ts",)
 
 
 def load_data(config: "DataConfig") -> "SequenceData":
@@ -35,19 +36,23 @@ def load_data(config: "DataConfig") -> "SequenceData":
     return checked(read_source(config), config)
 
 
-def read_source(config: "DataConfig", choose: Any = None) -> "SequenceData":
+def read_source(config: "DataConfig", choose: Any = None, targets: bool = True) -> "SequenceData":
     """What the source of ``config.name`` reads, on the scale that the config asks for; without `load_data`'s checks.
 
     Args:
         config: of the data.
         choose: ``choose(number of sequences)`` says which of them are needed, ``[N]`` bool. A source that can leaves
             the others empty without reading them; the rest read all.
+        targets: whether they are needed; without, `.ts` files may have no labels. (Of a table, name none in the config.)
     """
     from app.data.paths import check_data_paths
 
     check_data_paths(config, missing=True)
     load = import_module(SOURCES[config.name]).load
-    data = load(config) if choose is None or config.name not in CAN_CHOOSE else load(config, choose)
+    if choose is not None and config.name in CAN_CHOOSE:
+        data = load(config, choose)
+    else:
+        data = load(config) if targets or config.name not in MAY_LACK_TARGETS else load(config, targets=False)
     if not config.own_scale:
         return data
     from app.data.own_scale import with_own_scale

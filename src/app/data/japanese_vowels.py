@@ -21,8 +21,8 @@ def load(config: DataConfig) -> SequenceData:
     Raises:
         DataError: a file is missing or damaged, or has lost lines.
     """
-    train, classes = read_ts(FILES / "JapaneseVowels_TRAIN.ts")
-    test, _ = read_ts(FILES / "JapaneseVowels_TEST.ts")
+    train, classes, _ = read_ts(FILES / "JapaneseVowels_TRAIN.ts")
+    test = read_ts(FILES / "JapaneseVowels_TEST.ts").data
     for part, data, count in (("TRAIN", train, 270), ("TEST", test, 370)):
         if len(data) != count:
             path = str(FILES / f"JapaneseVowels_{part}.ts")

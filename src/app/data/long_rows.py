@@ -1,15 +1,34 @@
 """The order of the rows of a long table: which sequence each belongs to, and where in it it stands."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from app.data.arrow import Table
+from app.data.tables import Table
+from app.data.tables.cells import REAL, WHOLE, show_time
 from app.errors import data_error
 from cfg.data import TableDataConfig
 
-__all__ = ["Order", "order_rows"]
+__all__ = ["Names", "Order", "order_rows"]
+
+_WAYS = "say data.ids=per_file if these are two sequences, or data.ids=global if it is one"
+
+
+class Names:
+    """Texts by number, in the order in which they first come."""
+
+    def __init__(self) -> None:
+        self._known: Dict[Any, int] = {}
+
+    def codes(self, texts: Sequence[Any]) -> np.ndarray:
+        """``[n]`` int64, -1 where there is none."""
+        known = self._known
+        return np.array([-1 if text is None else known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
+
+    @property
+    def names(self) -> List[Any]:
+        return list(self._known)
 
 
 @dataclass
@@ -19,21 +38,35 @@ class Order:
     Attributes:
         rows: how many there are.
         names: of the sequences, in the order in which they first come.
+        files: numbers of the files that they begin in.
         starts, ends: ``[N]`` int64, the places of each sequence's rows.
-        labels: one a sequence, or one a row, in the order of the places; None without a label column.
-        groups: one a sequence; None without a group column.
-        place: ``[rows]`` int64, the place of each row of the file; None where they stand in order already.
-        wanted: ``[rows]`` bool, the rows of the file that have a place; None for all.
+        labels: ``[N]`` int64 numbers of label names, or one a row, in the order of the places; -1 where there is none;
+            None without a label column.
+        label_names: by number.
+        groups: ``[N]``, as ``labels``; None without a group column.
+        group_names: by number.
+        place: ``[rows]`` int64, the place of each row of the table; None where they stand in order already.
+        wanted: ``[rows]`` bool, the rows of the table that have a place; None for all.
+        time: kind of the time column, or None.
     """
 
     rows: int
     names: List[str]
+    files: List[int]
     starts: np.ndarray
     ends: np.ndarray
     labels: Optional[np.ndarray]
+    label_names: List[str]
     groups: Optional[np.ndarray]
+    group_names: List[str]
     place: Optional[np.ndarray]
     wanted: Optional[np.ndarray] = None
+    time: Optional[str] = None
+
+    def sequence_of_rows(self) -> np.ndarray:
+        """``[rows]`` int64: which sequence each row of the table belongs to."""
+        number = np.repeat(np.arange(len(self.starts)), self.ends - self.starts)
+        return number if self.place is None else number[self.place]
 
     def only(self, chosen: np.ndarray) -> "Order":
         """Places for the rows of some sequences; the others have none and are empty.
@@ -44,94 +77,124 @@ class Order:
         sizes = self.ends - self.starts
         kept = np.where(chosen, sizes, 0)
         ends = np.cumsum(kept)
-        number = np.repeat(np.arange(len(sizes)), sizes)  # the sequence at each place
-        if self.place is not None:
-            number = number[self.place]
+        number = self.sequence_of_rows()
         place = (np.arange(self.rows) if self.place is None else self.place) + (ends - kept - self.starts)[number]
         return replace(self, rows=int(kept.sum()), starts=ends - kept, ends=ends, place=place, wanted=chosen[number])
 
     def places(self, start: int, count: int) -> Any:
-        """Where ``count`` rows of the file go, from row ``start`` on."""
+        """Where ``count`` rows of the table go, from row ``start`` on."""
         return slice(start, start + count) if self.place is None else self.place[start : start + count]
 
 
 def order_rows(table: Table, config: TableDataConfig) -> Order:
-    """Read the columns that say what belongs together.
+    """Read the columns that say what belongs together. Without ``data.sequence`` each file is a sequence.
 
     Raises:
-        DataError: a row without a sequence, a time that is missing or comes twice, or a label or group that is missing
-            or changes within a sequence.
+        DataError: a row without a sequence, a time that is missing or comes twice, a sequence in several files that may
+            be several, or a label or group that is missing or changes within a sequence.
     """
-    number: Dict[str, int] = {}
-    codes, times = [], []
-    labels: List[Any] = []
-    groups: List[Any] = []
+    number, label_names, group_names = Names(), Names(), Names()
+    codes: List[np.ndarray] = []
+    homes: List[np.ndarray] = []
+    times: List[Tuple[np.ndarray, str]] = []
+    labels: List[np.ndarray] = []
+    groups: List[np.ndarray] = []
     wanted = [c for c in (config.sequence, config.time, config.label, config.group) if c is not None]
-    for start, block in table.blocks(wanted):
-        names = table.strings(block, config.sequence)
+    several = config.ids == "per_file" or (config.sequence is None and config.ids is None)
+    for block in table.blocks(wanted or list(table.facts)[:1]):
+        file = int(np.searchsorted(table.starts, block.first, side="right")) - 1
+        while table.counts[file] == 0:
+            file += 1
+        names: List[Any] = block.texts(config.sequence) if config.sequence else [block.name] * block.rows
         if None in names:
-            raise data_error(table.path, f"row {start + names.index(None) + 1}, column {config.sequence!r}",
-                             "must name a sequence", None)
-        codes.append(np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64))
+            raise block.error(names.index(None), str(config.sequence), "must name a sequence", None)
+        if config.sequence is None and not several:
+            names = [table.path] * block.rows
+        codes.append(number.codes([(name, file) for name in names] if several else names))
+        homes.append(np.full(block.rows, file, dtype=np.int32))
         if config.time is not None:
-            times.append(_times(table, block, config.time, start))
-        labels += table.strings(block, config.label) if config.label else []
-        groups += table.strings(block, config.group) if config.group else []
-    code = np.concatenate(codes)
-    time = np.concatenate(times) if times else None
+            times.append(block.times(config.time))
+        if config.label is not None:
+            labels.append(label_names.codes(block.texts(config.label)))
+        if config.group is not None:
+            groups.append(group_names.codes(block.texts(config.group)))
+    code, home = np.concatenate(codes), np.concatenate(homes)
+    known = [name[0] for name in number.names] if several else number.names
+    time, kind = _one_kind(table, config, times) if times else (None, None)
+    if len(table.files) > 1 and not several and config.ids is None:
+        _check_files(table, known, code, home, time, kind)
     order = np.argsort(code, kind="stable") if time is None else np.lexsort((time, code))
     if time is not None:
-        _check_times(table, config, list(number), code[order], time[order])
-    ends = np.cumsum(np.bincount(code, minlength=len(number)))
+        _check_times(table, config, known, code[order], time[order], str(kind))
+    ends = np.cumsum(np.bincount(code, minlength=len(known)))
     starts = np.concatenate([[0], ends[:-1]])
     place = None
     if not np.array_equal(order, np.arange(len(order))):
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-    known = list(number)
-    label = np.array(labels, dtype=object)[order] if config.label else None
-    if label is not None and not config.per_step:
-        label = _one_each(table, known, config.label, label, starts, ends, " or say data.per_step=true")
-    group = np.array(groups, dtype=object)[order] if config.group else None
+    label = np.concatenate(labels)[order] if labels else None
+    if label is not None and not config.per_step and config.window is None:
+        label = _one_each(table, known, str(config.label), label, label_names.names, starts, ends,
+                          " or say data.per_step=true")
+    group = np.concatenate(groups)[order] if groups else None
     if group is not None:
-        group = _one_each(table, known, config.group, group, starts, ends, "")
-    return Order(len(code), known, starts, ends, label, group, place)
+        group = _one_each(table, known, str(config.group), group, group_names.names, starts, ends, "")
+    return Order(len(code), known, home[order][starts].tolist(), starts, ends, label, label_names.names, group,
+                 group_names.names, place, time=kind)
 
 
-def _times(table: Table, block: Any, name: str, start: int) -> np.ndarray:
-    import pyarrow
-
-    column = block.column(name)
-    if pyarrow.types.is_temporal(column.type):
-        column = column.cast(pyarrow.int32() if column.type.bit_width == 32 else pyarrow.int64())
-    times = column.to_numpy(zero_copy_only=False)
-    if times.dtype.kind not in "iuf":
-        raise data_error(table.path, f"column {name!r}", "must hold numbers or points in time", str(column.type))
-    if column.null_count or (times.dtype.kind == "f" and np.isnan(times).any()):
-        row = int(np.flatnonzero(np.isnan(times.astype(np.float64)))[0])
-        raise data_error(table.path, f"row {start + row + 1}, column {name!r}", "must have a time", None)
-    return times
+def _one_kind(table: Table, config: TableDataConfig, times: List[Tuple[np.ndarray, str]]) -> Tuple[np.ndarray, str]:
+    kinds = sorted({kind for _, kind in times})
+    if len(kinds) > 1 and kinds != sorted([REAL, WHOLE]):
+        raise data_error(table.path, f"column {config.time!r}", "must hold times of one kind", " and ".join(kinds))
+    return np.concatenate([values for values, _ in times]), kinds[0] if len(kinds) == 1 else REAL
 
 
-def _check_times(table: Table, config: TableDataConfig, names: List[str], code: np.ndarray, time: np.ndarray) -> None:
+def _check_files(table: Table, names: List[str], code: np.ndarray, home: np.ndarray, time: Optional[np.ndarray],
+                 kind: Optional[str]) -> None:
+    """Whether the parts of a sequence in several files are parts of one."""
+    pair = code * len(table.files) + home
+    order = np.argsort(pair, kind="stable") if time is None else np.lexsort((time, pair))
+    starts = np.flatnonzero(np.concatenate([[True], pair[order][1:] != pair[order][:-1]]))
+    ends = np.concatenate([starts[1:], [len(order)]]) - 1
+    owner = code[order[starts]]
+    if (owner[1:] != owner[:-1]).all():
+        return
+    if time is None:
+        i = int(np.flatnonzero(owner[1:] == owner[:-1])[0])
+        both = " and ".join(table.files[home[order[starts[j]]]].name for j in (i, i + 1))
+        raise data_error(table.path, f"sequence {names[owner[i]]!r}", "must be in one file, where data.time does not "
+                         "say how its parts follow each other", both, _WAYS)
+    first, last = time[order[starts]], time[order[ends]]
+    by_time = np.lexsort((first, owner))
+    for i, j in zip(by_time[:-1], by_time[1:]):
+        if owner[i] == owner[j] and first[j] <= last[i]:
+            parts = [f"{table.files[home[order[starts[k]]]].name} ({show_time(first[k], str(kind))} to "
+                     f"{show_time(last[k], str(kind))})" for k in (i, j)]
+            raise data_error(table.path, f"sequence {names[owner[i]]!r}", "must not have parts in two files that overlap "
+                             "in time", " and ".join(parts), _WAYS)
+
+
+def _check_times(table: Table, config: TableDataConfig, names: List[str], code: np.ndarray, time: np.ndarray,
+                 kind: str) -> None:
     twice = np.flatnonzero((code[1:] == code[:-1]) & (time[1:] == time[:-1]))
     if len(twice):
         row = int(twice[0])
         raise data_error(table.path, f"sequence {names[code[row]]!r}, column {config.time!r}",
-                         "must not have the same time twice", time[row].item())
+                         "must not have the same time twice", show_time(time[row], kind))
 
 
-def _one_each(table: Table, names: List[str], column: str, values: np.ndarray, starts: np.ndarray, ends: np.ndarray,
-              hint: str) -> np.ndarray:
-    first = values[starts]
-    same = values == np.repeat(first, ends - starts)
+def _one_each(table: Table, names: List[str], column: str, codes: np.ndarray, texts: List[str], starts: np.ndarray,
+              ends: np.ndarray, hint: str) -> np.ndarray:
+    first = codes[starts]
+    same = codes == np.repeat(first, ends - starts)
     if not same.all():
         row = int(np.flatnonzero(~same)[0])
         name = names[int(np.searchsorted(ends, row, side="right"))]
         raise data_error(table.path, f"sequence {name!r}, column {column!r}", "must be the same in all its rows",
-                         values[row], "correct it" + hint)
+                         texts[codes[row]] if codes[row] >= 0 else None, "correct it" + hint)
     for name, value in zip(names, first):
-        if value is None:
+        if value < 0:
             raise data_error(table.path, f"sequence {name!r}, column {column!r}", "must have a value", None,
                              "give it one, or leave its rows out")
     return first

@@ -18,7 +18,7 @@ class Standardizer:
     """``(x - mean) / std`` for each channel. Missing values (NaN) become the mean, or the value before.
 
     Attributes:
-        mean, std: ``[D]`` float32; the std of a channel that never changes is 1.
+        mean, std: ``[D]`` float64; the std of a channel that never changes is 1.
         missing: ``error`` (the source has refused them), ``mean`` or ``forward``.
     """
 
@@ -39,18 +39,19 @@ class Standardizer:
         for block in _blocks(data.sequences):
             spread += (block - mean).square().nansum(0)
         std = (spread / count.clamp(min=1)).sqrt()
-        return cls(mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float(), missing)
+        return cls(mean, torch.where(std > 0, std, torch.ones_like(std)), missing)
 
     @classmethod
     def identity(cls, input_size: int, missing: str = "error") -> "Standardizer":
         """A standardiser that changes nothing (and fills missing values with zero, or the value before)."""
-        return cls(torch.zeros(input_size), torch.ones(input_size), missing)
+        zeros = torch.zeros(input_size, dtype=torch.float64)
+        return cls(zeros, zeros + 1, missing)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[T, D]`` to ``[T, D]``."""
+        """``[T, D]`` to ``[T, D]`` float32, computed in float64."""
         if self.missing == "forward":
             x = fill_forward(x)
-        x = (x - self.mean) / self.std
+        x = ((x - self.mean) / self.std).float()
         return x if self.missing == "error" else torch.where(x.isnan(), torch.zeros_like(x), x)
 
 

@@ -1,42 +1,32 @@
 """One's own CSV or Parquet tables: ``data=table data.train_path=A.parquet data.sequence=id data.label=class``.
 
-Two layouts. Long: one row a step, the rows of a sequence anywhere, put in order by a time column. Lists: one row a
-sequence, each feature a list. Rows are read block by block and go to one array of float32 (in a file where it is
-large), so that the table may be larger than memory; what stays in memory is some 30 bytes for each row. A process that
-needs some of the sequences keeps only those, and of Parquet reads only the row groups that hold them.
+Layouts: long (a row a step, the rows of a sequence anywhere, put in order by a time column), lists (a row a sequence,
+each feature a list), wide (a row a sequence, a column a step), and windows of long recordings. Rows are read block by
+block and go to one array of float64 (in a file where it is large), so that the table may be larger than memory; what
+stays in memory is some 40 bytes for each row. A process that needs some of the sequences keeps only those, and of
+Parquet reads only the row groups that hold them.
 """
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+import logging
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 
-from app.data.arrow import Table, open_table
-from app.data.long_rows import Order, order_rows
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
-from app.data.views import Views, empty_array
+from app.data.table_parts import Part, read_lists, read_long, read_wide
+from app.data.tables import Table, open_table
+from app.data.tables.choose import choose_features
+from app.data.tables.natural import natural
+from app.data.views import Views
 from app.errors import data_error
 from cfg.data import TableDataConfig
 
 __all__ = ["load"]
 
+log = logging.getLogger(__name__)
 
-class Part(NamedTuple):
-    """One file, read.
-
-    Attributes:
-        sequences: ``[T_i, D]`` float32 each.
-        labels: one a sequence, or one a row in their order; strings, None where there is none.
-        values: ``[N, K]``, or ``[rows, K]`` per step; float32.
-        groups: one a sequence, strings.
-        names: of the sequences, where they have some.
-    """
-
-    sequences: Views
-    labels: Optional[np.ndarray]
-    values: Optional[np.ndarray]
-    groups: Optional[np.ndarray]
-    names: Optional[List[str]] = None
+_READ = {"long": read_long, "lists": read_lists, "wide": read_wide}
 
 
 def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] = None) -> SequenceData:
@@ -49,110 +39,64 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
 
     Raises:
         DataError: a missing or damaged file, an unknown column, a value that is no number, labels or groups that
-            change within a sequence, or pyarrow is not installed.
+            change within a sequence, or pyarrow is not installed (Parquet).
         ConfigError: settings that name columns the file does not have.
     """
+    read = _READ[config.arranged]
     tables = [open_table(path, config) for path in (config.train_path, config.test_path) if path is not None]
-    features = config.features or tables[0].numbers(config)
-    parts = [(_read_long if config.sequence else _read_lists)(table, config, features, choose) for table in tables]
-    classes = None
-    if config.label is not None:
-        found = {label for part in parts for label in part.labels.tolist() if label is not None}
-        classes = sorted(found, key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name))
-    groups = sorted({name for part in parts if part.groups is not None for name in part.groups.tolist()})
+    for note in dict.fromkeys(note for table in tables for note in table.notes()):
+        log.warning("%s", note)
+    features, left_out = choose_features(tables[0], config)
+    first = read(tables[0], config, features, choose)
+    for name, why in first.copies.items():
+        if name in features and config.features is None and config.arranged != "wide":
+            log.warning("%s: column %r is left out as a %s; to read it, name it in data.features", tables[0].path, name,
+                        why)
+            left_out[name] = why
+        else:
+            log.warning("%s: column %r is a %s", tables[0].path, name, why)
+    parts = [first, *(read(table, config, first.features, choose) for table in tables[1:])]
+    classes = _classes(tables, config, parts) if config.label is not None else None
+    groups = sorted({name for part in parts if part.groups is not None for name in part.group_names}, key=natural)
     sets = [_as_set(part, config, classes, {name: i for i, name in enumerate(groups)}) for part in parts]
-    return SequenceData(sets[0], sets[1] if len(sets) > 1 else None, classes, len(features), per_step=config.per_step,
-                        target_names=list(config.targets) if config.targets else None)
+    log.info("%s", _summary(first.features, left_out))
+    return SequenceData(sets[0], sets[1] if len(sets) > 1 else None, classes, parts[0].channels,
+                        per_step=config.per_step, target_names=list(config.targets) if config.targets else None)
+
+
+def _summary(features: List[str], left_out: Dict[str, str]) -> str:
+    shown = ", ".join(features[:12]) + (", ..." if len(features) > 12 else "")
+    rest = ", ".join(f"{name or '(no name)'} ({why})" for name, why in left_out.items())
+    return f"{len(features)} features: {shown}" + (f"; left out: {rest}" if rest else "")
+
+
+def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) -> List[str]:
+    """Names of the classes, numbers in their order."""
+    found = {part.label_names[code] for part in parts if part.labels is not None
+             for code in np.unique(part.labels).tolist() if code >= 0}
+    for name in found:
+        whole, point, rest = name.partition(".")
+        if point and set(rest) == {"0"} and whole in found:
+            raise data_error(tables[0].path, f"column {config.label!r}", "must write each class in one way",
+                             f"{whole} and {name}", "write whole numbers without a fraction in all files")
+    return sorted(found, key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name))
 
 
 def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], groups: Dict[str, int]) -> SequenceSet:
-    known = None if part.groups is None else torch.tensor([groups[name] for name in part.groups.tolist()])
+    known = None
+    if part.groups is not None:
+        own = np.array([groups[name] for name in part.group_names], dtype=np.int64)
+        known = torch.from_numpy(own[part.groups] if part.group_names else part.groups)
+    views = part.sequences
+    flat: Any = None
     if part.labels is not None and classes is not None:
-        codes = {name: i for i, name in enumerate(classes)}
-        flat = torch.tensor([codes.get(name, IGNORE) for name in part.labels.tolist()], dtype=torch.int64)
+        place = {name: i for i, name in enumerate(classes)}
+        codes = np.array([*(place.get(name, IGNORE) for name in part.label_names), IGNORE], dtype=np.int64)
+        flat = torch.from_numpy(codes[part.labels])  # -1, where there is none, is the last
     elif part.values is not None:
         flat = torch.from_numpy(part.values)
+    if flat is None:
+        targets: Any = torch.zeros(len(views), dtype=torch.int64)
     else:
-        return SequenceSet(part.sequences, torch.zeros(len(part.sequences), dtype=torch.int64), known,
-                           part.names)
-    views = part.sequences
-    targets = Views(flat, views.starts, views.ends) if config.per_step else flat
+        targets = Views(flat, views.starts, views.ends) if config.per_step else flat
     return SequenceSet(views, targets, known, part.names)
-
-
-def _read_long(table: Table, config: TableDataConfig, features: List[str], choose: Any) -> Part:
-    order = order_rows(table, config)
-    order = order if choose is None else order.only(choose(len(order.names)))
-    wanted = [*features, *(config.targets or ())]
-    values = empty_array((order.rows, len(features)), np.float32, config.scratch)
-    targets = empty_array((order.rows, len(config.targets)), np.float32, config.scratch) if config.targets else None
-    for start, block in table.blocks(wanted, order.wanted):
-        rows = order.places(start, block.num_rows)
-        read = table.matrix(block, features, start, config.missing != "error")
-        if order.wanted is not None:
-            mine = order.wanted[start : start + block.num_rows]
-            rows, read = rows[mine], read[mine]
-        values[rows] = read
-        if targets is not None:
-            targets[rows] = table.matrix(block, config.targets, start, config.per_step)
-    if targets is not None and not config.per_step:
-        targets = _one_each(table, order, targets, config.targets)
-    sequences = Views(torch.from_numpy(values), torch.from_numpy(order.starts), torch.from_numpy(order.ends))
-    return Part(sequences, order.labels, targets, order.groups, order.names)
-
-
-def _one_each(table: Table, order: Order, values: np.ndarray, names: Any) -> np.ndarray:
-    """The first row's values of each sequence, which all its rows must have."""
-    first = values[order.starts]
-    same = values == np.repeat(first, order.ends - order.starts, axis=0)
-    if not same.all():
-        row, column = np.argwhere(~same)[0]
-        name = order.names[np.searchsorted(order.ends, row, side="right")]
-        raise data_error(table.path, f"sequence {name!r}, column {names[column]!r}", "must be the same in all its rows",
-                         float(values[row, column]), "or say data.per_step=true")
-    return np.ascontiguousarray(first)
-
-
-def _read_lists(table: Table, config: TableDataConfig, features: List[str], choose: Any) -> Part:
-    chosen = None if choose is None else choose(table.rows())
-    lengths = table.list_lengths(features, [*(config.targets or ())] if config.per_step else [], chosen)
-    ends = np.cumsum(lengths)
-    values = empty_array((int(lengths.sum()), len(features)), np.float32, config.scratch)
-    labels: List[Any] = []
-    groups: List[Any] = []
-    targets: List[np.ndarray] = []
-    wanted = [*features, *(config.targets or ()), *([config.label] if config.label else []),
-              *([config.group] if config.group else [])]
-    row = 0
-    for start, block in table.blocks(wanted, chosen):
-        flat = np.stack([table.flat(block, name) for name in features], 1)
-        flat = table.finite(flat, features, start, config.missing != "error", "sequence")
-        if chosen is not None:
-            flat = flat[np.repeat(chosen[start : start + block.num_rows], table.sizes(block, features[0]))]
-        values[row : row + len(flat)] = flat
-        row += len(flat)
-        if config.targets:
-            read = table.flat if config.per_step else table.column
-            found = np.stack([read(block, name) for name in config.targets], 1)
-            what = "sequence" if config.per_step else "row"
-            targets.append(table.finite(found, config.targets, start, config.per_step, what).astype(np.float32))
-        if config.label:
-            labels += table.strings(block, config.label, flat=config.per_step)
-        if config.group:
-            groups += table.strings(block, config.group)
-    if config.label and config.per_step and len(labels) != row:
-        raise data_error(table.path, f"column {config.label!r}", "must be lists as long as those of the features",
-                         f"{len(labels)} labels for {row} steps")
-    sequences = Views(torch.from_numpy(values), torch.from_numpy(ends - lengths), torch.from_numpy(ends))
-    joined = np.concatenate(targets) if targets else None
-    return Part(sequences, _labels(table, config, labels), joined, np.array(groups, dtype=object) if groups else None)
-
-
-def _labels(table: Table, config: TableDataConfig, labels: List[Any]) -> Optional[np.ndarray]:
-    if not config.label:
-        return None
-    if not config.per_step and None in labels:
-        raise data_error(table.path, f"row {labels.index(None) + 1}, column {config.label!r}", "must have a label",
-                         None, "give it one, or leave the row out")
-    return np.array(labels, dtype=object)
-

@@ -2,7 +2,7 @@
 
 import torch
 
-from app.data.sequences import SequenceData, SequenceSet
+from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.data.ts import read_ts
 from app.errors import data_error
 from cfg.data import TsDataConfig
@@ -10,25 +10,31 @@ from cfg.data import TsDataConfig
 __all__ = ["load"]
 
 
-def load(config: TsDataConfig) -> SequenceData:
+def load(config: TsDataConfig, targets: bool = True) -> SequenceData:
     """Read the files and check that they belong together.
+
+    Args:
+        config: which files.
+        targets: whether labels are needed; without, files may have none.
 
     Raises:
         DataError: a file is missing or breaks the format, or the two differ in classes or channels.
     """
     missing = config.missing != "error"
-    train, classes = read_ts(config.train_path, missing)
+    first = read_ts(config.train_path, missing, targets)
+    train, classes = first.data, first.classes
     size = train.sequences[0].shape[1]
-    names = ["target"] if classes is None else None
+    names = ["target"] if classes is None and first.labelled else None
     if config.test_path is None:
         return SequenceData(train, None, classes, size, target_names=names)
-    test, test_classes = read_ts(config.test_path, missing)
-    if sorted(classes or ()) != sorted(test_classes or ()):
+    second = read_ts(config.test_path, missing, targets)
+    test, test_classes = second.data, second.classes
+    if sorted(classes or ()) != sorted(test_classes or ()) or first.labelled != second.labelled:
         raise data_error(config.test_path, "@classLabel", f"must name the classes of {config.train_path}",
-                         test_classes or "@targetLabel")
+                         test_classes or ("@targetLabel" if second.labelled else "no labels"))
     if classes is not None:
-        place = torch.tensor([classes.index(name) for name in test_classes or ()])
-        test = SequenceSet(test.sequences, place[test.targets])
+        place = torch.tensor([*(classes.index(name) for name in test_classes or ()), IGNORE])
+        test = SequenceSet(test.sequences, place[test.targets.clamp(min=-1)])  # type: ignore[union-attr]
     test_size = test.sequences[0].shape[1]
     if size != test_size:
         raise data_error(config.test_path, "number of channels", f"must be {size} as in training", test_size)

@@ -1,0 +1,74 @@
+"""Which columns of a table are inputs, and why each of the others is none."""
+
+import re
+from collections import Counter
+from typing import Dict, List, Tuple
+
+from app.data.tables.facts import EMPTY, LISTS, NUMBER, ODD, Fact
+from app.data.tables.natural import natural
+from app.data.tables.table import Table, named_columns
+from app.errors import data_error
+from cfg.data import TableDataConfig
+from cfg.validation import config_error
+
+__all__ = ["Choice", "choose_features"]
+
+#: The features in order, and for every column that is neither one nor named in the config, why not.
+Choice = Tuple[List[str], Dict[str, str]]
+
+_COUNTED = re.compile("(.*?)([0-9]+)")
+
+
+def choose_features(table: Table, config: TableDataConfig) -> Choice:
+    """The columns that the config names, in its order; else all that fit the layout, in natural order of their names,
+    so that the order of a file's columns never matters.
+
+    Raises:
+        DataError: a named column holds nothing, or numbers that can be read in two ways.
+        ConfigError: there is none.
+    """
+    named = {name for _, name in named_columns(config)}
+    rest = {name: fact for name, fact in table.facts.items() if name not in named}
+    if config.features is not None:
+        for name in config.features:
+            _check(table, table.facts[name])
+        return list(config.features), {name: fact.why or "not in data.features" for name, fact in rest.items()}
+    wanted = LISTS if config.arranged == "lists" else NUMBER
+    fits = sorted((name for name, fact in rest.items() if fact.kind == wanted), key=natural)
+    if config.arranged == "wide":
+        fits = _steps(fits, list(rest))
+    if not fits:
+        raise _none(table, config, rest)
+    other = {LISTS: "one value a row", NUMBER: "no step"}[wanted]
+    if wanted == NUMBER and config.arranged == "long":
+        other = "lists"
+    return fits, {name: fact.why or other for name, fact in rest.items() if name not in fits}
+
+
+def _check(table: Table, fact: Fact) -> None:
+    if fact.kind == EMPTY:
+        raise data_error(table.path, f"column {fact.name!r}", "must have a value somewhere", "only empty cells",
+                         "leave it out of data.features")
+    if fact.kind == ODD and fact.odd is None:
+        raise data_error(table.path, f"column {fact.name!r}", "must hold numbers of one kind", fact.why)
+
+
+def _steps(fits: List[str], names: List[str]) -> List[str]:
+    """Of a wide table: the columns that one word and a number name, by that number, if there are such; else all, as
+    they stand in the file."""
+    matches = {name: _COUNTED.fullmatch(name) for name in fits}
+    words = Counter(match.group(1) for match in matches.values() if match is not None)
+    if not words or max(words.values()) < 2:
+        return [name for name in names if name in fits]
+    word = max(words, key=lambda word: (words[word], word))
+    return [name for name in fits if matches[name] is not None and matches[name].group(1) == word]  # type: ignore
+
+
+def _none(table: Table, config: TableDataConfig, rest: Dict[str, Fact]) -> Exception:
+    found = ", ".join(f"{name} ({fact.why})" for name, fact in rest.items() if fact.why)
+    if config.arranged == "lists" and any(fact.kind == NUMBER for fact in rest.values()):
+        return config_error("data.sequence", f"must name the column that says which rows of {table.path} belong "
+                            "together", None, "or say data.layout=wide for a row a sequence and a column a step, or "
+                            "data.window=STEPS to cut one long recording; there are no columns of lists")
+    return config_error("data.features", f"must name columns of {table.path}, which has none of numbers left", None,
+                        f"left out: {found}" if found else "")

@@ -1,0 +1,134 @@
+"""Columns of numbers that say what they must not: the label, the sequence's number, the row's number."""
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from app.data.tables.table import Table
+
+__all__ = ["find_copies"]
+
+_FEW = 5  # rows, below which whole numbers may count them by chance
+_INDEX = ("index", "level_0", "rownames")
+
+
+class _Renamed:
+    """Whether each value stands for one number, and each number for one value."""
+
+    def __init__(self, codes: np.ndarray, whole: bool) -> None:
+        self.codes, self.whole = codes, whole
+        self.there: Dict[float, int] = {}
+        self.back: Dict[int, float] = {}
+
+    def goes_on(self, values: np.ndarray, first: int) -> bool:
+        codes = self.codes[first : first + len(values)]
+        known = codes >= 0
+        if not known.any():
+            return True
+        values, codes = values[known], codes[known]
+        if np.isnan(values).any() or (self.whole and (values != np.floor(values)).any()):
+            return False
+        order = np.lexsort((codes, values))
+        values, codes = values[order], codes[order]
+        new = np.concatenate([[True], (values[1:] != values[:-1]) | (codes[1:] != codes[:-1])])
+        if new.sum() > len(np.unique(values)):  # a value with two numbers
+            return False
+        return all(self.there.setdefault(value, code) == code and self.back.setdefault(code, value) == value
+                   for value, code in zip(values[new].tolist(), codes[new].tolist()))
+
+    def holds(self) -> bool:
+        values = list(self.there)
+        return len(values) >= _FEW or (len(values) > 1 and (not self.whole or max(values) - min(values) < len(values)))
+
+
+class _Rows:
+    """Whether whole numbers count the rows, of the table or of each file, in whatever order."""
+
+    def __init__(self, table: Table, name: str) -> None:
+        self.table, self.named, self.found = table, name in _INDEX, []  # type: ignore[var-annotated]
+
+    def goes_on(self, values: np.ndarray, first: int) -> bool:
+        if (values != np.floor(values)).any() or np.isnan(values).any():
+            return False
+        if not self.named and len(values) >= _FEW and len(np.unique(values)) < len(values):
+            return False
+        self.found.append(values)
+        return True
+
+    def holds(self) -> bool:
+        values = np.concatenate(self.found)
+        parts = [values[a:b] for a, b in zip(self.table.starts[:-1], self.table.starts[1:]) if b > a]
+        if self.named:
+            return all(len(np.unique(part)) == len(part) for part in parts)
+        return _counts(values) or all(_counts(part) for part in parts)
+
+
+def _counts(values: np.ndarray) -> bool:
+    return len(values) >= _FEW and values.max() - values.min() == len(values) - 1 == len(np.unique(values)) - 1
+
+
+class _Equal:
+    """Whether values are the target's, up to scale and shift."""
+
+    def __init__(self, targets: np.ndarray) -> None:
+        self.targets = targets
+        self.points: List[Tuple[float, float]] = []
+        self.seen = 0
+
+    def goes_on(self, values: np.ndarray, first: int) -> bool:
+        targets = self.targets[first : first + len(values)]
+        known = ~np.isnan(targets)
+        values, targets = values[known], targets[known]
+        if np.isnan(values).any():
+            return False
+        self.seen += len(values)
+        for point in zip(targets[:1], values[:1]) if not self.points else ():
+            self.points.append(point)
+        if len(self.points) == 1:
+            apart = np.flatnonzero(targets != self.points[0][0])[:1]
+            self.points += [(targets[i], values[i]) for i in apart]
+        if len(self.points) < 2:
+            return bool((values == self.points[0][1]).all()) if self.points else True
+        (t, v), (u, w) = self.points
+        line = v + (targets - t) * ((w - v) / (u - t))
+        return w != v and bool((np.abs(values - line) <= 1e-9 * max(abs(v), abs(w), abs(w - v))).all())
+
+    def holds(self) -> bool:
+        return len(self.points) == 2 and self.seen > 2
+
+
+def find_copies(table: Table, names: Sequence[str], label: Optional[np.ndarray], sequence: Optional[np.ndarray],
+                targets: Dict[str, np.ndarray]) -> Dict[str, str]:
+    """Why columns are suspicious, by name. One pass, over few columns and rows where there is nothing to find.
+
+    Args:
+        table: to read.
+        names: columns of numbers.
+        label: ``[rows]`` int64, the class at each row of the table, -1 where there is none; None without.
+        sequence: ``[rows]`` int64, which sequence each belongs to; None where each row is one.
+        targets: ``[rows]`` float64 by column.
+    """
+    claims: List[Tuple[str, str, Any]] = []
+    few = sequence is None or len(sequence) < 2 * (int(sequence.max()) + 1)
+    for name in names:
+        claims.append((name, "row number", _Rows(table, name)))
+        if label is not None and len(np.unique(label[label >= 0])) > 1:
+            claims.append((name, "copy of the label", _Renamed(label, False)))
+        if sequence is not None and not few:
+            claims.append((name, "copy of the sequence's number", _Renamed(sequence, True)))
+        claims += [(name, f"copy of {target}", _Equal(values)) for target, values in targets.items()]
+    done = 0
+    for first in (True, False):  # the first block of all; the others of the few that are left
+        for block in table.blocks([name for name, _, _ in claims]) if claims else ():
+            if block.first < done:
+                continue
+            values = {name: block.numbers(name) for name in {name for name, _, _ in claims}}
+            claims = [claim for claim in claims if claim[2].goes_on(values[claim[0]], block.first)]
+            done = block.first + block.rows
+            if first or not claims:
+                break
+    found: Dict[str, str] = {}
+    for name, why, claim in claims:
+        if claim.holds():
+            found.setdefault(name, why)
+    return found

@@ -1,0 +1,178 @@
+"""One file of text with separators: its encoding, its separator, its header, and its rows as text."""
+
+import csv
+import gzip
+import io
+import itertools
+import zlib
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
+from pathlib import Path
+from typing import IO, Any, Dict, Iterator, List, Sequence, Tuple
+
+from app.data.tables.cells import numbers
+from app.errors import DataError, data_error
+from cfg.data import TableDataConfig
+from cfg.validation import config_error
+
+__all__ = ["Delimited"]
+
+_PIECE = 1 << 20
+_GUESSES = 50  # lines that the separator is found by
+_BROKEN = (OSError, EOFError, zlib.error, UnicodeError, csv.Error)
+
+
+class Delimited:
+    """A file whose header has been read.
+
+    Args:
+        path: of the file.
+        config: says what is not to be found out.
+        named: columns that must be there; they help to find the separator.
+
+    Attributes:
+        names: of the columns.
+        encoding, separator: as given, or found.
+
+    Raises:
+        DataError: it is empty, no text, has no header, or two columns of one name.
+    """
+
+    def __init__(self, path: Path, config: TableDataConfig, named: Sequence[str] = ()) -> None:
+        self.path, self.who = path, str(path)
+        if not path.stat().st_size:
+            raise data_error(self.who, "file", "must have a header and rows", "0 bytes")
+        self.encoding = config.encoding or _find_encoding(path)
+        self._skip = 0
+        try:
+            with self._open() as file:
+                lines = list(itertools.islice((line for line in file if line.strip()), _GUESSES))
+        except LookupError:
+            raise config_error("data.encoding", "must be an encoding that Python knows", config.encoding) from None
+        except _BROKEN as problem:
+            raise self._unreadable(problem) from None
+        if lines and lines[0].lower().startswith("sep=") and len(lines[0].strip()) == 5:  # a spreadsheet's own line
+            self._skip, lines = 1, lines[1:]
+        if not lines:
+            raise data_error(self.who, "file", "must have a header and rows", "only empty lines")
+        self.separator = config.separator_mark or _find_separator(lines, named)
+        first = [cell.strip() for cell in next(csv.reader(lines[:1], **self._how()))]
+        headless = config.header is False
+        self.names = [str(i) for i in range(1, len(first) + 1)] if headless else first
+        self._headless = headless
+        if config.header is None and _is_row(first, named):
+            raise data_error(self.who, "first line", "must name the columns", first[:5],
+                             "write a line of names above it, or say data.header=false: the columns are then 1, 2, 3, "
+                             "...; where these are names, say data.header=true")
+        twice = [name for name in self.names if name and self.names.count(name) > 1]
+        if twice:
+            places = [str(i + 1) for i, name in enumerate(self.names) if name == twice[0]]
+            raise data_error(self.who, "columns", "must have different names", twice[0],
+                             f"it is that of columns {' and '.join(places)}")
+
+    def blocks(self, size: int) -> Iterator[Tuple[int, List[Tuple[str, ...]]]]:
+        """``(rows before, columns)`` of text, ``size`` rows at a time.
+
+        Raises:
+            DataError: a row of another width, or a file that is damaged.
+        """
+        width, done = len(self.names), 0
+        try:
+            with self._open() as file:
+                rows = csv.reader(self._lines(file), **self._how())
+                rows = (row for row in rows if row)
+                if not self._headless:
+                    next(rows, None)
+                while True:
+                    block = list(itertools.islice(rows, size))
+                    if not block:
+                        return
+                    if len(set(map(len, block))) > 1 or len(block[0]) != width:
+                        place = next(i for i, row in enumerate(block) if len(row) != width)
+                        raise data_error(self.who, f"row {done + place + 1}", f"must have {width} cells, as the header "
+                                         "has", len(block[place]), "correct it, or set data.separator, which is taken "
+                                         f"to be {self.separator!r}")
+                    yield done, list(zip(*block))
+                    done += len(block)
+        except _BROKEN as problem:
+            raise self._unreadable(problem) from None
+
+    def _lines(self, file: Any) -> Iterator[str]:
+        lines = (line.strip(" ") for line in file) if self.separator == " " else iter(file)
+        return itertools.islice(lines, self._skip, None)
+
+    def _how(self) -> Dict[str, Any]:
+        return {"delimiter": self.separator, "skipinitialspace": self.separator == " ", "strict": True}
+
+    def _open(self) -> IO[str]:
+        return io.TextIOWrapper(_bytes(self.path), encoding=self.encoding, newline="")
+
+    def _unreadable(self, problem: Exception) -> DataError:
+        hint = "; say with data.encoding what it is" if isinstance(problem, UnicodeError) else ""
+        return DataError(f"{self.who}: cannot be read as csv: {problem}{hint}")
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    packed = path.name.lower().endswith(".gz")
+    return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore[return-value]
+
+
+def _find_encoding(path: Path) -> str:
+    """By the mark at the start, or what all its bytes fit: UTF-8, else Windows' western encoding, else Latin-1."""
+    try:
+        with _bytes(path) as file:
+            start = file.read(4)
+        if start == b"PAR1":
+            raise data_error(str(path), "file", "must be text", "a Parquet file", "name it .parquet")
+        if start[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+            return "utf-16"
+        found = next(name for name in ("utf-8", "cp1252", "latin-1") if _decodes(path, name))
+    except (OSError, EOFError, zlib.error) as problem:
+        raise DataError(f"{path}: cannot be read as csv: {problem}") from None
+    return "utf-8-sig" if found == "utf-8" and start[:3] == BOM_UTF8 else found
+
+
+def _decodes(path: Path, encoding: str) -> bool:
+    decoder = getincrementaldecoder(encoding)()
+    with _bytes(path) as file:
+        try:
+            for piece in iter(lambda: file.read(_PIECE), b""):
+                if b"\0" in piece:
+                    raise data_error(str(path), "file", "must be text", "a byte of zero",
+                                     "say data.encoding=utf-16-le if it is UTF-16 without a mark")
+                decoder.decode(piece)
+            decoder.decode(b"", True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _find_separator(lines: List[str], named: Sequence[str]) -> str:
+    """The one under which the header has the columns that must be there, and under which all rows are as wide as it."""
+    best: Tuple[Any, str] = ((False, False, 0), ",")
+    for mark in (",", ";", "\t", "|", " "):
+        texts = [line.strip(" \r\n") for line in lines] if mark == " " else lines
+        try:
+            rows = [row for row in csv.reader(texts, delimiter=mark, skipinitialspace=mark == " ") if row]
+        except csv.Error:
+            continue
+        whole = rows[: len(rows) - 1] if len(lines) == _GUESSES else rows  # the last may go on behind the lines
+        width, names = len(rows[0]), [cell.strip() for cell in rows[0]]
+        fits = width > 1 and all(len(row) == width for row in whole)
+        known = bool(named) and all(name in names for name in named)
+        score = (known and width > 1, fits, width if fits and mark != " " else 0)
+        if score > best[0]:
+            best = (score, mark)
+    return best[1]
+
+
+def _is_row(first: List[str], named: Sequence[str]) -> bool:
+    """Whether the first line holds values: numbers that do not count columns (0, 1, 2, ...; or 400.5, 401.0, ...)."""
+    if named and all(name in first for name in named):
+        return False
+    found = [values[0] for values, wrong in (numbers([cell]) for cell in first) if wrong is None]
+    found = [value for value in found if value == value]
+    if not found:
+        return False
+    steps = [b - a for a, b in zip(found, found[1:])]
+    steady = bool(steps) and steps[0] > 0 and all(abs(step - steps[0]) <= 1e-6 * abs(steps[0]) for step in steps)
+    return not steady and not (len(found) >= 8 and all(step > 0 for step in steps))

@@ -1,0 +1,68 @@
+"""The files that a path stands for."""
+
+from pathlib import Path
+from typing import List, NamedTuple, Optional
+
+from app.data.tables.natural import natural
+from app.errors import data_error
+
+__all__ = ["Found", "find_files", "kind_of"]
+
+_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_ALONE = {**_KINDS, ".txt": "csv"}
+
+
+class Found(NamedTuple):
+    """One file.
+
+    Attributes:
+        path: where it is.
+        name: below the path that was given, or its own name; with ``/`` everywhere.
+        kind: ``csv`` or ``parquet``.
+    """
+
+    path: Path
+    name: str
+    kind: str
+
+
+def kind_of(path: Path, alone: bool = False) -> Optional[str]:
+    """``csv`` (packed by gzip or not) or ``parquet``, by the name; None for others.
+
+    Args:
+        path: of a file.
+        alone: named itself, and not found in a folder: text may be a table then.
+    """
+    name = path.name.lower()
+    packed = name.endswith(".gz")
+    found = (_ALONE if alone else _KINDS).get(Path(name[:-3] if packed else name).suffix)
+    return None if packed and found == "parquet" else found
+
+
+def find_files(path: str) -> List[Found]:
+    """The file, or the tables below a folder in natural order. Names that begin with ``.`` or ``_`` are passed over,
+    as are all files below such folders.
+
+    Raises:
+        DataError: there is none, or they are of several kinds.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise data_error("data", "path", "must be an existing CSV or Parquet file, or a folder of such", path)
+    if place.is_file():
+        kind = kind_of(place, alone=True)
+        if kind is None:
+            raise data_error(path, "file", "must all be .csv or all be .parquet", place.suffix or place.name,
+                             "data=table reads .csv, .tsv, .txt (packed by gzip too: .csv.gz) and .parquet")
+        return [Found(place, place.name, kind)]
+    found = []
+    for file in place.rglob("*"):
+        inside = file.relative_to(place)
+        kind = kind_of(file)
+        if kind is not None and file.is_file() and not any(part.startswith((".", "_")) for part in inside.parts):
+            found.append(Found(file, inside.as_posix(), kind))
+    kinds = {file.kind for file in found}
+    if len(kinds) != 1:
+        ends = ", ".join(sorted({file.path.suffix for file in found}))
+        raise data_error(path, "files", "must all be .csv or all be .parquet", ends or "an empty folder")
+    return sorted(found, key=lambda file: natural(file.name))

@@ -1,0 +1,100 @@
+"""Long recordings, cut into windows of equal length."""
+
+from typing import TYPE_CHECKING, Any, List, Tuple
+
+import numpy as np
+import torch
+
+from app.data.tables import Table
+from app.data.views import Views
+from app.errors import data_error
+from cfg.data import TableDataConfig
+
+if TYPE_CHECKING:
+    from app.data.table_parts import Part
+
+__all__ = ["cut"]
+
+_MANY = 5  # recordings, from which on each stays on one side of a split as a whole
+_PIECES = 20  # contiguous parts of each of fewer recordings, none sharing a step with another
+
+
+def cut(part: "Part", table: Table, config: TableDataConfig) -> "Part":
+    """Windows of ``config.window`` steps, one beginning every ``config.stride``; the steps behind the last whole one are
+    left out. A window's class is the one that most of its steps have (of equals, the one that comes first).
+
+    Windows of one recording tell of each other. So that no step is on both sides of a split, recordings are groups, or
+    where there are few, contiguous parts of them, and no window crosses from one part into the next.
+
+    Raises:
+        DataError: no recording is as long as a window, or a target that changes within one.
+    """
+    size, stride = int(config.window or 1), int(config.stride or config.window or 1)
+    begins = part.sequences.starts.tolist()
+    ends = part.sequences.ends.tolist()
+    starts: List[int] = []
+    owners: List[int] = []
+    groups: List[int] = []
+    for number, (begin, end) in enumerate(zip(begins, ends)):
+        pieces = 1 if len(begins) >= _MANY or part.groups is not None else \
+            max(1, min(_PIECES, (end - begin) // (4 * size), ))
+        for piece in range(pieces):
+            low, high = (begin + (end - begin) * i // pieces for i in (piece, piece + 1))
+            found = list(range(low, high - size + 1, stride))
+            starts += found
+            owners += [number] * len(found)
+            groups += [len(groups) and groups[-1] + 1] * len(found) if found else []
+    if not starts:
+        longest = max((end - begin for begin, end in zip(begins, ends)), default=0)
+        raise data_error(table.path, "recordings", f"must be as long as data.window={size}", f"{longest} steps at most",
+                         "lower data.window")
+    first = np.array(starts, dtype=np.int64)
+    owner = np.array(owners, dtype=np.int64)
+    views = Views(part.sequences.values, torch.from_numpy(first), torch.from_numpy(first + size))
+    names = [f"{part.names[o]}[{s - begins[o]}:{s - begins[o] + size}]" for s, o in zip(starts, owners)] \
+        if part.names is not None else None
+    group = np.array(groups, dtype=np.int64) if part.groups is None else part.groups[owner]
+    texts: Any = [str(i) for i in range(int(group.max()) + 1)] if part.groups is None else part.group_names
+    made = part._replace(sequences=views, names=names, files=[part.files[o] for o in owners], groups=group,
+                         group_names=texts)
+    if config.per_step:
+        return made
+    if part.labels is not None:
+        labels, kept = _majority(part.labels, first, size)
+        made = made._replace(labels=labels)
+        return made if kept.all() else _select(made, kept)
+    if part.values is not None:
+        made = made._replace(values=_same(part.values, first, size, table, config))
+    return made
+
+
+def _majority(labels: np.ndarray, first: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]:
+    """The most frequent label of each window, and which windows have any."""
+    found = np.full(len(first), -1, dtype=np.int64)
+    for i, start in enumerate(first.tolist()):
+        inside = labels[start : start + size]
+        inside = inside[inside >= 0]
+        if len(inside):
+            codes, places, counts = np.unique(inside, return_index=True, return_counts=True)
+            most = counts == counts.max()
+            found[i] = codes[most][places[most].argmin()]
+    return found, found >= 0
+
+
+def _same(values: np.ndarray, first: np.ndarray, size: int, table: Table, config: TableDataConfig) -> np.ndarray:
+    for start in first.tolist():
+        inside = values[start : start + size]
+        if (inside != inside[0]).any():
+            column = int(np.argwhere(inside != inside[0])[0][1])
+            raise data_error(table.path, f"column {(config.targets or [''])[column]!r}",
+                             "must be the same in all steps of a window", float(inside[:, column].max()),
+                             "or say data.per_step=true")
+    return np.ascontiguousarray(values[first])
+
+
+def _select(part: "Part", kept: np.ndarray) -> "Part":
+    places = np.flatnonzero(kept)
+    names = None if part.names is None else [part.names[i] for i in places]
+    return part._replace(sequences=part.sequences.select(places), names=names,  # type: ignore[arg-type]
+                         files=[part.files[i] for i in places], labels=part.labels[kept],  # type: ignore[index]
+                         groups=part.groups[kept])  # type: ignore[index]
