@@ -17,6 +17,7 @@ from app.jobs import run_job
 from app.paths import conf_dir
 from app.run_folder import FAILURE, check_shared, claim, in_sweep, is_first_process, overrides, write_json
 from app.sweep import register_sweep_table
+from app.typed_paths import plain_paths
 from cfg.app import register_configs
 from cfg.validation import ConfigError, known_fields
 from encoders import register_plugin_configs
@@ -62,6 +63,7 @@ def _record_failure(error: Exception, folder: Path, known: bool) -> float:
 
 def main() -> None:
     """The command line; also the console script ``myfla``."""
+    sys.argv[1:] = plain_paths(sys.argv[1:])
     problem = missing_extra(sys.argv[1:])
     if problem is not None:
         sys.exit(f"error: {problem}")

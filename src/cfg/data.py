@@ -157,8 +157,8 @@ class TableDataConfig(DataConfig):
 
     Args:
         train_path, test_path: a file, or a folder of files; without a test file, ``test_fraction`` is held out.
-        layout: ``long`` (a row a step), ``lists`` (a row a sequence, of lists) or ``wide`` (a row a sequence, a column a
-            step); null: ``long`` with ``sequence`` or ``window``, else ``lists``.
+        layout: ``long`` (a row a step), ``lists`` (a row a sequence, of lists) or ``wide`` (a row a sequence, a column
+            a step); null: ``long`` with ``sequence`` or ``window``, else ``lists``.
         sequence: column that says which sequence a row belongs to; null: each file is one (``long``), or each row.
         time: column that orders the rows of a sequence; null: they are in order.
         features: columns to read; null: all of numbers that have no other part.
@@ -233,8 +233,8 @@ class TableDataConfig(DataConfig):
             raise fields.error("stride", "must be null without data.window", self.stride)
         rows = self.arranged != "long"
         if self.time is not None and rows:
-            raise fields.error("time", "must be null without data.sequence", self.time, "lists are in order; a table of "
-                               "a row a step needs data.sequence, data.window or data.layout=long")
+            raise fields.error("time", "must be null without data.sequence", self.time, "lists are in order; a table "
+                               "of a row a step needs data.sequence, data.window or data.layout=long")
         if self.window is not None and rows:
             raise fields.error("window", f"must be null with data.layout={self.layout}", self.window)
         if self.arranged == "wide" and self.per_step:

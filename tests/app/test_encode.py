@@ -220,17 +220,16 @@ def own_table(folder, layout, sequences=40, groups=4):
 @cases(layout=["long", "mixed", "lists"])
 def test_a_process_reads_the_row_groups_of_its_own_sequences(tmp_path, monkeypatch, layout):
     pytest.importorskip("pyarrow")
-    from app.data.arrow import Table
+    from app.data.tables.parquet import ArrowBlock
 
     table, want = own_table(tmp_path, layout)
-    sequence = [] if layout == "lists" else ["data.sequence=id"]
+    sequence = [] if layout == "lists" else ["data.sequence=id", "data.ids=global"]
     run = untrained(tmp_path / "run", "data=table", f"data.train_path={table}", *sequence, "data.features=[a,b]",
                     "job.objective=next_step", "encoder.direction=causal")
     read = []
-    matrix = "flat" if layout == "lists" else "column"
-    original = getattr(Table, matrix)
-    monkeypatch.setattr(Table, matrix, lambda self, block, name: read.append(block.num_rows) or original(
-        self, block, name))
+    how = "lists" if layout == "lists" else "numbers"
+    original = getattr(ArrowBlock, how)
+    monkeypatch.setattr(ArrowBlock, how, lambda self, name: read.append(self.rows) or original(self, name))
     trained, rows = load_trained(run), []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
@@ -244,7 +243,7 @@ def test_a_process_reads_the_row_groups_of_its_own_sequences(tmp_path, monkeypat
         with torch.no_grad():
             alone = trained.encoder(trained.standardizer(x)[None]).embedding[0]
         torch.testing.assert_close(found[number], alone, rtol=1e-4, atol=1e-5)
-    whole = 2 * (40 if layout == "lists" else sum(map(len, want)))
+    whole = 2 * (2 * 40 if layout == "lists" else sum(map(len, want)))  # of lists, first the lengths
     if layout == "mixed":
         assert min(rows) > whole * 0.8, "rows that stand anywhere are in every group"
     else:
@@ -332,7 +331,7 @@ def test_every_sequence_is_in_one_part_of_one_process(tmp_path, sequences, size,
 def test_the_command_refuses_settings_of_the_run(tmp_path):
     with pytest.raises(ConfigError, match="run must be the folder of a finished run; got None"):
         run_job(compose_app(["job=encode", "job.output=out"]), tmp_path)
-    done = run_app(tmp_path, "job=encode", "run=nowhere", "job.output=out", "encoder=rwkv7")
+    done = run_app(tmp_path, "job=encode", "run=.", "job.output=out", "encoder=rwkv7")
     assert done.returncode == 1 and "error: encoder must be left out with job=encode" in done.stderr
     assert "Traceback" not in done.stderr
 

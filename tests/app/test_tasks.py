@@ -50,7 +50,7 @@ def test_loss_and_figures_are_those_of_the_targets_alone_padded_or_packed(spec):
         want = F.cross_entropy(outputs[known], targets[known])
     else:
         scaled = (targets[known] - task.target_mean) / task.target_std
-        want = (outputs[known] - scaled).square().mean()
+        want = (outputs[known] - scaled.float()).square().mean()
     for join in (collate, pack):
         batch = join(items, per_step=True)
         with torch.no_grad():

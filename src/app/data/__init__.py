@@ -43,7 +43,7 @@ def read_source(config: "DataConfig", choose: Any = None, targets: bool = True) 
         config: of the data.
         choose: ``choose(number of sequences)`` says which of them are needed, ``[N]`` bool. A source that can leaves
             the others empty without reading them; the rest read all.
-        targets: whether they are needed; without, `.ts` files may have no labels. (Of a table, name none in the config.)
+        targets: whether they are needed; without, `.ts` files may have no labels. (Of a table, the config names none.)
     """
     from app.data.paths import check_data_paths
 

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from app.data.sequences import SequenceData, SequenceSet
 from app.data.split import split
+from app.data.tables.natural import natural
 from app.errors import data_error
 from cfg.data import DataConfig
 
-__all__ = ["checked"]
+__all__ = ["checked", "class_counts"]
 
 
 def checked(data: SequenceData, config: DataConfig) -> SequenceData:
@@ -24,9 +25,11 @@ def checked(data: SequenceData, config: DataConfig) -> SequenceData:
             set does not have, or too few to split.
     """
     who = f"data={config.name}"
+    data.train = _in_order(data.train)
+    data.test = None if data.test is None else _in_order(data.test)
     if data.test is None:
         _check_some(who, "all", data.train)
-        kept, held = split(data.train, config.test_fraction, 0)
+        kept, held = split(data.train, config.test_fraction, 0, data.classes, class_counts(data))
         data.train, data.test = data.train.subset(kept), data.train.subset(held)
     _check_some(who, "training set", data.train)
     for name, part in data.tests:
@@ -34,6 +37,27 @@ def checked(data: SequenceData, config: DataConfig) -> SequenceData:
     if data.classes is not None:
         _check_classes(who, data)
     return data
+
+
+def class_counts(data: SequenceData) -> str:
+    """How many sequences of each class there are in all sets together, in words; "" without one class a sequence."""
+    targets = [part.targets for part in (data.train, *(part for _, part in data.tests))]
+    flat = [t for t in targets if isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point()]
+    if data.classes is None or len(flat) < len(targets):
+        return ""
+    joined = torch.cat(flat)
+    counts = torch.bincount(joined[joined >= 0], minlength=len(data.classes)).tolist()
+    shown = [f"{name} {count}" for count, name in sorted(zip(counts, data.classes), key=lambda pair: pair[0])]
+    return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+
+
+def _in_order(part: SequenceSet) -> SequenceSet:
+    """By name, where sequences have names: the order of rows and files then decides nothing."""
+    if part.names is None:
+        return part
+    names = part.names
+    order = sorted(range(len(part)), key=lambda i: natural(names[i]))
+    return part if order == list(range(len(part))) else part.subset(order)
 
 
 def _check_some(who: str, name: str, part: SequenceSet) -> None:

@@ -171,8 +171,8 @@ def _check_files(table: Table, names: List[str], code: np.ndarray, home: np.ndar
         if owner[i] == owner[j] and first[j] <= last[i]:
             parts = [f"{table.files[home[order[starts[k]]]].name} ({show_time(first[k], str(kind))} to "
                      f"{show_time(last[k], str(kind))})" for k in (i, j)]
-            raise data_error(table.path, f"sequence {names[owner[i]]!r}", "must not have parts in two files that overlap "
-                             "in time", " and ".join(parts), _WAYS)
+            raise data_error(table.path, f"sequence {names[owner[i]]!r}", "must not have parts in two files that "
+                             "overlap in time", " and ".join(parts), _WAYS)
 
 
 def _check_times(table: Table, config: TableDataConfig, names: List[str], code: np.ndarray, time: np.ndarray,

@@ -8,15 +8,26 @@ import torch
 from torch.utils.data import DataLoader
 
 from app.data.batches import collate, pack
+from app.data.check import class_counts
 from app.data.prepared import Prepared
 from app.data.sampler import BatchSampler
 from app.data.sequences import SequenceData, SequenceSet
 from app.data.split import split
 from app.data.standardize import Standardizer
+from app.errors import data_error
 from app.tasks.spec import TaskSpec
 from cfg.data import DataConfig
 
 __all__ = ["SequenceDataModule", "loader"]
+
+
+def _check_steps(config: DataConfig, parts: Dict[str, Optional[SequenceSet]]) -> None:
+    """A next step needs one before it."""
+    for name, part in parts.items():
+        if part is not None and max(part.lengths, default=0) < 2:
+            raise data_error(f"data={config.name}", f"{name.replace('_', ' ')} set", "must have a sequence of at least "
+                             "two steps for job.objective=next_step, which needs two steps: one to see, one to predict",
+                             f"{len(part)} of one step")
 
 
 class _Passes(DataLoader):
@@ -70,10 +81,12 @@ class SequenceDataModule(lightning.LightningDataModule):
         self.train: SequenceSet = data.train
         self.validation: Optional[SequenceSet] = None
         if validate:
-            kept, held = split(data.train, config.validation_fraction, seed)
+            kept, held = split(data.train, config.validation_fraction, seed, data.classes, class_counts(data))
             self.train, self.validation = data.train.subset(kept), data.train.subset(held)
-        self.standardizer = self._measure(data.input_size)
         self.tests: Dict[str, SequenceSet] = dict(data.tests)
+        if self.shift:
+            _check_steps(config, {"training": self.train, "validation": self.validation, **self.tests})
+        self.standardizer = self._measure(data.input_size)
         # Kept here and not in a loader: each epoch goes on where the one before stopped, after a restart as well.
         self._order = torch.Generator().manual_seed(seed)
         self._begun = self._order.get_state()  # before the pass that is going on

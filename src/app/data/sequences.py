@@ -60,7 +60,8 @@ class SequenceSet:
         indices = list(indices)
         targets = self.targets[indices] if isinstance(self.targets, Tensor) else _select(self.targets, indices)
         groups = None if self.groups is None else self.groups[indices]
-        return SequenceSet(_select(self.sequences, indices), targets, groups)
+        names = None if self.names is None else [self.names[i] for i in indices]
+        return SequenceSet(_select(self.sequences, indices), targets, groups, names)
 
     @property
     def lengths(self) -> List[int]:

@@ -1,6 +1,6 @@
 """Who is trained on and who is held out: classes keep their shares, groups stay whole."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -11,13 +11,15 @@ from app.errors import data_error
 __all__ = ["group_split", "split", "stratified_split"]
 
 
-def split(data: SequenceSet, fraction: float, seed: int) -> Tuple[List[int], List[int]]:
+def split(data: SequenceSet, fraction: float, seed: int, classes: Optional[Sequence[str]] = None,
+          counts: str = "") -> Tuple[List[int], List[int]]:
     """Split a set in two: whole groups where it has groups, else by class where it has one class a sequence.
 
     Args:
         data: at least two sequences.
         fraction: share of the second part, in (0, 1).
         seed: fixes the choice; the same seed gives the same split on every machine.
+        classes, counts: names of the classes, and how many sequences of each there were, for messages.
 
     Returns:
         two sorted lists of indices: the larger part, the held-out part.
@@ -29,7 +31,7 @@ def split(data: SequenceSet, fraction: float, seed: int) -> Tuple[List[int], Lis
         return group_split(data.groups, fraction, seed)
     targets = data.targets
     if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
-        return stratified_split(targets, fraction, seed)
+        return stratified_split(targets, fraction, seed, classes, counts)
     if len(data) < 2:
         raise data_error("data", "training set", "must have two sequences, to hold one out", len(data))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -57,7 +59,9 @@ def group_split(groups: Tensor, fraction: float, seed: int) -> Tuple[List[int], 
     """
     names, sizes = groups.unique(return_counts=True)
     if len(names) < 2:
-        raise data_error("data", "groups", "must be at least two, to hold one out", len(names))
+        raise data_error("data", "groups", "must be at least two, to hold one out", len(names),
+                         "groups stay whole: there must be one to train on, one to validate on and, without a test "
+                         "file, one to test on")
     wanted, count = fraction * len(groups), 0
     held: List[int] = []
     for place in torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist():
@@ -70,13 +74,15 @@ def group_split(groups: Tensor, fraction: float, seed: int) -> Tuple[List[int], 
     return (~out).nonzero().flatten().tolist(), out.nonzero().flatten().tolist()
 
 
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> Tuple[List[int], List[int]]:
+def stratified_split(labels: Tensor, fraction: float, seed: int, classes: Optional[Sequence[str]] = None,
+                     counts: str = "") -> Tuple[List[int], List[int]]:
     """Split indices in two so that every class keeps its share.
 
     Args:
         labels: ``[N]`` int64.
         fraction: share of each class in the second part, in (0, 1); rounded, at least one of every class.
         seed: fixes the choice; the same seed gives the same split on every machine.
+        classes, counts: for messages, as in `split`.
 
     Returns:
         two sorted lists of indices: the larger part, the held-out part.
@@ -97,9 +103,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> Tuple[List[i
     for label in sorted(members):
         indices = members[label]
         if len(indices) < 2:
-            raise data_error(
-                "data", "training set", f"must have two sequences of class {label} to validate on one", len(indices)
-            )
+            name = label if classes is None else repr(classes[label])
+            there = f"there were {counts}; " if counts else ""
+            raise data_error("data", "training set", f"must have two sequences of class {name} to validate on one",
+                             len(indices), there + "add some, leave the class out, or merge it with another; each "
+                             "class needs one to train on, one to validate on and, without a test file, one to test on")
         order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
         count = min(len(indices) - 1, max(1, round(fraction * len(indices))))
         held += order[:count]

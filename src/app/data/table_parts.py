@@ -154,9 +154,9 @@ def read_lists(table: Table, config: TableDataConfig, features: List[str], choos
     heads = _Heads(table, config)
     row = 0
     for block in table.blocks([*features, *heads.columns], chosen):
-        sizes = block.lists(features[0])[0]
-        flat = np.stack([block.lists(name)[1] for name in features], 1)
-        flat = _finite(block, flat, features, config.missing, sizes=sizes)
+        found = [block.lists(name) for name in features]
+        sizes = found[0][0]
+        flat = _finite(block, np.stack([flat for _, flat in found], 1), features, config.missing, sizes=sizes)
         if chosen is not None:
             flat = flat[np.repeat(chosen[block.first : block.first + block.rows], sizes)]
         values[row : row + len(flat)] = flat

@@ -1,8 +1,8 @@
 """Reader for the `.ts` text format of the UEA/UCR time series archive.
 
 A header of ``@key value`` lines and comments (``#`` or ``%``), then ``@data``, then one sequence a line: the channels
-separated by colons, the steps of a channel by commas, the class label (or with ``@targetLabel true`` a number) after the
-last colon, a missing value as ``?`` or ``NaN``::
+separated by colons, the steps of a channel by commas, the class label (or with ``@targetLabel true`` a number) after
+the last colon, a missing value as ``?`` or ``NaN``::
 
     @problemName Tiny
     @timeStamps false

@@ -20,8 +20,8 @@ _PIECES = 20  # contiguous parts of each of fewer recordings, none sharing a ste
 
 
 def cut(part: "Part", table: Table, config: TableDataConfig) -> "Part":
-    """Windows of ``config.window`` steps, one beginning every ``config.stride``; the steps behind the last whole one are
-    left out. A window's class is the one that most of its steps have (of equals, the one that comes first).
+    """Windows of ``config.window`` steps, one beginning every ``config.stride``; the steps behind the last whole one
+    are left out. A window's class is the one that most of its steps have (of equals, the one that comes first).
 
     Windows of one recording tell of each other. So that no step is on both sides of a split, recordings are groups, or
     where there are few, contiguous parts of them, and no window crosses from one part into the next.
@@ -37,7 +37,7 @@ def cut(part: "Part", table: Table, config: TableDataConfig) -> "Part":
     groups: List[int] = []
     for number, (begin, end) in enumerate(zip(begins, ends)):
         pieces = 1 if len(begins) >= _MANY or part.groups is not None else \
-            max(1, min(_PIECES, (end - begin) // (4 * size), ))
+            max(1, min(_PIECES, (end - begin) // (4 * size)))
         for piece in range(pieces):
             low, high = (begin + (end - begin) * i // pieces for i in (piece, piece + 1))
             found = list(range(low, high - size + 1, stride))

@@ -56,9 +56,10 @@ def run(config: AppConfig, folder: Path) -> float:
     data = load_data(config.data)
     task = task_spec(config.job.objective, data)
     config = dataclasses.replace(config, encoder=with_checkpoint_sizes(_sized(config, data, task)))
+    parts = SequenceDataModule(data, config.data, config.seed, task=task)  # refuses before anything is written
     if is_first_process():
         begin(folder, config, data, given)
-    module, parts, first = _fit(config, data, task, folder)
+    module, first = _fit(config, parts, task, folder)
     last = first
     if config.job.refit:
         module, parts, last = _refit(config, data, task, folder, first)
@@ -145,14 +146,12 @@ def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
     return dataclasses.replace(encoder, input_size=data.input_size)
 
 
-def _fit(config: AppConfig, data: SequenceData, task: TaskSpec,
-         folder: Path) -> Tuple[Learner, SequenceDataModule, Fit]:
-    parts = SequenceDataModule(data, config.data, config.seed, task=task)
+def _fit(config: AppConfig, parts: SequenceDataModule, task: TaskSpec, folder: Path) -> Tuple[Learner, Fit]:
     module = _fresh(config, task, parts)
     log.info("%s: %d parameters; %d sequences to train on, %d to validate, %d to test", config.encoder.name,
              sum(p.numel() for p in module.parameters()), len(parts.train), len(parts.validation),
              sum(map(len, parts.tests.values())))
-    return module, parts, fit(module, parts, config, folder)
+    return module, fit(module, parts, config, folder)
 
 
 def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,

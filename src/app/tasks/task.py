@@ -82,14 +82,14 @@ class Classes(Task):
 class Values(Task):
     """Real numbers: squared error in units of the targets' own spread.
 
-    The head speaks in standardised units: ``value = output * target_std + target_mean``, ``[K]`` each, measured on
-    training targets.
+    The head speaks in standardised units: ``value = output * target_std + target_mean``, ``[K]`` float64 each, measured
+    on training targets.
     """
 
     def __init__(self, spec: TaskSpec, hidden_size: int) -> None:
         super().__init__(spec, hidden_size)
-        self.register_buffer("target_mean", torch.zeros(spec.outputs))
-        self.register_buffer("target_std", torch.ones(spec.outputs))
+        self.register_buffer("target_mean", torch.zeros(spec.outputs, dtype=torch.float64))
+        self.register_buffer("target_std", torch.ones(spec.outputs, dtype=torch.float64))
 
     def measure(self, targets: Tensor) -> None:
         """Take mean and spread of training targets ``[..., K]``, NaN left out."""

@@ -6,6 +6,6 @@ are float64, whole times are exact, text is text. Every error names file, row an
 
 from app.data.tables.blocks import Block
 from app.data.tables.facts import Fact
-from app.data.tables.table import Table, column_names, open_table
+from app.data.tables.table import Table, check_table, column_names, open_table
 
-__all__ = ["Block", "Fact", "Table", "column_names", "open_table"]
+__all__ = ["Block", "Fact", "Table", "check_table", "column_names", "open_table"]

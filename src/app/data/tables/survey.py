@@ -101,8 +101,9 @@ class Tally:
             return Fact(name, TEXT, "text", "text" if first.isidentifier() else f"text, such as {_short(first)!r}",
                         way.marks, way.odd)
         odd = (way.odd or Odd("", 0, ""))._replace(count=way.bad)
-        why = (f"{odd.count} of {way.good + way.bad} cells {'is no number' if odd.count == 1 else 'are no numbers'}, the "
-               f"first {_short(odd.cell)!r} in {odd.file}, row {odd.row}")
+        verb = "is no number" if odd.count == 1 else "are no numbers"
+        why = (f"{odd.count} of {way.good + way.bad} cells {verb}, the first {_short(odd.cell)!r} in {odd.file}, "
+               f"row {odd.row}")
         return Fact(name, ODD, "text", why, way.marks, odd)
 
 

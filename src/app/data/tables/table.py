@@ -14,7 +14,7 @@ from app.errors import data_error
 from cfg.data import TableDataConfig
 from cfg.validation import config_error, nearest
 
-__all__ = ["Table", "column_names", "named_columns", "open_table"]
+__all__ = ["Table", "check_table", "column_names", "named_columns", "open_table"]
 
 BLOCK = 1 << 16  # rows
 KEPT = 16 << 20  # bytes of text that are parsed once and not again for every pass
@@ -48,15 +48,25 @@ def open_table(path: str, config: TableDataConfig) -> "Table":
         DataError: it is missing, empty or no table, or pyarrow is not installed (Parquet).
         ConfigError: a setting names a column that it does not have.
     """
+    files, opened = _open_all(path, config)
+    table = Table(path, files, opened, config)
+    if not table.rows:
+        raise data_error(path, "rows", "must be at least one", 0)
+    return table
+
+
+def check_table(path: str, config: TableDataConfig) -> None:
+    """Only the headers: what `open_table` refuses before it reads rows."""
+    _open_all(path, config)
+
+
+def _open_all(path: str, config: TableDataConfig) -> Tuple[List[Found], List[Any]]:
     files = find_files(path)
     named = [name for _, name in named_columns(config)]
     opened = [_open(file, config, named) for file in files]
     for found, file in zip(files, opened):
         _check_columns(found, file, config)
-    table = Table(path, files, opened, config)
-    if not table.rows:
-        raise data_error(path, "rows", "must be at least one", 0)
-    return table
+    return files, opened
 
 
 def _open(found: Found, config: TableDataConfig, named: Sequence[str]) -> Union[Delimited, ParquetFile]:
