@@ -73,7 +73,7 @@ class Layout(NamedTuple):
 
     def segments(self) -> torch.Tensor:
         """``[total]`` int64: the sequence that each packed token belongs to; the number of sequences for pads."""
-        if self.cu_seqlens is not None and (self.real is not None or tracing()):
+        if self.cu_seqlens is not None and (self.real is not None or tracing(self.cu_seqlens)):
             return segments_of(self.cu_seqlens, self.batch * self.time)
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
 
@@ -118,10 +118,10 @@ def make_layout(
         offsets = cu_seqlens.to(device=x.device, dtype=torch.int32)
         return Layout(batch, time, (offsets[1:] - offsets[:-1]).long(), offsets)
     if lengths is not None:
-        counts = _check_lengths(lengths, batch, time).to(x.device)
+        counts = _check_lengths(lengths, batch, time, x).to(x.device)
         return _from_mask(torch.arange(time, device=x.device) < counts[:, None])
     if attention_mask is not None:
-        return _from_mask(_check_mask(attention_mask, batch, time).to(x.device))
+        return _from_mask(_check_mask(attention_mask, batch, time, x).to(x.device))
     return _dense(batch, time, x.device)
 
 
@@ -131,6 +131,8 @@ def _dense(batch: int, time: int, device: torch.device) -> Layout:
 
 def _from_mask(mask: torch.Tensor) -> Layout:
     batch, time = mask.shape
+    if mask.is_meta:  # there is nothing to tell pads by; the shapes are those of a full batch
+        return _dense(batch, time, mask.device)
     if tracing():
         order, offsets = pack_all(mask)
         return Layout(batch, time, mask.sum(1), offsets, order, mask.flatten())
@@ -141,7 +143,7 @@ def _from_mask(mask: torch.Tensor) -> Layout:
     return Layout(batch, time, lengths, offsets, mask.flatten().nonzero().flatten())
 
 
-def _check_lengths(lengths: Any, batch: int, time: int) -> torch.Tensor:
+def _check_lengths(lengths: Any, batch: int, time: int, x: torch.Tensor) -> torch.Tensor:
     rule = f"must be {batch} integers, one per row of x"
     if not isinstance(lengths, torch.Tensor):
         if not isinstance(lengths, (list, tuple)) or not all(type(n) is int for n in lengths):
@@ -151,25 +153,25 @@ def _check_lengths(lengths: Any, batch: int, time: int) -> torch.Tensor:
         raise value_error(_WHO, "lengths", rule, lengths.dtype, "use lengths.long()")
     if tuple(lengths.shape) != (batch,):
         raise value_error(_WHO, "lengths", rule, f"shape {tuple(lengths.shape)}")
-    if lengths.is_meta:
+    if lengths.is_meta and not x.is_meta:
         raise value_error(_WHO, "lengths", rule, "a tensor on the device meta")
     wrong = (lengths < 0) | (lengths > time)
-    if not tracing() and bool(wrong.any()):
+    if not tracing(lengths) and bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise value_error(_WHO, "lengths", f"must be from 0 to T={time}", f"{lengths[row].item()} in row {row}")
     return lengths.long()
 
 
-def _check_mask(mask: Any, batch: int, time: int) -> torch.Tensor:
+def _check_mask(mask: Any, batch: int, time: int, x: torch.Tensor) -> torch.Tensor:
     if not isinstance(mask, torch.Tensor):
         raise value_error(_WHO, "attention_mask", "must be a tensor [B, T] of 0 and 1", type(mask).__name__)
     if tuple(mask.shape) != (batch, time):
         raise value_error(_WHO, "attention_mask", f"must have shape [B, T] = {[batch, time]}", list(mask.shape))
-    if mask.is_meta:
+    if mask.is_meta and not x.is_meta:
         raise value_error(_WHO, "attention_mask", "must have values", "a tensor on the device meta")
     if mask.dtype != torch.bool:
         wrong = (mask != 0) & (mask != 1)
-        if not tracing() and bool(wrong.any()):
+        if not tracing(mask) and bool(wrong.any()):
             row, column = wrong.nonzero()[0].tolist()
             got = f"{mask[row, column].item()} at [{row}, {column}]"
             raise value_error(_WHO, "attention_mask", "must hold only 0 and 1", got)

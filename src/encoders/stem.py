@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from cfg.encoder import EncoderConfig
 from encoders.batch import Layout
 from myfla.modules.layernorm import RMSNorm
+from myfla.utils.errors import value_error
 
 __all__ = ["Stem", "build_stem", "shorten"]
 
@@ -67,6 +68,9 @@ class Stem(nn.Module):
             the shorter data, packed or dense as ``x`` was, and its layout.
         """
         packed = layout.cu_seqlens is not None
+        if packed and x.is_meta:
+            hint = "the length of what a stem returns depends on them; give a batch"
+            raise value_error("encoder", "cu_seqlens", "must have values", "tensors on the device meta", hint)
         lengths = layout.lengths
         x = _pad(x, layout) if packed else x
         for i, (conv, stride) in enumerate(zip(self.convs, self.strides)):

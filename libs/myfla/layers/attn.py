@@ -171,7 +171,7 @@ class Attention(nn.Module):
         if keep:
             new = rows.narrow(tuple(x.flatten(2) for x in kept))
             self._write_cache(past_key_values, new, None if added is None else added[: rows.sequences])
-        if past is None and packed is not None and not tracing():
+        if past is None and packed is not None and not tracing(x):
             o = self._one_by_one(q, k, v, packed)
         else:
             past = None if past is None else tuple(self._heads(x) for x in rows.widen(past))
@@ -206,7 +206,7 @@ class Attention(nn.Module):
         self, cache: Any, seen: int, mask: Optional[torch.Tensor], rows: TokenRows
     ) -> Optional[torch.Tensor]:
         """``[N]`` real tokens before these; None if every position counted was one."""
-        if not tracing() and mask is not None and rows.time < mask.shape[1] == seen + rows.time:
+        if mask is not None and not tracing(mask) and rows.time < mask.shape[1] == seen + rows.time:
             count = mask[:, :seen].sum(1)  # a cache from elsewhere does not know which positions were pads
             return None if bool((count == seen).all()) else count
         layer = cache.layers[self.layer_idx] if isinstance(cache, Cache) and self.layer_idx is not None else None
@@ -251,7 +251,7 @@ def _place(packed: torch.Tensor, x: torch.Tensor, rows: TokenRows) -> _Places:
     bounds, total = packed.to(x.device, torch.int64), x.shape[1]
     if rows.indices is not None:
         size = rows.time
-    elif tracing():
+    elif tracing(x):
         size = total
     else:
         size = int((bounds[1:] - bounds[:-1]).max()) if len(bounds) > 1 else 0

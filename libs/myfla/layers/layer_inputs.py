@@ -49,14 +49,16 @@ def check_hidden_states(who: str, x: Any, hidden_size: int, weight: Any) -> None
         raise value_error(who, field, f"must be on {weight.device} as the layer's weights", str(x.device))
 
 
-def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int) -> Optional[torch.Tensor]:
+def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int, x: torch.Tensor) -> Optional[torch.Tensor]:
     """The mask's part for this input, or None where it leaves nothing out.
 
     Args:
         attention_mask: ``[B, q_len]`` or longer (then its last q_len columns count), 1 for tokens and 0 for pads.
+        x: the input.
 
     Returns:
-        ``[B, q_len]`` int64 of 0 and 1 with at least one 0, or None. In a recorded graph always the mask, unchecked.
+        ``[B, q_len]`` int64 of 0 and 1 with at least one 0, or None. In a recorded graph and on the device meta always
+        the mask, unchecked.
 
     Raises:
         ValueError: another rank or size, or other values than 0 and 1.
@@ -68,11 +70,11 @@ def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int) -> Option
     if attention_mask.shape[0] != batch or attention_mask.shape[1] < q_len:
         rule = f"must have shape [{batch}, {q_len}] or more columns"
         raise value_error(who, field, rule, list(attention_mask.shape))
-    if attention_mask.device.type == "meta":
+    if attention_mask.is_meta and not x.is_meta:
         raise value_error(who, field, "must have values", "a tensor on the device meta")
     mask = attention_mask[:, attention_mask.shape[1] - q_len :]
     is_one = mask == 1
-    if tracing():  # the values cannot be looked at
+    if tracing(attention_mask):  # the values cannot be looked at
         return is_one.to(torch.int64)
     every, valid = torch.stack([is_one.all(), (is_one | (mask == 0)).all()]).tolist()
     if not valid:

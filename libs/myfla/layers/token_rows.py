@@ -88,11 +88,11 @@ def read_rows(who: str, x: torch.Tensor, mask: Any, cu_seqlens: Optional[torch.T
     batch, time = x.shape[:2]
     if cu_seqlens is not None:
         return TokenRows(batch, time, check_cu_seqlens(who, cu_seqlens, batch, time, x), cu_seqlens)
-    mask = None if mask is None else real_tokens(who, mask, batch, time)
+    mask = None if mask is None else real_tokens(who, mask, batch, time, x)
     if mask is None:
         return TokenRows(batch, time, batch)
     mask = mask.to(x.device)
-    if tracing():
+    if tracing(x):
         order, cu_seqlens = pack_all(mask != 0)
         return TokenRows(batch, time, batch, cu_seqlens, order, (mask != 0).flatten())
     _, indices, cu_seqlens = unpad_hidden_states(x, None, mask, time)

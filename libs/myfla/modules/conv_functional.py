@@ -83,7 +83,7 @@ def run(
     x = x.reshape(x.shape[0], x.shape[1], D)
     residual = None if residual is None else residual.reshape(x.shape)
     rows, rest, heads, past = x, residual, None, state
-    if cu_seqlens is not None and tracing():
+    if cu_seqlens is not None and tracing(x):
         rest = None if residual is None else to_rows(residual, cu_seqlens)
         y = from_rows(conv_rows(to_rows(x, cu_seqlens), weight, bias, rest, state, activation, None), cu_seqlens)
         final = _final_state(x, weight.shape[1], state, cu_seqlens, count) if output_final_state else None

@@ -158,7 +158,7 @@ class ShortConvolution(nn.Conv1d):
 
     @staticmethod
     def _is_step(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> bool:
-        if torch.is_grad_enabled() or (cu_seqlens is not None and tracing()):
+        if torch.is_grad_enabled() or (cu_seqlens is not None and tracing(x)):
             return False
         if cu_seqlens is None:
             return x.shape[1] == 1

@@ -53,13 +53,13 @@ def token_shift(
     rows = batch if cu_seqlens is None else check_cu_seqlens("token_shift", cu_seqlens, batch, tokens, x)
     if cu_seqlens is not None:
         check_tensor("token_shift", "cu_seqlens", cu_seqlens, x)
-        if cu_seqlens.device.type == "meta":
+        if cu_seqlens.is_meta and not x.is_meta:
             raise value_error("token_shift", "cu_seqlens", "must have values", "a tensor on the device meta")
     if cache is not None:
         check_tensor("token_shift", "cache", cache, x)
     if cache is not None and tuple(cache.shape) != (rows, width):
         raise value_error("token_shift", "cache", f"must have shape [N, D] = {(rows, width)}", tuple(cache.shape))
-    if tracing():
+    if tracing(x):
         delta, last = _formula(x, cu_seqlens, cache)
     elif torch.is_grad_enabled():
         delta, last = TokenShift.apply(x, cu_seqlens, cache, output_cache, chunk_indices)

@@ -9,7 +9,14 @@ _BY_DEVICE = hasattr(torch, "get_autocast_dtype")  # from here on is_autocast_en
 
 
 def autocast_enabled(device: str) -> bool:
-    """Whether autocast is on for a device type, in every version of PyTorch."""
+    """Whether autocast is on for a device type, in every version of PyTorch; never for ``meta``, which has none.
+
+    Example:
+        >>> autocast_enabled("cpu"), autocast_enabled("meta")
+        (False, False)
+    """
+    if device == "meta":
+        return False
     if _BY_DEVICE:
         return torch.is_autocast_enabled(device)
     return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()

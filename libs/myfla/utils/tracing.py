@@ -2,10 +2,13 @@
 
 The hand-written forward and backward passes reuse buffers, read lengths and masks back to the host and are opaque to
 whoever records them. **The rule**: inside ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, a
-``FakeTensorMode`` and the transforms of ``torch.func`` every function of this library takes the same formula in plain
-operations, with no choice that depends on the values of a tensor. It is the same function, equal up to rounding. The
-one exception: a rule over many tokens is an operation of its own in a compiled graph (`myfla.utils.graph_op`).
+``FakeTensorMode`` and the transforms of ``torch.func``, and for tensors on the device ``meta``, every function of this
+library takes the same formula in plain operations, with no choice that depends on the values of a tensor. It is the
+same function, equal up to rounding. The one exception: a rule over many tokens is an operation of its own in a compiled
+graph (`myfla.utils.graph_op`).
 """
+
+from typing import Optional
 
 import torch
 
@@ -72,11 +75,17 @@ def recording() -> bool:
     return _mode is not None and any(_mode(key) is not None for key in _RECORDERS)
 
 
-def tracing() -> bool:
+def tracing(*tensors: Optional[torch.Tensor]) -> bool:
     """Whether plain operations are needed; see above.
 
+    Args:
+        tensors: those that a choice would depend on; one without values, on the device ``meta``, is reason enough.
+
     Example:
-        >>> tracing()
-        False
+        >>> tracing(), tracing(torch.zeros(1)), tracing(torch.zeros(1, device="meta"))
+        (False, False, True)
     """
+    for x in tensors:
+        if x is not None and x.is_meta:
+            return True
     return compiling() or transforming() or recording()

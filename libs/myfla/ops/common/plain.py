@@ -102,7 +102,7 @@ def states_before(
     for d, w, r, x in zip(decay.unbind(0), write.unbind(0), read.unbind(0), given.unbind(0)):
         states.append(state)
         state = _advance(state, d, w, r, x)
-    return torch.stack(states), state
+    return torch.stack(states) if states else state.new_zeros(0, *state.shape), state
 
 
 def _advance(state: torch.Tensor, d: torch.Tensor, w: torch.Tensor, r: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

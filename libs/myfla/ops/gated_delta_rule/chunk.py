@@ -142,7 +142,7 @@ def chunk_gated_delta_rule(
         o, final = form(q, k, v, g, beta, initial_state, scale, activation.l2norm, chunk_size)
         return _results(o, final, output_final_state, state_v_first)
     dtype = accumulation_dtype(q, k, v, g, beta, initial_state)
-    by_hand = who_computes != "naive" and not tracing()
+    by_hand = who_computes != "naive" and not tracing(q)
     if not by_hand:
         q, k = activation.normalise(q, k)
     tensors = (q, k, v, g, beta, initial_state)

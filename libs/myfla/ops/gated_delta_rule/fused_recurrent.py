@@ -138,7 +138,7 @@ def fused_recurrent_gated_delta_rule(
     elif _is_one_step(who_computes, q, cu_seqlens):
         form = compiled(fused_step) if who_computes == "compiled" else fused_step
         o, final = form(*tensors, scale, activation, inplace_final_state)
-    elif tracing() or who_computes == "compiled":
+    elif tracing(q) or who_computes == "compiled":
         form = _traced if one_gate and (cu_seqlens is not None or q.shape[1] != 1) else recurrence
         form = compiled(form) if who_computes == "compiled" else form
         o, final = form(*tensors, scale, activation, cu_seqlens)

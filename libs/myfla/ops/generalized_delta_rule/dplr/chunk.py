@@ -140,7 +140,7 @@ def run_chunks(
         return half_chunks(q, k, v, a, b, gk, initial_state, scale, chunk_size, lower_bound, fuse=fuse)
     if who_computes == "compiled":
         return compiled(recorded_chunks)(*given)
-    if tracing():
+    if tracing(q):
         return recorded_chunks(*given)
     o, final = _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size)
     o = o if o.shape[3] == value else o[..., :value].contiguous()

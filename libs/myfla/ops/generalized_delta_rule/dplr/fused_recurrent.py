@@ -104,7 +104,7 @@ def _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_co
     scale = tensors[0].shape[3] ** -0.5 if scale is None else float(scale)
     if who_computes == "compiled":
         return compiled(_traced)(tensors, scale, initial_state, reverse, cu_seqlens)
-    if who_computes == "torch" and tracing():
+    if who_computes == "torch" and tracing(*tensors):
         return _traced(tensors, scale, initial_state, reverse, cu_seqlens)
     if who_computes == "fla":
         q, k, v, a, b, gk = tensors
