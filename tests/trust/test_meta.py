@@ -117,8 +117,8 @@ def test_encoders_give_the_shapes_of_the_cpu(name, stack):
 def check_encoder(name, direction, pooling, how):
     x = torch.zeros(1 if how == "cu_seqlens" else 2, 6, 3)
     layouts = {
-        "dense": {}, "lengths": {"lengths": torch.tensor([6, 4])}, "cu_seqlens": {"cu_seqlens": torch.tensor([0, 2, 6])},
-        "attention_mask": {"attention_mask": torch.ones(2, 6)},
+        "dense": {}, "lengths": {"lengths": torch.tensor([6, 4])},
+        "cu_seqlens": {"cu_seqlens": torch.tensor([0, 2, 6])}, "attention_mask": {"attention_mask": torch.ones(2, 6)},
     }  # fmt: skip
     encoder = small(name, torch.float32, direction=direction, pooling=pooling)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.common.inplace import check_inplace
 from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
+from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tensors import check_scale
 
 __all__ = ["fused_mul_recurrent_rwkv7", "fused_recurrent_rwkv7"]
@@ -117,7 +118,8 @@ def fused_mul_recurrent_rwkv7(
     rows = len(r) if plain else check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
     scale = check_scale("fused_mul_recurrent_rwkv7", scale, r.shape[3])
     who_computes = choose("fused_mul_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, kk, a, w, initial_state)
-    tensors = (r, k, v, -kk, kk * a, w)
+    wide = accumulation_dtype(*keys.values(), v, initial_state)  # what feeds the state is not rounded to half precision
+    tensors = (r, k, v, -kk, kk.to(wide) * a.to(wide), w)
     if inplace_final_state and not plain:
         check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())
     o, final = run_tokens(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state)
