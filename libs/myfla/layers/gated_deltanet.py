@@ -1,32 +1,26 @@
 """The GatedDeltaNet layer: projections, short convolutions, the gated delta rule, a gated norm."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
 
-from myfla.backends import check_backend
-from myfla.layers.decay import reset_decay
 from myfla.layers.feature_maps import elu_p1, sum_norm
 from myfla.layers.half import project
 from myfla.layers.recurrent_layer import LayerCall
-from myfla.layers.settings import check_heads, check_settings, expanded, wide_dtype
+from myfla.layers.settings import wide_dtype
 from myfla.layers.short_convs import ConvLayer
 from myfla.modules import FusedRMSNormGated, RMSNorm
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid, fused_gdn_gate
-from myfla.utils.errors import refuse_unknown
 
 __all__ = ["GatedDeltaNet", "elu_p1", "sum_norm"]
 
-NAME = "GatedDeltaNet"
 KEYWORDS = (
     "hidden_size", "expand_v", "head_dim", "num_heads", "num_v_heads", "mode", "use_gate", "use_short_conv",
     "allow_neg_eigval", "conv_size", "conv_bias", "layer_idx", "norm_eps", "output_gate_activation", "backend",
     "device", "dtype",
 )  # fmt: skip
-# Official names that choose a kernel and not a result.
-INERT = ("chunk_size", "fuse_norm")
 ACTIVATIONS = ("swish", "silu", "sigmoid")
 
 
@@ -75,7 +69,9 @@ class GatedDeltaNet(ConvLayer):
         torch.Size([2, 10, 32])
     """
 
-    who = NAME
+    use_gate: bool
+    allow_neg_eigval: bool
+    who = "GatedDeltaNet"
     shown = ("hidden_size", "head_dim", "num_heads", "num_v_heads", "expand_v", "mode", "use_gate", "use_short_conv",
              "allow_neg_eigval", "conv_size", "conv_bias", "layer_idx", "norm_eps", "output_gate_activation")
 
@@ -102,25 +98,13 @@ class GatedDeltaNet(ConvLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.mode, self.layer_idx = mode, layer_idx
-        self.hidden_size, self.expand_v = hidden_size, expand_v
-        self.head_dim, self.num_heads = head_dim, num_heads
-        self.num_v_heads = num_heads if num_v_heads is None else num_v_heads
-        self.use_gate, self.use_short_conv, self.allow_neg_eigval = use_gate, use_short_conv, allow_neg_eigval
-        self.conv_size, self.conv_bias, self.norm_eps = conv_size, conv_bias, norm_eps
-        self.output_gate_activation = output_gate_activation
-        self.backend = check_backend(NAME, backend)
-        refuse_unknown(NAME, kwargs, KEYWORDS, INERT)
-        check_settings(
-            NAME, self, sizes=("hidden_size", "head_dim", "num_heads", "num_v_heads", "conv_size"),
-            flags=("use_gate", "use_short_conv", "allow_neg_eigval", "conv_bias"),
-            choices={"output_gate_activation": ACTIVATIONS},
+        self._settle(
+            KEYWORDS, kwargs, ("use_gate", "allow_neg_eigval"), {"output_gate_activation": ACTIVATIONS},
+            hidden_size=hidden_size, expand_v=expand_v, head_dim=head_dim, num_heads=num_heads,
+            num_v_heads=num_v_heads, mode=mode, use_gate=use_gate, use_short_conv=use_short_conv,
+            allow_neg_eigval=allow_neg_eigval, conv_size=conv_size, conv_bias=conv_bias, layer_idx=layer_idx,
+            norm_eps=norm_eps, output_gate_activation=output_gate_activation, backend=backend,
         )  # fmt: skip
-        check_heads(NAME, num_heads, self.num_v_heads)
-        self.head_k_dim, self.head_v_dim = head_dim, expanded(NAME, "expand_v", expand_v, head_dim, "head_dim")
-        self.key_dim, self.value_dim = num_heads * head_dim, self.num_v_heads * self.head_v_dim
-        self.conv_channels = (self.key_dim, self.key_dim, self.value_dim)
-
         new = {"device": device, "dtype": dtype}
         wide = {"device": device, "dtype": wide_dtype(dtype)}
         self._build_qkv(new)
@@ -132,21 +116,11 @@ class GatedDeltaNet(ConvLayer):
         self._build_convs(new)
         if use_gate:
             self.g_proj = nn.Linear(hidden_size, self.value_dim, bias=False, **new)
-            self.o_norm: nn.Module = FusedRMSNormGated(
+            self.o_norm = FusedRMSNormGated(
                 self.head_v_dim, eps=norm_eps, activation=output_gate_activation, **new)
         else:
             self.o_norm = RMSNorm(self.head_v_dim, eps=norm_eps, **wide)
         self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False, **new)
-
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew, as construction does; call it after ``to_empty`` on a meta-device layer."""
-        children: Dict[str, Any] = dict(self.named_children())
-        first = ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj")
-        for name in first:
-            children.pop(name).reset_parameters()
-        self._reset_decay()
-        for child in children.values():
-            child.reset_parameters()
 
     def _mix(self, x: torch.Tensor, call: LayerCall) -> Tuple[torch.Tensor, Optional[torch.Tensor], Any]:
         (q, k, v), conv_state = self._qkv(x, call)
@@ -160,10 +134,6 @@ class GatedDeltaNet(ConvLayer):
         )  # fmt: skip
         return o, recurrent_state, conv_state
 
-    def _output(self, x: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
-        o = self.o_norm(o, project(self.g_proj, x).view(o.shape)) if self.use_gate else self.o_norm(o)
-        return project(self.o_proj, o.reshape(*o.shape[:2], self.value_dim))
-
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
 
@@ -172,7 +142,3 @@ class GatedDeltaNet(ConvLayer):
         """
         g = fused_gdn_gate(project(self.a_proj, x), self.A_log, self.dt_bias)
         return g, beta_sigmoid(project(self.b_proj, x), self.allow_neg_eigval)
-
-    def _reset_decay(self) -> None:
-        """A uniform in (0, 16); time steps log-uniform in (0.001, 0.1), through the inverse of softplus."""
-        reset_decay(self.A_log, self.dt_bias)

@@ -1,6 +1,7 @@
 """float16 on a CPU whose PyTorch (before 2.2) has no float16 products there: computed in float32 and rounded once."""
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 __all__ = ["project", "silu"]
 
 
-def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """``linear(x)``.
+def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
+    """``linear(x)``, of an `nn.Linear`, or of an `nn.Sequential` of them.
 
     Example:
         >>> project(nn.Linear(4, 2), torch.zeros(1, 3, 4)).shape
@@ -18,6 +19,10 @@ def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """
     if not _needs_float32(x):
         return linear(x)
+    if isinstance(linear, nn.Sequential):
+        for part in linear:
+            x = project(part, x)
+        return x
     bias = None if linear.bias is None else linear.bias.float()
     return F.linear(x.float(), linear.weight.float(), bias).to(x.dtype)
 

@@ -8,7 +8,7 @@ import torch
 from myfla.layers.layer_inputs import check_positive
 from myfla.utils.errors import value_error
 
-__all__ = ["MODES", "check_heads", "check_settings", "expanded", "wide_dtype"]
+__all__ = ["MODES", "check_heads", "check_settings", "expanded", "split_heads_of", "wide_dtype"]
 
 MODES = ("chunk", "fused_recurrent")
 
@@ -64,6 +64,13 @@ def expanded(who: str, field: str, factor: Any, size: int, size_field: str) -> i
         hint = f"use {max(product, 1) / size:.6g}"
         raise value_error(who, field, f"times {size_field}={size} must be an integer", factor, hint)
     return product
+
+
+def split_heads_of(who: str, field: str, size: int, heads: int) -> int:
+    """``size / heads``, which must be an integer."""
+    if size % heads:
+        raise value_error(who, field, f"must be a multiple of num_heads={heads}", size)
+    return size // heads
 
 
 def wide_dtype(dtype: Optional[torch.dtype]) -> torch.dtype:

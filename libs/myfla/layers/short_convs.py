@@ -1,17 +1,23 @@
-"""Queries, keys and values: three projections, each behind a short convolution, or behind its activation alone."""
+"""Queries, keys and values: three projections, each behind a short convolution, or behind its activation alone.
+
+What surrounds the rule in all layers of the delta rule's family: these, the gated norm of the outputs, the last map.
+"""
 
 import warnings
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 
+from myfla.backends import check_backend
+from myfla.layers.decay import reset_decay
 from myfla.layers.half import project, silu
 from myfla.layers.layer_inputs import check_state
 from myfla.layers.recurrent_layer import LayerCall, RecurrentLayer
+from myfla.layers.settings import check_heads, check_settings, expanded
 from myfla.modules import ShortConvolution
 from myfla.modules.convolution import causal_conv1d
-from myfla.utils.errors import CacheError, message
+from myfla.utils.errors import CacheError, message, refuse_unknown
 
 __all__ = ["ConvLayer"]
 
@@ -25,14 +31,69 @@ class ConvLayer(RecurrentLayer):
     """A `RecurrentLayer` with ``q_proj``, ``k_proj``, ``v_proj`` and ``q_conv1d``, ``k_conv1d``, ``v_conv1d``.
 
     Attributes:
+        expand_v, head_dim, num_heads, key_dim, value_dim: sizes of heads, and of all heads together.
         conv_channels: channels of q, k and v.
         conv_size: taps, W.
         conv_bias: whether the convolutions have one.
+        decay_after: the part after which construction draws ``A_log`` and ``dt_bias``, if it has them.
+        A_range: see `reset_decay`.
+        o_norm, o_proj: norm and map of the outputs; a ``g_proj`` makes the norm's gate.
     """
 
+    expand_v: float
+    head_dim: int
+    num_heads: int
+    key_dim: int
+    value_dim: int
     conv_channels: Tuple[int, int, int]
     conv_size: int
     conv_bias: bool
+    decay_after: str = "b_proj"
+    A_range: Tuple[float, float] = (0.0, 16.0)
+    o_norm: nn.Module
+    o_proj: nn.Linear
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as construction does; call it after ``to_empty`` on a meta-device layer."""
+        children: Dict[str, Any] = dict(self.named_children())
+        for name, child in children.items():
+            parts: Any = child if isinstance(child, nn.Sequential) else (child,)
+            for part in parts:
+                part.reset_parameters()
+            if name == self.decay_after:
+                self._reset_decay()
+
+    def _reset_decay(self) -> None:
+        """Draw ``A_log`` and ``dt_bias``, if the layer has them."""
+        A_log, dt_bias = getattr(self, "A_log", None), getattr(self, "dt_bias", None)
+        if A_log is not None and dt_bias is not None:
+            reset_decay(A_log, dt_bias, self.A_range)
+
+    def _settle(
+        self, known: Sequence[str], unknown: Mapping[str, Any], flags: Sequence[str] = (),
+        choices: Optional[Mapping[str, Sequence[Any]]] = None, inert: Sequence[str] = ("chunk_size", "fuse_norm"),
+        **given: Any,
+    ) -> None:  # fmt: skip
+        """Set, check and complete the arguments of a layer with ``num_heads`` heads of ``head_dim``.
+
+        Args:
+            known: the constructor's keywords.
+            unknown: keywords that are none of its own; ``inert`` ones choose a kernel and not a result.
+            flags, choices: further settings that are booleans, or one of a few values.
+            **given: the arguments.
+        """
+        refuse_unknown(self.who, unknown, known, inert)
+        given["num_v_heads"] = given["num_heads"] if given["num_v_heads"] is None else given["num_v_heads"]
+        given["backend"] = check_backend(self.who, given["backend"])
+        for name, value in given.items():
+            setattr(self, name, value)
+        sizes = ("hidden_size", "head_dim", "num_heads", "num_v_heads", "conv_size")
+        check_settings(self.who, self, sizes, ("use_short_conv", "conv_bias", *flags), choices or {})
+        check_heads(self.who, self.num_heads, self.num_v_heads)
+        self.head_k_dim = self.head_dim
+        self.head_v_dim = expanded(self.who, "expand_v", self.expand_v, self.head_dim, "head_dim")
+        self.key_dim, self.value_dim = self.num_heads * self.head_k_dim, self.num_v_heads * self.head_v_dim
+        self.conv_channels = (self.key_dim, self.key_dim, self.value_dim)
 
     def _build_qkv(self, new: Any) -> None:
         """Make the projections from ``hidden_size`` to ``conv_channels``."""
@@ -91,6 +152,11 @@ class ConvLayer(RecurrentLayer):
         )  # fmt: skip
         sizes = list(self.conv_channels)
         return mixed.split(sizes, dim=-1), None if state is None else state.split(sizes, dim=1)
+
+    def _output(self, x: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+        gate = getattr(self, "g_proj", None)
+        o = self.o_norm(o) if gate is None else self.o_norm(o, project(gate, x).view(o.shape))
+        return project(self.o_proj, o.reshape(*o.shape[:2], o.shape[2] * o.shape[3]))
 
     def _convs(self) -> Any:
         return tuple(getattr(self, f"{name}_conv1d") for name in NAMES)

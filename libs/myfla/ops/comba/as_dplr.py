@@ -1,0 +1,50 @@
+"""Comba's rule as the delta rule with a diagonal-plus-low-rank transition.
+
+``e^g S + k (beta (v - S^T p))^T`` is that rule with ``a = -p``, ``b = beta k`` and keys ``beta k``.
+"""
+
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+
+from myfla.ops.common.member import check_member
+from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import value_error
+from myfla.utils.l2norm import l2norm
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: Optional[torch.Tensor], g: torch.Tensor,
+    beta: Optional[torch.Tensor], initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor],
+    l2norm_qk: bool,
+) -> Tuple[Dict[str, Any], torch.dtype]:  # fmt: skip
+    """Check the op's arguments and turn them into those of the other rule.
+
+    Args:
+        who: the op's name.
+        q, k, p: ``[B, T, H, K]``; p is k where it is None.
+        v: ``[B, T, HV, V]``.
+        g, beta: ``[B, T, HV]``; beta is 1 where it is None.
+        initial_state, cu_seqlens: as the op.
+        l2norm_qk: normalise q, k and p.
+
+    Returns:
+        keyword arguments of the rule, and the number format of the outputs.
+    """
+    per_token = {"g": (g, ()), **({} if beta is None else {"beta": (beta, ())})}
+    state = check_member(who, q, k, v, per_token, initial_state, cu_seqlens)
+    p = k if p is None else p
+    if not isinstance(p, torch.Tensor) or p.shape != k.shape or not p.is_floating_point():
+        got = tuple(p.shape) if isinstance(p, torch.Tensor) else type(p).__name__
+        raise value_error(who, "p", f"must be a floating point tensor with the shape of k, {tuple(k.shape)}", got)
+    wide, dtype = accumulation_dtype(q, k, v, p, g, beta, initial_state), q.dtype
+    q, k, p = (l2norm(x, output_dtype=wide) if l2norm_qk else x.to(wide) for x in (q, k, p))
+    group = v.shape[2] // q.shape[2]
+    if group > 1:
+        q, k, p = (x.repeat_interleave(group, 2) for x in (q, k, p))
+    g, v = g.to(wide).unsqueeze(-1), v.to(wide)
+    writes = k if beta is None else k * beta.to(wide).unsqueeze(-1)
+    given = {"q": q, "k": writes, "v": v, "a": -p, "b": writes, "gk": g.expand(*k.shape)}
+    return {**given, "initial_state": state, "cu_seqlens": cu_seqlens}, dtype

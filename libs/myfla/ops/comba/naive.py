@@ -1,0 +1,55 @@
+"""Comba's rule in its plainest form: the specification."""
+
+from typing import Optional, Tuple
+
+import torch
+
+from myfla.utils.dtypes import accumulation_dtype
+
+__all__ = ["naive_recurrent_comba"]
+
+
+def naive_recurrent_comba(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    p: torch.Tensor,
+    beta: torch.Tensor,
+    g: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """``S <- exp(g) S + k (beta (v - S^T p))^T;  o = scale S^T q``, token by token; p reads the state before it decays.
+
+    So do the paper (arXiv 2506.02475), the official kernels and the official chunk form; the official file's function
+    of this name lets p read the decayed state.
+
+    Args:
+        q, k, p: ``[B, T, H, K]``: queries, keys that write, keys that erase.
+        v: ``[B, T, H, V]``.
+        beta, g: ``[B, T, H]``: write strength, log decay; in this order, as officially.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[B, H, K, V]``, zeros by default.
+        output_final_state: return the state after the last token.
+
+    Returns:
+        o ``[B, T, H, V]`` in q's dtype, and the final state in float32 (float64 for float64 input) or None.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> naive_recurrent_comba(x, x, 3 * x, x, x[..., 0], 0 * x[..., 0])[0].flatten().tolist()
+        [3.0, 3.0]
+    """
+    dtype = accumulation_dtype(q, k, v, p, beta, g, initial_state)
+    queries, k, v, p, beta, g = (x.to(dtype) for x in (q, k, v, p, beta, g))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    state = state if initial_state is None else state + initial_state.to(dtype)
+    rows = []
+    for t in range(q.shape[1]):
+        error = v[:, t, :, None] - (p[:, t, :, :, None] * state).sum(-2, keepdim=True)
+        state = state * g[:, t, :, None, None].exp() + k[:, t, :, :, None] * (beta[:, t, :, None, None] * error)
+        rows.append((queries[:, t, :, :, None] * state).sum(-2) * scale)
+    o = torch.stack(rows, dim=1) if rows else torch.zeros_like(v)
+    return o.to(q.dtype), state if output_final_state else None

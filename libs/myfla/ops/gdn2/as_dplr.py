@@ -1,0 +1,53 @@
+"""Gated DeltaNet 2's rule as the delta rule with a diagonal-plus-low-rank transition.
+
+``diag(e^g) S + k (w * v - (diag(e^g) S)^T (b * k))^T`` is that rule with ``a = -(b * k) e^g`` (which reads the state
+before it decays), ``b = k`` and values ``w * v``.
+"""
+
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+
+from myfla.ops.common.member import check_member
+from myfla.ops.kda.gate import fused_kda_gate
+from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import value_error
+from myfla.utils.l2norm import l2norm
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, b: torch.Tensor, w: torch.Tensor,
+    initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], state_v_first: bool, l2norm_qk: bool,
+    use_gate: bool, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor], lower_bound: Optional[float],
+) -> Tuple[Dict[str, Any], torch.dtype]:  # fmt: skip
+    """Check the op's arguments and turn them into those of the other rule.
+
+    Args:
+        who: the op's name.
+        q, k: ``[B, T, H, K]``.
+        v, w: ``[B, T, HV, V]``.
+        g, b: ``[B, T, HV, K]``.
+        initial_state, cu_seqlens, state_v_first: as the op.
+        l2norm_qk, use_gate, A_log, dt_bias, lower_bound: the op's options.
+
+    Returns:
+        keyword arguments of the rule, and the number format of the outputs.
+    """
+    key, value = (x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v))
+    state = check_member(who, q, k, v, {"g": (g, (key,)), "b": (b, (key,)), "w": (w, (value,))}, initial_state,
+                         cu_seqlens, state_v_first)  # fmt: skip
+    if use_gate:
+        if A_log is None and lower_bound is None:
+            raise value_error(who, "A_log", "is required with use_gate_in_kernel=True", None, "pass A_log [HV]")
+        g = fused_kda_gate(g, A_log, dt_bias, lower_bound=lower_bound)
+    wide, dtype = accumulation_dtype(q, k, v, g, b, w, initial_state), q.dtype
+    if l2norm_qk:
+        q, k = l2norm(q, output_dtype=wide), l2norm(k, output_dtype=wide)
+    group = v.shape[2] // q.shape[2]
+    if group > 1:
+        q, k = q.repeat_interleave(group, 2), k.repeat_interleave(group, 2)
+    k, g = k.to(wide), g.to(wide)
+    given = {"q": q.to(wide), "k": k, "v": w.to(wide) * v.to(wide), "a": -(b.to(wide) * k) * g.exp(), "b": k, "gk": g}
+    return {**given, "initial_state": state, "cu_seqlens": cu_seqlens}, dtype

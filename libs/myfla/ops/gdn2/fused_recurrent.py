@@ -1,0 +1,74 @@
+"""`fused_recurrent_gdn2`: the form for decoding."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.ops.common.member import state_back
+from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
+from myfla.ops.gdn2.as_dplr import prepare
+from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import fused_recurrent_dplr_delta_rule
+
+__all__ = ["fused_recurrent_gdn2"]
+
+NAME = "fused_recurrent_gdn2"
+KEYWORDS = (
+    "q", "k", "v", "g", "b", "w", "A_log", "dt_bias", "scale", "initial_state", "output_final_state",
+    "use_qk_l2norm_in_kernel", "use_gate_in_kernel", "lower_bound", "state_v_first", "cu_seqlens",
+    "inplace_final_state", "backend",
+)  # fmt: skip
+
+
+def fused_recurrent_gdn2(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    b: torch.Tensor,
+    w: torch.Tensor,
+    A_log: Optional[torch.Tensor] = None,
+    dt_bias: Optional[torch.Tensor] = None,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    use_gate_in_kernel: bool = False,
+    lower_bound: Optional[float] = None,
+    state_v_first: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    *,
+    inplace_final_state: bool = False,
+    backend: str = "auto",
+    **legacy: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The rule of `chunk_gdn2`, one token after another; continues from a state, and trains.
+
+    Args:
+        q, k, v, g, b, w, A_log, dt_bias, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
+        use_gate_in_kernel, lower_bound, state_v_first, cu_seqlens, backend: as there.
+        inplace_final_state: write the final state over ``initial_state``; only without autograd.
+        **legacy: ``transpose_state_layout`` (old name of ``state_v_first``).
+
+    Returns:
+        o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.
+
+    Raises:
+        ValueError, BackendError, TypeError: as there.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> fused_recurrent_gdn2(x, x, 3 * x, 0 * x, x, x)[0].flatten().tolist()
+        [3.0, 3.0]
+    """
+    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    arguments, dtype = prepare(
+        NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
+        use_gate_in_kernel, A_log, dt_bias, lower_bound,
+    )  # fmt: skip
+    o, final = fused_recurrent_dplr_delta_rule(
+        **arguments, scale=scale, output_final_state=output_final_state, inplace_final_state=inplace_final_state,
+        backend=backend,
+    )  # fmt: skip
+    if inplace_final_state:
+        return o.to(dtype), final if final is None or not state_v_first else final.transpose(2, 3)
+    return state_back((o.to(dtype), final), state_v_first)

@@ -1,0 +1,52 @@
+"""Gated DeltaNet 2's rule in its plainest form: the specification."""
+
+from typing import Optional, Tuple
+
+import torch
+
+from myfla.utils.dtypes import accumulation_dtype
+
+__all__ = ["naive_recurrent_gdn2"]
+
+
+def naive_recurrent_gdn2(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    b: torch.Tensor,
+    w: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """``S <- diag(exp(g)) S;  S <- S + k (w * v - S^T (b * k))^T;  o = scale S^T q``, token by token.
+
+    Args:
+        q, k, g, b: ``[B, T, H, K]``: queries, keys, log decay, erase gate.
+        v, w: ``[B, T, H, V]``: values, write gate.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[B, H, K, V]``, zeros by default.
+        output_final_state: return the state after the last token.
+
+    Returns:
+        o ``[B, T, H, V]`` in q's dtype, and the final state in float32 (float64 for float64 input) or None.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> naive_recurrent_gdn2(x, x, 3 * x, 0 * x, x, x)[0].flatten().tolist()
+        [3.0, 3.0]
+    """
+    dtype = accumulation_dtype(q, k, v, g, b, w, initial_state)
+    queries, k, v, g, b, w = (x.to(dtype) for x in (q, k, v, g, b, w))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    state = state if initial_state is None else state + initial_state.to(dtype)
+    rows = []
+    for t in range(q.shape[1]):
+        state = state * g[:, t, :, :, None].exp()
+        erased = ((b[:, t] * k[:, t])[..., None] * state).sum(-2, keepdim=True)
+        state = state + k[:, t, :, :, None] * ((w[:, t] * v[:, t])[:, :, None] - erased)
+        rows.append((queries[:, t, :, :, None] * state).sum(-2) * scale)
+    o = torch.stack(rows, dim=1) if rows else torch.zeros_like(v)
+    return o.to(q.dtype), state if output_final_state else None

@@ -1,0 +1,124 @@
+"""The members of the delta rule's family: their ops, inputs for them, and each as a float64 token loop.
+
+A new member is a row of `MEMBERS`; every property of tests/myfla/ops/test_family.py then holds it.
+"""
+
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+
+import torch
+
+from myfla.ops.comba import chunk_comba, fused_recurrent_comba
+from myfla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
+from myfla.ops.gated_delta_product import chunk_gated_delta_product, fused_recurrent_gated_delta_product
+from myfla.ops.gdn2 import chunk_gdn2, fused_recurrent_gdn2
+
+
+class Member(NamedTuple):
+    """A member's two forms, and what it is given."""
+
+    chunk: Callable[..., Any]
+    recurrent: Callable[..., Any]
+    inputs: Tuple[str, ...]  # names of tensors beside q, k, v, from `SHAPES`
+    steps: int = 1  # steps of the rule for each token
+    grouped: bool = True  # takes more value heads than query heads
+    options: Tuple[Tuple[str, Any], ...] = ()
+    renamed: Tuple[Tuple[str, str], ...] = ()  # of the recurrent form: (its name, the chunk form's name)
+    l2norm: bool = True  # takes use_qk_l2norm_in_kernel
+    corrects: bool = True  # has the delta rule's correction
+
+
+MEMBERS: Dict[str, Member] = {
+    "delta_rule": Member(chunk_delta_rule, fused_recurrent_delta_rule, ("beta",)),
+    "gated_delta_product": Member(
+        chunk_gated_delta_product, fused_recurrent_gated_delta_product, ("g", "beta"), steps=3,
+        options=(("num_householder", 3),)),
+    "comba": Member(chunk_comba, fused_recurrent_comba, ("p", "g", "beta")),
+    "gdn2": Member(chunk_gdn2, fused_recurrent_gdn2, ("gk", "b", "w")),
+}
+
+
+def inputs(
+    name: str, batch: int = 2, tokens: int = 37, heads: int = 2, value_heads: int = 2, key: int = 8, value: int = 12,
+    decay: float = 1.0, dtype: torch.dtype = torch.float64, seed: int = 0,
+) -> Dict[str, torch.Tensor]:  # fmt: skip
+    """Random arguments of a member's chunk form, by name; keys have length one."""
+    torch.manual_seed(seed)
+    steps = MEMBERS[name].steps
+    long = tokens * steps
+    made: Dict[str, torch.Tensor] = {
+        "q": torch.randn(batch, tokens, heads, key, dtype=torch.float64),
+        "k": torch.nn.functional.normalize(torch.randn(batch, long, heads, key, dtype=torch.float64), dim=-1),
+        "v": torch.randn(batch, long, value_heads, value, dtype=torch.float64),
+    }
+    shapes = {
+        "beta": lambda: torch.rand(batch, long, value_heads, dtype=torch.float64),
+        "g": lambda: -decay * torch.rand(batch, tokens, value_heads, dtype=torch.float64),
+        "gk": lambda: -decay * torch.rand(batch, tokens, value_heads, key, dtype=torch.float64),
+        "p": lambda: torch.nn.functional.normalize(torch.randn(batch, tokens, heads, key, dtype=torch.float64), dim=-1),
+        "b": lambda: torch.rand(batch, tokens, value_heads, key, dtype=torch.float64),
+        "w": lambda: torch.rand(batch, tokens, value_heads, value, dtype=torch.float64),
+    }
+    for part in MEMBERS[name].inputs:
+        made["g" if part == "gk" else part] = shapes[part]()
+    return {part: x.to(dtype) for part, x in made.items()}
+
+
+def run(name: str, form: str, given: Dict[str, torch.Tensor], **more: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+    """A member's form ``chunk`` or ``recurrent``; always with the final state."""
+    member = MEMBERS[name]
+    named = dict(given)
+    if form == "recurrent":
+        for theirs, ours in member.renamed:
+            named[theirs] = named.pop(ours)
+    op = member.chunk if form == "chunk" else member.recurrent
+    return op(**named, **dict(member.options), output_final_state=True, **more)
+
+
+def truth(
+    name: str, given: Dict[str, torch.Tensor], initial_state: Optional[torch.Tensor] = None,
+    cu_seqlens: Optional[torch.Tensor] = None, scale: Optional[float] = None, l2norm: bool = False,
+) -> Tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The member's equations, one token after another, in float64.
+
+    ``S <- diag(e^g) S``, then for each step ``S <- S + k (write * v - strength * S^T erase)^T``; ``o = scale S^T q``.
+    With ``p``, what is read is the state before it decays.
+    """
+    x = {part: tensor.double() for part, tensor in given.items()}
+    steps, group = MEMBERS[name].steps, x["v"].shape[2] // x["q"].shape[2]
+    if l2norm:
+        for part in ("q", "k", "p"):
+            if part in x:
+                x[part] = x[part] / (x[part].square().sum(-1, keepdim=True) + 1e-6).sqrt()
+    q, k = (x[part].repeat_interleave(group, 2) for part in ("q", "k"))
+    erase, strength, write = k, torch.ones_like(x["v"][..., :1]), torch.ones_like(x["v"])
+    if "p" in x:
+        erase = x["p"].repeat_interleave(group, 2)
+    if "beta" in x:
+        strength = x["beta"].unsqueeze(-1)
+        write = strength.expand_as(x["v"])
+    if "b" in x:
+        erase, write = x["b"] * k, x["w"]
+    g = x.get("g", torch.zeros_like(x["v"][:, ::steps, :, 0]))
+    g = g.unsqueeze(-1) if g.dim() == 3 else g
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    rows = [(i, 0, q.shape[1]) for i in range(q.shape[0])]
+    if cu_seqlens is not None:
+        offsets = [int(o) for o in cu_seqlens]
+        rows = [(0, start, stop) for start, stop in zip(offsets[:-1], offsets[1:])]
+    outputs, finals = [], []
+    corrects = MEMBERS[name].corrects
+    for n, (row, start, stop) in enumerate(rows):
+        state = q.new_zeros(q.shape[2], q.shape[3], x["v"].shape[3])
+        state = state if initial_state is None else initial_state[n].double()
+        for t in range(start, stop):
+            before = state
+            state = g[row, t].exp().unsqueeze(-1) * state
+            for j in range(t * steps, (t + 1) * steps):
+                read = torch.einsum("hkv,hk->hv", before if "p" in x else state, erase[row, j]) if corrects else 0
+                new = write[row, j] * x["v"][row, j] - strength[row, j] * read
+                state = state + k[row, j].unsqueeze(-1) * new.unsqueeze(1)
+            outputs.append(scale * torch.einsum("hkv,hk->hv", state, q[row, t]))
+        finals.append(state)
+    shape = (*q.shape[:3], x["v"].shape[3])
+    o = torch.stack(outputs).view(shape) if outputs else q.new_zeros(shape)
+    return o, torch.stack(finals)
