@@ -5,6 +5,8 @@ from typing import Any, Callable, Dict
 
 import torch
 
+import family
+import family_layers
 import gdn_layer
 import rwkv7_layers
 from myfla import modules
@@ -15,8 +17,11 @@ from myfla.models.utils import Cache
 from myfla.modules import convolution, norm
 from myfla.modules.token_shift import token_shift
 from myfla.ops import utils as index
+from myfla.ops.comba import naive_recurrent_comba
 from myfla.ops.gated_delta_rule import naive_chunk_gated_delta_rule, naive_recurrent_gated_delta_rule
+from myfla.ops.gdn2 import naive_recurrent_gdn2
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
+from myfla.ops.kda import fused_kda_gate
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7
 from small_encoders import small
 from small_models import VOCABULARY, small_model
@@ -90,6 +95,36 @@ def _dplr(function):
                     initial_state=op_state("rwkv7_chunk", 2), output_final_state=True)
 
     return Call(lambda dtype: function, arguments)
+
+
+def _member(name, form, **sizes):
+    """A member of the family, in one of its forms; float32."""
+    def arguments():
+        given = family.inputs(name, tokens=5, dtype=torch.float32, **sizes)
+        if form == "recurrent":
+            given.update({theirs: given.pop(ours) for theirs, ours in family.MEMBERS[name].renamed})
+        rows = 3 if "batch" in sizes else 2
+        return {**given, **dict(family.MEMBERS[name].options), "initial_state": _draw(rows, 2, 8, 12),
+                "output_final_state": True, "cu_seqlens": CU if "batch" in sizes else None}
+
+    return Call(lambda dtype: getattr(family.MEMBERS[name], form), arguments)
+
+
+def _naive_member(name, function):
+    def arguments():
+        given = family.inputs(name, tokens=5, dtype=torch.float32)
+        return {**given, "scale": 0.5, "initial_state": _draw(2, 2, 8, 12), "output_final_state": True}
+
+    return Call(lambda dtype: function, arguments)
+
+
+def _family_layer(name):
+    def make(dtype):
+        layer = family_layers.build(name, torch.float32).to(dtype)  # the same parameters in every format
+        return lambda hidden_states, attention_mask, cu_seqlens: layer(
+            hidden_states, attention_mask=attention_mask, cu_seqlens=cu_seqlens)[0]
+
+    return Call(make, lambda: dict(hidden_states=_draw(2, 5, family_layers.D), attention_mask=MASK, cu_seqlens=None))
 
 
 def _fused_mul():
@@ -220,6 +255,13 @@ SUBJECTS: Dict[str, Call] = {
     "RWKV7FeedForward": _module(lambda: RWKV7FeedForward(8, layer_idx=0, num_hidden_layers=2), "x",
                                 attention_mask=MASK),
     "token_shift": _plain(token_shift, x=_draw(1, 5, 8), cu_seqlens=CU),
+    **{getattr(member, form).__name__: _member(name, form)
+       for name, member in family.MEMBERS.items() for form in ("chunk", "recurrent")},
+    **{f"{name}_packed": _member(name, "chunk", batch=1) for name in family.MEMBERS},
+    "naive_recurrent_comba": _naive_member("comba", naive_recurrent_comba),
+    "naive_recurrent_gdn2": _naive_member("gdn2", naive_recurrent_gdn2),
+    "fused_kda_gate": _plain(fused_kda_gate, g=_draw(2, 5, 2, 4), A_log=_draw(2), dt_bias=_draw(8)),
+    **{name: _family_layer(name) for name in family_layers.ALL},
     "GatedDeltaNet": Call(_gdn_layer, lambda: dict(
         hidden_states=_draw(2, 5, gdn_layer.D), attention_mask=MASK, cu_seqlens=None)),
     "RWKV7Attention": Call(_rwkv7_layer, lambda: dict(

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import torch
 
+import family_layers
 import gdn_layer
 import rwkv7_layers
 from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
@@ -114,6 +115,16 @@ def _gdn(dtype, **flags):
     return Subject(gdn_layer.D, call, layer, dtype)
 
 
+def _family(dtype, name):
+    layer = family_layers.build(name, dtype)
+
+    def call(x, cache, mask, cu):
+        y, _, cache = layer(x, attention_mask=mask, past_key_values=cache, use_cache=True, cu_seqlens=cu)
+        return y, cache
+
+    return Subject(family_layers.D, call, layer, dtype)
+
+
 def _rwkv7(dtype, index):
     layer = rwkv7_layers.build(index, dtype=dtype).eval()
 
@@ -167,6 +178,7 @@ LAYERS: Dict[str, Callable[[torch.dtype], Subject]] = {
     "rwkv7_first": lambda dtype: _rwkv7(dtype, 0),
     "rwkv7_later": lambda dtype: _rwkv7(dtype, 1),
     "rwkv7_ffn": _feed_forward,
+    **{name: lambda dtype, name=name: _family(dtype, name) for name in family_layers.ALL},
 }
 ENCODERS: Dict[str, Callable[[torch.dtype], Subject]] = {
     "gated_deltanet": lambda dtype: _encoder("gated_deltanet", dtype),

@@ -7,9 +7,8 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.member import check_member
+from myfla.ops.common.member import check_like, check_member
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.errors import value_error
 from myfla.utils.l2norm import l2norm
 
 __all__ = ["prepare"]
@@ -36,9 +35,7 @@ def prepare(
     per_token = {"g": (g, ()), **({} if beta is None else {"beta": (beta, ())})}
     state = check_member(who, q, k, v, per_token, initial_state, cu_seqlens)
     p = k if p is None else p
-    if not isinstance(p, torch.Tensor) or p.shape != k.shape or not p.is_floating_point():
-        got = tuple(p.shape) if isinstance(p, torch.Tensor) else type(p).__name__
-        raise value_error(who, "p", f"must be a floating point tensor with the shape of k, {tuple(k.shape)}", got)
+    check_like(who, "p", p, "k", k)
     wide, dtype = accumulation_dtype(q, k, v, p, g, beta, initial_state), q.dtype
     q, k, p = (l2norm(x, output_dtype=wide) if l2norm_qk else x.to(wide) for x in (q, k, p))
     group = v.shape[2] // q.shape[2]

@@ -4,7 +4,9 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops.common.member import check_like, check_member
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.tensors import check_scale
 
 __all__ = ["naive_recurrent_comba"]
 
@@ -41,9 +43,12 @@ def naive_recurrent_comba(
         >>> naive_recurrent_comba(x, x, 3 * x, x, x[..., 0], 0 * x[..., 0])[0].flatten().tolist()
         [3.0, 3.0]
     """
+    who = "naive_recurrent_comba"
+    check_member(who, q, k, v, {"beta": (beta, ()), "g": (g, ())}, initial_state, None, grouped=False)
+    check_like(who, "p", p, "k", k)
     dtype = accumulation_dtype(q, k, v, p, beta, g, initial_state)
     queries, k, v, p, beta, g = (x.to(dtype) for x in (q, k, v, p, beta, g))
-    scale = q.shape[3] ** -0.5 if scale is None else scale
+    scale = check_scale(who, scale, q.shape[3])
     state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
     state = state if initial_state is None else state + initial_state.to(dtype)
     rows = []

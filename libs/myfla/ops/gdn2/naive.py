@@ -4,7 +4,9 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops.common.member import check_like, check_member
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.tensors import check_scale
 
 __all__ = ["naive_recurrent_gdn2"]
 
@@ -37,9 +39,13 @@ def naive_recurrent_gdn2(
         >>> naive_recurrent_gdn2(x, x, 3 * x, 0 * x, x, x)[0].flatten().tolist()
         [3.0, 3.0]
     """
+    who = "naive_recurrent_gdn2"
+    check_member(who, q, k, v, {}, initial_state, None, grouped=False)
+    for name, x, like, of in (("g", g, "k", k), ("b", b, "k", k), ("w", w, "v", v)):
+        check_like(who, name, x, like, of)
     dtype = accumulation_dtype(q, k, v, g, b, w, initial_state)
     queries, k, v, g, b, w = (x.to(dtype) for x in (q, k, v, g, b, w))
-    scale = q.shape[3] ** -0.5 if scale is None else scale
+    scale = check_scale(who, scale, q.shape[3])
     state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
     state = state if initial_state is None else state + initial_state.to(dtype)
     rows = []

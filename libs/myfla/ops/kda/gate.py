@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_tensor
 
 __all__ = ["fused_kda_gate", "naive_kda_gate", "naive_kda_lowerbound_gate"]
 
@@ -36,6 +38,7 @@ def naive_kda_gate(
         >>> naive_kda_gate(torch.zeros(1, 1), torch.zeros(1))
         tensor([[-0.6931]])
     """
+    _check("naive_kda_gate", g, A_log, dt_bias)
     dtype = accumulation_dtype(g, A_log, dt_bias)
     decay = -A_log.to(dtype).exp().reshape(-1, 1) * F.softplus(_biased(g, dt_bias, dtype))
     return decay if output_dtype is None else decay.to(output_dtype)
@@ -64,6 +67,9 @@ def naive_kda_lowerbound_gate(
         >>> naive_kda_lowerbound_gate(torch.zeros(1, 1))
         tensor([[-2.5000]])
     """
+    _check("naive_kda_lowerbound_gate", g, A_log, dt_bias)
+    if not isinstance(lower_bound, (int, float)) or not lower_bound < 0:
+        raise value_error("naive_kda_lowerbound_gate", "lower_bound", "must be a negative number", lower_bound)
     dtype = accumulation_dtype(g, A_log, dt_bias)
     x = _biased(g, dt_bias, dtype)
     x = x if A_log is None else A_log.to(dtype).exp().reshape(-1, 1) * x
@@ -87,10 +93,23 @@ def fused_kda_gate(
     if lower_bound is not None:
         return naive_kda_lowerbound_gate(g, A_log, dt_bias, lower_bound, output_dtype)
     if A_log is None:
-        raise ValueError("fused_kda_gate: A_log is required without lower_bound; got None; pass A_log [H]")
+        raise value_error("fused_kda_gate", "A_log", "is required without lower_bound", None, "pass A_log [H]")
     return naive_kda_gate(g, A_log, dt_bias, output_dtype)
 
 
 def _biased(g: torch.Tensor, dt_bias: Optional[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """``g + dt_bias [H * K]``, ``[..., H, K]``."""
     return g.to(dtype) if dt_bias is None else g.to(dtype) + dt_bias.to(dtype).view(g.shape[-2:])
+
+
+def _check(who: str, g: torch.Tensor, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor]) -> None:
+    check_tensor(who, "g", g)
+    if g.dim() < 2 or not g.is_floating_point():
+        raise value_error(who, "g", "must be floating point, of shape [..., H, K]", f"{g.dtype} {tuple(g.shape)}")
+    heads, key = g.shape[-2:]
+    for name, x, size in (("A_log", A_log, heads), ("dt_bias", dt_bias, heads * key)):
+        if x is None:
+            continue
+        check_tensor(who, name, x, g, "g")
+        if x.numel() != size or not x.is_floating_point():
+            raise value_error(who, name, f"must hold {size} floating point numbers", f"{x.dtype} {tuple(x.shape)}")
