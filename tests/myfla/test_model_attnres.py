@@ -3,7 +3,7 @@
 import torch
 
 from myfla.models import GatedDeltaNetConfig, GatedDeltaNetModel
-from myfla.models.gated_deltanet.attnres import attnres
+from myfla.models.attnres import attnres
 from myfla.testing import assert_close, cases, raises
 from small_models import prompt, small_config, small_model
 
