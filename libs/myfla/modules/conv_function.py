@@ -31,7 +31,7 @@ def conv_rows(
         ``[B, T, D]`` in the number format of x.
     """
     if tracing():
-        return _formula(x, weight, bias, residual, state, activation, heads)
+        return formula(x, weight, bias, residual, state, activation, heads)
     if records(x, weight, bias, residual, state):
         return CausalConv1dFunction.apply(x, weight, bias, residual, state, activation, heads)
     # Without autograd's bookkeeping, which costs more than the arithmetic of one token.
@@ -53,8 +53,8 @@ class CausalConv1dFunction(torch.autograd.Function):
         x, weight, bias, residual, state, z = ctx.saved_tensors
         needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
-            formula = functools.partial(_formula, activation=ctx.activation, heads=ctx.heads)
-            return backward_through(formula, [x, weight, bias, residual, state], needs, [dy]) + (None, None)
+            plain = functools.partial(formula, activation=ctx.activation, heads=ctx.heads)
+            return backward_through(plain, [x, weight, bias, residual, state], needs, [dy]) + (None, None)
         kind = accumulation_dtype(x, weight, bias, residual, state)
         wanted = Needs(needs[0], needs[1], needs[2], needs[4])
         found = backward(dy.to(kind), z, *_widen(x, weight, state, kind), heads=ctx.heads, needs=wanted)
@@ -95,7 +95,7 @@ def _forward(x, weight, bias, residual, state, activation, heads, keep):
     return y.to(x.dtype), z if keep else None
 
 
-def _formula(x, weight, bias, residual, state, activation, heads):
+def formula(x, weight, bias, residual, state, activation, heads):
     """`_forward` in plain operations, for second derivatives and for those who record (`myfla.utils.tracing`)."""
     kind = accumulation_dtype(x, weight, bias, residual, state)
     rows, past = x.to(kind), _history(state, kind)

@@ -5,7 +5,9 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.modules.conv_function import conv_rows
+from myfla.modules.conv_native import conv_kernels, conv_native, final_state_native
 from myfla.modules.conv_taps import Heads, heads_of
+from myfla.utils.autograd import records
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.rows import from_rows, to_rows
 from myfla.utils.tensors import check_size, check_tensor
@@ -82,6 +84,10 @@ def run(
     shape, D = x.shape, weight.shape[0]
     x = x.reshape(x.shape[0], x.shape[1], D)
     residual = None if residual is None else residual.reshape(x.shape)
+    kernels = conv_kernels(weight, x, bias, residual, state)
+    if kernels is not None:
+        y = conv_native(kernels, x, weight, bias, residual, state, activation, cu_seqlens).reshape(shape)
+        return y, _final_state(x, weight.shape[1], state, cu_seqlens, count) if output_final_state else None
     rows, rest, heads, past = x, residual, None, state
     if cu_seqlens is not None and tracing(x):
         rest = None if residual is None else to_rows(residual, cu_seqlens)
@@ -145,6 +151,11 @@ def step(
         rest = residual.reshape(rows.shape)
     weight = check_weight(who, weight)
     check(who, rows, weight, bias, rest, cache, activation, None, "cache")
+    kernels = None if records(x, weight, bias, residual, cache) else conv_kernels(weight, x, bias, residual, cache)
+    if kernels is not None:
+        kind = x.dtype if cache is None else cache.dtype
+        y, moved = kernels.conv_forward(rows, weight, bias, rest, cache, activation is not None, final=kind)
+        return y.reshape(x.shape), moved
     y = conv_rows(rows, weight, bias, rest, cache, activation, None)
     if cache is None:
         cache = rows.new_zeros(rows.shape[0], *weight.shape)
@@ -258,6 +269,10 @@ def _final_state(
     x: torch.Tensor, width: int, state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], count: int
 ) -> torch.Tensor:
     T, D = x.shape[1:]
+    if not records(x, state):
+        kernels = conv_kernels(x.new_empty(D, width), x, state)
+        if kernels is not None:
+            return final_state_native(kernels, x, width, state, cu_seqlens, x.dtype)
     old = x.new_zeros(count, D, width) if state is None else state.to(x.dtype)
     if cu_seqlens is None and tracing():
         return torch.cat([old, x.transpose(1, 2)], -1)[:, :, -width:].contiguous()

@@ -3,7 +3,8 @@
 `myfla` calls them inside its own autograd functions, after its own checks; see `myfla.utils.native`.
 """
 
-from myfla_native.library import INTERFACE, level
+from myfla_native.convolution import MOST_TAPS, conv_backward, conv_forward
+from myfla_native.library import INTERFACE, level, set_level
 
 __version__ = "0.1.0"
-__all__ = ["INTERFACE", "level"]
+__all__ = ["INTERFACE", "MOST_TAPS", "conv_backward", "conv_forward", "level", "set_level"]

@@ -1,0 +1,30 @@
+/* Causal depthwise convolution: z[t] = bias + sum_s tap[s] x[t-s], y = act(z) + residual; D channels, W taps. */
+#ifndef MN_CONV_H
+#define MN_CONV_H
+
+#include "common/pick.h"
+#include "common/sequences.h"
+
+enum { MN_MOST_TAPS = 16, MN_CONV_BLOCK = 32 };
+
+typedef struct {
+    mn_sequences sequences;
+    mn_rows x, dy, residual; /* residual.data and state may be NULL */
+    const void *state;       /* [N, D, W], the inputs before the first token, newest last */
+    int state_dtype, silu;
+    int64_t tokens, D, W;
+    const float *taps; /* [W, D], tap s in row s: that of the input s tokens back */
+    const float *bias; /* [D] or NULL */
+    void *y;           /* [tokens, D] in the format of x; in the backward pass dx, or NULL */
+    void *final;       /* [N, D, W] in the format `final_dtype` */
+    int final_dtype;
+    float *partial; /* backward: [blocks, W + 1, D], gradients of the taps and of the bias from each block */
+    int64_t block;  /* tokens in one, a multiple of MN_CONV_BLOCK */
+    float *dstate;  /* backward: [N, D, W] or NULL */
+} mn_conv;
+
+MN_KERNEL(conv_forward, (const mn_conv *a, int64_t begin, int64_t end, int slot))
+MN_KERNEL(conv_state, (const mn_conv *a, int64_t begin, int64_t end, int slot))
+MN_KERNEL(conv_backward, (const mn_conv *a, int64_t begin, int64_t end, int slot))
+
+#endif

@@ -1,0 +1,29 @@
+/* Norms over groups of channels, with an output gate:
+ *     unit = (h - mean) * rstd,  rstd = 1 / sqrt(sum((h - mean)^2) / divisor + eps),  n = unit * weight + bias,  y = n * act(g)
+ * D channels a row in `groups` groups of d; the divisor is d, or 1 for rows of length one. */
+#ifndef MN_NORM_H
+#define MN_NORM_H
+
+#include "common/pick.h"
+
+enum { MN_NO_GATE = 0, MN_SILU = 1, MN_SIGMOID = 2, MN_NORM_BLOCKS = 128 };
+
+typedef struct {
+    const void *h, *g, *dy; /* [rows, D] by a stride of rows; g may be NULL */
+    int64_t h_row, g_row, dy_row;
+    int h_dtype, g_dtype, dy_dtype, y_dtype;
+    const float *weight, *bias; /* [D] or NULL */
+    int64_t rows, D, groups;
+    float eps, divisor;
+    int centred, gate;
+    float *mean, *rstd; /* [rows, groups]; mean only where centred */
+    void *y;            /* forward: [rows, D]; backward: the gradient of h in its format, or NULL */
+    void *dg;           /* the gradient of g in its format, or NULL */
+    float *partial;     /* backward: [blocks, 2, D], gradients of weight and bias from each block, or NULL */
+    int64_t block;      /* rows in one */
+} mn_norm;
+
+MN_KERNEL(norm_forward, (const mn_norm *a, int64_t begin, int64_t end, int slot))
+MN_KERNEL(norm_backward, (const mn_norm *a, int64_t begin, int64_t end, int slot))
+
+#endif
