@@ -48,7 +48,7 @@ def test_who_watches_plain_operations_sees_them(native, who):
         assert door.native(x) is None
         return x * 2
 
-    x, word = torch.ones(2), {"torch.func": "torch.func", "forward mode": "forward-mode", "jit": "jit",
+    x, word = torch.ones(2), {"torch.func": "torch.func", "forward mode": "forward-mode", "jit": "records",
                               "dispatch mode": "dispatch mode"}[who]  # fmt: skip
     if who == "torch.func":
         pytest.importorskip("torch.func").vmap(look)(x)

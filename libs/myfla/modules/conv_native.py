@@ -1,7 +1,7 @@
 """The short convolution by the compiled CPU kernels (`myfla.utils.native`), under autograd."""
 
 import functools
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 
@@ -78,7 +78,7 @@ class _Conv(torch.autograd.Function):
         )
 
 
-def _formula(x, weight, bias, residual, state, activation, cu_seqlens) -> Tuple[torch.Tensor, ...]:
+def _formula(x, weight, bias, residual, state, activation, cu_seqlens):
     """In plain operations, for second derivatives."""
     if cu_seqlens is None:
         return formula(x, weight, bias, residual, state, activation, None)

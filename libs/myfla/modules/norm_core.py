@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from myfla.modules.blocks import blocks
+from myfla.modules.norm_native import norm_native
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.native import native
 from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
 
@@ -50,8 +52,11 @@ def normalise(
     total, carried = _add(x, residual, residual_in_fp32)
     settings = Settings(eps, centred, groups, activation, x.dtype)
     gate = None if gate is None else gate.reshape(x.shape)
+    kernels = native(total, gate, weight, bias)
     if gate is None and centred and groups == 1 and _one_format(x.dtype, total, weight, bias):
         y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)  # torch's own is one pass over memory
+    elif kernels is not None and total.numel():
+        y = norm_native(kernels, total, gate, weight, bias, settings, _formula)
     elif tracing():
         y = _formula(total, gate, weight, bias, settings)
     elif records(total, gate, weight, bias):

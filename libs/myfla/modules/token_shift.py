@@ -6,6 +6,7 @@ import torch
 
 from myfla.utils.autograd import backward_through
 from myfla.utils.errors import value_error
+from myfla.utils.native import native
 from myfla.utils.rows import from_rows, to_rows
 from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
@@ -59,10 +60,13 @@ def token_shift(
         check_tensor("token_shift", "cache", cache, x)
     if cache is not None and tuple(cache.shape) != (rows, width):
         raise value_error("token_shift", "cache", f"must have shape [N, D] = {(rows, width)}", tuple(cache.shape))
+    kernels = native(x, cache)
     if tracing(x):
         delta, last = _formula(x, cu_seqlens, cache)
     elif torch.is_grad_enabled():
         delta, last = TokenShift.apply(x, cu_seqlens, cache, output_cache, chunk_indices)
+    elif kernels is not None:
+        delta, last = kernels.shift_forward(x, cache, cu_seqlens)
     else:
         delta, last = _forward(x, cache, None if cu_seqlens is None else _ends(cu_seqlens), rows)
     return (delta, last) if output_cache else delta
@@ -89,7 +93,10 @@ class TokenShift(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, cu_seqlens=None, cache=None, output_cache=False, chunk_indices=None):
-        ctx.cu_seqlens = cu_seqlens
+        ctx.cu_seqlens, ctx.kernels = cu_seqlens, native(x, cache)
+        if ctx.kernels is not None:
+            ctx.cache_dtype = None if cache is None else cache.dtype
+            return ctx.kernels.shift_forward(x, cache, cu_seqlens)
         ctx.ends = None if cu_seqlens is None else _ends(cu_seqlens)
         ctx.cache_dtype = None if cache is None else cache.dtype
         rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
@@ -99,6 +106,9 @@ class TokenShift(torch.autograd.Function):
     def backward(ctx, d_delta, d_last):
         if torch.is_grad_enabled():
             return _again(ctx, d_delta, d_last)
+        if ctx.kernels is not None:
+            dx, d_cache = ctx.kernels.shift_backward(d_delta, d_last, ctx.cu_seqlens, ctx.cache_dtype is not None)
+            return dx, None, None if d_cache is None else _to(d_cache, ctx.cache_dtype), None, None
         dx = torch.empty_like(d_delta, memory_format=torch.contiguous_format)
         torch.sub(d_delta[:, 1:], d_delta[:, :-1], out=dx[:, :-1])
         if ctx.ends is None:

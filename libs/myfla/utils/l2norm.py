@@ -1,12 +1,13 @@
 """Normalise the last axis to unit length, with the small number inside the root as the official kernels have it."""
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
 from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.native import native
 from myfla.utils.tensors import check_tensor
 from myfla.utils.tracing import tracing
 
@@ -19,6 +20,10 @@ def l2norm_fwd(
     Returns:
         ``y`` shaped as ``x``, and ``rstd [...]``, the factor of each row, in float32 (float64 for float64).
     """
+    kernels = _kernels(x, output_dtype)
+    if kernels is not None:
+        y, rstd = _unit_length(kernels, x, eps, output_dtype)
+        return y, rstd.view(x.shape[:-1])
     wide = x.to(accumulation_dtype(x))
     rstd = _rstd(wide, eps)
     return (wide * rstd).to(output_dtype or x.dtype), rstd.squeeze(-1)
@@ -66,6 +71,9 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
     if tracing():
         return _formula(x, eps, output_dtype or x.dtype)
     if not (torch.is_grad_enabled() and x.requires_grad):
+        kernels = _kernels(x, output_dtype)
+        if kernels is not None:
+            return _unit_length(kernels, x, eps, output_dtype)[0]
         kind = accumulation_dtype(x)
         wide = x if x.dtype is kind else x.to(kind)
         y, kind = wide * _rstd(wide, eps), output_dtype or x.dtype
@@ -89,13 +97,31 @@ def _rstd(x: torch.Tensor, eps: float) -> torch.Tensor:
     return length.mul_(length).add_(eps).rsqrt_()
 
 
+def _kernels(x: torch.Tensor, output_dtype: Optional[torch.dtype]) -> Any:
+    """The compiled kernels, where they can compute this."""
+    return native(x) if x.numel() and output_dtype is not torch.float64 else None
+
+
+def _unit_length(
+    kernels: Any, x: torch.Tensor, eps: float, output_dtype: Optional[torch.dtype]
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """y shaped as x, and rstd ``[rows, 1]``."""
+    dtype = output_dtype or x.dtype
+    y, _, rstd = kernels.norm_forward(x, None, None, None, eps, 1, False, None, dtype, unit_length=True)
+    return y, rstd
+
+
 class _L2Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, eps, output_dtype):
+        ctx.eps, ctx.output_dtype, ctx.kernels = eps, output_dtype or x.dtype, _kernels(x, output_dtype)
+        if ctx.kernels is not None:
+            y, rstd = _unit_length(ctx.kernels, x, eps, output_dtype)
+            ctx.save_for_backward(x, rstd)
+            return y
         wide = x.to(accumulation_dtype(x))
         rstd = _rstd(wide, eps)
         ctx.save_for_backward(x, rstd)
-        ctx.eps, ctx.output_dtype = eps, output_dtype or x.dtype
         return (wide * rstd).to(ctx.output_dtype)
 
     @staticmethod
@@ -103,6 +129,10 @@ class _L2Norm(torch.autograd.Function):
         x, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             return backward_through(lambda t: _formula(t, ctx.eps, ctx.output_dtype), [x], [True], [dy]) + (None, None)
+        if ctx.kernels is not None:
+            dx, _, _ = ctx.kernels.norm_backward(
+                dy, x, None, None, None, None, rstd, None, dparameters=False, unit_length=True)
+            return dx, None, None
         wide, dy = x.to(rstd.dtype), dy.to(rstd.dtype)
         # One factor at a time: the cube of rstd alone overflows for short vectors and underflows for long ones.
         along = (dy * wide).sum(-1, keepdim=True).mul_(rstd).mul_(rstd).mul_(rstd)

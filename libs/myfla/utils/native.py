@@ -23,7 +23,6 @@ INTERFACE = 1
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = (torch.Tensor, nn.Parameter)
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)  # came with PyTorch 2.0
-_jit = torch._C._get_tracing_state
 
 
 def native(*tensors: Optional[torch.Tensor]) -> Any:
@@ -91,8 +90,6 @@ def _watched() -> Optional[str]:
     """Who wants to see plain operations: they would not see what a compiled kernel does."""
     if tracing():
         return "a compiler, an exporter or a transform of torch.func records this call"
-    if _jit() is not None:
-        return "torch.jit.trace records this call"
     if _modes is not None and _modes():
         return "a torch dispatch mode watches this call"
     if forward_ad._current_level >= 0:

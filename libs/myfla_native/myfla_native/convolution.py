@@ -44,7 +44,7 @@ def conv_forward(
     """
     B, T, D = x.shape
     W = weight.shape[1]
-    x, weight, offsets = rows(x), weight.contiguous(), _offsets(cu_seqlens)
+    x, weight, offsets = rows(x), weight.contiguous(), offsets_of(cu_seqlens)
     residual = None if residual is None else rows(residual)
     state = None if state is None else state.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -52,8 +52,8 @@ def conv_forward(
     out = x.new_empty((B, T, D)) if y else None
     last = None if final is None else x.new_empty((N, D, W), dtype=final)
     _forward(
-        *_rows(x), *_rows(residual), *_typed(weight), *_typed(bias), *_typed(state), pointer(offsets), N, T, D, W, silu,
-        pointer(out), pointer(last), 0 if final is None else DTYPES[final], threads(),
+        *of_rows(x), *of_rows(residual), *typed(weight), *typed(bias), *typed(state), pointer(offsets), N, T, D, W,
+        silu, pointer(out), pointer(last), 0 if final is None else DTYPES[final], threads(),
     )  # fmt: skip
     return out, last
 
@@ -81,7 +81,7 @@ def conv_backward(
     """
     B, T, D = x.shape
     W = weight.shape[1]
-    x, dy, weight, offsets = rows(x), rows(dy), weight.contiguous(), _offsets(cu_seqlens)
+    x, dy, weight, offsets = rows(x), rows(dy), weight.contiguous(), offsets_of(cu_seqlens)
     bias = None if bias is None else bias.contiguous()
     state = None if state is None else state.contiguous()
     N = B if offsets is None else offsets.shape[0] - 1
@@ -89,7 +89,7 @@ def conv_backward(
     of_state = x.new_zeros((N, D, W), dtype=torch.float32) if dstate else None
     of_taps = x.new_empty((W + 1, D), dtype=torch.float32)
     _backward(
-        *_rows(x), *_rows(dy), *_typed(weight), *_typed(bias), *_typed(state), pointer(offsets), N, T, D, W, silu,
+        *of_rows(x), *of_rows(dy), *typed(weight), *typed(bias), *typed(state), pointer(offsets), N, T, D, W, silu,
         pointer(of_x), pointer(of_taps), pointer(of_state), threads(),
     )  # fmt: skip
     return of_x, of_taps[:W].flip(0).t(), of_taps[W], of_state
@@ -100,13 +100,13 @@ def rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _rows(x: Optional[torch.Tensor]) -> Tuple:
+def of_rows(x: Optional[torch.Tensor]) -> Tuple:
     return (None, 0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1), DTYPES[x.dtype])
 
 
-def _typed(x: Optional[torch.Tensor]) -> Tuple:
+def typed(x: Optional[torch.Tensor]) -> Tuple:
     return (None, 0) if x is None else (x.data_ptr(), DTYPES[x.dtype])
 
 
-def _offsets(cu_seqlens: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+def offsets_of(cu_seqlens: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
     return None if cu_seqlens is None else cu_seqlens.to("cpu", torch.int64).contiguous()

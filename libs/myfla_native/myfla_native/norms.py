@@ -1,0 +1,103 @@
+"""Norms over groups of channels with an output gate, and rows of length one."""
+
+from typing import Optional, Tuple
+
+import torch
+
+from myfla_native.convolution import typed
+from myfla_native.library import DTYPES, declare, pointer, threads
+
+__all__ = ["norm_backward", "norm_forward"]
+
+GATES = {None: 0, "silu": 1, "swish": 1, "sigmoid": 2}
+
+_forward = declare("mn_norm_forward", "pin pin n pn pn iii d nn pn pp n")
+_backward = declare("mn_norm_backward", "pin pin pin n pn pn iii nn pp ppp n")
+
+Rows = Tuple[Optional[int], int, int]
+
+
+def norm_forward(
+    h: torch.Tensor,
+    g: Optional[torch.Tensor],
+    weight: Optional[torch.Tensor],
+    bias: Optional[torch.Tensor],
+    eps: float,
+    groups: int,
+    centred: bool,
+    activation: Optional[str],
+    dtype: torch.dtype,
+    unit_length: bool = False,
+    keep: bool = True,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """``((h - mean) * rstd * weight + bias) * act(g)``.
+
+    Args:
+        h: ``[..., D]``; each of the groups of ``D / groups`` channels is normalised on its own.
+        g: shaped as h.
+        weight, bias: ``[D]``.
+        eps: added to the mean square, or with ``unit_length`` to the sum of squares.
+        centred: subtract the mean.
+        activation: of the gate, ``"silu"``, ``"swish"`` or ``"sigmoid"``.
+        dtype: of the result.
+        unit_length: rows of length one.
+        keep: also return what the backward pass needs.
+
+    Returns:
+        y shaped as h; mean (where centred) and rstd ``[rows, groups]`` float32, or None.
+    """
+    D = h.shape[-1]
+    of_h, of_g = _rows(h, D), _rows(g, D)
+    count = h.numel() // D
+    y = h.new_empty(h.shape, dtype=dtype)
+    mean = h.new_empty((count, groups), dtype=torch.float32) if keep and centred else None
+    rstd = h.new_empty((count, groups), dtype=torch.float32) if keep else None
+    _forward(
+        *of_h[1], *of_g[1], GATES[activation], *typed(weight), *typed(bias), count, D, groups, eps, unit_length,
+        centred, y.data_ptr(), DTYPES[dtype], pointer(mean), pointer(rstd), threads(),
+    )  # fmt: skip
+    return y, mean, rstd
+
+
+def norm_backward(
+    dy: torch.Tensor,
+    h: torch.Tensor,
+    g: Optional[torch.Tensor],
+    weight: Optional[torch.Tensor],
+    bias: Optional[torch.Tensor],
+    mean: Optional[torch.Tensor],
+    rstd: torch.Tensor,
+    activation: Optional[str],
+    dh: bool = True,
+    dg: bool = True,
+    dparameters: bool = True,
+    unit_length: bool = False,
+) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """Gradients of `norm_forward`; ``mean`` and ``rstd`` are its second and third result.
+
+    Returns:
+        of h and g in their formats, and ``[2, D]`` float32, of weight and bias; each None where not asked for.
+    """
+    D = h.shape[-1]
+    of_dy, of_h, of_g = _rows(dy, D), _rows(h, D), _rows(g, D)
+    count, groups = rstd.shape
+    of = h.new_empty(h.shape) if dh else None
+    gate = g.new_empty(g.shape) if g is not None and dg else None
+    parameters = h.new_empty((2, D), dtype=torch.float32) if dparameters else None
+    _backward(
+        *of_dy[1], *of_h[1], *of_g[1], GATES[activation], *typed(weight), *typed(bias), count, D, groups, unit_length,
+        mean is not None, pointer(mean), rstd.data_ptr(), pointer(of), pointer(gate), pointer(parameters), threads(),
+    )  # fmt: skip
+    return of, gate, parameters
+
+
+def _rows(x: Optional[torch.Tensor], D: int) -> Tuple[Optional[torch.Tensor], Rows]:
+    """The tensor as rows ``[n, D]`` at equal distances (it must live as long as its address is used), and where."""
+    if x is None:
+        return None, (None, 0, 0)
+    if not x.is_contiguous():
+        x = x.reshape(-1, D)  # a view, where the distances are equal
+        x = x if x.stride(1) == 1 else x.contiguous()
+        return x, (x.data_ptr(), x.stride(0), DTYPES[x.dtype])
+    return x, (x.data_ptr(), D, DTYPES[x.dtype])
+
