@@ -58,6 +58,11 @@ class RWKV7Attention(nn.Module):
     In every layer but the first, v is mixed with the first layer's: ``v + (v_first - v) sigmoid(v_lora(x_v))``.
     States are summed in float32, or in float64 for a float64 layer; outputs have the input's dtype.
 
+    In float16 mind the range: o and ``(sum r k r_k) v`` grow with the third power of the input, so a norm belongs in
+    front of the layer. On a CPU o is kept in float32 until its norm; the result is finite as long as what ``o_proj`` is
+    given stays below 65504 (with fresh weights, inputs of a standard deviation of up to 200). On a GPU o itself
+    must stay below it, as officially.
+
     Args:
         mode: ``"chunk"`` or ``"fused_recurrent"``: the form for long inputs in evaluation without autograd. With
             autograd or in training mode it is always ``"chunk"``, else below 64 steps ``"fused_recurrent"``. Both
@@ -263,15 +268,16 @@ class RWKV7Attention(nn.Module):
         more: Dict[str, Any] = {"lower_bound": STRONGEST_DECAY}
         if not self._uses_chunks(q_len):
             op, more = fused_recurrent_rwkv7, {"inplace_final_state": over}
+        reading, written = (x.float() if _overflows(x) else x for x in (r, v))  # o has their format
         o, state = op(
-            r, w, k, v, a, b, scale=1.0, initial_state=state, output_final_state=keep, cu_seqlens=cu_seqlens,
-            backend=self.backend, **more,
+            reading, w, k, written, a, b, scale=1.0, initial_state=state, output_final_state=keep,
+            cu_seqlens=cu_seqlens, backend=self.backend, **more,
         )
         o = o.reshape(*x.shape[:2], self.value_dim)
         norm = self.g_norm
         normed = group_norm(o, norm.weight, norm.bias, eps=norm.eps, num_groups=self.num_heads)
         o = gate_output_correction(cast(torch.Tensor, normed), r, k, self.r_k, v, self.g_lora(xg))
-        return self.o_proj(o), state, value
+        return self.o_proj(o.to(v.dtype)), state, value
 
     def _uses_chunks(self, q_len: int) -> bool:
         if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
@@ -315,3 +321,8 @@ def _group_norm(layer: RWKV7Attention, fused: bool, affine: bool, new: dict) -> 
         return GroupNorm(layer.num_heads, layer.value_dim, elementwise_affine=affine, bias=True,
                          eps=layer.head_dim * eps, **new)
     return nn.GroupNorm(layer.num_heads, layer.value_dim, eps=layer.head_dim * eps, affine=affine, **new)
+
+
+def _overflows(x: torch.Tensor) -> bool:
+    """Whether o would leave its format's range long before its norm does; a GPU's kernels want one format for all."""
+    return x.dtype == torch.float16 and x.device.type == "cpu"

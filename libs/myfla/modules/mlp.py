@@ -31,6 +31,8 @@ def inner_size(hidden_size: int, hidden_ratio: Optional[float] = None, intermedi
 class GatedMLP(nn.Module):
     """Gated feed-forward layer with the official names ``gate_proj``, ``up_proj``, ``down_proj``, none with a bias.
 
+    In float16 the product of what ``gate_proj`` and ``up_proj`` give must stay below 65504.
+
     Args:
         hidden_size: D, size in and out.
         hidden_ratio: the three matrices together hold about ``hidden_ratio * 2 * D^2`` weights; 4 if not given.

@@ -49,6 +49,8 @@ def inner_size(hidden_size: int, hidden_ratio: Optional[float] = None, intermedi
 class RWKV7FeedForward(nn.Module):
     """``value(relu(key(x + (x_before - x) x_k))^2)``, RWKV-7's channel mixing (arXiv 2503.14456).
 
+    In float16 the square must stay below 65504: what ``key`` gives, below 256.
+
     Args:
         hidden_size: channels in and out, D.
         hidden_ratio: inner over outer channels, 4 by default; the inner number is rounded up to a multiple of 32.
