@@ -1,0 +1,129 @@
+/* Rows and states of tensors as whole vectors of floats, the rest zero; and back. For `*.kernel.c` only. */
+#ifndef MN_ROWS_H
+#define MN_ROWS_H
+
+#include <math.h>
+
+#include "common/load.h"
+#include "rules/rule.h"
+
+MN_INLINE int64_t mn_whole(int64_t n) { return (n + MN_W - 1) / MN_W * MN_W; }
+MN_INLINE void *mn_base(const mn_tensor *x) { return (void *)(intptr_t)x->at; }
+
+/* x[.., 0:n] from element `from` on into to[0:whole n]. */
+static __attribute__((noinline)) void mn_gather(float *to, const mn_tensor *x, int64_t from, int64_t n,
+                                                int64_t stride) {
+    const void *p = mn_base(x);
+    int64_t whole = mn_whole(n), j = 0;
+    if (stride != 1) {
+        for (; j < n; j++) to[j] = mn_read_one(p, from + j * stride, (int)x->dtype);
+        for (; j < whole; j++) to[j] = 0;
+        return;
+    }
+    for (; j < n; j += MN_W) {
+        int64_t left = n - j;
+        vf part;
+        if (x->dtype == MN_F32)
+            part = left < MN_W ? vf_read_n(p, from + j, left, MN_F32) : vf_read(p, from + j, MN_F32);
+        else if (x->dtype == MN_BF16)
+            part = left < MN_W ? vf_read_n(p, from + j, left, MN_BF16) : vf_read(p, from + j, MN_BF16);
+        else part = left < MN_W ? vf_read_n(p, from + j, left, MN_F16) : vf_read(p, from + j, MN_F16);
+        vf_store(to + j, part);
+    }
+}
+
+static __attribute__((noinline)) void mn_scatter(const mn_tensor *x, int64_t to, const float *from, int64_t n,
+                                                 int64_t stride) {
+    void *p = mn_base(x);
+    int64_t j = 0;
+    if (stride != 1) {
+        for (; j < n; j++) mn_write_one(p, to + j * stride, from[j], (int)x->dtype);
+        return;
+    }
+    for (; j < n; j += MN_W) {
+        int64_t left = n - j;
+        vf part = vf_load(from + j);
+        if (x->dtype == MN_F32)
+            left < MN_W ? vf_write_n(p, to + j, part, left, MN_F32) : vf_write(p, to + j, part, MN_F32);
+        else if (x->dtype == MN_BF16)
+            left < MN_W ? vf_write_n(p, to + j, part, left, MN_BF16) : vf_write(p, to + j, part, MN_BF16);
+        else left < MN_W ? vf_write_n(p, to + j, part, left, MN_F16) : vf_write(p, to + j, part, MN_F16);
+    }
+}
+
+MN_INLINE int64_t mn_place(const mn_tensor *x, int64_t row, int64_t token, int64_t head) {
+    return row * x->row + token * x->token + head * x->head;
+}
+MN_INLINE int mn_plain(const mn_tensor *x, int64_t n) { return x->dtype == MN_F32 && x->channel == 1 && n % MN_W == 0; }
+MN_INLINE void mn_get(float *to, const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n) {
+    int64_t from = mn_place(x, row, token, head);
+    const float *p = (const float *)mn_base(x) + from;
+    if (!mn_plain(x, n)) mn_gather(to, x, from, n, x->channel);
+    else
+        for (int64_t j = 0; j < n; j += MN_W) vf_store(to + j, vf_load(p + j));
+}
+MN_INLINE void mn_put(const mn_tensor *x, int64_t row, int64_t token, int64_t head, const float *from, int64_t n) {
+    int64_t to = mn_place(x, row, token, head);
+    float *p = (float *)mn_base(x) + to;
+    if (!mn_plain(x, n)) mn_scatter(x, to, from, n, x->channel);
+    else
+        for (int64_t j = 0; j < n; j += MN_W) vf_store(p + j, vf_load(from + j));
+}
+MN_INLINE float mn_one(const mn_tensor *x, int64_t row, int64_t token, int64_t head) {
+    return mn_read_one(mn_base(x), mn_place(x, row, token, head), (int)x->dtype);
+}
+
+MN_INLINE float mn_dot(const float *a, const float *b, int64_t whole) {
+    vf sum = {0};
+    for (int64_t j = 0; j < whole; j += MN_W) sum += vf_load(a + j) * vf_load(b + j);
+    return vf_sum(sum);
+}
+MN_INLINE void mn_times(float *a, float factor, int64_t whole) {
+    for (int64_t j = 0; j < whole; j += MN_W) vf_store(a + j, vf_load(a + j) * factor);
+}
+MN_INLINE void mn_zero(float *a, int64_t count) { memset(a, 0, (size_t)count * sizeof *a); }
+
+/* A state lies in panels of columns [Kp, width]; the panel at column p begins at S + p Kp. */
+enum { MN_PANEL = 4 };                 /* vectors in the widest panel */
+MN_INLINE int mn_panel(int64_t left) { /* vectors of the next panel, so many columns from the end */
+    return left >= 4 * MN_W ? 4 : left >= 2 * MN_W ? 2 : 1;
+}
+
+static void mn_get_state(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V) {
+    int64_t Kp = mn_whole(K), Vp = mn_whole(V), from = n * x->row + head * x->head;
+    if (!x->at || K < Kp || V < Vp) mn_zero(S, Kp * Vp);
+    if (!x->at) return;
+    for (int64_t p = 0, width; p < Vp; p += width) {
+        width = MN_W * mn_panel(Vp - p);
+        int64_t columns = mn_min(width, V - p);
+        float *to = S + p * Kp;
+        if (x->channel == 1 || x->token != 1) {
+            for (int64_t i = 0; i < K; i++)
+                mn_gather(to + i * width, x, from + i * x->token + p * x->channel, columns, x->channel);
+        } else { /* value first */
+            for (int64_t j = 0; j < columns; j++)
+                for (int64_t i = 0; i < K; i++)
+                    to[i * width + j] = mn_read_one(mn_base(x), from + (p + j) * x->channel + i, (int)x->dtype);
+        }
+    }
+}
+
+static void mn_put_state(const mn_tensor *x, int64_t n, int64_t head, const float *S, int64_t K, int64_t V) {
+    int64_t Kp = mn_whole(K), Vp = mn_whole(V), to = n * x->row + head * x->head;
+    if (!x->at) return;
+    for (int64_t p = 0, width; p < Vp; p += width) {
+        width = MN_W * mn_panel(Vp - p);
+        int64_t columns = mn_min(width, V - p);
+        const float *from = S + p * Kp;
+        if (x->channel == 1 || x->token != 1) {
+            for (int64_t i = 0; i < K; i++)
+                mn_scatter(x, to + i * x->token + p * x->channel, from + i * width, columns, x->channel);
+        } else {
+            for (int64_t j = 0; j < columns; j++)
+                for (int64_t i = 0; i < K; i++)
+                    mn_write_one(mn_base(x), to + (p + j) * x->channel + i, from[i * width + j], (int)x->dtype);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,61 @@
+/* The delta rules, token by token over the state S [K, V] of one head:
+ *
+ *     gated, KDA   S <- d S;  e = v - S^T k;  u = beta e;  S <- S + k u^T;               o = S^T q
+ *     DPLR         u = S^T a;                 S <- d S + b u^T + k v^T;                  o = S^T q
+ *
+ * with d = exp(g): a number (gated delta rule) or one for each key channel (KDA, DPLR, RWKV-7); q carries the scale.
+ *
+ * N sequences, T tokens of a dense one, H query heads, HV value heads, K key and V value channels; Kp and Vp are K and
+ * V rounded up to whole vectors, the rest zero. */
+#ifndef MN_RULE_H
+#define MN_RULE_H
+
+#include "common/mn.h"
+#include "common/pick.h"
+
+enum { MN_GATED = 0, MN_KDA = 1, MN_DPLR = 2 };
+
+/* A tensor [row, token, head, channel], or a state [sequence, head, key, value]. Strides count elements. */
+typedef struct {
+    int64_t at; /* address, 0: there is none */
+    int64_t row, token, head, channel;
+    int64_t dtype;
+} mn_tensor;
+
+/* One call. Every field has eight bytes: the caller packs it without a compiler's layout rules. */
+typedef struct {
+    int64_t rule, N, T, H, HV, K, V;
+    int64_t cu_seqlens; /* address of [N + 1] int64 for sequences packed in one row, or 0 */
+    int64_t l2norm;     /* q and k are divided by sqrt(sum of squares + 1e-6) first */
+    int64_t gate;       /* g is a pre-activation: g = -exp(A_log) softplus(g + dt_bias); not KDA, DPLR */
+    int64_t sigmoid;    /* beta is a pre-activation: 1: sigmoid(beta), 2: twice that */
+    int64_t threads;
+    double scale;
+    mn_tensor q, k, v;        /* [.., H, K], [.., H, K], [.., HV, V] */
+    mn_tensor g;              /* [.., HV] or [.., HV, K] */
+    mn_tensor beta;           /* [.., HV]; DPLR: a [.., H, K] */
+    mn_tensor b;              /* DPLR: [.., H, K] */
+    mn_tensor A_log, dt_bias; /* [HV], by `head`; only with gate, dt_bias may be missing */
+    mn_tensor initial, final; /* [N, HV, K, V]; float32 final, any initial; either may be missing, or be the other */
+    mn_tensor o;              /* [.., HV, V] */
+    mn_tensor error;          /* e (DPLR: u) [.., HV, V] in float32, kept for the backward; may be missing */
+} mn_rule;
+
+/* What the backward reads and writes beside the call: gradients in their tensors' shapes. */
+typedef struct {
+    mn_rule call;
+    mn_tensor go, gfinal;                /* of the outputs; either may be missing */
+    mn_tensor dq, dk, dv, dg, dbeta, db; /* dbeta: da for DPLR; written whole */
+    mn_tensor dA_log, ddt_bias;          /* float32 [N, HV], for each sequence; with gate */
+    mn_tensor dinitial;                  /* float32; may be missing */
+} mn_rule_grad;
+
+/* Tokens of sequence n and where its first one lies. */
+MN_INLINE void mn_span(const mn_rule *c, int64_t n, int64_t *row, int64_t *first, int64_t *tokens) {
+    const int64_t *cu = (const int64_t *)(intptr_t)c->cu_seqlens;
+    *row = cu ? 0 : n;
+    *first = cu ? cu[n] : 0;
+    *tokens = cu ? cu[n + 1] - cu[n] : c->T;
+}
+
+#endif

@@ -1,0 +1,97 @@
+/* Token by token: a panel of the state's columns stays in the first cache, is read and written once a token.
+ *
+ * While it writes token t's state, a pass reads what token t + 1 asks of it. */
+#include "rules/tokens.h"
+#include "rules/token_job.h"
+
+/* r += S^T x, y += S^T z over all key channels. */
+MN_INLINE void read_state(const float *S, const float *x, const float *z, int64_t Kp, vf *r, vf *y, const int nv) {
+    for (int64_t i = 0; i < Kp; i++, S += nv * MN_W)
+        for (int j = 0; j < nv; j++) {
+            vf s = vf_load(S + j * MN_W);
+            r[j] += s * x[i];
+            y[j] += s * z[i];
+        }
+}
+
+/* S <- d S + w u (+ k v), and what the next token reads of it. */
+MN_INLINE void pass(float *S, const float *d, const float decay, const float *w, const float *k, const vf *u,
+                    const vf *v, const float *x, const float *z, int64_t Kp, vf *r, vf *y, const int nv, const int rule,
+                    const int reads) {
+    for (int64_t i = 0; i < Kp; i++, S += nv * MN_W)
+        for (int j = 0; j < nv; j++) {
+            vf write = u[j] * w[i];
+            vf s = vf_load(S + j * MN_W) * (rule == MN_GATED ? decay : d[i]) + write;
+            if (rule == MN_DPLR) s += v[j] * k[i];
+            vf_store(S + j * MN_W, s);
+            if (reads) {
+                r[j] += s * x[i];
+                y[j] += s * z[i];
+            }
+        }
+}
+
+/* n tokens over the panel of nv vectors at column p; o and error are [C, Vp]. */
+MN_INLINE void panel(float *S, const mn_tokens *b, int64_t n, int64_t p, int64_t Kp, int64_t Vp, float *o, float *error,
+                     const int nv, const int rule) {
+    vf r[4] = {{0}}, y[4] = {{0}};
+    read_state(S, b->read_key, b->read_query, Kp, r, y, nv);
+    for (int64_t t = 0; t < n; t++) {
+        vf u[4], v[4];
+        for (int j = 0; j < nv; j++) {
+            int64_t at = t * Vp + p + j * MN_W;
+            v[j] = vf_load(b->v + at);
+            vf e = r[j], out = y[j];
+            if (rule == MN_GATED) {
+                e *= b->decay[t];
+                out *= b->decay[t];
+            }
+            if (rule != MN_DPLR) e = v[j] - e;
+            vf_store(error + at, e);
+            u[j] = e;
+            if (rule != MN_DPLR) u[j] *= b->beta[t];
+            out += u[j] * b->q_write[t];
+            if (rule == MN_DPLR) out += v[j] * b->q_k[t];
+            vf_store(o + at, out);
+            r[j] = y[j] = (vf){0};
+        }
+        const float *d = b->d + t * Kp, *k = b->k + t * Kp, *w = rule == MN_DPLR ? b->b + t * Kp : k;
+        const float *x = b->read_key + (t + 1) * Kp, *z = b->read_query + (t + 1) * Kp;
+        if (t + 1 < n) pass(S, d, b->decay[t], w, k, u, v, x, z, Kp, r, y, nv, rule, 1);
+        else pass(S, d, b->decay[t], w, k, u, v, x, z, Kp, r, y, nv, rule, 0);
+    }
+}
+
+MN_INLINE void sequence(const mn_rule *c, int64_t n, int64_t head, float *room, const int rule) {
+    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), row, first, tokens;
+    mn_tokens b;
+    float *S = mn_tokens_in(&b, room, c->K, c->V, rule), *o = S + Kp * Vp, *error = o + MN_TOKENS * Vp;
+    mn_span(c, n, &row, &first, &tokens);
+    mn_get_state(S, &c->initial, n, head, c->K, c->V);
+    for (int64_t begin = 0; begin < tokens; begin += MN_TOKENS) {
+        int64_t count = mn_min(MN_TOKENS, tokens - begin);
+        mn_read_tokens(&b, c, row, first + begin, count, head, rule);
+        for (int64_t p = 0; p < Vp;) {
+            int nv = mn_panel(Vp - p);
+            if (nv == 4) panel(S + p * Kp, &b, count, p, Kp, Vp, o, error, 4, rule);
+            else if (nv == 2) panel(S + p * Kp, &b, count, p, Kp, Vp, o, error, 2, rule);
+            else panel(S + p * Kp, &b, count, p, Kp, Vp, o, error, 1, rule);
+            p += nv * MN_W;
+        }
+        for (int64_t t = 0; t < count; t++) mn_put(&c->o, row, first + begin + t, head, o + t * Vp, c->V);
+        for (int64_t t = 0; c->error.at && t < count; t++)
+            mn_put(&c->error, row, first + begin + t, head, error + t * Vp, c->V);
+    }
+    mn_put_state(&c->final, n, head, S, c->K, c->V);
+}
+
+void MN_VARIANT(mn_token_forward)(const void *args, int64_t begin, int64_t end, int slot) {
+    const mn_token_job *job = args;
+    const mn_rule *c = job->call;
+    float *room = job->scratch + slot * job->floats;
+    for (int64_t i = begin; i < end; i++) {
+        if (c->rule == MN_GATED) sequence(c, i / c->HV, i % c->HV, room, MN_GATED);
+        else if (c->rule == MN_KDA) sequence(c, i / c->HV, i % c->HV, room, MN_KDA);
+        else sequence(c, i / c->HV, i % c->HV, room, MN_DPLR);
+    }
+}

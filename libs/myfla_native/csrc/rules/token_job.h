@@ -1,0 +1,36 @@
+/* What a worker gets of a call over tokens: the call, and scratch memory for each slot. */
+#ifndef MN_TOKEN_JOB_H
+#define MN_TOKEN_JOB_H
+
+#include "common/memory.h"
+#include "rules/rule.h"
+
+enum { MN_TOKENS = 16 }; /* prepared at a time */
+
+typedef struct {
+    const mn_rule *call;
+    const mn_rule_grad *grad; /* in the backward */
+    float *scratch;
+    int64_t floats; /* for each slot */
+    int64_t tokens; /* of the longest sequence */
+} mn_token_job;
+
+/* Floats that a block of tokens takes, for any width of vectors. */
+MN_INLINE int64_t mn_tokens_floats(int64_t K, int64_t V) { return MN_TOKENS * (7 * mn_padded(K) + mn_padded(V)); }
+MN_INLINE int64_t mn_forward_floats(int64_t K, int64_t V) {
+    return mn_tokens_floats(K, V) + (mn_padded(K) + 2 * MN_TOKENS) * mn_padded(V);
+}
+
+enum { MN_MOST_W = 16, MN_MOST_SUMS = 5 };
+MN_INLINE int64_t mn_backward_floats(const mn_rule *c, int64_t tokens) {
+    int64_t K = mn_padded(c->K), V = mn_padded(c->V), blocks = mn_max(1, mn_blocks(tokens, MN_TOKENS));
+    return mn_tokens_floats(K, V) + MN_TOKENS * (4 * V + 5 * K) + MN_MOST_W * MN_MOST_W * MN_MOST_SUMS +
+           (MN_TOKENS + 1) * K * 4 * MN_MOST_W + (c->HV > c->H ? blocks * MN_TOKENS * 2 * K : 0) + (blocks + 1) * K * V;
+}
+
+/* Item i of a job: forward and step take (sequence, value head), the backward (sequence, query head). */
+MN_KERNEL(mn_token_forward, (const void *job, int64_t begin, int64_t end, int slot))
+MN_KERNEL(mn_token_backward, (const void *job, int64_t begin, int64_t end, int slot))
+MN_KERNEL(mn_token_step, (const void *job, int64_t begin, int64_t end, int slot))
+
+#endif

@@ -1,0 +1,97 @@
+/* A few tokens of one head, read, normalised, gated and ready for the recurrence. For `*.kernel.c` only. */
+#ifndef MN_TOKENS_H
+#define MN_TOKENS_H
+
+#include "rules/gates.h"
+#include "rules/rows.h"
+#include "rules/row_sums.h"
+#include "rules/token_job.h"
+
+typedef struct {
+    float *q, *k;      /* [C, Kp], q with the scale */
+    float *a, *b;      /* [C, Kp] DPLR */
+    float *d;          /* [C, Kp] decay of each channel; KDA, DPLR */
+    float *read_key;   /* [C, Kp] what reads u or e from the state before it decays: k d; gated: k, DPLR: a */
+    float *read_query; /* [C, Kp] q d; gated: q */
+    float *v;          /* [C, Vp] */
+    float decay[MN_TOKENS], beta[MN_TOKENS];
+    float q_unit[MN_TOKENS], k_unit[MN_TOKENS]; /* what made q and k of length one */
+    float q_write[MN_TOKENS], q_k[MN_TOKENS];   /* q k; DPLR: q b, q k */
+} mn_tokens;
+
+MN_INLINE float *mn_tokens_in(mn_tokens *b, float *room, int64_t K, int64_t V, int rule) {
+    int64_t rows = MN_TOKENS * mn_padded(K);
+    b->q = room;
+    b->k = room + rows;
+    b->a = room + 2 * rows;
+    b->b = room + 3 * rows;
+    b->d = room + 4 * rows;
+    b->read_key = rule == MN_KDA ? room + 5 * rows : rule == MN_GATED ? b->k : b->a;
+    b->read_query = rule == MN_GATED ? b->q : room + 6 * rows;
+    b->v = room + 7 * rows;
+    return room + mn_tokens_floats(K, V);
+}
+
+/* Products of rows, for many tokens at once: the partial sums of each lie in parts[t], the sums go to out. */
+MN_INLINE void mn_finish_dots(float *out, const float *parts, int64_t n) {
+    for (int64_t t = 0; t < n; t += MN_W) vf_store(out + t, mn_sums(parts + t * MN_W, MN_W));
+}
+MN_INLINE void mn_start_dot(float *part, const float *a, const float *b, int64_t whole) {
+    vf sum = vf_load(a) * vf_load(b);
+    for (int64_t j = MN_W; j < whole; j += MN_W) sum += vf_load(a + j) * vf_load(b + j);
+    vf_store(part, sum);
+}
+
+/* Tokens first to first + n of a row, for value head `head`; rule is a constant where it is called. */
+MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head,
+                              const int rule) {
+    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), query = head / (c->HV / c->H);
+    float qq[MN_TOKENS * MN_W], kk[MN_TOKENS * MN_W], qk[MN_TOKENS * MN_W], qb[MN_TOKENS * MN_W];
+    for (int64_t t = 0; t < n; t++) {
+        float *q = to->q + t * Kp, *k = to->k + t * Kp;
+        mn_get(q, &c->q, row, first + t, query, c->K);
+        mn_get(k, &c->k, row, first + t, query, c->K);
+        mn_get(to->v + t * Vp, &c->v, row, first + t, head, c->V);
+        mn_start_dot(qk + t * MN_W, q, k, Kp);
+        if (c->l2norm) {
+            mn_start_dot(qq + t * MN_W, q, q, Kp);
+            mn_start_dot(kk + t * MN_W, k, k, Kp);
+        }
+        if (rule == MN_DPLR) {
+            mn_get(to->a + t * Kp, &c->beta, row, first + t, query, c->K);
+            mn_get(to->b + t * Kp, &c->b, row, first + t, query, c->K);
+            mn_start_dot(qb + t * MN_W, q, to->b + t * Kp, Kp);
+        }
+        if (rule == MN_GATED) to->decay[t] = mn_log_decay(c, row, first + t, head);
+        else mn_get(to->d + t * Kp, &c->g, row, first + t, head, c->K);
+        if (rule != MN_DPLR) to->beta[t] = mn_strength(c, row, first + t, head);
+    }
+    mn_finish_dots(to->q_k, qk, n);
+    if (rule == MN_DPLR) mn_finish_dots(to->q_write, qb, n);
+    if (c->l2norm) {
+        mn_finish_dots(to->q_unit, qq, n);
+        mn_finish_dots(to->k_unit, kk, n);
+    }
+    for (int64_t t = 0; t < n; t++) {
+        to->q_unit[t] = c->l2norm ? 1 / sqrtf(to->q_unit[t] + 1e-6f) : 1;
+        to->k_unit[t] = c->l2norm ? 1 / sqrtf(to->k_unit[t] + 1e-6f) : 1;
+    }
+    for (int64_t t = 0; t < n; t++) {
+        float of_q = to->q_unit[t] * (float)c->scale;
+        to->q_k[t] *= of_q * to->k_unit[t];
+        if (rule == MN_DPLR) to->q_write[t] *= of_q;
+        else to->q_write[t] = to->q_k[t];
+        mn_times(to->q + t * Kp, of_q, Kp);
+        if (c->l2norm) mn_times(to->k + t * Kp, to->k_unit[t], Kp);
+        for (int64_t j = t * Kp; rule != MN_GATED && j < t * Kp + Kp; j += MN_W) {
+            vf decay = vf_exp(vf_load(to->d + j));
+            vf_store(to->d + j, decay);
+            vf_store(to->read_query + j, decay * vf_load(to->q + j));
+            if (rule == MN_KDA) vf_store(to->read_key + j, decay * vf_load(to->k + j));
+        }
+    }
+    if (rule == MN_GATED)
+        for (int64_t t = 0; t < n; t += MN_W) vf_store(to->decay + t, vf_exp(vf_load(to->decay + t)));
+}
+
+#endif

@@ -1,0 +1,163 @@
+"""The delta rules: raw calls of the compiled kernels, without autograd and without checks.
+
+Letters: N sequences, B rows, T tokens, H query heads, HV value heads (a multiple of H), K and V channels. Any strides;
+float32, bfloat16 and float16 in any mixture; states are float32 unless they are given.
+"""
+
+from struct import Struct
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+
+from myfla_native.library import DTYPES, declare, threads
+
+__all__ = ["DPLR", "GATED", "KDA", "Rule", "backward", "forward"]
+
+GATED, KDA, DPLR = 0, 1, 2
+"""One decay for a head, one for each key channel, and the diagonal-plus-low-rank rule (RWKV-7)."""
+
+_CALL = Struct("=12qd72q")  # mn_rule
+_GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
+_NONE = (0,) * 6
+_forward = declare("mn_rule_forward", "p")
+_backward = declare("mn_rule_backward", "p")
+_empty = torch.empty
+
+
+class Rule(NamedTuple):
+    """What is computed, beside the tensors.
+
+    Attributes:
+        kind: `GATED`, `KDA` or `DPLR`.
+        scale: factor on q.
+        l2norm: divide q and k by the root of their sums of squares + 1e-6 first.
+        A_log, dt_bias: ``[HV]``, for `GATED`; with A_log, g is the pre-activation of
+            ``-exp(A_log) softplus(g + dt_bias)``.
+        beta_scale: 0: beta is the write strength; 1 or 2: so many times its sigmoid is.
+        cu_seqlens: ``[N + 1]`` offsets of sequences packed in one row, or None.
+    """
+
+    kind: int
+    scale: float
+    l2norm: bool = False
+    A_log: Optional[torch.Tensor] = None
+    dt_bias: Optional[torch.Tensor] = None
+    beta_scale: int = 0
+    cu_seqlens: Optional[torch.Tensor] = None
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call."""
+
+    q: torch.Tensor  # [B, T, H, K]
+    k: torch.Tensor  # [B, T, H, K]
+    v: torch.Tensor  # [B, T, HV, V]
+    g: Optional[torch.Tensor]  # [B, T, HV], KDA [B, T, HV, K], DPLR [B, T, H, K]; None: no decay (GATED)
+    beta: Optional[torch.Tensor]  # [B, T, HV], None: ones; DPLR: a [B, T, H, K]
+    b: Optional[torch.Tensor] = None  # DPLR: [B, T, H, K]
+
+
+def forward(
+    rule: Rule, inputs: Inputs, initial_state: Optional[torch.Tensor] = None, *,
+    out_dtype: Optional[torch.dtype] = None, keep: bool = False, final: Optional[torch.Tensor] = None,
+    want_final: bool = True,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:  # fmt: skip
+    """The rule over whole sequences.
+
+    Args:
+        rule, inputs: what is computed of what.
+        initial_state: ``[N, HV, K, V]`` of any strides, zeros if not given.
+        out_dtype: of o; v's if not given.
+        keep: for a backward.
+        final: ``[N, HV, K, V]`` to write the final states to; may be ``initial_state``.
+        want_final: make final states if there is no room for them.
+
+    Returns:
+        o ``[B, T, HV, V]``; the final states, or None; what `backward` needs ``[B, T, HV, V]``, or None.
+    """
+    v = inputs.v
+    o = _empty(v.shape, dtype=out_dtype or v.dtype)
+    error = _empty(v.shape, dtype=torch.float32) if keep else None
+    rule = _packed(rule)
+    if final is None and want_final:
+        final = _empty(_state_shape(rule, inputs), dtype=torch.float32)
+    _forward(_call(rule, inputs, initial_state, final, o, error))
+    return o, final, error
+
+
+def backward(
+    rule: Rule, inputs: Inputs, initial_state: Optional[torch.Tensor], error: torch.Tensor, do: Optional[torch.Tensor],
+    dfinal: Optional[torch.Tensor],
+) -> Tuple[List[Optional[torch.Tensor]], torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """Gradients of `forward`.
+
+    Args:
+        rule, inputs, initial_state, error: as there, and what it kept.
+        do, dfinal: gradients of its results; None counts as zero.
+
+    Returns:
+        the inputs' gradients, each like its tensor; that of the initial states ``[N, HV, K, V]`` in float32; those of
+        A_log and dt_bias ``[HV]`` in float32, or None.
+    """
+    rule = _packed(rule)
+    grads = [None if x is None else _empty(x.shape, dtype=x.dtype) for x in inputs]
+    shape = _state_shape(rule, inputs)
+    dinitial = _empty(shape, dtype=torch.float32)
+    gates = [None if x is None else _empty(shape[:2], dtype=torch.float32) for x in (rule.A_log, rule.dt_bias)]
+    words: List[int] = [*_tensor(do), *_state(dfinal)]
+    for x in grads:
+        words += _tensor(x)
+    for x in gates:
+        words += _NONE if x is None else (x.data_ptr(), x.stride(0), 0, x.stride(1), 0, 0)
+    words += _state(dinitial)
+    _backward(_call(rule, inputs, initial_state, None, None, error) + _GRADIENTS.pack(*words))
+    dA_log, ddt_bias = (None if x is None else x.sum(0) for x in gates)
+    return grads, dinitial, dA_log, ddt_bias
+
+
+def _packed(rule: Rule) -> Rule:
+    cu = rule.cu_seqlens
+    return rule if cu is None else rule._replace(cu_seqlens=cu.to("cpu", torch.int64).contiguous())
+
+
+def _state_shape(rule: Rule, inputs: Inputs) -> Tuple[int, int, int, int]:
+    cu, (batch, _, heads, value) = rule.cu_seqlens, inputs.v.shape
+    return batch if cu is None else cu.numel() - 1, heads, inputs.k.shape[3], value
+
+
+def _call(
+    rule: Rule, inputs: Inputs, initial: Optional[torch.Tensor], final: Optional[torch.Tensor],
+    o: Optional[torch.Tensor], error: Optional[torch.Tensor],
+) -> bytes:
+    """An ``mn_rule``."""
+    q, k, v, g, beta, b = inputs
+    _, tokens, groups, key = q.shape
+    heads, value = v.shape[2:]
+    cu = rule.cu_seqlens
+    return _CALL.pack(
+        rule.kind, v.shape[0] if cu is None else cu.numel() - 1, tokens, groups, heads, key, value,
+        0 if cu is None else cu.data_ptr(), rule.l2norm, rule.A_log is not None, rule.beta_scale, threads(), rule.scale,
+        *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
+        *_vector(rule.A_log), *_vector(rule.dt_bias), *_state(initial), *_state(final), *_tensor(o), *_tensor(error),
+    )  # fmt: skip
+
+
+def _tensor(x: Optional[torch.Tensor]) -> Sequence[int]:
+    """Of ``[row, token, head]`` or ``[row, token, head, channel]``."""
+    if x is None:
+        return _NONE
+    stride = x.stride()
+    return (x.data_ptr(), *stride, DTYPES[x.dtype]) if len(stride) == 4 else (x.data_ptr(), *stride, 0, DTYPES[x.dtype])
+
+
+def _state(x: Optional[torch.Tensor]) -> Sequence[int]:
+    """Of ``[sequence, head, key, value]``."""
+    if x is None:
+        return _NONE
+    sequence, head, key, value = x.stride()
+    return x.data_ptr(), sequence, key, head, value, DTYPES[x.dtype]
+
+
+def _vector(x: Optional[torch.Tensor]) -> Sequence[int]:
+    """Of ``[head]``."""
+    return _NONE if x is None else (x.data_ptr(), 0, 0, x.stride(0), 0, DTYPES[x.dtype])

@@ -1,0 +1,69 @@
+"""The compiled delta rules, forward and backward, against float64 token loops."""
+
+import pytest
+import torch
+
+from myfla.testing import cases
+from rule_configs import Guarded, draw, truth
+
+EPS = {torch.float32: 6e-8, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+QUICK, SLOW, TOGETHER = 240, 10_000, 24
+
+
+def close(got, want, dtype, scale, name):
+    """Within rounding: of the output's format, and of float32 sums as large as ``scale``."""
+    error = (got.double() - want).abs().max().item() if got.numel() else 0.0
+    largest = want.abs().max().item() if want.numel() else 0.0
+    bound = EPS[dtype] * largest + 4e-6 * max(largest, scale)
+    assert error <= bound, f"{name}: off by {error:.1e}, largest {largest:.1e}, allowed {bound:.1e}"
+
+
+def check(native, seed):
+    """One random call: results, gradients, and nothing touched that is not its own."""
+    rules = native.rules
+    config = draw(seed)
+    native.library.set_level(("base", "avx2", "avx512")[seed % 3])
+    guarded, before = Guarded(), [b.clone() for b in config.buffers]
+    plain, rules._empty = rules._empty, guarded.empty
+    t = dict(config.tensors)
+    state, A_log, dt_bias = t.pop("initial_state", None), t.pop("A_log", None), t.pop("dt_bias", None)
+    kind = {"gated": rules.GATED, "kda": rules.KDA, "dplr": rules.DPLR}[config.kind]
+    inputs = rules.Inputs(t["q"], t["k"], t["v"], t["g"], t.get("beta", t.get("a")), t.get("b"))
+    rule = rules.Rule(kind, A_log=A_log, dt_bias=dt_bias, **config.options)
+    try:
+        o, final, kept = rules.forward(rule, inputs, state, out_dtype=config.out_dtype, keep=True)
+        grads, dstate, dA_log, ddt_bias = rules.backward(rule, inputs, state, kept, **config.gradients)
+    finally:
+        rules._empty = plain
+    assert guarded.intact(), "written outside of an output"
+    for buffer, old in zip(config.buffers, before):
+        assert torch.equal(buffer.view(torch.uint8), old.view(torch.uint8)), "an input was written"
+    want_o, want_final, want = truth(config)
+    close(o, want_o, config.out_dtype, 1, "o")
+    close(final, want_final, torch.float32, 1, "final")
+    names = ("q", "k", "v", "g", "a" if "a" in t else "beta", "b")
+    got = {name: x for name, x in zip(names, grads) if x is not None}
+    got.update({"initial_state": dstate} if state is not None else {})
+    got.update({"A_log": dA_log} if A_log is not None else {}, **({"dt_bias": ddt_bias} if dt_bias is not None else {}))
+    assert set(got) == set(want)
+    for name, x in got.items():
+        close(x, want[name], x.dtype, 1, f"gradient of {name}")
+
+
+@cases(first=range(0, QUICK, TOGETHER))
+def test_random_calls_equal_the_truth_and_stay_inside_their_tensors(native, first):
+    for seed in range(first, first + TOGETHER):
+        try:
+            check(native, seed)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+@pytest.mark.slow
+@cases(part=range(8))
+def test_ten_thousand_random_calls_equal_the_truth(native, part):
+    for seed in range(QUICK + part, QUICK + SLOW, 8):
+        try:
+            check(native, seed)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
