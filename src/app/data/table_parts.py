@@ -96,15 +96,16 @@ def _long_targets(table: Table, config: TableDataConfig) -> Optional[np.ndarray]
 def _long_copies(table: Table, config: TableDataConfig, features: List[str], order: Order,
                  targets: Optional[np.ndarray]) -> Dict[str, str]:
     number = order.sequence_of_rows()
-    label = order.labels
+    label, labels = order.labels, 0
     if label is not None:
+        labels = int((label >= 0).sum())
         if len(label) == len(order.names) and not (config.per_step or config.window):
             label = label[number]
         elif order.place is not None:
             label = label[order.place]
     named = {} if targets is None else {name: targets[:, i] for i, name in enumerate(config.targets or [])}
     numbers = [name for name in features if table.facts[name].kind == "number"]
-    return find_copies(table, numbers, label, number if len(order.names) > 1 else None, named)
+    return find_copies(table, numbers, label, labels, number if len(order.names) > 1 else None, named)
 
 
 def _same_in_all(table: Table, order: Order, values: np.ndarray, names: List[str]) -> np.ndarray:
@@ -140,7 +141,7 @@ def read_wide(table: Table, config: TableDataConfig, features: List[str], choose
     views = Views(values, torch.from_numpy(ends - lengths), torch.from_numpy(ends))
     copies = {}
     if choose is None:
-        copies = find_copies(table, features, heads.label_codes, None, {})
+        copies = find_copies(table, features, heads.label_codes, table.rows, None, {})
     return heads.part(views, features, 1, copies)
 
 

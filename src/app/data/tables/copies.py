@@ -1,6 +1,6 @@
 """Columns of numbers that say what they must not: the label, the sequence's number, the row's number."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -13,10 +13,16 @@ _INDEX = ("index", "level_0", "rownames")
 
 
 class _Renamed:
-    """Whether each value stands for one number, and each number for one value."""
+    """Whether each value stands for one number, and each number for one value.
 
-    def __init__(self, codes: np.ndarray, whole: bool) -> None:
-        self.codes, self.whole = codes, whole
+    Args:
+        codes: the numbers at each row.
+        seen: how many were seen apart from each other: chance alone makes a copy of few.
+        whole: whether only whole values count.
+    """
+
+    def __init__(self, codes: np.ndarray, seen: int, whole: bool = False) -> None:
+        self.codes, self.seen, self.whole = codes, seen, whole
         self.there: Dict[float, int] = {}
         self.back: Dict[int, float] = {}
 
@@ -38,7 +44,9 @@ class _Renamed:
 
     def holds(self) -> bool:
         values = list(self.there)
-        return len(values) >= _FEW or (len(values) > 1 and (not self.whole or max(values) - min(values) < len(values)))
+        if not self.whole:
+            return 1 < len(values) <= self.seen // 2
+        return len(values) >= _FEW or (len(values) > 1 and max(values) - min(values) < len(values))
 
 
 class _Rows:
@@ -73,7 +81,7 @@ class _Equal:
     def __init__(self, targets: np.ndarray) -> None:
         self.targets = targets
         self.points: List[Tuple[float, float]] = []
-        self.seen = 0
+        self.seen: Set[float] = set()
 
     def goes_on(self, values: np.ndarray, first: int) -> bool:
         targets = self.targets[first : first + len(values)]
@@ -81,7 +89,8 @@ class _Equal:
         values, targets = values[known], targets[known]
         if np.isnan(values).any():
             return False
-        self.seen += len(values)
+        if len(self.seen) < 3:
+            self.seen.update(np.unique(targets)[:3].tolist())
         for point in zip(targets[:1], values[:1]) if not self.points else ():
             self.points.append(point)
         if len(self.points) == 1:
@@ -94,28 +103,30 @@ class _Equal:
         return w != v and bool((np.abs(values - line) <= 1e-9 * max(abs(v), abs(w), abs(w - v))).all())
 
     def holds(self) -> bool:
-        return len(self.points) == 2 and self.seen > 2
+        return len(self.seen) > 2  # through two points there is always a line
 
 
-def find_copies(table: Table, names: Sequence[str], label: Optional[np.ndarray], sequence: Optional[np.ndarray],
-                targets: Dict[str, np.ndarray]) -> Dict[str, str]:
+def find_copies(table: Table, names: Sequence[str], label: Optional[np.ndarray], labels: int,
+                sequence: Optional[np.ndarray], targets: Dict[str, np.ndarray]) -> Dict[str, str]:
     """Why columns are suspicious, by name. One pass, over few columns and rows where there is nothing to find.
 
     Args:
         table: to read.
         names: columns of numbers.
         label: ``[rows]`` int64, the class at each row of the table, -1 where there is none; None without.
+        labels: how many labels were given, one a sequence or one a row.
         sequence: ``[rows]`` int64, which sequence each belongs to; None where each row is one.
         targets: ``[rows]`` float64 by column.
     """
     claims: List[Tuple[str, str, Any]] = []
-    few = sequence is None or len(sequence) < 2 * (int(sequence.max()) + 1)
+    count = 0 if sequence is None else int(sequence.max()) + 1
+    classes = 0 if label is None else len(np.unique(label[label >= 0]))
     for name in names:
         claims.append((name, "row number", _Rows(table, name)))
-        if label is not None and len(np.unique(label[label >= 0])) > 1:
-            claims.append((name, "copy of the label", _Renamed(label, False)))
-        if sequence is not None and not few:
-            claims.append((name, "copy of the sequence's number", _Renamed(sequence, True)))
+        if label is not None and classes > 1:
+            claims.append((name, "copy of the label", _Renamed(label, labels)))
+        if sequence is not None and len(sequence) >= 2 * count:
+            claims.append((name, "copy of the sequence's number", _Renamed(sequence, count, whole=True)))
         claims += [(name, f"copy of {target}", _Equal(values)) for target, values in targets.items()]
     done = 0
     for first in (True, False):  # the first block of all; the others of the few that are left

@@ -97,7 +97,7 @@ class Delimited:
             raise self._unreadable(problem) from None
 
     def _lines(self, file: Any) -> Iterator[str]:
-        lines = (line.strip(" ") for line in file) if self.separator == " " else iter(file)
+        lines = (line.strip(" \r\n") + "\n" for line in file) if self.separator == " " else iter(file)
         return itertools.islice(lines, self._skip, None)
 
     def _how(self) -> Dict[str, Any]:

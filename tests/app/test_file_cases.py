@@ -1,0 +1,75 @@
+"""Files as people have them: each gives the right values, or the exact message."""
+
+import logging
+import math
+
+import pytest
+
+from app.data import read_source
+from app.data.sequences import IGNORE
+from cfg.data import TableDataConfig
+from file_cases import TEXT_CASES, Want
+
+
+def put(folder, files):
+    """Write the files; the path of the only one, or the folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if not files:
+        return folder / "gone"
+    return folder if len(files) > 1 or name.endswith(".md") else path
+
+
+def plain(x):
+    """A sequence as lists: of one channel, plain numbers; NaN as None."""
+    rows = [[None if math.isnan(value) else value for value in row] for row in x.tolist()]
+    return [row[0] for row in rows] if rows and len(rows[0]) == 1 else rows
+
+
+def without_nan(x):
+    return [without_nan(v) for v in x] if isinstance(x, list) else None if isinstance(x, float) and x != x else x
+
+
+def told(target, classes):
+    """Targets as people write them."""
+    if classes is None:
+        return target.tolist()
+    names = {**dict(enumerate(classes)), IGNORE: None}
+    return [names[i] for i in target.tolist()] if target.dim() else names[int(target)]
+
+
+def check(folder, path, settings, want, caplog):
+    if isinstance(want, str):
+        with pytest.raises(ValueError) as caught:
+            read_source(TableDataConfig(train_path=str(path), **settings))
+        assert str(caught.value).replace(str(folder), "DIR") == want
+        return
+    with caplog.at_level(logging.INFO, "app.data"):
+        data = read_source(TableDataConfig(train_path=str(path), **settings))
+    part = data.train
+    found = [plain(x) for x in part.sequences]
+    if isinstance(want.x, dict):
+        assert dict(zip(part.names, found)) == {name: without_nan(x) for name, x in want.x.items()}
+    elif want.x is not None:
+        assert found == without_nan(want.x)
+    if want.names is not None:
+        assert part.names == want.names
+    if want.says is not None:
+        assert [record.getMessage().replace(str(folder), "DIR") for record in caplog.records] == want.says
+    if want.classes is not None:
+        assert data.classes == want.classes
+    if want.targets is not None:
+        targets = {name: told(part.targets[i], data.classes) for i, name in enumerate(part.names)}
+        assert {name: targets[name] for name in want.targets} == want.targets
+
+
+@pytest.mark.parametrize("name", TEXT_CASES)
+def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, name):
+    files, settings, want = TEXT_CASES[name]
+    check(tmp_path, put(tmp_path, files), settings, want, caplog)
+
+
+def test_these_are_no_few_cases():
+    assert len(TEXT_CASES) >= 120 and sum(isinstance(want, Want) for _, _, want in TEXT_CASES.values()) >= 60
