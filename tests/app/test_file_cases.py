@@ -7,8 +7,25 @@ import pytest
 
 from app.data import read_source
 from app.data.sequences import IGNORE
-from cfg.data import TableDataConfig
-from file_cases import TEXT_CASES, Want
+from app.errors import DataError
+from cfg.data import TableDataConfig, TsDataConfig
+from column_cases import COLUMN_CASES
+from file_cases import NUMBER_CASES, Want
+from folder_cases import FOLDER_CASES
+from label_cases import LABEL_CASES
+from parquet_cases import PARQUET_CASES as PARQUET_NUMBERS
+from parquet_part_cases import PARQUET_PART_CASES
+from ts_cases import TS_CASES
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet
+except ModuleNotFoundError:  # CSV and .ts need no more than Python
+    pa = None
+
+
+TEXT_CASES = {**NUMBER_CASES, **COLUMN_CASES, **LABEL_CASES, **FOLDER_CASES}
+PARQUET_CASES = {**PARQUET_NUMBERS, **PARQUET_PART_CASES}
 
 
 def put(folder, files):
@@ -72,4 +89,33 @@ def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, name):
 
 
 def test_these_are_no_few_cases():
-    assert len(TEXT_CASES) >= 120 and sum(isinstance(want, Want) for _, _, want in TEXT_CASES.values()) >= 60
+    assert len(TEXT_CASES) + len(TS_CASES) + len(PARQUET_CASES) >= 240
+    assert len(TEXT_CASES) == sum(map(len, (NUMBER_CASES, COLUMN_CASES, LABEL_CASES, FOLDER_CASES)))
+    assert sum(isinstance(want, Want) for _, _, want in TEXT_CASES.values()) >= 60
+
+
+@pytest.mark.parametrize("name", TS_CASES)
+def test_a_ts_file_is_right_or_refused_in_these_words(tmp_path, name):
+    content, settings, want = TS_CASES[name]
+    settings = dict(settings)
+    needed, path = not settings.pop("bare", False), tmp_path / settings.pop("name", "a.ts")
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    config = TsDataConfig(train_path=str(path), **settings)
+    if isinstance(want, str):
+        with pytest.raises(DataError) as caught:
+            read_source(config, targets=needed)
+        assert str(caught.value).replace(str(tmp_path), "DIR") == want
+        return
+    data = read_source(config, targets=needed)
+    assert [plain(x) for x in data.train.sequences] == without_nan(want.x)
+    assert want.classes is None or data.classes == want.classes
+    if want.targets is not None:
+        assert [told(target, data.classes) for target in data.train.targets] == want.targets
+
+
+@pytest.mark.parametrize("name", PARQUET_CASES if pa else [])
+def test_a_parquet_file_is_right_or_refused_in_these_words(tmp_path, caplog, name):
+    tables, settings, want = PARQUET_CASES[name]
+    for file, made in tables.items():
+        pyarrow.parquet.write_table(made(pa), str(tmp_path / file))
+    check(tmp_path, tmp_path if len(tables) > 1 else tmp_path / file, settings, want, caplog)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from app.errors import RunError, data_error
+from app.run_folder import overrides
 from cfg.app import AppConfig
 from cfg.data import TableDataConfig, TextDataConfig, TsDataConfig
 
@@ -15,7 +16,8 @@ def check_door(config: AppConfig) -> None:
     Raises:
         ConfigError, DataError, RunError: as reading them would.
     """
-    if config.run is not None and not config.resume and not Path(config.run).is_dir():
+    lost = config.run is not None and not config.resume and not Path(config.run).is_dir()
+    if lost and not any(override.lstrip("+~").startswith("encoder") for override in overrides()):  # the job says why
         raise RunError(f"run must be the folder of a finished run; got {config.run!r}, which is no folder")
     if config.job.name != "train" or config.resume or config.run is not None:
         return

@@ -51,7 +51,7 @@ def read_lines(path: Path) -> List[str]:
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text.startswith(("#", "%")) and (any("\udc80" <= c <= "\udcff" for c in text) or "\0" in text):
-            shown = text[:40].encode("ascii", "backslashreplace").decode()
+            shown = text[:40].encode("utf-8", "surrogateescape")
             raise DataError(f"{path}: cannot be read as text: line {number} must be UTF-8; got {shown!r}")
     return lines
 
