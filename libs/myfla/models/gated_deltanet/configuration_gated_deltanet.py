@@ -2,21 +2,13 @@
 
 from typing import Any, Optional
 
-from myfla.models.configuration import ModelConfig
-from myfla.models.configuration_utils import (
-    check_sizes,
-    parse_attention_config,
-    validate_attnres_config,
-    validate_loss_config,
-)
+from myfla.models.recurrent_config import RecurrentConfig
 from myfla.utils.errors import value_error
 
 __all__ = ["GatedDeltaNetConfig"]
 
-NAME = "GatedDeltaNetConfig"
 
-
-class GatedDeltaNetConfig(ModelConfig):
+class GatedDeltaNetConfig(RecurrentConfig):
     """Settings of `GatedDeltaNetModel` and `GatedDeltaNetForCausalLM`; names and defaults of fla 0.6.0.
 
     Args:
@@ -86,26 +78,7 @@ class GatedDeltaNetConfig(ModelConfig):
         output_gate_activation: str = "swish",
         **kwargs: Any,
     ) -> None:
-        check_sizes(NAME, hidden_size=hidden_size, head_dim=head_dim, num_heads=num_heads, num_v_heads=num_v_heads,
-                    num_hidden_layers=num_hidden_layers, conv_size=conv_size, vocab_size=vocab_size,
-                    intermediate_size=intermediate_size)
         if output_gate_activation not in ("swish", "silu", "sigmoid"):
             rule = "must be 'swish', 'silu' or 'sigmoid'"
-            raise value_error(NAME, "output_gate_activation", rule, output_gate_activation)
-        attn = parse_attention_config(NAME, attn, num_hidden_layers)
-        validate_loss_config(NAME, fuse_cross_entropy, fuse_linear_cross_entropy)
-        validate_attnres_config(NAME, attnres_block_size)
-        self.attn_mode, self.attn = attn_mode, attn
-        self.hidden_size, self.num_hidden_layers, self.vocab_size = hidden_size, num_hidden_layers, vocab_size
-        self.head_dim, self.num_heads, self.num_v_heads = head_dim, num_heads, num_v_heads
-        self.expand_v, self.use_gate = expand_v, use_gate
-        self.use_short_conv, self.conv_size = use_short_conv, conv_size
-        self.allow_neg_eigval, self.output_gate_activation = allow_neg_eigval, output_gate_activation
-        self.max_position_embeddings = max_position_embeddings
-        self.hidden_ratio, self.intermediate_size, self.hidden_act = hidden_ratio, intermediate_size, hidden_act
-        self.norm_eps, self.initializer_range, self.use_cache = norm_eps, initializer_range, use_cache
-        self.fuse_norm, self.fuse_swiglu, self.fuse_cross_entropy = fuse_norm, fuse_swiglu, fuse_cross_entropy
-        self.fuse_linear_cross_entropy, self.use_l2warp = fuse_linear_cross_entropy, use_l2warp
-        self.attnres_block_size = attnres_block_size
-        super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id,
-                         tie_word_embeddings=tie_word_embeddings, **kwargs)
+            raise value_error("GatedDeltaNetConfig", "output_gate_activation", rule, output_gate_activation)
+        self._settle(locals(), ("head_dim", "num_heads", "num_v_heads"), kwargs)
