@@ -36,8 +36,8 @@ def damage(case, folder):
         config.write_text("[" * 100000)
         return "config.json", "must be JSON"
     if case == "unsupported":
-        edit(config, lambda fields: fields.update(model_type="mamba2"))
-        return "config.json", "model_type", "gated_deltanet, rwkv7", "mamba2"
+        edit(config, lambda fields: fields.update(model_type="llama"))
+        return "config.json", "model_type", "gated_deltanet", "rwkv7", "llama"
     if case == "hybrid":
         edit(config, lambda fields: fields.update(attn={"layers": [9], "num_heads": 2}))
         return "config.json", "attn.layers must be numbers of layers from 0 to 1", "[9]"

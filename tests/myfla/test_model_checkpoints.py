@@ -10,20 +10,18 @@ from safetensors.torch import load_file, save_file
 from folders import INDEX, WEIGHTS, edit, same, saved
 from myfla.models import (
     GatedDeltaNetForCausalLM,
-    GatedDeltaNetModel,
-    RWKV7ForCausalLM,
-    RWKV7Model,
     checkpoint_write,
     load_backbone,
     load_config,
     load_model,
 )
+from myfla.models.auto import MODELS
 from myfla.testing import cases, raises
 from myfla.utils.errors import CheckpointError
 from small_models import KINDS, prompt, small_model
 
-LANGUAGE = {"gated_deltanet": GatedDeltaNetForCausalLM, "rwkv7": RWKV7ForCausalLM}
-BASE = {"gated_deltanet": GatedDeltaNetModel, "rwkv7": RWKV7Model}
+LANGUAGE = {kind: language for kind, (_, _, language) in MODELS.items()}
+BASE = {kind: base for kind, (_, base, _) in MODELS.items()}
 
 
 # ---- round trips ----------------------------------------------------------------------------------------------------

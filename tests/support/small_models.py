@@ -2,13 +2,16 @@
 
 import torch
 
-from myfla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, RWKV7Config, RWKV7ForCausalLM
+from myfla.models.auto import MODELS
 
-KINDS = ("gated_deltanet", "rwkv7")
+KINDS = tuple(MODELS)
 VOCABULARY = 61
-_CLASSES = {"gated_deltanet": (GatedDeltaNetConfig, GatedDeltaNetForCausalLM), "rwkv7": (RWKV7Config, RWKV7ForCausalLM)}
+_CLASSES = {kind: (config, language) for kind, (config, _, language) in MODELS.items()}
 _SMALL = {
     "gated_deltanet": dict(hidden_size=32, head_dim=8, num_heads=2, num_v_heads=4, expand_v=2.0, intermediate_size=48),
+    "delta_net": dict(hidden_size=32, num_heads=2, intermediate_size=48, use_gate=True),
+    "gated_deltaproduct": dict(hidden_size=32, head_dim=8, num_heads=2, intermediate_size=48, num_householder=2,
+                               use_forget_gate=True, allow_neg_eigval=True),
     "rwkv7": dict(hidden_size=32, head_dim=16, decay_low_rank_dim=8, gate_low_rank_dim=8, a_low_rank_dim=8,
                   v_low_rank_dim=8),
 }

@@ -9,9 +9,15 @@ from typing import Any, List
 from myfla.models.utils import Cache
 
 _WHERE = {
+    "DeltaNetConfig": "delta_net",
+    "DeltaNetForCausalLM": "delta_net",
+    "DeltaNetModel": "delta_net",
     "GatedDeltaNetConfig": "gated_deltanet",
     "GatedDeltaNetForCausalLM": "gated_deltanet",
     "GatedDeltaNetModel": "gated_deltanet",
+    "GatedDeltaProductConfig": "gated_deltaproduct",
+    "GatedDeltaProductForCausalLM": "gated_deltaproduct",
+    "GatedDeltaProductModel": "gated_deltaproduct",
     "RWKV7Config": "rwkv7",
     "RWKV7ForCausalLM": "rwkv7",
     "RWKV7Model": "rwkv7",

@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any, Dict, Tuple, Type, Union
 
 from myfla.models.configuration import ModelConfig, read_json
+from myfla.models.delta_net import DeltaNetConfig, DeltaNetForCausalLM, DeltaNetModel
 from myfla.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM, GatedDeltaNetModel
+from myfla.models.gated_deltaproduct import (
+    GatedDeltaProductConfig,
+    GatedDeltaProductForCausalLM,
+    GatedDeltaProductModel,
+)
 from myfla.models.modeling_utils import FLAForCausalLM, FLAModel
 from myfla.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM, RWKV7Model
 from myfla.utils.errors import CheckpointError, message, nearest
@@ -15,6 +21,8 @@ Classes = Tuple[Type[ModelConfig], Type[FLAModel], Type[FLAForCausalLM]]
 
 MODELS: Dict[str, Classes] = {
     "gated_deltanet": (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
+    "delta_net": (DeltaNetConfig, DeltaNetModel, DeltaNetForCausalLM),
+    "gated_deltaproduct": (GatedDeltaProductConfig, GatedDeltaProductModel, GatedDeltaProductForCausalLM),
     "rwkv7": (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
 }
 """By ``model_type``: config, model, language model."""

@@ -29,16 +29,24 @@ from myfla.models import configuration
 from myfla.models.auto import MODELS
 from myfla.models.checkpoint import WeightFiles
 from myfla.models.checkpoint_names import adapt_names
+from myfla.models.delta_net.modeling_delta_net import DeltaNetStack
 from myfla.models.gated_deltanet.modeling_gated_deltanet import GatedDeltaNetStack
+from myfla.models.gated_deltaproduct.modeling_gated_deltaproduct import GatedDeltaProductStack
 from myfla.models.language_model import LanguageModel
 from myfla.models.rwkv7.modeling_rwkv7 import RWKV7Stack
 from myfla.models.stack import Stack
 from myfla.utils.errors import value_error
 
 __all__ = [
+    "DeltaNetConfig",
+    "DeltaNetForCausalLM",
+    "DeltaNetModel",
     "GatedDeltaNetConfig",
     "GatedDeltaNetForCausalLM",
     "GatedDeltaNetModel",
+    "GatedDeltaProductConfig",
+    "GatedDeltaProductForCausalLM",
+    "GatedDeltaProductModel",
     "RWKV7Config",
     "RWKV7ForCausalLM",
     "RWKV7Model",
@@ -79,6 +87,26 @@ class GatedDeltaNetConfig(_Config):
         super().__init__(**fields)
 
 
+class DeltaNetConfig(_Config):
+    """`myfla.models.DeltaNetConfig` for transformers."""
+
+    model_type = "delta_net"
+    plain = MODELS["delta_net"][0]
+
+    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+        super().__init__(**fields)
+
+
+class GatedDeltaProductConfig(_Config):
+    """`myfla.models.GatedDeltaProductConfig` for transformers."""
+
+    model_type = "gated_deltaproduct"
+    plain = MODELS["gated_deltaproduct"][0]
+
+    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+        super().__init__(**fields)
+
+
 class RWKV7Config(_Config):
     """`myfla.models.RWKV7Config` for transformers."""
 
@@ -95,7 +123,7 @@ class _Pretrained(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     stack: Type[Stack]
-    _no_split_modules = ["GatedDeltaNetBlock", "RWKV7Block"]
+    _no_split_modules = ["DeltaNetBlock", "GatedDeltaNetBlock", "GatedDeltaProductBlock", "RWKV7Block"]
     _skip_keys_device_placement = list(CACHES)
     _is_stateful = True
     _input_embed_layer = "embeddings"
@@ -176,6 +204,18 @@ class GatedDeltaNetModel(_Base, GatedDeltaNetStack):
     config_class = GatedDeltaNetConfig
 
 
+class DeltaNetModel(_Base, DeltaNetStack):
+    """`myfla.models.DeltaNetModel` for transformers."""
+
+    config_class = DeltaNetConfig
+
+
+class GatedDeltaProductModel(_Base, GatedDeltaProductStack):
+    """`myfla.models.GatedDeltaProductModel` for transformers."""
+
+    config_class = GatedDeltaProductConfig
+
+
 class RWKV7Model(_Base, RWKV7Stack):
     """`myfla.models.RWKV7Model` for transformers."""
 
@@ -205,6 +245,18 @@ class GatedDeltaNetForCausalLM(_Language, LanguageModel):
     config_class, base = GatedDeltaNetConfig, GatedDeltaNetModel
 
 
+class DeltaNetForCausalLM(_Language, LanguageModel):
+    """`myfla.models.DeltaNetForCausalLM` for transformers."""
+
+    config_class, base = DeltaNetConfig, DeltaNetModel
+
+
+class GatedDeltaProductForCausalLM(_Language, LanguageModel):
+    """`myfla.models.GatedDeltaProductForCausalLM` for transformers."""
+
+    config_class, base = GatedDeltaProductConfig, GatedDeltaProductModel
+
+
 class RWKV7ForCausalLM(_Language, LanguageModel):
     """`myfla.models.RWKV7ForCausalLM` for transformers."""
 
@@ -213,6 +265,8 @@ class RWKV7ForCausalLM(_Language, LanguageModel):
 
 CLASSES: List[Tuple[Type[_Config], Type[_Base], Type[_Language]]] = [
     (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
+    (DeltaNetConfig, DeltaNetModel, DeltaNetForCausalLM),
+    (GatedDeltaProductConfig, GatedDeltaProductModel, GatedDeltaProductForCausalLM),
     (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
 ]
 

@@ -20,8 +20,8 @@ class DeltaNetStack(RecurrentStack):
     """Embedding, blocks, norm: the parts of a DeltaNet model."""
 
     block = DeltaNetBlock
-    state_fields = ("hidden_size", "num_hidden_layers", "num_heads", "expand_k", "expand_v", "use_short_conv", "conv_size",
-                    "allow_neg_eigval")
+    state_fields = ("hidden_size", "num_hidden_layers", "num_heads", "expand_k", "expand_v", "use_short_conv",
+                    "conv_size", "allow_neg_eigval")
 
 
 class DeltaNetPreTrainedModel(FLAPreTrainedModel):

@@ -5,23 +5,29 @@ from myfla.models.gated_deltaproduct.configuration_gated_deltaproduct import Gat
 from myfla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
 from myfla.models.recurrent_stack import RecurrentBlock, RecurrentStack
 
-__all__ = ["GatedDeltaProductBlock", "GatedDeltaProductForCausalLM", "GatedDeltaProductModel", "GatedDeltaProductPreTrainedModel", "GatedDeltaProductStack"]
+__all__ = [
+    "GatedDeltaProductBlock",
+    "GatedDeltaProductForCausalLM",
+    "GatedDeltaProductModel",
+    "GatedDeltaProductPreTrainedModel",
+    "GatedDeltaProductStack",
+]
 
 
 class GatedDeltaProductBlock(RecurrentBlock):
     """A `RecurrentBlock` around `GatedDeltaProduct`."""
 
     mixer = GatedDeltaProduct
-    mixer_fields = ("expand_v", "head_dim", "num_heads", "use_output_gate", "use_short_conv", "conv_size",
-                    "use_forget_gate", "allow_neg_eigval", "num_householder")
+    mixer_fields = ("expand_v", "head_dim", "num_heads", "use_output_gate", "use_short_conv",
+                    "conv_size", "use_forget_gate", "allow_neg_eigval", "num_householder")
 
 
 class GatedDeltaProductStack(RecurrentStack):
     """Embedding, blocks, norm: the parts of a Gated DeltaProduct model."""
 
     block = GatedDeltaProductBlock
-    state_fields = ("hidden_size", "num_hidden_layers", "head_dim", "num_heads", "expand_v", "use_short_conv", "conv_size",
-                    "use_forget_gate", "allow_neg_eigval", "num_householder")
+    state_fields = ("hidden_size", "num_hidden_layers", "head_dim", "num_heads", "expand_v", "use_short_conv",
+                    "conv_size", "use_forget_gate", "allow_neg_eigval", "num_householder")
 
 
 class GatedDeltaProductPreTrainedModel(FLAPreTrainedModel):
