@@ -1,6 +1,6 @@
-"""What can go wrong with a name or a plugin."""
+"""What can go wrong with a name, a plugin or somebody's data."""
 
-__all__ = ["PluginError", "UnknownEncoderError"]
+__all__ = ["InputError", "PluginError", "UnknownEncoderError"]
 
 
 class UnknownEncoderError(ValueError):
@@ -9,3 +9,7 @@ class UnknownEncoderError(ValueError):
 
 class PluginError(ValueError):
     """The strategy that was asked for comes from a plugin that is broken or blocked."""
+
+
+class InputError(ValueError):
+    """Data that do not fit what an encoder was trained on: other columns, missing values, no numbers."""

@@ -1,20 +1,23 @@
 """Reading an encoder that `encoders.saving` wrote."""
 
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from safetensors.torch import load as parse_tensors
 
 from encoders.build import build_encoder
-from encoders.errors import PluginError, UnknownEncoderError
+from encoders.errors import InputError, PluginError, UnknownEncoderError
 from encoders.files import digest, parse_manifest, read_bytes, refuse, weights_name
+from encoders.pipeline import InputPipeline
 from encoders.saving import FORMAT, FORMAT_VERSION, encoder_paths, save_encoder, staged_path
 from encoders.stack import Encoder
 from myfla.utils.errors import CheckpointError
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "load_encoder", "save_encoder"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "load_encoder", "read_encoder", "save_encoder"]
 
+TASK = "task.safetensors"
+"""The head of a trained run, which an encoder never lies beside without a pipeline."""
 _REMEDY = "use a copy, or write it again with encoder.save"
 _PICKLES = (b"PK\x03\x04", b"\x80")
 
@@ -29,7 +32,8 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
         device: where to put the encoder.
 
     Returns:
-        The encoder, in eval mode, with the dtypes it was saved in.
+        The encoder, in eval mode, with the dtypes it was saved in. That of a trained run takes raw data: it has the
+        run's `InputPipeline` as its ``pipeline``.
 
     Raises:
         CheckpointError: a file is missing, damaged, foreign or unsafe, or its encoder cannot be built here.
@@ -38,6 +42,19 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
         >>> import tempfile
         >>> encoder = build_encoder({"name": "gated_deltanet", "input_size": 3})
         >>> load_encoder(encoder.save(tempfile.mkdtemp())).config == encoder.config
+        True
+    """
+    encoder, encoder.pipeline = read_encoder(path, device)
+    return encoder
+
+
+def read_encoder(path: Union[str, Path], device: Any = None) -> Tuple[Encoder, Optional[InputPipeline]]:
+    """The two parts of what `load_encoder` gives: an encoder that reads prepared data, and what prepares them.
+
+    Example:
+        >>> import tempfile
+        >>> folder = build_encoder({"name": "gated_deltanet", "vocab_size": 9}).save(tempfile.mkdtemp())
+        >>> read_encoder(folder)[1] is None
         True
     """
     weights, manifest_path = encoder_paths(Path(path))
@@ -61,9 +78,28 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
         raise
     except (TypeError, ValueError) as problem:
         raise refuse(manifest_path, "must hold a config of its encoder", str(problem), _REMEDY) from problem
+    pipeline = _read_pipeline(manifest_path, manifest, encoder)
     for key, value in encoder.state_dict(keep_vars=True).items():
         value.data = tensors[key]  # as saved, dtype included
-    return encoder.to(device=device).eval()
+    return encoder.to(device=device).eval(), pipeline
+
+
+def _read_pipeline(path: Path, manifest: Dict[str, Any], encoder: Encoder) -> Optional[InputPipeline]:
+    facts = manifest.get("pipeline")
+    if facts is None:
+        if path.with_name(TASK).exists():
+            raise refuse(path, "must hold the input pipeline of its run", f"none, and {TASK} beside it",
+                         "the run was trained before runs kept their columns and scales; train it again")
+        return None
+    try:
+        pipeline = InputPipeline.from_facts(facts)
+    except (InputError, TypeError, AttributeError) as problem:
+        raise refuse(path, "must hold an input pipeline", str(problem), _REMEDY) from None
+    want = (encoder.config.input_size, encoder.config.vocab_size)
+    if (pipeline.width, pipeline.vocab_size) != want:
+        raise refuse(path, f"must hold a pipeline for input_size, vocab_size = {want}",
+                     str((pipeline.width, pipeline.vocab_size)), _REMEDY)
+    return pipeline
 
 
 def _read_weights(path: Path, entry: Dict[str, Any]) -> Dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ weights that are there, under one name or the other.
 
 import platform
 from pathlib import Path
-from typing import Any, Dict, Protocol, Tuple, Union
+from typing import Any, Dict, Optional, Protocol, Tuple, Union
 
 import safetensors
 import torch
@@ -17,12 +17,13 @@ from cfg.encoder import EncoderConfig
 from cfg.encoder_mapping import portable_mapping
 from encoders.contract import BlockBuilder
 from encoders.files import digest, seal_manifest, write_atomic
+from encoders.pipeline import InputPipeline
 from myfla import __version__
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Savable", "encoder_paths", "save_encoder", "staged_path"]
 
 FORMAT = "myfla-encoder"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no input pipeline
 
 
 class Savable(Protocol):
@@ -31,16 +32,18 @@ class Savable(Protocol):
     config: EncoderConfig
     strategy: BlockBuilder
     fingerprint: str
+    pipeline: Optional[InputPipeline]
 
     def state_dict(self) -> Dict[str, Any]:
         """Its tensors by name."""
 
 
-def save_encoder(encoder: Savable, path: Union[str, Path]) -> Path:
-    """Write an encoder's config and weights.
+def save_encoder(encoder: Savable, path: Union[str, Path], pipeline: Optional[InputPipeline] = None) -> Path:
+    """Write an encoder's config, weights and input pipeline.
 
     Args:
         encoder: any strategy's.
+        pipeline: what brings raw data into the form that it was trained on; None for its own, if it has one.
         path: a folder (made if missing), for ``encoder.safetensors`` and ``encoder.json`` in it; or the name of the
             ``.safetensors`` file, with the manifest beside it. An older encoder there is replaced.
 
@@ -53,6 +56,7 @@ def save_encoder(encoder: Savable, path: Union[str, Path]) -> Path:
     weights, manifest = encoder_paths(Path(path))
     weights.parent.mkdir(parents=True, exist_ok=True)
     # clone: safetensors refuses tensors that share memory
+    pipeline = encoder.pipeline if pipeline is None else pipeline
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.state_dict().items()}
     data = format_tensors(tensors, {"format": FORMAT})
     sha = digest(data)
@@ -63,6 +67,7 @@ def save_encoder(encoder: Savable, path: Union[str, Path]) -> Path:
         "format_version": FORMAT_VERSION,
         "config": portable_mapping(encoder.config),
         "fingerprint": encoder.fingerprint,
+        "pipeline": None if pipeline is None else pipeline.facts(),
         "files": {weights.name: {"sha256": sha, "bytes": len(data)}},
         "versions": _versions(encoder.strategy.origin),
     }))

@@ -14,8 +14,11 @@ from cfg.encoder_mapping import portable_mapping
 from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
 from encoders.contract import BlockBuilder
+from encoders.encoding import encode_raw
 from encoders.inputs import build_input, check_ids, check_input, enter, input_weight
+from encoders.pipeline import InputPipeline
 from encoders.pooling import build_pooling
+from encoders.raw import open_batch, prepare
 from encoders.saving import save_encoder
 from encoders.weaving import Pass, build_weaving
 from myfla.models.state_tree import tensors_of
@@ -54,6 +57,10 @@ class Encoder(nn.Module):
         strategy: builds blocks and norms.
         device, dtype: for every parameter.
 
+    Attributes:
+        pipeline: of a trained encoder that `encoders.load_encoder` has read: it then takes raw data, in any of the forms
+            that `encode` takes, and brings them into the form that it was trained on. None for a new one.
+
     Example:
         >>> from cfg.encoder import GatedDeltaNetEncoderConfig
         >>> from encoders import build_encoder
@@ -79,12 +86,13 @@ class Encoder(nn.Module):
         self.norm = strategy.build_norm(self.config, **made)
         self.pooling = build_pooling(self.config.pooling, self.config.hidden_size, **made)
         settings = json.dumps(portable_mapping(self.config), sort_keys=True)
+        self.pipeline: Optional[InputPipeline] = None
         #: A name for the settings; a cache made by an encoder with other settings is refused.
         self.fingerprint = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
 
     def forward(
         self,
-        x: torch.Tensor,
+        x: Any,
         lengths: Union[torch.Tensor, Sequence[int], None] = None,
         attention_mask: Optional[torch.Tensor] = None,
         cu_seqlens: Optional[torch.Tensor] = None,
@@ -99,7 +107,8 @@ class Encoder(nn.Module):
 
         Args:
             x: features ``[B, T, input_size]`` in the encoder's dtype, or token ids ``[B, T]`` (int32 or int64);
-                packed ``[1, total, ...]`` with ``cu_seqlens``.
+                packed ``[1, total, ...]`` with ``cu_seqlens``. With a `pipeline`: raw features of any dtype, or what
+                `encode` takes.
             lengths: ``[B]``, tokens of each row; pads follow them.
             attention_mask: ``[B, T]`` of 0 and 1, pads anywhere. What stands in a pad is never read.
             cu_seqlens: ``[N + 1]``, where each packed sequence starts, and the end.
@@ -116,13 +125,20 @@ class Encoder(nn.Module):
                 weaves states or has a stem.
             CacheError: the cache is of another model or batch.
         """
-        check_input(self.config, self.input, x)
+        if self.pipeline is not None:
+            x, found = open_batch(self.pipeline, x, (lengths, attention_mask, cu_seqlens))
+            lengths, x = lengths if found is None else found, x.to(input_weight(self.input).device)
+        else:
+            check_input(self.config, self.input, x)
         layout = make_layout(x, lengths, attention_mask, cu_seqlens)
         use_cache = cache is not None if use_cache is None else use_cache
         state = self._open_cache(cache, use_cache, layout.lengths.shape[0])
         if cache is not None and state is not None:
             state = layout.widen(state)
         tokens = layout.pack(x)
+        if self.pipeline is not None:
+            tokens = prepare(self.pipeline, tokens, layout, use_cache or cache is not None)
+            tokens = tokens if self.pipeline.schema is None else tokens.to(input_weight(self.input).dtype)
         check_ids(self.config, tokens)
         hidden, layout = enter(self.input, tokens, layout)
         hidden = self.norm(self._run(hidden, layout, StackCall(layout.cu_seqlens, state, use_cache)))
@@ -132,9 +148,28 @@ class Encoder(nn.Module):
         embedding = self.pooling(hidden, layout)
         return EncoderOutput(layout.unpack(hidden), embedding, state if use_cache else None, layout.lengths)
 
-    def save(self, path: Union[str, Path]) -> Path:
-        """Write weights and config; see `encoders.saving.save_encoder`."""
-        return save_encoder(self, path)
+    def encode(self, x: Any, batch_tokens: int = 16384, per_step: bool = False) -> Union[torch.Tensor, list]:
+        """Embeddings of raw data, without gradients, those of like length together; see `encoders.encoding.encode_raw`.
+
+        Args:
+            x: one sequence or many: arrays, lists, tensors, columns by name; see `encoders.raw.read_sequences`.
+            batch_tokens: most tokens in a call, pads included; a longer sequence is taken by itself.
+            per_step: the hidden states of each sequence in place of its embedding.
+
+        Returns:
+            ``[N, hidden_size]`` on the CPU; with ``per_step`` a list of ``[T_i, hidden_size]``.
+
+        Example:
+            >>> from encoders import build_encoder
+            >>> encoder = build_encoder({"name": "gated_deltanet", "input_size": 2})
+            >>> encoder.encode([[[0.1, 0.2]], [[0.3, 0.4], [0.5, 0.6]]]).shape
+            torch.Size([2, 64])
+        """
+        return encode_raw(self, x, batch_tokens, per_step)
+
+    def save(self, path: Union[str, Path], pipeline: Optional[InputPipeline] = None) -> Path:
+        """Write weights, config and input pipeline; see `encoders.saving.save_encoder`."""
+        return save_encoder(self, path, pipeline)
 
     def extra_repr(self) -> str:
         return f"{self.config.name}, {self.config.direction}, fingerprint={self.fingerprint}"

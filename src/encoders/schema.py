@@ -1,0 +1,177 @@
+"""The columns that a model was trained on, and the same columns found again in other data, by name."""
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from cfg.validation import nearest
+from encoders.errors import InputError
+
+__all__ = ["Column", "InputSchema"]
+
+ROW_NUMBERS = ("", "Unnamed: 0", "__index_level_0__")
+"""What pandas calls an index that it writes as a column."""
+_SHOWN = 12
+
+
+class Column(NamedTuple):
+    """One column of a table, or one channel.
+
+    Attributes:
+        name: as in the header.
+        type: in the words of the file's format, e.g. ``double`` or ``timestamp[us]``; of a time column its unit.
+        reason: why it is left out, as people read it; "" for one that is used.
+    """
+
+    name: str
+    type: str = "number"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class InputSchema:
+    """What a model reads, and what else stood in the table that it was trained on.
+
+    Attributes:
+        features: what it reads, in order.
+        named: False where the data have no names (`.ts` files, arrays): features are ``channel_1``, ... then, and other
+            data are matched by position.
+        time: the column that orders the steps.
+        left_out: columns that are no input, each with its reason.
+        roles: ``(role, column)`` of those with a part of their own: ``sequence``, ``label``, ``target``, ``group``.
+
+    Example:
+        >>> schema = InputSchema((Column("a"), Column("b")), left_out=(Column("note", "string", "text"),))
+        >>> schema.describe()
+        '2 features: a, b; left out: note (text)'
+        >>> schema.match(["note", "b", "a"], "my.csv")
+        [2, 1]
+    """
+
+    features: Tuple[Column, ...]
+    named: bool = True
+    time: Optional[Column] = None
+    left_out: Tuple[Column, ...] = ()
+    roles: Tuple[Tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"InputSchema: features must be different names, one or more; got {names}")
+
+    @classmethod
+    def unnamed(cls, width: int) -> "InputSchema":
+        """Channels without names.
+
+        Example:
+            >>> InputSchema.unnamed(2).names
+            ['channel_1', 'channel_2']
+        """
+        return cls(tuple(Column(f"channel_{i + 1}") for i in range(width)), named=False)
+
+    @property
+    def names(self) -> List[str]:
+        """Of the features, in order."""
+        return [column.name for column in self.features]
+
+    def describe(self) -> str:
+        """One line for people: what is read, what orders it, what is left out and why."""
+        what = "feature" if self.named else "channel"
+        text = f"{len(self.features)} {what}{'' if len(self.features) == 1 else 's'}"
+        if self.named:
+            text += ": " + _few(self.names)
+        if self.time is not None:
+            text += f"; time: {self.time.name} ({self.time.type})"
+        if self.left_out:
+            text += "; left out: " + _few([f"{column.name} ({column.reason})" for column in self.left_out])
+        return text
+
+    def match(self, names: Sequence[str], who: str, ignore: Sequence[str] = (), option: str = "ignore") -> List[int]:
+        """Where the features stand among the columns of other data.
+
+        Columns that the training table had beside its features, and pandas' row numbers, are passed over. Without names
+        of its own (`named`), a model takes what remains by position, unless all its ``channel_N`` are there.
+
+        Args:
+            names: of the columns, in order.
+            who: whose they are, for messages: a file, an argument.
+            ignore: further columns to pass over.
+            option: the setting or argument that holds ``ignore``, for messages.
+
+        Returns:
+            one position for each feature.
+
+        Raises:
+            InputError: a name is missing, unknown or there twice.
+
+        Example:
+            >>> InputSchema((Column("a"), Column("b"))).match(["a", "c"], "my.csv")
+            Traceback (most recent call last):
+              ...
+            encoders.errors.InputError: my.csv: columns must be the model's 2 features: a, b; got no 'b', and unknown \
+'c'; rename them, or pass over what is no feature with ignore=[c]
+        """
+        known = {column.name for column in self.left_out} | {name for _, name in self.roles} | {*ignore, *ROW_NUMBERS}
+        if self.time is not None:
+            known.add(self.time.name)
+        wanted = self.names
+        twice = sorted({name for name in names if name in wanted and list(names).count(name) > 1})
+        if twice:
+            raise InputError(f"{who}: columns must have different names; got {twice[0]!r} twice; rename one of them")
+        missing = [name for name in wanted if name not in names]
+        extra = [name for name in names if name not in wanted and name not in known]
+        if not self.named and missing:
+            if len(extra) == len(wanted):
+                return [list(names).index(name) for name in extra]
+            raise InputError(f"{who}: columns must be {len(wanted)}, as the model reads; got {len(extra)}: "
+                             f"{_few(extra)}; pass over what is no feature with {option}=[...]")
+        if missing or extra:
+            raise InputError(f"{who}: columns must be the model's {len(wanted)} features: {_few(wanted)}; got "
+                             f"{_difference(missing, extra)}; {_remedy(missing, extra, option)}")
+        return [list(names).index(name) for name in wanted]
+
+    def facts(self) -> Dict[str, Any]:
+        """For JSON."""
+        return {"features": [column[:2] for column in self.features], "named": self.named,
+                "time": None if self.time is None else self.time[:2],
+                "left_out": [list(column) for column in self.left_out], "roles": [list(role) for role in self.roles]}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "InputSchema":
+        """What `facts` gave. Raises InputError where something else stands."""
+        try:
+            features, left_out = ([Column(*map(_text, column)) for column in facts[key]] for key in
+                                  ("features", "left_out"))
+            time = None if facts["time"] is None else Column(*map(_text, facts["time"]))
+            roles = tuple((_text(role), _text(name)) for role, name in facts["roles"])
+            return cls(tuple(features), facts["named"] is True, time, tuple(left_out), roles)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise InputError(f"InputSchema: facts must be those that it wrote; got {problem!r}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN} more)"
+
+
+def _difference(missing: List[str], extra: List[str]) -> str:
+    parts = []
+    for word, names in (("no", missing), ("unknown", extra)):
+        if names:
+            parts.append(f"{word} " + ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else ""))
+    return ", and ".join(parts)
+
+
+def _remedy(missing: List[str], extra: List[str], option: str) -> str:
+    near = nearest(missing[0], extra) if missing and extra else ""
+    over = f"pass over what is no feature with {option}=[{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}]"
+    if near:
+        return f"{missing[0]!r}: {near}"
+    if missing:
+        return f"rename them, or {over}" if extra else "add them, or rename the columns"
+    return over
