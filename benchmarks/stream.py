@@ -22,11 +22,12 @@ for folder in ("src", "libs"):
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from app.data.standardize import Standardizer  # noqa: E402
 from app.tasks.spec import TaskSpec  # noqa: E402
 from app.tasks.task import build_task  # noqa: E402
 from app.trained import save_task  # noqa: E402
 from encoders import build_encoder  # noqa: E402
+from encoders.pipeline import InputPipeline  # noqa: E402
+from encoders.schema import InputSchema  # noqa: E402
 
 WIDTH, CLASSES = 12, 9
 
@@ -36,9 +37,11 @@ def make_run(folder: Path, encoder: str) -> Path:
     folder.mkdir()
     torch.manual_seed(0)
     made = build_encoder({"name": encoder, "input_size": WIDTH})
-    made.save(folder)
-    task = build_task(TaskSpec("classify", "classes", CLASSES, False, list("123456789")), made.config.hidden_size)
-    save_task(folder, task, Standardizer(torch.zeros(WIDTH), torch.ones(WIDTH)))
+    classes = list("123456789")
+    made.save(folder, InputPipeline(InputSchema.unnamed(WIDTH), mean=(0.0,) * WIDTH, std=(1.0,) * WIDTH,
+                                    classes=tuple(classes)))
+    task = build_task(TaskSpec("classify", "classes", CLASSES, False, classes), made.config.hidden_size)
+    save_task(folder, task)
     return folder
 
 

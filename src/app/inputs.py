@@ -1,13 +1,13 @@
 """Sequences for a trained run: of its own data, of a file like them, or of other data, once they fit."""
 
 import dataclasses
-from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 
 from app.data import load_data, read_source
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
+from app.data.tables import column_names
 from app.errors import RunError, data_error
 from app.run_folder import overrides
 from app.tasks.spec import TaskSpec
@@ -22,7 +22,8 @@ _TARGETS = ("label", "targets", "group")
 
 
 def open_run_data(
-    trained: Trained, config: AppConfig, path: Optional[str], targets: bool, choose: Any = None
+    trained: Trained, config: AppConfig, path: Optional[str], targets: bool, choose: Any = None,
+    ignore: Sequence[str] = (),
 ) -> Tuple[SequenceData, DataConfig]:
     """The data that a job is about, checked to fit the encoder.
 
@@ -32,14 +33,15 @@ def open_run_data(
         path: of a file in the format of the run's data, all of which becomes ``train``; None for whole data sets.
         targets: whether they are needed.
         choose: which sequences of the file are needed, as in `app.data.read_source`; without ``targets``.
+        ignore: columns of a table to pass over; all others must be known to the run.
 
     Raises:
-        ConfigError, DataError, RunError: no such data, or of another kind than the encoder reads.
+        ConfigError, DataError, InputError, RunError: no such data, or of another kind than the encoder reads.
     """
     named = [override for override in overrides() if override.lstrip("+~").startswith(("data=", "data."))]
     if path is not None and named:
         raise config_error("job.input", "must be left out with other data", path, f"or leave out {named[0]}")
-    chosen = config.data if named else trained.config.data
+    chosen = _by_name(trained, config.data if named else trained.config.data, path, ignore)
     data = load_data(chosen) if path is None else _load_file(chosen, path, targets, choose)
     _check_width(trained, data, path or f"data={chosen.name}")
     return data, chosen
@@ -78,29 +80,32 @@ def _load_file(chosen: DataConfig, path: str, targets: bool, choose: Any) -> Seq
     changes: Any = {"train_path": path, "test_path": None}
     if not targets:
         changes.update({name: None for name in _TARGETS if name in fields})
-    if isinstance(chosen, TableDataConfig) and chosen.features is None:
-        changes["features"] = _features(chosen, dataclasses.replace(chosen, **changes))
     return read_source(dataclasses.replace(chosen, **changes), choose, targets)
 
 
-def _features(run: TableDataConfig, mine: TableDataConfig) -> List[str]:
-    """The columns that the run read: by its training table where that still lies there, else by the file itself."""
-    from app.data.tables import open_table
-    from app.data.tables.choose import choose_features
-
-    path = run.train_path if Path(run.train_path).exists() else mine.train_path
-    return choose_features(open_table(path, run), run)[0]
+def _by_name(trained: Trained, chosen: DataConfig, path: Optional[str], ignore: Sequence[str]) -> DataConfig:
+    """The config with the run's columns, in the run's order, once the table is seen to have them."""
+    schema = None if trained.pipeline is None else trained.pipeline.schema
+    if not isinstance(chosen, TableDataConfig) or schema is None or not schema.named:
+        return chosen
+    for place in [chosen.train_path, chosen.test_path] if path is None else [path]:
+        if place is not None:
+            given = column_names(place, chosen)
+            roles = [chosen.sequence, chosen.time, chosen.label, chosen.group, *(chosen.targets or ())]
+            schema.match(given, place, [*ignore, *(name for name in roles if name is not None)], "job.ignore")
+    return dataclasses.replace(chosen, features=schema.names)
 
 
 def _check_width(trained: Trained, data: SequenceData, who: str) -> None:
-    config = trained.encoder.config
-    for key, name in (("input_size", "number of channels"), ("vocab_size", "number of token ids")):
-        want, got = getattr(config, key), getattr(data, key)
+    pipeline = trained.pipeline
+    if pipeline is None:
+        raise RunError(f"run={str(trained.folder)!r} must hold what its training measured; got an encoder by itself; "
+                       "use the folder of a run of job=train")
+    width = None if pipeline.schema is None else len(pipeline.schema.features)
+    for name, want, got in (("number of channels", width, data.input_size),
+                            ("number of token ids", pipeline.vocab_size, data.vocab_size)):
         if want != got:
             raise data_error(who, name, f"must be {want}, as the encoder reads" if want else "must be none", got)
-    if trained.standardizer is None and config.input_size is not None:
-        raise RunError(f"run={str(trained.folder)!r} must hold what its training measured (task.safetensors); got an "
-                       "encoder by itself; use the folder of a run of job=train")
 
 
 def _renumbered(part: SequenceSet, table: Any, unknown: List[str], spec: TaskSpec, who: str) -> SequenceSet:

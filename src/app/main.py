@@ -21,15 +21,15 @@ from app.typed_paths import plain_paths
 from cfg.app import register_configs
 from cfg.validation import ConfigError, known_fields
 from encoders import register_plugin_configs
-from encoders.errors import PluginError, UnknownEncoderError
+from encoders.errors import InputError, PluginError, UnknownEncoderError
 from myfla.utils.errors import BackendError, CheckpointError
 
 __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, OmegaConfBaseException, PluginError, RunError,
-               UnknownEncoderError)
+USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, InputError, OmegaConfBaseException, PluginError,
+               RunError, UnknownEncoderError)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -1,31 +1,30 @@
 """What a finished run's folder holds of the model, and the one way to get it back.
 
-`encoder.save` writes ``encoder.safetensors`` and its manifest; beside them lies ``task.safetensors``: the head, and
-what was measured on the training data, with the task in JSON.
+`encoder.save` writes ``encoder.safetensors`` and its manifest, which holds the input pipeline; beside them lies
+``task.safetensors``: the head, with the task in JSON.
 """
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
-import torch
-from torch import Tensor
-
-from app.data.standardize import Standardizer
 from app.errors import RunError
 from app.run_config import read_config
 from app.tasks.spec import TaskSpec
 from app.tasks.task import Task, build_task
 from cfg.app import AppConfig
-from encoders import load_encoder
+from encoders.io import TASK, read_encoder
+from encoders.pipeline import InputPipeline
 from encoders.stack import Encoder
 from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.utils.errors import CheckpointError, message
+from myfla.utils.regular import read_regular
 
 __all__ = ["TASK", "Trained", "load_trained", "save_task"]
 
-TASK = "task.safetensors"
 KIND = "myfla.task"
-VERSION = 1
+VERSION = 2  # 1 held the scale of the input too, and no names of columns
 
 
 class Trained(NamedTuple):
@@ -33,15 +32,15 @@ class Trained(NamedTuple):
 
     Attributes:
         folder: of its run.
-        encoder: in evaluation mode.
+        encoder: in evaluation mode; it reads prepared data.
         task: its head with weights; None in a folder that holds nothing but an encoder.
-        standardizer: of its input features; None for token ids and without a task.
+        pipeline: prepares raw data; None in a folder that holds nothing but an encoder.
     """
 
     folder: Path
     encoder: Encoder
     task: Optional[Task]
-    standardizer: Optional[Standardizer]
+    pipeline: Optional[InputPipeline]
 
     @property
     def config(self) -> AppConfig:
@@ -55,14 +54,22 @@ class Trained(NamedTuple):
         return spec.names if spec is not None and spec.kind == "classes" else None
 
 
-def save_task(folder: Path, task: Task, standardizer: Optional[Standardizer]) -> None:
+    @property
+    def key(self) -> str:
+        """A name for weights, head and input pipeline together: the same for what computes the same."""
+        digest = hashlib.sha256()
+        for name in ("encoder.safetensors", TASK):
+            path = self.folder / name
+            digest.update(read_regular(path) if path.exists() else b"none")
+        facts = None if self.pipeline is None else self.pipeline.facts()
+        digest.update(json.dumps(facts, sort_keys=True).encode("utf-8"))
+        return digest.hexdigest()[:32]
+
+
+def save_task(folder: Path, task: Task) -> None:
     """Write ``task.safetensors``: the task's tensors (``head.weight``, ``head.bias``, for values ``target_mean`` and
-    ``target_std``), ``mean`` and ``std`` of the input's channels, and in its header `TaskSpec` as JSON."""
-    tensors, facts = task.tensors(), {"version": VERSION, "task": task.spec.facts(), "missing": None}
-    if standardizer is not None:
-        tensors.update(mean=standardizer.mean, std=standardizer.std)
-        facts["missing"] = standardizer.missing
-    write_sealed(folder / TASK, KIND, tensors, facts)
+    ``target_std``), and in its header `TaskSpec` as JSON."""
+    write_sealed(folder / TASK, KIND, task.tensors(), {"version": VERSION, "task": task.spec.facts()})
 
 
 def load_trained(run: Union[str, Path], device: Any = "cpu") -> Trained:
@@ -79,15 +86,15 @@ def load_trained(run: Union[str, Path], device: Any = "cpu") -> Trained:
     if not folder.is_dir():
         raise RunError(f"run must be the folder of a finished run; got {str(folder)!r}, which is no folder")
     try:
-        encoder = load_encoder(folder, device=device)
+        encoder, pipeline = read_encoder(folder, device=device)
         if not (folder / TASK).exists():
-            return Trained(folder, encoder, None, None)
-        return Trained(folder, encoder, *_load_task(folder / TASK, encoder, device))
+            return Trained(folder, encoder, None, pipeline)
+        return Trained(folder, encoder, _load_task(folder / TASK, encoder, pipeline, device), pipeline)
     except (CheckpointError, RuntimeError) as problem:  # torch says with a RuntimeError that there is no such device
         raise RunError(f"run={str(folder)!r} must hold a whole encoder; {problem}") from None
 
 
-def _load_task(path: Path, encoder: Encoder, device: Any) -> "tuple[Task, Optional[Standardizer]]":
+def _load_task(path: Path, encoder: Encoder, pipeline: Optional[InputPipeline], device: Any) -> Task:
     tensors, facts = read_sealed(path, KIND, CheckpointError)
     if facts.get("version") != VERSION:
         raise CheckpointError(message(str(path), "version", f"must be {VERSION}", facts.get("version"),
@@ -96,17 +103,13 @@ def _load_task(path: Path, encoder: Encoder, device: Any) -> "tuple[Task, Option
         task = build_task(TaskSpec.from_facts(facts["task"]), encoder.config.hidden_size)
     except (KeyError, TypeError) as problem:
         raise CheckpointError(message(str(path), "task", "must be a task's description", str(problem))) from None
-    wanted: Dict[str, Tensor] = task.tensors()
-    width = encoder.config.input_size
-    if width is not None:
-        wanted.update(mean=torch.empty(width), std=torch.empty(width))
-    shapes, found = ({k: list(v.shape) for k, v in sorted(held.items())} for held in (wanted, tensors))
+    shapes, found = ({k: list(v.shape) for k, v in sorted(held.items())} for held in (task.tensors(), tensors))
     if shapes != found:
         raise CheckpointError(message(str(path), "tensors", f"must be {shapes}", found, "it is another encoder's"))
-    standardizer = None
-    if width is not None:
-        mean, std = (tensors.pop(name).to(device) for name in ("mean", "std"))
-        standardizer = Standardizer(mean, std, facts["missing"])
+    names = None if pipeline is None else pipeline.classes if task.spec.kind == "classes" else pipeline.targets
+    if not task.spec.shifts and list(names or ()) != task.spec.names:
+        raise CheckpointError(message(str(path), "names", f"must be those of the input pipeline, {list(names or ())}",
+                                      task.spec.names, "it is another run's"))
     for name, value in task.state_dict(keep_vars=True).items():
         value.data = tensors[name]  # as saved, dtype included
-    return task.to(device).eval(), standardizer
+    return task.to(device).eval()

@@ -1,7 +1,7 @@
 """The configs of the jobs that use a trained run on sequences: ``job=encode`` and ``job=evaluate``."""
 
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field
+from typing import List, Optional
 
 from cfg.job import JobConfig
 from cfg.validation import Fields
@@ -20,6 +20,7 @@ class EvaluateJobConfig(JobConfig):
     Args:
         input: file with sequences and targets, in the format of the run's data; null: the test set of the run's data,
             or of the ``data=`` that the command line names.
+        ignore: columns of a table to pass over; every other one must be known to the run.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
@@ -27,10 +28,13 @@ class EvaluateJobConfig(JobConfig):
 
     name: str = "evaluate"
     input: Optional[str] = None
+    ignore: List[str] = field(default_factory=list)
 
     def validate(self) -> None:
         super().validate()
-        Fields(self, "job").text("input", optional=True)
+        fields = Fields(self, "job")
+        fields.text("input", optional=True)
+        fields.names("ignore")
 
 
 @dataclass
@@ -44,6 +48,7 @@ class EncodeJobConfig(JobConfig):
         input: file with sequences, in the format of the run's data, targets not needed; null: ``part`` of the run's
             data, or of the ``data=`` that the command line names.
         part: ``test`` or ``train``, without ``input``.
+        ignore: columns of a table to pass over; every other one must be known to the run.
         output: folder for the parts.
         format: ``parquet`` or ``safetensors``.
         per: one embedding a ``sequence``, or one a ``step``.
@@ -57,6 +62,7 @@ class EncodeJobConfig(JobConfig):
     name: str = "encode"
     input: Optional[str] = None
     part: str = "test"
+    ignore: List[str] = field(default_factory=list)
     output: str = "???"
     format: str = "parquet"
     per: str = "sequence"
@@ -68,6 +74,7 @@ class EncodeJobConfig(JobConfig):
         fields = Fields(self, "job")
         fields.text("input", optional=True)
         fields.choice("part", PARTS)
+        fields.names("ignore")
         fields.text("output")
         fields.choice("format", FORMATS)
         fields.choice("per", UNITS)

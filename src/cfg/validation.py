@@ -120,6 +120,14 @@ class Fields:
             raise self.error(name, "must be a non-empty string" + (" or null" if optional else ""), value)
         return value
 
+    def names(self, name: str) -> Any:
+        """A list of different non-empty strings, which may be empty."""
+        value = getattr(self.owner, name)
+        fine = isinstance(value, (list, tuple)) and all(isinstance(one, str) and one for one in value)
+        if not fine or len(set(value)) < len(value):
+            raise self.error(name, "must be a list of different names", value)
+        return self._store(name, list(value))
+
     def error(self, name: str, rule: str, got: Any, hint: str = "") -> ConfigError:
         """The error for field ``name``, with the prefix in front."""
         return config_error(f"{self.prefix}.{name}", rule, got, hint)

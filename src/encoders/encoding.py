@@ -60,8 +60,8 @@ def encode_many(encoder: Encodes, lengths: Sequence[int], get: Callable[[int], T
         per_step: the hidden states of each sequence in place of its embedding.
 
     Returns:
-        ``(rows, lengths)``: ``[hidden_size]`` or ``[T_i, hidden_size]`` each, and ``[N]`` int64, the steps of each, with
-        a stem those that it leaves; on the CPU.
+        ``(rows, lengths)``: ``[hidden_size]`` or ``[T_i, hidden_size]`` each, and ``[N]`` int64, the steps of each (of
+        those that a stem leaves); on the CPU.
     """
     weight, training = input_weight(encoder.input), encoder.training
     rows: List[Any] = [None] * len(lengths)

@@ -44,7 +44,8 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
         >>> load_encoder(encoder.save(tempfile.mkdtemp())).config == encoder.config
         True
     """
-    encoder, encoder.pipeline = read_encoder(path, device)
+    encoder, pipeline = read_encoder(path, device)
+    encoder.pipeline = pipeline
     return encoder
 
 

@@ -153,13 +153,16 @@ class InputPipeline:
         """What `facts` gave. Raises InputError where something else stands."""
         try:
             schema = None if facts["schema"] is None else InputSchema.from_facts(facts["schema"])
-            numbers = [tuple(float(value) for value in facts[key]) for key in ("mean", "std")]
-            names = [None if facts[key] is None else tuple(map(_text, facts[key])) for key in ("classes", "targets")]
+            mean, std = (tuple(float(value) for value in facts[key]) for key in ("mean", "std"))
+            classes, targets = (None if facts[key] is None else tuple(map(_text, facts[key])) for key in
+                                ("classes", "targets"))
             size = facts["vocab_size"]
             if not (size is None or type(size) is int) or type(facts["own_scale"]) is not bool:
                 raise TypeError("vocab_size or own_scale")
-            return cls(schema, facts["missing"], facts["own_scale"], *numbers, *names, size)
-        except (KeyError, TypeError, OverflowError) as problem:
+            return cls(schema, facts["missing"], facts["own_scale"], mean, std, classes, targets, size)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise InputError(f"InputPipeline: facts must be those that it wrote; got {problem!r}") from None
 
 

@@ -110,15 +110,17 @@ def prepare(pipeline: InputPipeline, tokens: Tensor, layout: Layout, going_on: b
         return tokens
     channels = len(pipeline.schema.features)
     if tokens.shape[-1] != channels:
-        raise InputError(f"{WHO}: x must have {channels} channels: {pipeline.schema.describe()}; got {tokens.shape[-1]}")
+        raise InputError(f"{WHO}: x must have {channels} channels: {pipeline.schema.describe()}; got "
+                         f"{tokens.shape[-1]}")
     check_values(pipeline, tokens)
     if going_on and pipeline.needs_whole:
         if pipeline.own_scale:
-            raise InputError(f"{WHO}: cache must be left out for an encoder trained with data.own_scale=true: the scale "
-                             "of a sequence is known at its end; train with data.own_scale=false")
+            raise InputError(f"{WHO}: cache must be left out for an encoder trained with data.own_scale=true: the "
+                             "scale of a sequence is known at its end; train with data.own_scale=false")
         if not tracing() and bool(tokens.isnan().any()):
-            raise InputError(f"{WHO}: x must be without missing values in pieces of sequences: with data.missing=forward "
-                             "the value before may stand in an earlier piece; fill them in, or give whole sequences")
+            raise InputError(f"{WHO}: x must be without missing values in pieces of sequences: with "
+                             "data.missing=forward the value before may stand in an earlier piece; fill them in, or "
+                             "give whole sequences")
     if layout.cu_seqlens is None or not pipeline.needs_whole:
         return pipeline.transform(tokens)
     if tracing():
@@ -170,7 +172,7 @@ def _tensor(values: Any, who: str) -> Tensor:
         try:
             found = torch.tensor(values)
             return torch.tensor(values, dtype=torch.float64) if found.is_floating_point() else found
-        except TypeError:  # None where a value is missing
+        except (TypeError, RuntimeError):  # None where a value is missing
             return torch.tensor(_with_nan(values), dtype=torch.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError) as problem:
         raise InputError(f"{who} must be numbers; {str(problem).splitlines()[0]}") from None

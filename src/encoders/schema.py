@@ -144,6 +144,8 @@ class InputSchema:
             time = None if facts["time"] is None else Column(*map(_text, facts["time"]))
             roles = tuple((_text(role), _text(name)) for role, name in facts["roles"])
             return cls(tuple(features), facts["named"] is True, time, tuple(left_out), roles)
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError) as problem:
             raise InputError(f"InputSchema: facts must be those that it wrote; got {problem!r}") from None
 

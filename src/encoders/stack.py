@@ -58,8 +58,8 @@ class Encoder(nn.Module):
         device, dtype: for every parameter.
 
     Attributes:
-        pipeline: of a trained encoder that `encoders.load_encoder` has read: it then takes raw data, in any of the forms
-            that `encode` takes, and brings them into the form that it was trained on. None for a new one.
+        pipeline: of a trained encoder that `encoders.load_encoder` has read: it then takes raw data, in any of the
+            forms that `encode` takes, and brings them into the form that it was trained on. None for a new one.
 
     Example:
         >>> from cfg.encoder import GatedDeltaNetEncoderConfig

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from app.data.batches import collate, pack
-from app.data.own_scale import OwnScale, own_scale, with_own_scale
-from app.data.sequences import Sample, SequenceData, SequenceSet
+from app.data.sequences import Sample
 from app.training.crop import crop
 from app_runs import QUICK, compose_app
 from cfg.validation import ConfigError
+from encoders.pipeline import InputPipeline
+from encoders.scaling import own_scale
 from myfla.testing import cases, raises
 
 
@@ -59,14 +60,13 @@ def test_own_scale_leaves_missing_values_missing_and_constant_channels_finite():
     assert scaled[:, 1].tolist() == [0, 0, 0] and torch.allclose(scaled[:, 3], torch.full((3,), -2.0))
 
 
-def test_data_on_their_own_scale_are_made_when_asked_for():
-    part = SequenceSet([torch.randn(n, 3) for n in (4, 2, 5)], torch.tensor([0, 1, 0]))
-    data = with_own_scale(SequenceData(part, part, ["a", "b"], input_size=3))
-    assert data.input_size == 6 and isinstance(data.train.sequences, OwnScale) and data.test.lengths == [4, 2, 5]
-    chosen = data.train.subset([2, 0])
-    assert chosen.lengths == [5, 4] and torch.equal(chosen[0].x, own_scale(part.sequences[2]))
-    tokens = SequenceData(part, part, ["a", "b"], vocab_size=3)
-    assert with_own_scale(tokens) is tokens
+def test_a_pipeline_on_their_own_scale_measures_what_comes_of_it():
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 2, 5)]
+    pipeline = InputPipeline.fit(sequences, own_scale=True)
+    scaled = torch.cat([own_scale(x) for x in sequences])
+    assert pipeline.width == 6 and torch.allclose(torch.tensor(pipeline.mean).double(), scaled.mean(0), atol=1e-7)
+    want = (own_scale(sequences[2]) - scaled.mean(0)) / scaled.std(0, unbiased=False)
+    assert torch.allclose(pipeline.transform(sequences[2]), want.float(), atol=1e-6)
 
 
 @cases(case=[

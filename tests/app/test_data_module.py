@@ -9,9 +9,9 @@ from app.data.batches import collate
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData, SequenceSet
 from app.data.split import stratified_split
-from app.data.standardize import Standardizer
 from app.errors import DataError
 from cfg.data import DataConfig
+from encoders.pipeline import InputPipeline
 
 
 def make_data(count=40, seed=0):
@@ -49,17 +49,17 @@ def test_standardisation_sees_training_sequences_only():
     assert torch.allclose(steps.std(0, unbiased=False), torch.ones(3), atol=1e-5)
     changed = dataclasses.replace(data, test=SequenceSet([s * 7 for s in data.test.sequences], data.test.targets))
     again = SequenceDataModule(changed, DataConfig(name="x"), seed=0)
-    assert torch.equal(again.standardizer.mean, module.standardizer.mean)
+    assert again.pipeline == module.pipeline
     held = set(range(40)) - set(stratified_split(data.train.targets, 0.2, 0)[0])
     spoiled = [s + 1000 if i in held else s for i, s in enumerate(data.train.sequences)]
     changed = dataclasses.replace(data, train=SequenceSet(spoiled, data.train.targets))
     again = SequenceDataModule(changed, DataConfig(name="x"), seed=0)
-    assert torch.equal(again.standardizer.mean, module.standardizer.mean)
+    assert again.pipeline == module.pipeline
 
 
 def test_standardisation_survives_a_constant_channel_and_can_be_off():
     data = SequenceSet([torch.tensor([[1.0, 5.0], [3.0, 5.0]])], torch.tensor([0]))
-    out = Standardizer.fit(data)(data.sequences[0])
+    out = InputPipeline.fit(data.sequences).transform(data.sequences[0])
     assert torch.equal(out, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     raw = make_data()
     module = SequenceDataModule(raw, DataConfig(name="x", standardize=False), seed=0)

@@ -42,7 +42,7 @@ def truth(run):
     found = []
     with torch.no_grad():
         for x in load_data(trained.config.data).test.sequences:
-            out = trained.encoder(trained.standardizer(x)[None])
+            out = trained.encoder(trained.pipeline.transform(x)[None])
             found.append((out.embedding[0], out.hidden[0]))
     return found
 
@@ -189,7 +189,7 @@ def test_a_table_without_labels_in_another_order_keeps_its_names(tmp_path, form)
     for row in pa.parquet.read_table(out / "part-00000000.parquet").to_pylist():
         x = torch.tensor([[r["a"], r["b"]] for r in rows if r["id"] == row["name"]])
         with torch.no_grad():
-            want = trained.encoder(trained.standardizer(x)[None]).embedding[0]
+            want = trained.encoder(trained.pipeline.transform(x)[None]).embedding[0]
         torch.testing.assert_close(torch.tensor(row["embedding"]), want, rtol=1e-4, atol=1e-5)
         assert row["steps"] == 10 and row["name"] == f"s{6 - row['sequence']}", "rows came from the end"
 
@@ -241,7 +241,7 @@ def test_a_process_reads_the_row_groups_of_its_own_sequences(tmp_path, monkeypat
     assert list(found) == list(range(40))
     for number, x in enumerate(want):
         with torch.no_grad():
-            alone = trained.encoder(trained.standardizer(x)[None]).embedding[0]
+            alone = trained.encoder(trained.pipeline.transform(x)[None]).embedding[0]
         torch.testing.assert_close(found[number], alone, rtol=1e-4, atol=1e-5)
     whole = 2 * (2 * 40 if layout == "lists" else sum(map(len, want)))  # of lists, first the lengths
     if layout == "mixed":

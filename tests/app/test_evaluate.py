@@ -152,7 +152,7 @@ def test_predictions_keep_the_order_of_the_file_however_they_are_batched(tmp_pat
     trained = load_trained(run)
     config = dataclasses.replace(trained.config.data, packed=packed, batch_tokens=batch_tokens)
     data = load_data(config)
-    batches = list(loader(Prepared(data.test, trained.standardizer), config, False))
+    batches = list(loader(Prepared(data.test, trained.pipeline), config, False))
     assert torch.cat([batch.lengths for batch in batches]).tolist() == data.test.lengths
     assert torch.equal(torch.cat([batch.targets for batch in batches]), data.test.targets)
     if batch_tokens is not None:

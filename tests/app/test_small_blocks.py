@@ -1,13 +1,13 @@
 """Data and streams in pieces of any size: where a piece ends changes nothing."""
 
+import pytest
 import torch
 
-from app.data import standardize
-from app.data.sequences import SequenceSet
-from app.data.standardize import Standardizer
 from app.streaming import engine, lines, store
 from app.streaming.lines import open_file
-from myfla.testing import assert_close, cases
+from encoders import pipeline
+from encoders.pipeline import InputPipeline
+from myfla.testing import cases
 from streams import as_json, check, make_rows, make_run, parse, serve
 
 
@@ -16,13 +16,13 @@ def test_means_and_deviations_are_those_of_all_steps(size, missing, monkeypatch)
     sequences = [100 + 3 * torch.randn(length, 2) for length in (1, 5, 2, 9)]
     if missing:
         sequences[1][2, 0] = float("nan")
-    monkeypatch.setattr(standardize, "_BLOCK", size)
-    found = Standardizer.fit(SequenceSet(sequences, torch.zeros(4)), "mean")
+    monkeypatch.setattr(pipeline, "_BLOCK", size)
+    found = InputPipeline.fit(sequences, missing="mean")
     whole = torch.cat(sequences).double()
     for channel in range(2):
         column = whole[:, channel][~whole[:, channel].isnan()]
-        assert_close(found.mean[channel : channel + 1], column.mean()[None], rms=1e-7)
-        assert_close(found.std[channel : channel + 1], column.std(unbiased=False)[None], rms=1e-6)
+        assert found.mean[channel] == pytest.approx(float(column.mean()), rel=1e-12)
+        assert found.std[channel] == pytest.approx(float(column.std(unbiased=False)), rel=1e-12)
 
 
 @cases(size=[1, 2, 3, 7, 100])

@@ -11,12 +11,12 @@ import torch
 from app.data import load_data
 from app.data.batches import collate
 from app.data.module import SequenceDataModule
-from app.data.sequences import Sample
 from app.errors import RunError
 from app.run_folder import claim
 from app_runs import QUICK, ROOT, compose_app, run_app, run_python
 from cfg.validation import ConfigError
 from encoders import load_encoder
+from encoders.io import read_encoder
 from myfla.models.sealed_file import read_sealed
 
 WRITTEN = ["app.log", "config.yaml", "confusion.png", "embeddings.png", "embeddings.safetensors",
@@ -84,14 +84,12 @@ def test_metrics_have_one_row_an_epoch_and_the_best_is_chosen(folder):
 
 
 def test_the_encoder_comes_back_with_the_same_embeddings(folder):
-    encoder = load_encoder(folder).eval()
+    encoder = load_encoder(folder)
     head, facts = read_sealed(folder / "task.safetensors", "myfla.task", ValueError)
     saved, _ = read_sealed(folder / "embeddings.safetensors", "myfla.embeddings", ValueError)
     test = load_data(compose_app().data).test
-    sequences = [(sequence - head["mean"]) / head["std"] for sequence in test.sequences]
-    with torch.no_grad():
-        batch = collate([Sample(sequence, torch.tensor(0)) for sequence in sequences])
-        embeddings = encoder(batch.x, lengths=batch.lengths).embedding
+    embeddings = encoder.encode(list(test.sequences))
+    assert torch.equal(embeddings, encoder.encode([sequence.tolist() for sequence in test.sequences]))
     torch.testing.assert_close(embeddings, saved["embeddings"], rtol=1e-4, atol=1e-5)
     logits = embeddings @ head["head.weight"].T + head["head.bias"]
     guesses = [facts["task"]["names"][index] for index in logits.argmax(-1).tolist()]
@@ -187,7 +185,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(tmp_path):
     batch = collate([held[i] for i in range(len(held))])
     head, _ = read_sealed(folder / "task.safetensors", "myfla.task", ValueError)
     with torch.no_grad():
-        embeddings = load_encoder(folder).eval()(batch.x, lengths=batch.lengths).embedding
+        embeddings = read_encoder(folder)[0](batch.x, lengths=batch.lengths).embedding
     logits = embeddings @ head["head.weight"].T + head["head.bias"]
     loss = torch.nn.functional.cross_entropy(logits, batch.targets)
     assert float(loss) == pytest.approx(results["val_loss"], rel=1e-3)

@@ -53,7 +53,7 @@ def test_numbers_are_learned_and_told_in_their_own_units(tmp_path):
     assert results["test_rmse"] == pytest.approx((sum(g * g for g in gaps) / len(gaps)) ** 0.5, rel=1e-4)
     assert 80 < float(rows[0]["predicted target"]) < 120 and "test_r2" in results
     trained = load_trained(tmp_path / "run")
-    assert trained.task.spec.kind == "values" and trained.standardizer.missing == "forward"
+    assert trained.task.spec.kind == "values" and trained.pipeline.missing == "forward"
     assert trained.config.job.objective == "regress"
 
 
@@ -70,7 +70,7 @@ def test_the_next_bytes_are_learned(tmp_path):
                        "job.objective=next_step")
     assert 1 < results["test_perplexity"] < 256
     trained = load_trained(tmp_path / "run")
-    assert trained.standardizer is None and trained.encoder.config.vocab_size == 256
+    assert trained.pipeline.schema is None and trained.encoder.config.vocab_size == 256
 
 
 def test_padded_or_packed_the_same_is_learned(tmp_path):

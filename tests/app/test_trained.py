@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from app.data.standardize import Standardizer
 from app.errors import RunError
 from app.run_config import read_config
 from app.run_folder import write_config
@@ -11,6 +10,8 @@ from app.tasks.spec import TaskSpec
 from app.tasks.task import build_task
 from app.trained import load_trained, save_task
 from app_runs import compose_app
+from encoders.pipeline import InputPipeline
+from encoders.schema import InputSchema
 from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.testing import cases
 from small_encoders import small
@@ -25,19 +26,22 @@ SPECS = {
 
 def make(folder, name, **changes):
     encoder = small("gated_deltanet", torch.float32, **({"vocab_size": 7} if name == "tokens" else {}), **changes)
-    encoder.save(folder)
-    task = build_task(SPECS[name], 8)
+    spec = SPECS[name]
+    names = {"classes" if spec.kind == "classes" else "targets": None if spec.names is None else tuple(spec.names)}
+    pipeline = InputPipeline(InputSchema.unnamed(3), "forward", mean=(0.0, 1.0, 2.0), std=(1.0, 2.0, 3.0), **names)
+    pipeline = InputPipeline.tokens(7) if name == "tokens" else pipeline
+    encoder.save(folder, pipeline)
+    task = build_task(spec, 8)
     if name == "values":
         task.measure(torch.tensor([[1.0, 5.0], [3.0, 5.0], [float("nan"), 1.0]]))
         assert task.target_mean.tolist() == [2.0, 5.0] and task.target_std.tolist() == [1.0, 1.0]
-    scale = None if name == "tokens" else Standardizer(torch.arange(3.0), torch.arange(3.0) + 1, "forward")
-    save_task(folder, task, scale)
-    return encoder, task, scale
+    save_task(folder, task)
+    return encoder, task, pipeline
 
 
 @cases(name=list(SPECS))
 def test_a_model_comes_back_whole(tmp_path, name):
-    encoder, task, scale = make(tmp_path, name)
+    encoder, task, pipeline = make(tmp_path, name)
     again = load_trained(tmp_path)
     x = torch.randint(7, (2, 5)) if name == "tokens" else torch.randn(2, 5, 3)
     with torch.no_grad():
@@ -47,10 +51,7 @@ def test_a_model_comes_back_whole(tmp_path, name):
             assert torch.equal(again.task.predict(outputs)["value"], outputs + torch.tensor([2.0, 5.0]))
     assert again.task.spec == task.spec and not again.task.training
     assert again.classes == (SPECS[name].names if name in ("classes", "steps") else None)
-    if scale is None:
-        assert again.standardizer is None
-    else:
-        assert torch.equal(again.standardizer.std, scale.std) and again.standardizer.missing == "forward"
+    assert again.pipeline == pipeline
 
 
 def test_an_encoder_alone_has_no_task(tmp_path):
@@ -63,7 +64,7 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path, change):
     path = tmp_path / "task.safetensors"
     make(tmp_path, "classes")
     tensors, facts = read_sealed(path, "myfla.task", ValueError)
-    reasons = {"nothing": "which is no folder", "another version": "version must be 1; got 9; it was written by",
+    reasons = {"nothing": "which is no folder", "another version": "version must be 2; got 9; it was written by",
                "another task": "task must be a task's description", "another encoder": "tensors must be",
                "cut": "must hold a whole encoder; myfla.task file"}
     if change == "another version":

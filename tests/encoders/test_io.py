@@ -103,7 +103,7 @@ def test_a_loaded_encoder_trains(saved):
 
 def test_the_manifest_says_what_is_in_the_files(saved):
     manifest = json.loads((saved / "encoder.json").read_text())
-    assert (manifest["format"], manifest["format_version"]) == ("myfla-encoder", 1)
+    assert (manifest["format"], manifest["format_version"]) == ("myfla-encoder", 2)
     assert manifest["config"]["name"] == "gated_deltanet" and manifest["config"]["num_v_heads"] == 4
     data = (saved / "encoder.safetensors").read_bytes()
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -268,10 +268,10 @@ def test_a_foreign_manifest_is_refused(saved, content):
         load_encoder(saved)
 
 
-@cases(version=[0, 2, "1", None, True])
+@cases(version=[0, 3, "1", None, True])
 def test_another_format_version_is_refused(saved, version):
     reseal(saved, format_version=version)
-    with refused("encoder.json", f"must have a format_version from 1 to 1; got {version!r}; it was written by a newer"):
+    with refused("encoder.json", f"must have a format_version from 1 to 2; got {version!r}; it was written by a newer"):
         load_encoder(saved)
 
 

@@ -14,9 +14,12 @@ from app.export.formats import write_torch_export
 from app.export.modules import EncoderStep, WholeEncoder
 from app.export.parity import compare_step, compare_whole, require
 from app.jobs.export import run
-from app.streaming.model import Head
+from app.tasks.spec import TaskSpec
+from app.tasks.task import build_task
 from cfg.export import ExportJobConfig
 from cfg.validation import ConfigError
+from encoders.pipeline import InputPipeline
+from encoders.schema import InputSchema
 from export_subjects import STRATEGIES, small_encoder
 from myfla.testing import assert_close, cases
 
@@ -219,14 +222,15 @@ def test_an_older_export_is_left_alone(tmp_path):
 
 def test_a_head_standardises_inside_the_graph():
     encoder = small_encoder("gated_deltanet")
-    mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 0.5])
-    head = Head(torch.randn(4, 8), torch.randn(4), mean, std, list("abcd"))
+    mean, std = (1.0, 2.0, 3.0), (2.0, 4.0, 0.5)
+    pipeline = InputPipeline(InputSchema.unnamed(3), mean=mean, std=std)
+    task = build_task(TaskSpec("classify", "classes", 4, False, list("abcd")), 8)
     x = torch.randn(2, 5, 3)
     with torch.no_grad():
-        hidden, embedding, logits = WholeEncoder(encoder, head)(x * head.std + head.mean)
+        hidden, embedding, logits = WholeEncoder(encoder, pipeline, task)(x * torch.tensor(std) + torch.tensor(mean))
         want = encoder(x)
-    assert_close(hidden, want.hidden, rms=1e-5)
-    assert_close(logits, want.embedding @ head.weight.t() + head.bias, rms=1e-5)
+        assert_close(hidden, want.hidden, rms=1e-5)
+        assert_close(logits, want.embedding @ task.head.weight.t() + task.head.bias, rms=1e-5)
 
 
 def test_a_graph_that_computes_something_else_is_refused():

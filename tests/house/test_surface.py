@@ -11,7 +11,7 @@ SCRIPT = ROOT / "tests" / "support" / "surface.py"
 PART_OF = {
     "EncoderOutput": "Encoder", "StackCall": "PreNormBlock", "StrategyInfo": "available_strategies",
     "PluginError": "get_strategy", "UnknownEncoderError": "get_strategy",
-    "NotFiniteError": "check_finite",
+    "NotFiniteError": "check_finite", "InputError": "InputSchema",
 }  # fmt: skip
 
 

@@ -80,8 +80,8 @@ def _write_head(folder, seed):
 
 
 def _read_head(path):
-    return [repr(part.tolist() if isinstance(part, torch.Tensor) else part)
-            for part in load_model(path.parent, "prediction").head]
+    task = load_model(path.parent, "prediction").task
+    return [repr(task.spec), *(repr(part.tolist()) for part in task.state_dict().values())]
 
 
 def _write_state(folder, seed):

@@ -21,13 +21,14 @@ def untrained(folder, *overrides, seed=3):
     config = compose_app([*SMALL, *overrides])
     data = load_data(config.data)
     spec = task_spec(config.job.objective, data)
-    sizes = {"input_size": data.input_size, "vocab_size": data.vocab_size}
+    wide = 2 if config.data.own_scale else 1
+    sizes = {"input_size": data.input_size and wide * data.input_size, "vocab_size": data.vocab_size}
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **sizes))
     torch.manual_seed(seed)
     encoder, task = build_encoder(config.encoder), build_task(spec, config.encoder.hidden_size)
     parts = SequenceDataModule(data, config.data, config.seed, task=spec)
     folder.mkdir(parents=True)
-    encoder.save(folder)
-    save_task(folder, task, parts.standardizer)
+    encoder.save(folder, parts.pipeline)
+    save_task(folder, task)
     write_config(config, folder / "config.yaml")
     return folder

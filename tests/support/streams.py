@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.data.standardize import Standardizer
 from app.tasks.spec import TaskSpec
 from app.tasks.task import build_task
 from app.trained import save_task
-from encoders import load_encoder
 from encoders.batch import make_layout
+from encoders.io import read_encoder
+from encoders.pipeline import InputPipeline
+from encoders.schema import InputSchema
 from myfla.models.sealed_file import read_sealed
 from myfla.testing import max_error, rms_error
 from small_encoders import small
@@ -21,20 +22,31 @@ CLASSES = ["one", "two", 'th"ree']
 WIDTH = 3
 
 
-def make_run(folder, name="gated_deltanet", dtype=torch.float32, head=True, **changes):
-    """A folder as ``job=train`` leaves it: a small encoder that is awake, and a head with a standardizer."""
+SPEC = TaskSpec("classify", "classes", len(CLASSES), False, CLASSES)
+
+
+def make_run(folder, name="gated_deltanet", dtype=torch.float32, head=True, spec=SPEC, schema=None, **changes):
+    """A folder as ``job=train`` leaves it: a small encoder that is awake, its input pipeline, and a head."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     encoder = small(name, dtype, **changes)
-    encoder.save(folder)
-    if head:
-        draw = torch.Generator().manual_seed(5)
-        width = encoder.config.input_size or WIDTH
-        task = build_task(TaskSpec("classify", "classes", len(CLASSES), False, CLASSES), 8)
-        task.head.weight.data = torch.randn(len(CLASSES), 8, generator=draw)
-        task.head.bias.data = torch.randn(3)
-        scale = Standardizer(torch.randn(width, generator=draw), torch.rand(width, generator=draw) + 0.5)
-        save_task(folder, task, scale)
+    width = encoder.config.input_size or WIDTH
+    if not head:
+        encoder.save(folder)
+        return folder
+    draw = torch.Generator().manual_seed(5)
+    task = build_task(spec, encoder.config.hidden_size)
+    task.head.weight.data = torch.randn(spec.outputs, encoder.config.hidden_size, generator=draw)
+    task.head.bias.data = torch.randn(spec.outputs)
+    if spec.kind == "values" and not spec.shifts:
+        task.measure(torch.randn(50, spec.outputs, generator=draw) * 3 + 20)
+    names = {"classes" if spec.kind == "classes" else "targets": tuple(spec.names or ()) or None}
+    mean, std = torch.randn(width, generator=draw).tolist(), (torch.rand(width, generator=draw) + 0.5).tolist()
+    pipeline = InputPipeline(schema or InputSchema.unnamed(width), mean=tuple(mean), std=tuple(std), **names)
+    if encoder.config.vocab_size is not None:
+        pipeline = InputPipeline.tokens(encoder.config.vocab_size, **names)
+    encoder.save(folder, pipeline)
+    save_task(folder, task)
     return folder
 
 
@@ -57,14 +69,15 @@ def as_csv(rows):
 
 def truth(folder, rows):
     """For each row, ``(session, step, embedding)``: the pooling of what the encoder says of the session seen whole."""
-    encoder, head = load_encoder(folder), _head(folder)
+    encoder, pipeline = read_encoder(folder)
     sessions, found = {}, []
     for session, features in rows:
         sessions.setdefault(session, []).append(features)
     with torch.no_grad():
         for session, features in sessions.items():
-            x = torch.tensor(features)
-            x = (x - head["mean"]) / head["std"] if head else x
+            x = torch.tensor(features, dtype=torch.float64)
+            if pipeline is not None:
+                x = (x - torch.tensor(pipeline.mean).double()) / torch.tensor(pipeline.std).double()
             sessions[session] = encoder(x.to(encoder.input.weight.dtype)[None]).hidden
         steps = dict.fromkeys(sessions, 0)
         for session, _ in rows:

@@ -37,7 +37,7 @@ def load_data(config: "DataConfig") -> "SequenceData":
 
 
 def read_source(config: "DataConfig", choose: Any = None, targets: bool = True) -> "SequenceData":
-    """What the source of ``config.name`` reads, on the scale that the config asks for; without `load_data`'s checks.
+    """What the source of ``config.name`` reads; without `load_data`'s checks.
 
     Args:
         config: of the data.
@@ -50,11 +50,5 @@ def read_source(config: "DataConfig", choose: Any = None, targets: bool = True) 
     check_data_paths(config, missing=True)
     load = import_module(SOURCES[config.name]).load
     if choose is not None and config.name in CAN_CHOOSE:
-        data = load(config, choose)
-    else:
-        data = load(config) if targets or config.name not in MAY_LACK_TARGETS else load(config, targets=False)
-    if not config.own_scale:
-        return data
-    from app.data.own_scale import with_own_scale
-
-    return with_own_scale(data)
+        return load(config, choose)
+    return load(config) if targets or config.name not in MAY_LACK_TARGETS else load(config, targets=False)

@@ -13,10 +13,10 @@ from app.data.prepared import Prepared
 from app.data.sampler import BatchSampler
 from app.data.sequences import SequenceData, SequenceSet
 from app.data.split import split
-from app.data.standardize import Standardizer
 from app.errors import data_error
 from app.tasks.spec import TaskSpec
 from cfg.data import DataConfig
+from encoders.pipeline import InputPipeline
 
 __all__ = ["SequenceDataModule", "loader"]
 
@@ -70,7 +70,8 @@ class SequenceDataModule(lightning.LightningDataModule):
     Attributes:
         inside: how many batches of a pass are behind a checkpoint that is written now; 0 between two passes.
         restarting: whether the state is that of a checkpoint, and no step has been taken since.
-        standardizer: measured on the sequences that are trained on, and on nothing else; None for tokens.
+        pipeline: from the data to what an encoder reads; measured on the sequences that are trained on, and on nothing
+            else.
     """
 
     def __init__(self, data: SequenceData, config: DataConfig, seed: int, validate: bool = True,
@@ -86,7 +87,7 @@ class SequenceDataModule(lightning.LightningDataModule):
         self.tests: Dict[str, SequenceSet] = dict(data.tests)
         if self.shift:
             _check_steps(config, {"training": self.train, "validation": self.validation, **self.tests})
-        self.standardizer = self._measure(data.input_size)
+        self.pipeline = self._measure(data)
         # Kept here and not in a loader: each epoch goes on where the one before stopped, after a restart as well.
         self._order = torch.Generator().manual_seed(seed)
         self._begun = self._order.get_state()  # before the pass that is going on
@@ -95,7 +96,7 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     def prepared(self, data: SequenceSet) -> Prepared:
         """A set as the encoder gets it."""
-        return Prepared(data, self.standardizer, self.shift)
+        return Prepared(data, self.pipeline, self.shift)
 
     def train_dataloader(self) -> DataLoader:
         made = loader(self.prepared(self.train), self.config, self.per_step, self._order, *self._place(), self.inside)
@@ -125,12 +126,13 @@ class SequenceDataModule(lightning.LightningDataModule):
         self._order.set_state(self._begun)
         self.inside = state.get("inside", 0)
 
-    def _measure(self, input_size: Optional[int]) -> Optional[Standardizer]:
-        if input_size is None:
-            return None
-        if not self.config.standardize:
-            return Standardizer.identity(input_size, self.config.missing)
-        return Standardizer.fit(self.train, self.config.missing)
+    def _measure(self, data: SequenceData) -> InputPipeline:
+        names = {"classes": data.classes, "targets": data.target_names}
+        if data.vocab_size is not None:
+            return InputPipeline.tokens(data.vocab_size, **names)
+        config = self.config
+        return InputPipeline.fit(self.train.sequences, data.schema, config.missing, config.standardize,
+                                 config.own_scale, **names)
 
     def _place(self) -> Sequence[int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,6 +1,6 @@
-"""Sequences as an encoder is trained on them: standardised when they are asked for, not before."""
+"""Sequences as an encoder is trained on them: through the input pipeline when they are asked for, not before."""
 
-from typing import List, Optional
+from typing import List
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from app.data.sampler import filler
 from app.data.sequences import IGNORE, Sample, SequenceSet
-from app.data.standardize import Standardizer
+from encoders.pipeline import InputPipeline
 
 __all__ = ["Prepared"]
 
@@ -18,13 +18,13 @@ class Prepared(Dataset):
 
     Args:
         data: as the source gives it.
-        standardizer: of features; None for tokens.
+        pipeline: of the run.
         shift: the target of each step is the next step's input (``next_step``); the last step has none and is left
             out, and so are sequences of one step.
     """
 
-    def __init__(self, data: SequenceSet, standardizer: Optional[Standardizer], shift: bool = False) -> None:
-        self.data, self.standardizer, self.shift = data, standardizer, shift
+    def __init__(self, data: SequenceSet, pipeline: InputPipeline, shift: bool = False) -> None:
+        self.data, self.pipeline, self.shift = data, pipeline, shift
         lengths = data.lengths
         self._index = [i for i, n in enumerate(lengths) if n > 1] if shift else list(range(len(lengths)))
         self.lengths: List[int] = [lengths[i] - 1 if shift else lengths[i] for i in self._index]
@@ -36,8 +36,8 @@ class Prepared(Dataset):
         if index < 0:
             return _without_target(self[filler(index)])
         x, target = self.data[self._index[index]]
-        if self.standardizer is not None:
-            x = self.standardizer(x)
+        if x.is_floating_point():  # token ids may stay in few bytes
+            x = self.pipeline.transform(x)
         if not self.shift:
             return Sample(x, target)
         return Sample(x[:-1], x[1:] if x.is_floating_point() else x[1:].long())

@@ -5,6 +5,8 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
+from encoders.schema import InputSchema
+
 __all__ = ["IGNORE", "Sample", "SequenceData", "SequenceSet"]
 
 #: The class of a step that has none: no loss, no part in any figure. For values, NaN says the same.
@@ -28,12 +30,13 @@ class SequenceSet:
     """Sequences of any length, each with its target.
 
     Attributes:
-        sequences: N tensors ``[T_i, D]`` float32, or ``[T_i]`` of integer token ids; a list, or made when they are
-            asked for (`app.data.views.Views`, `app.data.own_scale.OwnScale`).
+        sequences: N tensors ``[T_i, D]`` float32 or float64, NaN where a value is missing; or ``[T_i]`` of integer
+            token ids; a list, or made when they are asked for (`app.data.views.Views`).
         targets: one a sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one a step: N
             tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
         groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split.
         names: what the source calls each sequence, where it does.
+        files: the file that each sequence comes from, where it comes from one.
 
     Example:
         >>> import torch
@@ -48,6 +51,7 @@ class SequenceSet:
     targets: Union[Tensor, Sequence[Tensor]]
     groups: Optional[Tensor] = None
     names: Optional[List[str]] = None
+    files: Optional[List[str]] = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -60,8 +64,8 @@ class SequenceSet:
         indices = list(indices)
         targets = self.targets[indices] if isinstance(self.targets, Tensor) else _select(self.targets, indices)
         groups = None if self.groups is None else self.groups[indices]
-        names = None if self.names is None else [self.names[i] for i in indices]
-        return SequenceSet(_select(self.sequences, indices), targets, groups, names)
+        names, files = (None if held is None else [held[i] for i in indices] for held in (self.names, self.files))
+        return SequenceSet(_select(self.sequences, indices), targets, groups, names, files)
 
     @property
     def lengths(self) -> List[int]:
@@ -92,6 +96,7 @@ class SequenceData:
         per_step: one target a step, not one a sequence.
         target_names: of the K values, for targets that are numbers.
         longer: more test sets by name, e.g. longer ones; reported beside the first.
+        schema: the columns of the features; None for channels without names, and for tokens.
 
     Example:
         >>> import torch
@@ -109,6 +114,7 @@ class SequenceData:
     per_step: bool = False
     target_names: Optional[List[str]] = None
     longer: Dict[str, SequenceSet] = field(default_factory=dict)
+    schema: Optional[InputSchema] = None
 
     @property
     def tests(self) -> List[Tuple[str, SequenceSet]]:

@@ -18,9 +18,11 @@ from app.data.table_parts import Part, read_lists, read_long, read_wide
 from app.data.tables import Table, open_table
 from app.data.tables.choose import choose_features
 from app.data.tables.natural import natural
+from app.data.tables.table import named_columns
 from app.data.views import Views
 from app.errors import data_error
 from cfg.data import TableDataConfig
+from encoders.schema import Column, InputSchema
 
 __all__ = ["load"]
 
@@ -59,15 +61,26 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
     classes = _classes(tables, config, parts) if config.label is not None else None
     groups = sorted({name for part in parts if part.groups is not None for name in part.group_names}, key=natural)
     sets = [_as_set(part, config, classes, {name: i for i, name in enumerate(groups)}) for part in parts]
-    log.info("%s", _summary(first.features, left_out))
-    return SequenceData(sets[0], sets[1] if len(sets) > 1 else None, classes, parts[0].channels,
-                        per_step=config.per_step, target_names=list(config.targets) if config.targets else None)
+    target_names = list(config.targets) if config.targets else None
+    return SequenceData(sets[0], sets[1] if len(sets) > 1 else None, classes, first.channels, per_step=config.per_step,
+                        target_names=target_names, schema=_schema(tables[0], config, first.features, left_out))
 
 
-def _summary(features: List[str], left_out: Dict[str, str]) -> str:
-    shown = ", ".join(features[:12]) + (", ..." if len(features) > 12 else "")
-    rest = ", ".join(f"{name or '(no name)'} ({why})" for name, why in left_out.items())
-    return f"{len(features)} features: {shown}" + (f"; left out: {rest}" if rest else "")
+def _schema(table: Table, config: TableDataConfig, features: List[str], left_out: Dict[str, str]
+            ) -> Optional[InputSchema]:
+    """What the table's columns are to whoever reads other tables for the same model; None where a column is a step."""
+    if config.arranged == "wide":
+        return None
+
+    def column(name: str, why: str = "") -> Column:
+        return Column(name, table.facts[name].type, why)
+
+    words = {"targets": "target"}
+    roles = tuple((words.get(role, role), name) for role, name in named_columns(config)
+                  if role not in ("features", "time"))
+    time = None if config.time is None else column(config.time)
+    rest = tuple(column(name, why) for name, why in left_out.items())
+    return InputSchema(tuple(map(column, features)), True, time, rest, roles)
 
 
 def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) -> List[str]:
@@ -99,4 +112,4 @@ def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], g
         targets: Any = torch.zeros(len(views), dtype=torch.int64)
     else:
         targets = Views(flat, views.starts, views.ends) if config.per_step else flat
-    return SequenceSet(views, targets, known, part.names)
+    return SequenceSet(views, targets, known, part.names, part.files)

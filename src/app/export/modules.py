@@ -6,8 +6,10 @@ from typing import List, Optional, Tuple
 import torch
 import torch.nn as nn
 
-from app.streaming.model import Head
+from app.tasks.answers import answer
+from app.tasks.task import Task
 from cfg.validation import config_error
+from encoders.pipeline import InputPipeline
 from encoders.stack import Encoder
 from myfla.models.cache_layer import FIELDS
 from myfla.models.state_tree import map_tensors, tensors_of
@@ -17,34 +19,39 @@ __all__ = ["EncoderStep", "WholeEncoder"]
 
 
 class WholeEncoder(nn.Module):
-    """``x [B, T, input_size]`` to ``hidden [B, T, D]``, ``embedding [B, D]`` and, with a head, ``logits`` (or
-    ``values``), of each sequence or each step.
+    """``x [B, T, channels]``, raw, to ``hidden [B, T, D]``, ``embedding [B, D]`` and, with a task, ``logits`` or
+    ``values`` in the data's units, of each sequence or each step.
 
     Args:
-        encoder: any.
-        head: the classifier's; its standardisation of x becomes part of the graph.
+        encoder: any, that reads prepared data.
+        pipeline: prepares them; it becomes part of the graph.
+        task: with its head; goes with a pipeline.
     """
 
-    def __init__(self, encoder: Encoder, head: Optional[Head] = None) -> None:
+    def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline] = None, task: Optional[Task] = None) -> None:
         super().__init__()
-        self.encoder, self.has_head = encoder, head is not None
-        self.per_step = head is not None and head.per_step
-        if head is not None:
-            for name in ("weight", "bias", "mean", "std"):
-                self.register_buffer(name, getattr(head, name).clone())
+        self.encoder, self.pipeline, self.task = encoder, pipeline, task
         self.names = ["hidden", "embedding"]
-        if head is not None:
-            self.names.append("values" if head.classes is None else "logits")
+        if task is not None:
+            self.names.append("logits" if task.spec.kind == "classes" else "values")
 
     def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
-        out = self.encoder(self._standard(x))
-        if not self.has_head:
+        out = self.encoder(self._prepared(x))
+        if self.task is None:
             return out.hidden, out.embedding
-        read = out.hidden if self.per_step else out.embedding
-        return out.hidden, out.embedding, read.to(self.weight.dtype) @ self.weight.t() + self.bias
+        outputs = self.task(out)
+        if self.task.spec.kind == "values":
+            outputs = answer(self.task, self.pipeline, outputs).values.to(out.hidden.dtype)
+        return out.hidden, out.embedding, outputs
 
-    def _standard(self, x: torch.Tensor) -> torch.Tensor:
-        return ((x - self.mean) / self.std).to(x.dtype) if self.has_head else x
+    @property
+    def channels(self) -> int:
+        """Of x."""
+        schema = None if self.pipeline is None else self.pipeline.schema
+        return self.encoder.config.input_size if schema is None else len(schema.features)
+
+    def _prepared(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.pipeline is None else self.pipeline.transform(x).to(self.encoder.input.weight.dtype)
 
 
 class EncoderStep(WholeEncoder):
@@ -55,7 +62,7 @@ class EncoderStep(WholeEncoder):
 
     Args:
         encoder: causal.
-        head: only its standardisation of x is used.
+        pipeline: prepares x.
         context: W of attention without a window of its own.
 
     Attributes:
@@ -65,8 +72,9 @@ class EncoderStep(WholeEncoder):
         ConfigError: no ``context`` where it is needed.
     """
 
-    def __init__(self, encoder: Encoder, head: Optional[Head] = None, context: Optional[int] = None) -> None:
-        super().__init__(encoder, head)
+    def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline] = None,
+                 context: Optional[int] = None) -> None:
+        super().__init__(encoder, pipeline)
         with torch.no_grad():
             probe = encoder(encoder.input.weight.new_zeros(1, 1, encoder.config.input_size), use_cache=True).cache
         self.trees = [probe[i] for i in range(len(probe))]
@@ -92,7 +100,7 @@ class EncoderStep(WholeEncoder):
             given = map_tensors(lambda t: next(rest), tree)
             counts = {} if window is None else {"lengths": states[-1]}
             cache.update(layer_idx=i, offset=1, **{field: given[field] for field in FIELDS}, **counts)
-        out = self.encoder(self._standard(x), cache=cache)
+        out = self.encoder(self._prepared(x), cache=cache)
         new: List[torch.Tensor] = []
         for i, window in enumerate(self.windows):
             for name, t in tensors_of(out.cache[i]):

@@ -15,7 +15,7 @@ Runner = Callable[[Sequence[torch.Tensor]], List[torch.Tensor]]
 def compare_step(module: EncoderStep, run: Runner, batch: int, steps: int) -> float:
     """The largest difference over a stream in which both sides keep their own states."""
     mine = theirs = module.first_states(batch)
-    worst, size = 0.0, module.encoder.config.input_size
+    worst, size = 0.0, module.channels
     for _ in range(steps):
         x = _sample(module, batch, 1, size)
         want, got = module(x, *mine), run((x, *theirs))
@@ -26,7 +26,7 @@ def compare_step(module: EncoderStep, run: Runner, batch: int, steps: int) -> fl
 
 def compare_whole(module: WholeEncoder, run: Runner, batch: int, lengths: Sequence[int]) -> float:
     """The largest difference over sequences of some lengths."""
-    worst, size = 0.0, module.encoder.config.input_size
+    worst, size = 0.0, module.channels
     for length in lengths:
         x = _sample(module, batch, length, size)
         worst = _larger(worst, _difference(run((x,)), module(x)))
@@ -46,8 +46,10 @@ def require(figures: Dict[str, Any], tolerance: float) -> None:
 
 
 def _sample(module: WholeEncoder, batch: int, length: int, size: int) -> torch.Tensor:
-    x = torch.randn(batch, length, size, dtype=module.encoder.input.weight.dtype)
-    return (x * module.std + module.mean).to(x.dtype) if module.has_head else x
+    x = torch.randn(batch, length, size, dtype=torch.float64)
+    if module.pipeline is not None and not module.pipeline.own_scale:
+        x = module.pipeline.untransform(x)
+    return x.to(module.encoder.input.weight.dtype)
 
 
 def _difference(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> float:

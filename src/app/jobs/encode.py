@@ -1,6 +1,5 @@
 """``job=encode``: embeddings of many sequences, by one process or several, and again after every kill."""
 
-import hashlib
 import logging
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ from app.trained import Trained, load_trained
 from cfg.app import AppConfig
 from cfg.encode import EncodeJobConfig
 from cfg.validation import config_error
-from myfla.utils.regular import read_regular
 
 __all__ = ["run"]
 
@@ -56,9 +54,10 @@ def run(config: AppConfig, folder: Path) -> float:
         plan = plan_for(trained.config.data.name, count)
         return plan.needed(plan.missing(place))
 
-    data, source = open_run_data(trained, config, job.input, targets=False, choose=choose)
+    data, source = open_run_data(trained, config, job.input, targets=False, choose=choose,
+                                 ignore=job.ignore)
     chosen = data.train if job.input is not None or job.part == "train" else data.tests[0][1]
-    sequences = Prepared(chosen, trained.standardizer)
+    sequences = Prepared(chosen, trained.pipeline)
     plan = plan_for(source.name, len(sequences))
     missing = plan.missing(place)
     plan.begin()
@@ -83,12 +82,8 @@ def run(config: AppConfig, folder: Path) -> float:
 
 def _facts(job: EncodeJobConfig, trained: Trained, config: AppConfig) -> Dict[str, Any]:
     """What must be the same at every start."""
-    weights = hashlib.sha256()
-    for name in ("encoder.safetensors", "task.safetensors"):
-        path = trained.folder / name
-        weights.update(read_regular(path) if path.exists() else b"none")
     given = {"part": job.part} if job.input is None else {"input": file_facts(Path(job.input))}
-    return {"run": weights.hexdigest()[:32], **given, "per": job.per, "format": job.format,
+    return {"run": trained.key, **given, "per": job.per, "format": job.format,
             "part_sequences": job.part_sequences, "size": trained.encoder.config.hidden_size}
 
 

@@ -49,7 +49,7 @@ def run(config: AppConfig, folder: Path) -> float:
         raise RunError(f"run={config.run!r} must hold a task (task.safetensors) to be judged; got an encoder by "
                        "itself; use the folder of a run of job=train")
     spec = trained.task.spec
-    data, source = open_run_data(trained, config, job.input, targets=not spec.shifts)
+    data, source = open_run_data(trained, config, job.input, targets=not spec.shifts, ignore=job.ignore)
     sets = test_sets(spec, data, job.input or f"data={source.name}")
     found = {name: evaluate(trained.encoder, trained.task, _batches(trained, part, source)) for name, part in sets}
     first_name, first_set = sets[0]
@@ -68,6 +68,7 @@ def run(config: AppConfig, folder: Path) -> float:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "overrides": overrides(),
+        "inputs": trained.pipeline.facts(),
     }
     if "loss" not in first.figures:
         raise RunError(f"{job.input or f'data={source.name}'} must have a target to judge by; got none in its test set")
@@ -79,4 +80,4 @@ def run(config: AppConfig, folder: Path) -> float:
 
 def _batches(trained: Trained, part: SequenceSet, source: DataConfig) -> Iterable[Batch]:
     spec = trained.task.spec
-    return loader(Prepared(part, trained.standardizer, spec.shifts), source, spec.per_step)
+    return loader(Prepared(part, trained.pipeline, spec.shifts), source, spec.per_step)

@@ -20,7 +20,7 @@ from app.training.quiet import quiet
 from cfg.app import AppConfig
 from cfg.export import ExportJobConfig
 from cfg.validation import config_error
-from encoders import load_encoder
+from encoders.io import read_encoder
 
 __all__ = ["run"]
 
@@ -68,8 +68,8 @@ def run(config: AppConfig, folder: Path) -> float:
 def _graphs(model: StreamModel, job: ExportJobConfig, folder: Path) -> Dict[str, Any]:
     """Write ``step`` and ``encoder``."""
     suffix = ".onnx" if job.format == "onnx" else ".pt2"
-    step = EncoderStep(model.encoder, model.head, job.context).eval()
-    whole = WholeEncoder(model.encoder, model.head).eval()
+    step = EncoderStep(model.encoder, model.pipeline, job.context).eval()
+    whole = WholeEncoder(model.encoder, model.pipeline, model.task).eval()
     dtype, size, differences = model.weight.dtype, model.input_size, {}
     example = (torch.zeros(job.batch, 1, size, dtype=dtype), *step.first_states(job.batch))
     path = folder / f"step{suffix}"
@@ -87,20 +87,21 @@ def _graphs(model: StreamModel, job: ExportJobConfig, folder: Path) -> Dict[str,
         differences[path.name] = compare_whole(whole, runner, job.batch, lengths)
     inputs = {name: {"shape": list(x.shape), "dtype": str(x.dtype).split(".")[-1]}
               for name, x in zip(["x", *step.state_names], example)}
-    classes = model.head.classes if model.head is not None else None
+    classes = None if model.pipeline is None else model.pipeline.classes
     return {"difference": differences, "steps": job.steps, "inputs": inputs, "outputs": step.names,
             "encoder_outputs": whole.names, "length": job.length, "classes": classes}
 
 
 def _weights(model: StreamModel, source: Path, folder: Path) -> Dict[str, Any]:
     """Write the encoder, and the head where there is one; then read it back."""
-    name = model.encoder.save(folder).name
-    if model.head is not None:
+    name = model.encoder.save(folder, model.pipeline).name
+    if model.task is not None:
         shutil.copyfile(source / TASK, folder / TASK)
-    again = load_encoder(folder).state_dict()
+    again = read_encoder(folder)[0]
+    held = again.state_dict()
     for key, value in model.encoder.state_dict().items():
-        if not torch.equal(value, again[key]):
+        if not torch.equal(value, held[key]):
             raise RunError(f"{name} must hold what was written; {key} differs; check the disk")
     x = torch.randn(2, 50, model.input_size, dtype=model.weight.dtype)
-    gap = (model.encoder(x).embedding - load_encoder(folder).eval()(x).embedding).abs().max()
-    return {"difference": {name: float(gap)}, "head": TASK if model.head is not None else None}
+    gap = (model.encoder(x).embedding - again(x).embedding).abs().max()
+    return {"difference": {name: float(gap)}, "head": TASK if model.task is not None else None}

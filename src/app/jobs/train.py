@@ -91,9 +91,10 @@ def run(config: AppConfig, folder: Path) -> float:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "overrides": given,
+        "inputs": parts.pipeline.facts(),
     }
-    module.encoder.save(folder)
-    save_task(folder, module.task, parts.standardizer)
+    module.encoder.save(folder, parts.pipeline)
+    save_task(folder, module.task)
     write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), first)
     show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]
@@ -140,14 +141,16 @@ def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
     if encoder.vocab_size is not None:
         raise config_error("encoder.vocab_size", f"must be null for data of {data.input_size} real-valued channels",
                            encoder.vocab_size)
-    if encoder.input_size not in (None, data.input_size):
-        raise config_error("encoder.input_size", f"must be {data.input_size}, the channels of {source}, "
+    width = data.input_size * (2 if config.data.own_scale else 1)
+    if encoder.input_size not in (None, width):
+        raise config_error("encoder.input_size", f"must be {width}, the channels of {source}, "
                            "or null", encoder.input_size)
-    return dataclasses.replace(encoder, input_size=data.input_size)
+    return dataclasses.replace(encoder, input_size=width)
 
 
 def _fit(config: AppConfig, parts: SequenceDataModule, task: TaskSpec, folder: Path) -> Tuple[Learner, Fit]:
     module = _fresh(config, task, parts)
+    log.info("%s", parts.pipeline.describe())
     log.info("%s: %d parameters; %d sequences to train on, %d to validate, %d to test", config.encoder.name,
              sum(p.numel() for p in module.parameters()), len(parts.train), len(parts.validation),
              sum(map(len, parts.tests.values())))

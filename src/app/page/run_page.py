@@ -10,6 +10,7 @@ from app.page import html
 from app.page.html import Markup, join, section, tag
 from app.pictures import Picture
 from app.plots.style import to_svg
+from encoders.pipeline import InputPipeline
 from myfla.utils.atomic import write_atomic
 
 __all__ = ["REPORT", "repeat_command", "write_run_page"]
@@ -33,7 +34,7 @@ def write_run_page(
     """
     title = f"{results['encoder']} on {results['data']}"
     sections = [_section(name, note, pictures) for name, note, pictures in groups if pictures]
-    parts = [html.cards(_cards(results)), *sections, _settings(results, config), _files(folder)]
+    parts = [html.cards(_cards(results)), *sections, _inputs(results), _settings(results, config), _files(folder)]
     text = html.page(title, _lead(results), *parts)
     path = folder / REPORT
     write_atomic(path, text.encode("utf-8"))
@@ -82,8 +83,26 @@ def _section(name: str, note: str, pictures: List[Picture]) -> Markup:
     return section(name, html.grid(*drawn), note=note or None)
 
 
+def _inputs(results: Mapping[str, Any]) -> Optional[Markup]:
+    """The columns that the run read, and those that it left out."""
+    if "inputs" not in results:
+        return None
+    pipeline = InputPipeline.from_facts(results["inputs"])
+    parts = [html.paragraph(pipeline.describe())]
+    schema = pipeline.schema
+    if schema is not None:
+        wide = len(schema.features)  # with a scale of its own, a channel has a second one: how large its values are
+        rows = [(*column[:2], f"{mean:.6g}", f"{std:.6g}") for column, mean, std in
+                zip(schema.features, pipeline.mean[:wide], pipeline.std[:wide])]
+        measured = ["mean in training", "standard deviation"]
+        parts.append(html.details("Every feature", html.table(["feature", "type", *measured], rows, right=measured)))
+        if schema.left_out:
+            parts.append(html.details("Left out", html.table(["column", "type", "why"], schema.left_out)))
+    return section("Inputs", *parts)
+
+
 def _settings(results: Mapping[str, Any], config: str) -> Markup:
-    rows = [(name, _value(value)) for name, value in results.items() if name != "overrides"]
+    rows = [(name, _value(value)) for name, value in results.items() if name not in ("overrides", "inputs")]
     return section(
         "Settings", html.paragraph("To run it again:"), html.code(repeat_command(results.get("overrides", []))),
         html.details("The whole config", html.code(config)),

@@ -74,16 +74,19 @@ class Engine:
         seqs = np.arange(self.seq, self.seq + len(index), dtype=np.int64)
         self.store.note(Journal(self.seq, self.pool.ids[slots[index]], rows.features))
         self.seq += len(index)
-        embedding, steps = self._advance(index, slots, seqs, rows.features)
+        hidden, embedding, steps = self._advance(index, slots, seqs, rows.features)
         if self.emit == "embedding":
             return Output(rows.lines, rows.sessions, steps, embedding=embedding.float().cpu().numpy())
         start = time.perf_counter()
-        classes, probability = self.model.predict(embedding)
-        names = self.model.head.classes
-        found = [names[i] for i in classes.tolist()]
-        share = probability.float().cpu().numpy()
+        said, names = self.model.predict(hidden, embedding), self.model.names
+        if said.values is not None:
+            made = Output(rows.lines, rows.sessions, steps, values=said.values.cpu().numpy(), names=names)
+        else:
+            classes = [names[i] for i in said.predicted.tolist()]
+            share = said.probabilities.gather(-1, said.predicted[:, None])[:, 0].cpu().numpy()
+            made = Output(rows.lines, rows.sessions, steps, classes=classes, probability=share)
         self.model_seconds += time.perf_counter() - start
-        return Output(rows.lines, rows.sessions, steps, classes=found, probability=share)
+        return made
 
     def _repeat(self, sessions: List[str], seqs: np.ndarray, features: np.ndarray) -> None:
         index, slots = self._bring(sessions)
@@ -95,7 +98,7 @@ class Engine:
         self.repeated += int(new.sum())
 
     def _advance(self, index: np.ndarray, slots: np.ndarray, seqs: np.ndarray,
-                 features: np.ndarray) -> Tuple[torch.Tensor, np.ndarray]:
+                 features: np.ndarray) -> Tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         """One call of the model.
 
         Args:
@@ -105,7 +108,7 @@ class Engine:
             features: ``[n, input_size]``.
 
         Returns:
-            ``(embedding [n, hidden_size], step of each row within its session [n])``.
+            ``(hidden, embedding [n, hidden_size], step of each row within its session [n])``.
         """
         counts = np.bincount(index, minlength=len(slots))
         order = np.argsort(index, kind="stable")  # session after session, each in its order
@@ -117,12 +120,13 @@ class Engine:
         device = self.model.weight.device
         start = time.perf_counter()
         given = (torch.from_numpy(features[order]), torch.from_numpy(counts), torch.from_numpy(seen))
-        embedding, states = self.model.advance(*(t.to(device) for t in given), states)
+        hidden, embedding, states = self.model.advance(*(t.to(device) for t in given), states)
         self.model_seconds += time.perf_counter() - start
         self.pool.scatter(slots, states, counts, seqs[order][ends - 1])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return embedding[torch.from_numpy(back).to(device)], seen[index] + place + 1
+        rows = torch.from_numpy(back).to(device)
+        return hidden[rows], embedding[rows], seen[index] + place + 1
 
     def _bring(self, sessions: Sequence[str]) -> Tuple[np.ndarray, np.ndarray]:
         """``(place of each row's session among the different ones, their slots)``; all are in memory then."""

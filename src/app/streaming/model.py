@@ -1,55 +1,38 @@
 """A trained run as a model that takes one more piece of many sequences at a time."""
 
-import hashlib
 from pathlib import Path
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 
 from app.errors import RunError
-from app.run_config import CONFIG
-from app.trained import TASK, Trained, load_trained
+from app.tasks.answers import Answers, answer, answer_names
+from app.tasks.task import Task
+from app.trained import TASK, load_trained
+from encoders.pipeline import InputPipeline
 from encoders.running_pooling import RunningPooling
-from encoders.stack import Encoder
+from encoders.stack import Encoder, EncoderOutput
 from myfla.models.cache_layer import FIELDS
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.models.utils import Cache
-from myfla.utils.regular import read_regular
 
-__all__ = ["Head", "StreamModel", "load_model"]
-
-
-class Head(NamedTuple):
-    """What ``job=train`` puts around the encoder.
-
-    Attributes:
-        weight, bias: ``[outputs, hidden_size]``, ``[outputs]``.
-        mean, std: ``[input_size]``: the input is ``(features - mean) / std``.
-        classes: their names; None where the outputs are values.
-        per_step: the head reads hidden states, not embeddings.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
-    classes: Optional[List[str]]
-    per_step: bool = False
+__all__ = ["StreamModel", "load_model"]
 
 
 class StreamModel:
-    """A causal encoder, its running pooling and its head, over states that are plain lists of tensors.
+    """A causal encoder, its input pipeline, its running pooling and its task, over states that are lists of tensors.
 
     The state of N sessions is a list of tensors ``[N, ...]``: the layers' caches, then the running pooling's.
 
     Args:
         encoder: causal, reading real-valued features.
-        head: the classifier's; None in a folder that holds nothing but an encoder.
+        pipeline: from the rows to what the encoder reads; None in a folder that holds nothing but an encoder.
+        task: with its head; None as well.
         key: a name for the weights, so that states of other weights are refused.
     """
 
-    def __init__(self, encoder: Encoder, head: Optional[Head], key: str) -> None:
-        self.encoder, self.head, self.key = encoder.eval(), head, key
+    def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline], task: Optional[Task], key: str) -> None:
+        self.encoder, self.pipeline, self.task, self.key = encoder.eval(), pipeline, task, key
         self.input_size = encoder.config.input_size
         self.weight = encoder.input.weight
         self.pooling = RunningPooling(encoder.pooling, encoder.config.hidden_size)
@@ -63,20 +46,21 @@ class StreamModel:
 
     def advance(
         self, x: torch.Tensor, counts: torch.Tensor, seen: torch.Tensor, states: Sequence[torch.Tensor]
-    ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    ) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
         """Take in new rows of some sessions.
 
         Args:
-            x: ``[total, input_size]`` features as they were sent, session after session.
+            x: ``[total, input_size]`` features as they were sent, in the run's order, session after session.
             counts: ``[N]`` int64, rows of each, at least one.
             seen: ``[N]`` int64, rows of each before.
             states: ``[N, ...]`` each, see `fresh`. Those of the recurrence may be written over, and returned.
 
         Returns:
-            ``(embedding, states)``: ``[total, hidden_size]`` after each row, and the states after all.
+            ``(hidden, embedding, states)``: ``[total, hidden_size]`` of each row and after each row, and the states
+            after all.
         """
-        if self.head is not None:
-            x = (x - self.head.mean) / self.head.std
+        if self.pipeline is not None:
+            x = self.pipeline.transform(x)
         x = x.to(self.weight.dtype)
         cache = self._cache(states[: self._cached], seen)
         most = int(counts.max())
@@ -89,13 +73,16 @@ class StreamModel:
             hidden = out.hidden[0]
         embedding, pooled = self.pooling(hidden, counts, tuple(states[self._cached :]))
         new = [t for i in range(len(out.cache)) for _, t in tensors_of(out.cache[i])]
-        return embedding, [*new, *pooled]
+        return hidden, embedding, [*new, *pooled]
 
-    def predict(self, embedding: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """``(class [total] int64, its probability [total])`` of embeddings."""
-        logits = embedding.to(self.head.weight.dtype) @ self.head.weight.t() + self.head.bias
-        probability, index = logits.softmax(-1).max(-1)
-        return index, probability
+    def predict(self, hidden: torch.Tensor, embedding: torch.Tensor) -> Answers:
+        """What the task says of every row, by its hidden state or by the embedding so far, ``[total, hidden_size]``."""
+        return answer(self.task, self.pipeline, self.task(EncoderOutput(hidden, embedding, None, embedding)))
+
+    @property
+    def names(self) -> List[str]:
+        """Of the task's classes or values."""
+        return answer_names(self.task, self.pipeline)
 
     def _cache(self, states: Sequence[torch.Tensor], seen: torch.Tensor) -> Cache:
         cache, rest, offset = Cache(), iter(states), int(seen.max())
@@ -110,8 +97,8 @@ def load_model(folder: Path, emit: str, device: Any = "cpu", attention: bool = F
     """The model that a run left.
 
     Args:
-        folder: of a run of ``job=train``, or of a saved encoder (which has no head).
-        emit: ``prediction`` needs the head.
+        folder: of a run of ``job=train``, or of a saved encoder (which has no task).
+        emit: ``prediction`` needs the task.
         device: where it shall run.
         attention: whether an encoder with layers of softmax attention will do; `StreamModel.advance` cannot keep their
             states, which grow.
@@ -120,47 +107,23 @@ def load_model(folder: Path, emit: str, device: Any = "cpu", attention: bool = F
         RunError: nothing there, damaged files, or an encoder that cannot stream.
     """
     trained = load_trained(folder, device)
-    encoder, head = trained.encoder, _head(trained, emit)
+    encoder, pipeline = trained.encoder, trained.pipeline
     config = encoder.config
     if config.needs_end is not None:
         raise RunError(f"run={str(folder)!r} must hold an encoder that can be fed in pieces; got {config.needs_end}: "
                        "it has to know the end of a sequence, which a stream does not have; train a run without, e.g. "
                        "with encoder.direction=causal")
-    if (folder / CONFIG).exists() and trained.config.data.own_scale:
+    if pipeline is not None and pipeline.own_scale:
         raise RunError(f"run={str(folder)!r} must hold a run that can be fed in pieces; got data.own_scale=true: the "
                        "scale of a sequence is known at its end; train a run with data.own_scale=false")
     if config.vocab_size is not None:
         raise RunError(f"run={str(folder)!r} must hold an encoder of real-valued features; got "
                        f"encoder.vocab_size={config.vocab_size}")
-    model = StreamModel(encoder, head, _key(folder))
+    model = StreamModel(encoder, pipeline, trained.task, trained.key)
     if not attention and any(tree["attn_state"] is not None for tree in model._trees):
         raise RunError(f"run={str(folder)!r} must hold an encoder whose states have a fixed size; got one that keeps "
                        "attention states")
-    if head is None and emit == "prediction":
+    if trained.task is None and emit == "prediction":
         raise RunError(f"run={str(folder)!r} must hold {TASK} for job.emit=prediction; got no such file; "
                        "use job.emit=embedding")
     return model
-
-
-def _head(trained: Trained, emit: str) -> Optional[Head]:
-    task = trained.task
-    if task is None:
-        return None
-    spec = task.spec
-    if emit == "prediction" and (spec.per_step or spec.kind != "classes"):
-        raise RunError(f"run={str(trained.folder)!r} must hold a classifier of whole sequences for "
-                       f"job.emit=prediction; got job.objective={spec.objective!r}; use job.emit=embedding")
-    weight, bias = task.head.weight.detach(), task.head.bias.detach()
-    if spec.kind == "values":  # in the data's units
-        weight, bias = weight * task.target_std[:, None], bias * task.target_std + task.target_mean
-    scale = trained.standardizer
-    mean, std = (None, None) if scale is None else (scale.mean, scale.std)
-    return Head(weight, bias, mean, std, trained.classes, spec.per_step)
-
-
-def _key(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("encoder.safetensors", TASK):
-        path = folder / name
-        digest.update(read_regular(path) if path.exists() else b"none")
-    return digest.hexdigest()[:32]

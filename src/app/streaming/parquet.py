@@ -18,7 +18,7 @@ __all__ = ["ParquetSink"]
 
 class ParquetSink(Sink):
     """Files ``part-00000001.parquet``, ... in a folder; columns ``row``, ``session``, ``step``, and ``prediction`` with
-    ``probability``, or ``embedding``.
+    ``probability``, ``predicted NAME`` for each value, or ``embedding``.
 
     Args:
         path: the folder; made if missing, continued if it is this state's.
@@ -63,7 +63,10 @@ class ParquetSink(Sink):
         pa = self._arrow
         columns = {"row": pa.array(output.lines), "session": pa.array(output.sessions, pa.string()),
                    "step": pa.array(output.steps)}
-        if output.embedding is None:
+        if output.values is not None:
+            for name, values in zip(output.names, output.values.T):
+                columns[f"predicted {name}"] = pa.array(values, pa.float64())
+        elif output.embedding is None:
             columns["prediction"] = pa.array(output.classes, pa.string())
             columns["probability"] = pa.array(output.probability, pa.float32())
         else:

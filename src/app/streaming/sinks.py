@@ -12,7 +12,7 @@ import stat
 import struct
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Output(NamedTuple):
         steps: ``[n]`` int64, number of the row within its session, from 1.
         embedding: ``[n, hidden_size]``, or None.
         classes, probability: ``n`` names and ``[n]``, or None.
+        values: ``[n, K]``, or None.
+        names: of the K values.
     """
 
     lines: np.ndarray
@@ -40,6 +42,8 @@ class Output(NamedTuple):
     embedding: Optional[np.ndarray] = None
     classes: Optional[List[str]] = None
     probability: Optional[np.ndarray] = None
+    values: Optional[np.ndarray] = None
+    names: Sequence[str] = ()
 
 
 def json_lines(output: Output) -> bytes:
@@ -51,6 +55,10 @@ def json_lines(output: Output) -> bytes:
         b'{"row": 7, "session": "a", "step": 2, "prediction": "x", "probability": 0.5}\\n'
     """
     head = zip(output.lines.tolist(), map(quoted, output.sessions), output.steps.tolist())
+    if output.values is not None:
+        form = '{"row": %d, "session": %s, "step": %d, "prediction": {'
+        form += ", ".join(quoted(name).replace("%", "%%") + ": %.12g" for name in output.names) + "}}\n"
+        return "".join([form % (*row, *values) for row, values in zip(head, output.values.tolist())]).encode("ascii")
     if output.embedding is None:
         body = zip(head, map(quoted, output.classes), output.probability.tolist())
         form = '{"row": %d, "session": %s, "step": %d, "prediction": %s, "probability": %.9g}\n'

@@ -28,7 +28,8 @@ class Task(nn.Module):
 
     def forward(self, out: EncoderOutput) -> Tensor:
         """``[N, outputs]``, or per step ``[B, T, outputs]``, where a pad's output means nothing."""
-        return self.head(out.hidden if self.spec.per_step else out.embedding)
+        read = out.hidden if self.spec.per_step else out.embedding
+        return self.head(read.to(self.head.weight.dtype))
 
     def has_target(self, targets: Tensor) -> Tensor:
         """Where there is something to learn or to count: bool, ``[N]`` or ``[B, T]``."""
