@@ -48,7 +48,7 @@ def test_a_model_comes_back_whole(tmp_path, name):
         assert torch.equal(again.task(again.encoder(x)), task(encoder(x)))
         if name == "values":
             outputs = task(encoder(x))
-            assert torch.equal(again.task.predict(outputs)["value"], outputs + torch.tensor([2.0, 5.0]))
+            assert torch.equal(again.task.predict(outputs)["value"], outputs.double() + torch.tensor([2.0, 5.0]))
     assert again.task.spec == task.spec and not again.task.training
     assert again.classes == (SPECS[name].names if name in ("classes", "steps") else None)
     assert again.pipeline == pipeline
