@@ -66,6 +66,12 @@ def test_standardisation_survives_a_constant_channel_and_can_be_off():
     assert torch.equal(module.prepared(module.tests["test"])[0].x, raw.test.sequences[0])
 
 
+def test_rounding_is_no_spread():
+    data = SequenceSet([torch.full((7, 1), 0.1, dtype=torch.float64), torch.full((4, 1), 0.1, dtype=torch.float64)],
+                       torch.tensor([0, 1]))
+    assert abs(float(Standardizer.fit(data)(torch.tensor([[0.2]], dtype=torch.float64)))) < 1
+
+
 def test_without_validation_everything_trains():
     module = SequenceDataModule(make_data(), DataConfig(name="x"), seed=0, validate=False)
     assert len(module.train) == 40 and module.val_dataloader() == []

@@ -57,7 +57,7 @@ def _labels() -> Dict[str, Any]:
                 {"a.csv": labelled("1", "1", "1.0", "1.0")},
                 AUTO,
                 (
-                    "DIR/a.csv: column 'kind' must write each class in one way; got '1 and 1.0'; write whole "
+                    "DIR/a.csv: column 'kind' must write each name in one way; got '1 and 1.0'; write whole "
                     "numbers without a "
                     "fraction in all files"
                 ),
@@ -133,7 +133,25 @@ def _labels() -> Dict[str, Any]:
                     "as 2024-01-31 12:00:00, all with a time zone (+01:00) or none"
                 ),
             ),
-            "time empty": (
+            "time with a comma of either kind": (
+            {"a.csv": timed('"1,500"', '"2,500"', "0", "1")},
+            AUTO,
+            "DIR/a.csv: column 't' must hold numbers of one kind; got \"numbers such as '1,500', whose comma may part "
+            "thousands: say data.decimal=comma or data.thousands=comma\"",
+        ),
+        "a target with a comma of either kind": (
+            {"a.csv": labelled('"1,500"', '"1,500"', '"2,250"', '"2,250"')},
+            {**AUTO, "label": None, "targets": ["kind"]},
+            "DIR/a.csv: column 'kind' must hold numbers of one kind; got \"numbers such as '1,500', whose comma may part "
+            "thousands: say data.decimal=comma or data.thousands=comma\"",
+        ),
+        "ids in two numbers": (
+            {"a.csv": labelled(*KINDS, ids=["1", "1", "1.0", "1.0"])},  # type: ignore[arg-type]
+            AUTO,
+            "DIR/a.csv: column 'id' must write each name in one way; got '1 and 1.0'; write whole numbers without a "
+            "fraction in all files",
+        ),
+        "time empty": (
                 {"a.csv": timed("0", "", "0", "1")},
                 AUTO,
                 "DIR/a.csv: row 2, column 't' must have a time; got None",

@@ -1,7 +1,7 @@
 """The order of the rows of a long table: which sequence each belongs to, and where in it it stands."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from app.data.tables.cells import REAL, WHOLE, show_time
 from app.errors import data_error
 from cfg.data import TableDataConfig
 
-__all__ = ["Names", "Order", "order_rows"]
+__all__ = ["Names", "Order", "check_written", "order_rows"]
 
 _WAYS = "say data.ids=per_file if these are two sequences, or data.ids=global if it is one"
 
@@ -120,6 +120,8 @@ def order_rows(table: Table, config: TableDataConfig) -> Order:
             groups.append(group_names.codes(block.texts(config.group)))
     code, home = np.concatenate(codes), np.concatenate(homes)
     known = [name[0] for name in number.names] if several else number.names
+    if config.sequence is not None:
+        check_written(table.path, config.sequence, set(known))
     time, kind = _one_kind(table, config, times) if times else (None, None)
     if len(table.files) > 1 and not several and config.ids is None:
         _check_files(table, known, code, home, time, kind)
@@ -141,6 +143,19 @@ def order_rows(table: Table, config: TableDataConfig) -> Order:
         group = _one_each(table, known, str(config.group), group, group_names.names, starts, ends, "")
     return Order(len(code), known, home[order][starts].tolist(), starts, ends, label, label_names.names, group,
                  group_names.names, place, time=kind)
+
+
+def check_written(path: str, column: str, names: Set[str]) -> None:
+    """Refuse ``7`` beside ``7.0``: whole numbers become fractions where a cell of their column is empty.
+
+    Raises:
+        DataError: naming both.
+    """
+    for name in names:
+        whole, point, rest = name.partition(".")
+        if point and set(rest) == {"0"} and whole in names:
+            raise data_error(path, f"column {column!r}", "must write each name in one way", f"{whole} and {name}",
+                             "write whole numbers without a fraction in all files")
 
 
 def _one_kind(table: Table, config: TableDataConfig, times: List[Tuple[np.ndarray, str]]) -> Tuple[np.ndarray, str]:

@@ -13,14 +13,14 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 import torch
 
+from app.data.long_rows import check_written
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.data.table_parts import Part, read_lists, read_long, read_wide
 from app.data.tables import Table, open_table
-from app.data.tables.choose import choose_features
+from app.data.tables.choose import check_columns, check_numbers, choose_features
 from app.data.tables.natural import natural
 from app.data.tables.table import named_columns
 from app.data.views import Views
-from app.errors import data_error
 from cfg.data import TableDataConfig
 from encoders.schema import Column, InputSchema
 
@@ -57,6 +57,9 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
             left_out[name] = why
         else:
             log.warning("%s: column %r is a %s", tables[0].path, name, why)
+    for table in tables[1:]:
+        check_columns(table, first.features)
+        check_numbers(table, config, first.features)
     parts = [first, *(read(table, config, first.features, choose) for table in tables[1:])]
     classes = _classes(tables, config, parts) if config.label is not None else None
     groups = sorted({name for part in parts if part.groups is not None for name in part.group_names}, key=natural)
@@ -87,11 +90,7 @@ def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) ->
     """Names of the classes, numbers in their order."""
     found = {part.label_names[code] for part in parts if part.labels is not None
              for code in np.unique(part.labels).tolist() if code >= 0}
-    for name in found:
-        whole, point, rest = name.partition(".")
-        if point and set(rest) == {"0"} and whole in found:
-            raise data_error(tables[0].path, f"column {config.label!r}", "must write each class in one way",
-                             f"{whole} and {name}", "write whole numbers without a fraction in all files")
+    check_written(tables[0].path, str(config.label), found)
     return sorted(found, key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name))
 
 

@@ -40,7 +40,9 @@ def _read(config: TextDataConfig, path: str, tokenizer: Any) -> SequenceSet:
     place = Path(path)
     if not place.exists():
         raise data_error("data", "path", "must be an existing file or folder", path)
-    files = [place] if place.is_file() else sorted(p for p in place.rglob(config.pattern) if p.is_file())
+    files = [place] if place.is_file() else sorted(
+        p for p in place.rglob(config.pattern)
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(place).parts))
     if not files:
         raise data_error(path, "folder", f"must hold files {config.pattern!r}", 0, "set data.pattern")
     tokens, sizes = _bytes(files, config) if tokenizer is None else _tokens(files, config, tokenizer)

@@ -2,16 +2,16 @@
 
 import re
 from collections import Counter
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from app.data.tables.facts import EMPTY, LISTS, NUMBER, ODD, Fact
 from app.data.tables.natural import natural
 from app.data.tables.table import Table, named_columns
 from app.errors import data_error
 from cfg.data import TableDataConfig
-from cfg.validation import config_error
+from cfg.validation import config_error, nearest
 
-__all__ = ["Choice", "choose_features"]
+__all__ = ["Choice", "check_columns", "check_numbers", "choose_features"]
 
 #: The features in order, and for every column that is neither one nor named in the config, why not.
 Choice = Tuple[List[str], Dict[str, str]]
@@ -27,11 +27,15 @@ def choose_features(table: Table, config: TableDataConfig) -> Choice:
         DataError: a named column holds nothing, or numbers that can be read in two ways.
         ConfigError: there is none.
     """
+    check_numbers(table, config, ())
     named = {name for _, name in named_columns(config)}
     rest = {name: fact for name, fact in table.facts.items() if name not in named}
     if config.features is not None:
+        check_numbers(table, config, config.features)
         for name in config.features:
-            _check(table, table.facts[name])
+            if table.facts[name].kind == EMPTY:
+                raise data_error(table.path, f"column {name!r}", "must have a value somewhere", "only empty cells",
+                                 "leave it out of data.features")
         return list(config.features), {name: fact.why or "not in data.features" for name, fact in rest.items()}
     wanted = LISTS if config.arranged == "lists" else NUMBER
     fits = sorted((name for name, fact in rest.items() if fact.kind == wanted), key=natural)
@@ -45,12 +49,31 @@ def choose_features(table: Table, config: TableDataConfig) -> Choice:
     return fits, {name: fact.why or other for name, fact in rest.items() if name not in fits}
 
 
-def _check(table: Table, fact: Fact) -> None:
-    if fact.kind == EMPTY:
-        raise data_error(table.path, f"column {fact.name!r}", "must have a value somewhere", "only empty cells",
-                         "leave it out of data.features")
-    if fact.kind == ODD and fact.odd is None:
-        raise data_error(table.path, f"column {fact.name!r}", "must hold numbers of one kind", fact.why)
+def check_columns(table: Table, names: Sequence[str]) -> None:
+    """Refuse a table that lacks a feature.
+
+    Raises:
+        DataError: naming it.
+    """
+    for name in names:
+        if name not in table.facts:
+            known = [known for known in table.facts if known]
+            raise data_error(table.path, "columns", "must be those of the training table", f"no {name!r}",
+                             nearest(name, known) or "it has " + ", ".join(known[:20]))
+
+
+def check_numbers(table: Table, config: TableDataConfig, features: Sequence[str]) -> None:
+    """Refuse features, targets and times whose numbers can be read in two ways, or features and targets that are
+    numbers in one file and not in the next.
+
+    Raises:
+        DataError: naming the column.
+    """
+    time = [] if config.time is None or table.facts[config.time].type != "text" else [config.time]
+    for name in (*features, *(config.targets or ()), *time):
+        fact = table.facts[name]
+        if fact.kind == ODD and fact.odd is None:
+            raise data_error(table.path, f"column {name!r}", "must hold numbers of one kind", fact.why)
 
 
 def _steps(fits: List[str], names: List[str]) -> List[str]:
