@@ -82,7 +82,8 @@ class InputSchema:
         if self.time is not None:
             text += f"; time: {self.time.name} ({self.time.type})"
         if self.left_out:
-            text += "; left out: " + _few([f"{column.name} ({column.reason})" for column in self.left_out])
+            text += "; left out: " + _few([
+                f"{column.name or '(no name)'} ({column.reason})" for column in self.left_out])
         return text
 
     def match(self, names: Sequence[str], who: str, ignore: Sequence[str] = (), option: str = "ignore") -> List[int]:

@@ -11,9 +11,10 @@ from cfg.data import TableDataConfig, TsDataConfig
 from cfg.validation import ConfigError
 from myfla.testing import cases
 
-ODD_NAMES = ["two words.csv", "a=1.csv", "part (1).csv", "~draft.csv", "#1.csv", "größe.csv", "データ.csv", "it's.csv", "a,b.csv",
-             "[x].csv", "{y}.csv", 'say "hi".csv', "a;b&c.csv", "100%.csv", "a:b.csv", "true", "1e5", "back\\slash.csv", "end\\",
-             "quote\\'s.csv", "$HOME.csv", "glob(x)", "a!b*c?.csv", " space.csv", "+a@b.csv"]
+ODD_NAMES = [
+    "two words.csv", "a=1.csv", "part (1).csv", "~draft.csv", "#1.csv", "größe.csv", "データ.csv", "it's.csv", "a,b.csv",
+    "[x].csv", "{y}.csv", 'say "hi".csv', "a;b&c.csv", "100%.csv", "a:b.csv", "true", "1e5", "back\\slash.csv", "end\\",
+    "quote\\'s.csv", "$HOME.csv", "glob(x)", "a!b*c?.csv", " space.csv", "+a@b.csv"]
 BODY = "id,t,x,kind\n" + "".join(f"s{i},{t},{i * t % 7}.5,{'ab'[i % 2]}\n" for i in range(12) for t in range(3))
 COLUMNS = {"sequence": "id", "time": "t", "label": "kind"}
 
@@ -35,19 +36,22 @@ def test_a_path_that_is_not_there_is_typed_as_well_and_home_is_found(tmp_path, m
 
 
 @cases(argument=["data.train_path=a.csv,b.csv", "data.train_path=choice(a.csv,b.csv)", "data.test_path=null",
-                 "data.train_path='two words'", "run=${oc.env:RUN}", "data.label=a b", "job.input=glob(*)", "~data.test_path",
-                 "encoder=gated_deltanet,rwkv7", "--multirun", "run="])
+                 "data.train_path='two words'", "run=${oc.env:RUN}", "data.label=a b", "job.input=glob(*)",
+                 "~data.test_path", "encoder=gated_deltanet,rwkv7", "--multirun", "run="])
 def test_what_hydra_reads_stays_hydra_s(argument):
     assert plain_paths([argument]) == [argument]
 
 
 @pytest.mark.parametrize("settings, said", [
-    (["data=table", "data.train_path=no where.csv"], "error: data: path must be an existing CSV or Parquet file, or a folder "
+    (["data=table", "data.train_path=no where.csv"], "error: data: path must be an existing CSV or Parquet "
+    "file, or a folder "
      "of such; got 'no where.csv'"),
-    (["data=table", "data.train_path=a (1).csv", "data.sequence=idd"], "error: data.sequence must be a column of a (1).csv; "
+    (["data=table", "data.train_path=a (1).csv", "data.sequence=idd"], "error: data.sequence must be a column "
+    "of a (1).csv; "
      "got 'idd'; did you mean 'id'?"),
     (["data=ts", "data.train_path=gone.ts"], "error: data: path must be an existing .ts file; got 'gone.ts'"),
-    (["job=encode", "run=no run", "job.output=x"], "error: run must be the folder of a finished run; got 'no run', which is no "
+    (["job=encode", "run=no run", "job.output=x"], "error: run must be the folder of a finished run; got 'no "
+    "run', which is no "
      "folder"),
 ])
 def test_it_is_refused_before_torch_is_loaded(tmp_path, settings, said):
@@ -78,7 +82,8 @@ def test_it_is_refused_before_torch_is_loaded(tmp_path, settings, said):
     (dict(window=0), "data.window must be an integer from 1 to 16777216 or null; got 0"),
     (dict(stride=2), "data.stride must be null without data.window; got 2"),
     (dict(window=2, layout="wide"), "data.window must be null with data.layout=wide; got 2"),
-    (dict(time="t"), "data.time must be null without data.sequence; got 't'; lists are in order; a table of a row a step needs "
+    (dict(time="t"), "data.time must be null without data.sequence; got 't'; lists are in order; a table of a "
+    "row a step needs "
      "data.sequence, data.window or data.layout=long"),
     (dict(layout="wide", per_step=True), "data.per_step must be false with data.layout=wide; got True"),
 ])
@@ -89,18 +94,22 @@ def test_settings_that_do_not_fit_are_named(settings, said):
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda text: text.replace(",x,", ",xx,"), "DIR/test.csv: columns must be those of the training table; got \"no 'x'\"; did "
+    (lambda text: text.replace(",x,", ",xx,"), "DIR/test.csv: columns must be those of the training table; "
+    "got \"no 'x'\"; did "
      "you mean 'xx'?"),
-    (lambda text: text.replace("0.5", "none"), "DIR/test.csv: row 1, column 'x' must hold numbers; got 'none'; correct it, or "
+    (lambda text: text.replace("0.5", "none"), "DIR/test.csv: row 1, column 'x' must hold numbers; got "
+    "'none'; correct it, or "
      "leave the column out of data.features"),
-    (lambda text: text.replace(",b\n", ",c\n"), "data=table: test set must have only classes that the training set has; got "
+    (lambda text: text.replace(",b\n", ",c\n"), "data=table: test set must have only classes that the "
+    "training set has; got "
      "'c'; they cannot be learned; remove these sequences or add some to the training set"),
 ])
 def test_a_test_table_must_be_like_the_training_table(tmp_path, change, said):
     for name, text in (("train.csv", BODY), ("test.csv", change(BODY))):
         (tmp_path / name).write_text(text)
+    paths = {f"{name}_path": str(tmp_path / f"{name}.csv") for name in ("train", "test")}
     with pytest.raises(DataError) as caught:
-        load_data(TableDataConfig(train_path=str(tmp_path / "train.csv"), test_path=str(tmp_path / "test.csv"), **COLUMNS))
+        load_data(TableDataConfig(**paths, **COLUMNS))
     assert str(caught.value).replace(str(tmp_path), "DIR") == said
 
 
@@ -118,8 +127,10 @@ def test_a_rare_class_is_named_with_the_counts_and_the_way_out(tmp_path, count):
     (tmp_path / "a.csv").write_text(BODY + rare)
     said = refused(tmp_path, "data=table", f"data.train_path={tmp_path / 'a.csv'}", *(
         f"data.{key}={value}" for key, value in COLUMNS.items()))
-    assert said == ("data: training set must have two sequences of class 'rare' to validate on one; got 1; there were rare "
-                    f"{count}, a 6, b 6; add some, leave the class out, or merge it with another; each class needs one to "
+    assert said == ("data: training set must have two sequences of class 'rare' to validate on one; got 1; "
+    "there were rare "
+                    f"{count}, a 6, b 6; add some, leave the class out, or merge it with another; each class "
+                    f"needs one to "
                     "train on, one to validate on and, without a test file, one to test on")
 
 
@@ -127,7 +138,8 @@ def test_a_next_step_needs_two_steps(tmp_path):
     (tmp_path / "a.csv").write_text("id,x\n" + "".join(f"s{i},{i}.5\n" for i in range(12)))
     said = refused(tmp_path, "data=table", f"data.train_path={tmp_path / 'a.csv'}", "data.sequence=id",
                    "job.objective=next_step", "encoder.direction=causal")
-    assert said.startswith("data=table: training set must have a sequence of at least two steps for job.objective=next_step, "
+    assert said.startswith("data=table: training set must have a sequence of at least two steps for "
+    "job.objective=next_step, "
                            "which needs two steps: one to see, one to predict; got '") and "of one step" in said
 
 

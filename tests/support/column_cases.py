@@ -62,7 +62,7 @@ def _heads() -> Dict[str, Any]:
                 {"a": [5, 1], "b": [4, 2], "c": [8, 3]},
                 [
                     "DIR/a.csv: column 'n' is left out as a row number; to read it, name it in data.features",
-                    "1 features: x; left out: n (row number)",
+                    "1 feature: x; left out: n (row number)",
                 ],
             ),
         ),
@@ -71,7 +71,7 @@ def _heads() -> Dict[str, Any]:
             {**AUTO, "features": ["n"]},
             Want(
                 {"a": [0, 1], "b": [2, 3], "c": [4, 5]},
-                ["DIR/a.csv: column 'n' is a row number", "1 features: n; left out: x (not in data.features)"],
+                ["DIR/a.csv: column 'n' is a row number", "1 feature: n; left out: x (not in data.features)"],
             ),
         ),
         "label in numbers": (
@@ -81,7 +81,7 @@ def _heads() -> Dict[str, Any]:
                 {"a": [5, 1], "b": [4, 2], "c": [8, 3], "d": [6, 0]},
                 [
                     "DIR/a.csv: column 'code' is left out as a copy of the label; to read it, name it in data.features",
-                    "1 features: x; left out: code (copy of the label)",
+                    "1 feature: x; left out: code (copy of the label)",
                 ],
             ),
         ),
@@ -92,7 +92,7 @@ def _heads() -> Dict[str, Any]:
                 {"a": [7, 7], "b": [3, 3], "c": [7, 7], "d": [3, 3]},
                 [
                     "DIR/a.csv: column 'code' is a copy of the label",
-                    "1 features: code; left out: x (not in data.features)",
+                    "1 feature: code; left out: x (not in data.features)",
                 ],
             ),
         ),
@@ -103,7 +103,7 @@ def _heads() -> Dict[str, Any]:
                 None,
                 [
                     "DIR/a.csv: column 'code' is left out as a copy of the label; to read it, name it in data.features",
-                    "1 features: x; left out: code (copy of the label)",
+                    "1 feature: x; left out: code (copy of the label)",
                 ],
             ),
         ),
@@ -131,7 +131,7 @@ def _heads() -> Dict[str, Any]:
                 {"a": [5], "b": [1], "c": [7]},
                 [
                     "DIR/a.csv: column 'z' is left out as a copy of kind; to read it, name it in data.features",
-                    "1 features: x; left out: z (copy of kind)",
+                    "1 feature: x; left out: z (copy of kind)",
                 ],
             ),
         ),

@@ -135,7 +135,7 @@ def _numbers() -> Dict[str, Any]:
         cases[f"odd cells: {name}"] = (
             {"a.csv": column(cells)},
             AUTO,
-            Want({"a": [1.5, 2.5], "b": [3.5, 4.5]}, [f"1 features: y; left out: x ({why})"]),
+            Want({"a": [1.5, 2.5], "b": [3.5, 4.5]}, [f"1 feature: y; left out: x ({why})"]),
         )
         cases[f"odd cells, named: {name}"] = (
             {"a.csv": column(cells)},
@@ -186,7 +186,7 @@ def _marks() -> Dict[str, Any]:
             "decimal comma found": (
                 {"a.csv": german},
                 X,
-                Want(plain, [comma, "1 features: x; left out: y (not in data.features)"]),
+                Want(plain, [comma, "1 feature: x; left out: y (not in data.features)"]),
             ),
             "decimal comma in quotes": ({"a.csv": column(["1,5", "2,5", "3,5", "4,5"])}, X, Want(plain)),
             "decimal comma settles another column": (
@@ -200,7 +200,7 @@ def _marks() -> Dict[str, Any]:
                 Want(
                     {"a": [1, 2], "b": [3, 4.5]},
                     [
-                        "1 features: y; left out: x (numbers such as '1,234', whose comma may "
+                        "1 feature: y; left out: x (numbers such as '1,234', whose comma may "
                         "part thousands: say data.decimal=comma or data.thousands=comma)"
                     ],
                 ),
@@ -234,7 +234,7 @@ def _marks() -> Dict[str, Any]:
                     {"a": [0.5, 1.5], "b": [2.5, 3.5]},
                     [
                         "DIR/a.csv: the comma is before the fraction in y",
-                        "1 features: y; left out: x (numbers such as '1.234', "
+                        "1 feature: y; left out: x (numbers such as '1.234', "
                         "whose point may part thousands: say data.decimal=point or data.thousands=point)",
                     ],
                 ),
@@ -248,7 +248,7 @@ def _marks() -> Dict[str, Any]:
     )
     text = column(["1.5", "2.5", "3.5", "4.5"]).replace("up", "größer")
     says = "DIR/a.csv is not UTF-8 and was read as cp1252; set data.encoding"
-    rest = "1 features: x; left out: y (not in data.features)"
+    rest = "1 feature: x; left out: y (not in data.features)"
     for name, data, lines in (
         ("UTF-8", text.encode(), [rest]),
         ("UTF-8 with a mark", text.encode("utf-8-sig"), [rest]),

@@ -49,7 +49,7 @@ def _folders() -> Dict[str, Any]:
         "a column in one file only": (
             {"1.csv": "id,x,z\na,1,1\na,2,1\n", "2.csv": two},
             by_id,
-            Want(both, ["1 features: x; left out: z (not in 2.csv)"]),
+            Want(both, ["1 feature: x; left out: z (not in 2.csv)"]),
         ),
         "a column in one file only, named": (
             {"1.csv": "id,x,z\na,1,1\na,2,1\n", "2.csv": two},
@@ -59,12 +59,12 @@ def _folders() -> Dict[str, Any]:
         "numbers in one file, text in the next": (
             {"1.csv": "id,x,z\na,1,1\na,2,1\n", "2.csv": "id,x,z\nb,3,?\nb,5,2\n"},
             by_id,
-            Want(both, ["1 features: x; left out: z (1 of 4 cells is no number, the first '?' in 2.csv, row 1)"]),
+            Want(both, ["1 feature: x; left out: z (1 of 4 cells is no number, the first '?' in 2.csv, row 1)"]),
         ),
         "nothing in one file, numbers in the next": (
             {"1.csv": "id,x\na,\na,\n", "2.csv": "id,x\nb,3\nb,5\n"},
             {**by_id, "missing": "mean"},
-            Want({"a": [NAN, NAN], "b": [3, 5]}, ["1 features: x"]),
+            Want({"a": [NAN, NAN], "b": [3, 5]}, ["1 feature: x"]),
         ),
         "whole numbers first, fractions later": (
             {"1.csv": "id,x\n" + "a,1\n" * 70000 + "a,1.5\n"},
@@ -81,7 +81,7 @@ def _folders() -> Dict[str, Any]:
             by_id,
             Want(
                 {"a": [1.0] * 70000 + [1.5]},
-                ["1 features: x; left out: z (1 of 70001 cells is no number, the first '?' in 1.csv, row 70001)"],
+                ["1 feature: x; left out: z (1 of 70001 cells is no number, the first '?' in 1.csv, row 70001)"],
             ),
         ),
         "an odd cell far below, named": (
@@ -138,7 +138,7 @@ def _shapes() -> Dict[str, Any]:
         "wide": (
             {"a.csv": wide},
             {"layout": "wide", "label": "kind"},
-            Want([[1, 2, 3], [4, 5, 6]], ["3 features: t0, t1, t2"], ["down", "up"]),
+            Want([[1, 2, 3], [4, 5, 6]], ["steps are columns: 3 features: t0, t1, t2"], ["down", "up"]),
         ),
         "wide, columns shuffled": (
             {"a.csv": "t10,kind,t9,t2\n3,up,2,1\n6,down,5,4\n"},
@@ -166,7 +166,7 @@ def _shapes() -> Dict[str, Any]:
         "wide as UCR has it": (
             {"a.tsv": "1\t0.5\t1.5\n-1\t2.5\t4.5\n"},
             {"layout": "wide", "label": "1", "header": False},
-            Want([[0.5, 1.5], [2.5, 4.5]], ["2 features: 2, 3"], ["1", "-1"]),
+            Want([[0.5, 1.5], [2.5, 4.5]], ["steps are columns: 2 features: 2, 3"], ["1", "-1"]),
         ),
         "wide with ids": (
             {"a.csv": "no,kind,t0,t1\n7,up,1,2\n3,down,4,5\n"},
@@ -176,7 +176,7 @@ def _shapes() -> Dict[str, Any]:
         "wide with another number": (
             {"a.csv": "age,kind,t0,t1\n70,up,1,2\n30,down,4,5\n"},
             {"layout": "wide", "label": "kind"},
-            Want([[1, 2], [4, 5]], ["2 features: t0, t1; left out: age (no step)"]),
+            Want([[1, 2], [4, 5]], ["steps are columns: 2 features: t0, t1; left out: age (no step)"]),
         ),
         "wide, without a word": (
             {"a.csv": wide},

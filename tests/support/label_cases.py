@@ -142,7 +142,8 @@ def _labels() -> Dict[str, Any]:
         "a target with a comma of either kind": (
             {"a.csv": labelled('"1,500"', '"1,500"', '"2,250"', '"2,250"')},
             {**AUTO, "label": None, "targets": ["kind"]},
-            "DIR/a.csv: column 'kind' must hold numbers of one kind; got \"numbers such as '1,500', whose comma may part "
+            "DIR/a.csv: column 'kind' must hold numbers of one kind; got \"numbers such as '1,500', whose "
+            "comma may part "
             "thousands: say data.decimal=comma or data.thousands=comma\"",
         ),
         "ids in two numbers": (

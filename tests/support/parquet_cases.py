@@ -58,7 +58,7 @@ def _numbers() -> Dict[str, Any]:
         cases[f"numbers of {name}"] = (
             {"a.parquet": table(id=IDS, x=column)},
             {"sequence": "id"},
-            Want({"a": [1, 2], "b": [3, 4]}, ["1 features: x"]),
+            Want({"a": [1, 2], "b": [3, 4]}, ["1 feature: x"]),
         )
     cases.update(
         {
@@ -106,7 +106,7 @@ def _numbers() -> Dict[str, Any]:
             "whole numbers in one file, others in the next": (
                 {"1.parquet": table(id=["a", "a"], x=[1, 2]), "2.parquet": table(id=["b", "b"], x=[3.5, 4.5])},
                 {"sequence": "id"},
-                Want({"a": [1, 2], "b": [3.5, 4.5]}, ["1 features: x"]),
+                Want({"a": [1, 2], "b": [3.5, 4.5]}, ["1 feature: x"]),
             ),
             "decimals in one file, floats in the next": (
                 {
@@ -122,12 +122,12 @@ def _numbers() -> Dict[str, Any]:
                     "2.parquet": table(id=["b"], x=[3]),
                 },
                 {"sequence": "id", "missing": "mean"},
-                Want({"a": [NAN], "b": [3]}, ["1 features: x"]),
+                Want({"a": [NAN], "b": [3]}, ["1 feature: x"]),
             ),
             "text in the next file": (
                 {"1.parquet": table(id=["a"], x=[1], y=[1]), "2.parquet": table(id=["b"], x=[3], y=["?"])},
                 {"sequence": "id"},
-                Want({"a": [1], "b": [3]}, ["1 features: x; left out: y (int64 in 1.parquet, string in 2.parquet)"]),
+                Want({"a": [1], "b": [3]}, ["1 feature: x; left out: y (int64 in 1.parquet, string in 2.parquet)"]),
             ),
             "text in the next file, named": (
                 {"1.parquet": table(id=["a"], x=[1], y=[1]), "2.parquet": table(id=["b"], x=[3], y=["?"])},
@@ -161,7 +161,7 @@ def _numbers() -> Dict[str, Any]:
                 Want(
                     {"a": [1, 2], "b": [5, 4]},
                     [
-                        "1 features: x; left out: note (text), day (dates), span (spans of time), point "
+                        "1 feature: x; left out: note (text), day (dates), span (spans of time), point "
                         "(struct<q: int64>), bag "
                         "(lists), none (empty)"
                     ],
@@ -175,17 +175,17 @@ def _numbers() -> Dict[str, Any]:
             "index of pandas": (
                 {"a.parquet": table(id=IDS, x=[1.0, 2.0, 3.0, 4.0], __index_level_0__=[4, 3, 2, 1])},
                 {"sequence": "id"},
-                Want({"a": [1, 2], "b": [3, 4]}, ["1 features: x; left out: __index_level_0__ (index of pandas)"]),
+                Want({"a": [1, 2], "b": [3, 4]}, ["1 feature: x; left out: __index_level_0__ (index of pandas)"]),
             ),
             "index of pandas with a name": (
                 {"a.parquet": _indexed},
                 {"sequence": "id"},
-                Want({"a": [1, 2], "b": [3, 4]}, ["1 features: x; left out: day (index of pandas)"]),
+                Want({"a": [1, 2], "b": [3, 4]}, ["1 feature: x; left out: day (index of pandas)"]),
             ),
             "index of pandas as time": (
                 {"a.parquet": _indexed},
                 {"sequence": "id", "time": "day"},
-                Want({"a": [1, 2], "b": [3, 4]}, ["1 features: x"]),
+                Want({"a": [1, 2], "b": [3, 4]}, ["1 feature: x"]),
             ),
         }
     )

@@ -157,7 +157,7 @@ def _lists() -> Dict[str, Any]:
         f"lists of {name}": (
             {"a.parquet": table(x=column, kind=kind)},
             {"label": "kind"},
-            Want(flat, ["1 features: x"], ["p", "q"]),
+            Want(flat, ["1 feature: x"], ["p", "q"]),
         )
         for name, column in (
             ("doubles", x),
@@ -207,7 +207,7 @@ def _lists() -> Dict[str, Any]:
                 Want(
                     flat,
                     [
-                        "1 features: x; left out: age (one value a row), words "
+                        "1 feature: x; left out: age (one value a row), words "
                         "(lists of text), grid (lists of list<element: double>), "
                         "note (text)"
                     ],

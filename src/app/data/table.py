@@ -65,16 +65,15 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
     groups = sorted({name for part in parts if part.groups is not None for name in part.group_names}, key=natural)
     sets = [_as_set(part, config, classes, {name: i for i, name in enumerate(groups)}) for part in parts]
     target_names = list(config.targets) if config.targets else None
-    return SequenceData(sets[0], sets[1] if len(sets) > 1 else None, classes, first.channels, per_step=config.per_step,
-                        target_names=target_names, schema=_schema(tables[0], config, first.features, left_out))
-
-
-def _schema(table: Table, config: TableDataConfig, features: List[str], left_out: Dict[str, str]
-            ) -> Optional[InputSchema]:
-    """What the table's columns are to whoever reads other tables for the same model; None where a column is a step."""
+    schema = _schema(tables[0], config, first.features, left_out)
     if config.arranged == "wide":
-        return None
+        log.info("steps are columns: %s", schema.describe())
+    return SequenceData(sets[0], sets[1] if len(sets) > 1 else None, classes, first.channels, per_step=config.per_step,
+                        target_names=target_names, schema=None if config.arranged == "wide" else schema)
 
+
+def _schema(table: Table, config: TableDataConfig, features: List[str], left_out: Dict[str, str]) -> InputSchema:
+    """What the table's columns are, to whoever reads other tables for the same model."""
     def column(name: str, why: str = "") -> Column:
         return Column(name, table.facts[name].type, why)
 
