@@ -14,4 +14,23 @@ C     tokens in a chunk
 A recurrent state is ``[N, HV, K, V]``.
 """
 
+import importlib
+from typing import Any, List
+
 __version__ = "0.1.0"
+
+_PACKAGES = ("layers", "models")  # whose names can be had from here, as officially
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_") and name not in _PACKAGES:
+        for package in _PACKAGES:
+            module = importlib.import_module(f"{__name__}.{package}")
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> List[str]:
+    shown = [name for package in _PACKAGES for name in importlib.import_module(f"{__name__}.{package}").__all__]
+    return sorted([*globals(), *shown])

@@ -10,7 +10,7 @@ from fla.models import GatedDeltaNetConfig as OfficialConfig  # noqa: E402
 from fla.models import GatedDeltaNetForCausalLM as Official  # noqa: E402
 
 from myfla.models import load_model  # noqa: E402
-from myfla.modules.rotary import rotary_embedding  # noqa: E402
+from myfla.modules.rotary import rotate_by_position  # noqa: E402
 from myfla.testing import assert_close, cases  # noqa: E402
 from small_models import small_model  # noqa: E402
 
@@ -57,7 +57,7 @@ def test_rotations_are_the_official_ones():
     cos, sin = official._cos_cached[None, :, None], official._sin_cached[None, :, None]
     first, second = x.split(4, -1)
     want = torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
-    assert_close(rotary_embedding(x, torch.arange(50), 300.0), want, rms=1e-6)
+    assert_close(rotate_by_position(x, torch.arange(50), 300.0), want, rms=1e-6)
 
 
 def test_a_hybrid_computes_what_the_official_one_does():

@@ -15,6 +15,7 @@ from myfla.layers.utils import get_unpad_data, index_first_axis, index_put_first
 from myfla.models.rwkv7 import RWKV7FeedForward
 from myfla.models.utils import Cache
 from myfla.modules import convolution, norm
+from myfla.modules.rotary import rotary_embedding
 from myfla.modules.token_shift import token_shift
 from myfla.ops import utils as index
 from myfla.ops.comba import naive_recurrent_comba
@@ -254,6 +255,10 @@ SUBJECTS: Dict[str, Call] = {
                                           initial_state=_draw(3, 8, 3), cu_seqlens=CU),
     "RWKV7FeedForward": _module(lambda: RWKV7FeedForward(8, layer_idx=0, num_hidden_layers=2), "x",
                                 attention_mask=MASK),
+    "RotaryEmbedding": _module(lambda: modules.RotaryEmbedding(8), "q", "k", shape=(1, 5, 2, 8), seqlen_offset=3,
+                               cu_seqlens=CU),
+    "rotary_embedding": _plain(rotary_embedding, x=_draw(2, 5, 2, 8), cos=_draw(9, 4), sin=_draw(9, 4, seed=1),
+                               seqlen_offsets=torch.tensor([3, 0])),
     "token_shift": _plain(token_shift, x=_draw(1, 5, 8), cu_seqlens=CU),
     **{getattr(member, form).__name__: _member(name, form)
        for name, member in family.MEMBERS.items() for form in ("chunk", "recurrent")},
@@ -314,6 +319,7 @@ SUBJECTS: Dict[str, Call] = {
 
 #: Public functions and modules whose subject has another name.
 KNOWN_AS = {
+    "TokenShift": "token_shift",
     "chunk_gated_delta_rule": "gdn_chunk", "fused_recurrent_gated_delta_rule": "gdn_recurrent",
     "chunk_dplr_delta_rule": "dplr_chunk", "fused_recurrent_dplr_delta_rule": "dplr_recurrent",
     "chunk_rwkv7": "rwkv7_chunk", "fused_recurrent_rwkv7": "rwkv7_recurrent",

@@ -12,7 +12,7 @@ from myfla.layers.utils import update_layer_cache
 from myfla.models.attention_state import append_tokens
 from myfla.models.utils import Cache
 from myfla.modules.layernorm import RMSNorm
-from myfla.modules.rotary import rotary_embedding
+from myfla.modules.rotary import rotate_by_position
 from myfla.utils.errors import CacheError, message, refuse_unknown, value_error
 from myfla.utils.rows import segments_of
 from myfla.utils.tracing import tracing
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q).to(x.dtype), self.k_norm(k).to(x.dtype)
         positions = self._positions(x, rows, seen, rows.widen(before))
-        q, k = rotary_embedding(q, positions, self.rope_theta), rotary_embedding(k, positions, self.rope_theta)
+        q, k = rotate_by_position(q, positions, self.rope_theta), rotate_by_position(k, positions, self.rope_theta)
         places = None if packed is None else _place(packed, x, rows)
         kept = (k, v) if places is None else (places.rows(k), places.rows(v))
         added = None if packed is None else (packed[1:] - packed[:-1]).long().clamp(max=kept[0].shape[1])

@@ -1,10 +1,10 @@
 """Keys and values that a cache keeps: in each row the real tokens stand at the end, in order, and pads before them."""
 
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
-__all__ = ["append_tokens", "pad_front"]
+__all__ = ["append_tokens", "newest_tokens", "pad_front", "update_attention_cache"]
 
 
 def append_tokens(
@@ -37,6 +37,38 @@ def append_tokens(
     source = torch.where(place >= size - added, place, (place - (new[0].shape[1] - added)).clamp(min=0))
     row = torch.arange(rows, device=place.device)[:, None]
     return tuple(tensor[row, source] for tensor in joined)
+
+
+def newest_tokens(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """The last positions of ``[N, S, ...]``, in memory of their own.
+
+    Example:
+        >>> newest_tokens(torch.tensor([[1, 2, 3]]), 2).tolist()
+        [[2, 3]]
+    """
+    return tensor[:, tensor.shape[1] - count :].contiguous() if tensor.shape[1] > count else tensor
+
+
+def update_attention_cache(
+    cached_state: Sequence[torch.Tensor], new_state: Sequence[torch.Tensor], window_size: Optional[int]
+) -> List[torch.Tensor]:
+    """Keys and values of a cache with those of new tokens behind them; no tensor that is given is written.
+
+    Args:
+        cached_state: tensors ``[N, S, ...]``.
+        new_state: as many tensors ``[N, C, ...]``.
+        window_size: keep at most so many positions, the last ones; None for all.
+
+    Returns:
+        Tensors ``[N, min(S + C, window_size), ...]``.
+
+    Example:
+        >>> old, new = torch.tensor([[1, 2]]), torch.tensor([[3]])
+        >>> update_attention_cache([old], [new], 2)[0].tolist()
+        [[2, 3]]
+    """
+    joined = append_tokens(cached_state, new_state)
+    return [x if window_size is None else newest_tokens(x, window_size) for x in joined]
 
 
 def pad_front(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

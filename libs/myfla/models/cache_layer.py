@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.models.attention_state import append_tokens
+from myfla.models.attention_state import append_tokens, newest_tokens
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.utils.errors import CacheError, message, refuse_unknown, value_error
 
@@ -45,6 +45,7 @@ class FLALayer:
         # many of them were counted by other rows before this one joined them.
         self._pads: Optional[torch.Tensor] = None
         self._late: Optional[torch.Tensor] = None
+        self._home: Optional[torch.device] = None  # where `prefetch` brings the states back to
 
     @property
     def batch_size(self) -> Optional[int]:
@@ -126,6 +127,18 @@ class FLALayer:
         self.state, self.is_initialized = None, False
         self._seen_tokens, self._pads, self._late = 0, None, None
 
+    def offload(self) -> None:
+        """Move the states to the CPU's memory, until `prefetch` brings them back."""
+        tensors = [] if self.state is None else [t for value in self.state.values() for _, t in tensors_of(value)]
+        if tensors and tensors[0].device.type != "cpu":
+            self._home = tensors[0].device
+        self._move(torch.device("cpu"))
+
+    def prefetch(self) -> None:
+        """Move the states to where they were before `offload`."""
+        if self._home is not None:
+            self._move(self._home)
+
     def crop_length(self, max_length: int) -> int:
         """The length after `crop`.
 
@@ -156,7 +169,7 @@ class FLALayer:
         """A copy with every tensor replaced: states by ``on_state(field, tensor)``, counts by ``on_counts``."""
         new = FLALayer()
         new.window_size, new.is_sliding = self.window_size, self.is_sliding
-        new.is_initialized, new._seen_tokens = self.is_initialized, self._seen_tokens
+        new.is_initialized, new._seen_tokens, new._home = self.is_initialized, self._seen_tokens, self._home
         if self.state is not None:
             new.state = {
                 field: map_tensors(functools.partial(on_state, field), value)
@@ -173,11 +186,18 @@ class FLALayer:
         shift = int(self._late.min()) if self._late.numel() else 0
         self._seen_tokens -= shift
         if self.state is not None and self.state["attn_state"] is not None:
-            shorter = tuple(_newest(t, self._seen_tokens) for t in self.state["attn_state"])
+            shorter = tuple(newest_tokens(t, self._seen_tokens) for t in self.state["attn_state"])
             self.state = dict(self.state, attn_state=shorter)
         self._late, self._pads = self._late - shift, self._pads - shift
         self._late = self._late if bool(self._late.any()) else None
         self._pads = self._pads if bool(self._pads.any()) else None
+
+    def _move(self, device: torch.device) -> None:
+        if self.state is not None:
+            self.state = {
+                field: map_tensors(lambda t: t.to(device, non_blocking=True), value)
+                for field, value in self.state.items()
+            }  # fmt: skip
 
     def _check_batch(self, given: Dict[str, Any]) -> None:
         batch = self.batch_size
@@ -196,7 +216,7 @@ class FLALayer:
     ) -> Tuple[torch.Tensor, ...]:
         window = self.window_size
         joined = append_tokens(cached, new, added)
-        return joined if window is None else tuple(_newest(t, window) for t in joined)
+        return joined if window is None else tuple(newest_tokens(t, window) for t in joined)
 
     def _count(self, offset: int, lengths: Optional[torch.Tensor]) -> None:
         if lengths is not None:
@@ -213,8 +233,3 @@ class FLALayer:
             size = "N" if batch is None else batch
             raise value_error("Cache.update", "lengths", f"must be an integer tensor [{size}], one count per row", got)
         return lengths.detach().to(torch.int64)
-
-
-def _newest(tensor: torch.Tensor, count: int) -> torch.Tensor:
-    """The last positions of ``[N, S, ...]``, in memory of their own."""
-    return tensor[:, tensor.shape[1] - count :].contiguous() if tensor.shape[1] > count else tensor

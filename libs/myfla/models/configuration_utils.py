@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional
 from myfla.utils.errors import value_error
 
 __all__ = [
+    "AttentionConfigBase",
     "check_sizes",
     "get_attention_spec",
     "parse_attention_config",
@@ -34,14 +35,43 @@ def refuse_softmax_attention(who: str, attn: Any) -> None:
     raise value_error(who, "attn", "must be None", attn, "the official class does not run with attention layers either")
 
 
-def parse_attention_config(who: str, attn: Any, num_hidden_layers: int) -> Any:
+class AttentionConfigBase:
+    """A config whose ``attn`` is checked and completed whenever it is set, at its construction and later.
+
+    A subclass sets ``num_hidden_layers`` first.
+
+    Example:
+        >>> class Config(AttentionConfigBase):
+        ...     num_hidden_layers = 2
+        >>> config = Config()
+        >>> config.attn = {"layers": [1], "num_heads": 4}
+        >>> config.attn["num_kv_heads"]
+        4
+    """
+
+    num_hidden_layers: int
+
+    @property
+    def attn(self) -> Any:
+        """None, or which blocks are softmax attention; see `parse_attention_config`."""
+        return self.__dict__.get("attn")
+
+    @attn.setter
+    def attn(self, value: Any) -> None:
+        self.__dict__["attn"] = self._parse_attention_config(value)
+
+    def _parse_attention_config(self, attn: Any) -> Any:
+        return parse_attention_config(attn, num_hidden_layers=self.num_hidden_layers, who=type(self).__name__)
+
+
+def parse_attention_config(attn: Any, *, num_hidden_layers: int, who: str = "config") -> Any:
     """Check which layers are softmax attention, and fill in the official defaults.
 
     Args:
-        who: the config's class.
         attn: None; or a dict with ``layers`` and ``num_heads`` and perhaps ``num_kv_heads``, ``qkv_bias``,
             ``window_size`` and ``rope_theta``; or a list of such. Other keys are kept.
         num_hidden_layers: blocks of the model.
+        who: the config's class, for messages.
 
     Returns:
         None, a dict or a list, as given.
@@ -50,7 +80,7 @@ def parse_attention_config(who: str, attn: Any, num_hidden_layers: int) -> Any:
         ValueError: a key that is missing or out of range, or a layer that is named twice.
 
     Example:
-        >>> parse_attention_config("config", {"layers": [1], "num_heads": 4}, 2)["num_kv_heads"]
+        >>> parse_attention_config({"layers": [1], "num_heads": 4}, num_hidden_layers=2)["num_kv_heads"]
         4
     """
     if attn is None:
@@ -62,11 +92,11 @@ def parse_attention_config(who: str, attn: Any, num_hidden_layers: int) -> Any:
     return specs[0] if _one(attn) else specs
 
 
-def get_attention_spec(attn: Any, layer_idx: int) -> Optional[Dict[str, Any]]:
+def get_attention_spec(attn: Any, *, layer_idx: int) -> Optional[Dict[str, Any]]:
     """The settings of a layer that is softmax attention; None for one that is not.
 
     Example:
-        >>> get_attention_spec({"layers": [1], "num_heads": 4}, 0) is None
+        >>> get_attention_spec({"layers": [1], "num_heads": 4}, layer_idx=0) is None
         True
     """
     specs = [] if attn is None else [attn] if _one(attn) else attn
@@ -106,8 +136,12 @@ def _attention_spec(who: str, given: Any, depth: int, taken: List[int]) -> Dict[
     return spec
 
 
-def validate_loss_config(who: str, fuse_cross_entropy: bool, fuse_linear_cross_entropy: bool) -> None:
-    """Refuse both fused losses at once, as officially; warn of the second, whose sums are ordered differently."""
+def validate_loss_config(*, fuse_cross_entropy: bool, fuse_linear_cross_entropy: bool, who: str = "config") -> None:
+    """Refuse both fused losses at once, as officially; warn of the second, whose sums are ordered differently.
+
+    Example:
+        >>> validate_loss_config(fuse_cross_entropy=True, fuse_linear_cross_entropy=False)
+    """
     if fuse_cross_entropy and fuse_linear_cross_entropy:
         hint = "set fuse_cross_entropy=False"
         raise value_error(who, "fuse_linear_cross_entropy", "excludes fuse_cross_entropy", True, hint)
@@ -116,8 +150,12 @@ def validate_loss_config(who: str, fuse_cross_entropy: bool, fuse_linear_cross_e
             f"{who}: fuse_linear_cross_entropy saves memory; logits are not returned with a loss", stacklevel=3)
 
 
-def validate_attnres_config(who: str, attnres_block_size: Any) -> None:
-    """Refuse a block size other than None, 1 or an even number."""
+def validate_attnres_config(attnres_block_size: Any, *, who: str = "config") -> None:
+    """Refuse a block size other than None, 1 or an even number.
+
+    Example:
+        >>> validate_attnres_config(4)
+    """
     size = attnres_block_size
     if size is None:
         return

@@ -100,6 +100,21 @@ class FLACache:
         """Whether every layer, of at least one, was updated."""
         return bool(self.layers) and all(layer.is_initialized for layer in self.layers)
 
+    @property
+    def is_sliding(self) -> List[bool]:
+        """Of each layer, whether it has a window of attention that slides along."""
+        return [layer.is_sliding for layer in self.layers]
+
+    def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:
+        """Move a layer's states to the CPU's memory; one with a sliding window only if asked for."""
+        if not (only_non_sliding and self.layers[layer_idx].is_sliding):
+            self.layers[layer_idx].offload()
+
+    def prefetch(self, layer_idx: int, only_non_sliding: bool = True) -> None:
+        """Bring back what `offload` moved."""
+        if layer_idx < len(self.layers) and not (only_non_sliding and self.layers[layer_idx].is_sliding):
+            self.layers[layer_idx].prefetch()
+
     def get_seq_length(self, layer_idx: Optional[int] = 0, cache_position: Any = None) -> int:
         """Positions that a layer counted, pads included; 0 for a layer that is not there."""
         layer_idx = layer_idx or 0

@@ -18,12 +18,20 @@ UNSET: Any = object()
 KEYWORDS = (
     "input_ids", "attention_mask", "max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p",
     "eos_token_id", "pad_token_id", "use_cache", "past_key_values", "num_return_sequences", "generator", "streamer",
-    "return_dict_in_generate", "output_scores",
+    "return_dict_in_generate", "output_scores", "inputs_embeds",
 )  # fmt: skip
 
 
 class GenerationMixin:
-    """Adds `generate` to a model with ``config``, ``generation_config``, ``model`` and ``lm_head``."""
+    """Adds `generate` to a model with ``config``, ``generation_config``, ``model`` and ``lm_head``.
+
+    Example:
+        >>> from myfla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
+        >>> config = GatedDeltaNetConfig(hidden_size=16, head_dim=8, num_heads=2, num_hidden_layers=1, vocab_size=9)
+        >>> model = GatedDeltaNetForCausalLM(config).eval()
+        >>> isinstance(model, GenerationMixin), model.generate(torch.tensor([[1, 2]]), max_length=3).shape
+        (True, torch.Size([1, 3]))
+    """
 
     config: Any
     generation_config: Dict[str, Any]
@@ -31,7 +39,7 @@ class GenerationMixin:
     @torch.no_grad()
     def generate(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Optional[torch.Tensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
         max_new_tokens: Optional[int] = None,
         max_length: Optional[int] = None,
@@ -48,6 +56,7 @@ class GenerationMixin:
         streamer: Any = None,
         return_dict_in_generate: bool = False,
         output_scores: bool = False,
+        inputs_embeds: Optional[torch.Tensor] = None,
         **kwargs: Any,
     ) -> Union[torch.Tensor, GenerateOutput]:
         """Continue prompts.
@@ -74,6 +83,8 @@ class GenerationMixin:
             streamer: gets the prompt and each new token by ``put`` and then ``end()``, as transformers' streamers do.
             return_dict_in_generate: return a `GenerateOutput`.
             output_scores: with it, return the filtered logits of each step too.
+            inputs_embeds: ``[B, T, hidden_size]``, read in place of ``input_ids``. Without those the result holds the
+                new tokens only.
 
         Returns:
             ``[B, T + new]`` int64, or a `GenerateOutput`.
@@ -90,18 +101,24 @@ class GenerationMixin:
         sampler = self._sampler(told, generator)
         ends = _token_list(self._default(told, "eos_token_id"))
         pad = self._default(told, "pad_token_id")
-        if attention_mask is None and pad is not None and pad not in ends:
-            attention_mask = (input_ids != pad).to(torch.int64)
+        alone = inputs_embeds is not None and input_ids is None
+        prompt: Any = input_ids if inputs_embeds is None else _beside(input_ids, inputs_embeds)
+        known = isinstance(prompt, torch.Tensor) and inputs_embeds is None
+        if attention_mask is None and known and pad is not None and pad not in ends:
+            attention_mask = (prompt != pad).to(torch.int64)
             attention_mask = None if bool(attention_mask.all()) else attention_mask
-        steps = _steps(input_ids, max_new_tokens, max_length, self.generation_config)
-        _check_prompt(input_ids, attention_mask, num_return_sequences, sampler.do_sample)
+        steps = _steps(prompt, max_new_tokens, max_length, self.generation_config)
+        _check_prompt(prompt, attention_mask, num_return_sequences, sampler.do_sample)
         if num_return_sequences > 1:
-            input_ids = input_ids.repeat_interleave(num_return_sequences, dim=0)
-            if attention_mask is not None:
-                attention_mask = attention_mask.repeat_interleave(num_return_sequences, dim=0)
+            prompt, attention_mask, inputs_embeds = (
+                None if x is None else x.repeat_interleave(num_return_sequences, dim=0)
+                for x in (prompt, attention_mask, inputs_embeds)
+            )
         pad = pad if pad is not None else (ends[0] if ends else 0)
         loop = _Loop(self, sampler, ends, pad, use_cache, streamer, output_scores and return_dict_in_generate)
-        sequences, scores, cache = loop.run(input_ids, attention_mask, past_key_values, steps)
+        loop.embeds, loop.shown = inputs_embeds, prompt.shape[1] if alone else 0
+        sequences, scores, cache = loop.run(prompt, attention_mask, past_key_values, steps)
+        sequences = sequences[:, loop.shown :]
         if not return_dict_in_generate:
             return sequences
         return GenerateOutput(sequences, scores, cache)
@@ -131,6 +148,8 @@ class _Loop:
                  keep_scores: bool) -> None:
         self.model, self.sampler, self.ends, self.pad = model, sampler, ends, pad
         self.use_cache, self.streamer, self.keep_scores = use_cache, streamer, keep_scores
+        self.embeds: Optional[torch.Tensor] = None  # of the prompt, where they were given
+        self.shown = 0  # where the result begins
 
     def run(
         self, prompt: torch.Tensor, mask: Optional[torch.Tensor], cache: Any, steps: int
@@ -140,7 +159,7 @@ class _Loop:
         ids = torch.full((batch, length + steps), self.pad, dtype=torch.int64, device=prompt.device)
         ids[:, :length] = prompt
         if self.streamer is not None:
-            self.streamer.put(prompt.cpu())
+            self.streamer.put(prompt[:, self.shown :].cpu())
         ends = torch.tensor(self.ends, device=prompt.device)
         going = torch.ones(batch, dtype=torch.bool, device=prompt.device)
         read = cache.get_seq_length() if cache is not None else 0
@@ -149,7 +168,7 @@ class _Loop:
             raise value_error(WHO, "input_ids", rule, length, hint)
         scores: List[torch.Tensor] = []
         for end in range(length, length + steps):
-            logits, cache = self._next(ids[:, read:end], mask if read < length else None, cache, end)
+            logits, cache = self._next(ids[:, :end], read, mask if read < length else None, cache, end)
             read = end if self.use_cache else 0
             filtered = self.sampler.filter(logits)
             if self.keep_scores:
@@ -167,15 +186,38 @@ class _Loop:
             self.streamer.end()
         return ids, tuple(scores) if self.keep_scores else None, cache
 
-    def _next(self, ids: torch.Tensor, mask: Optional[torch.Tensor], cache: Any, end: int) -> Tuple[torch.Tensor, Any]:
-        """Logits ``[B, vocab_size]`` after the last real token, and the cache."""
+    def _next(
+        self, ids: torch.Tensor, read: int, mask: Optional[torch.Tensor], cache: Any, end: int
+    ) -> Tuple[torch.Tensor, Any]:
+        """Logits ``[B, vocab_size]`` after the last real token of those from ``read`` on, and the cache."""
+        embeds = None
+        if self.embeds is not None and read < self.embeds.shape[1]:
+            more = self.model.get_input_embeddings()(ids[:, self.embeds.shape[1] :])
+            embeds = torch.cat([self.embeds[:, read:].to(more.dtype), more], dim=1)
+        ids = ids[:, read:]
         if mask is not None and mask.shape[1] < end:  # what was generated is real
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], end - mask.shape[1])], dim=1)
         out = self.model.model(
-            ids, attention_mask=mask, past_key_values=cache, use_cache=self.use_cache, return_dict=True)
+            ids if embeds is None else None, attention_mask=mask, inputs_embeds=embeds, past_key_values=cache,
+            use_cache=self.use_cache, return_dict=True,
+        )  # fmt: skip
         hidden = out.last_hidden_state
         hidden = hidden[:, -1] if mask is None else hidden[torch.arange(len(ids), device=ids.device), _last(mask, ids)]
         return self.model.lm_head(hidden), out.past_key_values if self.use_cache else None
+
+
+def _beside(input_ids: Any, inputs_embeds: Any) -> torch.Tensor:
+    """The ids that stand for embeddings; zeros where there are none."""
+    if not isinstance(inputs_embeds, torch.Tensor) or inputs_embeds.dim() != 3:
+        got = list(inputs_embeds.shape) if isinstance(inputs_embeds, torch.Tensor) else type(inputs_embeds).__name__
+        raise value_error(WHO, "inputs_embeds", "must be [B, T, hidden_size]", got)
+    if input_ids is None:
+        return torch.zeros(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device)
+    if not isinstance(input_ids, torch.Tensor) or input_ids.shape != inputs_embeds.shape[:2]:
+        got = list(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+        hint = "give the ids of the same tokens, or leave them out"
+        raise value_error(WHO, "input_ids", f"must have the shape {list(inputs_embeds.shape[:2])}", got, hint)
+    return input_ids
 
 
 def _last(mask: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,12 @@ from myfla.models import configuration
 from myfla.models.auto import MODELS
 from myfla.models.checkpoint import WeightFiles
 from myfla.models.checkpoint_names import adapt_names
+from myfla.models.configuration_utils import AttentionConfigBase
 from myfla.models.delta_net.modeling_delta_net import DeltaNetStack
 from myfla.models.gated_deltanet.modeling_gated_deltanet import GatedDeltaNetStack
 from myfla.models.gated_deltaproduct.modeling_gated_deltaproduct import GatedDeltaProductStack
 from myfla.models.language_model import LanguageModel
-from myfla.models.rwkv7.modeling_rwkv7 import RWKV7Stack
+from myfla.models.rwkv7.modeling_rwkv7 import RWKV7LanguageModel, RWKV7Stack
 from myfla.models.stack import Stack
 from myfla.utils.errors import value_error
 
@@ -59,7 +60,7 @@ CACHES = ("past_key_values", "cache", "cache_params")
 BASE_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
-class _Config(Config):
+class _Config(AttentionConfigBase, Config):
     """A config of transformers with the fields, defaults and rules of one of ours."""
 
     plain = configuration.ModelConfig  # without annotation: transformers would make a field of it
@@ -72,9 +73,12 @@ class _Config(Config):
         base = {name: checked.pop(name) for name in BASE_FIELDS}
         unknown = [name for name in checked if name in fields and name not in self.plain().__dict__]
         base.update({name: checked.pop(name) for name in unknown})
-        for name, value in checked.items():
+        for name, value in sorted(checked.items(), key=lambda field: field[0] == "attn"):  # which asks for the depth
             setattr(self, name, value)
         super().__init__(**base)
+
+    def _parse_attention_config(self, attn: Any) -> Any:
+        return self.plain._parse_attention_config(self, attn)  # type: ignore[attr-defined]
 
 
 class GatedDeltaNetConfig(_Config):
@@ -232,6 +236,7 @@ class _Language(_Pretrained, Generation):
         self.model = self.base(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.criterion = None
         self.post_init()
 
     @classmethod
@@ -257,10 +262,11 @@ class GatedDeltaProductForCausalLM(_Language, LanguageModel):
     config_class, base = GatedDeltaProductConfig, GatedDeltaProductModel
 
 
-class RWKV7ForCausalLM(_Language, LanguageModel):
+class RWKV7ForCausalLM(_Language, RWKV7LanguageModel):
     """`myfla.models.RWKV7ForCausalLM` for transformers."""
 
     config_class, base = RWKV7Config, RWKV7Model
+    forward = _returning(CausalLMOutputWithPast, RWKV7LanguageModel.forward)
 
 
 CLASSES: List[Tuple[Type[_Config], Type[_Base], Type[_Language]]] = [

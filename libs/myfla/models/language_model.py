@@ -1,12 +1,14 @@
 """An output map over a stack of blocks: logits and loss."""
 
+import copy
+import warnings
 from typing import Any, Optional, Tuple, Union
 
 import torch
 from torch import nn
 
 from myfla.layers.layer_inputs import INERT_FORWARD
-from myfla.models.loss import causal_lm_loss, linear_cross_entropy, next_tokens
+from myfla.models.loss import IGNORED, causal_lm_loss, l2_warp, linear_cross_entropy, next_tokens
 from myfla.models.outputs import CausalLMOutputWithPast
 from myfla.models.stack import KEYWORDS, Module
 from myfla.utils.errors import refuse_unknown, value_error
@@ -19,12 +21,16 @@ HEAD_KEYWORDS = ("labels", "shift_labels", "logits_to_keep", "num_items_in_batch
 class LanguageModel(Module):
     """The forward pass of a language model, without a base class; see `Stack`.
 
-    The module has a ``config``, a ``model`` and ``lm_head [vocab_size, hidden_size]``, a linear map without bias.
+    The module has a ``config``, a ``model`` and ``lm_head [vocab_size, hidden_size]``, a linear map without bias. Its
+    ``criterion`` is None, or a loss to compute instead of the cross entropy: called with ``(logits [B * T, vocab_size],
+    labels [B * T])``, or with ``(hidden [B, T, D], labels [B, T], weight, bias)`` if the config says
+    ``fuse_linear_cross_entropy``.
     """
 
     config: Any
     model: Any
     lm_head: nn.Linear
+    criterion: Any
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding."""
@@ -62,13 +68,14 @@ class LanguageModel(Module):
         inputs_embeds: Optional[torch.Tensor] = None,
         past_key_values: Any = None,
         labels: Optional[torch.Tensor] = None,
-        shift_labels: Optional[torch.Tensor] = None,
         use_cache: Optional[bool] = None,
         output_attentions: Optional[bool] = None,
         output_hidden_states: Optional[bool] = None,
         return_dict: Optional[bool] = None,
         logits_to_keep: Union[int, torch.Tensor, None] = 0,
         num_items_in_batch: Union[int, torch.Tensor, None] = None,
+        *,
+        shift_labels: Optional[torch.Tensor] = None,
         **kwargs: Any,
     ) -> Union[Tuple[Any, ...], CausalLMOutputWithPast]:
         """Read tokens, tell the next ones, and how surprising the labels are.
@@ -79,10 +86,10 @@ class LanguageModel(Module):
             labels: ``[B, T]`` integers, the tokens themselves; position t is held to label t + 1, -100 to nothing. Of
                 packed sequences the last position of one is held to the first label of the next, as officially: set
                 those to -100.
-            shift_labels: ``[B, T]``, labels moved already; they win.
             logits_to_keep: compute logits for so many last positions, or for the positions in an index ``[T']``; 0 or
-                None for all. With labels they are all computed.
+                None for all. With labels they are all computed. ``num_logits_to_keep`` is its old name.
             num_items_in_batch: divide the summed loss by this, not by the number of labels.
+            shift_labels: ``[B, T]``, labels moved already; they win.
 
         Returns:
             `CausalLMOutputWithPast`, or its values as a tuple. With ``fuse_linear_cross_entropy`` and labels there are
@@ -92,13 +99,17 @@ class LanguageModel(Module):
             ValueError: as there; labels of another shape, or out of range.
         """
         who = f"{type(self).__name__}.forward"
+        if "num_logits_to_keep" in kwargs:
+            warnings.warn(f"{who}: num_logits_to_keep is now logits_to_keep", FutureWarning, stacklevel=2)
+            logits_to_keep = kwargs.pop("num_logits_to_keep")
         refuse_unknown(who, kwargs, (*KEYWORDS, *HEAD_KEYWORDS), ("cu_seqlens", *INERT_FORWARD))
         out = self.model(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds,
             past_key_values=past_key_values, use_cache=use_cache, output_attentions=output_attentions,
             output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
         )  # fmt: skip
-        targets = next_tokens(who, labels, shift_labels, out.last_hidden_state)
+        ignored = getattr(self.criterion, "ignore_index", IGNORED)
+        targets = next_tokens(who, labels, shift_labels, out.last_hidden_state, ignored)
         logits, loss = self.logits_and_loss(out.last_hidden_state, targets, logits_to_keep, num_items_in_batch)
         full = CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states)
         as_object = self.config.return_dict if return_dict is None else return_dict
@@ -115,12 +126,34 @@ class LanguageModel(Module):
         config = self.config
         if targets is None:
             return self.lm_head(self._kept(hidden_states, logits_to_keep)), None
+        if self.criterion is not None:
+            return self._by_criterion(hidden_states, targets, num_items_in_batch)
         if config.fuse_linear_cross_entropy:
             loss = linear_cross_entropy(
                 hidden_states, self.lm_head.weight, targets, num_items_in_batch, config.use_l2warp)
             return None, loss
         logits = self.lm_head(hidden_states)
         return logits, causal_lm_loss(logits, targets, num_items_in_batch, config.use_l2warp)
+
+    def _by_criterion(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor, num_items_in_batch: Union[int, torch.Tensor, None]
+    ) -> Tuple[Optional[torch.Tensor], torch.Tensor]:
+        config, criterion = self.config, self.criterion
+        if num_items_in_batch is not None:
+            if not hasattr(criterion, "reduction"):
+                hint = "give it a reduction, or leave num_items_in_batch out"
+                raise value_error(type(self).__name__, "criterion", "must have a reduction to be divided by "
+                                  "num_items_in_batch", type(criterion).__name__, hint)
+            criterion = copy.copy(criterion)
+            criterion.reduction = "sum"
+        logits = None
+        if config.fuse_linear_cross_entropy:
+            loss = criterion(hidden_states, targets, self.lm_head.weight, self.lm_head.bias)
+        else:
+            logits = self.lm_head(hidden_states)
+            loss = criterion(logits.reshape(targets.numel(), -1), targets.reshape(-1))
+            loss = l2_warp(loss, logits) if config.use_l2warp else loss
+        return logits, loss if num_items_in_batch is None else loss / num_items_in_batch
 
     def _kept(self, hidden_states: torch.Tensor, logits_to_keep: Union[int, torch.Tensor, None]) -> torch.Tensor:
         if isinstance(logits_to_keep, torch.Tensor):

@@ -42,9 +42,10 @@ def l2_warp(loss: torch.Tensor, logits: torch.Tensor, l2_penalty_factor: float =
 
 
 def next_tokens(
-    who: str, labels: Optional[torch.Tensor], shift_labels: Optional[torch.Tensor], like: torch.Tensor
+    who: str, labels: Optional[torch.Tensor], shift_labels: Optional[torch.Tensor], like: torch.Tensor,
+    ignored: int = IGNORED,
 ) -> Optional[torch.Tensor]:
-    """For each position the token that follows it, -100 where none does; None without labels.
+    """For each position the token that follows it, ``ignored`` where none does; None without labels.
 
     Args:
         labels: ``[B, T]`` integers, the tokens themselves.
@@ -66,7 +67,7 @@ def next_tokens(
     found = found.to(device=like.device, dtype=torch.int64)
     if shift_labels is not None or found.shape[1] == 0:
         return found
-    return F.pad(found[:, 1:], (0, 1), value=IGNORED)
+    return F.pad(found[:, 1:], (0, 1), value=ignored)
 
 
 def causal_lm_loss(

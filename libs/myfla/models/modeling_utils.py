@@ -36,6 +36,7 @@ class FLAForCausalLM(LanguageModel, FLAPreTrainedModel, GenerationMixin):
     Attributes:
         model: the `FLAModel`.
         lm_head: the output map, without bias.
+        criterion: None, or the loss to compute; see `LanguageModel`.
     """
 
     model_class: Type[FLAModel] = FLAModel
@@ -46,6 +47,7 @@ class FLAForCausalLM(LanguageModel, FLAPreTrainedModel, GenerationMixin):
         self.model = self.model_class(config, device=device, dtype=dtype)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device, dtype=dtype)
+        self.criterion: Any = None
         self.model.init_head(self.lm_head)
         self.tie_weights()
 

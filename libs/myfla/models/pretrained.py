@@ -67,6 +67,10 @@ class FLAPreTrainedModel(nn.Module):
         """The embedding."""
         raise NotImplementedError
 
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Put another output map in."""
+        setattr(self, "lm_head", new_embeddings)
+
     def num_parameters(self) -> int:
         """How many numbers can be trained; a tied weight counts once."""
         return sum(parameter.numel() for parameter in self.parameters())

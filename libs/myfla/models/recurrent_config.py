@@ -4,8 +4,8 @@ from typing import Any, Mapping, Sequence
 
 from myfla.models.configuration import ModelConfig
 from myfla.models.configuration_utils import (
+    AttentionConfigBase,
     check_sizes,
-    parse_attention_config,
     validate_attnres_config,
     validate_loss_config,
 )
@@ -15,7 +15,7 @@ __all__ = ["RecurrentConfig"]
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
-class RecurrentConfig(ModelConfig):
+class RecurrentConfig(AttentionConfigBase, ModelConfig):
     """Settings of a model of `RecurrentStack`; a subclass lists them in its constructor, under the official names."""
 
     def _settle(self, given: Mapping[str, Any], sizes: Sequence[str], extra: Mapping[str, Any]) -> None:
@@ -30,10 +30,11 @@ class RecurrentConfig(ModelConfig):
         fields = {name: value for name, value in given.items() if name not in ("self", "kwargs", "__class__")}
         common = ("hidden_size", "num_hidden_layers", "conv_size", "vocab_size", "intermediate_size")
         check_sizes(who, **{name: fields[name] for name in (*common, *sizes)})
-        fields["attn"] = parse_attention_config(who, fields["attn"], fields["num_hidden_layers"])
         if "fuse_linear_cross_entropy" in fields:
-            validate_loss_config(who, fields["fuse_cross_entropy"], fields["fuse_linear_cross_entropy"])
-        validate_attnres_config(who, fields["attnres_block_size"])
+            losses = {name: fields[name] for name in ("fuse_cross_entropy", "fuse_linear_cross_entropy")}
+            validate_loss_config(**losses, who=who)
+        validate_attnres_config(fields["attnres_block_size"], who=who)
+        self.num_hidden_layers = fields["num_hidden_layers"]  # which `attn` is checked against
         for name, value in fields.items():
             if name not in TOKENS:
                 setattr(self, name, value)

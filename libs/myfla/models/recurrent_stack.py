@@ -83,7 +83,7 @@ class RecurrentBlock(nn.Module):
     @staticmethod
     def _attention(config: Any, layer_idx: int, new: Mapping[str, Any]) -> Optional[nn.Module]:
         """Softmax attention in the recurrent layer's place, where the config says so."""
-        spec = get_attention_spec(config.attn, layer_idx)
+        spec = get_attention_spec(config.attn, layer_idx=layer_idx)
         if spec is None:
             return None
         named = ("num_heads", "num_kv_heads", "qkv_bias", "window_size", "rope_theta")

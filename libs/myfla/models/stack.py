@@ -77,6 +77,7 @@ class Stack(Module):
         output_attentions: Optional[bool] = None,
         output_hidden_states: Optional[bool] = None,
         return_dict: Optional[bool] = None,
+        cu_seqlens: Optional[torch.Tensor] = None,
         **kwargs: Any,
     ) -> Union[Tuple[Any, ...], BaseModelOutputWithPast]:
         """Read tokens.
@@ -91,7 +92,7 @@ class Stack(Module):
             output_attentions: refused with a warning; there are none.
             output_hidden_states: return the input of every block too.
             return_dict: an output object (default) or a tuple of what is there.
-            cu_seqlens: (keyword) ``[N + 1]`` int offsets of N sequences packed in one row; the mask is then ignored.
+            cu_seqlens: ``[N + 1]`` int offsets of N sequences packed in one row; the mask is then ignored.
 
         Returns:
             `BaseModelOutputWithPast`, or its values as a tuple.
@@ -102,7 +103,7 @@ class Stack(Module):
             TypeError: an unknown keyword.
         """
         who = f"{type(self).__name__}.forward"
-        refuse_unknown(who, kwargs, KEYWORDS, ("cu_seqlens", *INERT_FORWARD))
+        refuse_unknown(who, kwargs, KEYWORDS, INERT_FORWARD)
         if output_attentions:
             warnings.warn(f"{who}: output_attentions is ignored, there are no attention weights", stacklevel=2)
         if use_cache is None:
@@ -112,7 +113,7 @@ class Stack(Module):
         hidden_states = self._embed(who, input_ids, inputs_embeds)
         cache = self._cache(who, past_key_values, use_cache)
         shared = {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": use_cache,
-                  "cu_seqlens": kwargs.get("cu_seqlens")}
+                  "cu_seqlens": cu_seqlens}
 
         seen: Tuple[torch.Tensor, ...] = ()
         carried = None

@@ -11,19 +11,19 @@ from myfla.models.cache_layer import FIELDS, FLALayer
 from myfla.models.cache_layout import activation_format, describe, swap_layer, v_first_flags
 from myfla.models.cache_memory import own_state
 from myfla.models.fla_cache import FLACache
+from myfla.models.generation_utils import FLAGenerationMixin
 from myfla.models.legacy_cache import LegacyFLACache
 from myfla.models.state_tree import tensors_of
 from myfla.utils.errors import CacheError, message, value_error
 
-__all__ = ["Cache", "FLACache", "FLALayer", "LegacyFLACache"]
+__all__ = ["Cache", "FLACache", "FLAGenerationMixin", "FLALayer", "LegacyFLACache"]
 
 
 class Cache(FLACache):
     """The state of a stack of layers for N sequences.
 
     It speaks the official protocol (`FLACache`); recurrent states are ``[N, HV, K, V]``. Tensors in a cache are never
-    written: `update` puts new ones in their place. So `fork` costs nothing, and a fork stays what it was. Only a cache
-    that `in_place` made lets layers write over its recurrent states.
+    written, so `fork` costs nothing and stays what it was; only one that `in_place` made has its states written over.
 
     ``get_seq_length()`` counts positions, pads included, as the official cache does; ``lengths`` counts the real
     tokens of each row.

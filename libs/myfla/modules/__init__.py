@@ -12,6 +12,8 @@ from myfla.modules.fused_norm_gate import (
 from myfla.modules.l2norm import L2Norm
 from myfla.modules.layernorm import GroupNorm, GroupNormLinear, LayerNorm, LayerNormLinear, RMSNorm, RMSNormLinear
 from myfla.modules.mlp import GatedMLP
+from myfla.modules.rotary import RotaryEmbedding
+from myfla.modules.token_shift import TokenShift
 
 __all__ = [
     "FusedLayerNormGated",
@@ -28,5 +30,7 @@ __all__ = [
     "LayerNormLinear",
     "RMSNorm",
     "RMSNormLinear",
+    "RotaryEmbedding",
     "ShortConvolution",
+    "TokenShift",
 ]

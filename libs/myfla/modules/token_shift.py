@@ -89,7 +89,12 @@ def token_shift_ref(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) 
 
 class TokenShift(torch.autograd.Function):
     """`token_shift` without its checks, under the official name: ``apply(x, cu_seqlens, cache, ...)`` returns both
-    results. The ends of packed sequences are found at once, without a loop."""
+    results. The ends of packed sequences are found at once, without a loop.
+
+    Example:
+        >>> TokenShift.apply(torch.tensor([[[1.0], [3.0]]]), None, None, True)[0].flatten().tolist()
+        [-1.0, -2.0]
+    """
 
     @staticmethod
     def forward(ctx, x, cu_seqlens=None, cache=None, output_cache=False, chunk_indices=None):

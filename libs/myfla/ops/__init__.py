@@ -1,0 +1,33 @@
+"""The rules as functions of tensors. Each is imported from where it is defined when it is first asked for."""
+
+import importlib
+from typing import Any, List
+
+_WHERE = {
+    "chunk_comba": "comba",
+    "chunk_delta_rule": "delta_rule",
+    "chunk_dplr_delta_rule": "generalized_delta_rule",
+    "chunk_gated_delta_rule": "gated_delta_rule",
+    "chunk_gdn": "gated_delta_rule",
+    "chunk_rwkv7": "rwkv7",
+    "fused_recurrent_comba": "comba",
+    "fused_recurrent_delta_rule": "delta_rule",
+    "fused_recurrent_dplr_delta_rule": "generalized_delta_rule",
+    "fused_recurrent_gated_delta_rule": "gated_delta_rule",
+    "fused_recurrent_gdn": "gated_delta_rule",
+    "fused_recurrent_rwkv7": "rwkv7",
+}
+
+__all__ = [*_WHERE]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        found = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> List[str]:
+    return sorted([*globals(), *_WHERE])

@@ -3,7 +3,12 @@
 from typing import Any, List, Optional, Union
 
 from myfla.models.configuration import ModelConfig
-from myfla.models.configuration_utils import check_sizes, refuse_softmax_attention, validate_loss_config
+from myfla.models.configuration_utils import (
+    AttentionConfigBase,
+    check_sizes,
+    refuse_softmax_attention,
+    validate_loss_config,
+)
 from myfla.utils.errors import value_error
 
 __all__ = ["RWKV7Config"]
@@ -11,7 +16,7 @@ __all__ = ["RWKV7Config"]
 NAME = "RWKV7Config"
 
 
-class RWKV7Config(ModelConfig):
+class RWKV7Config(AttentionConfigBase, ModelConfig):
     """Settings of `RWKV7Model` and `RWKV7ForCausalLM`; names and defaults of fla 0.6.0.
 
     Args:
@@ -82,14 +87,14 @@ class RWKV7Config(ModelConfig):
     ) -> None:
         check_sizes(NAME, hidden_size=hidden_size, head_dim=head_dim, num_heads=num_heads, vocab_size=vocab_size,
                     num_hidden_layers=num_hidden_layers, intermediate_size=intermediate_size)
-        refuse_softmax_attention(NAME, attn)
-        validate_loss_config(NAME, fuse_cross_entropy, fuse_linear_cross_entropy)
+        validate_loss_config(
+            fuse_cross_entropy=fuse_cross_entropy, fuse_linear_cross_entropy=fuse_linear_cross_entropy, who=NAME)
         if head_dim is None and num_heads is not None:
             head_dim = hidden_size // num_heads
         elif num_heads is None and head_dim is not None:
             num_heads = hidden_size // head_dim
-        self.attn_mode, self.attn = attn_mode, attn
         self.hidden_size, self.num_hidden_layers, self.vocab_size = hidden_size, num_hidden_layers, vocab_size
+        self.attn_mode, self.attn = attn_mode, attn
         self.head_dim, self.num_heads = head_dim, num_heads
         self.value_dim = _value_dims(value_dim, hidden_size, num_hidden_layers)
         self.decay_low_rank_dim, self.gate_low_rank_dim = decay_low_rank_dim, gate_low_rank_dim
@@ -101,6 +106,10 @@ class RWKV7Config(ModelConfig):
         self.fuse_linear_cross_entropy, self.use_l2warp = fuse_linear_cross_entropy, use_l2warp
         super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id,
                          tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    def _parse_attention_config(self, attn: Any) -> Any:
+        refuse_softmax_attention(NAME, attn)
+        return attn
 
 
 def _value_dims(value_dim: Any, hidden_size: int, depth: int) -> List[int]:

@@ -1,7 +1,7 @@
 """The RWKV-7 language model (arXiv 2503.14456), with the parameters and results of fla 0.6.0."""
 
 import math
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from torch import nn
@@ -9,13 +9,17 @@ from torch import nn
 from myfla.layers.lora import orthogonal_
 from myfla.layers.rwkv7 import RWKV7Attention
 from myfla.models.checkpoint_names import split_mixes
+from myfla.models.language_model import LanguageModel
 from myfla.models.modeling_utils import FLAForCausalLM, FLAModel, FLAPreTrainedModel
+from myfla.models.outputs import CausalLMOutputWithPast
 from myfla.models.rwkv7.configuration_rwkv7 import RWKV7Config
 from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
 from myfla.models.stack import Stack
 from myfla.modules import LayerNorm
 
-__all__ = ["RWKV7Block", "RWKV7ForCausalLM", "RWKV7Model", "RWKV7PreTrainedModel", "RWKV7Stack"]
+__all__ = [
+    "RWKV7Block", "RWKV7ForCausalLM", "RWKV7LanguageModel", "RWKV7Model", "RWKV7PreTrainedModel", "RWKV7Stack",
+]  # fmt: skip
 
 SMALLEST = 1e-4
 """Fresh embeddings are uniform between minus and plus this."""
@@ -135,7 +139,33 @@ class RWKV7Model(RWKV7Stack, FLAModel, RWKV7PreTrainedModel):
     """
 
 
-class RWKV7ForCausalLM(FLAForCausalLM, RWKV7PreTrainedModel):
+class RWKV7LanguageModel(LanguageModel):
+    """`LanguageModel` with the official order of this model's arguments."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Optional[torch.Tensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        inputs_embeds: Optional[torch.Tensor] = None,
+        past_key_values: Any = None,
+        labels: Optional[torch.Tensor] = None,
+        shift_labels: Optional[torch.Tensor] = None,
+        use_cache: Optional[bool] = None,
+        output_attentions: Optional[bool] = None,
+        output_hidden_states: Optional[bool] = None,
+        return_dict: Optional[bool] = None,
+        logits_to_keep: Union[int, torch.Tensor, None] = 0,
+        num_items_in_batch: Union[int, torch.Tensor, None] = None,
+        **kwargs: Any,
+    ) -> Union[Tuple[Any, ...], CausalLMOutputWithPast]:
+        """See `LanguageModel.forward`; here ``shift_labels`` stands behind ``labels``."""
+        return super().forward(
+            input_ids, attention_mask, inputs_embeds, past_key_values, labels, use_cache, output_attentions,
+            output_hidden_states, return_dict, logits_to_keep, num_items_in_batch, shift_labels=shift_labels, **kwargs,
+        )  # fmt: skip
+
+
+class RWKV7ForCausalLM(RWKV7LanguageModel, FLAForCausalLM, RWKV7PreTrainedModel):
     """An RWKV-7 language model.
 
     A fresh one does not look at its blocks: the maps that lead out of them begin at zero.
