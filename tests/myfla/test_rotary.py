@@ -86,5 +86,5 @@ def test_errors_name_what_is_wrong():
         RotaryEmbedding(4)(x, x, seqlen_offset=torch.zeros(2, dtype=torch.long))
     with raises(ValueError, "rotary_embedding: cos must have a row for place 2", "2 rows"):
         rotary_embedding(x, torch.ones(2, 2), torch.ones(2, 2))
-    with raises(ValueError, "rotary_embedding: cos must be a table [places, R / 2] with R up to D=4"):
+    with raises(ValueError, "rotary_embedding: cos must be a table [places, R / 2] with R from 2 up to D=4"):
         rotary_embedding(x, torch.ones(2, 3), torch.ones(2, 3))

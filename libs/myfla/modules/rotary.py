@@ -136,8 +136,8 @@ def rotary_embedding(
         check_tensor(who, name, table, x)
         if not table.is_floating_point():
             raise value_error(who, name, "must be floating point", table.dtype)
-    if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > x.shape[-1]:
-        rule = f"must be a table [places, R / 2] with R up to D={x.shape[-1]}, as sin"
+    if cos.dim() != 2 or cos.shape != sin.shape or not 2 <= 2 * cos.shape[1] <= x.shape[-1]:
+        rule = f"must be a table [places, R / 2] with R from 2 up to D={x.shape[-1]}, as sin"
         raise value_error(who, "cos", rule, (tuple(cos.shape), tuple(sin.shape)))
     place = _places(who, x, seqlen_offsets, cu_seqlens)
     if place.numel() and not tracing(place) and int(place.max()) >= cos.shape[0]:
