@@ -80,7 +80,21 @@ def _load_file(chosen: DataConfig, path: str, targets: bool, choose: Any) -> Seq
     changes: Any = {"train_path": path, "test_path": None}
     if not targets:
         changes.update({name: None for name in _TARGETS if name in fields})
+    if isinstance(chosen, TableDataConfig) and chosen.arranged == "wide" and chosen.features is None:
+        changes["features"] = _steps(chosen, path)
     return read_source(dataclasses.replace(chosen, **changes), choose, targets)
+
+
+def _steps(chosen: TableDataConfig, path: str) -> List[str]:
+    """The columns of a wide table that are steps: without the label's, where it has one."""
+    from app.data.tables import open_table
+    from app.data.tables.choose import choose_features
+
+    given = column_names(path, chosen)
+    roles = {name: getattr(chosen, name) for name in ("label", "group") if getattr(chosen, name) in given}
+    known = dataclasses.replace(chosen, train_path=path, test_path=None, **{"label": None, "group": None, **roles},
+                                targets=[name for name in chosen.targets or () if name in given] or None)
+    return choose_features(open_table(path, known), known)[0]
 
 
 def _by_name(trained: Trained, chosen: DataConfig, path: Optional[str], ignore: Sequence[str]) -> DataConfig:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from app.data.batches import Batch
+from app.data.identity import Identity
 from app.figures import shown_figures
 from app.page.run_page import write_run_page
 from app.pictures import Picture, history_pictures, memory_pictures, test_pictures
@@ -30,12 +31,12 @@ MEMORY = "memory.json"
 
 def write_results(
     folder: Path, results: Mapping[str, Any], encoder: nn.Module, task: TaskSpec, test: Evaluation,
-    batches: Iterable[Batch], chosen: Optional[Fit] = None,
+    batches: Iterable[Batch], ids: Identity, chosen: Optional[Fit] = None,
 ) -> None:
     """Write what is known of a test set, with pictures and a page, and at last the figures.
 
     - ``predictions.csv``: true and predicted class of every test sequence (or step), with the probability; or true and
-      predicted values
+      predicted values; with the sequence's id and file
     - ``embeddings.safetensors``: ``embeddings``, ``lengths`` and ``targets`` of the test sequences, in order
     - ``memory.json``: see `app.remember.measure_memory`
     - the pictures as PNG, and all of it on one page, ``report.html``
@@ -48,12 +49,13 @@ def write_results(
         task: of the run.
         test: of the first test set.
         batches: of the same, for the layers' memory.
+        ids: of its sequences.
         chosen: the training, where there was one.
     """
     prediction = test.prediction
     tensors = {"embeddings": prediction.embeddings, "lengths": prediction.lengths, "targets": prediction.targets}
     write_sealed(folder / "embeddings.safetensors", "myfla.embeddings", tensors, {"task": task.facts()})
-    write_predictions(folder / "predictions.csv", task, prediction)
+    write_predictions(folder / "predictions.csv", task, prediction, ids)
     memory = _memory(encoder, batches)
     if memory is not None:
         write_json(memory, folder / MEMORY)
@@ -89,34 +91,35 @@ def _groups(
     return groups
 
 
-def write_predictions(path: Path, task: TaskSpec, prediction: Prediction) -> None:
+def write_predictions(path: Path, task: TaskSpec, prediction: Prediction, ids: Identity) -> None:
     """One row for each target: of a sequence, or of a step. Steps without a target have no row."""
     with whole_file(path) as file:
         writer = csv.writer(file)
-        places = ["sequence", "step"] if task.per_step else ["sequence"]
+        places = [*ids.columns, "step"] if task.per_step else ids.columns
         if task.kind == "classes":
             writer.writerow([*places, "label", "predicted", "probability"])
             _, predicted, probability = (t.tolist() for t in (prediction.targets, *prediction.columns.values()))
-            for place, i, label in _places(task, prediction):
+            for place, i, label in _places(task, prediction, ids):
                 writer.writerow([*place, task.name(label), task.name(predicted[i]), f"{probability[i]:.6f}"])
             return
         names = [task.name(i) for i in range(task.outputs)]
         writer.writerow([*places, *names, *(f"predicted {name}" for name in names)])
         values = prediction.columns["value"].tolist()
-        for place, i, target in _places(task, prediction):
+        for place, i, target in _places(task, prediction, ids):
             writer.writerow([*place, *target, *(f"{value:.8g}" for value in values[i])])
 
 
-def _places(task: TaskSpec, prediction: Prediction) -> Iterator[Any]:
-    """``(sequence and step, row, target)`` of everything that has a target."""
+def _places(task: TaskSpec, prediction: Prediction, ids: Identity) -> Iterator[Any]:
+    """``(identity and step, row, target)`` of everything that has a target."""
     targets = prediction.targets
     known = targets >= 0 if task.kind == "classes" else ~targets.isnan().any(-1)
     if task.per_step:
         rows = torch.repeat_interleave(torch.arange(len(prediction.lengths)), prediction.lengths)
         starts = (prediction.lengths.cumsum(0) - prediction.lengths)[rows]
-        places: List[Any] = list(zip(rows.tolist(), (torch.arange(len(rows)) - starts).tolist()))
+        steps = (torch.arange(len(rows)) - starts).tolist()
+        places: List[Any] = [[*ids.row(i), step] for i, step in zip(rows.tolist(), steps)]
     else:
-        places = [(i,) for i in range(len(targets))]
+        places = [ids.row(i) for i in range(len(targets))]
     values = targets.tolist()
     for i in known.nonzero().flatten().tolist():
         yield places[i], i, values[i]

@@ -11,7 +11,7 @@ from cfg.callbacks import CallbacksConfig
 from cfg.check import CheckConfig
 from cfg.data import DATA_CONFIGS, DataConfig
 from cfg.describe import DescribeJobConfig
-from cfg.encode import EncodeJobConfig, EvaluateJobConfig
+from cfg.encode import EncodeJobConfig, EvaluateJobConfig, PredictJobConfig
 from cfg.encoder import EncoderConfig
 from cfg.export import ExportJobConfig
 from cfg.job import JOB_CONFIGS, JobConfig
@@ -83,7 +83,8 @@ def register_configs() -> None:
     store = ConfigStore.instance()
     store.store(name="app_schema", node=AppConfig, provider="app")
     jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig,
-            "bench": BenchJobConfig, "evaluate": EvaluateJobConfig, "encode": EncodeJobConfig}
+            "bench": BenchJobConfig, "evaluate": EvaluateJobConfig, "encode": EncodeJobConfig,
+            "predict": PredictJobConfig}
     for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig}),
                            ("callbacks", {"lightning": CallbacksConfig}), ("logger", LOGGER_CONFIGS)):
         for name, config_class in classes.items():

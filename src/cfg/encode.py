@@ -1,4 +1,4 @@
-"""The configs of the jobs that use a trained run on sequences: ``job=encode`` and ``job=evaluate``."""
+"""The configs of the jobs that use a trained run on sequences: ``job=encode``, ``job=evaluate``, ``job=predict``."""
 
 from dataclasses import dataclass, field
 from typing import List, Optional
@@ -6,11 +6,12 @@ from typing import List, Optional
 from cfg.job import JobConfig
 from cfg.validation import Fields
 
-__all__ = ["EncodeJobConfig", "EvaluateJobConfig"]
+__all__ = ["EncodeJobConfig", "EvaluateJobConfig", "PredictJobConfig"]
 
 FORMATS = ("parquet", "safetensors")
 UNITS = ("sequence", "step")
 PARTS = ("test", "train")
+ENDINGS = (".csv", ".parquet", ".jsonl")
 
 
 @dataclass
@@ -35,6 +36,42 @@ class EvaluateJobConfig(JobConfig):
         fields = Fields(self, "job")
         fields.text("input", optional=True)
         fields.names("ignore")
+
+
+@dataclass
+class PredictJobConfig(JobConfig):
+    """Write what a finished run (``run=FOLDER``) says of sequences: classes with all their probabilities, or values,
+    for each sequence or each step, as the run was trained. No targets are needed.
+
+    Args:
+        input: file with sequences, in the format of the run's data; null: ``part`` of the run's data, or of the
+            ``data=`` that the command line names.
+        part: ``test`` or ``train``, without ``input``.
+        ignore: columns of a table to pass over; every other one must be known to the run.
+        output: a new file, ``.csv``, ``.parquet`` or ``.jsonl``; null: ``predictions.csv`` in this job's own folder.
+        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is taken by itself.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
+    """
+
+    name: str = "predict"
+    input: Optional[str] = None
+    part: str = "test"
+    ignore: List[str] = field(default_factory=list)
+    output: Optional[str] = None
+    batch_tokens: int = 16384
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "job")
+        fields.text("input", optional=True)
+        fields.choice("part", PARTS)
+        fields.names("ignore")
+        fields.text("output", optional=True)
+        if self.output is not None and not self.output.endswith(ENDINGS):
+            raise fields.error("output", f"must end in {', '.join(ENDINGS)}", self.output)
+        fields.integer("batch_tokens", 1, 1 << 40)
 
 
 @dataclass

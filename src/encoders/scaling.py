@@ -17,7 +17,7 @@ def usable_std(std: Tensor, mean: Tensor) -> Tensor:
         >>> usable_std(torch.tensor([2.0, 0.0, 1e-9]), torch.tensor([1.0, 1.0, 1e9])).tolist()
         [2.0, 1.0, 1.0]
     """
-    return torch.where(std > 1e-14 * mean.abs(), std, torch.ones_like(std))
+    return torch.where(std > 1e-12 * mean.abs(), std, torch.ones_like(std))
 
 
 def own_scale(x: Tensor) -> Tensor:

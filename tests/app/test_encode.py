@@ -12,7 +12,6 @@ import torch
 
 from app.data import load_data
 from app.data.japanese_vowels import FILES
-from app.encoding import encode as encode_module
 from app.encoding.encode import encode
 from app.encoding.plan import Place, Plan, find_place
 from app.errors import DataError, RunError
@@ -94,15 +93,6 @@ def test_embeddings_are_those_of_each_sequence_alone(tmp_path, run, truth, form,
     out = start(tmp_path, run, f"job.format={form}", f"job.per={per}", "job.part_sequences=101", "job.batch_tokens=200")
     assert_all_there(out, truth, per)
     assert len(list(out.glob("part-*"))) == 4
-
-
-@cases(batch_tokens=[1, 64, 100000])
-def test_batches_stay_below_their_tokens_and_keep_the_order(batch_tokens):
-    lengths = [5, 60, 1, 7, 60, 3]
-    batches = list(encode_module._batches(lengths, batch_tokens))
-    assert sorted(place for batch in batches for place in batch) == list(range(6))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= batch_tokens
 
 
 def test_a_start_makes_only_what_is_missing(tmp_path, run, truth, monkeypatch):

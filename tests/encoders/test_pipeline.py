@@ -43,7 +43,7 @@ def loop(x, pipeline):
             known = [v for v in column if v == v]
             mean = sum(known) / len(known) if known else NAN
             std = (sum((v - mean) ** 2 for v in known) / len(known)) ** 0.5 if known else NAN
-            usable = std if std > 1e-14 * abs(mean) else 1.0
+            usable = std if std > 1e-12 * abs(mean) else 1.0
             column[:] = [(v - mean) / usable for v in column]
             more.append([torch.log10(torch.tensor(std + 1e-6, dtype=D)).item() / 3] * len(column))
         columns += more

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from app.data.identity import Identity
 from app.data.sampler import filler
 from app.data.sequences import IGNORE, Sample, SequenceSet
 from encoders.pipeline import InputPipeline
@@ -31,6 +32,13 @@ class Prepared(Dataset):
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def identity(self) -> Identity:
+        """Which sequence of the data each one is."""
+        names, files = (None if held is None else [held[i] for i in self._index] for held in
+                        (self.data.names, self.data.files))
+        return Identity(self._index, names, files)
 
     def __getitem__(self, index: int) -> Sample:
         if index < 0:

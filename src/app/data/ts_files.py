@@ -1,5 +1,8 @@
 """One's own `.ts` files: ``data=ts data.train_path=A_TRAIN.ts data.test_path=A_TEST.ts``."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
@@ -22,7 +25,7 @@ def load(config: TsDataConfig, targets: bool = True) -> SequenceData:
     """
     missing = config.missing != "error"
     first = read_ts(config.train_path, missing, targets)
-    train, classes = first.data, first.classes
+    train, classes = _of(config.train_path, first.data), first.classes
     size = train.sequences[0].shape[1]
     names = ["target"] if classes is None and first.labelled else None
     if config.test_path is None:
@@ -35,7 +38,12 @@ def load(config: TsDataConfig, targets: bool = True) -> SequenceData:
     if classes is not None:
         place = torch.tensor([*(classes.index(name) for name in test_classes or ()), IGNORE])
         test = SequenceSet(test.sequences, place[test.targets.clamp(min=-1)])  # type: ignore[union-attr]
+    test = _of(config.test_path, test)
     test_size = test.sequences[0].shape[1]
     if size != test_size:
         raise data_error(config.test_path, "number of channels", f"must be {size} as in training", test_size)
     return SequenceData(train, test, classes, size, target_names=names)
+
+
+def _of(path: str, part: SequenceSet) -> SequenceSet:
+    return replace(part, files=[Path(path).name] * len(part))

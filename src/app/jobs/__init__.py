@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["JOBS", "run_job"]
 
 JOBS = {name: f"app.jobs.{name}" for name in ("train", "stream", "export", "describe", "bench", "evaluate",
-                                                "encode")}
+                                                "encode", "predict")}
 
 
 def run_job(config: "AppConfig", folder: Path) -> float:

@@ -73,7 +73,8 @@ def run(config: AppConfig, folder: Path) -> float:
     if "loss" not in first.figures:
         raise RunError(f"{job.input or f'data={source.name}'} must have a target to judge by; got none in its test set")
     write_config(dataclasses.replace(config, encoder=trained.encoder.config, data=source), folder / "config.yaml")
-    write_results(folder, results, trained.encoder, spec, first, _batches(trained, first_set, source))
+    ids = Prepared(first_set, trained.pipeline, spec.shifts).identity
+    write_results(folder, results, trained.encoder, spec, first, _batches(trained, first_set, source), ids)
     show_results(results, folder, brief=in_sweep())
     return first.figures["loss"]
 

@@ -95,7 +95,8 @@ def run(config: AppConfig, folder: Path) -> float:
     }
     module.encoder.save(folder, parts.pipeline)
     save_task(folder, module.task)
-    write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), first)
+    ids = parts.prepared(parts.tests["test"]).identity
+    write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), ids, first)
     show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]
 

@@ -57,7 +57,7 @@ def json_lines(output: Output) -> bytes:
     head = zip(output.lines.tolist(), map(quoted, output.sessions), output.steps.tolist())
     if output.values is not None:
         form = '{"row": %d, "session": %s, "step": %d, "prediction": {'
-        form += ", ".join(quoted(name).replace("%", "%%") + ": %.12g" for name in output.names) + "}}\n"
+        form += ", ".join(quoted(name).replace("%", "%%") + ": %.15g" for name in output.names) + "}}\n"
         return "".join([form % (*row, *values) for row, values in zip(head, output.values.tolist())]).encode("ascii")
     if output.embedding is None:
         body = zip(head, map(quoted, output.classes), output.probability.tolist())

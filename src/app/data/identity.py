@@ -1,0 +1,38 @@
+"""Which sequence a row of an output is about, in the words of the data."""
+
+from typing import Any, List, NamedTuple, Optional, Sequence
+
+__all__ = ["Identity"]
+
+
+class Identity(NamedTuple):
+    """Of sequences, in order.
+
+    Attributes:
+        numbers: of each in its set, from 0.
+        names: what the source calls each, where it does.
+        files: that each comes from, where it comes from one.
+
+    Example:
+        >>> ids = Identity([0, 1], ["a", "b"], ["x.csv", "y.csv"])
+        >>> ids.columns, ids.row(1)
+        (['sequence', 'id', 'file'], [1, 'b', 'y.csv'])
+    """
+
+    numbers: Sequence[int]
+    names: Optional[Sequence[str]] = None
+    files: Optional[Sequence[str]] = None
+
+    @property
+    def columns(self) -> List[str]:
+        """Of a table: ``sequence``, and ``id`` and ``file`` where they are known."""
+        known = [("id", self.names), ("file", self.files)]
+        return ["sequence", *(column for column, values in known if values is not None)]
+
+    def row(self, place: int) -> List[Any]:
+        """The values of `columns` for one sequence."""
+        return [self.numbers[place], *(held[place] for held in (self.names, self.files) if held is not None)]
+
+    def part(self, span: range) -> "Identity":
+        """Those of a span."""
+        return Identity(*(None if held is None else held[span.start : span.stop] for held in self))

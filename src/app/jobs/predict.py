@@ -1,0 +1,89 @@
+"""``job=predict``: what a trained run says of sequences without targets, to CSV, Parquet or JSON lines."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from app.data.prepared import Prepared
+from app.devices import find_device
+from app.encoding.progress import Progress
+from app.errors import RunError, data_error
+from app.inputs import open_run_data
+from app.prediction_files import Part, open_predictions, require
+from app.run_folder import refuse_overrides, relative
+from app.tables import say
+from app.tasks.answers import answer, answer_names
+from app.trained import Trained, load_trained
+from cfg.app import AppConfig
+from cfg.encode import PredictJobConfig
+from cfg.validation import config_error
+from encoders.encoding import encode_many
+from encoders.stack import EncoderOutput
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+_DEFAULT_THREADS = torch.get_num_threads()
+PART = 1024
+"""Sequences that are predicted before anything of them is written."""
+
+
+def run(config: AppConfig, folder: Path) -> float:
+    """Write ``job.output``.
+
+    Returns:
+        seconds per sequence.
+
+    Raises:
+        ConfigError, DataError, InputError, RunError: nothing is written then.
+    """
+    job: PredictJobConfig = config.job
+    if config.run is None:
+        raise config_error("run", "must be the folder of a finished run", None,
+                           "python -m app job=predict run=outputs/app/... job.input=NEW.csv")
+    refuse_overrides("predict", ("encoder",))
+    output = folder / "predictions.csv" if job.output is None else Path(job.output)
+    require(output)
+    torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
+    torch.use_deterministic_algorithms(config.deterministic)
+    trained = load_trained(config.run, find_device(config.trainer.accelerator))
+    if trained.task is None or trained.pipeline is None:
+        raise RunError(f"run={config.run!r} must hold a task (task.safetensors) to predict with; got an encoder by "
+                       "itself; use the folder of a run of job=train")
+    data, source = open_run_data(trained, config, job.input, targets=False, ignore=job.ignore)
+    chosen = data.train if job.input is not None or job.part == "train" else data.tests[0][1]
+    sequences = Prepared(chosen, trained.pipeline)
+    for number, length in enumerate(sequences.lengths):
+        if not length:
+            who = job.input or f"data={source.name}"
+            raise data_error(who, f"sequence {number + 1}", "must have at least one step", 0, "remove it")
+    log.info("%s", trained.pipeline.describe())
+    start = time.perf_counter()
+    spec = trained.task.spec
+    named = spec.names is not None and spec.kind == "classes"
+    with Progress(len(sequences), config.trainer.progress) as progress, \
+            open_predictions(output, answer_names(trained.task, trained.pipeline), named) as write:
+        for first in range(0, len(sequences), PART):
+            span = range(first, min(first + PART, len(sequences)))
+            part = _predict(trained, sequences, span, job.batch_tokens)
+            write(part)
+            progress.add(len(span), int(part.lengths.sum()))
+    seconds = time.perf_counter() - start
+    say(f"{len(sequences)} sequences in {seconds:.1f} s: {relative(output)}")
+    return seconds / max(len(sequences), 1)
+
+
+def _predict(trained: Trained, sequences: Prepared, span: range, batch_tokens: int) -> Part:
+    task, pipeline = trained.task, trained.pipeline
+    if task is None or pipeline is None:
+        raise ValueError("a run without a task predicts nothing")
+    lengths = [sequences.lengths[i] for i in span]
+    rows, steps = encode_many(trained.encoder, lengths, lambda place: sequences[span[place]].x, batch_tokens,
+                              task.spec.per_step)
+    joined = (torch.cat if task.spec.per_step else torch.stack)(rows).to(task.head.weight.device)
+    with torch.no_grad():
+        found = answer(task, pipeline, task(EncoderOutput(joined, joined, None, steps)))
+    answers = found._replace(**{name: value.cpu() for name, value in found._asdict().items() if value is not None})
+    return Part(sequences.identity.part(span), steps, answers, task.spec.per_step)
