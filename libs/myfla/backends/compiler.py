@@ -1,21 +1,26 @@
 """``torch.compile`` as a backend: whether it works here, and compiled functions, each made once.
 
 A function is compiled for sizes that vary (``dynamic=True``), so that calls of one kind soon share one graph. Another
-dtype, rank, option, None for a tensor, a size of one, or gradients need another graph, and PyTorch keeps at most
-``torch._dynamo.config.recompile_limit`` (8; ``cache_size_limit`` before 2.6) for a function. That limit is the user's
-and stays as it is: a call that would need one more is computed uncompiled, with the same result up to rounding, and a
-warning says so, once for each function.
+dtype, rank, option, None for a tensor, a size of one, or gradients need another graph. PyTorch keeps 8 for a function
+(``torch._dynamo.config.recompile_limit``, ``cache_size_limit`` before 2.6), which is the user's and stays as it is;
+here a function may have `GRAPHS`, or as many as the user allows if that is more. A call that would need one more is
+computed uncompiled, with the same result up to rounding, and a warning says so, once for each function.
 """
 
 import functools
+import importlib
+import inspect
 import logging
-from typing import Any, Callable, Optional
+from typing import Any, Callable, ContextManager, Optional
 
 import torch
 
 from myfla.utils.tracing import compiling
 
 __all__ = ["Compiled", "compiled", "compiler_problem"]
+
+GRAPHS = 64
+"""Compiled graphs for one function. A model's calls need a few; the limit is against kinds of calls without end."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +56,8 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], **how: Any) -> None:
         self._function, self._limit_told = function, False
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:  # the function's own
+            how.setdefault("recompile_limit", GRAPHS)
         self._compiled = torch.compile(function, fullgraph=True, dynamic=True, **how)
 
     def __call__(self, *given: Any, **named: Any) -> Any:
@@ -59,12 +66,18 @@ class Compiled:
         except Exception as error:  # raised before anything has run
             if not _is_full(error):
                 raise
+        try:
+            with _more_graphs():
+                return self._compiled(*given, **named)
+        except Exception as error:
+            if not _is_full(error):
+                raise
         if not self._limit_told:
             self._limit_told = True
             _log.warning(
-                "%s: calls of more kinds than torch.compile keeps graphs for one function; those beyond are computed "
+                "%s: calls of more kinds than the %d graphs that are compiled for one function; those beyond are computed "
                 "uncompiled, which is slower (raise torch._dynamo.config.recompile_limit, or bring the calls to fewer "
-                "dtypes, options and shapes)", self._function.__name__,
+                "dtypes, options and shapes)", self._function.__name__, GRAPHS,
             )  # fmt: skip
         return self._function(*given, **named)
 
@@ -75,6 +88,13 @@ class Compiled:
 @functools.lru_cache(maxsize=None)
 def _compiled(function: Callable[..., Any]) -> Compiled:
     return Compiled(function)
+
+
+def _more_graphs() -> ContextManager[None]:
+    """PyTorch's limit raised to `GRAPHS` while one of these functions is compiled."""
+    config = importlib.import_module("torch._dynamo.config")
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    return config.patch(**{name: max(GRAPHS, getattr(config, name))})
 
 
 def _is_full(error: Exception) -> bool:

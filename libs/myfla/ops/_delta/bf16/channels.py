@@ -1,0 +1,219 @@
+"""What families with a decay for each key channel share: DPLR and KDA.
+
+Two tokens read, ``q`` and ``a``, and W are read or written: ``b``, and with a second pair ``k``. a sees tokens before
+its own. With ``c`` the log decay summed from the chunk's start, and for a that or (DPLR) the same without its own step::
+
+    q_in = scale exp(c) q     k_in = -exp(c_a) a     k_out = exp(c_last - c) [b; k]
+    A    = [q; a] against [b; k], each product of two tokens with the decay between them (`subchunks`);   L = -A_ab
+
+The operands of A are float32: rounded ones would make the largest of all errors. A step's log decay lies on every path
+that crosses it: its gradient is summed from what such paths contribute. A contribution is always an operand, as the
+product read it, times its gradient, so that what cancels does so exactly.
+"""
+
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+
+from myfla.ops._delta.bf16.fixed import fixed
+from myfla.ops._delta.bf16.form import Grads, Options, Prepared, Shape
+from myfla.ops._delta.bf16.inverse import split_blocks
+from myfla.ops._delta.bf16.layout import Places
+from myfla.ops._delta.bf16.products import product, put
+from myfla.ops._delta.bf16.subchunks import SubChunks, choose_subchunks, join_squares, split_squares
+from myfla.utils.tracing import compiling
+
+
+class Operands(NamedTuple):
+    """Where the tokens of all chunks go once they are scaled; written by `scale_tokens`."""
+
+    wq: torch.Tensor  # [M, 2C, K]
+    k_in: torch.Tensor  # [M, C, K]
+    k_out: torch.Tensor  # [M, W C, K]
+    read: Tuple[torch.Tensor, ...]  # of each sub-chunk pair [M places, W n, K]: what is read, to the reference
+    reads: Tuple[torch.Tensor, ...]  # [M places, 2n, K]: q over a, from it
+
+
+def make_room(like: torch.Tensor, kinds: int, how: Options) -> Tuple[SubChunks, Operands]:
+    """How a chunk is split, and the memory for the tokens ``like [N, H, K]``, W = kinds."""
+    layout, key = how.layout, like.shape[2]
+    m, chunk = layout.matrices, layout.chunk
+    split = choose_subchunks(chunk, how.dtype, how.lower_bound)
+    wq, k_in, k_out = (like.new_empty(m, rows * chunk, key) for rows in (2, 1, kinds))
+    read, reads = (
+        tuple(like.new_empty(m * x.places(chunk), n * x.size, key, dtype=how.dtype) for x in split.pairs())
+        for n in (kinds, 2)
+    )
+    return split, Operands(wq, k_in, k_out, read, reads)
+
+
+def finish(
+    how: Options, split: SubChunks, c: torch.Tensor, to: Operands, saved: Tuple[torch.Tensor, ...] = ()
+) -> Prepared:
+    """The products of the scaled tokens."""
+    squares = [product(y, x.transpose(1, 2), how.dtype) for x, y in zip(to.read, to.reads)]
+    A, leaves, corners = how.run(join_products)(squares, split, to.k_in.dtype)
+    A = A[:, : to.k_out.shape[1]]  # without a second pair there is no right side of the system to make
+    g_last = c[:, -1:].exp().transpose(1, 2)
+    return Prepared(g_last, to.wq, to.k_in, to.k_out, A, (leaves, corners), (c, *to.read, *to.reads, *saved))
+
+
+class ChannelGrads(NamedTuple):
+    """What a family's backward starts from."""
+
+    split: SubChunks
+    c: torch.Tensor  # [M, C, K]
+    reads: torch.Tensor  # [M, 2C, K]  gradient of q_in over that of k_in with its sign turned
+    k_out: torch.Tensor  # [M, W C, K]  its gradient
+    operands: Operands
+    dread: Tuple[torch.Tensor, ...]
+    dreads: Tuple[torch.Tensor, ...]
+
+
+def start_bwd(how: Options, p: Prepared, grads: Grads) -> Tuple[ChannelGrads, Tuple[torch.Tensor, ...]]:
+    """The gradients of the products' operands; also what else the family has saved."""
+    split = choose_subchunks(how.layout.chunk, how.dtype, how.lower_bound)
+    key, half = p.wq.shape[2], len(split.pairs())
+    c, read, reads = p.saved[0], p.saved[1 : 1 + half], p.saved[1 + half : 1 + 2 * half]
+    dread, dreads = [], []
+    for x, y, dsquare in zip(read, reads, how.run(split_products)(grads.reads[:, :, key:], split)):
+        dread.append(product(dsquare.transpose(1, 2), y, how.dtype))
+        dreads.append(product(dsquare, x, how.dtype))
+    operands = Operands(p.wq, p.k_in, p.k_out, read, reads)
+    more = p.saved[1 + 2 * half :]
+    return ChannelGrads(split, c, grads.reads[:, :, :key], grads.k_out, operands, tuple(dread), tuple(dreads)), more
+
+
+def sum_decays(places: Places, g: torch.Tensor, split: SubChunks, dtype: torch.dtype) -> torch.Tensor:
+    """``c [M, C, K]``, the log decays ``g [N, HV, K]`` summed from the start of their chunk."""
+    fixed(places, g, split)
+    return places.load(g, g.shape[1]).to(dtype).clamp(min=split.floor(dtype)).cumsum(1)
+
+
+def scale_tokens(
+    reading: torch.Tensor, written: torch.Tensor, c: torch.Tensor, before: bool, scale: torch.Tensor, split: SubChunks,
+    to: Operands,
+) -> None:
+    """Scale tokens by the decays to and from all their references.
+
+    Args:
+        reading: ``[M, 2, C, K]``, q over a.
+        written: ``[M, W, C, K]``, b over k.
+        c: of `sum_decays`.
+        before: whether a sees the state before its own step decays it.
+        scale: ``[1]``, factor on q.
+        to: written.
+    """
+    kinds, chunk = written.shape[1], split.chunk
+    from_start = _from_start(c, before)
+    put(to.k_out.view(written.shape), written, (c[:, -1:] - c).exp().unsqueeze(1))
+    put(to.wq[:, chunk:], reading[:, 0], from_start[:, 0].exp() * scale)
+    put(to.k_in, reading[:, 1], -from_start[:, 1].exp())
+    for pair, earlier, later in zip(split.pairs(), to.read, to.reads):
+        decay, since = pair.decays(c, from_start)
+        put(pair.by_kind(earlier, chunk, kinds), pair.sides(written)[0], decay)
+        put(pair.by_kind(later, chunk, 2), pair.sides(reading)[1], _scaled(since, scale))
+
+
+def join_products(
+    squares: List[torch.Tensor], split: SubChunks, low: torch.dtype
+) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
+    """The products ``[M places, 2n, W n]`` of all sub-chunk pairs put together.
+
+    Returns:
+        A ``[M, 2C, W C]`` in ``low``, and the blocks of ``L = -A_ab``.
+    """
+    fixed(squares, split)
+    whole = join_squares(squares, split)
+    leaves, corners = split_blocks(whole[:, 1, :, 0].neg())
+    return whole.to(low).flatten(3, 4).flatten(1, 2), leaves, corners
+
+
+def split_products(dA: torch.Tensor, split: SubChunks) -> List[torch.Tensor]:
+    """The inverse of `join_products`: of the gradient ``dA [M, 2C, W C]`` every sub-chunk pair's part."""
+    fixed(dA, split)
+    return split_squares(dA.unflatten(2, (-1, split.chunk)).unflatten(1, (2, -1)), split)
+
+
+def token_grads(
+    x: ChannelGrads, before: bool, scale: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of the tokens, and what the decays' gradient is summed from.
+
+    Returns:
+        of ``[M, 2, C, K]`` q over a, of ``[M, W, C, K]`` b over k; what a token contributes to its own step and all
+        before, ``[M, C, K]``, and what all hand-overs contribute, ``[M, 1, K]``.
+    """
+    split, c, to = x.split, x.c, x.operands
+    chunk = split.chunk
+    kinds = to.k_out.shape[1] // chunk
+    from_start, to_end = _from_start(c, before), (c[:, -1:] - c).exp().unsqueeze(1)
+    dleft, dhand = x.reads.unflatten(1, (2, chunk)), x.k_out.unflatten(1, (kinds, chunk))
+    dwritten, dreading = dhand * to_end, dleft * _scaled(from_start.exp(), scale)
+    handed = (to.k_out.unflatten(1, (kinds, chunk)) * dhand).sum(1)
+    asked = torch.stack((to.wq[:, chunk:], -to.k_in), dim=1) * dleft
+    handing = handed.sum(1, keepdim=True)
+    for pair, *parts in zip(split.pairs(), to.read, to.reads, x.dread, x.dreads):
+        earlier, dearlier = (pair.by_kind(t, chunk, kinds) for t in parts[::2])
+        later, dlater = (pair.by_kind(t, chunk, 2) for t in parts[1::2])
+        decay, since = pair.decays(c, from_start)
+        dwritten = pair.added(dwritten, 0, dearlier * decay)
+        dreading = pair.added(dreading, 1, dlater * _scaled(since, scale))
+        handed = pair.added(handed, 0, (earlier * dearlier).sum(1))
+        asked = pair.added(asked, 1, later * dlater)
+    # Where a reads the state before its own step, what it contributes begins a step earlier.
+    second = torch.nn.functional.pad(asked[:, 1, 1:], (0, 0, 0, 1)) if before else asked[:, 1]
+    return dreading, dwritten, asked[:, 0] + second - handed, handing
+
+
+def decay_grad(
+    places: Places, flow: torch.Tensor, sums: torch.Tensor, handing: torch.Tensor, h: torch.Tensor, dh: torch.Tensor,
+    c: torch.Tensor, g: torch.Tensor, split: SubChunks,
+) -> torch.Tensor:
+    """Gradient of ``g [N, HV, K]``, zero where a step counts as the floor.
+
+    Args:
+        flow, handing: of `token_grads`.
+        sums: ``flow`` summed from the chunk's start.
+        h, dh: ``[M, K, V]``, each chunk's incoming state and its outgoing one's gradient.
+        c: of `sum_decays`.
+    """
+    fixed(places, flow, sums, handing, h, dh, c, g, split)
+    ends = (h.to(c.dtype) * dh).sum(2).unsqueeze(1) * c[:, -1:].exp()
+    dg = places.store(flow - sums + (sums[:, -1:] + handing + ends), g)
+    return torch.where(g < split.floor(c.dtype), torch.zeros_like(dg), dg)
+
+
+def saved_shapes(kinds: int, chunk: int, key: int, lower_bound: Optional[float]) -> List[Shape]:
+    """Shapes of what `finish` saves, but for the family's own."""
+    pairs = choose_subchunks(chunk, torch.float32, lower_bound).pairs()
+    operands = [(x.places(chunk), (n * x.size, key), torch.float32) for n in (kinds, 2) for x in pairs]
+    return [(1, (chunk, key), torch.float32), *operands]
+
+
+def scale_tensor(how: Options, like: torch.Tensor) -> torch.Tensor:
+    """The scale as a tensor: a compiler would make code for each number."""
+    return torch.full((1,), how.scale, dtype=how.dtype, device=like.device)
+
+
+def load_kinds(places: Places, tensors: Sequence[torch.Tensor], heads: int) -> torch.Tensor:
+    """Tokens ``[N, H, K]`` of one dtype as chunks ``[M, kinds, C, K]``."""
+    if compiling():
+        return torch.stack([places.load(x, heads) for x in tensors], dim=1)
+    one = tensors[0]
+    count, chunk = places.token.shape
+    out = one.new_empty(count * heads, len(tensors), chunk, one.shape[2])
+    for x, part in zip(tensors, out.unbind(1)):
+        part.copy_(places.load(x, heads))
+    return out
+
+
+def _from_start(c: torch.Tensor, before: bool) -> torch.Tensor:
+    """``[M, 2, C, K]``: for q and for a the log decay from the chunk's start."""
+    return torch.stack((c, torch.nn.functional.pad(c[:, :-1], (0, 0, 1, 0)) if before else c), dim=1)
+
+
+def _scaled(factor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Of q and a, ``[M, 2, ...]``: with the scale on q's; in place."""
+    factor[:, 0].mul_(scale)
+    return factor

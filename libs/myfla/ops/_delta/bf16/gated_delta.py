@@ -1,0 +1,255 @@
+"""The gated delta rule: a decay of one number a head.
+
+Lengths, write strengths and decays never touch the half-precision queries and keys of a chunk's own products: each is a
+number for a token, or for a pair of them, and multiplies float32 sums or is rounded with a product's operand, once.
+With Q and K as given, factors ``query`` (scale over length), ``key`` (one over length) and ``write`` (beta times key)::
+
+    L     = decay_mask * key Q.. K K^T ..write, strictly lower      A_qk = decay_mask * query Q K^T write, lower
+    k_in  = exp_g key K      q_in = exp_g query Q      k_out = exp_g_to_end write K      v_in = V
+
+In the backward a token's log decay lies on every path that crosses it: its gradient is a sum over tokens from it on of
+``Q.dQ + K.dK - K.dK_write``, and of what the chunk hands on. beta enters through the keys that write alone, lengths
+through the factors, whose gradients are row by row products that are there already.
+"""
+
+from typing import List, NamedTuple, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.bf16.fixed import fixed
+from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors
+from myfla.ops._delta.bf16.inverse import column_blocks, row_blocks, split_blocks
+from myfla.ops._delta.bf16.layout import Places
+from myfla.ops._delta.bf16.products import product, put
+from myfla.utils.dtypes import has_float64
+from myfla.utils.tracing import compiling
+
+TINY = 1e-20
+"""A write strength below this, but for zero, is left out of gradients that it would scale."""
+
+
+class TokenDecays(NamedTuple):
+    """``c`` is the log decay summed from the chunk's start. [M, C, 1] each."""
+
+    exp_g: torch.Tensor  # exp(c_i), from the chunk's start to the token
+    exp_g_to_end: torch.Tensor  # exp(c_last - c_i), from the token to the chunk's end
+    c: torch.Tensor  # in float64 where the device has it
+    beta: torch.Tensor
+
+
+class Factors(NamedTuple):
+    """Numbers beside the tokens, ``[M, C, 1]`` each."""
+
+    query: torch.Tensor  # scale, over the query's length if that is to be one
+    key: torch.Tensor  # one over the key's length, or one
+    write: torch.Tensor  # beta * key
+    exp_g: torch.Tensor
+    exp_g_to_end: torch.Tensor
+    c: torch.Tensor
+
+
+def prepare(x: Tensors, how: Options) -> Prepared:
+    """q, k ``[N, H, K]``, v ``[N, HV, V]``, g and beta ``[N, HV, 1]``."""
+    q, k, _, g, beta = x
+    layout, run = how.layout, how.run
+    places, chunk, m, key = layout.places, layout.chunk, layout.matrices, k.shape[2]
+    qk, wq = (k.new_empty(m, 2 * chunk, key) for _ in range(2))
+    keys = qk[:, chunk:]
+    d = run(token_decays)(places, g, beta, how.dtype)
+    query = run(load_queries)(places, q, d.exp_g, _scale(how, k), how.l2norm, qk[:, :chunk], wq[:, chunk:])
+    own, write, k_in, k_out = run(load_keys)(places, k, d, how.l2norm, keys)
+    f = Factors(query, own, write, *d[:3])
+    A_qk, leaves, corners = run(weigh)(product(qk, keys.transpose(1, 2), how.dtype), f, k.dtype)
+    return Prepared(d.exp_g[:, -1:], wq, k_in, k_out, A_qk, (leaves, corners), (qk, *f))
+
+
+def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
+    """Gradients of q, k, g and beta."""
+    q, k, _, g, beta = x
+    qk, *factors = p.saved
+    f, run, keys = Factors(*factors), how.run, qk[:, how.layout.chunk :]
+    key = qk.shape[2]
+    A, A_write = run(weigh_bwd)(grads.reads[:, :, key:], f, k.dtype)
+    inner = product(A, keys, how.dtype)
+    within = product(A_write.transpose(1, 2), qk, how.dtype)
+    return run(collect)(
+        how.layout.places, qk, grads.reads[:, :, :key], inner, grads.k_out, within, grads.h, grads.dh, f,
+        _scale(how, k), how.l2norm, (q, k, g, beta),
+    )  # fmt: skip
+
+
+def _scale(how: Options, like: torch.Tensor) -> torch.Tensor:
+    """The scale as a tensor: a compiler would make code for each number."""
+    return torch.full((1,), how.scale, dtype=how.dtype, device=like.device)
+
+
+def token_decays(places: Places, g: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype) -> TokenDecays:
+    """What g and beta ``[N, HV, 1]`` come to in all chunks, in ``dtype``, exact for every gate."""
+    fixed(places, g, beta)
+    heads = g.shape[1]
+    wide = torch.float64 if has_float64(g.device) else torch.float32
+    # Below the floor a decay is zero; -inf would turn differences into NaN.
+    floor = -1000.0 if dtype == torch.float64 else -120.0
+    c = places.load(g, heads).to(wide).clamp(min=floor).cumsum(1)
+    return TokenDecays(c.to(dtype).exp(), (c[:, -1:] - c).to(dtype).exp(), c, places.load(beta, heads).to(dtype))
+
+
+def load_queries(
+    places: Places, q: torch.Tensor, exp_g: torch.Tensor, scale: torch.Tensor, l2norm: bool, out: torch.Tensor,
+    q_in: torch.Tensor,
+) -> torch.Tensor:
+    """Cut ``q [N, H, K]`` into the chunks ``out [M, C, K]``, and write ``q_in``.
+
+    Returns:
+        the factor of Q.
+    """
+    fixed(places, q, exp_g, out, q_in)
+    queries = _load(places, q, out)
+    factor = reciprocal_length(queries, exp_g.dtype) * scale if l2norm else scale.expand_as(exp_g).contiguous()
+    put(q_in, queries, exp_g * factor)
+    return factor
+
+
+def load_keys(
+    places: Places, k: torch.Tensor, d: TokenDecays, l2norm: bool, out: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cut ``k [N, H, K]`` into the chunks ``out [M, C, K]``.
+
+    Returns:
+        their factor, that of the keys that write, k_in and k_out.
+    """
+    fixed(places, k, d, out)
+    keys = _load(places, k, out)
+    factor = reciprocal_length(keys, d.exp_g.dtype) if l2norm else torch.ones_like(d.exp_g)
+    write = d.beta * factor
+    k_in, k_out = (put(torch.empty_like(keys), keys, x) for x in (d.exp_g * factor, d.exp_g_to_end * write))
+    return factor, write, k_in, k_out
+
+
+def _load(places: Places, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """What ``out`` holds now, for a compiler as a value that it can use without reading ``out``."""
+    chunks = places.load(x, out.shape[0] // places.token.shape[0])
+    out.copy_(chunks)
+    return chunks
+
+
+def weigh(A: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
+    """Queries over keys against keys ``[M, 2C, C]``: of the first A_qk in ``low``, of the others the blocks of L."""
+    fixed(A, f)
+    chunk = A.shape[2]
+    weights = decay_mask(f.c, A.dtype).mul_(f.write.transpose(1, 2))
+    if compiling():  # nothing but the blocks is ever written
+        leaves, corners = split_blocks(A[:, chunk:])
+        ways = zip([leaves, *corners], row_blocks(f.c), column_blocks(f.c), row_blocks(f.key),
+                   column_blocks(f.write))  # fmt: skip
+        leaves, *corners = (
+            x * (later - earlier).to(x.dtype).exp() * key * write for x, later, earlier, key, write in ways
+        )
+    else:
+        leaves, corners = split_blocks(torch.mul(A[:, chunk:], weights).mul_(f.key))
+    A_qk = put(torch.empty_like(weights, dtype=low), A[:, :chunk], weights.mul_(f.query))
+    return A_qk, leaves, corners
+
+
+def weigh_bwd(dA: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What the gradients of A_qk over L, ``dA [M, 2C, C]`` (the latter with its sign turned), make of keys that are
+    read, and of what reads: both get the same numbers, so that what cancels in the decays' gradient cancels exactly.
+
+    Returns:
+        ``[M, 2C, C]`` twice: with the factor of the keys that write, and with one in its place where beta is zero.
+    """
+    fixed(dA, f)
+    chunk = dA.shape[2]
+    shape, used = (dA.shape[0], 2 * chunk, chunk), f.write.masked_fill(f.write.abs() < TINY, 1.0)
+    A, A_write = (torch.zeros(shape, dtype=low, device=dA.device) for _ in range(2))
+    for half, factor, strict in ((slice(chunk), f.query, False), (slice(chunk, None), -f.key, True)):
+        inner = decay_mask(f.c, dA.dtype, strict).mul_(factor).mul_(dA[:, half])
+        put(A[:, half], inner, f.write.transpose(1, 2))
+        put(A_write[:, half], inner, used.transpose(1, 2))
+    return A, A_write
+
+
+def collect(
+    places: Places, qk: torch.Tensor, reads: torch.Tensor, inner: torch.Tensor, dk_out: torch.Tensor,
+    within: torch.Tensor, h: torch.Tensor, dh: torch.Tensor, f: Factors, scale: torch.Tensor, l2norm: bool,
+    like: Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k, g and beta, in the shapes and dtypes of ``like``.
+
+    beta's gradient is that of the keys that write over beta, and where beta is zero that of them with a beta of one.
+
+    Args:
+        qk: ``[M, 2C, K]``, Q over K.
+        reads: ``[M, 2C, K]``, gradient of q_in over that of k_in with its sign turned.
+        inner: ``[M, 2C, K]``, gradient of Q over K from within the chunk.
+        dk_out, within: ``[M, C, K]``, of the keys that write: of k_out, and from within the chunk.
+        h, dh: ``[M, K, V]``, each chunk's incoming state and its outgoing one's gradient.
+    """
+    fixed(places, qk, reads, inner, dk_out, within, h, dh, f, like)
+    chunk = qk.shape[1] // 2
+    queries, keys = qk.split(chunk, 1)
+    write = f.write.masked_fill(f.write.abs() < TINY, 1.0)
+    counts = f.write / write
+    dqueries = torch.addcmul(inner[:, :chunk], reads[:, :chunk], f.exp_g * f.query)
+    dkeys = torch.addcmul(inner[:, chunk:], reads[:, chunk:], -f.exp_g * f.key)
+    handing = dk_out * (f.exp_g_to_end * write)
+    asking, asked, hand = dot(queries, dqueries), dot(keys, dkeys), dot(keys, handing)
+    dwriter = handing + within
+    across = dot(keys, dwriter)
+    flow = asking + asked - across * counts
+    ending = (h.to(dh.dtype) * dh).sum((1, 2), dtype=hand.dtype).view(-1, 1, 1)
+    last = (hand * counts).sum(1, keepdim=True) + ending * f.exp_g[:, -1:]
+    dg = flow.flip(1).cumsum(1).flip(1) + last
+    dbeta = across * (f.key / write)
+    dkeys = torch.addcmul(dkeys, dwriter, counts)
+    if l2norm:
+        dqueries = _minus(dqueries, queries, asking * (f.query / scale).square())
+        dkeys = _minus(dkeys, keys, (asked + across * counts) * f.key.square())
+    return tuple(places.store(dx, t) for dx, t in zip((dqueries, dkeys, dg, dbeta), like))  # type: ignore[return-value]
+
+
+def decay_mask(c: torch.Tensor, dtype: torch.dtype, strict: bool = False) -> torch.Tensor:
+    """``exp(c_i - c_j)`` for ``j <= i``, else zero, ``[M, C, C]``: each the exponential of one difference.
+
+    Args:
+        c: ``[M, C, 1]``, finite.
+        dtype: of the result.
+        strict: leave out the diagonal.
+    """
+    diagonal = -1 if strict else 0
+    later, earlier = c, c.transpose(1, 2)
+    if compiling():
+        return (later - earlier).to(dtype).exp().tril(diagonal)
+    # The difference is formed in c's format and stored in the other: no pass and no memory for the wide one.
+    mask = torch.empty((*c.shape[:2], c.shape[1]), dtype=dtype, device=c.device)
+    return torch.sub(later, earlier, out=mask).exp_().tril_(diagonal)
+
+
+def reciprocal_length(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``rsqrt(sum(x^2) + 1e-6)`` of the last axis, kept with size one: what makes a row's length one."""
+    if compiling():
+        return (x.to(dtype).square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return (length * length).add_(1e-6).rsqrt_()
+
+
+def dot(a: torch.Tensor, b: torch.Tensor, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
+    """Row by row ``a . b``: ``[..., D]`` twice to ``[..., 1]``."""
+    if compiling():  # in registers as wide as the sum
+        a, b = a.to(dtype or b.dtype), b.to(dtype or b.dtype)
+    return (a * b).sum(-1, keepdim=True, dtype=dtype)
+
+
+def _minus(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``x - a b``, in x's dtype."""
+    a = a if a.is_cuda else a.to(x.dtype)  # on a CPU PyTorch 1.12 does not mix them
+    return torch.addcmul(x, a, b, value=-1)
+
+
+def _saved(chunk: int, key: int, v: torch.Tensor, lower_bound: Optional[float]) -> List[Shape]:
+    """Shapes of ``Prepared.saved``."""
+    wide = torch.float64 if has_float64(v.device) else torch.float32
+    return [(1, (2 * chunk, key), v.dtype), *[(1, (chunk, 1), torch.float32)] * 5, (1, (chunk, 1), wide)]
+
+
+GATED_DELTA = Family("gated_delta_rule", ("q", "k", "v", "g", "beta"), False, False, prepare, prepare_bwd, _saved)

@@ -1,0 +1,104 @@
+"""KDA (Kimi Linear): the gated delta rule with a decay for each channel.
+
+In the words of `channels`: ``a = -k``, which reads after its own step, ``b = beta k``, and no second pair.
+"""
+
+from typing import List, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.bf16.channels import (
+    ChannelGrads,
+    Operands,
+    decay_grad,
+    finish,
+    make_room,
+    saved_shapes,
+    scale_tensor,
+    scale_tokens,
+    start_bwd,
+    sum_decays,
+    token_grads,
+)
+from myfla.ops._delta.bf16.fixed import fixed
+from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors
+from myfla.ops._delta.bf16.gated_delta import dot, reciprocal_length
+from myfla.ops._delta.bf16.layout import Places
+from myfla.ops._delta.bf16.subchunks import SubChunks
+
+
+def prepare(x: Tensors, how: Options) -> Prepared:
+    """q, k ``[N, H, K]``, v ``[N, HV, V]``, g ``[N, HV, K]``, beta ``[N, HV, 1]``."""
+    q, k, _, g, beta = x
+    split, to = make_room(k, 1, how)
+    c = how.run(sum_decays)(how.layout.places, g, split, how.dtype)
+    saved = how.run(load_tokens)(how.layout.places, q, k, beta, c, scale_tensor(how, k), how.l2norm, split, to)
+    return finish(how, split, c, to, saved)
+
+
+def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
+    """Gradients of q, k, g and beta."""
+    q, k, _, g, beta = x
+    found, saved = start_bwd(how, p, grads)
+    places = how.layout.places
+    dq, dk, dbeta, flow, handing = how.run(collect)(
+        places, found, scale_tensor(how, k), how.l2norm, saved, (q, k, beta)
+    )  # fmt: skip
+    dg = how.run(decay_grad)(places, flow, flow.cumsum(1), handing, grads.h, grads.dh, found.c, g, found.split)
+    return dq, dk, dg, dbeta
+
+
+def load_tokens(
+    places: Places, q: torch.Tensor, k: torch.Tensor, beta: torch.Tensor, c: torch.Tensor, scale: torch.Tensor,
+    l2norm: bool, split: SubChunks, to: Operands,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cut the tokens into chunks and scale them into ``to``.
+
+    Returns:
+        the chunks of q and k as given ``[M, C, K]``, and of beta ``[M, C, 1]``.
+    """
+    fixed(places, q, k, beta, c, split, to)
+    heads = beta.shape[1]
+    queries, keys, strength = (places.load(x, heads) for x in (q, k, beta))
+    strength = strength.to(c.dtype)
+    (unit_q, _), (unit_k, _) = (_normalised(x, c.dtype, l2norm) for x in (queries, keys))
+    scale_tokens(
+        torch.stack((unit_q, -unit_k), dim=1), (unit_k * strength).unsqueeze(1), c, False, scale, split, to
+    )  # fmt: skip
+    return queries, keys, strength
+
+
+def collect(
+    places: Places, x: ChannelGrads, scale: torch.Tensor, l2norm: bool, saved: Tuple[torch.Tensor, ...],
+    like: Tuple[torch.Tensor, ...],
+) -> Tuple[torch.Tensor, ...]:
+    """Gradients of q, k and beta, and of `token_grads` what the decays' is summed from."""
+    fixed(places, x, saved, like)
+    queries, keys, strength = saved
+    (unit_q, per_q), (unit_k, per_k) = (_normalised(t, x.c.dtype, l2norm) for t in (queries, keys))
+    dreading, dwritten, flow, handing = token_grads(x, False, scale)
+    (dq, da), dwritten = dreading.unbind(1), dwritten[:, 0]
+    dbeta = dot(unit_k, dwritten)
+    dk = dwritten * strength - da
+    if l2norm and per_q is not None and per_k is not None:
+        dq, dk = (per * (dx - unit * dot(unit, dx)) for per, unit, dx in ((per_q, unit_q, dq), (per_k, unit_k, dk)))
+    return (*(places.store(dx, t) for dx, t in zip((dq, dk, dbeta), like)), flow, handing)
+
+
+def _normalised(
+    x: torch.Tensor, dtype: torch.dtype, l2norm: bool
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """``x`` in ``dtype``, of length one if that is asked for, and one over its length."""
+    if not l2norm:
+        return x.to(dtype), None
+    per = reciprocal_length(x, dtype)
+    return x.to(dtype) * per, per
+
+
+def _saved(chunk: int, key: int, v: torch.Tensor, lower_bound: Optional[float]) -> List[Shape]:
+    """Shapes of ``Prepared.saved``."""
+    own: List[Shape] = [(1, (chunk, key), v.dtype), (1, (chunk, key), v.dtype), (1, (chunk, 1), torch.float32)]
+    return [*saved_shapes(1, chunk, key, lower_bound), *own]
+
+
+KDA = Family("kda", ("q", "k", "v", "g", "beta"), False, True, prepare, prepare_bwd, _saved)

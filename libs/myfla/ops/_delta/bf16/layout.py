@@ -1,0 +1,180 @@
+"""Which token stands in which chunk, and in which order the chunks follow each other.
+
+Every sequence is cut into chunks of C tokens; **wave** w holds the w-th chunk of every row that has one. A row is a
+sequence, or a part of a long one where there are too few to fill a GPU. Rows are ordered by length, longest first, so
+that wave w works on the first rows and its chunks lie next to each other. A dense batch is the case where all rows are
+equally long; its layout is worked out on the device, without reading anything back.
+"""
+
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+
+from myfla.ops._delta.bf16.fixed import fixed
+from myfla.utils.tracing import compiling
+
+Index = Union[slice, torch.Tensor]
+WORD = torch.int64
+"""As long as four bfloat16."""
+
+
+class Places(NamedTuple):
+    """Where tokens stand; n chunks of C tokens, N tokens in all."""
+
+    token: torch.Tensor  # [n, C] int64  the token in each place; some token where there is none
+    filled: Optional[torch.Tensor]  # [n, C] bool  whether there is one; None where all are filled
+    place: torch.Tensor  # [N] int64  the place ``chunk * C + c`` of each token
+
+    def load(self, x: torch.Tensor, heads: int) -> torch.Tensor:
+        """The chunks ``[n * heads, C, D]`` of tokens ``x [N, H, D]``, H a divisor of heads; zeros where none is."""
+        words = _as_words(x)
+        at = torch.arange(heads, device=x.device) // (heads // x.shape[1])
+        chunks = words[self.token.unsqueeze(1), at.unsqueeze(1)]
+        if self.filled is not None:
+            chunks = chunks.masked_fill(~self.filled[:, None, :, None], 0)
+        return chunks.view(x.dtype).flatten(0, 1) if words is not x else chunks.flatten(0, 1)
+
+    def store(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The inverse: ``x [n * heads, C, D]`` as tokens like ``like [N, H, D]``; heads that share one are summed."""
+        (count, chunk), heads = self.token.shape, like.shape[1]
+        x = x.view(count, heads, -1, chunk, like.shape[2])
+        x = (x[:, :, 0] if x.shape[2] == 1 else x.sum(2)).to(like.dtype)
+        words = _as_words(x)
+        at, c = torch.div(self.place, chunk, rounding_mode="floor"), self.place % chunk
+        tokens = words[at.unsqueeze(1), torch.arange(heads, device=x.device), c.unsqueeze(1)]
+        return tokens.view(x.dtype) if words is not x else tokens
+
+
+class Layout(NamedTuple):
+    """How a batch is cut."""
+
+    chunk: int  # C
+    heads: int  # HV
+    sequences: int  # N
+    waves: Tuple[int, ...]  # rows that have a chunk in each wave, never more than in the wave before
+    places: Places
+    sequence: Optional[torch.Tensor]  # [rows]  which sequence each row begins; None: each its own, in order
+    parts: Tuple[Tuple[Index, Index], ...]  # where some sequences are several rows: those with a j-th, and its row
+
+    @property
+    def rows(self) -> int:
+        """Rows that are scanned side by side."""
+        return self.waves[0] if self.waves else 0
+
+    @property
+    def matrices(self) -> int:
+        """M: chunks of all heads."""
+        return sum(self.waves) * self.heads
+
+    def by_wave(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+        """``[M, ...]`` as one view for each wave."""
+        return x.split([rows * self.heads for rows in self.waves])
+
+
+def load_into(places: Places, x: torch.Tensor, heads: int, out: torch.Tensor) -> None:
+    """Copy the tokens ``x [N, H, D]`` into ``out [n * heads, C, D]``."""
+    fixed(*places, x, heads, out)
+    out.copy_(places.load(x, heads))
+
+
+def chunk_size(tokens: int) -> int:
+    """Tokens in a chunk for sequences of so many."""
+    return 64 if tokens > 32 else 32 if tokens > 16 else 16
+
+
+def count_parts(rows: int, chunks: int) -> int:
+    """Into how many parts a sequence is cut to be scanned side by side: about the root of its chunks while the GPU is
+    not full.
+
+    Args:
+        rows: sequences times heads.
+        chunks: of the longest sequence.
+
+    Example:
+        >>> count_parts(16, 256), count_parts(128, 256)
+        (8, 1)
+    """
+    parts = 1
+    while 8 * parts * parts <= chunks and 2 * parts * rows <= 256:
+        parts *= 2
+    return parts if parts > 2 else 1
+
+
+def dense_layout(
+    batch: int, tokens: int, heads: int, device: torch.device, chunk: Optional[int] = None, parts: Optional[int] = None
+) -> Layout:
+    """The layout of ``[B, T, HV, ...]``; chunks and parts are chosen where they are not given."""
+    chunk = chunk or chunk_size(tokens)
+    count = -(-tokens // chunk)
+    parts = parts or count_parts(batch * heads, count)
+    waves, rows = -(-count // parts), batch * parts
+    steps = torch.arange(waves, device=device).unsqueeze(1)
+    row = torch.arange(rows, device=device)
+    first = ((row % parts * waves + steps) * chunk).flatten()  # within its sequence
+    start = (torch.div(row, parts, rounding_mode="floor") * tokens).repeat(waves) + first
+    full = tokens == parts * waves * chunk
+    places = _places(start, None if full else tokens - first, chunk, batch * tokens)
+    both: List[Tuple[Index, Index]] = [(slice(None), slice(j, None, parts)) for j in range(parts)]
+    return Layout(chunk, heads, batch, (rows,) * waves, places, None, tuple(both) if parts > 1 else ())
+
+
+def packed_layout(
+    cu_seqlens: torch.Tensor, heads: int, device: torch.device, chunk: Optional[int] = None,
+    parts: Optional[int] = None,
+) -> Layout:
+    """The layout of sequences packed as ``[1, T, HV, ...]``, which are looked at on the host.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integer offsets; empty sequences have no row.
+        heads: HV.
+        device: of the tokens.
+        chunk: tokens in a chunk; chosen by the average length.
+        parts: into how many the longest sequence is cut, others into parts as long as its own; chosen by default.
+    """
+    bounds = cu_seqlens.to("cpu", torch.int64)
+    lengths = bounds[1:] - bounds[:-1]
+    total = int(bounds[-1])
+    chunk = chunk or chunk_size(total // max(1, int((lengths > 0).sum())))
+    counts = (lengths + chunk - 1) // chunk if total else lengths
+    longest = int(counts.max()) if len(counts) else 0
+    parts = parts or count_parts(int((lengths > 0).sum()) * heads, longest)
+    most = max(1, -(-longest // parts))  # chunks of a row
+    pieces = (counts + most - 1) // most
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), pieces)
+    part = torch.arange(len(sequence)) - torch.repeat_interleave(pieces.cumsum(0) - pieces, pieces)
+    size = (counts[sequence] - part * most).clamp(max=most)
+    order = torch.argsort(size, descending=True, stable=True)
+    sequence, part, size = sequence[order], part[order], size[order]
+    waves = [int((size > w).sum()) for w in range(int(size[0]) if len(size) else 0)]
+    row = torch.cat([torch.arange(n) for n in waves]) if waves else torch.arange(0)
+    wave = torch.repeat_interleave(torch.arange(len(waves)), torch.tensor(waves, dtype=torch.int64))
+    first = (part[row] * most + wave) * chunk
+    left = lengths[sequence[row]] - first
+    full = bool((left >= chunk).all())
+    start, left = torch.stack((bounds[:-1][sequence[row]] + first, left)).to(device)
+    places = _places(start, None if full else left, chunk, total)
+    both: List[Tuple[Index, Index]] = []
+    for j in range(int(pieces.max()) if len(pieces) else 0):
+        rows = torch.nonzero(part == j)[:, 0]
+        both.append((sequence[rows].to(device), rows.to(device)))
+    cut = tuple(both) if len(both) > 1 else ()
+    return Layout(chunk, heads, len(lengths), tuple(waves), places, sequence.to(device), cut)
+
+
+def _places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int, tokens: int) -> Places:
+    """Chunks that begin at tokens ``start [n]``, with ``left [n]`` tokens of their sequence from there on."""
+    c = torch.arange(chunk, device=start.device)
+    token = start.unsqueeze(1) + c
+    filled = None if left is None else c < left.unsqueeze(1)
+    target = token if filled is None else torch.where(filled, token, torch.full_like(token, tokens))
+    place = torch.zeros(tokens + 1, dtype=torch.int64, device=start.device)
+    place.scatter_(0, target.flatten(), torch.arange(token.numel(), device=start.device))
+    return Places(token.clamp(max=max(tokens - 1, 0)) if filled is not None else token, filled, place[:tokens])
+
+
+def _as_words(x: torch.Tensor) -> torch.Tensor:
+    """``x [..., D]`` seen as words of 8 bytes, if that fits: a GPU gathers words faster than halves."""
+    if compiling() or x.element_size() != 2 or x.stride(-1) != 1:
+        return x
+    places: Sequence[int] = [x.shape[-1], x.storage_offset(), *(s for s, n in zip(x.stride()[:-1], x.shape) if n > 1)]
+    return x.view(WORD) if all(place % 4 == 0 for place in places) else x
