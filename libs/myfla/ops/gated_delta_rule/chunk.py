@@ -8,14 +8,14 @@ import torch
 from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE
-from myfla.ops.common.half_choice import fits_matrix_units
+from myfla.ops._delta.bf16.chunks import bf16_chunks, bf16_problem
+from myfla.ops._delta.bf16.gated_delta import GATED_DELTA
+from myfla.ops._delta.bf16.graph import graph_chunks
 from myfla.ops.common.layout import ChunkLayout
 from myfla.ops.common.tuning import block_chunks, chunk_tokens, states_together
 from myfla.ops.gated_delta_rule.chunk_bwd import chunk_backward
 from myfla.ops.gated_delta_rule.chunk_fwd import chunk_forward
 from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
-from myfla.ops.gated_delta_rule.half_chunk import half_chunks
-from myfla.ops.gated_delta_rule.half_graph import recorded_half
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
@@ -29,6 +29,7 @@ from myfla.ops.gated_delta_rule.recorded import recorded_chunks
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
+from myfla.utils.graph_op import takes_graph_ops
 from myfla.utils.tensors import check_scale
 from myfla.utils.tracing import tracing
 
@@ -130,24 +131,26 @@ def chunk_gated_delta_rule(
         o, final = official_chunks(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens, output_final_state)
         return _results(o, final, output_final_state, state_v_first)
     compile_it = who_computes == "compiled"
-    halved = who_computes != "naive" and cu_seqlens is None and fits_matrix_units(
-        (q, k, v), g, beta, initial_state, A_log, dt_bias
-    )
-    if compile_it and not halved:
+    traced = tracing(q)
+    use_bf16 = who_computes != "naive" and not (traced and (cu_seqlens is not None or not takes_graph_ops()))
+    use_bf16 = use_bf16 and bf16_problem((q, k, v), g, beta, initial_state, A_log, dt_bias) is None
+    if compile_it and not use_bf16:
         o, final = compiled(_recorded)(q, k, v, g, beta, initial_state, scale, activation, cu_seqlens)
         return _results(o, final, output_final_state, state_v_first)
     g, beta = activation.gates(g, beta)
-    if halved:
-        form = recorded_half if tracing() else functools.partial(half_chunks, fuse=compile_it)
-        o, final = form(q, k, v, g, beta, initial_state, scale, activation.l2norm, chunk_size)
+    if use_bf16 and traced:
+        o, final = graph_chunks(
+            GATED_DELTA, (q, k, v, g, beta), initial_state, scale, chunk_size, activation.l2norm
+        )  # fmt: skip
         return _results(o, final, output_final_state, state_v_first)
     dtype = accumulation_dtype(q, k, v, g, beta, initial_state)
-    by_hand = who_computes != "naive" and not tracing(q)
+    by_hand = who_computes != "naive" and not traced
     if not by_hand:
         q, k = activation.normalise(q, k)
     tensors = (q, k, v, g, beta, initial_state)
     if by_hand:
-        o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype, activation.l2norm)
+        unit = activation.l2norm
+        o, final = run_chunks(tensors, scale, cu_seqlens, sequences, chunk_size, dtype, out_dtype, unit, compile_it)
     elif who_computes == "naive":
         o, final = naive_tokens(*tensors, scale, cu_seqlens, out_dtype)
     else:
@@ -183,9 +186,16 @@ def run_chunks(
     dtype: torch.dtype,
     out_dtype: torch.dtype,
     unit: bool = False,
+    fuse: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Choose the chunks, and run; always returns the final state. With ``unit``, q and k come as they are."""
+    """Choose the form and the chunks, and run; always returns the final state. With ``unit``, q and k come as they
+    are; with ``fuse``, a GPU's passes are compiled."""
     q, k, v = tensors[:3]
+    if bf16_problem((q, k, v), *tensors[3:]) is None:
+        loop = functools.partial(_token_loop, scale, cu_seqlens, out_dtype, unit)
+        return bf16_chunks(
+            GATED_DELTA, tensors[:5], tensors[5], scale, loop, cu_seqlens, chunk_size, fuse=fuse, l2norm=unit
+        )  # fmt: skip
     typical = q.shape[1] if cu_seqlens is None else -(-q.shape[1] // max(sequences, 1))
     chunk = chunk_size or chunk_tokens(typical, k.shape[3], v.shape[3], q.device)
     layout = _cut(k, v, chunk, cu_seqlens)

@@ -15,8 +15,8 @@ from myfla.ops._delta.bf16.dplr import DPLR
 from myfla.ops._delta.bf16.form import Family, Options, Residuals, backward, forward
 from myfla.ops._delta.bf16.gated_delta import GATED_DELTA
 from myfla.ops._delta.bf16.kda import KDA
-from myfla.ops._delta.bf16.layout import count_parts
 from myfla.ops._delta.bf16.layout import chunk_size as choose_chunk
+from myfla.ops._delta.bf16.layout import count_parts
 from myfla.utils.graph_op import one_by_one
 
 __all__ = ["graph_chunks"]

@@ -1,10 +1,10 @@
 """From chunk to chunk: the state itself stays in float32, each chunk reads it rounded.
 
 Three kernels a wave: one pass that rounds the state and lets it decay, and two products. Where sequences and heads are
-too few to fill a GPU, long sequences are cut into rows that are scanned side by side, from nothing and from the identity
-at once: that gives, at every chunk, what its row makes of any state. With the states between the rows known, one
-product gives the states of all chunks. The backward scans twice: from nothing, and then, with the gradients between
-the rows known, for good.
+too few to fill a GPU, long sequences are cut into rows that are scanned side by side, from nothing and from the
+identity at once: that gives, at every chunk, what its row makes of any state. With the states between the rows known,
+one product gives the states of all chunks. The backward scans twice: from nothing, and then, with the gradients
+between the rows known, for good.
 """
 
 from typing import Callable, Optional, Tuple

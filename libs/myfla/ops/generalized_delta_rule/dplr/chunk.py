@@ -7,13 +7,14 @@ import torch
 from myfla.backends.choice import choose
 from myfla.backends.compiler import compiled
 from myfla.backends.official import CHUNK_DPLR
-from myfla.ops.common.half_choice import fits_matrix_units
+from myfla.ops._delta.bf16.chunks import bf16_chunks, bf16_problem
+from myfla.ops._delta.bf16.dplr import DPLR
+from myfla.ops._delta.bf16.graph import graph_chunks
 from myfla.ops.common.layout import ChunkLayout
 from myfla.ops.common.tuning import block_chunks, chunk_tokens
 from myfla.ops.generalized_delta_rule.dplr.chunk_bwd import chunk_backward
 from myfla.ops.generalized_delta_rule.dplr.chunk_factors import Inputs
 from myfla.ops.generalized_delta_rule.dplr.chunk_fwd import Saved, chunk_forward
-from myfla.ops.generalized_delta_rule.dplr.half_chunk import half_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options, fill_heads
 from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
 from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule
@@ -21,6 +22,7 @@ from myfla.ops.generalized_delta_rule.dplr.recorded import recorded_chunks
 from myfla.utils.autograd import backward_through
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
+from myfla.utils.graph_op import takes_graph_ops
 from myfla.utils.tensors import check_scale
 from myfla.utils.tracing import tracing
 
@@ -64,7 +66,7 @@ def chunk_dplr_delta_rule(
     Every log decay is safe, down to -inf. What bounds the quick way is the sum of log decays over one chunk, per
     channel: within 40 either way it is exact to rounding (the RWKV-7 layer stays below 39 at the largest chunk, 64);
     chunks and heads beyond take a way of about four times the cost that is right for all. The choice is made for
-    each chunk and head by itself; dense bfloat16 batches on a GPU go one way for all decays (`half_levels`). A NaN
+    each chunk and head by itself; bfloat16 on a GPU goes one way for all decays (`bf16.subchunks`). A NaN
     reaches back at most to the start of its chunk, never into another sequence.
 
     Args:
@@ -135,12 +137,18 @@ def run_chunks(
         return official_rule(CHUNK_DPLR, *given)
     if who_computes == "naive":
         return naive_tokens(*given)
-    if not tracing() and cu_seqlens is None and fits_matrix_units((q, k, v, a, b), gk, initial_state):
-        fuse = who_computes == "compiled"
-        return half_chunks(q, k, v, a, b, gk, initial_state, scale, chunk_size, lower_bound, fuse=fuse)
+    traced, tensors = tracing(q), (q, k, v, a, b, gk)
+    if bf16_problem((q, k, v, a, b), gk, initial_state) is None:
+        if not traced:
+            return bf16_chunks(
+                DPLR, tensors, initial_state, scale, plain_rule(scale, cu_seqlens), cu_seqlens, chunk_size,
+                fuse=who_computes == "compiled", lower_bound=lower_bound,
+            )  # fmt: skip
+        if cu_seqlens is None and takes_graph_ops():
+            return graph_chunks(DPLR, tensors, initial_state, scale, chunk_size, lower_bound=lower_bound)
     if who_computes == "compiled":
         return compiled(recorded_chunks)(*given)
-    if tracing(q):
+    if traced:
         return recorded_chunks(*given)
     o, final = _padded(q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows, chunk_size)
     o = o if o.shape[3] == value else o[..., :value].contiguous()
