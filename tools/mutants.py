@@ -37,7 +37,8 @@ RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_de
 DPLR_RULE, RWKV_LAYER, RWKV_OPS = (f"tests/myfla/test_{name}.py" for name in ("dplr", "rwkv7_layer", "rwkv7_ops"))
 NORMS, SHIFT = "tests/myfla/test_norms.py", "tests/myfla/test_token_shift.py"
 BLOCKS, ATTENTION = "tests/myfla/test_blocks.py", "tests/myfla/test_attention.py"
-HALF, STEM = "tests/myfla/test_half_chunk.py", "tests/encoders/test_stem.py"
+ALGEBRA, STEM = "tests/myfla/ops/test_bf16_algebra.py", "tests/encoders/test_stem.py"
+BF16 = "libs/myfla/ops/_delta/bf16/"
 CACHE, BATCH = "tests/myfla/test_cache.py tests/myfla/test_cache_sessions.py", "tests/encoders/test_batch.py"
 POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/test_layer_utils.py"
 
@@ -110,21 +111,22 @@ MUTANTS: List[Mutant] = [
            "copy_((tokens.q * tokens.k).sum(-1))", DPLR_RULE),
     Mutant("fused step: own share forgotten", GDN + "fused_step.py", "(q * old).sum(2) + (q * k).sum(2) * delta",
            "(q * old).sum(2)", "tests/myfla/test_fused_step.py"),
-    Mutant("half chunk: rise for fall", GDN + "half_factors.py", "(c[:, -1:] - c).to(dtype).exp()",
-           "(c - c[:, :1]).to(dtype).exp()", HALF),
-    Mutant("half chunk: corner's sign", OPS + "common/half_inverse.py", "top), alpha=-1.0)", "top), alpha=1.0)", HALF),
-    Mutant("half chunk backward: a key sees itself", GDN + "half_bwd.py", "(f.query, -f.key), (False, True)",
-           "(f.query, -f.key), (False, False)", HALF),
-    Mutant("half chunk backward: flow of writes that are none", GDN + "half_passes.py", "asked - across * counts",
-           "asked - across", HALF),
-    Mutant("half chunk backward: groups' effect not transposed", GDN + "half_scan.py",
-           "passed.transpose(2, 3) if back else passed", "passed", HALF),
-    Mutant("half chunk: states of one chunk later", GDN + "half_linear.py", "kept[:, 1:].copy_(states[:, :-1])",
-           "kept[:, 1:].copy_(states[:, 1:])", HALF),
-    Mutant("half dplr: own decay counted in a's read", DPLR + "half_passes.py", "torch.nn.functional.pad(c[:, :-1], (0, 0, 1, 0))",
-           "c", "tests/myfla/test_half_dplr.py"),
-    Mutant("half dplr: reference a token late", DPLR + "half_levels.py", "at - 1 : at]", "at : at + 1]",
-           "tests/myfla/test_half_dplr.py"),
+    Mutant("bf16: decay to the start for that to the end", BF16 + "gated_delta.py", "(c[:, -1:] - c).to(dtype).exp()",
+           "c.to(dtype).exp()", ALGEBRA),
+    Mutant("bf16: corner's sign", BF16 + "inverse.py", "top), alpha=-1.0)", "top), alpha=1.0)", ALGEBRA),
+    Mutant("bf16: what is erased is added", BF16 + "form.py", "p.k_in, alpha=-1.0", "p.k_in, alpha=1.0", ALGEBRA),
+    Mutant("bf16 backward: a key sees itself", BF16 + "gated_delta.py", "-f.key, True)", "-f.key, False)", ALGEBRA),
+    Mutant("bf16 backward: flow of writes that are none", BF16 + "gated_delta.py", "asked - across * counts",
+           "asked - across", ALGEBRA),
+    Mutant("bf16 backward: a row's transition not transposed", BF16 + "scan.py",
+           "transitions.transpose(2, 3) if back else transitions", "transitions", ALGEBRA),
+    Mutant("bf16: packed rows in the order given", BF16 + "layout.py", "sequence[order], part[order], size[order]",
+           "sequence, part, size[order]", ALGEBRA),
+    Mutant("bf16: places past an end are not zero", BF16 + "layout.py", "if self.filled is not None:", "if False:", ALGEBRA),
+    Mutant("bf16 channels: own decay counted in a's read", BF16 + "channels.py",
+           "torch.nn.functional.pad(c[:, :-1], (0, 0, 1, 0)) if before else c", "c", ALGEBRA),
+    Mutant("bf16 channels: reference a token late", BF16 + "subchunks.py", "at - 1 : at]", "at : at + 1]",
+           "tests/myfla/ops/test_bf16_parts.py"),
     Mutant("dplr backward: hand not counted", DPLR + "chunk_bwd.py", "dv.baddbmm_(hand_k, dstates)", "dv", DPLR_RULE),
     Mutant("dplr backward: left not counted", DPLR + "chunk_bwd.py", "dleft.baddbmm_(dpairs, f.right)",
            "dleft.baddbmm_(dpairs, f.right, alpha=-1)", DPLR_RULE),

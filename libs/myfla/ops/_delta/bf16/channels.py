@@ -1,7 +1,8 @@
 """What families with a decay for each key channel share: DPLR and KDA.
 
 Two tokens read, ``q`` and ``a``, and W are read or written: ``b``, and with a second pair ``k``. a sees tokens before
-its own. With ``c`` the log decay summed from the chunk's start, and for a that or (DPLR) the same without its own step::
+its own. With ``c`` the log decay summed from the chunk's start, and ``c_a`` that or (DPLR) the same without a's own
+step::
 
     q_in = scale exp(c) q     k_in = -exp(c_a) a     k_out = exp(c_last - c) [b; k]
     A    = [q; a] against [b; k], each product of two tokens with the decay between them (`subchunks`);   L = -A_ab

@@ -71,10 +71,10 @@ def describe_call(
 ) -> Options:
     """What is decided before anything is computed; arguments as `bf16_chunks`."""
     v = tensors[2]
-    if layout is None and cu_seqlens is None:
-        layout = dense_layout(*v.shape[:3], v.device, chunk)
-    elif layout is None:
-        layout = packed_layout(cu_seqlens, v.shape[2], v.device, chunk)
+    batch, tokens, heads = v.shape[:3]
+    if layout is None and cu_seqlens is not None:
+        layout = packed_layout(cu_seqlens, heads, v.device, chunk)
+    layout = layout or dense_layout(batch, tokens, heads, v.device, chunk)
     return Options(layout, scale, accumulation_dtype(*tensors, initial_state), **options)
 
 

@@ -100,7 +100,8 @@ class Residuals(NamedTuple):
     @classmethod
     def of(cls, flat: Sequence[Any]) -> "Residuals":
         """The inverse of `flat`."""
-        return cls(Prepared(*flat[3:8], (flat[0], []), tuple(flat[8:])), *flat[:3])
+        g_last, wq, k_in, k_out, A = flat[3:8]
+        return cls(Prepared(g_last, wq, k_in, k_out, A, (flat[0], []), tuple(flat[8:])), *flat[:3])
 
 
 @without_autocast
@@ -150,7 +151,7 @@ def backward(
     """
     x, layout, run, p = _flat(tensors), how.layout, how.run, kept.prepared
     v, chunk, m = x[2], layout.chunk, layout.matrices
-    (rows, key), value = p.k_out.shape[1:], v.shape[2]
+    key, value = p.k_out.shape[2], v.shape[2]
     three = v.new_empty(m, 3 * chunk, value)  # dv_new over do over dv_in
     dv_new, dout, dv_in = three.split(chunk, 1)
     run(load_into)(layout.places, do.to(v.dtype).flatten(0, 1), layout.heads, dout)

@@ -6,7 +6,7 @@ that wave w works on the first rows and its chunks lie next to each other. A den
 equally long; its layout is worked out on the device, without reading anything back.
 """
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import List, NamedTuple, Optional, Tuple, Union
 
 import torch
 
@@ -176,5 +176,6 @@ def _as_words(x: torch.Tensor) -> torch.Tensor:
     """``x [..., D]`` seen as words of 8 bytes, if that fits: a GPU gathers words faster than halves."""
     if compiling() or x.element_size() != 2 or x.stride(-1) != 1:
         return x
-    places: Sequence[int] = [x.shape[-1], x.storage_offset(), *(s for s, n in zip(x.stride()[:-1], x.shape) if n > 1)]
-    return x.view(WORD) if all(place % 4 == 0 for place in places) else x
+    strides = [stride for stride, size in zip(x.stride()[:-1], x.shape) if size > 1]
+    whole = x.shape[-1] % 4 == 0 and x.storage_offset() % 4 == 0 and all(stride % 4 == 0 for stride in strides)
+    return x.view(WORD) if whole else x
