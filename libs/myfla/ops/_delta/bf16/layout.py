@@ -145,9 +145,10 @@ def packed_layout(
     size = (counts[sequence] - part * most).clamp(max=most)
     order = torch.argsort(size, descending=True, stable=True)
     sequence, part, size = sequence[order], part[order], size[order]
-    waves = [int((size > w).sum()) for w in range(int(size[0]) if len(size) else 0)]
-    row = torch.cat([torch.arange(n) for n in waves]) if waves else torch.arange(0)
-    wave = torch.repeat_interleave(torch.arange(len(waves)), torch.tensor(waves, dtype=torch.int64))
+    most_waves = int(size[0]) if len(size) else 0
+    waves = len(size) - torch.bincount(size, minlength=most_waves + 1).cumsum(0)[:most_waves]
+    wave = torch.repeat_interleave(torch.arange(most_waves), waves)
+    row = torch.arange(len(wave)) - torch.repeat_interleave(waves.cumsum(0) - waves, waves)
     first = (part[row] * most + wave) * chunk
     left = lengths[sequence[row]] - first
     full = bool((left >= chunk).all())
@@ -158,7 +159,7 @@ def packed_layout(
         rows = torch.nonzero(part == j)[:, 0]
         both.append((sequence[rows].to(device), rows.to(device)))
     cut = tuple(both) if len(both) > 1 else ()
-    return Layout(chunk, heads, len(lengths), tuple(waves), places, sequence.to(device), cut)
+    return Layout(chunk, heads, len(lengths), tuple(waves.tolist()), places, sequence.to(device), cut)
 
 
 def _places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int, tokens: int) -> Places:
