@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.data import load_data
+from app.data import load_data, read_source
 from app.data.check import checked
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData, SequenceSet
@@ -195,3 +195,12 @@ def test_a_small_spread_on_a_large_number_is_learned(tmp_path):
     guess = (means > middle).long()
     assert (guess == data.test.targets).float().mean() >= 0.85 and len(torch.cat([s.x for s in module.prepared(
         module.train)]).unique()) > 300
+
+
+def test_all_windows_are_there_where_nothing_is_split(tmp_path):
+    with open(str(tmp_path / "a.csv"), "w", newline="") as file:
+        csv.writer(file).writerows([["t", "x"], *([t, t % 7 + 0.5] for t in range(200))])
+    config = TableDataConfig(train_path=str(tmp_path / "a.csv"), time="t", window=20, stride=5)
+    found = read_source(config).train
+    assert found.names == [f"a.csv[{start}:{start + 20}]" for start in range(0, 181, 5)]
+    assert (found.groups == -1).sum() == 3 and len(load_data(config).train) < len(found)

@@ -25,7 +25,7 @@ def checked(data: SequenceData, config: DataConfig) -> SequenceData:
             set does not have, or too few to split.
     """
     who = f"data={config.name}"
-    data.train = _in_order(data.train)
+    data.train = _in_order(_of_one_group(data.train))
     data.test = None if data.test is None else _in_order(data.test)
     if data.test is None:
         _check_some(who, "all", data.train)
@@ -49,6 +49,13 @@ def class_counts(data: SequenceData) -> str:
     counts = torch.bincount(joined[joined >= 0], minlength=len(data.classes)).tolist()
     shown = [f"{name} {count}" for count, name in sorted(zip(counts, data.classes), key=lambda pair: pair[0])]
     return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+
+
+def _of_one_group(part: SequenceSet) -> SequenceSet:
+    """Without windows that share steps with two groups: either would tell of the other."""
+    if part.groups is None or bool((part.groups >= 0).all()):
+        return part
+    return part.subset((part.groups >= 0).nonzero().flatten().tolist())
 
 
 def _in_order(part: SequenceSet) -> SequenceSet:

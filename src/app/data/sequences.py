@@ -34,7 +34,8 @@ class SequenceSet:
             token ids; a list, or made when they are asked for (`app.data.views.Views`).
         targets: one a sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one a step: N
             tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
-        groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split.
+        groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split. -1 is
+            no group but a part of two: such a sequence is not in a set that is split.
         names: what the source calls each sequence, where it does.
         files: the file that each sequence comes from, where it comes from one.
 

@@ -96,8 +96,8 @@ def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) ->
 def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], groups: Dict[str, int]) -> SequenceSet:
     known = None
     if part.groups is not None:
-        own = np.array([groups[name] for name in part.group_names], dtype=np.int64)
-        known = torch.from_numpy(own[part.groups] if part.group_names else part.groups)
+        own = np.array([*(groups[name] for name in part.group_names), -1], dtype=np.int64)  # -1: of none
+        known = torch.from_numpy(own[part.groups])
     views = part.sequences
     flat: Any = None
     if part.labels is not None and classes is not None:

@@ -24,7 +24,8 @@ def cut(part: "Part", table: Table, config: TableDataConfig) -> "Part":
     are left out. A window's class is the one that most of its steps have (of equals, the one that comes first).
 
     Windows of one recording tell of each other. So that no step is on both sides of a split, recordings are groups, or
-    where there are few, contiguous parts of them, and no window crosses from one part into the next.
+    where there are few, contiguous stretches of them; a window that lies in two stretches has group -1, and
+    `app.data.check.checked` leaves it out where a split follows.
 
     Raises:
         DataError: no recording is as long as a window, or a target that changes within one.
@@ -35,15 +36,16 @@ def cut(part: "Part", table: Table, config: TableDataConfig) -> "Part":
     starts: List[int] = []
     owners: List[int] = []
     groups: List[int] = []
+    before = 0
     for number, (begin, end) in enumerate(zip(begins, ends)):
-        pieces = 1 if len(begins) >= _MANY or part.groups is not None else \
-            max(1, min(_PIECES, (end - begin) // (4 * size)))
-        for piece in range(pieces):
-            low, high = (begin + (end - begin) * i // pieces for i in (piece, piece + 1))
-            found = list(range(low, high - size + 1, stride))
-            starts += found
-            owners += [number] * len(found)
-            groups += [len(groups) and groups[-1] + 1] * len(found) if found else []
+        found = np.arange(begin, end - size + 1, stride)
+        pieces = 1 if len(begins) >= _MANY else max(1, min(_PIECES, (end - begin) // (4 * size)))
+        edges = [begin + (end - begin) * i // pieces for i in range(1, pieces)]
+        low, high = (np.searchsorted(edges, steps, side="right") for steps in (found, found + size - 1))
+        starts += found.tolist()
+        owners += [number] * len(found)
+        groups += np.where(low == high, low + before, -1).tolist()
+        before += pieces
     if not starts:
         longest = max((end - begin for begin, end in zip(begins, ends)), default=0)
         raise data_error(table.path, "recordings", f"must be as long as data.window={size}", f"{longest} steps at most",
@@ -54,7 +56,7 @@ def cut(part: "Part", table: Table, config: TableDataConfig) -> "Part":
     names = [f"{part.names[o]}[{s - begins[o]}:{s - begins[o] + size}]" for s, o in zip(starts, owners)] \
         if part.names is not None else None
     group = np.array(groups, dtype=np.int64) if part.groups is None else part.groups[owner]
-    texts: Any = [str(i) for i in range(int(group.max()) + 1)] if part.groups is None else part.group_names
+    texts: Any = [str(i) for i in range(before)] if part.groups is None else part.group_names
     made = part._replace(sequences=views, names=names, files=[part.files[o] for o in owners], groups=group,
                          group_names=texts)
     if config.per_step:
