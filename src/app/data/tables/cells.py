@@ -58,7 +58,7 @@ def numbers(cells: Sequence[Optional[str]], marks: Marks = POINT) -> Tuple[np.nd
         except ValueError:
             pass
         else:
-            if not any(cell and "_" in cell for cell in cells):  # Python's own way to write 1_000
+            if not any("_" in cell for cell in cells if cell):  # Python's own way to write 1_000
                 return found, None
     values = np.full(len(cells), np.nan)
     rule = _rule(marks)

@@ -79,13 +79,16 @@ class Delimited:
         try:
             with self._open() as file:
                 rows = csv.reader(self._lines(file), **self._how())
-                rows = (row for row in rows if row)
                 if not self._headless:
-                    next(rows, None)
+                    next((row for row in rows if row), None)
                 while True:
                     block = list(itertools.islice(rows, size))
                     if not block:
                         return
+                    if not all(block):  # empty lines
+                        block = [row for row in block if row]
+                        if not block:
+                            continue
                     if len(set(map(len, block))) > 1 or len(block[0]) != width:
                         place = next(i for i, row in enumerate(block) if len(row) != width)
                         raise data_error(self.who, f"row {done + place + 1}", f"must have {width} cells, as the header "

@@ -2,6 +2,8 @@
 
 from typing import Any, Dict, List, Optional, Sequence
 
+import numpy as np
+
 from app.data.tables.cells import Marks, is_missing, is_number, numbers, times
 from app.data.tables.facts import DATE, EMPTY, INDEX, NUMBER, ODD, TEXT, Fact, Odd
 from cfg.data import TableDataConfig
@@ -22,8 +24,9 @@ class _Count:
     def add(self, cells: Sequence[str], file: str, start: int) -> None:
         if self.bad > _SURE and not self.good:
             return
-        if numbers(cells, self.marks)[1] is None:
-            self.good += sum(1 for cell in cells if not is_missing(cell, self.marks))
+        values, wrong = numbers(cells, self.marks)
+        if wrong is None:
+            self.good += len(cells) - int(np.isnan(values).sum())
         else:
             for place, cell in enumerate(cells):
                 if is_missing(cell, self.marks):
@@ -33,6 +36,8 @@ class _Count:
                 else:
                     self.bad += 1
                     self.odd = self.odd or Odd(file, start + place + 1, cell.strip())
+                    if self.bad > _SURE and not self.good:
+                        return
         if not self.shown and not self.bad:
             mark = self.marks.decimal
             self.shown = any(mark in cell and _is_fraction(cell, mark) for cell in cells)
@@ -67,9 +72,14 @@ class Tally:
         if self.first is None:
             self.first = next((cell.strip() for cell in cells if not is_missing(cell, marks)), None)
         self.ways[0].add(cells, file, start)
-        if len(self.ways) > 1 and not (self.ways[1].bad and not self.ways[0].bad):
-            self.ways[1].add(cells, file, start)
-        if self.ways[0].good:
+        text = "".join(cells)
+        if len(self.ways) > 1:
+            first, second = self.ways
+            if first.bad or (first.marks.decimal not in text and not second.bad):
+                second.add(cells, file, start)
+            else:  # numbers as they are, which are none under the other mark
+                second.bad += 1
+        if self.ways[0].good and ("ue" in text or "UE" in text or "se" in text or "SE" in text):
             self.flags += sum(1 for cell in cells if cell.strip().lower() in ("true", "false"))
 
     def fact(self, comma: bool, point: bool) -> Fact:
