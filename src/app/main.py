@@ -16,9 +16,10 @@ from app.extras import missing_extra
 from app.jobs import run_job
 from app.paths import conf_dir
 from app.run_folder import FAILURE, check_shared, claim, in_sweep, is_first_process, overrides, write_json
-from app.sweep import register_sweep_table
+from app.sweep import TARGET, register_sweep_table
 from app.typed_paths import plain_paths
 from cfg.app import register_configs
+from cfg.hydra_versions import hydra_main_options
 from cfg.validation import ConfigError, known_fields
 from encoders import register_plugin_configs
 from encoders.errors import InputError, PluginError, UnknownEncoderError
@@ -32,7 +33,7 @@ USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, InputError
                RunError, UnknownEncoderError)
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+@hydra.main(config_path=str(conf_dir()), config_name="config", **hydra_main_options([TARGET]))
 def _run(config: DictConfig) -> Optional[float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, List, Optional
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from cfg.bench import BenchJobConfig
 from cfg.callbacks import CallbacksConfig
@@ -14,6 +13,7 @@ from cfg.describe import DescribeJobConfig
 from cfg.encode import EncodeJobConfig, EvaluateJobConfig, PredictJobConfig
 from cfg.encoder import EncoderConfig
 from cfg.export import ExportJobConfig
+from cfg.hydra_versions import register_resolver, store_config
 from cfg.job import JOB_CONFIGS, JobConfig
 from cfg.logger import LOGGER_CONFIGS, LoggerConfig
 from cfg.store import register_encoder_configs
@@ -79,14 +79,13 @@ def register_configs() -> None:
     Calling it again changes nothing.
     """
     # For hydra.run.dir: a run that goes on does so in its own folder.
-    OmegaConf.register_new_resolver("run_dir", lambda resume, run, new: run if resume and run else new, replace=True)
-    store = ConfigStore.instance()
-    store.store(name="app_schema", node=AppConfig, provider="app")
+    register_resolver("run_dir", lambda resume, run, new: run if resume and run else new)
+    store_config(name="app_schema", node=AppConfig, provider="app")
     jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig,
             "bench": BenchJobConfig, "evaluate": EvaluateJobConfig, "encode": EncodeJobConfig,
             "predict": PredictJobConfig}
     for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig}),
                            ("callbacks", {"lightning": CallbacksConfig}), ("logger", LOGGER_CONFIGS)):
         for name, config_class in classes.items():
-            store.store(group=f"{group}/schema", name=name, node=config_class, provider="app")
+            store_config(group=f"{group}/schema", name=name, node=config_class, provider="app")
     register_encoder_configs()

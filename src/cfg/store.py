@@ -2,9 +2,8 @@
 
 from typing import Type
 
-from hydra.core.config_store import ConfigStore
-
 from cfg.encoder import ENCODER_CONFIGS, EncoderConfig
+from cfg.hydra_versions import store_config
 
 __all__ = ["register_encoder_config", "register_encoder_configs"]
 
@@ -27,7 +26,6 @@ def register_encoder_config(name: str, config_class: Type[EncoderConfig], preset
         config_class: its dataclass.
         preset: store it as ``encoder/<name>`` too; False where a YAML file of that name is on the search path.
     """
-    store = ConfigStore.instance()
-    store.store(group="encoder/schema", name=name, node=config_class, provider="encoders")
+    store_config(group="encoder/schema", name=name, node=config_class, provider="encoders")
     if preset:
-        store.store(group="encoder", name=name, node=config_class, provider="encoders")
+        store_config(group="encoder", name=name, node=config_class, provider="encoders")

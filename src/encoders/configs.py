@@ -98,6 +98,6 @@ def _names_asked_for(arguments: Sequence[str]) -> List[str]:
 
 
 def _register_placeholder(name: str) -> None:
-    from hydra.core.config_store import ConfigStore
+    from cfg.hydra_versions import store_config
 
-    ConfigStore.instance().store(group="encoder", name=name, node={"name": name}, provider="encoders")
+    store_config(group="encoder", name=name, node={"name": name}, provider="encoders")

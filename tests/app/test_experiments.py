@@ -8,6 +8,7 @@ from app.data import japanese_vowels
 from app.jobs import run_job
 from app.paths import conf_dir
 from app_runs import compose_app
+from cfg.hydra_versions import version_base
 from myfla.testing import cases
 
 FILES = Path(japanese_vowels.__file__).parent / "files"
@@ -35,7 +36,7 @@ def test_every_check_speaks_of_runs_that_the_sweep_has(name):
 
     register_configs()
     register_sweep_table()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), **version_base()):
         config = compose("config", [f"experiment={name}", *NEEDS.get(name, ())], return_hydra_config=True)
     swept = {key: str(values).lower().split(",") for key, values in (config.hydra.sweeper.params or {}).items()}
     assert bool(swept) == bool(config.checks)

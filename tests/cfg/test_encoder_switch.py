@@ -13,12 +13,12 @@ from cfg.validation import ConfigError
 from myfla.testing import cases, raises
 
 hydra = pytest.importorskip("hydra")
-from hydra.core.config_store import ConfigStore  # noqa: E402
 from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 from hydra.errors import ConfigCompositionException  # noqa: E402
 from omegaconf import MISSING, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
+from cfg.hydra_versions import store_config, version_base  # noqa: E402
 from cfg.store import register_encoder_config, register_encoder_configs  # noqa: E402
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
@@ -43,9 +43,9 @@ class OtherConfig(EncoderConfig):
 def composing():
     """Hydra over this project's presets, under a root config of the test's own."""
     register_encoder_configs()
-    ConfigStore.instance().store(name="encoder_test_root", node=_Root)
+    store_config(name="encoder_test_root", node=_Root)
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(config_dir=CONF, version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=CONF, **version_base()):
         yield lambda *overrides: hydra.compose("encoder_test_root", overrides=list(overrides))
     GlobalHydra.instance().clear()
 

@@ -116,9 +116,9 @@ import sys
 from dataclasses import dataclass
 import hydra
 from cfg.encoder import EncoderConfig
+from cfg.hydra_versions import store_config, version_base
 from cfg.store import register_encoder_configs
 from encoders import register_plugin_configs
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 @dataclass
@@ -127,8 +127,8 @@ class Root:
 
 register_encoder_configs()
 print(register_plugin_configs())
-ConfigStore.instance().store(name="root", node=Root)
-with hydra.initialize_config_dir(sys.argv[1], version_base="1.3"):
+store_config(name="root", node=Root)
+with hydra.initialize_config_dir(sys.argv[1], **version_base()):
     config = hydra.compose("root", ["+encoder=acme", "encoder.kernel_size=8", "encoder.hidden_size=24"])
 print(type(OmegaConf.to_object(config.encoder)).__name__, config.encoder.kernel_size, "torch" in sys.modules)
 config.encoder.kernel_size = 0

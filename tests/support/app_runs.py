@@ -35,8 +35,9 @@ def compose_app(overrides: Sequence[str] = ()) -> Any:
     from app.paths import conf_dir
     from app.sweep import register_sweep_table
     from cfg.app import register_configs
+    from cfg.hydra_versions import version_base
 
     register_configs()
     register_sweep_table()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), **version_base()):
         return OmegaConf.to_object(compose("config", list(overrides)))

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any, List
 
-from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,16 +11,20 @@ from app.checks import Verdict, judge, show_verdicts
 from app.run_folder import relative, write_json
 from app.sweep.groups import Group, group
 from app.sweep.jobs import Row, collect
+from cfg.hydra_versions import store_config
 
 __all__ = ["SweepTable", "register_sweep_table"]
+
+TARGET = "app.sweep.SweepTable"
+"""The one class that a config of this application names; see `register_sweep_table`."""
 
 log = logging.getLogger(__name__)
 
 
 def register_sweep_table() -> None:
     """Store the callback as ``hydra/callbacks=sweep_table``; in Python, because our YAML holds no class paths."""
-    node = {"sweep_table": {"_target_": "app.sweep.SweepTable"}}
-    ConfigStore.instance().store(group="hydra/callbacks", name="sweep_table", node=node, provider="app")
+    node = {"sweep_table": {"_target_": TARGET}}
+    store_config(group="hydra/callbacks", name="sweep_table", node=node, provider="app")
 
 
 class SweepTable(Callback):
