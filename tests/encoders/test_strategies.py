@@ -16,6 +16,17 @@ CHANGED = {
                            conv_bias=True, output_gate_activation="sigmoid", backend="naive"),
     "rwkv7": dict(num_heads=3, head_dim=8, value_dim=48, decay_low_rank_dim=5, gate_low_rank_dim=6, a_low_rank_dim=7,
                   v_low_rank_dim=9, mode="fused_recurrent", fuse_norm=True, backend="torch"),
+    "delta_net": dict(num_heads=2, expand_k=0.5, expand_v=1.5, mode="fused_recurrent", use_short_conv=False,
+                      conv_size=3, conv_bias=True, use_beta=False, use_gate=True, allow_neg_eigval=True,
+                      qk_activation="elu", qk_norm="sum", backend="naive"),
+    "gated_deltaproduct": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent",
+                               use_short_conv=False, conv_size=3, conv_bias=True, use_output_gate=False,
+                               use_forget_gate=False, allow_neg_eigval=False, num_householder=3, backend="naive"),
+    "gdn2": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,
+                 conv_size=3, conv_bias=True, allow_neg_eigval=True, backend="naive"),
+    "comba": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,
+                  conv_size=3, conv_bias=True, use_output_gate=False, use_output_correction=False,
+                  use_inner_decay=False, correction_factor=0.5, backend="naive"),
 }  # fmt: skip
 SETTINGS = [(name, flag) for name, flags in CHANGED.items() for flag in flags]
 

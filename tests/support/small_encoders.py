@@ -4,11 +4,16 @@ import torch
 
 from encoders import build_encoder
 
-NAMES = ("gated_deltanet", "rwkv7", "gru", "lstm")
-WOVEN = ("gated_deltanet", "rwkv7")  # those whose layers can begin in a state of the layer before
+FAMILY = ("delta_net", "gated_deltaproduct", "gdn2", "comba")
+NAMES = ("gated_deltanet", "rwkv7", *FAMILY, "gru", "lstm")
+WOVEN = ("gated_deltanet", "rwkv7", *FAMILY)  # those whose layers can begin in a state of the layer before
 OWN = {
     "gated_deltanet": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True, conv_size=3),
     "rwkv7": dict(num_heads=2),
+    "delta_net": dict(num_heads=2, allow_neg_eigval=True, conv_size=3),
+    "gated_deltaproduct": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, num_householder=3),
+    "gdn2": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True),
+    "comba": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, correction_factor=0.5),
 }
 
 

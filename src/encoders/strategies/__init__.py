@@ -12,6 +12,10 @@ __all__ = ["builtin_plugins"]
 _BUILTINS = {
     "gated_deltanet": ("gated_deltanet:GatedDeltaNetEncoderStrategy", "GatedDeltaNetEncoderConfig"),
     "rwkv7": ("rwkv7:RWKV7EncoderStrategy", "RWKV7EncoderConfig"),
+    "delta_net": ("family:DeltaNetEncoderStrategy", "DeltaNetEncoderConfig"),
+    "gated_deltaproduct": ("family:GatedDeltaProductEncoderStrategy", "GatedDeltaProductEncoderConfig"),
+    "gdn2": ("family:GDN2EncoderStrategy", "GDN2EncoderConfig"),
+    "comba": ("family:CombaEncoderStrategy", "CombaEncoderConfig"),
     "gru": ("rnn:GRUEncoderStrategy", "GRUEncoderConfig"),
     "lstm": ("rnn:LSTMEncoderStrategy", "LSTMEncoderConfig"),
 }

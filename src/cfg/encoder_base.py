@@ -1,0 +1,130 @@
+"""What the configs of all encoders share.
+
+These are dataclasses for OmegaConf, so annotations are `typing.Optional` and friends. `__post_init__` checks every
+field; OmegaConf runs it in ``OmegaConf.to_object``, which an application calls before it uses a config.
+"""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from cfg.validation import Fields
+
+__all__ = ["BACKENDS", "DIRECTIONS", "MODES", "POOLINGS", "STEMS", "EncoderConfig"]
+
+DIRECTIONS = ("causal", "bidirectional")
+POOLINGS = ("mean", "last", "max", "attention")
+STEMS = ("none", "patch", "conv")
+BACKENDS = ("auto", "naive", "torch", "compiled", "fla")  # as in myfla.backends, which needs torch
+MODES = ("chunk", "fused_recurrent")
+
+
+@dataclass
+class EncoderConfig:
+    """What every encoder has; a strategy's own config adds its layer's flags.
+
+    Args:
+        name: the strategy to build, as the factory knows it.
+        input_size: channels of real-valued input ``[B, T, input_size]``; null until it is known from the data.
+        vocab_size: for input of token ids ``[B, T]`` instead; exactly one of the two is set when the encoder is built.
+        embedding_std: standard deviation of the token vectors at the start. Small ones (0.02) make a model learn
+            sooner to look things up, large ones (1) to keep track of a state.
+        hidden_size: width of the stack and of the embedding.
+        num_layers: residual blocks (per block, a bidirectional encoder has two mixers and two MLPs).
+        direction: ``causal`` (can be fed in pieces) or ``bidirectional``.
+        pooling: how one embedding is made of a sequence: ``mean``, ``last``, ``max`` or ``attention``.
+        mlp_ratio: inner width of the MLP, as a multiple of ``hidden_size``.
+        norm_eps: epsilon of every normalisation.
+        dropout: probability on both branches of a block, in training.
+        state_weaving: begin each layer in the state in which the layer before it ended (TempoPFN, arXiv 2510.25502):
+            every token then knows the whole sequence, so that the encoder cannot be fed in pieces.
+        stem: what makes real-valued sequences shorter in front of the stack: ``none``, ``patch`` (``stem_stride`` steps
+            become one) or ``conv`` (log2(``stem_stride``) convolutions, each of stride 2). Such an encoder cannot be
+            fed in pieces.
+        stem_stride: how many times shorter; a power of two for ``conv``.
+        stem_kernel: steps that each convolution of ``conv`` looks back.
+        pretrained: folder of an official checkpoint (``config.json`` and safetensors) whose sizes and weights the
+            blocks, the last norm and, for token ids, the embedding take over. Fields left at their defaults follow the
+            checkpoint; one that is set and contradicts it is an error.
+
+    Raises:
+        ConfigError: a field breaks its rule; the message starts with ``encoder.<field>``.
+
+    Example:
+        >>> EncoderConfig(name="mine", input_size=12).hidden_size
+        64
+    """
+
+    name: str = "???"
+    input_size: Optional[int] = None
+    vocab_size: Optional[int] = None
+    embedding_std: float = 1.0
+    hidden_size: int = 64
+    num_layers: int = 2
+    direction: str = "causal"
+    pooling: str = "mean"
+    mlp_ratio: float = 2.0
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    state_weaving: bool = False
+    stem: str = "none"
+    stem_stride: int = 8
+    stem_kernel: int = 8
+    pretrained: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check every field. A subclass calls ``super().validate()`` and then checks its own."""
+        fields = Fields(self, "encoder")
+        fields.text("name")
+        own = type(self).__dataclass_fields__["name"].default
+        if own not in ("???", self.name):
+            raise fields.error("name", f"must be {own!r} in a {type(self).__name__}", self.name,
+                               f"another encoder has another config: encoder={self.name}")
+        fields.integer("input_size", 1, 1 << 20, optional=True)
+        fields.integer("vocab_size", 1, 1 << 24, optional=True)
+        if self.input_size is not None and self.vocab_size is not None:
+            raise fields.error("vocab_size", f"must be null when encoder.input_size={self.input_size} is set",
+                               self.vocab_size, "an encoder reads features or token ids, not both")
+        fields.number("embedding_std", 0, 1000, open_low=True)
+        fields.integer("hidden_size", 1, 1 << 16)
+        fields.integer("num_layers", 1, 1024)
+        fields.choice("direction", DIRECTIONS)
+        fields.choice("pooling", POOLINGS)
+        fields.number("mlp_ratio", 0, 64, open_low=True)
+        fields.number("norm_eps", 0, 1, open_low=True)
+        fields.number("dropout", 0, 1, open_high=True)
+        fields.flag("state_weaving")
+        fields.text("pretrained", optional=True)
+        self._check_stem(fields)
+
+    def _check_stem(self, fields: Fields) -> None:
+        fields.choice("stem", STEMS)
+        fields.integer("stem_stride", 1, 1 << 12)
+        fields.integer("stem_kernel", 1, 1 << 10)
+        lower = 1 << (self.stem_stride.bit_length() - 1)
+        if self.stem == "conv" and self.stem_stride != lower:
+            raise fields.error("stem_stride", "must be a power of two with encoder.stem=conv", self.stem_stride,
+                               f"use {lower} or {2 * lower}")
+        if self.stem == "conv" and self.stem_kernel < min(self.stem_stride, 2):
+            raise fields.error("stem_kernel", "must be at least 2, the stride of each convolution", self.stem_kernel)
+        if self.stem != "none" and self.vocab_size is not None:
+            raise fields.error("stem", "must be none for token ids (encoder.vocab_size is set)", self.stem)
+
+    @property
+    def needs_end(self) -> Optional[str]:
+        """The setting for which the encoder must know where a sequence ends before it can begin; None if there is none.
+
+        Only an encoder without one can be fed in pieces.
+        """
+        if self.direction != "causal":
+            return f"encoder.direction={self.direction}"
+        if self.state_weaving:
+            return "encoder.state_weaving=true"
+        return None if self.stem == "none" else f"encoder.stem={self.stem}"
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of the MLP, at least 1."""
+        return max(1, round(self.hidden_size * self.mlp_ratio))

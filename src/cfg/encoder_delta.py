@@ -1,0 +1,158 @@
+"""The configs of encoders whose layers have heads of a size of their own: GatedDeltaNet and its relatives."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Optional, Tuple
+
+from cfg.attention import check_attention
+from cfg.encoder_base import BACKENDS, MODES, EncoderConfig
+from cfg.validation import Fields
+
+__all__ = ["CombaEncoderConfig", "DeltaHeadsConfig", "GDN2EncoderConfig", "GatedDeltaNetEncoderConfig",
+           "GatedDeltaProductEncoderConfig"]
+
+GATE_ACTIVATIONS = ("swish", "silu", "sigmoid")
+
+
+@dataclass
+class DeltaHeadsConfig(EncoderConfig):
+    """What the encoders of this file share; the fields are the layers' arguments.
+
+    Args:
+        num_heads, head_dim: query/key heads and their size, free of ``hidden_size``.
+        expand_v: value head size over ``head_dim``; the product must be whole.
+        num_v_heads: value heads, a multiple of ``num_heads``; null means ``num_heads``.
+        mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
+        use_short_conv, conv_size, conv_bias: the short convolutions, as in the layer.
+        backend: whose code computes the rule: ``auto``, ``naive``, ``torch``, ``compiled`` or ``fla``. A choice of this
+            machine: it is not saved with the encoder.
+    """
+
+    flags: ClassVar[Tuple[str, ...]] = ()
+
+    num_heads: int = 4
+    head_dim: int = 16
+    expand_v: float = 2.0
+    num_v_heads: Optional[int] = None
+    mode: str = "chunk"
+    use_short_conv: bool = True
+    conv_size: int = 4
+    conv_bias: bool = False
+    backend: str = "auto"
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "encoder")
+        fields.integer("num_heads", 1, 4096)
+        fields.integer("head_dim", 1, 4096)
+        fields.number("expand_v", 0, 64, open_low=True)
+        value_size = self.head_dim * self.expand_v
+        if value_size < 1 or abs(value_size - round(value_size)) > 1e-5 * value_size:
+            raise fields.error("expand_v", f"must make a whole number with encoder.head_dim={self.head_dim}",
+                               self.expand_v, f"the product is {value_size:g}")
+        fields.integer("num_v_heads", 1, 4096, optional=True)
+        if self.num_v_heads is not None and self.num_v_heads % self.num_heads:
+            raise fields.error("num_v_heads", f"must be a multiple of encoder.num_heads={self.num_heads}",
+                               self.num_v_heads, f"use {self.num_heads}, {2 * self.num_heads}, ... or null")
+        fields.choice("mode", MODES)
+        for flag in ("use_short_conv", "conv_bias", *self.flags):
+            fields.flag(flag)
+        fields.integer("conv_size", 1, 1024)
+        fields.choice("backend", BACKENDS)
+
+
+@dataclass
+class GatedDeltaNetEncoderConfig(DeltaHeadsConfig):
+    """An encoder of GatedDeltaNet layers; the fields are the layer's arguments (`myfla.layers.GatedDeltaNet`).
+
+    Args:
+        use_gate, allow_neg_eigval, output_gate_activation: as in the layer.
+        attn: which layers are softmax attention (`myfla.layers.Attention`) instead: ``{layers: [1, 3], num_heads: 4}``,
+            perhaps with ``num_kv_heads``, ``qkv_bias``, ``window_size`` and ``rope_theta``; null for none.
+
+    Example:
+        >>> GatedDeltaNetEncoderConfig(input_size=12, use_gate=False).name
+        'gated_deltanet'
+    """
+
+    flags: ClassVar[Tuple[str, ...]] = ("use_gate", "allow_neg_eigval")
+
+    name: str = "gated_deltanet"
+    use_gate: bool = True
+    allow_neg_eigval: bool = False
+    output_gate_activation: str = "swish"
+    attn: Any = None  # a mapping; OmegaConf cannot set an optional one on the command line
+
+    def validate(self) -> None:
+        super().validate()
+        Fields(self, "encoder").choice("output_gate_activation", GATE_ACTIVATIONS)
+        if self.attn is not None:
+            self.attn = check_attention(self.attn, self.hidden_size, self.num_layers)
+
+
+@dataclass
+class GatedDeltaProductEncoderConfig(DeltaHeadsConfig):
+    """An encoder of Gated DeltaProduct layers (`myfla.layers.GatedDeltaProduct`).
+
+    Args:
+        use_output_gate, use_forget_gate, allow_neg_eigval: as in the layer.
+        num_householder: steps of the delta rule for each token.
+
+    Example:
+        >>> GatedDeltaProductEncoderConfig(input_size=12, num_householder=3).name
+        'gated_deltaproduct'
+    """
+
+    flags: ClassVar[Tuple[str, ...]] = ("use_output_gate", "use_forget_gate", "allow_neg_eigval")
+
+    name: str = "gated_deltaproduct"
+    use_output_gate: bool = True
+    use_forget_gate: bool = True
+    allow_neg_eigval: bool = True
+    num_householder: int = 2
+
+    def validate(self) -> None:
+        super().validate()
+        Fields(self, "encoder").integer("num_householder", 1, 64)
+
+
+@dataclass
+class GDN2EncoderConfig(DeltaHeadsConfig):
+    """An encoder of Gated DeltaNet 2 layers (`myfla.layers.GatedDeltaNet2`).
+
+    Args:
+        allow_neg_eigval: as in the layer.
+
+    Example:
+        >>> GDN2EncoderConfig(input_size=12).name
+        'gdn2'
+    """
+
+    flags: ClassVar[Tuple[str, ...]] = ("allow_neg_eigval",)
+
+    name: str = "gdn2"
+    allow_neg_eigval: bool = False
+
+
+@dataclass
+class CombaEncoderConfig(DeltaHeadsConfig):
+    """An encoder of Comba layers (`myfla.layers.Comba`).
+
+    Args:
+        use_output_gate, use_output_correction, use_inner_decay, correction_factor: as in the layer.
+
+    Example:
+        >>> CombaEncoderConfig(input_size=12, correction_factor=0.02).name
+        'comba'
+    """
+
+    flags: ClassVar[Tuple[str, ...]] = ("use_output_gate", "use_output_correction", "use_inner_decay")
+
+    name: str = "comba"
+    use_output_gate: bool = True
+    use_output_correction: bool = True
+    use_inner_decay: bool = True
+    correction_factor: float = 1.0
+
+    def validate(self) -> None:
+        super().validate()
+        Fields(self, "encoder").number("correction_factor", 0, 100, open_low=True)

@@ -1,0 +1,93 @@
+"""The configs of encoders whose layers divide their width into heads: DeltaNet."""
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from cfg.encoder_base import BACKENDS, MODES, EncoderConfig
+from cfg.validation import Fields
+
+__all__ = ["DeltaNetEncoderConfig", "WidthHeadsConfig"]
+
+QK_ACTIVATIONS = ("silu", "relu", "elu", "identity")
+QK_NORMS = ("l2", "sum")
+
+
+@dataclass
+class WidthHeadsConfig(EncoderConfig):
+    """What the encoders of this file share; the fields are the layers' arguments.
+
+    Args:
+        num_heads: heads; the channels of all keys, and of all values, must be a multiple of it. null means the largest
+            number up to 4 that fits.
+        expand_k, expand_v: size of all keys, and of all values, over ``hidden_size``.
+        mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
+        use_short_conv, conv_size, conv_bias: the short convolutions, as in the layer.
+        backend: as in `GatedDeltaNetEncoderConfig`.
+    """
+
+    num_heads: Optional[int] = None
+    expand_k: float = 1.0
+    expand_v: float = 1.0
+    mode: str = "chunk"
+    use_short_conv: bool = True
+    conv_size: int = 4
+    conv_bias: bool = False
+    backend: str = "auto"
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "encoder")
+        fields.integer("num_heads", 1, 4096, optional=True)
+        for name in ("expand_k", "expand_v"):
+            fields.number(name, 0, 64, open_low=True)
+            size = self.hidden_size * getattr(self, name)
+            if size < 1 or abs(size - round(size)) > 1e-5 * size:
+                raise fields.error(name, f"must make a whole number with encoder.hidden_size={self.hidden_size}",
+                                   getattr(self, name), f"the product is {size:g}")
+        if any(size % self.resolved_num_heads for size in self._sizes()):
+            key, value = self._sizes()
+            raise fields.error("num_heads", f"must divide the {key} channels of keys and {value} of values",
+                               self.num_heads, "or null, to choose one that does")
+        fields.choice("mode", MODES)
+        for flag in ("use_short_conv", "conv_bias"):
+            fields.flag(flag)
+        fields.integer("conv_size", 1, 1024)
+        fields.choice("backend", BACKENDS)
+
+    @property
+    def resolved_num_heads(self) -> int:
+        """Number of heads: as given, or the largest up to 4 that divides keys and values."""
+        if self.num_heads is not None:
+            return self.num_heads
+        return next(heads for heads in (4, 3, 2, 1) if not any(size % heads for size in self._sizes()))
+
+    def _sizes(self) -> Tuple[int, int]:
+        return round(self.hidden_size * self.expand_k), round(self.hidden_size * self.expand_v)
+
+
+@dataclass
+class DeltaNetEncoderConfig(WidthHeadsConfig):
+    """An encoder of DeltaNet layers (`myfla.layers.DeltaNet`).
+
+    Args:
+        use_beta, use_gate, allow_neg_eigval, qk_activation, qk_norm: as in the layer.
+
+    Example:
+        >>> DeltaNetEncoderConfig(input_size=12, qk_norm="sum").name
+        'delta_net'
+    """
+
+    name: str = "delta_net"
+    use_beta: bool = True
+    use_gate: bool = False
+    allow_neg_eigval: bool = False
+    qk_activation: str = "silu"
+    qk_norm: str = "l2"
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "encoder")
+        for flag in ("use_beta", "use_gate", "allow_neg_eigval"):
+            fields.flag(flag)
+        fields.choice("qk_activation", QK_ACTIVATIONS)
+        fields.choice("qk_norm", QK_NORMS)

@@ -1,0 +1,91 @@
+"""Encoders of the delta rule's wider family."""
+
+from typing import Any, Dict, Tuple
+
+import torch
+
+from cfg.encoder import (
+    CombaEncoderConfig,
+    DeltaNetEncoderConfig,
+    GatedDeltaProductEncoderConfig,
+    GDN2EncoderConfig,
+)
+from encoders.strategies.layers import PARTS, LayerEncoderStrategy, checkpoint_fields
+from myfla.layers import Comba, DeltaNet, GatedDeltaNet2, GatedDeltaProduct
+from myfla.models.configuration import ModelConfig
+
+__all__ = ["CombaEncoderStrategy", "DeltaNetEncoderStrategy", "GDN2EncoderStrategy",
+           "GatedDeltaProductEncoderStrategy"]
+
+
+class DeltaNetEncoderStrategy(LayerEncoderStrategy[DeltaNetEncoderConfig]):
+    """DeltaNet (arXiv 2406.06484).
+
+    Example:
+        >>> strategy = DeltaNetEncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name, config_class, layer_class = "delta_net", DeltaNetEncoderConfig, DeltaNet
+    model_type, checkpoint_parts = "delta_net", PARTS
+
+    def gates_of(self, mixer: Any, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        beta = mixer.gates(x).unsqueeze(-1)
+        return torch.zeros_like(beta), beta
+
+    def fields_of_checkpoint(self, found: ModelConfig, file: str) -> Dict[str, Any]:
+        same = ("num_heads", "expand_k", "expand_v", "use_beta", "use_gate", "use_short_conv", "conv_size",
+                "allow_neg_eigval", "qk_activation", "qk_norm")
+        return {**checkpoint_fields(found, file, same), "conv_bias": False}
+
+
+class GatedDeltaProductEncoderStrategy(LayerEncoderStrategy[GatedDeltaProductEncoderConfig]):
+    """Gated DeltaProduct (arXiv 2502.10297).
+
+    Example:
+        >>> strategy = GatedDeltaProductEncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name, config_class, layer_class = "gated_deltaproduct", GatedDeltaProductEncoderConfig, GatedDeltaProduct
+    model_type, checkpoint_parts = "gated_deltaproduct", PARTS
+
+    def gates_of(self, mixer: Any, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        g, beta = mixer.gates(x)
+        beta = beta.transpose(2, 3)  # steps are a head's channels
+        return torch.zeros_like(beta[..., :1]) if g is None else g.unsqueeze(-1), beta
+
+    def fields_of_checkpoint(self, found: ModelConfig, file: str) -> Dict[str, Any]:
+        same = ("num_heads", "head_dim", "expand_v", "use_output_gate", "use_short_conv", "conv_size",
+                "use_forget_gate", "allow_neg_eigval", "num_householder")
+        return {**checkpoint_fields(found, file, same), "num_v_heads": None, "conv_bias": False}
+
+
+class GDN2EncoderStrategy(LayerEncoderStrategy[GDN2EncoderConfig]):
+    """Gated DeltaNet 2.
+
+    Example:
+        >>> strategy = GDN2EncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name, config_class, layer_class, strength_name = "gdn2", GDN2EncoderConfig, GatedDeltaNet2, "b"
+
+    def gates_of(self, mixer: Any, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        g, b, _ = mixer.gates(x)
+        return g, b
+
+
+class CombaEncoderStrategy(LayerEncoderStrategy[CombaEncoderConfig]):
+    """Comba (arXiv 2506.02475).
+
+    Example:
+        >>> strategy = CombaEncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name, config_class, layer_class = "comba", CombaEncoderConfig, Comba
