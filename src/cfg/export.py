@@ -9,18 +9,21 @@ from cfg.validation import Fields
 __all__ = ["EXPORT_FORMATS", "ExportJobConfig"]
 
 EXPORT_FORMATS = ("onnx", "torch_export", "safetensors")
+GRAPHS = ("all", "whole", "step")
 
 
 @dataclass
 class ExportJobConfig(JobConfig):
-    """Write the causal encoder of a finished run (``run=FOLDER``) as files that need no part of this project.
+    """Write the model of a finished run (``run=FOLDER``) as files that need no part of this project.
 
     Every file is run again and compared with PyTorch before the job ends, and comes with a script that runs it.
 
     Args:
-        format: ``onnx`` and ``torch_export`` write ``step``, one token with the states as inputs and outputs, and
-            ``encoder``, whole sequences; ``safetensors`` writes the weights.
-        length: tokens of ``encoder``. Null: any number in ``torch_export``; no ``encoder`` in ``onnx``.
+        format: ``onnx`` and ``torch_export`` write ``encoder``, whole raw sequences to embedding and logits or values,
+            and for a causal encoder ``step``, one token with the states as inputs and outputs; ``safetensors`` writes
+            the weights.
+        graphs: ``all`` that the encoder can have, ``whole`` or ``step``.
+        length: tokens of ``encoder``, whose sizes are fixed then. Null: any number of sequences of any length.
         context: how many tokens before its own a layer of softmax attention without a window sees at most in ``step``,
             whose states have a fixed size; within so many tokens it equals PyTorch. Needed for such encoders only.
         batch: sequences that a graph of fixed size takes at once.
@@ -33,6 +36,7 @@ class ExportJobConfig(JobConfig):
 
     name: str = "export"
     format: str = "onnx"
+    graphs: str = "all"
     length: Optional[int] = None
     context: Optional[int] = None
     batch: int = 1
@@ -43,6 +47,7 @@ class ExportJobConfig(JobConfig):
         super().validate()
         fields = Fields(self, "job")
         fields.choice("format", EXPORT_FORMATS)
+        fields.choice("graphs", GRAPHS)
         fields.integer("length", 2, 1 << 20, optional=True)
         fields.integer("context", 1, 1 << 20, optional=True)
         fields.integer("batch", 1, 1 << 20)

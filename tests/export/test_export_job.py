@@ -16,8 +16,10 @@ from app.export.parity import compare_step, compare_whole, require
 from app.jobs.export import run
 from app.tasks.spec import TaskSpec
 from app.tasks.task import build_task
+from app.trained import load_trained, save_task
 from cfg.export import ExportJobConfig
 from cfg.validation import ConfigError
+from encoders import load_encoder
 from encoders.pipeline import InputPipeline
 from encoders.schema import InputSchema
 from export_subjects import STRATEGIES, small_encoder
@@ -119,7 +121,7 @@ def export_attention(folder, format, **job):
 def test_the_job_exports_attention_to_onnx(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    export_attention(tmp_path, "onnx")
+    export_attention(tmp_path, "onnx", graphs="step")
 
 
 @exports
@@ -145,7 +147,7 @@ def test_one_exported_graph_serves_every_length(name, tmp_path):
     whole = WholeEncoder(small_encoder(name))
     with torch.no_grad():
         runner = write_torch_export(whole, (torch.zeros(3, 101, 3),), tmp_path / "encoder.pt2", dynamic=True)
-        assert compare_whole(whole, runner, 2, (2, 5, 64, 101, 200)) <= 1e-5
+        assert compare_whole(whole, runner, [(2, 2), (1, 5), (2, 64), (3, 101), (4, 200)]) <= 1e-5
 
 
 @exports
@@ -157,8 +159,8 @@ def test_the_job_writes_a_step_that_equals_pytorch_and_runs_alone(name, format, 
     encoder, out = small_encoder(name), tmp_path / "out"
     encoder.save(tmp_path / "run")
     out.mkdir()
-    length = dict(length=20) if format == "torch_export" else {}
-    worst = run(Run(tmp_path / "run", format=format, batch=2, **length), out)
+    more = dict(length=20) if format == "torch_export" else dict(graphs="step")
+    worst = run(Run(tmp_path / "run", format=format, batch=2, **more), out)
     facts = json.loads((out / "export.json").read_text())
     assert 0 < worst <= 1e-5 and facts["steps"] == 200
     assert list(facts["inputs"])[0] == "x" and all(s["shape"][0] == 2 for s in facts["inputs"].values())
@@ -254,5 +256,87 @@ def test_refusals_name_field_and_way_out(tmp_path):
         run(Run(tmp_path), tmp_path)
     with pytest.raises(ConfigError, match=r"job\.format"):
         ExportJobConfig(format="tensorrt")
+    with pytest.raises(ConfigError, match=r"job\.graphs must be one of all, whole, step"):
+        ExportJobConfig(graphs="both")
+    small_encoder("gated_deltanet", direction="bidirectional").save(tmp_path / "both")
+    with pytest.raises(RunError, match=r"job\.graphs must be whole for this run: run=.*both' must hold an enco"):
+        run(Run(tmp_path / "both", graphs="step"), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"job\.length"):
         ExportJobConfig(length=1)
+
+
+def trained_run(folder, kind, name, direction, missing="error", **more):
+    """A run of four classes or two values, a sequence or a step, on data far from zero."""
+    spec = {"classes": TaskSpec("classify", "classes", 4, False, list("abcd")),
+            "steps": TaskSpec("classify", "classes", 4, True, list("abcd")),
+            "values": TaskSpec("regress", "values", 2, False, ["u", "v"])}[kind]
+    names = {"classes" if kind != "values" else "targets": tuple(spec.names)}
+    data = [torch.randn(9, 3, dtype=torch.float64) * torch.tensor([1.0, 1e-3, 1e3]) + torch.tensor([0.0, 5.0, 1e4])]
+    pipeline = InputPipeline.fit(data, missing=missing, own_scale=more.pop("own_scale", False), **names)
+    encoder = small_encoder(name, direction=direction, input_size=pipeline.width, **more)
+    encoder.save(folder, pipeline)
+    task = build_task(spec, 8)
+    if kind == "values":
+        task.measure(torch.randn(40, 2) * 7 + 100)
+    save_task(folder, task)
+    return load_trained(folder)
+
+
+def needs_onnx():
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+
+
+WHOLE = [("classes", "gated_deltanet", "bidirectional", "onnx", {}),
+         pytest.param(("classes", "rwkv7", "causal", "onnx", {"missing": "mean"}), marks=pytest.mark.slow),
+         pytest.param(("values", "gated_deltanet", "causal", "onnx", {"missing": "forward"}), marks=pytest.mark.slow),
+         pytest.param(("values", "rwkv7", "bidirectional", "onnx", {"own_scale": True}), marks=pytest.mark.slow),
+         pytest.param(("steps", "gated_deltanet", "bidirectional", "onnx", {}), marks=pytest.mark.slow),
+         pytest.param(("classes", "rwkv7", "bidirectional", "torch_export", {"missing": "forward"}),
+                      marks=pytest.mark.slow)]
+
+
+@exports
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_whole_model_runs_raw_data_of_any_size(case, tmp_path):
+    """From the data's own numbers to logits or values, as `job=predict` gives them."""
+    kind, name, direction, form, more = case
+    if form == "onnx":
+        needs_onnx()
+    trained = trained_run(tmp_path / "run", kind, name, direction, **more)
+    out = tmp_path / "out"
+    assert run(Run(tmp_path / "run", format=form, graphs="whole"), out) <= 1e-5
+    facts = json.loads((out / "export.json").read_text())
+    assert facts["encoder_inputs"]["x"]["shape"] == ["batch", "length", 3] and "inputs" not in facts
+    assert facts["classes" if kind != "values" else "targets"] == trained.task.spec.names
+    assert facts["encoder_outputs"] == ["hidden", "embedding", "values" if kind == "values" else "logits"]
+    assert len(run_sample(out)) == (3 if kind == "values" else 4)
+    encoder = load_encoder(tmp_path / "run")
+    for batch, length in ((1, 3), (5, 37), (2, 130)):
+        x = WholeEncoder(trained.encoder, trained.pipeline).sample(batch, length)
+        if form == "onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(out / "encoder.onnx"), providers=["CPUExecutionProvider"])
+            hidden, embedding, outputs = map(torch.from_numpy, session.run(None, {"x": x.numpy()}))
+        else:
+            hidden, embedding, outputs = torch.export.load(str(out / "encoder.pt2")).module()(x)
+        with torch.no_grad():
+            want = encoder(x)
+            raw = trained.task.head(want.hidden if kind == "steps" else want.embedding)
+        if kind == "values":
+            raw = raw.double() * trained.task.target_std + trained.task.target_mean
+        for got, truth in ((hidden, want.hidden), (embedding, want.embedding), (outputs, raw)):
+            assert_close(got.double().detach(), truth.double(), rms=1e-5)
+
+
+def test_a_model_that_no_graph_fits_names_the_way_out(tmp_path, monkeypatch):
+    def failing(*given, **options):
+        raise RuntimeError("Constraints violated\nmore")
+
+    trained_run(tmp_path / "run", "classes", "gated_deltanet", "bidirectional")
+    monkeypatch.setattr(torch.export, "export", failing)
+    with pytest.raises(RunError, match=r"job\.length must be given for this encoder, of which PyTorch makes no graph "
+                       r"for every length: Constraints violated; job\.length=TOKENS"):
+        run(Run(tmp_path / "run", format="torch_export"), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, List, Sequence
 
 import torch
 
@@ -17,16 +17,17 @@ LONGEST = 1 << 16
 Runner = Callable[[Sequence[torch.Tensor]], List[torch.Tensor]]
 
 
-def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path) -> Runner:
+def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path, dynamic: bool) -> Runner:
     """Write ``path``, run by onnxruntime.
 
     Args:
-        module: what the graph computes, of fixed sizes.
+        module: what the graph computes.
         example: its inputs.
         path: ends in ``.onnx``.
+        dynamic: the one input has any number of sequences and tokens.
 
     Raises:
-        RunError: a package is missing.
+        RunError: a package is missing, or there is no such graph.
     """
     try:
         import onnxruntime
@@ -37,8 +38,8 @@ def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path
     for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # a line for every constant that they fold
         logging.getLogger(name).setLevel(logging.ERROR)
     names = _input_names(module)
-    program = torch.onnx.export(
-        module, tuple(example), dynamo=True, verbose=False, input_names=names, output_names=module.names)
+    given: Any = (_program(module, example, True, "onnx"),) if dynamic else (module, tuple(example))
+    program = torch.onnx.export(*given, dynamo=True, verbose=False, input_names=names, output_names=module.names)
     program.save(str(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -61,23 +62,29 @@ def write_torch_export(module: WholeEncoder, example: Sequence[torch.Tensor], pa
         dynamic: the one input has any number of sequences and tokens.
 
     Raises:
-        RunError: this PyTorch cannot export.
+        RunError: this PyTorch cannot export, or there is no such graph.
     """
-    if not hasattr(torch, "export") or not hasattr(torch.compiler, "is_exporting"):
-        raise RunError(f"job.format=torch_export needs PyTorch 2.7 or newer; got {torch.__version__}; upgrade torch")
-    shapes: Optional[Any] = None
-    options = {}
-    if dynamic:
-        shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=LONGEST)},)
-        options["prefer_deferred_runtime_asserts_over_guards"] = True
-    program = torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False, **options)
-    torch.export.save(program, str(path))
+    torch.export.save(_program(module, example, dynamic, "torch_export"), str(path))
     loaded = torch.export.load(str(path)).module()
 
     def run(inputs: Sequence[torch.Tensor]) -> List[torch.Tensor]:
         return list(loaded(*inputs))
 
     return run
+
+
+def _program(module: WholeEncoder, example: Sequence[torch.Tensor], dynamic: bool, form: str) -> Any:
+    if not hasattr(torch, "export") or not hasattr(torch.compiler, "is_exporting"):
+        raise RunError(f"job.format={form} needs PyTorch 2.7 or newer; got {torch.__version__}; upgrade torch")
+    if not dynamic:
+        return torch.export.export(module, tuple(example), strict=False)
+    shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=LONGEST)},)
+    try:
+        return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False,
+                                   prefer_deferred_runtime_asserts_over_guards=True)
+    except Exception as problem:  # PyTorch's exporter has many
+        raise RunError(f"job.length must be given for this encoder, of which PyTorch makes no graph for every length: "
+                       f"{str(problem).strip().splitlines()[0]}; job.length=TOKENS") from None
 
 
 def _input_names(module: WholeEncoder) -> List[str]:

@@ -19,8 +19,8 @@ __all__ = ["EncoderStep", "WholeEncoder"]
 
 
 class WholeEncoder(nn.Module):
-    """``x [B, T, channels]``, raw, to ``hidden [B, T, D]``, ``embedding [B, D]`` and, with a task, ``logits`` or
-    ``values`` in the data's units, of each sequence or each step.
+    """``x [B, T, channels]``, raw, or token ids ``[B, T]``, to ``hidden [B, T, D]``, ``embedding [B, D]`` and, with a
+    task, ``logits`` or ``values`` in the data's units, of each sequence or each step.
 
     Args:
         encoder: any, that reads prepared data.
@@ -45,13 +45,27 @@ class WholeEncoder(nn.Module):
         return out.hidden, out.embedding, outputs
 
     @property
-    def channels(self) -> int:
-        """Of x."""
+    def channels(self) -> Optional[int]:
+        """Of x; None for token ids ``[B, T]``."""
         schema = None if self.pipeline is None else self.pipeline.schema
         return self.encoder.config.input_size if schema is None else len(schema.features)
 
+    def sample(self, batch: int, length: int) -> torch.Tensor:
+        """Random input, of the size of the data that it was trained on, with missing values where they may be."""
+        if self.channels is None:
+            return torch.randint(self.encoder.config.vocab_size, (batch, length))
+        x = torch.randn(batch, length, self.channels, dtype=torch.float64)
+        pipeline = self.pipeline
+        if pipeline is not None and not pipeline.own_scale:
+            x = pipeline.untransform(x)
+        if pipeline is not None and pipeline.missing != "error" and length > 1:
+            x[torch.rand_like(x) < 0.1] = float("nan")
+        return x.to(self.encoder.input.weight.dtype)
+
     def _prepared(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.pipeline is None else self.pipeline.transform(x).to(self.encoder.input.weight.dtype)
+        if self.pipeline is None or self.channels is None:
+            return x
+        return self.pipeline.transform(x).to(self.encoder.input.weight.dtype)
 
 
 class EncoderStep(WholeEncoder):

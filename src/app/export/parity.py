@@ -1,6 +1,6 @@
 """What a written file computes, against PyTorch."""
 
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 
@@ -15,20 +15,20 @@ Runner = Callable[[Sequence[torch.Tensor]], List[torch.Tensor]]
 def compare_step(module: EncoderStep, run: Runner, batch: int, steps: int) -> float:
     """The largest difference over a stream in which both sides keep their own states."""
     mine = theirs = module.first_states(batch)
-    worst, size = 0.0, module.channels
+    worst = 0.0
     for _ in range(steps):
-        x = _sample(module, batch, 1, size)
+        x = module.sample(batch, 1)
         want, got = module(x, *mine), run((x, *theirs))
         worst = _larger(worst, _difference(got, want))
         mine, theirs = want[1:], got[1:]
     return worst
 
 
-def compare_whole(module: WholeEncoder, run: Runner, batch: int, lengths: Sequence[int]) -> float:
-    """The largest difference over sequences of some lengths."""
-    worst, size = 0.0, module.channels
-    for length in lengths:
-        x = _sample(module, batch, length, size)
+def compare_whole(module: WholeEncoder, run: Runner, sizes: Sequence[Tuple[int, int]]) -> float:
+    """The largest difference over batches of some sizes, ``(sequences, tokens)``."""
+    worst = 0.0
+    for batch, length in sizes:
+        x = module.sample(batch, length)
         worst = _larger(worst, _difference(run((x,)), module(x)))
     return worst
 
@@ -43,13 +43,6 @@ def require(figures: Dict[str, Any], tolerance: float) -> None:
         if not figure <= tolerance:
             raise RunError(f"{name} must equal PyTorch within job.tolerance={tolerance:g}; got a difference of "
                            f"{figure:.3g}; do not use the file")
-
-
-def _sample(module: WholeEncoder, batch: int, length: int, size: int) -> torch.Tensor:
-    x = torch.randn(batch, length, size, dtype=torch.float64)
-    if module.pipeline is not None and not module.pipeline.own_scale:
-        x = module.pipeline.untransform(x)
-    return x.to(module.encoder.input.weight.dtype)
 
 
 def _difference(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> float:

@@ -48,4 +48,42 @@ for name, value in sorted(load_file(str(Path(__file__).resolve().parent / "encod
     print(name, value.dtype, list(value.shape))
 '''
 
-SAMPLES = {"onnx": _ONNX, "torch_export": _TORCH, "safetensors": _SAFETENSORS}
+_ONNX_WHOLE = '''"""Run whole sequences of the data's own numbers through encoder.onnx. Needs numpy and onnxruntime."""
+import json
+from pathlib import Path
+
+import numpy
+import onnxruntime
+
+here = Path(__file__).resolve().parent
+facts = json.loads((here / "export.json").read_text(encoding="utf-8"))
+session = onnxruntime.InferenceSession(str(here / "encoder.onnx"), providers=["CPUExecutionProvider"])
+kind = facts["encoder_inputs"]["x"]
+shape = [{"batch": 2, "length": 5}.get(size, size) for size in kind["shape"]]
+found = session.run(None, {"x": numpy.ones(shape, kind["dtype"])})
+for name, value in zip(facts["encoder_outputs"], found):
+    print(name, list(value.shape), value.reshape(-1)[:4].tolist())
+if facts.get("classes") and facts["encoder_outputs"][-1] == "logits":
+    print([facts["classes"][i] for i in found[-1].argmax(-1).reshape(-1)])
+'''
+
+_TORCH_WHOLE = '''"""Run whole sequences of the data's own numbers through encoder.pt2. Needs torch."""
+import json
+from pathlib import Path
+
+import torch
+
+here = Path(__file__).resolve().parent
+facts = json.loads((here / "export.json").read_text(encoding="utf-8"))
+model = torch.export.load(str(here / "encoder.pt2")).module()
+kind = facts["encoder_inputs"]["x"]
+shape = [{"batch": 2, "length": 5}.get(size, size) for size in kind["shape"]]
+found = model(torch.ones(shape, dtype=getattr(torch, kind["dtype"])))
+for name, value in zip(facts["encoder_outputs"], found):
+    print(name, list(value.shape), value.reshape(-1)[:4].tolist())
+if facts.get("classes") and facts["encoder_outputs"][-1] == "logits":
+    print([facts["classes"][i] for i in found[-1].argmax(-1).reshape(-1).tolist()])
+'''
+
+SAMPLES = {"onnx": _ONNX, "torch_export": _TORCH, "safetensors": _SAFETENSORS,
+           "onnx_whole": _ONNX_WHOLE, "torch_export_whole": _TORCH_WHOLE}

@@ -1,9 +1,9 @@
-"""``job=export``: a trained encoder for other runtimes, each file compared with PyTorch."""
+"""``job=export``: a trained model for other runtimes, each file compared with PyTorch."""
 
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 
@@ -14,8 +14,8 @@ from app.export.parity import compare_step, compare_whole, require
 from app.export.samples import SAMPLES
 from app.export.staged import staged
 from app.run_folder import overrides, relative, write_json
-from app.streaming.model import StreamModel, load_model
-from app.trained import TASK
+from app.streaming.model import why_no_stream
+from app.trained import TASK, Trained, load_trained
 from app.training.quiet import quiet
 from cfg.app import AppConfig
 from cfg.export import ExportJobConfig
@@ -25,6 +25,12 @@ from encoders.io import read_encoder
 __all__ = ["run"]
 
 log = logging.getLogger(__name__)
+
+_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
+_WRITE = {"onnx": write_onnx, "torch_export": write_torch_export}
+_SIZES = ((3, 101), (1, 2), (2, 64), (1, 200), (4, 9))
+"""Sequences and tokens at which a graph for any size is compared."""
+
 FACTS, SAMPLE = "export.json", "sample.py"
 
 
@@ -40,7 +46,7 @@ def run(config: AppConfig, folder: Path) -> float:
     """
     job: ExportJobConfig = config.job
     if config.run is None:
-        raise config_error("run", "must be the folder of a finished run with a causal encoder", None,
+        raise config_error("run", "must be the folder of a finished run", None,
                            "python -m app job=export run=outputs/app/...")
     for override in overrides():
         key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
@@ -52,12 +58,13 @@ def run(config: AppConfig, folder: Path) -> float:
     quiet()
     torch.manual_seed(config.seed)
     source = Path(config.run)
-    model = load_model(source, "embedding", attention=True)
+    trained = load_trained(source)
     facts: Dict[str, Any] = {"format": job.format, "run": relative(source), "torch": torch.__version__}
     with torch.no_grad(), staged(folder, FACTS) as place:
-        facts.update(_weights(model, source, place) if job.format == "safetensors" else _graphs(model, job, place))
+        facts.update(_weights(trained, place) if job.format == "safetensors" else _graphs(trained, job, place))
         require(facts["difference"], job.tolerance)
-        (place / SAMPLE).write_text(SAMPLES[job.format], encoding="utf-8")
+        kind = job.format if "inputs" in facts or job.format == "safetensors" else f"{job.format}_whole"
+        (place / SAMPLE).write_text(SAMPLES[kind], encoding="utf-8")
         write_json(facts, place / FACTS)
     worst = max(facts["difference"].values())
     log.info("wrote %s; largest difference from PyTorch %.2g; run python %s",
@@ -65,43 +72,65 @@ def run(config: AppConfig, folder: Path) -> float:
     return worst
 
 
-def _graphs(model: StreamModel, job: ExportJobConfig, folder: Path) -> Dict[str, Any]:
-    """Write ``step`` and ``encoder``."""
-    suffix = ".onnx" if job.format == "onnx" else ".pt2"
-    step = EncoderStep(model.encoder, model.pipeline, job.context).eval()
-    whole = WholeEncoder(model.encoder, model.pipeline, model.task).eval()
-    dtype, size, differences = model.weight.dtype, model.input_size, {}
-    example = (torch.zeros(job.batch, 1, size, dtype=dtype), *step.first_states(job.batch))
-    path = folder / f"step{suffix}"
-    runner = write_onnx(step, example, path) if job.format == "onnx" else write_torch_export(step, example, path, False)
+def _graphs(trained: Trained, job: ExportJobConfig, folder: Path) -> Dict[str, Any]:
+    """Write ``encoder`` and, where the encoder can be fed in pieces, ``step``."""
+    problem = why_no_stream(trained)
+    if job.graphs == "step" and problem is not None:
+        raise RunError(f"job.graphs must be whole for this run: {problem}")
+    facts: Dict[str, Any] = {"difference": {}}
+    if job.graphs != "whole" and problem is None:
+        facts.update(_step(trained, job, folder, facts["difference"]))
+    if job.graphs != "step":
+        facts.update(_whole(trained, job, folder, facts["difference"]))
+    pipeline = trained.pipeline
+    if pipeline is not None:
+        facts.update(classes=_list(pipeline.classes), targets=_list(pipeline.targets), data=pipeline.describe(),
+                     features=None if pipeline.schema is None else pipeline.schema.names)
+    return facts
+
+
+def _step(trained: Trained, job: ExportJobConfig, folder: Path, differences: Dict[str, float]) -> Dict[str, Any]:
+    step = EncoderStep(trained.encoder, trained.pipeline, job.context).eval()
+    example = (step.sample(job.batch, 1), *step.first_states(job.batch))
+    path = folder / f"step{_SUFFIX[job.format]}"
+    runner = _WRITE[job.format](step, example, path, False)
     differences[path.name] = compare_step(step, runner, job.batch, job.steps)
-    path, dynamic = folder / f"encoder{suffix}", job.length is None
-    if job.format == "torch_export":
-        # Sizes that nothing else in the graph has, so that no rule for one of them is taken for a rule of the other.
-        shape = (3, 101) if dynamic else (job.batch, job.length)
-        runner = write_torch_export(whole, (torch.zeros(*shape, size, dtype=dtype),), path, dynamic)
-    elif not dynamic:
-        runner = write_onnx(whole, (torch.zeros(job.batch, job.length, size, dtype=dtype),), path)
-    if job.format == "torch_export" or not dynamic:
-        lengths = (2, 64, 101, 200) if dynamic else (job.length,)
-        differences[path.name] = compare_whole(whole, runner, job.batch, lengths)
-    inputs = {name: {"shape": list(x.shape), "dtype": str(x.dtype).split(".")[-1]}
-              for name, x in zip(["x", *step.state_names], example)}
-    classes = None if model.pipeline is None else model.pipeline.classes
-    return {"difference": differences, "steps": job.steps, "inputs": inputs, "outputs": step.names,
-            "encoder_outputs": whole.names, "length": job.length, "classes": classes}
+    inputs = {name: _size(x.shape, x) for name, x in zip(["x", *step.state_names], example)}
+    return {"steps": job.steps, "inputs": inputs, "outputs": step.names}
 
 
-def _weights(model: StreamModel, source: Path, folder: Path) -> Dict[str, Any]:
-    """Write the encoder, and the head where there is one; then read it back."""
-    name = model.encoder.save(folder, model.pipeline).name
-    if model.task is not None:
-        shutil.copyfile(source / TASK, folder / TASK)
-    again = read_encoder(folder)[0]
+def _whole(trained: Trained, job: ExportJobConfig, folder: Path, differences: Dict[str, float]) -> Dict[str, Any]:
+    whole = WholeEncoder(trained.encoder, trained.pipeline, trained.task).eval()
+    path, dynamic = folder / f"encoder{_SUFFIX[job.format]}", job.length is None
+    # Sizes that nothing else in the graph has, so that no rule for one of them is taken for a rule of the other.
+    size = (3, 101) if job.length is None else (job.batch, job.length)
+    example = whole.sample(*size)
+    runner = _WRITE[job.format](whole, (example,), path, dynamic)
+    differences[path.name] = compare_whole(whole, runner, _SIZES if dynamic else [size])
+    shape = ["batch", "length", *example.shape[2:]] if dynamic else list(example.shape)
+    return {"encoder_inputs": {"x": _size(shape, example)}, "encoder_outputs": whole.names, "length": job.length}
+
+
+def _size(shape: Sequence[Any], x: torch.Tensor) -> Dict[str, Any]:
+    return {"shape": list(shape), "dtype": str(x.dtype).split(".")[-1]}
+
+
+def _list(names: Optional[Sequence[str]]) -> Optional[List[str]]:
+    return None if names is None else list(names)
+
+
+def _weights(trained: Trained, folder: Path) -> Dict[str, Any]:
+    """Write the encoder with its input pipeline, and the head where there is one; then read it back."""
+    encoder = trained.encoder
+    name = encoder.save(folder, trained.pipeline).name
+    if trained.task is not None:
+        shutil.copyfile(trained.folder / TASK, folder / TASK)
+    again, pipeline = read_encoder(folder)
     held = again.state_dict()
-    for key, value in model.encoder.state_dict().items():
+    for key, value in encoder.state_dict().items():
         if not torch.equal(value, held[key]):
             raise RunError(f"{name} must hold what was written; {key} differs; check the disk")
-    x = torch.randn(2, 50, model.input_size, dtype=model.weight.dtype)
-    gap = (model.encoder(x).embedding - again(x).embedding).abs().max()
-    return {"difference": {name: float(gap)}, "head": TASK if model.task is not None else None}
+    whole, other = WholeEncoder(encoder, trained.pipeline), WholeEncoder(again, pipeline)
+    x = whole.sample(2, 50)
+    gap = (whole(x)[1] - other(x)[1]).abs().max()
+    return {"difference": {name: float(gap)}, "head": TASK if trained.task is not None else None}

@@ -8,7 +8,7 @@ import torch
 from app.errors import RunError
 from app.tasks.answers import Answers, answer, answer_names
 from app.tasks.task import Task
-from app.trained import TASK, load_trained
+from app.trained import TASK, Trained, load_trained
 from encoders.pipeline import InputPipeline
 from encoders.running_pooling import RunningPooling
 from encoders.stack import Encoder, EncoderOutput
@@ -16,7 +16,7 @@ from myfla.models.cache_layer import FIELDS
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.models.utils import Cache
 
-__all__ = ["StreamModel", "load_model"]
+__all__ = ["StreamModel", "load_model", "why_no_stream"]
 
 
 class StreamModel:
@@ -93,37 +93,41 @@ class StreamModel:
         return cache
 
 
-def load_model(folder: Path, emit: str, device: Any = "cpu", attention: bool = False) -> StreamModel:
+def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
     """The model that a run left.
 
     Args:
         folder: of a run of ``job=train``, or of a saved encoder (which has no task).
         emit: ``prediction`` needs the task.
         device: where it shall run.
-        attention: whether an encoder with layers of softmax attention will do; `StreamModel.advance` cannot keep their
-            states, which grow.
 
     Raises:
-        RunError: nothing there, damaged files, or an encoder that cannot stream.
+        RunError: nothing there, damaged files, or an encoder that cannot stream: `StreamModel.advance` cannot keep the
+            states of softmax attention, which grow.
     """
     trained = load_trained(folder, device)
-    encoder, pipeline = trained.encoder, trained.pipeline
-    config = encoder.config
-    if config.needs_end is not None:
-        raise RunError(f"run={str(folder)!r} must hold an encoder that can be fed in pieces; got {config.needs_end}: "
-                       "it has to know the end of a sequence, which a stream does not have; train a run without, e.g. "
-                       "with encoder.direction=causal")
-    if pipeline is not None and pipeline.own_scale:
-        raise RunError(f"run={str(folder)!r} must hold a run that can be fed in pieces; got data.own_scale=true: the "
-                       "scale of a sequence is known at its end; train a run with data.own_scale=false")
-    if config.vocab_size is not None:
-        raise RunError(f"run={str(folder)!r} must hold an encoder of real-valued features; got "
-                       f"encoder.vocab_size={config.vocab_size}")
-    model = StreamModel(encoder, pipeline, trained.task, trained.key)
-    if not attention and any(tree["attn_state"] is not None for tree in model._trees):
+    problem = why_no_stream(trained)
+    if problem is not None:
+        raise RunError(problem)
+    model = StreamModel(trained.encoder, trained.pipeline, trained.task, trained.key)
+    if any(tree["attn_state"] is not None for tree in model._trees):
         raise RunError(f"run={str(folder)!r} must hold an encoder whose states have a fixed size; got one that keeps "
                        "attention states")
     if trained.task is None and emit == "prediction":
         raise RunError(f"run={str(folder)!r} must hold {TASK} for job.emit=prediction; got no such file; "
                        "use job.emit=embedding")
     return model
+
+
+def why_no_stream(trained: Trained) -> Optional[str]:
+    """Why a run cannot be fed step by step, or None."""
+    config, who = trained.encoder.config, f"run={str(trained.folder)!r}"
+    if config.needs_end is not None:
+        return (f"{who} must hold an encoder that can be fed in pieces; got {config.needs_end}: it has to know the end "
+                "of a sequence, which a stream does not have; train a run without, e.g. with encoder.direction=causal")
+    if trained.pipeline is not None and trained.pipeline.own_scale:
+        return (f"{who} must hold a run that can be fed in pieces; got data.own_scale=true: the scale of a sequence is "
+                "known at its end; train a run with data.own_scale=false")
+    if config.vocab_size is not None:
+        return f"{who} must hold an encoder of real-valued features; got encoder.vocab_size={config.vocab_size}"
+    return None
