@@ -18,7 +18,8 @@ def find_device(accelerator: str) -> str:
     if accelerator == "auto":
         accelerator = next(name for name, found in there.items() if found)
     if not there[accelerator]:
-        raise RunError(f"trainer.accelerator={accelerator} must be a device of this machine; got none; use cpu or auto")
+        kind = "GPU" if accelerator == "gpu" else "Apple GPU"
+        raise RunError(f"trainer.accelerator={accelerator}: No {kind} found on this machine; use trainer=cpu")
     return "cuda" if accelerator == "gpu" else accelerator
 
 

@@ -16,12 +16,13 @@ from cfg.validation import config_error
 from myfla.utils.atomic import replacing, write_atomic
 from myfla.utils.regular import read_regular
 
-__all__ = ["FAILURE", "RESULTS", "check_shared", "claim", "in_sweep", "is_first_process", "overrides", "read_json",
-           "refuse_overrides", "relative", "whole_file", "write_config", "write_json"]
+__all__ = ["CHECKPOINTS", "FAILURE", "RESULTS", "check_shared", "claim", "in_sweep", "is_first_process", "overrides",
+           "read_json", "refuse_overrides", "relative", "whole_file", "write_config", "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
-_MARKS = (RESULTS, "metrics.csv", FAILURE, "checkpoints")
+CHECKPOINTS = "checkpoints"
+_MARKS = (RESULTS, "metrics.csv", FAILURE, CHECKPOINTS)
 
 
 def claim(folder: Path) -> None:

@@ -6,13 +6,15 @@ from typing import List, Sequence
 
 __all__ = ["plain_paths"]
 
-_KEYS = ("data.train_path", "data.test_path", "data.scratch", "data.tokenizer", "job.input", "job.output", "run",
-         "encoder.pretrained")
-_PATH = re.compile(r"(\+{0,2}(?:" + "|".join(map(re.escape, _KEYS)) + r")=)(.+)", re.DOTALL)
+_KEYS = ("data.train_path", "data.test_path", "data.scratch", "data.tokenizer", "job.input", "job.output", "job.state",
+         "run", "encoder.pretrained", "hydra.run.dir", "hydra.sweep.dir")
+_NAMES = ("data.sequence", "data.time", "data.label", "data.group", "job.session")
+_PATH = re.compile(r"(\+{0,2}(?:" + "|".join(map(re.escape, _KEYS + _NAMES)) + r")=)(.+)", re.DOTALL)
 
 
 def plain_paths(arguments: Sequence[str]) -> List[str]:
-    """Command-line arguments with those paths quoted that exist as they are typed, or that Hydra could not read.
+    """Command-line arguments with those paths, and names of columns, quoted that Hydra could not read as they are
+    typed; and those paths that exist so.
 
     All else, lists for sweeps and quoted values among it, stays as it is. ``~`` at the start is one's home.
 
@@ -31,9 +33,10 @@ def _plain(argument: str) -> str:
     if match is None or match.group(2) == "null":
         return argument
     key, path = match.groups()
-    if path.startswith("~") and not os.path.exists(path):
+    is_path = key.lstrip("+")[:-1] in _KEYS
+    if is_path and path.startswith("~") and not os.path.exists(path):
         path = os.path.expanduser(path)
-    if not os.path.exists(path) and _is_grammar(key + path):
+    if not (is_path and os.path.exists(path)) and _is_grammar(key + path):
         return key + path
     return f"{key}'{_escaped(path)}'"
 

@@ -65,7 +65,7 @@ def test_a_bad_value_is_one_line_that_names_the_key(tmp_path, override, parts):
 @pytest.mark.parametrize(
     "override, parts",
     [
-        ("encoder.num_haeds=4", ["num_haeds", "GatedDeltaNetEncoderConfig"]),
+        ("encoder.num_haeds=4", ["num_haeds", "did you mean 'encoder.num_heads'?"]),
         ("encoder.num_heads=four", ["encoder.num_heads", "four"]),
         ("encoder.use_gate=maybe", ["encoder.use_gate", "maybe"]),
         ("encoder=gated_deltanett", ["gated_deltanett", "rwkv7"]),

@@ -142,7 +142,7 @@ def test_rows_sent_again_are_known_by_their_number(tmp_path, monkeypatch, runs):
     check(run, rows, parse((tmp_path / "out").read_text()), first=2)
 
 
-@cases(wrong=[(["job=stream"], "run must be the folder of a finished run with a causal encoder; got None; python -m"),
+@cases(wrong=[(["job=stream"], "run must be the folder of a finished run; got None; python -m"),
               (["job=stream", "run=nothing"], "run must be the folder of a finished run; got 'nothing', which is no"),
               (["job=stream", "job.emit=all"], "job.emit must be one of prediction, embedding; got 'all'"),
               (["job=stream", "job.format=xml"], "job.format must be one of auto, jsonl, csv; got 'xml'"),

@@ -11,9 +11,9 @@ from app_runs import QUICK, run_app
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Three jobs, the second of which breaks a rule that only the run itself checks."""
+    """Three jobs, the second of which breaks a rule that only the run itself can check, on the data."""
     where = tmp_path_factory.mktemp("sweep")
-    done = run_app(where, "-m", *QUICK, "encoder.num_heads=2,0,1", "hydra.sweep.dir=all", "trainer.progress=false")
+    done = run_app(where, "-m", *QUICK, "encoder.input_size=12,5,null", "hydra.sweep.dir=all", "trainer.progress=false")
     return done, where / "all"
 
 
@@ -23,7 +23,7 @@ def test_a_failing_job_leaves_its_siblings_alone_and_sets_the_exit_code(sweep):
     assert (folder / "0" / "metrics.json").is_file() and (folder / "2" / "metrics.json").is_file()
     assert not (folder / "1" / "metrics.json").exists()
     failure = json.loads((folder / "1" / "failure.json").read_text())
-    assert failure["error"].startswith("ConfigError: encoder.num_heads must be an integer from 1")
+    assert failure["error"].startswith("ConfigError: encoder.input_size must be 12")
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -31,12 +31,12 @@ def test_one_table_ends_the_sweep(sweep):
     done, folder = sweep
     assert done.stdout.count("best validation loss first") == 1
     table = done.stdout[done.stdout.index("best validation loss first"):]
-    assert "num_heads" in table and "test acc" in table and "failed" in table
-    assert "job 1 failed: ConfigError: encoder.num_heads must be" in table
+    assert "input_size" in table and "test acc" in table and "failed" in table
+    assert "job 1 failed: ConfigError: encoder.input_size must be" in table
     with open(folder / "sweep.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 and rows[-1]["job"] == "1" and "num_heads" in rows[-1]["error"]
-    assert {row["encoder.num_heads"] for row in rows} == {"2", "0", "1"}
+    assert len(rows) == 3 and rows[-1]["job"] == "1" and "input_size" in rows[-1]["error"]
+    assert {row["encoder.input_size"] for row in rows} == {"12", "5", "null"}
     assert float(rows[0]["val_loss"]) <= float(rows[1]["val_loss"])
     for row in rows[:2]:
         results = json.loads((folder / row["job"] / "metrics.json").read_text())

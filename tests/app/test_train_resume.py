@@ -236,7 +236,7 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="must be gone on with on the same data; got .*270.* before .*271"):
         go_on(tmp_path / "run")
     for damaged, words in ((text[:-9], "must be a readable file of JSON"), ("[1]", "must hold one JSON object; got li"),
-                           ("{}", "must hold 'data' and 'overrides'; got nothing; train anew")):
+                           ("{}", "must hold 'data', 'overrides' and 'config'; got nothing; train anew")):
         start.write_text(damaged)
         with pytest.raises(RunError, match=f"start.json {words}"):
             go_on(tmp_path / "run")

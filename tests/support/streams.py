@@ -144,7 +144,7 @@ def serve(folder, source, state, output, sink=None, **settings):
     said = settings.pop("said", [])
     config = StreamJobConfig(input=None if source is None else str(source), **{"emit": "embedding", **settings})
     model = _loaded(Path(folder), config.emit)
-    store = open_store(model, state)
+    store, made = open_store(model, state), None
     try:
         engine = Engine(model, store, memory, config.emit)
         made = sink(store) if sink else FileSink(Path(output), store.get("sink"))
@@ -152,6 +152,8 @@ def serve(folder, source, state, output, sink=None, **settings):
         made.close()
     except BaseException:
         store._db.close()  # as a kill leaves it: what was not committed is gone
+        if made is not None:
+            made.abandon(begun=True)
         raise
     store.close()
     return figures

@@ -104,7 +104,7 @@ def test_where_data_come_from(special, data, tmp_path):
     special(str(tmp_path / "x"))
     paths = {"train_path": tmp_path / "there", key: tmp_path / "x"}
     config = DATA_CONFIGS[name](**{field: str(path) for field, path in paths.items()})
-    with at_once(), raises(DataError, f"data: {key} must be "):
+    with at_once(), raises(DataError, f"data.{key} must be "):
         read_source(config)
 
 
@@ -113,7 +113,7 @@ def test_a_folder_of_data_that_holds_one(name, special, tmp_path):
     (tmp_path / "data" / "below").mkdir(parents=True)
     special(str(tmp_path / "data" / "below" / "x.csv"))
     config = DATA_CONFIGS[name](train_path=str(tmp_path / "data"))
-    with at_once(), raises(DataError, "data: train_path must hold regular files only; got "):
+    with at_once(), raises(DataError, "data.train_path must hold regular files only; got "):
         read_source(config)
 
 

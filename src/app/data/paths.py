@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
-from app.errors import data_error
+from app.errors import DataError
 from cfg.validation import nearest
 
 if TYPE_CHECKING:
@@ -33,21 +33,20 @@ def check_data_paths(config: "DataConfig", missing: bool = False) -> None:
 
 def check_path(key: str, path: str) -> None:
     """Make sure of one file or folder; ``key`` is the setting that names it."""
-    who, _, field = key.rpartition(".")
     place = Path(path)
     if place.is_dir():
         for entry in _entries(place):
             if not entry.is_file() and not entry.is_symlink() or (entry.is_symlink() and _is_special(Path(entry.path))):
-                raise data_error(who, field, "must hold regular files only", entry.path,
-                                 "it is a pipe, a device or a socket; take it out of the folder")
+                raise DataError(f"{key} must hold regular files only; got {entry.path!r}; it is a pipe, a device or a "
+                                "socket; take it out of the folder")
         return
     if not place.exists():
         hint = nearest(place.name, [entry.name for entry in os.scandir(place.parent)]) if place.parent.is_dir() else ""
-        raise data_error(who, field, "must be an existing file or folder", path,
-                         hint or f"relative paths start from {os.getcwd()}")
+        hint = hint or f"relative paths start from {os.getcwd()}"
+        raise DataError(f"{key} must be an existing file or folder; got {path!r}; {hint}")
     if not place.is_file():
-        raise data_error(who, field, "must be a regular file or a folder", path,
-                         "it is a pipe, a device or a socket; save its content to a file first")
+        raise DataError(f"{key} must be a regular file or a folder; got {path!r}; it is a pipe, a device or a socket; "
+                        "save its content to a file first")
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:

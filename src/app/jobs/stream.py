@@ -1,17 +1,16 @@
 """``job=stream``: rows of many sessions in, one embedding or prediction per row out, state on disk."""
 
-import json
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
 from app.errors import RunError
-from app.run_folder import overrides
+from app.run_folder import overrides, write_json
 from app.streaming.engine import Engine
 from app.streaming.model import load_model
 from app.streaming.parquet import ParquetSink
@@ -52,24 +51,33 @@ def run(config: AppConfig, folder: Path) -> float:
     facts = {"model": model.key, "emit": job.emit, "input_size": model.input_size,
              "state": [[list(t.shape[1:]), str(t.dtype)] for t in model.fresh]}
     store = Store(state, facts)
-    clean = False
+    sink: Optional[Sink] = None
+    service: Optional[Service] = None
     try:
         sink = _open_sink(job, state, store, output)
         service = Service(job, store, Engine(model, store, int(job.memory_mb * (1 << 20)), job.emit), sink, _say)
         _stop_on_signals(service)
         figures = service.run()
         sink.close()
-        clean = True
-    except BrokenPipeError:
-        raise RunError("standard output was closed by its reader; the rows it did not get come at the next start"
-                       ) from None
-    finally:
-        store.close(clean)
-    (state / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        store.close()
+    except BaseException:
+        _leave(store, sink, service is not None and service.begun)
+        raise
+    write_json(figures, state / FIGURES)
     _say("{rows} rows, {malformed} malformed, {rows_per_s:,.0f} rows/s, {share:.0%} of the time outside the model, "
          "{sessions_in_memory} sessions in memory ({evicted} went to disk, {returned} came back)".format(
              share=figures["outside_model"], **figures))
     return figures["busy_seconds"] / max(figures["rows"], 1)
+
+
+def _leave(store: Store, sink: Optional[Sink], begun: bool) -> None:
+    """After an error, which counts for more than what comes up here; a start that was refused leaves nothing."""
+    if sink is not None:
+        sink.abandon(begun)
+    if begun:
+        store.close(clean=False)
+    else:
+        store.discard()
 
 
 def _open_sink(job: StreamJobConfig, state: Path, store: Store, output: Any) -> Sink:

@@ -13,6 +13,7 @@ from app.data import load_data
 from app.data.module import SequenceDataModule
 from app.data.sequences import SequenceData
 from app.devices import check_devices
+from app.reopening import begin, reopen
 from app.report import show_results, write_results
 from app.run_folder import in_sweep, is_first_process, overrides
 from app.tasks.predict import Evaluation, evaluate
@@ -22,7 +23,6 @@ from app.trained import save_task
 from app.training.fit import Fit, fit, load_weights
 from app.training.learner import Learner, class_weights
 from app.training.quiet import quiet
-from app.training.reopen import begin, reopen
 from cfg.app import AppConfig
 from cfg.validation import config_error
 from encoders import build_encoder, with_checkpoint_sizes
@@ -48,18 +48,16 @@ def run(config: AppConfig, folder: Path) -> float:
     if config.resume:
         folder = Path(config.run)
         config, given = reopen(folder)
-    elif config.run is not None:
-        raise config_error("run", "must be null with job=train", config.run, "to go on with it, say resume=true too")
     check_devices(config.trainer)
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     data = load_data(config.data)
     task = task_spec(config.job.objective, data)
     config = dataclasses.replace(config, encoder=with_checkpoint_sizes(_sized(config, data, task)))
-    parts = SequenceDataModule(data, config.data, config.seed, task=task)  # refuses before anything is written
-    if is_first_process():
+    module, parts = _prepare(config, data, task)
+    if is_first_process():  # not before all has been built: what is refused leaves nothing
         begin(folder, config, data, given)
-    module, first = _fit(config, parts, task, folder)
+    first = fit(module, parts, config, folder)
     last = first
     if config.job.refit:
         module, parts, last = _refit(config, data, task, folder, first)
@@ -149,13 +147,14 @@ def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
     return dataclasses.replace(encoder, input_size=width)
 
 
-def _fit(config: AppConfig, parts: SequenceDataModule, task: TaskSpec, folder: Path) -> Tuple[Learner, Fit]:
+def _prepare(config: AppConfig, data: SequenceData, task: TaskSpec) -> Tuple[Learner, SequenceDataModule]:
+    parts = SequenceDataModule(data, config.data, config.seed, task=task)
     module = _fresh(config, task, parts)
     log.info("%s", parts.pipeline.describe())
     log.info("%s: %d parameters; %d sequences to train on, %d to validate, %d to test", config.encoder.name,
              sum(p.numel() for p in module.parameters()), len(parts.train), len(parts.validation),
              sum(map(len, parts.tests.values())))
-    return module, fit(module, parts, config, folder)
+    return module, parts
 
 
 def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,

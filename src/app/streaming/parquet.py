@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from app.errors import RunError
-from app.streaming.sinks import Output, Sink
+from app.locks import FolderLock
+from app.made_folders import missing_folders, remove_folders
+from app.streaming.sinks import Output, Sink, cannot_write
 from app.streaming.store import Store
 
 __all__ = ["ParquetSink"]
@@ -45,8 +47,13 @@ class ParquetSink(Sink):
         self._end = int((facts or {}).get("end", 0))
         self._done = int((facts or {}).get("done", 0))
         self._waiting: List[Any] = []
+        self._made = missing_folders(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(path)
+            if not self._lock.take():
+                raise RunError(f"job.output must be a folder that no other job writes to; got {self._path!r}; end the "
+                               "other job, or use another folder")
             found = sorted(path.glob("part-*.parquet"))
             if own is None and found:
                 raise RunError(f"job.output must be a new folder or the one of this state; got {str(self._path)!r}, "
@@ -56,8 +63,12 @@ class ParquetSink(Sink):
             for file in path.glob(".part-*"):
                 file.unlink()
         except OSError as problem:
+            remove_folders(self._made)
             raise RunError(f"job.output must be a folder that can be written; got {str(self._path)!r}: "
                            f"{problem.strerror}") from None
+        except RunError:
+            self._lock.leave()
+            raise
 
     def add(self, output: Output) -> None:
         pa = self._arrow
@@ -93,10 +104,21 @@ class ParquetSink(Sink):
         tables = [self._arrow.ipc.open_stream(data).read_all() for _, _, data in store.outbox()]
         name = f"part-{self._parts + 1:08d}.parquet"
         hidden = self._path / f".{name}"
-        with open(str(hidden), "wb") as file:
-            self._parquet.write_table(self._arrow.concat_tables(tables).combine_chunks(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(str(hidden), str(self._path / name))
+        try:
+            with open(str(hidden), "wb") as file:
+                self._parquet.write_table(self._arrow.concat_tables(tables).combine_chunks(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(str(hidden), str(self._path / name))
+        except OSError as problem:
+            raise cannot_write(f"job.output={str(self._path)!r}", problem) from None
         self._parts, self._done = self._parts + 1, self._end
         return True
+
+    def close(self) -> None:
+        self._lock.leave()
+
+    def abandon(self, begun: bool) -> None:
+        self._lock.leave()
+        if not begun:
+            remove_folders(self._made)

@@ -29,12 +29,13 @@ class Service:
 
     Attributes:
         stopping: set it to end after the step at hand.
+        begun: whether the first commit has been made; before, the input may still be refused.
     """
 
     def __init__(self, config: StreamJobConfig, store: Store, engine: Engine, sink: Sink,
                  say: Callable[[str], None]) -> None:
         self.config, self.store, self.engine, self.sink, self._say = config, store, engine, sink, say
-        self.stopping = False
+        self.stopping = self.begun = False
         self.rows = self.malformed = 0
         self._name = "-" if config.input is None else os.path.realpath(config.input)
         self._position = store.position(self._name)
@@ -55,6 +56,7 @@ class Service:
             self.engine.repeat()
             lines = self._open()
             self._commit()  # delivers what a kill left undelivered, and makes a new output file this state's
+            self.begun = True
             while not self.stopping:
                 if not self._turn(lines) and lines.ended:
                     break

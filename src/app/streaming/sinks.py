@@ -17,10 +17,12 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 
 from app.errors import RunError
+from app.locks import lock_file
+from app.made_folders import missing_folders, remove_folders
 from app.streaming.store import Store
 from myfla.utils.regular import check_regular
 
-__all__ = ["FileSink", "Output", "Sink", "StdoutSink", "json_lines"]
+__all__ = ["FileSink", "Output", "Sink", "StdoutSink", "cannot_write", "json_lines"]
 
 
 class Output(NamedTuple):
@@ -68,6 +70,12 @@ def json_lines(output: Output) -> bytes:
     return "".join([form % (*row, *values) for row, values in zip(head, output.embedding.tolist())]).encode("ascii")
 
 
+def cannot_write(where: str, problem: OSError) -> RunError:
+    """The error where output can no longer be written."""
+    return RunError(f"{where} cannot be written: {problem.strerror or problem}; mend that, e.g. make room on the disk, "
+                    "and start the job again: it goes on behind the last row whose answer it gave")
+
+
 class Sink:
     """What all sinks have; `facts` go into the store under the key ``sink`` and come back at a restart."""
 
@@ -95,6 +103,13 @@ class Sink:
     def close(self) -> None:
         """Let go of files."""
 
+    def abandon(self, begun: bool) -> None:
+        """Let go of files after an error, whatever they say.
+
+        Args:
+            begun: whether something was committed; else what was made for it goes again.
+        """
+
 
 class FileSink(Sink):
     """JSON lines in a file.
@@ -108,38 +123,74 @@ class FileSink(Sink):
     """
 
     kind = "file"
+    BUFFER = 1 << 16  # bytes
 
     def __init__(self, path: Path, facts: Optional[Dict[str, Any]]) -> None:
         self._path = os.path.realpath(str(path))
+        self._made, self._new = missing_folders(path.parent), not path.exists()
         own = facts if facts is not None and facts.get("path") == self._path else None
         try:
+            if not self._new:
+                check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            size = check_regular(path).st_size if path.exists() else 0
+            self._file = open(self._path, "ab", buffering=0)
+        except OSError as problem:
+            remove_folders(self._made)
+            raise RunError(f"job.output must be a file that can be written; got {self._path!r}: "
+                           f"{problem.strerror}") from None
+        try:
+            if not lock_file(self._file):
+                raise RunError(f"job.output must be a file that no other job writes to; got {self._path!r}; end the "
+                               "other job, or use another file")
+            size = os.fstat(self._file.fileno()).st_size
             if own is None and size:
                 raise RunError(f"job.output must be a new file or the one of this state; got {self._path!r}, which "
                                f"has {size} bytes of something else")
-            if own is not None and path.exists() and size < own["length"]:
+            if own is not None and not self._new and size < own["length"]:
                 raise RunError(f"job.output must hold what was written to it; got {self._path!r} with {size} bytes "
                                f"of {own['length']}; put it back, or move it away to begin a new one")
-            self._length = own["length"] if own is not None and path.exists() else 0
-            self._file = open(self._path, "ab")
+            self._length = own["length"] if own is not None and not self._new else 0
             self._file.truncate(self._length)  # what was written after the last commit is written again
         except OSError as problem:
-            raise RunError(f"job.output must be a file that can be written; got {self._path!r}: "
-                           f"{problem.strerror}") from None
+            self.abandon(False)
+            raise cannot_write(f"job.output={self._path!r}", problem) from None
+        except RunError:
+            self._file.close()
+            raise
+        self._waiting = bytearray()
 
     def add(self, output: Output) -> None:
         data = json_lines(output)
-        self._file.write(data)
+        self._waiting += data
         self._length += len(data)
+        if len(self._waiting) >= self.BUFFER:
+            self._write()
 
     def stage(self, store: Store) -> Dict[str, Any]:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._write()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as problem:
+            raise cannot_write(f"job.output={self._path!r}", problem) from None
         return {"kind": self.kind, "path": self._path, "length": self._length}
 
     def close(self) -> None:
         self._file.close()
+
+    def abandon(self, begun: bool) -> None:
+        self._file.close()
+        if not begun and self._new and os.path.exists(self._path):
+            os.unlink(self._path)
+            remove_folders(self._made)
+
+    def _write(self) -> None:
+        view = memoryview(bytes(self._waiting))
+        self._waiting.clear()
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as problem:
+            raise cannot_write(f"job.output={self._path!r}", problem) from None
 
 
 class StdoutSink(Sink):
@@ -166,6 +217,9 @@ class StdoutSink(Sink):
         self._note = self._map(folder / "delivered")
         self._done = min(struct.unpack("<Q", self._note[:8])[0], self._end)
         self._file = self._identify()
+        if self._file is not None and not lock_file(descriptor):
+            raise RunError("standard output must be a file that no other job writes to; end the other job, or use "
+                           "another file")
         if self._file is not None and facts is not None and facts.get("file") == self._file["file"]:
             self._catch_up(facts)
         if self._file is not None:
@@ -201,7 +255,13 @@ class StdoutSink(Sink):
             if end <= place:  # a line longer than a piece
                 end = data.index(b"\n", place) + 1
             while place < end:
-                place += os.write(self._out, view[place:end])
+                try:
+                    place += os.write(self._out, view[place:end])
+                except BrokenPipeError:
+                    raise RunError("standard output was closed by its reader; the rows it did not get come at the next "
+                                   "start") from None
+                except OSError as problem:
+                    raise cannot_write("standard output", problem) from None
             self._done = start + place
             self._note[:8] = struct.pack("<Q", self._done)
 

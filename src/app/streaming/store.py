@@ -19,6 +19,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tu
 import numpy as np
 
 from app.errors import RunError
+from app.made_folders import missing_folders, remove_folders
 from app.streaming.pool import Packed
 from myfla.utils.regular import check_regular, open_regular
 
@@ -81,12 +82,15 @@ class Store:
     """
 
     def __init__(self, folder: Path, facts: Dict[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self._made = folder, missing_folders(folder)
+        self._new = not os.path.lexists(str(folder / FILE))
+        self._db: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _check_head(folder / FILE)
             self._db = sqlite3.connect(str(folder / FILE), isolation_level=None, timeout=1.0, check_same_thread=False)
         except (sqlite3.Error, OSError) as problem:
+            remove_folders(self._made)
             raise self._refuse(problem) from None
         try:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
@@ -95,7 +99,7 @@ class Store:
             self._open({"format": FORMAT, "version": VERSION, **facts})
             self.commit()
         except BaseException:
-            self._db.close()
+            self.discard()
             raise
 
     def _open(self, facts: Dict[str, Any]) -> None:
@@ -118,6 +122,8 @@ class Store:
 
     def commit(self) -> None:
         """Make everything since the last commit permanent, all of it or nothing."""
+        if not (self.folder / FILE).exists():  # SQLite would go on in a file without a name
+            raise RunError(self._lost(""))
         self._do("COMMIT")
         self._do("BEGIN IMMEDIATE")
 
@@ -127,10 +133,25 @@ class Store:
         Args:
             clean: also fold SQLite's log into its file.
         """
-        self._do("ROLLBACK")
-        if clean:
-            self._do("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            if self._db.in_transaction:  # SQLite ends one by itself where the disk is full
+                self._do("ROLLBACK")
+            if clean:
+                self._do("PRAGMA wal_checkpoint(TRUNCATE)")
+        except RunError:
+            if clean:
+                raise
+        finally:
+            self._db.close()
+
+    def discard(self) -> None:
+        """Close, and remove the folder if it was made for this job."""
         self._db.close()
+        if self._new:
+            for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal", "delivered"):
+                if os.path.lexists(str(self.folder / name)):
+                    (self.folder / name).unlink()
+            remove_folders(self._made)
 
     # ---- facts -----------------------------------------------------------------------------------------------------
 
@@ -255,10 +276,38 @@ class Store:
 
     def _refuse(self, problem: Any) -> RunError:
         text = str(problem)
+        gone = self._db is not None and not (self.folder / FILE).exists()
+        if gone or "is full" in text or "disk I/O error" in text:
+            return RunError(self._lost(text))
         if "locked" in text:
             return RunError(f"job.state={str(self.folder)!r} must not be in use by another job; got a locked file; "
                             "end the other job, or use another folder")
         return RunError(f"job.state={str(self.folder)!r} must be a whole state folder that can be written; got: {text}")
+
+    def _lost(self, text: str) -> str:
+        """What to say where the disk takes no more, or has gone."""
+        if not (self.folder / FILE).exists():
+            reason, way = f"its {FILE} is no longer there", "put it back, or use another folder"
+        else:
+            reason, way = _disk_says(self.folder) or text, "make room on its disk"
+        return (f"job.state={str(self.folder)!r} cannot be written: {reason}; {way}, and start the job again: it goes "
+                "on behind the last row whose answer it gave")
+
+
+def _disk_says(folder: Path) -> str:
+    """Why a file of a few pages cannot be written there; an empty string if it can."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        with open(str(probe), "wb") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        return problem.strerror or str(problem)
+    finally:
+        if probe.exists():
+            probe.unlink()
+    return ""
 
 
 def _check_head(path: Path) -> None:

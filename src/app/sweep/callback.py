@@ -15,16 +15,19 @@ from cfg.hydra_versions import store_config
 
 __all__ = ["SweepTable", "register_sweep_table"]
 
-TARGET = "app.sweep.SweepTable"
-"""The one class that a config of this application names; see `register_sweep_table`."""
+START, TARGET = "app.start.RunStart", "app.sweep.SweepTable"
+"""The classes that a config of this application names; see `register_sweep_table`."""
 
 log = logging.getLogger(__name__)
 
 
 def register_sweep_table() -> None:
-    """Store the callback as ``hydra/callbacks=sweep_table``; in Python, because our YAML holds no class paths."""
-    node = {"sweep_table": {"_target_": TARGET}}
-    store_config(group="hydra/callbacks", name="sweep_table", node=node, provider="app")
+    """Store the callbacks, of the start and of the end of a sweep, as ``hydra/callbacks=app``.
+
+    In Python, because our YAML holds no class paths.
+    """
+    node = {"run_start": {"_target_": START}, "sweep_table": {"_target_": TARGET}}
+    store_config(group="hydra/callbacks", name="app", node=node, provider="app")
 
 
 class SweepTable(Callback):

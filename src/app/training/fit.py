@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 
 from app.data.module import SequenceDataModule
 from app.errors import RunError
+from app.run_folder import CHECKPOINTS
 from app.training.callbacks import EpochProgress, Throughput
 from app.training.checkpoint_io import SafeCheckpointIO
 from app.training.history import EpochTable
@@ -23,9 +24,8 @@ from cfg.app import AppConfig
 from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.utils.errors import CheckpointError
 
-__all__ = ["CHECKPOINTS", "Fit", "fit", "load_weights"]
+__all__ = ["Fit", "fit", "load_weights"]
 
-CHECKPOINTS = "checkpoints"
 KIND = "myfla.fit"
 
 

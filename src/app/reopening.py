@@ -1,0 +1,106 @@
+"""A run's folder when training begins, and when it goes on after having been cut off. Needs no torch."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
+
+from app.errors import RunError
+from app.run_config import CONFIG, read_config
+from app.run_folder import CHECKPOINTS, RESULTS, in_sweep, overrides, read_json, write_config, write_json
+from cfg.app import AppConfig
+from cfg.validation import config_error
+
+if TYPE_CHECKING:
+    from app.data.sequences import SequenceData
+
+__all__ = ["begin", "edited", "reopen"]
+
+log = logging.getLogger(__name__)
+
+START = "start.json"
+FREE = ("trainer.threads", "trainer.progress", "data.train_path", "data.test_path", "data.scratch", "logger.")
+"""What may be edited between two starts: it changes no number. Files may have moved, and must be as large as before."""
+
+
+def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str]) -> None:
+    """Write down what a restart must find unchanged; or check it, where this is a restart.
+
+    Args:
+        folder: of the run.
+        config: with the encoder's sizes filled in.
+        data: as it was read now.
+        given: the command line's settings.
+
+    Raises:
+        RunError: the data are no longer what they were, or what was written down is damaged.
+    """
+    path = folder / CHECKPOINTS / START
+    sizes = {"train": [len(data.train), data.train.tokens], **{name: [len(d), d.tokens] for name, d in data.tests}}
+    if path.exists():
+        before = _read_start(folder)["data"]
+        if before != sizes:
+            raise RunError(f"run={str(folder)!r} must be gone on with on the same data; got [sequences, steps] "
+                           f"{sizes}, before {before}; put the old data back, or train anew")
+        return
+    write_config(config, folder / CONFIG)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"data": sizes, "overrides": given, "config": dataclasses.asdict(config)}
+    write_json(facts, path)  # last: who finds it finds the config
+
+
+def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
+    """The config and the command line's settings of a run that was cut off.
+
+    Raises:
+        ConfigError: settings beside ``run`` and ``resume``, or a sweep.
+        RunError: there is nothing to go on with, or its config is no longer the one that it began with.
+    """
+    for override in overrides():
+        key = override.lstrip("+~").split("=", 1)[0]
+        if key not in ("run", "resume", "job"):
+            raise config_error(key, "must be left out with resume=true", override, "settings come from the run")
+    if in_sweep():
+        raise config_error("resume", "must be false in a sweep", True, "go on with one run at a time")
+    if (folder / RESULTS).exists():
+        raise RunError(f"run={str(folder)!r} must be a run that was cut off; it has ended, with {RESULTS}")
+    config = read_config(folder)
+    start = _read_start(folder)
+    changes = edited(start["config"], json.loads(json.dumps(dataclasses.asdict(config))))
+    refused = {key: values for key, values in changes.items() if not key.startswith(FREE)}
+    if refused:
+        listed = ", ".join(f"{key}={now!r} (before: {before!r})" for key, (before, now) in refused.items())
+        raise RunError(f"run={str(folder)!r} must be gone on with in the settings that it began with; got in its "
+                       f"{CONFIG} {listed}; put them back, or train anew")
+    for key, (before, now) in changes.items():
+        log.info("%s=%r, edited since the run began with %r", key, now, before)
+    return config, start["overrides"]
+
+
+def edited(before: Any, now: Any, key: str = "") -> Dict[str, Tuple[Any, Any]]:
+    """``(before, now)`` of every setting that differs; None stands for one that is not there.
+
+    Example:
+        >>> edited({"seed": 0, "job": {"noise": 0.0}}, {"seed": 1, "job": {"noise": 0.0}})
+        {'seed': (0, 1)}
+    """
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return {} if before == now else {key: (before, now)}
+    found: Dict[str, Tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*before, *now]):
+        found.update(edited(before.get(name), now.get(name), f"{key}.{name}" if key else name))
+    return found
+
+
+def _read_start(folder: Path) -> Dict[str, Any]:
+    path = folder / CHECKPOINTS / START
+    if not path.exists():
+        raise RunError(f"run={str(folder)!r} must be a run that had begun to train; it has no {CHECKPOINTS}/{START}; "
+                       "train anew")
+    facts = read_json(path)
+    kinds = {"data": dict, "overrides": list, "config": dict}
+    if not all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
+        raise RunError(f"{path} must hold 'data', 'overrides' and 'config'; got {', '.join(facts) or 'nothing'}; "
+                       "train anew")
+    return facts

@@ -1,0 +1,128 @@
+"""``--help GROUP``: the choices of a group of the config, and every setting of one of them with its meaning."""
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+from app.paths import conf_dir
+from cfg.hydra_versions import version_base
+from cfg.validation import ConfigError, nearest
+
+__all__ = ["group_help", "meanings"]
+
+WIDTH = 110
+
+
+def group_help(arguments: Sequence[str]) -> Optional[str]:
+    """What ``--help encoder`` or ``--help encoder=rwkv7`` shows; None where no group is asked about.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        ConfigError: no such group, or no such choice of it.
+    """
+    if not {"--help", "-h"} & set(arguments):
+        return None
+    asked = [argument for argument in arguments if not argument.startswith("-")]
+    if not asked:
+        return None
+    group, _, option = asked[0].partition("=")
+    groups = _groups()
+    if group not in groups:
+        raise ConfigError(f"--help must be followed by nothing or by one of {', '.join(groups)}; got {group!r}"
+                          + (f"; {nearest(group, groups)}" if nearest(group, groups) else ""))
+    options = groups[group]
+    if option and option not in options:
+        raise ConfigError(f"{group} must be one of {', '.join(options)}; got {option!r}"
+                          + (f"; {nearest(option, options)}" if nearest(option, options) else ""))
+    lines = [f"{group}=NAME, one of:"]
+    width = max(map(len, options)) + 2
+    lines += [f"  {name.ljust(width)}{_purpose(group, name)}".rstrip() for name in options]
+    shown = option or _default(group)
+    settings = None if shown is None else _settings(group, shown)
+    if settings is not None:
+        lines += ["", f"Settings with {group}={shown} (key=default):"] + settings
+    if shown != option and len(options) > 1:
+        lines += ["", f"Settings of another one: --help {group}=NAME"]
+    return "\n".join(lines)
+
+
+def meanings(config_class: type) -> Dict[str, str]:
+    """What the docstrings of a config class and its bases say of each field, by the field's name.
+
+    Example:
+        >>> from cfg.trainer import TrainerConfig
+        >>> meanings(TrainerConfig)["devices"]
+        'how many of them, on each machine.'
+    """
+    found: Dict[str, str] = {}
+    for part in reversed(config_class.__mro__):
+        section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(part) or "", re.M | re.S)
+        if part is object or section is None:
+            continue
+        for names, text in re.findall(r"^    (\w[\w, ]*): (.*?)(?=^    \w|\Z)", section.group(1), re.M | re.S):
+            for name in names.split(","):
+                found[name.strip()] = " ".join(text.replace("``", "").split())
+    return found
+
+
+def _groups() -> Dict[str, List[str]]:
+    """The options of every group: YAML files, and what plugins have registered."""
+    from hydra.core.config_store import ConfigStore
+
+    found: Dict[str, List[str]] = {}
+    for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"):
+        stored = ConfigStore.instance().repo.get(folder.name, {})
+        plugins = [name[: -len(".yaml")] for name in stored if name.endswith(".yaml")]
+        found[folder.name] = sorted({path.stem for path in folder.glob("*.yaml")} | set(plugins))
+    return found
+
+
+def _purpose(group: str, name: str) -> str:
+    """The second comment of a preset, which says what it is for; the first is a command."""
+    path = Path(conf_dir()) / group / f"{name}.yaml"
+    if not path.exists():
+        return "from a plugin"
+    comments = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comments.append(line.lstrip("# "))
+    said = [line for line in comments if not line.startswith(("python -m", "torchrun"))]
+    text = " ".join(said).split(" Fields")[0].split(". ")[0].rstrip(".")
+    return "" if text.startswith("Fields") else text
+
+
+def _default(group: str) -> Optional[str]:
+    for line in (Path(conf_dir()) / "config.yaml").read_text(encoding="utf-8").splitlines():
+        found = re.match(rf"\s+- {group}: (\w+)", line)
+        if found:
+            return None if found.group(1) == "null" else found.group(1)
+    return None
+
+
+def _settings(group: str, option: str) -> Optional[List[str]]:
+    """The settings of a choice, with the preset's own values; None where it is no group of settings."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), **version_base()):
+        node: Any = compose("config", [f"{group}={option}"]).get(group)
+    kind = None if node is None else OmegaConf.get_type(node)
+    if kind is None or not dataclasses.is_dataclass(kind):
+        return None
+    said, lines = meanings(kind), []
+    values = OmegaConf.to_container(node, resolve=False)
+    for field in dataclasses.fields(kind):
+        value = values[field.name]
+        shown = {None: "null", True: "true", False: "false", "???": "(must be set)"}.get(
+            value if isinstance(value, (str, bool, type(None))) else "", value)
+        lines.append(f"  {group}.{field.name}={shown}")
+        lines += textwrap.wrap(said.get(field.name, ""), WIDTH, initial_indent="      ", subsequent_indent="      ")
+    return lines
