@@ -86,7 +86,7 @@ def read(parse, *texts, size=2):
     reader = Reader(parse, size, lambda number, reason: complaints.append((number, reason)))
     data = [text if isinstance(text, (bytes, type(None))) else text.encode() for text in texts]
     rows = reader([Line(text, 0) for text in data], 5)
-    assert reader.malformed == len(complaints) and rows.features.dtype == np.float32
+    assert reader.malformed == len(complaints) and rows.features.dtype == np.float64
     return rows, complaints
 
 

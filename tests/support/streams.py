@@ -25,7 +25,8 @@ WIDTH = 3
 SPEC = TaskSpec("classify", "classes", len(CLASSES), False, CLASSES)
 
 
-def make_run(folder, name="gated_deltanet", dtype=torch.float32, head=True, spec=SPEC, schema=None, **changes):
+def make_run(folder, name="gated_deltanet", dtype=torch.float32, head=True, spec=SPEC, schema=None, missing="error",
+             mean=None, **changes):
     """A folder as ``job=train`` leaves it: a small encoder that is awake, its input pipeline, and a head."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,8 +42,9 @@ def make_run(folder, name="gated_deltanet", dtype=torch.float32, head=True, spec
     if spec.kind == "values" and not spec.shifts:
         task.measure(torch.randn(50, spec.outputs, generator=draw) * 3 + 20)
     names = {"classes" if spec.kind == "classes" else "targets": tuple(spec.names or ()) or None}
-    mean, std = torch.randn(width, generator=draw).tolist(), (torch.rand(width, generator=draw) + 0.5).tolist()
-    pipeline = InputPipeline(schema or InputSchema.unnamed(width), mean=tuple(mean), std=tuple(std), **names)
+    middle, std = torch.randn(width, generator=draw).tolist(), (torch.rand(width, generator=draw) + 0.5).tolist()
+    middle = middle if mean is None else [mean] * width
+    pipeline = InputPipeline(schema or InputSchema.unnamed(width), missing, mean=tuple(middle), std=tuple(std), **names)
     if encoder.config.vocab_size is not None:
         pipeline = InputPipeline.tokens(encoder.config.vocab_size, **names)
     encoder.save(folder, pipeline)

@@ -1,7 +1,7 @@
 """Rows to outputs: who is in memory, one step of the model, the journal, and what a restart repeats."""
 
 import time
-from typing import List, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ import torch
 from app.streaming.model import StreamModel
 from app.streaming.pool import SessionPool
 from app.streaming.rows import Rows
-from app.streaming.sinks import Output
+from app.streaming.sinks import Output, joined
 from app.streaming.store import Journal, Store
 
 __all__ = ["Engine"]
@@ -25,16 +25,20 @@ class Engine:
         store: the state folder.
         memory: bytes for the states in memory.
         emit: ``prediction`` or ``embedding``.
+        complain: called with the line of a row that is left out and the reason.
 
     Attributes:
+        refused: rows that were left out: too large for the model, or with a result that is not finite.
         seq: number of the next row, counted from 1 since the state folder began.
         evicted, returned: sessions that went to disk, and that came back.
         repeated: rows of the journal that were taken in again.
         model_seconds: time spent in the model.
     """
 
-    def __init__(self, model: StreamModel, store: Store, memory: int, emit: str) -> None:
-        self.model, self.store, self.emit = model, store, emit
+    def __init__(self, model: StreamModel, store: Store, memory: int, emit: str,
+                 complain: Callable[[int, str], None] = lambda line, reason: None) -> None:
+        self.model, self.store, self.emit, self.complain = model, store, emit, complain
+        self.refused = 0
         each = sum(t.numel() * t.element_size() for t in model.fresh)
         self.pool = SessionPool(model.fresh, max(1, memory // max(each, 1)))
         self.seq = 1
@@ -44,37 +48,81 @@ class Engine:
     def step(self, rows: Rows) -> List[Output]:
         """Take rows in, in order, and note them in the journal.
 
-        Rows of different sessions share a call of the model; so do several rows of one session, in their order.
+        Rows of different sessions share a call of the model; so do several rows of one session, in their order. A row
+        that the model cannot take, or answers with what is not finite, is left out and leaves its session as it was.
         """
-        outputs = []
+        good = self.model.takes(rows.features)
+        if not good.all():
+            for place in np.flatnonzero(~good).tolist():
+                worst = rows.features[place][np.nanargmax(np.abs(rows.features[place]))]
+                self._refuse(rows.lines[place], f"features must not be too large for the model; got {worst:g}")
+            rows = _some(rows, np.flatnonzero(good))
+        outputs: List[Output] = []
         for start in range(0, len(rows.sessions), self.pool.capacity):
-            part = slice(start, start + self.pool.capacity)
-            outputs.append(self._step(Rows(rows.lines[part], rows.sessions[part], rows.features[part])))
+            stop = min(start + self.pool.capacity, len(rows.sessions))
+            outputs += self._step(_some(rows, np.arange(start, stop)))
         return outputs
 
     def repeat(self) -> None:
         """Bring the states to where the last commit left the outputs."""
         self.seq = int(self.store.get("seq") or 1)
+        self.repeated += self._replay()
+
+    def _replay(self, only: Optional[Set[int]] = None) -> int:
+        """Take in the rows of the journal that no state holds, of all sessions or of some; how many they were."""
+        count = 0
         for entry in self.store.journal(self.model.input_size):
-            numbers = sorted(set(entry.ids.tolist()))
+            chosen = np.arange(len(entry.ids)) if only is None else np.flatnonzero(np.isin(entry.ids, list(only)))
+            numbers = sorted(set(entry.ids[chosen].tolist()))
             known = dict(zip(numbers, self.store.names(numbers)))
-            for start in range(0, len(entry.ids), self.pool.capacity):
-                part = slice(start, start + self.pool.capacity)
+            for start in range(0, len(chosen), self.pool.capacity):
+                part = chosen[start : start + self.pool.capacity]
                 sessions = [known[number] for number in entry.ids[part].tolist()]
-                seqs = np.arange(entry.seq, entry.seq + len(entry.ids), dtype=np.int64)[part]
-                self._repeat(sessions, seqs, entry.features[part])
+                count += self._repeat(sessions, entry.seq + part.astype(np.int64), entry.features[part])
+        return count
 
     def snapshot(self) -> None:
         """Write every state that changed; the journal begins anew. To be committed by the caller."""
         self._write(np.flatnonzero(self.pool.dirty))
         self.store.forget()
 
-    def _step(self, rows: Rows) -> Output:
+    def _step(self, rows: Rows) -> List[Output]:
         index, slots = self._bring(rows.sessions)
         seqs = np.arange(self.seq, self.seq + len(index), dtype=np.int64)
+        made = self._answer(rows, *self._advance(index, slots, seqs, rows.features))
+        good = made.finite()
+        if not good.all():
+            return self._parted(rows, good)
         self.store.note(Journal(self.seq, self.pool.ids[slots[index]], rows.features))
         self.seq += len(index)
-        hidden, embedding, steps = self._advance(index, slots, seqs, rows.features)
+        return [made]
+
+    def _parted(self, rows: Rows, good: np.ndarray) -> List[Output]:
+        """A step some of whose results are not finite: undone, then done again, the sessions in question row by row."""
+        self._undo(rows.sessions)
+        if len(good) == 1:
+            self._refuse(rows.lines[0], "the result must be finite; got nan or infinity; the session stays as it was")
+            return []
+        bad = {rows.sessions[place] for place in np.flatnonzero(~good).tolist()}
+        apart = np.array([name in bad for name in rows.sessions])
+        parts = [np.flatnonzero(~apart)] + [np.array([place]) for place in np.flatnonzero(apart).tolist()]
+        outputs = [made for part in parts if len(part) for made in self._step(_some(rows, part))]
+        return [joined(outputs)] if outputs else []
+
+    def _undo(self, sessions: Sequence[str]) -> None:
+        """Bring sessions back to where the journal ends: by what is stored of them, and the rows noted since."""
+        names = list(dict.fromkeys(sessions))
+        slots = self.pool.find(names)
+        ids = set(self.pool.ids[slots].tolist())
+        self.pool.dirty[slots] = False
+        self.pool.drop(slots)
+        self._replay(ids)
+
+    def _refuse(self, line: int, reason: str) -> None:
+        self.refused += 1
+        self.complain(int(line), reason)
+
+    def _answer(self, rows: Rows, hidden: torch.Tensor, embedding: torch.Tensor, steps: np.ndarray) -> Output:
         if self.emit == "embedding":
             return Output(rows.lines, rows.sessions, steps, embedding=embedding.float().cpu().numpy())
         start = time.perf_counter()
@@ -88,14 +136,14 @@ class Engine:
         self.model_seconds += time.perf_counter() - start
         return made
 
-    def _repeat(self, sessions: List[str], seqs: np.ndarray, features: np.ndarray) -> None:
+    def _repeat(self, sessions: List[str], seqs: np.ndarray, features: np.ndarray) -> int:
         index, slots = self._bring(sessions)
         new = seqs > self.pool.seqs[slots[index]]  # a state that was written since holds its rows already
         if not new.any():
-            return
+            return 0
         kept, index = np.unique(index[new], return_inverse=True)
         self._advance(index, slots[kept], seqs[new], features[new])
-        self.repeated += int(new.sum())
+        return int(new.sum())
 
     def _advance(self, index: np.ndarray, slots: np.ndarray, seqs: np.ndarray,
                  features: np.ndarray) -> Tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -157,3 +205,7 @@ class Engine:
         for start in range(0, len(slots), BLOCK):
             self.store.keep(self.pool.pack(slots[start : start + BLOCK]))
         self.pool.dirty[slots] = False
+
+
+def _some(rows: Rows, places: np.ndarray) -> Rows:
+    return Rows(rows.lines[places], [rows.sessions[place] for place in places.tolist()], rows.features[places])

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 
 from app.errors import RunError
+from app.streaming.limits import Range, fill_from, prepared
 from app.tasks.answers import Answers, answer, answer_names
 from app.tasks.task import Task
 from app.trained import TASK, Trained, load_trained
@@ -22,7 +24,8 @@ __all__ = ["StreamModel", "load_model", "why_no_stream"]
 class StreamModel:
     """A causal encoder, its input pipeline, its running pooling and its task, over states that are lists of tensors.
 
-    The state of N sessions is a list of tensors ``[N, ...]``: the layers' caches, then the running pooling's.
+    The state of N sessions is a list of tensors ``[N, ...]``: the layers' caches, then the running pooling's, then, for
+    missing values that take the one before, the last value of each channel.
 
     Args:
         encoder: causal, reading real-valued features.
@@ -43,6 +46,19 @@ class StreamModel:
         self.fresh = [torch.zeros_like(t) for tree in self._trees for _, t in tensors_of(tree)]
         self._cached = len(self.fresh)
         self.fresh += self.pooling.start(1, self.weight.device)
+        self._range = Range(encoder, pipeline)
+        self._filler = pipeline is not None and pipeline.missing == "forward"
+        if self._filler:  # the last value of each channel
+            self.fresh.append(self.weight.new_full((1, self.input_size), float("nan"), dtype=torch.float64))
+
+    @property
+    def missing(self) -> bool:
+        """Whether values may be missing, as in the run's training."""
+        return self.pipeline is not None and self.pipeline.missing != "error"
+
+    def takes(self, features: np.ndarray) -> np.ndarray:
+        """Which rows are not too large for the model, ``[n]`` bool; see `app.streaming.limits.Range`."""
+        return self._range(features)
 
     def advance(
         self, x: torch.Tensor, counts: torch.Tensor, seen: torch.Tensor, states: Sequence[torch.Tensor]
@@ -59,8 +75,11 @@ class StreamModel:
             ``(hidden, embedding, states)``: ``[total, hidden_size]`` of each row and after each row, and the states
             after all.
         """
-        if self.pipeline is not None:
-            x = self.pipeline.transform(x)
+        kept = []
+        if self._filler:
+            x, last = fill_from(x, counts, states[-1])
+            states, kept = states[:-1], [last]
+        x = prepared(self.pipeline, x)
         x = x.to(self.weight.dtype)
         cache = self._cache(states[: self._cached], seen)
         most = int(counts.max())
@@ -73,7 +92,7 @@ class StreamModel:
             hidden = out.hidden[0]
         embedding, pooled = self.pooling(hidden, counts, tuple(states[self._cached :]))
         new = [t for i in range(len(out.cache)) for _, t in tensors_of(out.cache[i])]
-        return hidden, embedding, [*new, *pooled]
+        return hidden, embedding, [*new, *pooled, *kept]
 
     def predict(self, hidden: torch.Tensor, embedding: torch.Tensor) -> Answers:
         """What the task says of every row, by its hidden state or by the embedding so far, ``[total, hidden_size]``."""

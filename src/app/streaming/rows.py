@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from app.errors import RunError
 from app.streaming.lines import LONGEST, Line
 
-__all__ = ["Reader", "Rows", "csv_reader", "json_reader", "looks_like_header"]
+__all__ = ["Reader", "Rows", "by_name", "csv_reader", "json_reader", "looks_like_header"]
 
 LONGEST_NAME = 1000
 
@@ -20,7 +21,7 @@ class Rows(NamedTuple):
     Attributes:
         lines: ``[n]`` int64, the number of each row's line in the input.
         sessions: n names.
-        features: ``[n, input_size]`` float32, finite.
+        features: ``[n, input_size]`` float64, finite in 32 bits; NaN where a value may be missing and is.
     """
 
     lines: np.ndarray
@@ -39,14 +40,16 @@ class Reader:
         parse: one line's text to its session and its list of features; raises a ValueError for one that has none.
         input_size: number of features of a row.
         complain: called with the number of a malformed line and the reason.
+        missing: whether values may be missing: null or NaN in JSON, an empty cell or ``nan`` in CSV.
 
     Attributes:
         malformed: how many lines were left out.
     """
 
     def __init__(self, parse: Callable[[str], Tuple[Any, Any]], input_size: int,
-                 complain: Callable[[int, str], None]) -> None:
-        self._parse, self._size, self._complain = parse, input_size, complain
+                 complain: Callable[[int, str], None], missing: bool = False) -> None:
+        self._parse, self._size, self._complain, self._missing = parse, input_size, complain, missing
+        self._kinds = _NUMBERS | {type(None)} if missing else _NUMBERS
         self.malformed = 0
 
     def __call__(self, lines: Sequence[Line], first: int) -> Rows:
@@ -72,16 +75,18 @@ class Reader:
             sessions.append(session)
             features.append(values)
         wide = np.array(features, dtype=np.float64).reshape(len(features), self._size)
-        with np.errstate(over="ignore"):
-            array = wide.astype(np.float32)
         lines_of = np.array(numbers, dtype=np.int64)
-        good = np.isfinite(array).all(axis=1)
+        fine = np.abs(wide) <= _LARGEST
+        if self._missing:
+            fine |= np.isnan(wide)
+        good = fine.all(axis=1)
         if good.all():
-            return Rows(lines_of, sessions, array)
+            return Rows(lines_of, sessions, wide)
         for i in np.flatnonzero(~good).tolist():
-            worst = [value for value, finite in zip(features[i], np.isfinite(array[i])) if not finite][0]
-            self._refuse(numbers[i], f"features must be finite 32-bit numbers; got {worst}")
-        return Rows(lines_of[good], [name for name, fine in zip(sessions, good) if fine], array[good])
+            worst = wide[i][~fine[i]][0]
+            hint = _MISSING_HINT if np.isnan(worst) else ""
+            self._refuse(numbers[i], f"features must be finite 32-bit numbers; got {worst}{hint}")
+        return Rows(lines_of[good], [name for name, kept in zip(sessions, good) if kept], wide[good])
 
     def _row(self, data: Optional[bytes]) -> Tuple[str, List[Any]]:
         if data is None:
@@ -105,9 +110,11 @@ class Reader:
         if type(values) is not list or len(values) != self._size:
             got = f"{len(values)}" if type(values) is list else _short(values)
             raise _Malformed(f"features must be {self._size} numbers; got {got}")
-        if not _NUMBERS.issuperset(map(type, values)):
-            odd = [value for value in values if type(value) not in _NUMBERS][0]
-            raise _Malformed(f"features must be numbers; got {_short(odd)}")
+        if not self._kinds.issuperset(map(type, values)):
+            odd = [value for value in values if type(value) not in self._kinds][0]
+            raise _Malformed(f"features must be numbers; got {_short(odd)}{_MISSING_HINT if odd is None else ''}")
+        if None in values:
+            values = [math.nan if value is None else value for value in values]
         if int in map(type, values):
             values = [_float(value) for value in values]
         return session, values
@@ -118,14 +125,18 @@ class Reader:
 
 
 _NUMBERS = frozenset((int, float))
+_LARGEST = float(np.finfo(np.float32).max)
+_MISSING_HINT = "; a run trained with data.missing=mean or data.missing=forward takes missing values"
 
 
-def json_reader(session: str, features: Optional[Sequence[str]]) -> Callable[[str], Tuple[Any, Any]]:
+def json_reader(session: str, features: Optional[Sequence[str]],
+                names: Optional[Sequence[str]] = None) -> Callable[[str], Tuple[Any, Any]]:
     """The parser of JSON lines.
 
     Args:
         session: key of the session.
         features: keys of the features; None: one key, ``features``, with a list.
+        names: keys that hold the features of an object without ``features``, where they have names.
     """
     decode = json.JSONDecoder().raw_decode
     wanted = [session, *(features or ["features"])]
@@ -143,9 +154,12 @@ def json_reader(session: str, features: Optional[Sequence[str]]) -> Callable[[st
             raise _Malformed(f"a line must be one JSON object; got more after character {end}")
         if type(value) is not dict:
             raise _Malformed(f"a line must be a JSON object; got {_short(value)}")
-        for key in wanted:
+        by_name = names is not None and "features" not in value
+        for key in [session, *names] if by_name and names is not None else wanted:
             if key not in value:
                 raise _Malformed(f"the object must have {key!r}; got {_short(list(value))}")
+        if by_name and names is not None:
+            return value[session], [value[key] for key in names]
         return value[session], value["features"] if features is None else [value[key] for key in features]
 
     return parse
@@ -173,9 +187,22 @@ def csv_reader(header: str, session: str, features: Optional[Sequence[str]],
         cells = _cells(text)
         if len(cells) != len(names):
             raise _Malformed(f"a line must have {len(names)} columns, as the header; got {len(cells)}")
-        return cells[place].strip(), [_number(cells[i]) for i in chosen]
+        return cells[place].strip(), [_number(cells[i]) if cells[i].strip() else None for i in chosen]
 
     return parse
+
+
+def by_name(header: str, session: str, schema: Any) -> List[str]:
+    """The run's columns, after a look at whether a CSV header has them all and no others.
+
+    Raises:
+        RunError: it does not.
+    """
+    try:
+        schema.match([name.strip() for name in _cells(header) if name.strip() != session], "job.input")
+    except ValueError as problem:
+        raise RunError(f"{problem}; or choose the columns, in the run's order, with job.features") from None
+    return list(schema.names)
 
 
 def looks_like_header(text: str, session: str) -> bool:

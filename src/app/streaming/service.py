@@ -11,7 +11,7 @@ import torch
 from app.errors import RunError
 from app.streaming.engine import Engine
 from app.streaming.lines import Line, Lines, open_file, open_stdin
-from app.streaming.rows import Reader, csv_reader, json_reader, looks_like_header
+from app.streaming.rows import Reader, by_name, csv_reader, json_reader, looks_like_header
 from app.streaming.sinks import Sink
 from app.streaming.store import Position, Store
 from cfg.stream import StreamJobConfig
@@ -40,6 +40,7 @@ class Service:
         self._name = "-" if config.input is None else os.path.realpath(config.input)
         self._position = store.position(self._name)
         self._reader: Optional[Reader] = None
+        engine.complain = self._complain
         self._first = 1  # number of the next line to be read
         self._pending = False  # something is done that no commit holds yet
         self._waited = 0.0
@@ -104,10 +105,10 @@ class Service:
         if not lines:
             return
         rows = self._reader(lines, first)
-        self.malformed = self._reader.malformed
         for output in self.engine.step(rows):
             self.sink.add(output)
-        self.rows += len(rows.sessions)
+            self.rows += len(output.sessions)
+        self.malformed = self._reader.malformed + self.engine.refused
         last, read = lines[-1], sum(line.size for line in lines)
         self._position = Position(first + len(lines) - 1, self._position.offset + read, last.size, _crc(last))
         self._pending = True
@@ -157,13 +158,17 @@ class Service:
         is_csv = config.format == "csv"
         if config.format == "auto" and ending not in (".json", ".jsonl", ".ndjson"):
             is_csv = ending == ".csv" or looks_like_header(text, config.session)
+        pipeline = self.engine.model.pipeline
+        schema = None if pipeline is None else pipeline.schema
+        names = schema.names if schema is not None and schema.named else None
         if is_csv:
-            parse = csv_reader(text, config.session, config.features, width)
+            chosen = config.features or (None if names is None else by_name(text, config.session, schema))
+            parse = csv_reader(text, config.session, chosen, width)
         else:
             if config.features is not None and len(config.features) != width:
                 raise RunError(f"job.features must be {width} names, as the encoder reads; got {len(config.features)}")
-            parse = json_reader(config.session, config.features)
-        return Reader(parse, width, self._complain), is_csv
+            parse = json_reader(config.session, config.features, names)
+        return Reader(parse, width, self._complain, self.engine.model.missing), is_csv
 
     def _complain(self, number: int, reason: str) -> None:
         self._say(f"line {number}: {reason}; the line is left out")

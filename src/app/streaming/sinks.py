@@ -22,7 +22,7 @@ from app.made_folders import missing_folders, remove_folders
 from app.streaming.store import Store
 from myfla.utils.regular import check_regular
 
-__all__ = ["FileSink", "Output", "Sink", "StdoutSink", "cannot_write", "json_lines"]
+__all__ = ["FileSink", "Output", "Sink", "StdoutSink", "cannot_write", "joined", "json_lines"]
 
 
 class Output(NamedTuple):
@@ -46,6 +46,30 @@ class Output(NamedTuple):
     probability: Optional[np.ndarray] = None
     values: Optional[np.ndarray] = None
     names: Sequence[str] = ()
+
+    def finite(self) -> np.ndarray:
+        """``[n]`` bool: the rows whose numbers are all finite."""
+        good = np.ones(len(self.lines), bool)
+        for numbers in (self.embedding, self.probability, self.values):
+            if numbers is not None:
+                good &= np.isfinite(numbers).reshape(len(good), -1).all(1)
+        return good
+
+
+def joined(outputs: Sequence[Output]) -> Output:
+    """Outputs of parts of a step as one, in the order of the input."""
+    order = np.argsort(np.concatenate([one.lines for one in outputs]), kind="stable")
+
+    def column(name: str) -> Any:
+        parts = [getattr(one, name) for one in outputs]
+        if parts[0] is None:
+            return None
+        if isinstance(parts[0], list):
+            flat = [item for part in parts for item in part]
+            return [flat[place] for place in order.tolist()]
+        return np.concatenate(parts)[order]
+
+    return Output(*(column(name) for name in Output._fields[:-1]), names=outputs[0].names)
 
 
 def json_lines(output: Output) -> bytes:

@@ -26,7 +26,7 @@ from myfla.utils.regular import check_regular, open_regular
 __all__ = ["Journal", "Position", "Store"]
 
 FORMAT = "myfla.stream"
-VERSION = 2
+VERSION = 3
 FILE = "state.sqlite"
 _MAGIC = b"SQLite format 3\0"
 _MANY = 500  # values in one query; older SQLite takes 999
@@ -62,7 +62,7 @@ class Journal(NamedTuple):
     Attributes:
         seq: number of the first one, over all inputs and sessions.
         ids: ``[n]`` int64, the sessions.
-        features: ``[n, input_size]`` float32, as they were sent.
+        features: ``[n, input_size]`` float64, as they were sent.
     """
 
     seq: int
@@ -219,7 +219,7 @@ class Store:
 
     def note(self, rows: Journal) -> None:
         """Add the rows of one step."""
-        ids, features = rows.ids.tobytes(), rows.features.tobytes()
+        ids, features = rows.ids.tobytes(), rows.features.astype(np.float64).tobytes()
         self._do("INSERT INTO journal VALUES (?, ?, ?, ?)", (rows.seq, _seal(rows.seq, ids, features), ids, features))
 
     def journal(self, input_size: int) -> Iterator[Journal]:
@@ -232,7 +232,7 @@ class Store:
                 return
             (last, seal, ids, features), = found
             self._check(seal, (last, ids, features), f"the journal at row {last}")
-            shaped = np.frombuffer(features, dtype=np.float32).reshape(-1, input_size)
+            shaped = np.frombuffer(features, dtype=np.float64).reshape(-1, input_size)
             yield Journal(last, np.frombuffer(ids, dtype=np.int64), shaped)
 
     def forget(self) -> None:
