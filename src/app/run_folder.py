@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, TextIO, Tuple
@@ -44,8 +45,16 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def write_json(values: Dict[str, Any], path: Path) -> None:
-    """One JSON object, readable by people."""
-    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode("utf-8"))
+    """One JSON object, readable by people; a figure that is not finite, for which JSON has no word, is null."""
+    write_atomic(path, (json.dumps(_finite(values), indent=2, allow_nan=False) + "\n").encode("utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Dict[str, Any]:

@@ -30,3 +30,9 @@ def test_json_and_config_replace_what_was_there_at_once(tmp_path, monkeypatch):
     assert (tmp_path / "x.json").read_text() == '{\n  "a": 1\n}\n'
     write_config(compose_app(), tmp_path / "config.yaml")
     assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["config.yaml", "x.json"]
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path):
+    write_json({"a": float("nan"), "b": [1.5, float("inf"), {"c": -float("inf")}], "d": (1, None)}, tmp_path / "x.json")
+    assert (tmp_path / "x.json").read_text().replace("\n", "").replace(" ", "") == \
+        '{"a":null,"b":[1.5,null,{"c":null}],"d":[1,null]}'

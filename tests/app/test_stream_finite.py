@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from app.data.prepared import Prepared
+from app.data.sequences import SequenceSet
+from app.encoding.encode import check_finite_rows
+from app.errors import DataError, RunError
 from app.streaming.engine import Engine
 from app.streaming.limits import USUAL, fill_from
 from app.streaming.model import load_model
 from app.streaming.rows import Rows
 from app.streaming.store import Store
 from encoders import load_encoder
-from myfla.testing import cases
+from encoders.pipeline import InputPipeline
+from myfla.testing import cases, raises
 from streams import WIDTH, as_csv, as_json, check, make_rows, make_run, parse, serve
 
 NAMES = ("gated_deltanet", "rwkv7", "gru")
@@ -174,3 +179,18 @@ def test_large_numbers_that_differ_by_little_are_told_apart(tmp_path):
     serve(run, tmp_path / "in.jsonl", tmp_path / "state", tmp_path / "out")
     one, two = (torch.tensor(row["embedding"]) for row in strict((tmp_path / "out").read_text()))
     assert (one - two).abs().max() > 1e-2
+
+
+@cases(value=[1e20, -3e38, 1e16])
+def test_a_sequence_that_is_too_large_is_named_before_it_is_trained_on_or_encoded(value):
+    large = torch.tensor([[0.0, 1], [0, value]]).double()
+    data = SequenceSet([torch.zeros(4, 2).double(), large], torch.tensor([0, 1]))
+    sequences = Prepared(data, InputPipeline.fit([torch.randn(50, 2)]))
+    assert sequences[0].x.shape == (4, 2)
+    with raises(DataError, "sequence 2, step 2, channel 2 must be below 1e+15 once it is standardised; got"):
+        sequences[1]
+
+
+def test_an_embedding_that_is_not_finite_is_never_written():
+    with raises(RunError, "sequence 8: its embedding must be finite"):
+        check_finite_rows([torch.zeros(3), torch.tensor([0.0, float("nan")])], range(6, 8))

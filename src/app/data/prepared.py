@@ -9,9 +9,13 @@ from torch.utils.data import Dataset
 from app.data.identity import Identity
 from app.data.sampler import filler
 from app.data.sequences import IGNORE, Sample, SequenceSet
+from app.errors import DataError, data_error
 from encoders.pipeline import InputPipeline
 
 __all__ = ["Prepared"]
+
+LARGEST = 1e15
+"""Of a standardised value: the squares of what is made of it must be finite in 32 bits."""
 
 
 class Prepared(Dataset):
@@ -45,10 +49,20 @@ class Prepared(Dataset):
             return _without_target(self[filler(index)])
         x, target = self.data[self._index[index]]
         if x.is_floating_point():  # token ids may stay in few bytes
-            x = self.pipeline.transform(x)
+            raw, x = x, self.pipeline.transform(x)
+            if not bool((x.abs() <= LARGEST).all()):
+                raise self._too_large(self._index[index], raw, x)
         if not self.shift:
             return Sample(x, target)
         return Sample(x[:-1], x[1:] if x.is_floating_point() else x[1:].long())
+
+    def _too_large(self, number: int, raw: Tensor, x: Tensor) -> DataError:
+        step, channel = (~(x.abs() <= LARGEST)).nonzero()[0].tolist()
+        name = number + 1 if self.data.names is None else repr(self.data.names[number])
+        value = float(raw[step, channel % raw.shape[1]])
+        return data_error("data", f"sequence {name}, step {step + 1}, channel {channel % raw.shape[1] + 1}",
+                          f"must be below {LARGEST:g} once it is standardised", value,
+                          "a norm would make zeros of it; correct the value, or leave the sequence out")
 
 
 def _without_target(sample: Sample) -> Sample:

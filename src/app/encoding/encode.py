@@ -1,15 +1,16 @@
 """Sequences to embeddings, those of like length together, in the order in which they came."""
 
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from app.data.prepared import Prepared
+from app.errors import RunError
 from encoders.encoding import encode_many
 from encoders.stack import Encoder
 
-__all__ = ["Encoded", "encode"]
+__all__ = ["Encoded", "check_finite_rows", "encode"]
 
 
 class Encoded(NamedTuple):
@@ -40,5 +41,18 @@ def encode(encoder: Encoder, data: Prepared, span: range, batch_tokens: int, per
     """
     rows, steps = encode_many(encoder, [data.lengths[i] for i in span], lambda place: data[span[place]].x, batch_tokens,
                               per_step)
+    check_finite_rows(rows, span)
     joined = (torch.cat if per_step else torch.stack)(rows)
     return Encoded(span.start, joined if joined.dtype == torch.float64 else joined.float(), steps, None)
+
+
+def check_finite_rows(rows: Sequence[Tensor], span: range) -> None:
+    """Make sure of what an encoder has made of the sequences of a span.
+
+    Raises:
+        RunError: a NaN or an infinity; with the number of the sequence.
+    """
+    for number, row in zip(span, rows):
+        if not bool(torch.isfinite(row).all()):
+            raise RunError(f"sequence {number + 1}: its embedding must be finite; got NaN or infinity; look "
+                           "where it begins with encoders.check_finite, or leave the sequence out")

@@ -8,6 +8,7 @@ import torch
 
 from app.data.prepared import Prepared
 from app.devices import find_device
+from app.encoding.encode import check_finite_rows
 from app.encoding.progress import Progress
 from app.errors import RunError, data_error
 from app.inputs import open_run_data
@@ -82,6 +83,7 @@ def _predict(trained: Trained, sequences: Prepared, span: range, batch_tokens: i
     lengths = [sequences.lengths[i] for i in span]
     rows, steps = encode_many(trained.encoder, lengths, lambda place: sequences[span[place]].x, batch_tokens,
                               task.spec.per_step)
+    check_finite_rows(rows, span)
     joined = (torch.cat if task.spec.per_step else torch.stack)(rows).to(task.head.weight.device)
     with torch.no_grad():
         found = answer(task, pipeline, task(EncoderOutput(joined, joined, None, steps)))
