@@ -166,8 +166,8 @@ def json_reader(session: str, features: Optional[Sequence[str]],
 
 
 def csv_reader(header: str, session: str, features: Optional[Sequence[str]],
-               input_size: int) -> Callable[[str], Tuple[Any, Any]]:
-    """The parser of CSV lines, made from the header.
+               input_size: int, missing: bool = False) -> Callable[[str], Tuple[Any, Any]]:
+    """The parser of CSV lines, made from the header; with ``missing``, an empty cell is a missing value.
 
     Raises:
         RunError: a column is missing or twice, or there are not ``input_size`` columns of features.
@@ -187,7 +187,7 @@ def csv_reader(header: str, session: str, features: Optional[Sequence[str]],
         cells = _cells(text)
         if len(cells) != len(names):
             raise _Malformed(f"a line must have {len(names)} columns, as the header; got {len(cells)}")
-        return cells[place].strip(), [_number(cells[i]) if cells[i].strip() else None for i in chosen]
+        return cells[place].strip(), [_number(cells[i], missing) for i in chosen]
 
     return parse
 
@@ -221,13 +221,16 @@ def _cells(text: str) -> List[str]:
     return next(csv.reader([text], strict=True))
 
 
-def _number(cell: str) -> float:
+def _number(cell: str, missing: bool) -> float:
+    if missing and not cell.strip():
+        return math.nan
     try:
         if "_" in cell:  # float() reads 1_000, which no other program writes or means
             raise ValueError
         return float(cell)
     except ValueError:
-        raise _Malformed(f"features must be numbers; got {_short(cell)}") from None
+        hint = "" if cell.strip() else _MISSING_HINT
+        raise _Malformed(f"features must be numbers; got {_short(cell)}{hint}") from None
 
 
 def _check_text(session: str) -> None:

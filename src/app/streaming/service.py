@@ -163,7 +163,7 @@ class Service:
         names = schema.names if schema is not None and schema.named else None
         if is_csv:
             chosen = config.features or (None if names is None else by_name(text, config.session, schema))
-            parse = csv_reader(text, config.session, chosen, width)
+            parse = csv_reader(text, config.session, chosen, width, self.engine.model.missing)
         else:
             if config.features is not None and len(config.features) != width:
                 raise RunError(f"job.features must be {width} names, as the encoder reads; got {len(config.features)}")
