@@ -142,8 +142,8 @@ def cut(tmp_path_factory):
 
 #: What is edited in config.yaml, and what is said of it.
 EDITS = {
-    "hidden_size: 64": ("hidden_size: 32", "encoder.hidden_size=32 (before: 64)"),
-    "num_layers: 2": ("num_layers: 1", "encoder.num_layers=1 (before: 2)"),
+    "hidden_size: 16": ("hidden_size: 32", "encoder.hidden_size=32 (before: 16)"),
+    "num_layers: 1": ("num_layers: 2", "encoder.num_layers=2 (before: 1)"),
     "seed: 0": ("seed: 1", "seed=1 (before: 0)"),
     "batch_size: 16": ("batch_size: 8", "data.batch_size=8 (before: 16)"),
     "learning_rate: 0.002": ("learning_rate: 0.1", "job.learning_rate=0.1 (before: 0.002)"),

@@ -33,7 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(str(temporary), "rb+") as file:
             os.fsync(file.fileno())
         os.replace(str(temporary), str(path))
-    except BaseException:
+    except BaseException as problem:
+        if isinstance(problem, OSError) and problem.filename is None:  # a full disk does not say which file
+            problem.filename = str(path)
         if temporary.exists():
             temporary.unlink()
         raise
