@@ -14,7 +14,7 @@ from app.locks import FolderLock
 from app.start import _take, leave_places
 from app.workplace import Workplace
 from app_runs import ROOT
-from children import finish, needs_fork, start
+from children import needs_fork
 from commands import command
 from myfla.testing import cases
 from streams import as_json, make_rows, make_run, parse
@@ -30,15 +30,11 @@ def waited_for(path, process=None):
         time.sleep(0.01)
 
 
-def trained_elsewhere(place, *arguments):
-    """A process that trains; returns its number."""
-    return start(lambda: command(place, *LONG, *arguments))
-
-
-def ended(child):
-    """Kill a forked training and its own child."""
-    subprocess.run(["pkill", "-KILL", "-P", str(child)], check=False)
-    finish(child)
+def elsewhere(place, *arguments, **pipes):
+    """A process of its own with the command line."""
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "libs")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "app", *arguments], cwd=str(place), env=environment, **pipes)
 
 
 def files(folder):
@@ -51,7 +47,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path, sweep):
     place.mkdir()
     where = ("-m", "seed=0", "hydra.sweep.dir=run") if sweep else ("hydra.run.dir=run",)
     folder = place / "run" / "0" if sweep else place / "run"
-    child = trained_elsewhere(place, *where)
+    child = elsewhere(place, *LONG, *where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         waited_for(folder / "checkpoints" / "start.json")
         before = files(folder)
@@ -62,7 +58,8 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path, sweep):
             assert again.code == 1 and "in which no other run is at work" in again.err
         assert files(folder) == before, "the record of the first was touched"
     finally:
-        ended(child)
+        child.kill()
+        child.wait()
     lock = FolderLock(place / "run")
     assert lock.take(), "a killed process holds nothing"
     lock.leave()
@@ -111,9 +108,7 @@ def run(tmp_path_factory):
 
 
 def stream(place, run, state, *arguments, **pipes):
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "libs")])
-    return subprocess.Popen([sys.executable, "-m", "app", "job=stream", f"run={run}", f"job.state={state}", *arguments],
-                            cwd=str(place), env={**os.environ, "PYTHONPATH": paths}, stdin=-1, stderr=-1, **pipes)
+    return elsewhere(place, "job=stream", f"run={run}", f"job.state={state}", *arguments, stdin=-1, stderr=-1, **pipes)
 
 
 @cases(output=["out.jsonl", "out.parquet", None])
