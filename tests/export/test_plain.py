@@ -4,10 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from myfla.ops.common.triangular import substitute
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.chunk.inverse import substitute
+from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.families.gated_delta import GATED_DELTA
+from myfla.ops._delta.families.kda import KDA
+from myfla.ops._delta.traced.chunks import traced_chunks
+from myfla.ops._delta.traced.step import dplr_step
 from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
-from myfla.ops.gated_delta_rule import plain as gated
-from myfla.ops.generalized_delta_rule.dplr import plain as dplr
+from myfla.ops.kda import fused_recurrent_kda
 from myfla.ops.rwkv7 import fused_recurrent_rwkv7
 from myfla.testing import assert_close, cases
 from myfla.utils.rows import from_rows, to_rows
@@ -37,7 +42,7 @@ def test_plain_gated_delta_rule_is_the_token_loop(tokens, packed):
     state = torch.randn(5 if packed else 2, 4, 4, 3, dtype=D)
     want = fused_recurrent_gated_delta_rule(
         q, k, v, g, beta=beta, initial_state=state, output_final_state=True, cu_seqlens=cu)
-    got = gated.plain_chunks(q, k, v, g, beta, state, 0.5, cu, D, D)
+    got = traced_chunks(GATED_DELTA, (q, k, v, g, beta), state, 0.5, False, cu, D, D)
     for mine, theirs in zip(got, want):
         assert_close(mine, theirs, rms=1e-12)
 
@@ -48,12 +53,25 @@ def test_plain_dplr_rule_is_the_token_loop(tokens, packed):
     r, w, k, v, a, b = dplr_inputs(1 if packed else 2, tokens)
     state = torch.randn(5 if packed else 2, 2, 4, 3, dtype=D)
     want = fused_recurrent_rwkv7(r, w, k, v, a, b, 1.0, state, cu_seqlens=cu)
-    got = [dplr.plain_chunks(r, k, v, a, b, w, 1.0, state, cu)]
+    x = (r, k, v, a, b, w)
+    got = [traced_chunks(DPLR, x, state, 1.0, False, cu, D, D)]
     if tokens == 1:
-        got.append(dplr.plain_step(r, k, v, a, b, w, 1.0, state))
+        got.append(dplr_step(Call("step", DPLR, "recurrent", x, state, 1.0, None, 2, D)))
     for o, final in got:
         assert_close(o, want[0], rms=1e-12)
         assert_close(final, want[1], rms=1e-12)
+
+
+@cases(tokens=[1, 15, 16, 70], packed=[False, True])
+def test_plain_kda_is_the_token_loop(tokens, packed):
+    tokens, cu = (60, torch.tensor(OFFSETS)) if packed else (tokens, None)
+    q, k, v, g, beta = gated_inputs(1 if packed else 2, tokens)
+    g = g.unsqueeze(-1) * torch.rand(4, dtype=D)
+    state = torch.randn(5 if packed else 2, 4, 4, 3, dtype=D)
+    want = fused_recurrent_kda(q, k, v, g, beta, initial_state=state, output_final_state=True, cu_seqlens=cu)
+    got = traced_chunks(KDA, (q, k, v, g, beta), state, 0.5, False, cu, D, D)
+    for mine, theirs in zip(got, want):
+        assert_close(mine, theirs, rms=1e-12)
 
 
 def test_rows_come_back_packed():

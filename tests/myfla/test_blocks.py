@@ -10,9 +10,8 @@ from myfla.modules import blocks
 from myfla.modules.convolution import causal_conv1d
 from myfla.modules.fused_norm_gate import layer_norm_gated, rms_norm_gated
 from myfla.modules.layernorm import group_norm
-from myfla.ops.common import tuning
-from myfla.ops.gated_delta_rule import recurrence as gdn_recurrence
-from myfla.ops.generalized_delta_rule.dplr import recurrence as dplr_recurrence
+from myfla.ops._delta import tuning
+from myfla.ops._delta.recurrent import loop as token_loop
 from myfla.testing import assert_close, cases
 from state_subjects import OPS, op_state
 
@@ -85,10 +84,10 @@ def test_ops_are_the_same_in_blocks_of_any_size(op, size, cu, monkeypatch):
     leaves = [*given.values(), state]
     outputs = OPS[op](given, state, offsets)
     want = [*outputs, *grads(outputs, leaves)]
-    for module, name in ((tuning, "CPU_BLOCK"), (tuning, "CPU_STATES"), (dplr_recurrence, "SEGMENT"),
-                         (gdn_recurrence, "STEP_BLOCK"), (gdn_recurrence, "SEGMENT")):
+    for module, name in ((tuning, "CPU_BLOCK"), (tuning, "CPU_STATES"), (token_loop, "STEP_BLOCK"),
+                         (token_loop, "SEGMENT")):
         monkeypatch.setattr(module, name, size)
-    monkeypatch.setattr(gdn_recurrence, "STEP_WHOLE", 0)
+    monkeypatch.setattr(token_loop, "STEP_WHOLE", 0)
     outputs = OPS[op](given, state, offsets)
     with torch.no_grad():
         alone = OPS[op](given, state, offsets)

@@ -2,7 +2,8 @@
 
 import torch
 
-from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule, recurrence
+from myfla.ops._delta.recurrent import loop
+from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 from myfla.ops.generalized_delta_rule import fused_recurrent_dplr_delta_rule
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
 from myfla.testing import cases, raises
@@ -85,8 +86,8 @@ def test_blocks_change_no_bit(cu, own, monkeypatch):
     function, given, state = make("gdn", 7 if cu is None else 1, 20, rows=rows)
     more = dict(output_final_state=True, cu_seqlens=None if cu is None else torch.tensor(cu), inplace_final_state=own)
     whole = function(**given, initial_state=state.clone(), **more)
-    monkeypatch.setattr(recurrence, "STEP_BLOCK", 3 * 8 * 6)
-    monkeypatch.setattr(recurrence, "STEP_WHOLE", 0)
+    monkeypatch.setattr(loop, "STEP_BLOCK", 3 * 8 * 6)
+    monkeypatch.setattr(loop, "STEP_WHOLE", 0)
     for got, want in zip(function(**given, initial_state=state.clone(), **more), whole):
         assert torch.equal(got, want)
 

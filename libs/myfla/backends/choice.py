@@ -12,7 +12,7 @@ from myfla.utils.errors import BackendError, message, nearest
 from myfla.utils.tracing import tracing
 
 __all__ = ["AUTO", "AUTO_RULE", "BACKENDS", "TABLE", "Backend", "BackendError", "Call", "check_backend", "choose",
-           "why_not"]  # fmt: skip
+           "refusal", "tell", "why_not"]  # fmt: skip
 
 
 class Call(NamedTuple):
@@ -99,7 +99,7 @@ def check_backend(who: str, backend: Any) -> str:
         raise BackendError(message(who, "backend", f"must be one of {', '.join(BACKENDS)}", backend, hint))
     problem = None if backend == "auto" else TABLE[backend].missing()
     if problem is not None:
-        raise _refusal(who, backend, problem)
+        raise refusal(who, backend, problem)
     return backend
 
 
@@ -130,9 +130,9 @@ def choose(
         check_backend(who, backend)
         problem = TABLE[backend].cannot(call)
         if problem is not None:
-            raise _refusal(who, backend, problem)
+            raise refusal(who, backend, problem)
     if not tracing():
-        _tell(who, backend, queries.device.type, chosen)
+        tell(who, backend, queries.device.type, chosen)
     return chosen
 
 
@@ -145,12 +145,13 @@ def why_not(
     return TABLE["fla"].declines(call) if backend == "auto" else TABLE[backend].cannot(call)
 
 
-def _refusal(who: str, backend: str, problem: str) -> BackendError:
+def refusal(who: str, backend: str, problem: str) -> BackendError:
+    """The error for a choice that cannot be honoured."""
     rule = f"cannot be honoured here: {problem}"
     return BackendError(message(who, "backend", rule, backend, "use backend='auto' or 'torch'"))
 
 
-def _tell(who: str, backend: str, device: str, chosen: str) -> None:
+def tell(who: str, backend: str, device: str, chosen: str) -> None:
     """One log line the first time that an op is computed by somebody on a device."""
     key = (who, device, chosen)
     if key not in _told:

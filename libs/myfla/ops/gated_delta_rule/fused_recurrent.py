@@ -4,12 +4,10 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.backends.choice import choose
-from myfla.backends.compiler import compiled
-from myfla.backends.official import RECURRENT_GATED_DELTA_RULE
+from myfla.ops._delta.backends import run
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops.common.inplace import check_inplace, put_back
-from myfla.ops.gated_delta_rule.decode import decoding_step
-from myfla.ops.gated_delta_rule.fused_step import fused_step
 from myfla.ops.gated_delta_rule.inputs import (
     Activation,
     check_per_token,
@@ -19,13 +17,8 @@ from myfla.ops.gated_delta_rule.inputs import (
     state_k_first,
     take_legacy_keywords,
 )
-from myfla.ops.gated_delta_rule.other_backends import naive_tokens, official_tokens
-from myfla.ops.gated_delta_rule.recorded import recorded_chunks
-from myfla.ops.gated_delta_rule.recurrence import recurrence
-from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.errors import BackendError, message, value_error
+from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_scale, check_tensor
-from myfla.utils.tracing import compiling, exporting, tracing
 
 __all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
 
@@ -99,15 +92,18 @@ def fused_recurrent_gated_delta_rule(
         1.0
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
-    activation = Activation(
-        use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval
-    )
-    if backend in ("auto", "torch") and gk is gv is cu_seqlens is None and not state_v_first:
+    activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
+    if gk is gv is cu_seqlens is None and not state_v_first:
         if is_plain_step(q, k, v, g, beta, initial_state, activation):
             activation.check(NAME, g, v.shape[2])
-            scale = check_scale(NAME, scale, q.shape[3])
-            choose(NAME, backend, RECURRENT_GATED_DELTA_RULE, q, k)  # which tells who computes
-            o, final = decoding_step(initial_state, q, k, v, g, beta, scale, activation, inplace_final_state)
+            call = Call(
+                NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, q.shape[3]),
+                None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes else None,
+                inplace=inplace_final_state,
+            )  # fmt: skip
+            o, final = run(call, backend)
+            if inplace_final_state and initial_state is not None:
+                final = put_back(initial_state, final)
             return o, final if output_final_state else None
     check_shapes(NAME, q, k, v)
     key, value = k.shape[3], v.shape[3]
@@ -127,55 +123,18 @@ def fused_recurrent_gated_delta_rule(
     sequences = count_sequences(NAME, q, cu_seqlens)
     state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     scale = check_scale(NAME, scale, key)
-    one_gate = gk is None and gv is None and beta.dim() == 3
-    tensors = (q, k, v, beta, g, gk, gv, state)
-    who_computes = choose(NAME, backend, RECURRENT_GATED_DELTA_RULE, *tensors, A_log, dt_bias)
-    wanted = output_final_state or inplace_final_state
-    if who_computes == "fla":
-        o, final = official_tokens(q, k, v, g, beta, state, scale, activation, cu_seqlens, wanted, gk, gv)
-    elif who_computes == "naive":
-        o, final = _naive(*tensors, scale, activation, cu_seqlens)
-    elif _is_one_step(who_computes, q, cu_seqlens):
-        form = compiled(fused_step) if who_computes == "compiled" else fused_step
-        o, final = form(*tensors, scale, activation, inplace_final_state)
-    elif tracing(q) or who_computes == "compiled":
-        form = _traced if one_gate and (cu_seqlens is not None or q.shape[1] != 1) else recurrence
-        form = compiled(form) if who_computes == "compiled" else form
-        o, final = form(*tensors, scale, activation, cu_seqlens)
-    else:
-        o, final = recurrence(*tensors, scale, activation, cu_seqlens, inplace_final_state)
-    if not wanted or final is None:
-        return o, None
+    call = Call(
+        NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), state, scale, cu_seqlens, sequences, v.dtype,
+        use_qk_l2norm_in_kernel, activation if activation.changes else None, inplace=inplace_final_state,
+        more=() if gk is gv is None else (gk, gv),
+    )  # fmt: skip
+    o, final = run(call, backend)
     final = final.transpose(2, 3) if state_v_first else final
     if inplace_final_state and initial_state is not None:
         final = put_back(initial_state, final)
-    else:
+    elif output_final_state:
         final = final.contiguous()
     return o, final if output_final_state else None
-
-
-def _is_one_step(who_computes: str, q: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> bool:
-    """Whether a compiler for a GPU gets one token for each sequence."""
-    alone = cu_seqlens is None and q.shape[1] == 1 and q.device.type == "cuda"
-    return alone and (who_computes == "compiled" or (compiling() and not exporting()))
-
-
-def _naive(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens):
-    """The specification."""
-    for name, x in (("gk", gk), ("gv", gv), ("beta [B, T, HV, V]", beta if beta.dim() == 4 else None)):
-        if x is not None:
-            hint = "leave it out, or use backend='torch'"
-            raise BackendError(message(NAME, "backend", f"'naive' does not know {name}", "naive", hint))
-    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
-    return naive_tokens(q, k, v, torch.zeros_like(beta) if g is None else g, beta, state, scale, cu_seqlens, v.dtype)
-
-
-def _traced(q, k, v, beta, g, gk, gv, state, scale, activation, cu_seqlens):
-    """Chunks: a compiled graph of the token loop would hold every token."""
-    (q, k), (g, beta) = activation.normalise(q, k), activation.gates(g, beta)
-    g = torch.zeros_like(beta) if g is None else g
-    dtype = accumulation_dtype(q, k, v, g, beta, state)
-    return recorded_chunks(q, k, v, g, beta, state, scale, cu_seqlens, dtype, v.dtype)
 
 
 fused_recurrent_gdn = fused_recurrent_gated_delta_rule

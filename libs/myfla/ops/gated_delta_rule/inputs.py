@@ -1,16 +1,14 @@
 """What both forms of the gated delta rule check and prepare."""
 
 import warnings
-from typing import Any, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Dict, NamedTuple, Optional, Tuple, TypeVar
 
 import torch
 
 from myfla.ops.common.plain_step import are_plain
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid, naive_gdn_gate
 from myfla.utils.autograd import records
-from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import unknown_keyword, value_error
-from myfla.utils.l2norm import l2norm
 from myfla.utils.tensors import check_tensor
 from myfla.utils.varlen import check_cu_seqlens
 
@@ -20,7 +18,6 @@ Decay = TypeVar("Decay", torch.Tensor, Optional[torch.Tensor])
 class Activation(NamedTuple):
     """What the op does to its inputs before the recurrence, token by token."""
 
-    l2norm: bool
     gate: bool
     A_log: Optional[torch.Tensor]  # [HV]
     dt_bias: Optional[torch.Tensor]  # [HV]
@@ -51,12 +48,17 @@ class Activation(NamedTuple):
             g = naive_gdn_gate(g, self.A_log, self.dt_bias)
         return g, beta_sigmoid(beta, self.neg_eigval) if self.sigmoid else beta
 
-    def normalise(self, q: torch.Tensor, k: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys, of length one where that is asked for; differentiable."""
-        if not self.l2norm:
-            return q, k
-        wide = accumulation_dtype(q, k)
-        return l2norm(q, output_dtype=wide), l2norm(k, output_dtype=wide)
+    def official(self) -> Dict[str, Any]:
+        """The official names of all this."""
+        return {
+            "use_gate_in_kernel": self.gate, "A_log": self.A_log, "dt_bias": self.dt_bias,
+            "use_beta_sigmoid_in_kernel": self.sigmoid, "allow_neg_eigval": self.neg_eigval,
+        }  # fmt: skip
+
+    @property
+    def changes(self) -> bool:
+        """Whether g or beta become others."""
+        return self.gate or self.sigmoid
 
 
 def check_shapes(who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.naive import delta_loop
 from myfla.ops.gated_delta_rule.inputs import check_per_token, check_shapes
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
@@ -54,17 +55,10 @@ def naive_recurrent_gated_delta_rule(
     q, k, v, beta, g = (x.to(dtype) for x in (q, k, v, beta, g))
     batch, tokens, heads, key = q.shape
     value = v.shape[-1]
-    q = q * scale
     state = v.new_zeros(batch, heads, key, value)
     if initial_state is not None:
         state = state + initial_state.to(dtype)
-    outputs = []
-    for t in range(tokens):
-        state = state * g[:, t, :, None, None].exp()
-        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
-        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * error)
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
-    o = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v)
+    o, state = delta_loop(q, k, v, g, beta, scale, state)
     return o, state if output_final_state else None
 
 

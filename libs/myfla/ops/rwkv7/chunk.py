@@ -4,9 +4,9 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.backends.choice import choose
-from myfla.backends.official import CHUNK_DPLR
-from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
+from myfla.ops._delta.backends import run
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
 from myfla.utils.tensors import check_scale
 
@@ -62,8 +62,9 @@ def chunk_rwkv7(
     rows = check_inputs(NAME, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
     scale = check_scale(NAME, scale, r.shape[3])
     check_options(NAME, chunk_size, cp_context, lower_bound)
-    who_computes = choose(NAME, backend, CHUNK_DPLR, r, k, v, a, b, w, initial_state)
-    o, final = run_chunks(
-        r, k, v, a, b, w, scale, initial_state, cu_seqlens, rows, chunk_size, who_computes, lower_bound
-    )
+    call = Call(
+        NAME, DPLR, "chunk", (r, k, v, a, b, w), initial_state, scale, cu_seqlens, rows, r.dtype,
+        chunk_size=chunk_size, lower_bound=lower_bound,
+    )  # fmt: skip
+    o, final = run(call, backend)
     return o, final if output_final_state else None

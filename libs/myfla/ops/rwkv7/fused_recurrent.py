@@ -4,8 +4,6 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.backends.choice import choose
-from myfla.backends.official import RECURRENT_DPLR
 from myfla.ops.common.inplace import check_inplace
 from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
@@ -61,11 +59,12 @@ def fused_recurrent_rwkv7(
     plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
     rows = len(r) if plain else check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
     scale = check_scale("fused_recurrent_rwkv7", scale, r.shape[3])
-    who_computes = choose("fused_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, a, b, w, initial_state)
     tensors = (r, k, v, a, b, w)
     if inplace_final_state and not plain:
         check_inplace("fused_recurrent_rwkv7", initial_state, v, *keys.values())
-    o, final = run_tokens(tensors, scale, initial_state, False, cu_seqlens, rows, who_computes, inplace_final_state)
+    o, final = run_tokens(
+        "fused_recurrent_rwkv7", tensors, scale, initial_state, False, cu_seqlens, rows, backend, inplace_final_state
+    )
     return o, final if output_final_state else None
 
 
@@ -117,10 +116,12 @@ def fused_mul_recurrent_rwkv7(
     plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
     rows = len(r) if plain else check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
     scale = check_scale("fused_mul_recurrent_rwkv7", scale, r.shape[3])
-    who_computes = choose("fused_mul_recurrent_rwkv7", backend, RECURRENT_DPLR, r, k, v, kk, a, w, initial_state)
     wide = accumulation_dtype(*keys.values(), v, initial_state)  # what feeds the state is not rounded to half precision
     tensors = (r, k, v, -kk, kk.to(wide) * a.to(wide), w)
     if inplace_final_state and not plain:
         check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())
-    o, final = run_tokens(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state)
+    o, final = run_tokens(
+        "fused_mul_recurrent_rwkv7", tensors, scale, initial_state, reverse, cu_seqlens, rows, backend,
+        inplace_final_state,
+    )  # fmt: skip
     return o, final if output_final_state else None

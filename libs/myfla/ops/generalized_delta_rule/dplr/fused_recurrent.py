@@ -1,22 +1,15 @@
 """`fused_recurrent_dplr_delta_rule`: token by token, for decoding and short inputs."""
 
-from typing import Any, List, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 
-from myfla.backends.choice import choose
-from myfla.backends.compiler import compiled
-from myfla.backends.official import RECURRENT_DPLR
+from myfla.ops._delta.backends import run
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops.common.inplace import check_inplace, put_back
-from myfla.ops.generalized_delta_rule.dplr.chunk import run_chunks
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
-from myfla.ops.generalized_delta_rule.dplr.other_backends import naive_tokens, official_rule
-from myfla.ops.generalized_delta_rule.dplr.plain import plain_rule, plain_step
-from myfla.ops.generalized_delta_rule.dplr.recorded import recorded_chunks
-from myfla.ops.generalized_delta_rule.dplr.recurrence import recurrent_forward
-from myfla.utils.autograd import backward_through
 from myfla.utils.tensors import check_scale
-from myfla.utils.tracing import tracing
 
 __all__ = ["fused_recurrent_dplr_delta_rule"]
 
@@ -76,64 +69,38 @@ def fused_recurrent_dplr_delta_rule(
     scale = check_scale(NAME, scale, q.shape[3])
     if inplace_final_state and not plain:
         check_inplace(NAME, initial_state, q, k, v, a, b, gk)
-    tensors = (q, k, v, a, b, gk)
-    who_computes = choose(NAME, backend, RECURRENT_DPLR, *tensors, initial_state)
     o, final = run_tokens(
-        tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace_final_state
+        NAME, (q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows, backend, inplace_final_state
     )
     return o, final if output_final_state else None
 
 
 def run_tokens(
-    tensors: Tuple[torch.Tensor, ...],
-    scale: Optional[float],
-    initial_state: Optional[torch.Tensor],
-    reverse: bool,
-    cu_seqlens: Optional[torch.Tensor],
-    rows: int,
-    who_computes: str = "torch",
-    inplace: bool = False,
+    who: str, x: Tuple[torch.Tensor, ...], scale: float, initial_state: Optional[torch.Tensor], reverse: bool,
+    cu_seqlens: Optional[torch.Tensor], rows: int, backend: str, inplace: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """`fused_recurrent_dplr_delta_rule` with checked arguments (``tensors`` are q, k, v, a, b, gk), of N = ``rows``
-    sequences; always returns the final state, with ``inplace`` in ``initial_state``."""
-    o, final = _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace)
+    """The recurrent form of checked arguments, for every name that it goes by.
+
+    Args:
+        who: the op, for messages.
+        x: q, k, v, a, b, gk, ``[B, T, H, K]`` and ``[B, T, H, V]``.
+        scale: factor on q.
+        initial_state: ``[N, H, K, V]`` or None.
+        reverse: walk every sequence from its last token to its first.
+        cu_seqlens: ``[N + 1]`` or None.
+        rows: N.
+        backend: what the caller asked for.
+        inplace: write the final state into ``initial_state``, and return that.
+
+    Returns:
+        o ``[B, T, H, V]`` in v's dtype and the final states ``[N, H, K, V]``.
+    """
+    out_dtype = x[2].dtype
+    x = tuple(_reverse(t, cu_seqlens) for t in x) if reverse else x
+    call = Call(who, DPLR, "recurrent", x, initial_state, scale, cu_seqlens, rows, out_dtype, inplace=inplace)
+    o, final = run(call, backend)
+    o = _reverse(o, cu_seqlens) if reverse else o
     return o, put_back(initial_state, final) if inplace and initial_state is not None else final
-
-
-def _by_backend(tensors, scale, initial_state, reverse, cu_seqlens, rows, who_computes, inplace):
-    scale = tensors[0].shape[3] ** -0.5 if scale is None else float(scale)
-    if who_computes == "compiled":
-        return compiled(_traced)(tensors, scale, initial_state, reverse, cu_seqlens)
-    if who_computes == "torch" and tracing(*tensors):
-        return _traced(tensors, scale, initial_state, reverse, cu_seqlens)
-    if who_computes == "fla":
-        q, k, v, a, b, gk = tensors
-        return official_rule(RECURRENT_DPLR, q, k, v, a, b, gk, scale, initial_state, cu_seqlens, reverse=reverse)
-    if reverse:
-        tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
-    if who_computes == "naive":
-        o, final = naive_tokens(*tensors, scale, initial_state, cu_seqlens)
-        o = o.to(tensors[2].dtype)
-        return _reverse(o, cu_seqlens) if reverse else o, final
-    given = (*tensors, initial_state)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
-        o, final = _RecurrentDPLRFunction.apply(*given, scale, cu_seqlens, rows)
-    else:
-        o, final = recurrent_forward(*tensors, scale, initial_state, cu_seqlens, rows, inplace)
-    return _reverse(o, cu_seqlens) if reverse else o, final
-
-
-def _traced(tensors, scale, initial_state, reverse, cu_seqlens):
-    """One step of the rule for one token, else chunks: a compiled graph of the loop would hold every token."""
-    if reverse:
-        tensors = tuple(_reverse(x, cu_seqlens) for x in tensors)
-    if cu_seqlens is None and tensors[0].shape[1] == 1:
-        o, final = plain_step(*tensors, scale, initial_state)
-    else:
-        q, k, v, a, b, gk = tensors
-        o, final = recorded_chunks(q, k, v, a, b, gk, scale, initial_state, cu_seqlens)
-    o = o.to(tensors[2].dtype)
-    return _reverse(o, cu_seqlens) if reverse else o, final
 
 
 def _reverse(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
@@ -144,27 +111,3 @@ def _reverse(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tenso
     token = torch.arange(x.shape[1], device=x.device)
     row = torch.searchsorted(bounds[1:], token, right=True)
     return x.index_select(1, (bounds[:-1] + bounds[1:] - 1)[row] - token)
-
-
-class _RecurrentDPLRFunction(torch.autograd.Function):
-    """Token by token forward; backward through the chunk form, whose gradients are those of the same function."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, a, b, gk, initial_state, scale, cu_seqlens, rows):
-        ctx.save_for_backward(q, k, v, a, b, gk, initial_state)
-        ctx.scale, ctx.cu_seqlens, ctx.rows = scale, cu_seqlens, rows
-        return recurrent_forward(q, k, v, a, b, gk, scale, initial_state, cu_seqlens, rows)
-
-    @staticmethod
-    def backward(ctx, do, dfinal):
-        needed = ctx.needs_input_grad[:7]
-        if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
-            rule = plain_rule(ctx.scale, ctx.cu_seqlens)
-            return (*backward_through(rule, ctx.saved_tensors, needed, (do, dfinal)), None, None, None)
-        inputs: List[Any] = [x if x is None else x.detach() for x in ctx.saved_tensors]
-        q, k, v, a, b, gk, state = inputs
-        wanted = [x.requires_grad_() for x, need in zip(inputs, needed) if need]
-        with torch.enable_grad():
-            o, final = run_chunks(q, k, v, a, b, gk, ctx.scale, state, ctx.cu_seqlens, ctx.rows)
-            found = iter(torch.autograd.grad((o, final), wanted, (do.to(o.dtype), dfinal.to(final.dtype))))
-        return (*(next(found) if need else None for need in needed), None, None, None)

@@ -1,16 +1,12 @@
 """What every form of the rule asks of its arguments."""
 
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from myfla.ops.common.plain_step import are_plain
 from myfla.utils.errors import value_error
 from myfla.utils.varlen import check_cu_seqlens
-
-LANES = 16
-"""Head sizes are filled up to a multiple of this: products of odd sizes are slow, and depend on alignment."""
 
 
 def check_inputs(
@@ -67,7 +63,7 @@ def check_inputs(
 
 
 def is_plain_step(keys: Sequence[Any], v: Any, initial_state: Any, cu_seqlens: Any) -> bool:
-    """Whether these are one token a row and a state of aligned sizes, and pass `check_inputs` and ``check_inplace``.
+    """Whether these are one token a row and a state for it, and pass `check_inputs` and ``check_inplace``.
 
     Example:
         >>> x = torch.zeros(2, 1, 1, 16)
@@ -84,7 +80,6 @@ def is_plain_step(keys: Sequence[Any], v: Any, initial_state: Any, cu_seqlens: A
         tokens == 1
         and wide == (rows, 1, heads, value)
         and initial_state.shape == (rows, heads, key, value)
-        and key % LANES == value % LANES == 0
     )
 
 
@@ -100,23 +95,3 @@ def check_options(who: str, chunk_size: Optional[int], cp_context: Any, lower_bo
         raise value_error(who, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     if lower_bound is not None and not lower_bound < 0:
         raise value_error(who, "lower_bound", "must be negative, as a log decay is", lower_bound)
-
-
-def fill_heads(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gk: torch.Tensor,
-    initial_state: Optional[torch.Tensor],
-) -> Tuple[Optional[torch.Tensor], ...]:
-    """Head sizes filled up to multiples of `LANES` with channels that do nothing.
-
-    Example:
-        >>> x = torch.zeros(2, 5, 1, 4)
-        >>> [tuple(t.shape[2:]) for t in fill_heads(x, x, x, x, x, x, None)[:3]]
-        [(1, 16), (1, 16), (1, 16)]
-    """
-    wider, taller = (-size % LANES for size in (q.shape[3], v.shape[3]))
-    if wider:
-        q, k, a, b, gk = (F.pad(x, (0, wider)) for x in (q, k, a, b, gk))
-    v = F.pad(v, (0, taller)) if taller else v
-    if initial_state is not None and (wider or taller):
-        initial_state = F.pad(initial_state, (0, taller, 0, wider))
-    return q, k, v, a, b, gk, initial_state

@@ -13,6 +13,7 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.naive import dplr_loop
 from myfla.utils.dtypes import accumulation_dtype
 
 __all__ = ["dplr_chunkwise", "dplr_recurrence"]
@@ -51,14 +52,9 @@ def dplr_recurrence(
     q32, k, v, alpha, beta, gk = (x.to(dtype) for x in (q, k, v, alpha, beta, gk))
     q32 = q32 * q.shape[-1] ** -0.5
     state = _first_state(k, v, initial_state)
-    outputs = []
-    for t in range(q.shape[2]):
-        read = (alpha[:, :, t, :, None] * state).sum(-2, keepdim=True)
-        state = state * gk[:, :, t, :, None].exp() + beta[:, :, t, :, None] * read
-        state = state + k[:, :, t, :, None] * v[:, :, t, None, :]
-        outputs.append((q32[:, :, t, :, None] * state).sum(-2))
-    o = torch.stack(outputs, dim=2) if outputs else torch.zeros_like(v)
-    return o.to(q.dtype), state if output_final_state else None
+    q32, k, v, alpha, beta, gk = (t.transpose(1, 2) for t in (q32, k, v, alpha, beta, gk))
+    o, state = dplr_loop(q32, k, v, alpha, beta, gk, 1.0, state)
+    return o.transpose(1, 2).to(q.dtype), state if output_final_state else None
 
 
 def dplr_chunkwise(

@@ -1,0 +1,111 @@
+"""The one autograd Function of all families."""
+
+import math
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
+from myfla.ops._delta.chunk.residuals import Residuals
+from myfla.ops._delta.families.base import Family, Plan, Tensors
+from myfla.ops._delta.layout import ChunkLayout
+from myfla.ops._delta.recurrent.loop import token_loop
+from myfla.ops._delta.traced.chunks import traced_chunks
+from myfla.ops._delta.tuning import block_chunks, chunk_tokens, keeps_states, states_together
+from myfla.utils.autograd import backward_through, records
+
+__all__ = ["chunk_rule", "loop_rule", "make_plan"]
+
+LARGEST = 8 * 1024 * 1024
+"""Numbers in one tensor (32 MB of float32): a C library maps larger requests anew, and gives back to the system what
+many small ones leave behind; either way every page of the next call's is a fault."""
+
+
+def make_plan(
+    family: Family, x: Tensors, scale: float, l2norm: bool, cu_seqlens: Optional[torch.Tensor], sequences: int,
+    chunk_size: Optional[int], dtype: torch.dtype, out_dtype: torch.dtype,
+    for_graph: bool = False,
+) -> Plan:
+    """Cut the tokens into chunks, and these into blocks whose buffers and states fit the device's caches."""
+    k, v = x[1], x[2]
+    (batch, tokens, heads, key), (value_heads, value), device = k.shape, v.shape[2:], k.device
+    typical = tokens if cu_seqlens is None else -(-tokens // max(sequences, 1))
+    chunk = chunk_size or min(family.largest_chunk, chunk_tokens(typical, key, value, device))
+    group = value_heads // heads
+    states = states_together(key * value, device)
+    together = max(1, min(heads, states // group))
+    chunks = family.block_factor * block_chunks(together * group * chunk * max(key, value), device)
+    layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, device, chunks, states // (together * group), together)
+    if for_graph:  # what is kept depends on nothing but sizes
+        return Plan(family, scale, l2norm, layout, dtype, out_dtype, True, False, math.inf)
+    short = keeps_states(layout.total * value_heads * key * value, device)
+    return Plan(family, scale, l2norm, layout, dtype, out_dtype, short, short, LARGEST)
+
+
+def chunk_rule(call: Call) -> Result:
+    """The chunk form of a checked call; differentiable, also twice."""
+    call, plan = _planned(call)
+    if records(call.initial_state, *call.x):
+        return ChunkRule.apply(plan, None, call.cu_seqlens, call.initial_state, *call.x)
+    return chunk_fwd(call.x[2], call.x, call.initial_state, plan, None)
+
+
+def loop_rule(call: Call) -> Result:
+    """The recurrent form of a checked call; differentiated as the chunk form, where that knows the call's inputs."""
+    if not records(*call.tensors) or call.by_token_only:
+        return token_loop(call)
+    call, plan = _planned(call)
+    return ChunkRule.apply(plan, call, call.cu_seqlens, call.initial_state, *call.x)
+
+
+def _planned(call: Call) -> Tuple[Call, Plan]:
+    call = call.activated(whole=True)
+    call = call if call.family.fuses_l2norm else call.normalised()
+    return call, make_plan(
+        call.family, call.x, call.scale, call.l2norm, call.cu_seqlens, call.sequences, call.chunk_size, call.dtype,
+        call.out_dtype,
+    )  # fmt: skip
+
+
+class ChunkRule(torch.autograd.Function):
+    """Joins the hand-written directions; the forward may also be the token loop, for a recurrent call.
+
+    Arguments: the plan, the call if it is a recurrent one, ``cu_seqlens``, the initial state, and the family's tensors.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, call: Optional[Call], cu_seqlens: Optional[torch.Tensor],
+        initial_state: Optional[torch.Tensor], *x: torch.Tensor,
+    ) -> Result:  # fmt: skip
+        saved = []
+        if call is None:
+            saved = Residuals.of(plan, x).empty(x[2], plan.dtype)
+            o, final = chunk_fwd(x[2], x, initial_state, plan, saved)
+        else:
+            o, final = token_loop(call._replace(x=x, initial_state=initial_state))
+        ctx.save_for_backward(cu_seqlens, initial_state, *x, *saved)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        return o, final
+
+    @staticmethod
+    def backward(ctx: Any, do: Optional[torch.Tensor], dfinal: Optional[torch.Tensor]) -> Any:
+        plan, (cu_seqlens, initial_state, *rest) = ctx.plan, ctx.saved_tensors
+        count = len(plan.family.inputs)
+        x, saved = rest[:count], rest[count:]
+        if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
+            def formula(state: Optional[torch.Tensor], *x: torch.Tensor) -> Result:
+                return traced_chunks(
+                    plan.family, x, state, plan.scale, plan.l2norm, cu_seqlens, plan.dtype, plan.out_dtype
+                )  # fmt: skip
+
+            found = backward_through(formula, (initial_state, *x), ctx.needs_input_grad[3:], (do, dfinal))
+            return (None, None, None, *found)
+        if not saved:
+            saved = Residuals.of(plan, x).empty(x[2], plan.dtype)
+            chunk_fwd(x[2], x, initial_state, plan, saved)
+        do = torch.zeros_like(x[2]) if do is None else do
+        grads, dinitial = chunk_bwd(do, dfinal, x, plan, saved, initial_state is None)
+        return (None, None, None, None if initial_state is None else dinitial.to(initial_state.dtype), *grads)

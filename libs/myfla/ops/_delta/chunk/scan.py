@@ -1,0 +1,240 @@
+"""From chunk to chunk, in both directions, in two forms that compute the same.
+
+**Steps**: a chunk's tokens meet the incoming state and hand on the next one. The fewest multiplications: best on CPUs,
+where products cost what their multiplications cost.
+
+**Transitions** put a chunk's whole effect on the state into one matrix, ``h' = P h + R``, all chunks at once, so that
+one product a chunk is left in the loop: ``P = g_last - k_out^T A_inv k_in``, ``R = k_out^T A_inv v_in (+ kv)``. More
+multiplications, a quarter of the launches: best on GPUs where one step's matrices are few.
+"""
+
+from itertools import repeat
+from typing import Any, Iterable, Iterator, NamedTuple, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.chunk.contract import Chunks
+from myfla.ops._delta.layout import Block
+
+
+def by_transitions(device: torch.device, matrices: int) -> bool:
+    """Which form to take.
+
+    Args:
+        device: where it runs.
+        matrices: sequences times heads, what one step of the loop works on; a hundred of them fill a large GPU.
+    """
+    return device.type != "cpu" and matrices < 128
+
+
+def waves(block: Block, heads: int, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Any, ...]]:
+    """For each wave of a block its part of each tensor ``[M, ...]``; None for None."""
+    sizes = [count * heads for count in block.counts]
+    parts: Iterable[Any] = (repeat(None) if x is None else x.split(sizes) for x in tensors)
+    return zip(*parts)
+
+
+def scan(
+    block: Block, heads: int, c: Chunks, A_inv: Optional[torch.Tensor], running: torch.Tensor, v_new: torch.Tensor,
+    o: torch.Tensor, states: Optional[torch.Tensor] = None, fresh: bool = False,
+) -> None:
+    """From the first chunk to the last.
+
+    Args:
+        block: which chunks.
+        heads: HV.
+        c: the block's chunks; ``v_in`` is written over.
+        A_inv: ``[M, C, C]``, None without a delta rule: then ``v_new`` is given.
+        running: ``[N * HV, K, V]`` states of all sequences, before and after.
+        v_new: ``[M, C, V]``, written.
+        o: ``[M, C, V]``, written: ``q_in h (+ o_v)``.
+        states: ``[M, K, V]`` states before each chunk, written; None if nobody wants them.
+        fresh: whether the states before are zero.
+    """
+    if by_transitions(running.device, running.shape[0]):
+        return _scan_by_transitions(block, heads, c, A_inv, running, v_new, o, states)
+    k_in = None if A_inv is None else c.k_in
+    given = waves(block, heads, c.g_last, c.q_in, k_in, A_inv, c.k_out.transpose(1, 2), c.v_in, c.kv, c.o_v)
+    steps = zip(given, waves(block, heads, v_new, o), handovers(block, heads, running, states))
+    for (g, q, k, inverse, k_out, value, kv, o_v), (new, out), (state, after) in steps:
+        if inverse is not None:
+            torch.bmm(inverse, value if fresh else value.baddbmm_(k, state, alpha=-1), out=new)
+        if fresh:
+            out.zero_() if o_v is None else out.copy_(o_v)
+        elif o_v is None:
+            torch.bmm(q, state, out=out)
+        else:
+            torch.baddbmm(o_v, q, state, out=out)
+        if kv is None and fresh:
+            torch.bmm(k_out, new, out=after)
+        else:
+            _decayed(state, g, kv, after).baddbmm_(k_out, new)
+        fresh = False
+
+
+def _decayed(state: torch.Tensor, g: torch.Tensor, kv: Optional[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    """``g state (+ kv)``."""
+    return torch.mul(state, g, out=out) if kv is None else torch.addcmul(kv, state, g, out=out)
+
+
+def recompute_states(block: Block, heads: int, c: Chunks, v_new: torch.Tensor, states: torch.Tensor) -> None:
+    """The states before each chunk again, from those before the first.
+
+    Args:
+        block, heads, c, v_new: as `scan`.
+        states: ``[M, K, V]``; those of the first wave are given, the others written.
+    """
+    steps = list(waves(block, heads, c.g_last, c.k_out.transpose(1, 2), c.kv, v_new, states))
+    for (g, k_out, kv, new, state), (*_, after) in zip(steps, steps[1:]):
+        rows = after.shape[0]
+        _decayed(state[:rows], g[:rows], None if kv is None else kv[:rows], after).baddbmm_(k_out[:rows], new[:rows])
+
+
+class ScanGrads(NamedTuple):
+    """What `scan_bwd` works on."""
+
+    out: torch.Tensor  # [M, 2C or C, V]  given: do in the upper half; written: -dv_in in the lower
+    v_new: torch.Tensor  # [M, C, V]  given: A_qk^T do; written over: all that reaches v_new
+    v_in: torch.Tensor  # [M, C, V]  written; v_new itself without a delta rule
+    qk_in: torch.Tensor  # [M, 2C or C, K]  written
+    k_out: torch.Tensor  # [M, C, K]  written
+    g_last: torch.Tensor  # [M, 1 or K, 1]  written
+    after: Optional[torch.Tensor]  # [M, K, V]  of the states after each chunk, written; None if nobody wants them
+
+
+def scan_bwd(
+    block: Block, heads: int, c: Chunks, A_inv_T: Optional[torch.Tensor], states: torch.Tensor, v_new: torch.Tensor,
+    running: torch.Tensor, d: ScanGrads, room: torch.Tensor, fresh: bool = False, last: bool = False,
+) -> None:
+    """From the last chunk to the first.
+
+    Args:
+        block, heads, c: as `scan`.
+        A_inv_T: ``[M, C, C]``, the inverse transposed; None without a delta rule.
+        states: ``[M, K, V]`` before each chunk.
+        v_new: ``[M, C, V]``.
+        running: ``[N * HV, K, V]`` gradients of the states of all sequences, after and before.
+        d: where the gradients go.
+        room: ``[at least one wave, K, V]`` for products of states.
+        fresh: whether the states before were zero; their gradients are then undefined.
+        last: whether the gradients of the states after are zero.
+    """
+    if by_transitions(running.device, running.shape[0]):
+        return _scan_bwd_by_transitions(block, heads, c, A_inv_T, states, v_new, running, d)
+    running = running[block.rows[0] * heads :]
+    dh, dh_T, by_channel = running, running.transpose(1, 2), c.g_last.shape[1] > 1
+    below = None if A_inv_T is None else d.out[:, block.chunk :]
+    given = waves(block, heads, c.g_last, c.qk_in.transpose(1, 2), c.k_out, A_inv_T, states, v_new)
+    found = waves(block, heads, d.out, below, d.v_new, d.v_in, d.qk_in, d.k_out, d.g_last, d.after)
+    for step, (one, two) in reversed(list(enumerate(zip(given, found)))):
+        (g, qk, k_out, inverse, state, new), (out, minus, dnew, dv, dqk, dk_out, dg, after) = one, two
+        if dh.shape[0] != g.shape[0]:
+            dh = running[: g.shape[0]]
+            dh_T = dh.transpose(1, 2)
+        first = fresh and step == 0
+        if not last:
+            dnew.baddbmm_(k_out, dh)
+        if inverse is not None:
+            torch.neg(torch.bmm(inverse, dnew, out=dv), out=minus)
+        if first:
+            dqk.zero_()
+        else:
+            torch.bmm(out, state.transpose(1, 2), out=dqk)
+        if last:
+            dk_out.zero_()
+        else:
+            torch.bmm(new, dh_T, out=dk_out)
+        if first or last:
+            dg.zero_()
+        else:
+            product = torch.mul(state, dh, out=room[: g.shape[0]])
+            torch.sum(product, 2 if by_channel else (1, 2), keepdim=True, out=dg)
+        if after is not None:
+            after.copy_(dh)
+        if last:
+            torch.bmm(qk, out, out=dh)
+        elif not first:
+            dh.mul_(g).baddbmm_(qk, out)
+        last = False
+
+
+def handovers(
+    block: Block, heads: int, running: torch.Tensor, kept: Optional[torch.Tensor]
+) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+    """For each wave the states it is handed and where it puts those that it hands on.
+
+    Args:
+        block, heads: as `scan`.
+        running: ``[N * HV, K, V]``, what the first wave is handed and the last hands on.
+        kept: ``[M, K, V]``, where what each wave is handed stays; None to work in place in ``running``.
+    """
+    running = running[block.rows[0] * heads :]
+    if kept is None:
+        state = running
+        for count in block.counts:
+            if state.shape[0] != count * heads:
+                state = running[: count * heads]
+            yield state, state
+        return
+    places = [place for place, in waves(block, heads, kept)]
+    places[0].copy_(running[: places[0].shape[0]])
+    for place, following in zip(places, places[1:]):
+        rows = following.shape[0]
+        if place.shape[0] == rows:
+            yield place, following
+        else:  # sequences end between these two
+            yield place, running[: place.shape[0]]
+            following.copy_(running[:rows])
+    yield places[-1], running[: places[-1].shape[0]]
+
+
+def _scan_by_transitions(
+    block: Block, heads: int, c: Chunks, A_inv: Optional[torch.Tensor], running: torch.Tensor, v_new: torch.Tensor,
+    o: torch.Tensor, states: Optional[torch.Tensor],
+) -> None:
+    """`scan` with one product a chunk."""
+    w = None if A_inv is None else torch.bmm(A_inv, c.k_in)
+    if A_inv is not None:
+        torch.bmm(A_inv, c.v_in, out=v_new)
+    stored = torch.bmm(c.k_out.transpose(1, 2), v_new)
+    stored = stored if c.kv is None else stored.add_(c.kv)
+    states = torch.empty_like(stored) if states is None else states
+    steps = waves(block, heads, _transition(c, w), stored)
+    for (transition, fill), (state, after) in zip(steps, handovers(block, heads, running, states)):
+        torch.baddbmm(fill, transition, state, out=after)
+    if w is not None:
+        v_new.baddbmm_(w, states, alpha=-1)
+    torch.bmm(c.q_in, states, out=o)
+    if c.o_v is not None:
+        o.add_(c.o_v)
+
+
+def _scan_bwd_by_transitions(
+    block: Block, heads: int, c: Chunks, A_inv_T: Optional[torch.Tensor], states: torch.Tensor, v_new: torch.Tensor,
+    running: torch.Tensor, d: ScanGrads,
+) -> None:
+    """`scan_bwd` with one product a chunk."""
+    w = None if A_inv_T is None else torch.bmm(A_inv_T.transpose(1, 2), c.k_in)
+    stored = torch.bmm(c.q_in.transpose(1, 2), d.out[:, : block.chunk])
+    if w is not None:
+        stored.baddbmm_(w.transpose(1, 2), d.v_new, alpha=-1)
+    after, running = torch.empty_like(states) if d.after is None else d.after, running[block.rows[0] * heads :]
+    transition = _transition(c, w).transpose(1, 2)
+    for move, fill, gradient in reversed(list(waves(block, heads, transition, stored, after))):
+        gradient.copy_(running[: gradient.shape[0]])
+        torch.baddbmm(fill, move, gradient, out=running[: gradient.shape[0]])
+    d.v_new.baddbmm_(c.k_out, after)
+    if A_inv_T is not None:
+        torch.neg(torch.bmm(A_inv_T, d.v_new, out=d.v_in), out=d.out[:, block.chunk :])
+    torch.bmm(d.out, states.transpose(1, 2), out=d.qk_in)
+    torch.bmm(v_new, after.transpose(1, 2), out=d.k_out)
+    torch.sum(after * states, 2 if c.g_last.shape[1] > 1 else (1, 2), keepdim=True, out=d.g_last)
+
+
+def _transition(c: Chunks, w: Optional[torch.Tensor]) -> torch.Tensor:
+    """``P = g_last I - k_out^T w``, ``[M, K, K]``; ``w = A_inv k_in``."""
+    k_out = c.k_out.transpose(1, 2)
+    size = k_out.shape[1]
+    transition = k_out.new_zeros(k_out.shape[0], size, size) if w is None else torch.bmm(k_out, w).neg_()
+    transition.diagonal(dim1=1, dim2=2).add_(c.g_last.squeeze(2))
+    return transition

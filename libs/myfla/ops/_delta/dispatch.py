@@ -1,0 +1,92 @@
+"""Who computes a call: one choice over a registry of back ends.
+
+To add one: write ``problem(call)``, which says why it cannot take a call, and ``run(call)``, and `register` a
+`Backend` of them.
+"""
+
+from typing import Callable, List, NamedTuple, Optional
+
+from myfla.backends import choice as choices
+from myfla.ops._delta.call import Call, Result
+from myfla.utils.tracing import tracing
+
+__all__ = ["Backend", "on_request", "register", "run", "select"]
+
+Reason = Callable[[Call], Optional[str]]
+"""Why not, or None where nothing speaks against it."""
+
+
+def on_request(call: Call) -> Optional[str]:
+    """The reserve of a back end that ``auto`` never chooses."""
+    return "it is only taken where it is asked for"
+
+
+def _no_reserve(call: Call) -> Optional[str]:
+    return None
+
+
+class Backend(NamedTuple):
+    """One implementation of the rules.
+
+    Attributes:
+        name: its own.
+        choice: what a caller asks for by ``backend=``; several may answer to one.
+        run: computes a call.
+        problem: why it cannot compute a call.
+        reserve: why ``auto`` shall not choose it though it could.
+    """
+
+    name: str
+    choice: str
+    run: Callable[[Call], Result]
+    problem: Reason
+    reserve: Reason = _no_reserve
+
+
+_registry: List[Backend] = []
+
+
+def register(backend: Backend, before: Optional[str] = None) -> None:
+    """Add a back end.
+
+    Args:
+        backend: its ``name`` must be new.
+        before: the name of the one that it goes before; by default it is the last to be asked.
+    """
+    names = [one.name for one in _registry]
+    if backend.name in names:
+        raise ValueError(f"register: backend {backend.name!r} is already there")
+    _registry.insert(len(names) if before is None else names.index(before), backend)
+
+
+def select(call: Call, choice: str) -> Backend:
+    """The first back end that answers to a choice and can compute a call.
+
+    Args:
+        call: what is asked for.
+        choice: as the caller gave it.
+
+    Raises:
+        BackendError: no such choice, or none that answers to it can compute this here; the message says why.
+    """
+    if choice not in ("auto", "torch"):
+        choices.check_backend(call.who, choice)
+    reasons = []
+    for backend in _registry:
+        if backend.choice == choice:
+            reason = backend.problem(call)
+        elif choice == "auto":
+            reason = backend.reserve(call) or backend.problem(call)
+        else:
+            continue
+        if reason is None:
+            if not tracing():
+                choices.tell(call.who, choice, call.x[0].device.type, backend.choice)
+            return backend
+        reasons.append(reason)
+    raise choices.refusal(call.who, choice, reasons[0] if reasons else "nothing here answers to it")
+
+
+def run(call: Call, choice: str) -> Result:
+    """Compute a call."""
+    return select(call, choice).run(call)

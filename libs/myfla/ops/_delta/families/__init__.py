@@ -1,0 +1,1 @@
+"""What differs between the members of the family: how their tokens become chunks."""

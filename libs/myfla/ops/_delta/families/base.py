@@ -1,0 +1,107 @@
+"""What a family gives to the engine."""
+
+from typing import Any, Dict, NamedTuple, Sequence, Tuple
+
+import torch
+
+from myfla.backends.official import Kernel
+from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
+from myfla.ops._delta.layout import Block, ChunkLayout
+from myfla.ops._delta.recurrent.step import StepRule
+from myfla.ops._delta.tuning import chunk_tokens
+from myfla.ops._delta.workspace import Buffers
+
+Tensors = Sequence[torch.Tensor]
+Sizes = Dict[str, Tuple[int, ...]]
+
+
+class Plan(NamedTuple):
+    """What both directions of one call are told beside its tensors."""
+
+    family: "Family"
+    scale: float  # factor on q
+    l2norm: bool  # bring q and k to length one first
+    layout: ChunkLayout  # how the tokens are cut into chunks
+    dtype: torch.dtype  # of sums and states
+    out_dtype: torch.dtype
+    keep_states: bool  # keep the states before every chunk, not only before every block
+    keep_tokens: bool  # keep what `Family.residuals` calls quickly found again
+    largest_kept: float  # numbers in one tensor of what is kept
+
+
+class Family:
+    """How the tokens of one rule become chunks, and gradients of chunks those of tokens.
+
+    A family is one object without state. ``x`` are always its tensors in the order of `inputs`, ``[B, T, heads, ...]``:
+    the queries first, the keys second, the values third.
+
+    Attributes:
+        name: of the family.
+        inputs: names of its tensors.
+        largest_chunk: most tokens in a chunk that are worth it.
+        traced_chunk: tokens in a chunk of plain operations. It does not follow T, so that one graph serves every T.
+        block_factor: how many times the usual block of chunks is worked on together.
+        fuses_l2norm: whether `prepare` normalises queries and keys; otherwise they come normalised.
+        kernels: the official functions, by form.
+        step: the recurrent form.
+    """
+
+    name = ""
+    inputs: Tuple[str, ...] = ()
+    largest_chunk = 64
+    traced_chunk = 16
+    block_factor = 1
+    fuses_l2norm = False
+    kernels: Dict[str, Kernel] = {}
+    step = StepRule()
+
+    def graph_chunk(self, x: Tensors) -> int:
+        """Tokens in a chunk of a compiled graph, which serves every length."""
+        return min(self.largest_chunk, chunk_tokens(1 << 20, x[1].shape[3], x[2].shape[3], x[2].device))
+
+    def residuals(self, chunk: int, key: int, value: int) -> Tuple[Sizes, Sizes]:
+        """Shapes, for each matrix, of what `prepare` leaves for the backward: what always is kept, and what is quickly
+        found again, which is kept of short inputs only."""
+        raise NotImplementedError
+
+    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+        """Chunks of one block. In the backward (``buffers.again``) the system is not asked for."""
+        raise NotImplementedError
+
+    def prepare_bwd(
+        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+    ) -> None:
+        """Gradients of one block's tokens.
+
+        Args:
+            block, x, plan, buffers: as `prepare`.
+            p: what `prepare` gave in this direction.
+            d: gradients of it.
+            grads: where those of ``x`` go, of the same shapes.
+        """
+        raise NotImplementedError
+
+    def naive(self, call: Call) -> Result:
+        """The specification: a token loop, of a call whose q, k, g and beta are as the rule has them."""
+        raise NotImplementedError
+
+    def official(self, call: Call) -> Dict[str, Any]:
+        """The family's own arguments of its official functions."""
+        return dict(zip(self.inputs, call.x))
+
+    def traced_step(self, call: Call) -> Result:
+        """One token in operations that a compiler joins."""
+        raise NotImplementedError
+
+    def plain(self, x: Tensors, scale: float) -> Chunks:
+        """`prepare` in plain differentiable operations.
+
+        Args:
+            x: ``[count, B, HV, C, D]`` each; numbers a head are ``[count, B, HV, C, 1]``.
+            scale: factor on q.
+
+        Returns:
+            tensors with ``[count, B, HV]`` in the place of M.
+        """
+        raise NotImplementedError

@@ -1,0 +1,120 @@
+"""The delta rule with a diagonal-plus-low-rank transition (RWKV-7, arXiv 2503.14456).
+
+With ``u_t = a_t^T S_{t-1}`` what a token reads before it writes, in the notation of `chunk.channels`::
+
+    left = [scale q; -a],  right = [b; k],  A = [A_qb, A_qk; -A_ab, -A_ak]
+    L = -A_ab,  v_in = A_ak v,  k_in = -a',  v_new = u,  k_out = b',  kv = k'^T v,  o_v = A_qk v
+"""
+
+from typing import Any, Dict
+
+import torch
+
+from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR
+from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.chunk.channels import Channels, token_grads
+from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
+from myfla.ops._delta.chunk.decay import sums_between
+from myfla.ops._delta.families.base import Plan, Tensors
+from myfla.ops._delta.families.channel import ChannelFamily
+from myfla.ops._delta.families.rows import load_rows, store_rows
+from myfla.ops._delta.layout import Block
+from myfla.ops._delta.naive import dplr_loop
+from myfla.ops._delta.recurrent.step import DplrStep
+from myfla.ops._delta.sequences import each_sequence, first_state
+from myfla.ops._delta.traced.step import dplr_step
+from myfla.ops._delta.workspace import Buffers
+
+__all__ = ["DPLR"]
+
+
+class Dplr(ChannelFamily):
+    """``q, k, a, b, gk [B, T, H, K]``, ``v [B, T, H, V]``."""
+
+    name = "dplr"
+    inputs = ("q", "k", "v", "a", "b", "gk")
+    columns = 2
+    before = True
+    kernels = {"chunk": CHUNK_DPLR, "recurrent": RECURRENT_DPLR}
+    step = DplrStep()
+
+    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+        q, k, v, a, b, gk = x
+        heads, chunk, key, value = v.shape[2], block.chunk, k.shape[3], v.shape[3]
+
+        def load(left: torch.Tensor, right: torch.Tensor) -> None:
+            for source, target, factor, pad in (
+                (q, left[:, :chunk], plan.scale, False), (a, left[:, chunk:], -1.0, False),
+                (b, right[:, :chunk], 1.0, True), (k, right[:, chunk:], 1.0, True),
+            ):  # fmt: skip
+                load_rows(block, source, heads, target, pad)
+                if factor != 1.0:
+                    target.mul_(factor)
+
+        c = self.weigh(block, gk, load, buffers)
+        values = load_rows(block, v, heads, buffers.temporary("values", chunk, value))
+        k_out, keys = c.out[:, :chunk], c.out[:, chunk:].transpose(1, 2)
+        kv = torch.bmm(keys, values, out=buffers.temporary("kv", key, value))
+        v_in, o_v = values, None
+        if not buffers.again:
+            v_in = torch.bmm(c.A[:, chunk:, chunk:], values, out=buffers.temporary("v_in", chunk, value)).neg_()
+            o_v = torch.bmm(c.A[:, :chunk, chunk:], values, out=buffers.temporary("o_v", chunk, value))
+        A_qb, system = c.A[:, :chunk, :chunk], c.A[:, chunk:, :chunk]
+        return Chunks(c.g_last, c.left, k_out, A_qb, v_in, system, kv, o_v, extra=(c, values))
+
+    def prepare_bwd(
+        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+    ) -> None:
+        c: Channels = p.extra[0]
+        values, chunk, key = p.extra[1], block.chunk, x[1].shape[3]
+        heads, value, size = x[2].shape[2], x[2].shape[3], values.shape[0]
+        dkv = d.kv if d.kv is not None else values.new_zeros(size, key, value)
+        written = buffers.temporary("written", 2 * chunk, value)
+        written[:, :chunk].copy_(d.v_new)
+        written[:, chunk:].copy_(values)
+        dA = torch.bmm(d.out, written.transpose(1, 2), out=buffers.temporary("dA", 2 * chunk, 2 * chunk))
+        dout = buffers.temporary("dout_keys", 2 * chunk, key)
+        dout[:, :chunk].copy_(d.k_out)
+        dout[:, chunk:].copy_(torch.bmm(values, dkv.transpose(1, 2), out=d.k_out))
+        dv = torch.bmm(c.A[:, :, chunk:].transpose(1, 2), d.out, out=values).baddbmm_(c.out[:, chunk:], dkv)
+        store_rows(block, dv, heads, grads[2])
+        dleft, dright, dgk = token_grads(c, self.before, chunk, dA, d.qk_in, dout, d.g_last, buffers)
+        dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
+        for found, out in zip((dq, dright[:, chunk:], da, dright[:, :chunk], dgk), (grads[0], grads[1], *grads[3:])):
+            store_rows(block, found, heads, out)
+
+    def naive(self, call: Call) -> Result:
+        x = [t.to(call.dtype) for t in call.x]
+
+        def run(*given: torch.Tensor) -> Result:
+            q, k, v, a, b, gk, state = given
+            return dplr_loop(q, k, v, a, b, gk, call.scale, state)
+
+        return each_sequence(run, x, first_state(call), call.cu_seqlens)
+
+    def traced_step(self, call: Call) -> Result:
+        return dplr_step(call)
+
+    def official(self, call: Call) -> Dict[str, Any]:
+        return super().official(call)
+
+    def plain(self, x: Tensors, scale: float) -> Chunks:
+        q, k, v, a, b, gk = x
+        pair, exp_g = sums_between(gk).exp(), gk.cumsum(-2).exp()
+        before = torch.cat([torch.zeros_like(pair[..., :1, :, :]), pair[..., :-1, :, :]], dim=-3)
+        exp_before = torch.cat([torch.ones_like(exp_g[..., :1, :]), exp_g[..., :-1, :]], dim=-2)
+        to_end = pair[..., -1, :, :]
+        k_out, keys, q = b * to_end, k * to_end, q * scale
+        return Chunks(
+            exp_g[..., -1, :].unsqueeze(-1), torch.cat([q * exp_g, -a * exp_before], -2), k_out,
+            decayed(q, b, pair), decayed(a, k, before) @ v, -decayed(a, b, before), keys.transpose(-1, -2) @ v,
+            decayed(q, k, pair) @ v,
+        )  # fmt: skip
+
+
+def decayed(x: torch.Tensor, y: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
+    """``sum_d x_td y_sd decay_tsd``, ``[..., C, C]``."""
+    return (x.unsqueeze(-2) * y.unsqueeze(-3) * decay).sum(-1)
+
+
+DPLR = Dplr()

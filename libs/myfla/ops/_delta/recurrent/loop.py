@@ -1,0 +1,114 @@
+"""The recurrence token by token: what decoding and training on short inputs run on.
+
+Every token is computed from slices of one shape, so that a sequence fed in pieces gives, bit for bit, what it gives in
+one.
+"""
+
+from typing import Any, Iterable, Iterator, List, Sequence, Tuple
+
+import torch
+
+from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.recurrent.step import StepRule, as_dtype
+from myfla.ops._delta.recurrent.tokens import TokenLayout
+from myfla.ops._delta.tuning import STEP_BLOCK, STEP_WHOLE
+from myfla.utils.autocast import without_autocast
+from myfla.utils.autograd import records
+from myfla.utils.tracing import tracing
+
+__all__ = ["token_loop"]
+
+SEGMENT = 1 << 16
+"""Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
+
+
+def token_loop(call: Call) -> Result:
+    """Run the rule; the caller's state is written only if the call says so, and then returned."""
+    return _run(call.x[2], call)
+
+
+@without_autocast
+def _run(v: torch.Tensor, call: Call) -> Result:
+    rule, dtype, given, x = call.family.step, call.dtype, call.initial_state, call.family.step.tokens(call)
+    recorded = tracing(v) or records(*call.tensors)
+    (batch, tokens, heads, value), key = v.shape, call.x[1].shape[3]
+    if call.is_step and given is not None and not recorded:
+        return _one_token(rule, call, x, given, dtype)
+    layout = TokenLayout(batch, tokens, call.cu_seqlens, v.device)
+    if given is None:
+        state = v.new_zeros(layout.rows, heads, key, value, dtype=dtype)
+    else:
+        state = layout.sort(as_dtype(given, dtype)).contiguous()
+    if not layout.active:
+        return v.new_zeros(v.shape, dtype=call.out_dtype), layout.unsort(state.clone() if state is given else state)
+    steps = _steps(layout, rule, x, call, dtype)
+    active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
+    # The state that is returned is no view: a compiler would make another graph for each shape of what lies behind one.
+    if recorded:
+        outputs, final = _recorded(rule, steps, active, flat)
+        final = final.reshape(state.shape)
+        final = final.clone() if tracing(v) or final._base is not None else final
+    elif call.inplace or state is not given:
+        outputs, final = _written(rule, steps, active, flat, flat), state
+    else:
+        final = state.new_empty(state.shape)
+        outputs = _written(rule, steps, active, flat, final.flatten(0, 1))
+    o = layout.merge([t.reshape(-1, heads, value) for t in outputs]) * call.scale
+    return as_dtype(o, call.out_dtype), layout.unsort(final)
+
+
+def _one_token(rule: StepRule, call: Call, x: Sequence[Any], given: torch.Tensor, dtype: torch.dtype) -> Result:
+    """A token for each row and nothing else, as decoding has it: the same operations with less around them."""
+    v = call.x[2]
+    old = as_dtype(given, dtype).contiguous()
+    new = old if call.inplace or old is not given else old.new_empty(old.shape)
+    rows, (key, value) = v.shape[0] * v.shape[2], old.shape[2:]
+    steps = rule.ready([t if t is None else t.squeeze(1) for t in x], [rows], [v.shape[0]], call, dtype)
+    flat = old.view(-1, key, value)
+    (o,) = _written(rule, steps, (rows,), flat, flat if new is old else new.view(-1, key, value))
+    return as_dtype(o.mul_(call.scale).view(v.shape), call.out_dtype), new
+
+
+def _steps(
+    layout: TokenLayout, rule: StepRule, x: Sequence[Any], call: Call, dtype: torch.dtype
+) -> Iterator[Tuple[torch.Tensor, ...]]:
+    """Every token made ready, many tokens at a time."""
+    heads, size = call.x[2].shape[2], max(call.x[1].shape[3], call.x[2].shape[3])
+    flat = [t if t is None else layout.flat(t) for t in x]
+    for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
+        yield from rule.ready(part, [count * heads for count in counts], counts, call, dtype)
+
+
+def _written(
+    rule: StepRule, steps: Iterable[Any], active: Sequence[int], state: torch.Tensor, new: torch.Tensor
+) -> List[torch.Tensor]:
+    """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
+    outputs, (rows, key, value) = [], state.shape
+    whole = state.numel() <= STEP_WHOLE or state.device.type != "cpu"
+    block = rows if whole else max(1, STEP_BLOCK // max(1, key * value))
+    for step, count in zip(steps, active):
+        if count < rows and new is not state:
+            new[count:] = state[count:]  # sequences without a token
+        old, now = (state, new) if count == rows else (state[:count], new[:count])
+        if count <= block:
+            outputs.append(rule.update(old, now, *step))
+        else:
+            parts = zip(*(t.split(block) for t in (old, now, *step)))
+            outputs.append(torch.cat([rule.update(*part) for part in parts]))
+        state = new
+    return outputs
+
+
+def _recorded(
+    rule: StepRule, steps: Iterable[Any], active: List[int], state: torch.Tensor
+) -> Tuple[List[torch.Tensor], torch.Tensor]:
+    """The same, in operations that autograd, compilers and transforms can follow: nothing is written."""
+    outputs: List[torch.Tensor] = []
+    done: List[torch.Tensor] = []
+    for step, count in zip(steps, active):
+        if count < len(state):
+            done.append(state[count:])
+            state = state[:count]
+        o, state = rule.recorded(state, *step)
+        outputs.append(o)
+    return outputs, torch.cat([state] + done[::-1]) if done else state

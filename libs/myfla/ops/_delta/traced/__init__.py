@@ -1,0 +1,1 @@
+"""What ``torch.compile``, ``torch.export``, ONNX, ``torch.func`` and second derivatives see."""

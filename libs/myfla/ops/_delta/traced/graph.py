@@ -1,0 +1,122 @@
+"""The chunk form of every family as one operation of a compiled graph, with what it keeps for its backward.
+
+``torch.compile`` cannot look into a hand-written backward pass, and what it makes of the same rule in plain operations
+is slower and, with gradients, has been wrong (Inductor of PyTorch 2.13 on a scan). So a compiled graph calls the rule
+whole: the code that runs eagerly, for every length and for packed sequences of any offsets. A graph must know the size
+of what goes from one direction to the other, so it is one tensor, as large as any offsets can make it.
+"""
+
+import functools
+import math
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.chunk.autograd import make_plan
+from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
+from myfla.ops._delta.chunk.residuals import Residuals
+from myfla.ops._delta.families.base import Family, Plan
+from myfla.utils.graph_op import custom_op, one_by_one
+
+__all__ = ["graph_rule"]
+
+_OPTIONS = "float scale, bool l2norm, ScalarType dtype, ScalarType out_dtype, bool keep"
+_ops: Dict[str, Tuple[Any, Any]] = {}
+
+
+def graph_rule(call: Call) -> Result:
+    """The rule over a checked call, as an operation of the graph that is being recorded."""
+    call = call.activated(whole=True)
+    call = call if call.family.fuses_l2norm else call.normalised()
+    keep = any(x is not None and x.requires_grad for x in call.tensors)
+    forward, _ = _ops[call.family.name]
+    return forward(
+        *call.x, call.initial_state, call.cu_seqlens, call.scale, call.l2norm, call.dtype, call.out_dtype, keep
+    )[:2]
+
+
+def _plan(family: Family, given: Tuple[Any, ...]) -> Tuple[List[torch.Tensor], Optional[torch.Tensor], Plan]:
+    """The tensors, the state, and a plan that depends on nothing but sizes."""
+    count = len(family.inputs)
+    x, (state, cu_seqlens, scale, l2norm, dtype, out_dtype) = list(given[:count]), given[count : count + 6]
+    sequences = x[0].shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    plan = make_plan(
+        family, x, scale, l2norm, cu_seqlens, sequences, family.graph_chunk(x), dtype, out_dtype, for_graph=True
+    )
+    return x, state, plan
+
+
+def _kept_size(family: Family, given: Tuple[Any, ...]) -> Any:
+    """Numbers of what the forward keeps, whatever the offsets are."""
+    x, cu_seqlens = given[: len(family.inputs)], given[len(family.inputs) + 1]
+    (key, (heads, value)), chunk = (x[1].shape[3], x[2].shape[2:]), family.graph_chunk(x)
+    batch, tokens = x[0].shape[:2]
+    if cu_seqlens is None:
+        chunks = batch * ((tokens + chunk - 1) // chunk)
+    else:
+        chunks = tokens // chunk + cu_seqlens.shape[0] - 1
+    shapes = Residuals.each(family, chunk, key, value)
+    return chunks * heads * sum(math.prod(shape) for shape in shapes) + 16 * len(shapes)
+
+
+def _make(family: Family) -> Tuple[Any, Any]:
+    """The operation ``myfla::NAME`` and its backward."""
+    names, count = family.inputs, len(family.inputs)
+    inputs = ", ".join(f"Tensor {x}" for x in names) + ", Tensor? initial_state, Tensor? cu_seqlens, " + _OPTIONS
+
+    def forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x, state, plan = _plan(family, given)
+        kept = x[2].new_empty(_kept_size(family, given) if given[-1] else 0, dtype=plan.dtype)
+        with torch.no_grad():
+            o, final = chunk_fwd(x[2], x, state, plan, [kept] if given[-1] else None)
+        return o, final, kept
+
+    def backward(*given: Any) -> List[torch.Tensor]:
+        *call, kept, do, dfinal = given
+        x, state, plan = _plan(family, tuple(call))
+        with torch.no_grad():
+            grads, dinitial = chunk_bwd(do, dfinal, x, plan, [kept], state is None)
+        return grads if state is None else [*grads, dinitial.to(state.dtype)]
+
+    results = "(Tensor, Tensor, Tensor)"
+    op = custom_op(f"myfla::chunk_{family.name}", forward, mutates_args=(), schema=f"({inputs}) -> {results}")
+    op_backward = custom_op(
+        f"myfla::chunk_{family.name}_backward", backward, mutates_args=(),
+        schema=f"({inputs}, Tensor kept, Tensor do, Tensor dfinal) -> Tensor[]",
+    )  # fmt: skip
+
+    @op.register_fake
+    def _(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        k, v, (_, cu_seqlens, _, _, dtype, out_dtype, keep) = given[1], given[2], given[count:]
+        rows = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        final = v.new_empty((rows, v.shape[2], k.shape[3], v.shape[3]), dtype=dtype)
+        kept = v.new_empty((_kept_size(family, given) if keep else 0,), dtype=dtype)
+        return v.new_empty(v.shape, dtype=out_dtype), final, kept
+
+    @op_backward.register_fake
+    def _(*given: Any) -> List[torch.Tensor]:
+        return [x.new_empty(x.shape) for x in (*given[:count], given[count]) if x is not None]
+
+    for each in (op, op_backward):
+        if hasattr(each, "register_vmap"):  # came with PyTorch 2.5
+            each.register_vmap(functools.partial(one_by_one, each))
+
+    def keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[: count + 2], output[2])
+        ctx.options = inputs[count + 2 :]
+
+    def differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> Any:
+        *tensors, kept = ctx.saved_tensors
+        found = iter(op_backward(*tensors, *ctx.options, kept, do, dfinal))
+        grads = [None if x is None else next(found) for x in tensors[: count + 1]]
+        return (*grads, None, *(None for _ in ctx.options))
+
+    op.register_autograd(differentiate, setup_context=keep)
+    return op, op_backward
+
+
+def make_graph_op(family: Family) -> None:
+    """Make the operations of a family, once, where PyTorch can have them (from 2.4)."""
+    if custom_op is not None:
+        _ops[family.name] = _make(family)

@@ -1,0 +1,135 @@
+"""`chunk_kda`: the form for training and long inputs."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.backends import run
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.families.kda import KDA
+from myfla.ops.gated_delta_rule.inputs import (
+    check_per_token,
+    check_shapes,
+    count_sequences,
+    state_k_first,
+    take_legacy_keywords,
+)
+from myfla.ops.kda.inputs import KdaActivation
+from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_scale
+
+__all__ = ["chunk_kda"]
+
+NAME = "chunk_kda"
+KEYWORDS = (
+    "q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel",
+    "use_gate_in_kernel", "use_beta_sigmoid_in_kernel", "allow_neg_eigval", "safe_gate", "lower_bound",
+    "disable_recompute", "return_intermediate_states", "state_v_first", "cu_seqlens", "cu_seqlens_cpu", "cp_context",
+    "use_graph", "max_num_seqs", "A_log", "dt_bias", "chunk_size", "backend",
+)  # fmt: skip
+
+
+def chunk_kda(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    use_gate_in_kernel: bool = False,
+    use_beta_sigmoid_in_kernel: bool = False,
+    allow_neg_eigval: bool = False,
+    safe_gate: bool = False,
+    lower_bound: Optional[float] = None,
+    disable_recompute: bool = False,
+    return_intermediate_states: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    cu_seqlens_cpu: Optional[torch.Tensor] = None,
+    cp_context: Any = None,
+    use_graph: bool = False,
+    max_num_seqs: Optional[int] = None,
+    *,
+    A_log: Optional[torch.Tensor] = None,
+    dt_bias: Optional[torch.Tensor] = None,
+    chunk_size: Optional[int] = None,
+    backend: str = "auto",
+    **legacy: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Kimi Delta Attention's rule, many tokens at a time.
+
+    ``S <- diag(exp(g)) S;  S <- S + k (beta (v - S^T k))^T;  o = scale S^T q`` for every token (arXiv 2510.26692).
+    Sums and states are float32, or float64 if any input is. Safe for every log decay from 0 to -inf. A NaN reaches
+    back at most to the start of its chunk, and never into another sequence.
+
+    Args:
+        q, k: ``[B, T, H, K]`` queries and keys.
+        v: ``[B, T, HV, V]`` values; HV is a multiple of H, value head i reads query head ``i // (HV / H)``.
+        g: ``[B, T, HV, K]`` log decay of each key channel, or its pre-activation with ``use_gate_in_kernel``.
+        beta: ``[B, T, HV]`` write strength, or its pre-activation with ``use_beta_sigmoid_in_kernel``.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[N, HV, K, V]``, zeros by default. Never written.
+        output_final_state: also return the state after the last token of each sequence.
+        use_qk_l2norm_in_kernel: normalise q and k to length one first.
+        use_gate_in_kernel: ``g = -exp(A_log) softplus(g + dt_bias)``, or with ``lower_bound``
+            ``g = lower_bound sigmoid(exp(A_log) (g + dt_bias))``.
+        use_beta_sigmoid_in_kernel: ``beta = sigmoid(beta)``.
+        allow_neg_eigval: ``beta = 2 sigmoid(beta)``; needs ``use_beta_sigmoid_in_kernel``.
+        safe_gate: official name of a promise that decays are bounded; changes nothing here. As officially, with
+            ``use_gate_in_kernel`` it needs a ``lower_bound`` from -5 to below 0.
+        lower_bound: least log decay of the gate; see ``use_gate_in_kernel``.
+        disable_recompute, cu_seqlens_cpu, use_graph, max_num_seqs: official names; they choose between kernels there
+            and change nothing here.
+        return_intermediate_states: must be False; states within a sequence come from calls on its pieces.
+        state_v_first: states, in and out, are ``[N, HV, V, K]``.
+        cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
+        cp_context: must be None; there is no context parallelism.
+        A_log: ``[HV]``, with ``use_gate_in_kernel``; may be None with ``lower_bound``.
+        dt_bias: ``[HV * K]`` or None, with ``use_gate_in_kernel``.
+        chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
+        backend: whose code computes, see `myfla.backends`.
+        **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
+
+    Returns:
+        o ``[B, T, HV, V]`` in v's dtype; the final states in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape, head count, offset or option that does not fit; the message says which.
+        BackendError: a backend that is unknown or cannot compute this here.
+        TypeError: an unknown keyword.
+
+    Example:
+        >>> q = k = torch.ones(1, 3, 1, 2); v = torch.ones(1, 3, 1, 4)
+        >>> o, state = chunk_kda(q, k, v, g=torch.zeros(1, 3, 1, 2), beta=torch.ones(1, 3, 1), output_final_state=True)
+        >>> o.shape, state.shape
+        (torch.Size([1, 3, 1, 4]), torch.Size([1, 1, 2, 4]))
+    """
+    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    check_shapes(NAME, q, k, v)
+    check_per_token(NAME, "g", g, v, k.shape[3])
+    check_per_token(NAME, "beta", beta, v)
+    if chunk_size is not None and chunk_size not in (16, 32, 64):
+        raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
+    if cp_context is not None:
+        raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
+    if return_intermediate_states:
+        raise value_error(NAME, "return_intermediate_states", "must be False", True, "call the op on pieces instead")
+    if safe_gate and use_gate_in_kernel and (lower_bound is None or not -5 <= lower_bound < 0):
+        raise value_error(NAME, "lower_bound", "must be from -5 to below 0 with safe_gate=True", lower_bound)
+    activation = KdaActivation(
+        use_gate_in_kernel, A_log, dt_bias, lower_bound, use_beta_sigmoid_in_kernel, allow_neg_eigval
+    )
+    activation.check(NAME, g)
+    sequences = count_sequences(NAME, q, cu_seqlens)
+    initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
+    call = Call(
+        NAME, KDA, "chunk", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
+        sequences, v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes else None, chunk_size,
+    )  # fmt: skip
+    o, final = run(call, backend)
+    if not output_final_state:
+        return o, None
+    return o, final.transpose(2, 3).contiguous() if state_v_first else final
