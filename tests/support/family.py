@@ -11,6 +11,7 @@ from myfla.ops.comba import chunk_comba, fused_recurrent_comba
 from myfla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
 from myfla.ops.gated_delta_product import chunk_gated_delta_product, fused_recurrent_gated_delta_product
 from myfla.ops.gdn2 import chunk_gdn2, fused_recurrent_gdn2
+from myfla.ops.kda import chunk_kda, fused_recurrent_kda
 
 
 class Member(NamedTuple):
@@ -33,6 +34,7 @@ MEMBERS: Dict[str, Member] = {
         chunk_gated_delta_product, fused_recurrent_gated_delta_product, ("g", "beta"), steps=3,
         options=(("num_householder", 3),)),
     "comba": Member(chunk_comba, fused_recurrent_comba, ("p", "g", "beta")),
+    "kda": Member(chunk_kda, fused_recurrent_kda, ("gk", "beta")),
     "gdn2": Member(chunk_gdn2, fused_recurrent_gdn2, ("gk", "b", "w")),
 }
 

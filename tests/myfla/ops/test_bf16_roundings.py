@@ -54,7 +54,7 @@ def test_gated_errors_are_no_larger_than_the_official_kernels(case):
     p, given = case.params, case.group("inputs")
     do, dstate = given.pop("do"), given.pop("dht")
     x = {key: t.clone().requires_grad_() for key, t in given.items()}
-    act = Activation(p["l2n"], p["gate"], x.get("A_log"), x.get("dt_bias"), p["sigm"], p["neg"])
+    act = Activation(p["gate"], x.get("A_log"), x.get("dt_bias"), p["sigm"], p["neg"])
     tensors = (x["q"], x["k"], x["v"], *act.gates(x["g"], x["beta"]))
     o, state = bf16_chunks(GATED_DELTA, tensors, x["h0"], p["scale"], l2norm=p["l2n"])
     grads = torch.autograd.grad((o, state), list(x.values()), (do.to(o.dtype), dstate))

@@ -56,8 +56,8 @@ class Call(NamedTuple):
         return accumulation_dtype(*self.x, self.initial_state, *self.more)
 
     @property
-    def tensors(self) -> Tuple[Optional[torch.Tensor], ...]:
-        """All that autograd may record."""
+    def tensors(self) -> Tuple[Any, ...]:
+        """All that autograd may record; None for what there is not."""
         gate = () if self.activation is None else (self.activation.A_log, self.activation.dt_bias)
         return (*self.x, self.initial_state, *self.more, *gate)
 
