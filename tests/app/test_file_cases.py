@@ -8,12 +8,14 @@ import pytest
 
 from app.data import read_source
 from app.data.sequences import IGNORE
+from app.data.tables import delimited
 from app.errors import DataError
 from cfg.data import TableDataConfig, TsDataConfig
 from column_cases import COLUMN_CASES
 from file_cases import NUMBER_CASES, Want
 from folder_cases import FOLDER_CASES
 from label_cases import LABEL_CASES
+from myfla.testing import cases
 from parquet_cases import PARQUET_CASES as PARQUET_NUMBERS
 from parquet_part_cases import PARQUET_PART_CASES
 from ts_cases import TS_CASES
@@ -85,8 +87,10 @@ def check(folder, path, settings, want, caplog):
         assert {name: targets[name] for name in want.targets} == want.targets
 
 
-@pytest.mark.parametrize("name", TEXT_CASES)
-def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, name):
+@cases(name=list(TEXT_CASES), reader=["python", "pyarrow"] if pa else ["python"])
+def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, monkeypatch, name, reader):
+    if reader == "python":
+        monkeypatch.setattr(delimited, "has_pyarrow", lambda: False)
     files, settings, want = TEXT_CASES[name]
     check(tmp_path, put(tmp_path, files), settings, want, caplog)
 

@@ -4,7 +4,7 @@ from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from app.data.tables.cells import is_missing, numbers, times
+from app.data.tables.cells import as_list, is_missing, numbers, times
 from app.data.tables.facts import Fact
 from app.errors import DataError, data_error
 
@@ -54,20 +54,22 @@ class Block:
         """As `lists`, of text."""
         raise NotImplementedError
 
-    def cells_as_numbers(self, cells: Sequence[Optional[str]], name: str, fact: Fact) -> np.ndarray:
+    def cells_as_numbers(self, cells: Any, name: str, fact: Fact) -> np.ndarray:
         """Text that must be numbers."""
         values, wrong = numbers(cells, fact.marks)
         if wrong is not None:
-            raise self.error(wrong, name, "must hold numbers", cells[wrong], remedy(cells[wrong] or ""))
+            cell = as_list(cells)[wrong]
+            raise self.error(wrong, name, "must hold numbers", cell, remedy(cell or ""))
         return values
 
-    def cells_as_times(self, cells: Sequence[Optional[str]], name: str, fact: Fact) -> Tuple[np.ndarray, str]:
+    def cells_as_times(self, cells: Any, name: str, fact: Fact) -> Tuple[np.ndarray, str]:
         """Text that must be times."""
         values, kind, wrong = times(cells, fact.marks)
         if wrong is not None:
-            if is_missing(cells[wrong], fact.marks):
+            cell = as_list(cells)[wrong]
+            if is_missing(cell, fact.marks):
                 raise self.error(wrong, name, "must have a time", None)
-            raise self.error(wrong, name, "must hold numbers, or points in time of one kind", cells[wrong],
+            raise self.error(wrong, name, "must hold numbers, or points in time of one kind", cell,
                              "write dates as 2024-01-31 12:00:00, all with a time zone (+01:00) or none")
         return values, kind
 
@@ -76,11 +78,11 @@ class TextBlock(Block):
     """Rows of a file of text.
 
     Args:
-        cells: by column.
+        cells: by column, text or pyarrow's.
         facts: of the columns.
     """
 
-    def __init__(self, file: str, name: str, row: int, first: int, cells: Mapping[str, Sequence[str]],
+    def __init__(self, file: str, name: str, row: int, first: int, cells: Mapping[str, Any],
                  facts: Mapping[str, Fact]) -> None:
         super().__init__(file, name, row, first, len(next(iter(cells.values()))))
         self._cells, self._facts = cells, facts
@@ -89,13 +91,13 @@ class TextBlock(Block):
         return self.cells_as_numbers(self._cells[name], name, self._facts[name])
 
     def texts(self, name: str) -> List[Optional[str]]:
-        return clean(self._cells[name], self._facts[name].marks.missing)
+        return clean(as_list(self._cells[name]), self._facts[name].marks.missing)
 
     def times(self, name: str) -> Tuple[np.ndarray, str]:
         return self.cells_as_times(self._cells[name], name, self._facts[name])
 
     def lists(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
-        raise self.error(0, name, "must hold lists, one for each sequence", self._cells[name][0],
+        raise self.error(0, name, "must hold lists, one for each sequence", as_list(self._cells[name])[0],
                          "Parquet has them; or name with data.sequence the column that says which rows belong "
                          "together, or say data.layout=wide for a row a sequence and a column a step")
 

@@ -7,8 +7,8 @@ from typing import Any, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["DATES", "Marks", "POINT", "REAL", "WHOLE", "ZONED", "is_missing", "is_number",
-           "numbers", "show_time", "times"]
+__all__ = ["DATES", "Marks", "POINT", "REAL", "WHOLE", "ZONED", "as_list", "holds", "is_missing",
+           "is_number", "numbers", "show_time", "times"]
 
 #: Kinds of times: whole numbers, other numbers, dates on the clock of the place, dates in UTC.
 WHOLE, REAL, DATES, ZONED = "whole numbers", "numbers", "dates without a time zone", "dates with a time zone"
@@ -37,12 +37,26 @@ class Marks(NamedTuple):
 POINT = Marks()
 
 
+def as_list(cells: Any) -> Sequence[str]:
+    """Cells as text; those of pyarrow, too, in which an empty one is null."""
+    return ["" if cell is None else cell for cell in cells.to_pylist()] if hasattr(cells, "to_pylist") else cells
+
+
+def holds(cells: Any, text: str) -> bool:
+    """Whether a text is in any of the cells."""
+    if not hasattr(cells, "to_pylist"):
+        return text in "".join(cells)
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring(cells, text)).as_py())
+
+
 def is_missing(cell: Optional[str], marks: Marks = POINT) -> bool:
     """Whether a cell holds nothing."""
     return not cell or not cell.strip() or cell.strip() in marks.missing
 
 
-def numbers(cells: Sequence[Optional[str]], marks: Marks = POINT) -> Tuple[np.ndarray, Optional[int]]:
+def numbers(cells: Any, marks: Marks = POINT) -> Tuple[np.ndarray, Optional[int]]:
     """``[rows]`` float64, each the nearest to what is written, NaN where there is nothing; and the place of the first
     cell that is no number, or None. After such a cell the array means nothing.
 
@@ -52,6 +66,11 @@ def numbers(cells: Sequence[Optional[str]], marks: Marks = POINT) -> Tuple[np.nd
         >>> numbers(["1,5", "5 %"], Marks(","))[1]
         1
     """
+    if hasattr(cells, "to_pylist"):
+        quick = _cast(cells, "float64") if marks == POINT else None
+        if quick is not None:
+            return quick, None
+        cells = as_list(cells)
     if marks == POINT:
         try:
             found = np.array([float(cell) if cell else np.nan for cell in cells], dtype=np.float64)
@@ -65,7 +84,7 @@ def numbers(cells: Sequence[Optional[str]], marks: Marks = POINT) -> Tuple[np.nd
     for place, cell in enumerate(cells):
         if is_missing(cell, marks):
             continue
-        text = cell.strip()  # type: ignore[union-attr]
+        text = cell.strip()
         if text.lower() in _FLAGS:
             values[place] = _FLAGS[text.lower()]
         elif rule.fullmatch(text) is None:
@@ -82,6 +101,16 @@ def is_number(cell: str, marks: Marks = POINT) -> bool:
     return _rule(marks).fullmatch(text) is not None or text.lower() in _FLAGS
 
 
+def _cast(cells: Any, kind: str) -> Optional[np.ndarray]:
+    """Cells of pyarrow as numbers of a kind, if all are, and none is written as only one of the readers would."""
+    import pyarrow as pa
+
+    try:
+        return np.array(cells.cast(kind).to_numpy(zero_copy_only=False))
+    except pa.ArrowInvalid:
+        return None
+
+
 @lru_cache(maxsize=64)
 def _rule(marks: Marks) -> "re.Pattern[str]":
     plain = _DIGITS.format(p=re.escape(marks.decimal))
@@ -92,7 +121,7 @@ def _rule(marks: Marks) -> "re.Pattern[str]":
     return re.compile(f"[+-]?(?:{plain}{grouped}){_WORDS}", re.IGNORECASE)
 
 
-def times(cells: Sequence[Optional[str]], marks: Marks = POINT) -> Tuple[Any, str, Optional[int]]:
+def times(cells: Any, marks: Marks = POINT) -> Tuple[Any, str, Optional[int]]:
     """Points in time: ``(values, kind, place of the first cell that is none)``.
 
     Whole numbers are int64 and exact, dates are int64 nanoseconds since 1970 (with a zone: in UTC), other numbers are
@@ -103,6 +132,12 @@ def times(cells: Sequence[Optional[str]], marks: Marks = POINT) -> Tuple[Any, st
         >>> values.tolist(), kind, wrong
         ([1000000000], 'dates with a time zone', None)
     """
+    if hasattr(cells, "to_pylist"):
+        if marks == POINT and not cells.null_count and not holds(cells, "x") and not holds(cells, "X"):
+            quick = _cast(cells, "int64")
+            if quick is not None:
+                return quick, WHOLE, None
+        cells = as_list(cells)
     for place, cell in enumerate(cells):
         if is_missing(cell, marks):
             return None, "", place

@@ -7,9 +7,10 @@ import itertools
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, Sequence, Tuple
+from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from app.data.tables.cells import numbers
+from app.data.tables.quick import Unread, has_pyarrow, quick_rows
 from app.errors import DataError, data_error
 from cfg.data import TableDataConfig
 from cfg.validation import config_error
@@ -41,11 +42,13 @@ class Delimited:
         self.path, self.who = path, str(path)
         if not path.stat().st_size:
             raise data_error(self.who, "file", "must have a header and rows", "0 bytes")
-        self.encoding = config.encoding or _find_encoding(path)
+        self.encoding, self._plain = (config.encoding, False) if config.encoding else _find_encoding(path)
         self._skip = 0
         try:
             with self._open() as file:
-                lines = list(itertools.islice((line for line in file if line.strip()), _GUESSES))
+                first_line = next(iter(file), "")
+                rest = (line for line in file if line.strip())
+                lines = list(itertools.islice(itertools.chain([first_line] * bool(first_line.strip()), rest), _GUESSES))
         except LookupError:
             raise config_error("data.encoding", "must be an encoding that Python knows", config.encoding) from None
         except _BROKEN as problem:
@@ -55,6 +58,7 @@ class Delimited:
         if not lines:
             raise data_error(self.who, "file", "must have a header and rows", "only empty lines")
         self.separator = config.separator_mark or _find_separator(lines, named)
+        self._plain = self._plain and self.separator != " " and lines[0] == first_line
         first = [cell.strip() for cell in next(csv.reader(lines[:1], **self._how()))]
         headless = config.header is False
         self.names = [str(i) for i in range(1, len(first) + 1)] if headless else first
@@ -69,12 +73,33 @@ class Delimited:
             raise data_error(self.who, "columns", "must have different names", twice[0],
                              f"it is that of columns {' and '.join(places)}")
 
-    def blocks(self, size: int) -> Iterator[Tuple[int, List[Tuple[str, ...]]]]:
+    def blocks(self, size: int, places: Optional[Sequence[int]] = None) -> Iterator[Tuple[int, List[Any]]]:
         """``(rows before, columns)`` of text, ``size`` rows at a time.
+
+        Args:
+            size: most rows of a block.
+            places: numbers of the columns that are wanted; None: all.
 
         Raises:
             DataError: a row of another width, or a file that is damaged.
         """
+        places = range(len(self.names)) if places is None else places
+        done = 0
+        if self._plain and has_pyarrow():
+            try:
+                skip = 0 if self._headless else 1
+                for columns in quick_rows(self.path, self.separator, len(self.names), skip, places, size):
+                    yield done, columns
+                    done += len(columns[0])
+                return
+            except Unread:
+                pass
+        for row, columns in self._rows(size):
+            if row + len(columns[0]) > done:  # what pyarrow has not read
+                yield max(row, done), [columns[place][max(done - row, 0) :] for place in places]
+
+    def _rows(self, size: int) -> Iterator[Tuple[int, List[Tuple[str, ...]]]]:
+        """The same, all columns, by Python alone."""
         width, done = len(self.names), 0
         try:
             with self._open() as file:
@@ -119,34 +144,41 @@ def _bytes(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore[return-value]
 
 
-def _find_encoding(path: Path) -> str:
-    """By the mark at the start, or what all its bytes fit: UTF-8, else Windows' western encoding, else Latin-1."""
+def _find_encoding(path: Path) -> Tuple[str, bool]:
+    """By the mark at the start, or what all its bytes fit: UTF-8, else Windows' western encoding, else Latin-1; and
+    whether it is UTF-8 without quotes and odd ends of lines."""
     try:
         with _bytes(path) as file:
             start = file.read(4)
         if start == b"PAR1":
             raise data_error(str(path), "file", "must be text", "a Parquet file", "name it .parquet")
         if start[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
-            return "utf-16"
-        found = next(name for name in ("utf-8", "cp1252", "latin-1") if _decodes(path, name))
+            return "utf-16", False
+        for name in ("utf-8", "cp1252", "latin-1"):
+            decodes, plain = _decodes(path, name)
+            if decodes:
+                break
     except (OSError, EOFError, zlib.error) as problem:
         raise DataError(f"{path}: cannot be read as csv: {problem}") from None
-    return "utf-8-sig" if found == "utf-8" and start[:3] == BOM_UTF8 else found
+    if name != "utf-8":
+        return name, False
+    return "utf-8-sig" if start[:3] == BOM_UTF8 else name, plain
 
 
-def _decodes(path: Path, encoding: str) -> bool:
-    decoder = getincrementaldecoder(encoding)()
+def _decodes(path: Path, encoding: str) -> Tuple[bool, bool]:
+    decoder, plain = getincrementaldecoder(encoding)(), True
     with _bytes(path) as file:
         try:
             for piece in iter(lambda: file.read(_PIECE), b""):
                 if b"\0" in piece:
                     raise data_error(str(path), "file", "must be text", "a byte of zero",
                                      "say data.encoding=utf-16-le if it is UTF-16 without a mark")
+                plain = plain and b'"' not in piece and piece.count(b"\r") == piece.count(b"\r\n")
                 decoder.decode(piece)
             decoder.decode(b"", True)
         except UnicodeDecodeError:
-            return False
-    return True
+            return False, False
+    return True, plain
 
 
 def _find_separator(lines: List[str], named: Sequence[str]) -> str:

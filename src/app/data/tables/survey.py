@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from app.data.tables.cells import Marks, is_missing, is_number, numbers, times
+from app.data.tables.cells import Marks, as_list, holds, is_missing, is_number, numbers, times
 from app.data.tables.facts import DATE, EMPTY, INDEX, NUMBER, ODD, TEXT, Fact, Odd
 from cfg.data import TableDataConfig
 
@@ -21,14 +21,14 @@ class _Count:
         self.odd: Optional[Odd] = None
         self.shown = False  # whether a fraction tells that the mark is not one between thousands
 
-    def add(self, cells: Sequence[str], file: str, start: int) -> None:
+    def add(self, cells: Any, file: str, start: int) -> None:
         if self.bad > _SURE and not self.good:
             return
         values, wrong = numbers(cells, self.marks)
         if wrong is None:
             self.good += len(cells) - int(np.isnan(values).sum())
         else:
-            for place, cell in enumerate(cells):
+            for place, cell in enumerate(as_list(cells)):
                 if is_missing(cell, self.marks):
                     continue
                 if is_number(cell, self.marks):
@@ -40,7 +40,8 @@ class _Count:
                         return
         if not self.shown and not self.bad:
             mark = self.marks.decimal
-            self.shown = any(mark in cell and _is_fraction(cell, mark) for cell in cells)
+            self.shown = holds(cells, mark) and any(
+                mark in cell and _is_fraction(cell, mark) for cell in as_list(cells))
 
 
 def _is_fraction(cell: str, mark: str) -> bool:
@@ -66,21 +67,20 @@ class Tally:
         self.ways = [_Count(Marks(mark, config.thousands_mark, missing)) for mark in ((known,) if known else (".", ","))
                      if mark != config.thousands_mark]
 
-    def add(self, cells: Sequence[str], file: str, start: int) -> None:
+    def add(self, cells: Any, file: str, start: int) -> None:
         """Take in cells of a file, from row ``start`` (from 0) on."""
         marks = self.ways[0].marks
         if self.first is None:
-            self.first = next((cell.strip() for cell in cells if not is_missing(cell, marks)), None)
+            self.first = next((cell.strip() for cell in as_list(cells) if not is_missing(cell, marks)), None)
         self.ways[0].add(cells, file, start)
-        text = "".join(cells)
         if len(self.ways) > 1:
             first, second = self.ways
-            if first.bad or (first.marks.decimal not in text and not second.bad):
+            if first.bad or (not second.bad and not holds(cells, first.marks.decimal)):
                 second.add(cells, file, start)
             else:  # numbers as they are, which are none under the other mark
                 second.bad += 1
-        if self.ways[0].good and ("ue" in text or "UE" in text or "se" in text or "SE" in text):
-            self.flags += sum(1 for cell in cells if cell.strip().lower() in ("true", "false"))
+        if self.ways[0].good and any(holds(cells, end) for end in ("ue", "UE", "se", "SE")):
+            self.flags += sum(1 for cell in as_list(cells) if cell.strip().lower() in ("true", "false"))
 
     def fact(self, comma: bool, point: bool) -> Fact:
         """What it is, where other columns show that the file has decimal commas or decimal points."""

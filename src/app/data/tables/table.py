@@ -96,7 +96,7 @@ class Table:
 
     def __init__(self, path: str, files: Sequence[Found], opened: Sequence[Any], config: TableDataConfig) -> None:
         self.path, self.files, self._opened = path, list(files), list(opened)
-        self._kept: Optional[List[List[Tuple[int, Dict[str, Sequence[str]]]]]] = None
+        self._kept: Optional[List[List[Tuple[int, Dict[str, Any]]]]] = None
         if isinstance(opened[0], ParquetFile):
             self.counts = [file.rows for file in opened]
             self.facts = merge([found.name for found in files], [file.facts for file in opened])
@@ -141,24 +141,23 @@ class Table:
         """The file of a row of the table."""
         return self.files[int(np.searchsorted(self.starts, row, side="right")) - 1]
 
-    def _text(self, number: int, columns: Sequence[str]) -> Iterator[Tuple[int, Dict[str, Sequence[str]]]]:
+    def _text(self, number: int, columns: Sequence[str]) -> Iterator[Tuple[int, Dict[str, Any]]]:
         if self._kept is not None:
             for row, cells in self._kept[number]:
                 yield row, {name: cells[name] for name in columns}
             return
         file = self._opened[number]
-        places = {name: file.names.index(name) for name in columns}
-        for row, found in file.blocks(BLOCK):
-            yield row, {name: found[place] for name, place in places.items()}
+        for row, found in file.blocks(BLOCK, [file.names.index(name) for name in columns]):
+            yield row, dict(zip(columns, found))
 
     def _survey(self, config: TableDataConfig) -> Tuple[List[int], Dict[str, Fact]]:
         """One pass over all cells."""
         size = sum(file.path.stat().st_size * (8 if file.path.name.endswith(".gz") else 1) for file in self._opened)
-        kept: List[List[Tuple[int, Dict[str, Sequence[str]]]]] = []
+        kept: List[List[Tuple[int, Dict[str, Any]]]] = []
         tallies: Dict[str, Tally] = {}
         counts: List[int] = []
         for found, file in zip(self.files, self._opened):
-            blocks: List[Tuple[int, Dict[str, Sequence[str]]]] = []
+            blocks: List[Tuple[int, Dict[str, Any]]] = []
             count = 0
             for place, name in enumerate(file.names):
                 tallies.setdefault(name, Tally(name, place, config))
