@@ -13,9 +13,9 @@ from myfla.testing import cases
 pytest.importorskip("pyarrow")
 
 #: Cells of which some are numbers to one reader of numbers and not to another.
-CELLS = ["1", "-2.5", "1e5", "", "x", "nan", " 3", "3 ", "0x10", "+4", "1_0", "1.5.2", "true", "True", "inf", "-Infinity",
-         "NA", "null", ".5", "5.", "1e", "9007199254740993", "99999999999999999999", "0.1", "1e400", "2024-01-31", "é",
-         "1d", "1f", "\t7", "-", "--1", "1 2", "٣", "nan(1)", "#N/A", "007"]
+CELLS = ["1", "-2.5", "1e5", "", "x", "nan", " 3", "3 ", "0x10", "+4", "1_0", "1.5.2", "true", "True", "inf",
+         "-Infinity", "NA", "null", ".5", "5.", "1e", "9007199254740993", "99999999999999999999", "0.1",
+         "1e400", "2024-01-31", "é", "1d", "1f", "\t7", "-", "--1", "1 2", "٣", "nan(1)", "#N/A", "007"]
 
 
 def table_of(draw):
