@@ -18,6 +18,20 @@ def close(got, want, dtype, scale, name):
     assert error <= bound, f"{name}: off by {error:.1e}, largest {largest:.1e}, allowed {bound:.1e}"
 
 
+def in_parts(rules, rule, inputs, state, dtype, seed):
+    """The same in two calls, the second in place: any split gives the same bits."""
+    tokens = inputs.q.shape[1]
+    if rule.cu_seqlens is not None or tokens == 0:
+        return rules.forward(rule, inputs, state, out_dtype=dtype)[:2]
+    cut = seed % tokens
+    spans = slice(cut), slice(cut, None)
+    first, second = (rules.Inputs(*(x if x is None else x[:, span] for x in inputs)) for span in spans)
+    a, middle, _ = rules.forward(rule, first, state, out_dtype=dtype)
+    b, final, _ = rules.forward(rule, second, middle, out_dtype=dtype, final=middle)
+    assert final is middle
+    return torch.cat([a, b], dim=1), final
+
+
 def check(native, seed):
     """One random call: results, gradients, and nothing touched that is not its own."""
     rules = native.rules
@@ -33,8 +47,11 @@ def check(native, seed):
     try:
         o, final, kept = rules.forward(rule, inputs, state, out_dtype=config.out_dtype, keep=True)
         grads, dstate, dA_log, ddt_bias = rules.backward(rule, inputs, state, kept, **config.gradients)
+        parts = in_parts(rules, rule, inputs, state, config.out_dtype, seed)
     finally:
         rules._empty = plain
+    for x, y in zip(parts, (o, final)):
+        assert torch.equal(x.nan_to_num(), y.nan_to_num()), "in two parts, other bits"
     assert guarded.intact(), "written outside of an output"
     for buffer, old in zip(config.buffers, before):
         assert torch.equal(buffer.view(torch.uint8), old.view(torch.uint8)), "an input was written"
@@ -67,3 +84,20 @@ def test_ten_thousand_random_calls_equal_the_truth(native, part):
             check(native, seed)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
+
+
+@cases(kind=["gated", "kda", "dplr"], size=[(32, 32), (7, 19), (64, 128)], first=["key", "value"])
+def test_a_step_has_the_bits_of_a_sequence(native, kind, size, first):
+    """Where the state lies, in place or not, keys first or values first."""
+    rules, (K, V), N, H = native.rules, size, 3, 2
+    q, k, a, b = (torch.randn(N, 1, H, K) for _ in range(4))
+    v, g, beta = torch.randn(N, 1, H, V), -torch.rand(N, 1, H), torch.rand(N, 1, H)
+    g = g if kind == "gated" else -torch.rand(N, 1, H, K)
+    state = torch.randn(N, H, K, V) if first == "key" else torch.randn(N, H, V, K).transpose(2, 3)
+    number = getattr(rules, kind.upper())
+    rest = (a, b) if kind == "dplr" else (beta, None)
+    o, final, _ = rules.forward(rules.Rule(number, 0.5, True), rules.Inputs(q, k, v, g, *rest), state, keep=True)
+    new = torch.empty_like(state)
+    for to in (new, state):
+        assert torch.equal(rules.step(number, 0.5, True, 0, q, k, v, g, *rest, None, None, state, to), o)
+        assert torch.equal(to, final)

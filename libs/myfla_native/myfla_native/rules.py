@@ -11,7 +11,7 @@ import torch
 
 from myfla_native.library import DTYPES, declare, threads
 
-__all__ = ["DPLR", "GATED", "KDA", "Rule", "backward", "forward"]
+__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "declines", "forward", "step"]
 
 GATED, KDA, DPLR = 0, 1, 2
 """One decay for a head, one for each key channel, and the diagonal-plus-low-rank rule (RWKV-7)."""
@@ -21,6 +21,7 @@ _GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
 _NONE = (0,) * 6
 _forward = declare("mn_rule_forward", "p")
 _backward = declare("mn_rule_backward", "p")
+_step = declare("mn_rule_step", "p")
 _empty = torch.empty
 
 
@@ -113,6 +114,45 @@ def backward(
     _backward(_call(rule, inputs, initial_state, None, None, error) + _GRADIENTS.pack(*words))
     dA_log, ddt_bias = (None if x is None else x.sum(0) for x in gates)
     return grads, dinitial, dA_log, ddt_bias
+
+
+def step(
+    kind: int, scale: float, l2norm: bool, beta_scale: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    g: Optional[torch.Tensor], beta: Optional[torch.Tensor], b: Optional[torch.Tensor], A_log: Optional[torch.Tensor],
+    dt_bias: Optional[torch.Tensor], state: torch.Tensor, final: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """`forward` of one token for each sequence, with as little around it as there can be.
+
+    Args:
+        kind, scale, l2norm, beta_scale, A_log, dt_bias: as `Rule` has them.
+        q, k, v, g, beta, b: as `Inputs` has them, T = 1.
+        state: ``[N, HV, K, V]``.
+        final: where the new state goes, float32; may be ``state``.
+
+    Returns:
+        o ``[N, 1, HV, V]`` in v's format.
+    """
+    o = _empty(v.shape, dtype=v.dtype)
+    rows, _, groups, key = q.shape
+    _, heads, _, value = final.shape
+    _step(_CALL.pack(
+        kind, rows, 1, groups, heads, key, value, 0, l2norm, A_log is not None, beta_scale, threads(), scale,
+        *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
+        *_vector(A_log), *_vector(dt_bias), *_state(state), *_state(final), *_tensor(o), *_NONE,
+    ))  # fmt: skip
+    return o
+
+
+def declines(kind: int, key: int, value: int, tokens: int, gradients: bool) -> Optional[str]:
+    """Why the plain form would be quicker than these kernels, or None.
+
+    Args:
+        kind: `GATED`, `KDA` or `DPLR`.
+        key, value: K and V.
+        tokens: T.
+        gradients: whether a backward follows.
+    """
+    return None
 
 
 def _packed(rule: Rule) -> Rule:

@@ -42,4 +42,17 @@ MN_INLINE vf mn_sums(const float *parts, int64_t stride) {
     return MN_LOW_1(x[0], x[1]) + MN_HIGH_1(x[0], x[1]);
 }
 
+/* The same for one vector, with the same additions. */
+MN_INLINE float mn_sum(vf x) {
+#if MN_W == 16
+    x = MN_LOW_8(x, x) + MN_HIGH_8(x, x);
+#endif
+#if MN_W >= 8
+    x = MN_LOW_4(x, x) + MN_HIGH_4(x, x);
+#endif
+    x = MN_LOW_2(x, x) + MN_HIGH_2(x, x);
+    x = MN_LOW_1(x, x) + MN_HIGH_1(x, x);
+    return x[0];
+}
+
 #endif

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "common/load.h"
+#include "rules/row_sums.h"
 #include "rules/rule.h"
 
 MN_INLINE int64_t mn_whole(int64_t n) { return (n + MN_W - 1) / MN_W * MN_W; }
@@ -76,54 +77,11 @@ MN_INLINE float mn_one(const mn_tensor *x, int64_t row, int64_t token, int64_t h
 MN_INLINE float mn_dot(const float *a, const float *b, int64_t whole) {
     vf sum = {0};
     for (int64_t j = 0; j < whole; j += MN_W) sum += vf_load(a + j) * vf_load(b + j);
-    return vf_sum(sum);
+    return mn_sum(sum);
 }
 MN_INLINE void mn_times(float *a, float factor, int64_t whole) {
     for (int64_t j = 0; j < whole; j += MN_W) vf_store(a + j, vf_load(a + j) * factor);
 }
 MN_INLINE void mn_zero(float *a, int64_t count) { memset(a, 0, (size_t)count * sizeof *a); }
-
-/* A state lies in panels of columns [Kp, width]; the panel at column p begins at S + p Kp. */
-enum { MN_PANEL = 4 };                 /* vectors in the widest panel */
-MN_INLINE int mn_panel(int64_t left) { /* vectors of the next panel, so many columns from the end */
-    return left >= 4 * MN_W ? 4 : left >= 2 * MN_W ? 2 : 1;
-}
-
-static void mn_get_state(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V) {
-    int64_t Kp = mn_whole(K), Vp = mn_whole(V), from = n * x->row + head * x->head;
-    if (!x->at || K < Kp || V < Vp) mn_zero(S, Kp * Vp);
-    if (!x->at) return;
-    for (int64_t p = 0, width; p < Vp; p += width) {
-        width = MN_W * mn_panel(Vp - p);
-        int64_t columns = mn_min(width, V - p);
-        float *to = S + p * Kp;
-        if (x->channel == 1 || x->token != 1) {
-            for (int64_t i = 0; i < K; i++)
-                mn_gather(to + i * width, x, from + i * x->token + p * x->channel, columns, x->channel);
-        } else { /* value first */
-            for (int64_t j = 0; j < columns; j++)
-                for (int64_t i = 0; i < K; i++)
-                    to[i * width + j] = mn_read_one(mn_base(x), from + (p + j) * x->channel + i, (int)x->dtype);
-        }
-    }
-}
-
-static void mn_put_state(const mn_tensor *x, int64_t n, int64_t head, const float *S, int64_t K, int64_t V) {
-    int64_t Kp = mn_whole(K), Vp = mn_whole(V), to = n * x->row + head * x->head;
-    if (!x->at) return;
-    for (int64_t p = 0, width; p < Vp; p += width) {
-        width = MN_W * mn_panel(Vp - p);
-        int64_t columns = mn_min(width, V - p);
-        const float *from = S + p * Kp;
-        if (x->channel == 1 || x->token != 1) {
-            for (int64_t i = 0; i < K; i++)
-                mn_scatter(x, to + i * x->token + p * x->channel, from + i * width, columns, x->channel);
-        } else {
-            for (int64_t j = 0; j < columns; j++)
-                for (int64_t i = 0; i < K; i++)
-                    mn_write_one(mn_base(x), to + (p + j) * x->channel + i, from[i * width + j], (int)x->dtype);
-        }
-    }
-}
 
 #endif

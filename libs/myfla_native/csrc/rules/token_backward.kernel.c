@@ -9,6 +9,7 @@
  *     all          dd = rows of S * D;  D <- d D  (DPLR: + a du^T)
  *
  * One pass over a panel finishes a token and begins the one before it. */
+#include "rules/states.h"
 #include "rules/token_job.h"
 #include "rules/tokens.h"
 
@@ -136,8 +137,8 @@ MN_INLINE void take(columns *to, block *b, int64_t t, int64_t p, int64_t Vp, con
             v_out += to->value[j] * to->out[j];
         }
     }
-    b->u_out[t] = vf_sum(u_out);
-    if (rule == MN_DPLR) b->v_out[t] = vf_sum(v_out);
+    b->u_out[t] = mn_sum(u_out);
+    if (rule == MN_DPLR) b->v_out[t] = mn_sum(v_out);
 }
 
 /* A block of n tokens over the panel at column p: S its state before, D the gradient after, then the one before. */
@@ -163,7 +164,7 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
         if (rule == MN_GATED && t < n) {
             vf sum = of_decay[0];
             for (int j = 1; j < nv; j++) sum += of_decay[j];
-            b->ddecay[t] += vf_sum(sum) * b->in.decay[t];
+            b->ddecay[t] += mn_sum(sum) * b->in.decay[t];
         }
         if (!t) break;
         vf strength = {0};
@@ -176,7 +177,7 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
             next.back[j] = du[j];
             vf_store(b->dv + at, rule == MN_DPLR ? dvalue[j] : du[j]);
         }
-        if (rule != MN_DPLR) b->dbeta[t - 1] += vf_sum(strength);
+        if (rule != MN_DPLR) b->dbeta[t - 1] += mn_sum(strength);
         now = next;
     }
 }
@@ -208,8 +209,8 @@ MN_INLINE void undo_unit(float *dx, const float *unit, float factor, int64_t who
     for (int64_t j = 0; j < whole; j += MN_W) vf_store(dx + j, (vf_load(dx + j) - vf_load(unit + j) * along) * factor);
 }
 
-/* Gradients of the inputs from those of what `fill` made of them. The heads of a group add to dq and dk in sums, [T, 2, Kp];
- * the last writes them. */
+/* Gradients of the inputs from those of what `fill` made of them. The heads of a group add to dq and dk in sums,
+ * [T, 2, Kp]; the last writes them. */
 MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
                          int64_t head, float *sums, double *gate, const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = head / group, part = head % group;

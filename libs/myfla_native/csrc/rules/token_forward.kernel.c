@@ -1,64 +1,22 @@
 /* Token by token: a panel of the state's columns stays in the first cache, is read and written once a token.
  *
  * While it writes token t's state, a pass reads what token t + 1 asks of it. */
-#include "rules/tokens.h"
+#include "rules/panel.h"
+#include "rules/states.h"
 #include "rules/token_job.h"
-
-/* r += S^T x, y += S^T z over all key channels. */
-MN_INLINE void read_state(const float *S, const float *x, const float *z, int64_t Kp, vf *r, vf *y, const int nv) {
-    for (int64_t i = 0; i < Kp; i++, S += nv * MN_W)
-        for (int j = 0; j < nv; j++) {
-            vf s = vf_load(S + j * MN_W);
-            r[j] += s * x[i];
-            y[j] += s * z[i];
-        }
-}
-
-/* S <- d S + w u (+ k v), and what the next token reads of it. */
-MN_INLINE void pass(float *S, const float *d, const float decay, const float *w, const float *k, const vf *u,
-                    const vf *v, const float *x, const float *z, int64_t Kp, vf *r, vf *y, const int nv, const int rule,
-                    const int reads) {
-    for (int64_t i = 0; i < Kp; i++, S += nv * MN_W)
-        for (int j = 0; j < nv; j++) {
-            vf write = u[j] * w[i];
-            vf s = vf_load(S + j * MN_W) * (rule == MN_GATED ? decay : d[i]) + write;
-            if (rule == MN_DPLR) s += v[j] * k[i];
-            vf_store(S + j * MN_W, s);
-            if (reads) {
-                r[j] += s * x[i];
-                y[j] += s * z[i];
-            }
-        }
-}
 
 /* n tokens over the panel of nv vectors at column p; o and error are [C, Vp]. */
 MN_INLINE void panel(float *S, const mn_tokens *b, int64_t n, int64_t p, int64_t Kp, int64_t Vp, float *o, float *error,
                      const int nv, const int rule) {
     vf r[4] = {{0}}, y[4] = {{0}};
-    read_state(S, b->read_key, b->read_query, Kp, r, y, nv);
+    read_state(S, nv * MN_W, b->read_key, b->read_query, Kp, r, y, nv);
     for (int64_t t = 0; t < n; t++) {
         vf u[4], v[4];
-        for (int j = 0; j < nv; j++) {
-            int64_t at = t * Vp + p + j * MN_W;
-            v[j] = vf_load(b->v + at);
-            vf e = r[j], out = y[j];
-            if (rule == MN_GATED) {
-                e *= b->decay[t];
-                out *= b->decay[t];
-            }
-            if (rule != MN_DPLR) e = v[j] - e;
-            vf_store(error + at, e);
-            u[j] = e;
-            if (rule != MN_DPLR) u[j] *= b->beta[t];
-            out += u[j] * b->q_write[t];
-            if (rule == MN_DPLR) out += v[j] * b->q_k[t];
-            vf_store(o + at, out);
-            r[j] = y[j] = (vf){0};
-        }
+        answer(b, t, p, Vp, r, y, u, v, o, error, nv, rule);
         const float *d = b->d + t * Kp, *k = b->k + t * Kp, *w = rule == MN_DPLR ? b->b + t * Kp : k;
         const float *x = b->read_key + (t + 1) * Kp, *z = b->read_query + (t + 1) * Kp;
-        if (t + 1 < n) pass(S, d, b->decay[t], w, k, u, v, x, z, Kp, r, y, nv, rule, 1);
-        else pass(S, d, b->decay[t], w, k, u, v, x, z, Kp, r, y, nv, rule, 0);
+        if (t + 1 < n) pass(S, S, nv * MN_W, nv * MN_W, d, b->decay[t], w, k, u, v, x, z, Kp, r, y, nv, rule, 1);
+        else pass(S, S, nv * MN_W, nv * MN_W, d, b->decay[t], w, k, u, v, x, z, Kp, r, y, nv, rule, 0);
     }
 }
 

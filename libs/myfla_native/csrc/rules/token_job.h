@@ -31,6 +31,7 @@ MN_INLINE int64_t mn_backward_floats(const mn_rule *c, int64_t tokens) {
 /* Item i of a job: forward and step take (sequence, value head), the backward (sequence, query head). */
 MN_KERNEL(mn_token_forward, (const void *job, int64_t begin, int64_t end, int slot))
 MN_KERNEL(mn_token_backward, (const void *job, int64_t begin, int64_t end, int slot))
+/* T = 1: */
 MN_KERNEL(mn_token_step, (const void *job, int64_t begin, int64_t end, int slot))
 
 #endif

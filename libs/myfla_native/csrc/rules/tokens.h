@@ -33,8 +33,10 @@ MN_INLINE float *mn_tokens_in(mn_tokens *b, float *room, int64_t K, int64_t V, i
 }
 
 /* Products of rows, for many tokens at once: the partial sums of each lie in parts[t], the sums go to out. */
-MN_INLINE void mn_finish_dots(float *out, const float *parts, int64_t n) {
-    for (int64_t t = 0; t < n; t += MN_W) vf_store(out + t, mn_sums(parts + t * MN_W, MN_W));
+MN_INLINE void mn_finish_dots(float *out, float *parts, int64_t n) {
+    int64_t t = 0;
+    for (; t + MN_W <= n; t += MN_W) vf_store(out + t, mn_sums(parts + t * MN_W, MN_W));
+    for (; t < n; t++) out[t] = mn_sum(vf_load(parts + t * MN_W));
 }
 MN_INLINE void mn_start_dot(float *part, const float *a, const float *b, int64_t whole) {
     vf sum = vf_load(a) * vf_load(b);
@@ -46,7 +48,7 @@ MN_INLINE void mn_start_dot(float *part, const float *a, const float *b, int64_t
 MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head,
                               const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), query = head / (c->HV / c->H);
-    float qq[MN_TOKENS * MN_W], kk[MN_TOKENS * MN_W], qk[MN_TOKENS * MN_W], qb[MN_TOKENS * MN_W];
+    float qq[MN_TOKENS * MN_W] = {0}, kk[MN_TOKENS * MN_W] = {0}, qk[MN_TOKENS * MN_W], qb[MN_TOKENS * MN_W];
     for (int64_t t = 0; t < n; t++) {
         float *q = to->q + t * Kp, *k = to->k + t * Kp;
         mn_get(q, &c->q, row, first + t, query, c->K);
@@ -91,7 +93,10 @@ MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int6
         }
     }
     if (rule == MN_GATED)
-        for (int64_t t = 0; t < n; t += MN_W) vf_store(to->decay + t, vf_exp(vf_load(to->decay + t)));
+        for (int64_t t = 0; t < n; t += MN_W) {
+            int64_t left = mn_min(MN_W, n - t);
+            vf_store_n(to->decay + t, vf_exp(vf_load_n(to->decay + t, left)), left);
+        }
 }
 
 #endif

@@ -1,0 +1,50 @@
+/* The state of a head in scratch memory. For `*.kernel.c` only. */
+#ifndef MN_STATES_H
+#define MN_STATES_H
+
+#include "rules/rows.h"
+
+/* A state lies in panels of columns [Kp, width]; the panel at column p begins at S + p Kp. */
+enum { MN_PANEL = 4 };                 /* vectors in the widest panel */
+MN_INLINE int mn_panel(int64_t left) { /* vectors of the next panel, so many columns from the end */
+    return left >= 4 * MN_W ? 4 : left >= 2 * MN_W ? 2 : 1;
+}
+
+static void mn_get_state(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V) {
+    int64_t Kp = mn_whole(K), Vp = mn_whole(V), from = n * x->row + head * x->head;
+    if (!x->at || K < Kp || V < Vp) mn_zero(S, Kp * Vp);
+    if (!x->at) return;
+    for (int64_t p = 0, width; p < Vp; p += width) {
+        width = MN_W * mn_panel(Vp - p);
+        int64_t columns = mn_min(width, V - p);
+        float *to = S + p * Kp;
+        if (x->channel == 1 || x->token != 1) {
+            for (int64_t i = 0; i < K; i++)
+                mn_gather(to + i * width, x, from + i * x->token + p * x->channel, columns, x->channel);
+        } else { /* value first */
+            for (int64_t j = 0; j < columns; j++)
+                for (int64_t i = 0; i < K; i++)
+                    to[i * width + j] = mn_read_one(mn_base(x), from + (p + j) * x->channel + i, (int)x->dtype);
+        }
+    }
+}
+
+static void mn_put_state(const mn_tensor *x, int64_t n, int64_t head, const float *S, int64_t K, int64_t V) {
+    int64_t Kp = mn_whole(K), Vp = mn_whole(V), to = n * x->row + head * x->head;
+    if (!x->at) return;
+    for (int64_t p = 0, width; p < Vp; p += width) {
+        width = MN_W * mn_panel(Vp - p);
+        int64_t columns = mn_min(width, V - p);
+        const float *from = S + p * Kp;
+        if (x->channel == 1 || x->token != 1) {
+            for (int64_t i = 0; i < K; i++)
+                mn_scatter(x, to + i * x->token + p * x->channel, from + i * width, columns, x->channel);
+        } else {
+            for (int64_t j = 0; j < columns; j++)
+                for (int64_t i = 0; i < K; i++)
+                    mn_write_one(mn_base(x), to + (p + j) * x->channel + i, from[i * width + j], (int)x->dtype);
+        }
+    }
+}
+
+#endif
