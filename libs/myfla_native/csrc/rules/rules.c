@@ -42,6 +42,8 @@ MN_API int mn_rule_backward(const mn_rule_grad *grad) {
         mn_span(call, n, &row, &first, &tokens);
         job.tokens = mn_max(job.tokens, tokens);
     }
-    job.floats = mn_backward_floats(call, job.tokens);
-    return run((mn_task)MN_PICK(mn_token_backward), &job, call->N * call->H, 12 * tokens_of(call) * call->K * call->V);
+    int chunks = call->rule == MN_GATED;
+    job.floats = chunks ? mn_chunks_floats(call, job.tokens) : mn_backward_floats(call, job.tokens);
+    mn_task task = chunks ? (mn_task)MN_PICK(mn_chunk_backward) : (mn_task)MN_PICK(mn_token_backward);
+    return run(task, &job, call->N * call->H, 12 * tokens_of(call) * call->K * call->V);
 }

@@ -9,9 +9,9 @@
  *     all          dd = rows of S * D;  D <- d D  (DPLR: + a du^T)
  *
  * One pass over a panel finishes a token and begins the one before it. */
-#include "rules/states.h"
 #include "rules/token_job.h"
-#include "rules/tokens.h"
+#include "rules/gradients.h"
+#include "rules/states.h"
 
 /* What a pass sums over value channels, one vector of partial sums for each key channel: */
 enum {
@@ -23,27 +23,17 @@ enum {
     /* D v */ SUMS = 5
 };
 
-typedef struct {
-    mn_tokens in;
-    float *go, *error, *u;         /* [C, Vp] */
-    float *dv;                     /* [C, Vp] */
-    float *dq, *dk, *da, *db, *dd; /* [C, Kp]; dd: of the log decay */
-    float dbeta[MN_TOKENS], ddecay[MN_TOKENS], u_out[MN_TOKENS], v_out[MN_TOKENS];
-    float *states; /* [C + 1, Kp, 4 W] */
-    float *parts;  /* [MN_W, SUMS, MN_W] */
-} block;
-
 /* A token's vectors over the panel. */
 typedef struct {
     vf out[4], back[4], write[4], value[4];
 } columns;
 
 /* S <- d S + w u (+ k v). */
-MN_INLINE void advance(float *to, const float *S, const float *d, const float decay, const float *w, const float *k,
-                       const float *u, const float *v, int64_t Kp, const int nv, const int rule) {
+MN_INLINE void advance(float *to, const float *S, const float *d, const float *w, const float *k, const float *u,
+                       const float *v, int64_t Kp, const int nv, const int rule) {
     for (int64_t i = 0; i < Kp; i++)
         for (int j = 0; j < nv; j++) {
-            vf s = vf_load(S + (i * nv + j) * MN_W) * (rule == MN_GATED ? decay : d[i]) + vf_load(u + j * MN_W) * w[i];
+            vf s = vf_load(S + (i * nv + j) * MN_W) * d[i] + vf_load(u + j * MN_W) * w[i];
             if (rule == MN_DPLR) s += vf_load(v + j * MN_W) * k[i];
             vf_store(to + (i * nv + j) * MN_W, s);
         }
@@ -52,17 +42,16 @@ MN_INLINE void advance(float *to, const float *S, const float *d, const float de
 /* Finish token t, whose vectors are `now`, and begin the one before it, `next`: D is its gradient after.
  * Sums of token t go to the block, so do those of `next`; sums over keys that `next` needs go to du, dvalue. */
 MN_INLINE void walk(block *b, float *D, const float *S, int64_t t, const columns *now, const columns *next, vf *du,
-                    vf *dvalue, vf *of_decay, int64_t Kp, const int nv, const int rule, const int finish,
-                    const int begin) {
+                    vf *dvalue, int64_t Kp, const int nv, const int rule, const int finish, const int begin) {
     const float *decay = b->in.d + t * Kp, *k = b->in.k + t * Kp, *a = b->in.a + t * Kp;
     int64_t before = begin ? (t - 1) * Kp : 0;
     const float *q1 = b->in.q + before, *k1 = b->in.k + before, *w1 = rule == MN_DPLR ? b->in.b + before : k1;
-    float d = b->in.decay[finish ? t : 0];
+    float d = 1;
     for (int64_t i0 = 0; i0 < Kp; i0 += MN_W) {
         float *part = b->parts;
         for (int64_t i = i0; i < i0 + MN_W; i++, part += SUMS * MN_W, D += nv * MN_W, S += nv * MN_W) {
             vf sum[SUMS] = {{0}};
-            if (rule != MN_GATED && finish) d = decay[i];
+            if (finish) d = decay[i];
             for (int j = 0; j < nv; j++) {
                 vf x = vf_load(D + j * MN_W);
                 if (finish) {
@@ -70,8 +59,7 @@ MN_INLINE void walk(block *b, float *D, const float *S, int64_t t, const columns
                     sum[S_BACK] += s * now->back[j];
                     sum[S_OUT] += s * now->out[j];
                     if (rule != MN_DPLR) x -= now->back[j] * k[i];
-                    if (rule == MN_GATED) of_decay[j] += s * x;
-                    else sum[S_D] += s * x;
+                    sum[S_D] += s * x;
                     x *= d;
                     if (rule == MN_DPLR) x += now->back[j] * a[i];
                 }
@@ -89,7 +77,7 @@ MN_INLINE void walk(block *b, float *D, const float *S, int64_t t, const columns
             if (finish) {
                 vf_store(part + S_BACK * MN_W, sum[S_BACK]);
                 vf_store(part + S_OUT * MN_W, sum[S_OUT]);
-                if (rule != MN_GATED) vf_store(part + S_D * MN_W, sum[S_D]);
+                vf_store(part + S_D * MN_W, sum[S_D]);
             }
             if (begin) {
                 vf_store(part + D_WRITE * MN_W, sum[D_WRITE]);
@@ -99,7 +87,7 @@ MN_INLINE void walk(block *b, float *D, const float *S, int64_t t, const columns
         part = b->parts;
         if (finish) {
             int64_t at = t * Kp + i0;
-            vf decays = rule == MN_GATED ? vf_set(d) : vf_load(decay + i0);
+            vf decays = vf_load(decay + i0);
             vf back = mn_sums(part + S_BACK * MN_W, SUMS * MN_W),
                out = mn_sums(part + S_OUT * MN_W, SUMS * MN_W) * decays;
             vf keys = vf_load(k + i0);
@@ -111,8 +99,7 @@ MN_INLINE void walk(block *b, float *D, const float *S, int64_t t, const columns
                 out += keys * b->u_out[t];
             }
             vf_store(b->dq + at, vf_load(b->dq + at) + out);
-            if (rule != MN_GATED)
-                vf_store(b->dd + at, vf_load(b->dd + at) + mn_sums(part + S_D * MN_W, SUMS * MN_W) * decays);
+            vf_store(b->dd + at, vf_load(b->dd + at) + mn_sums(part + S_D * MN_W, SUMS * MN_W) * decays);
         }
         if (begin) {
             int64_t at = before + i0;
@@ -150,22 +137,16 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
     for (int64_t t = 0; t + 1 < n; t++) {
         const float *k = b->in.k + t * Kp, *w = rule == MN_DPLR ? b->in.b + t * Kp : k;
         float *to = b->states + (t + 1) * size;
-        advance(to, before, b->in.d + t * Kp, b->in.decay[t], w, k, b->u + t * Vp + p, b->in.v + t * Vp + p, Kp, nv,
-                rule);
+        advance(to, before, b->in.d + t * Kp, w, k, b->u + t * Vp + p, b->in.v + t * Vp + p, Kp, nv, rule);
         before = to;
     }
     for (int64_t t = n; t >= 0; t--) {
-        vf du[4] = {{0}}, dvalue[4] = {{0}}, of_decay[4] = {{0}};
+        vf du[4] = {{0}}, dvalue[4] = {{0}};
         const float *state = t ? b->states + t * size : S;
         if (t) take(&next, b, t - 1, p, Vp, nv, rule);
-        if (t == n) walk(b, D, state, t, &now, &next, du, dvalue, of_decay, Kp, nv, rule, 0, 1);
-        else if (t) walk(b, D, state, t, &now, &next, du, dvalue, of_decay, Kp, nv, rule, 1, 1);
-        else walk(b, D, state, t, &now, &next, du, dvalue, of_decay, Kp, nv, rule, 1, 0);
-        if (rule == MN_GATED && t < n) {
-            vf sum = of_decay[0];
-            for (int j = 1; j < nv; j++) sum += of_decay[j];
-            b->ddecay[t] += mn_sum(sum) * b->in.decay[t];
-        }
+        if (t == n) walk(b, D, state, t, &now, &next, du, dvalue, Kp, nv, rule, 0, 1);
+        else if (t) walk(b, D, state, t, &now, &next, du, dvalue, Kp, nv, rule, 1, 1);
+        else walk(b, D, state, t, &now, &next, du, dvalue, Kp, nv, rule, 1, 0);
         if (!t) break;
         vf strength = {0};
         for (int j = 0; j < nv; j++) {
@@ -179,74 +160,6 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
         }
         if (rule != MN_DPLR) b->dbeta[t - 1] += mn_sum(strength);
         now = next;
-    }
-}
-
-/* Read n tokens and what belongs to them; u is made, the gradients begin at zero. */
-MN_INLINE void fill(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
-                    int64_t head, const int rule) {
-    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
-    mn_read_tokens(&b->in, c, row, first, n, head, rule);
-    for (int64_t t = 0; t < n; t++) {
-        mn_get(b->error + t * Vp, &c->error, row, first + t, head, c->V);
-        if (rule != MN_DPLR)
-            for (int64_t j = t * Vp; j < t * Vp + Vp; j += MN_W)
-                vf_store(b->u + j, vf_load(b->error + j) * b->in.beta[t]);
-        if (g && g->go.at) mn_get(b->go + t * Vp, &g->go, row, first + t, head, c->V);
-        else if (g) mn_zero(b->go + t * Vp, Vp);
-        b->dbeta[t] = b->ddecay[t] = 0;
-    }
-    if (!g) return;
-    mn_zero(b->dq, n * Kp);
-    mn_zero(b->dk, n * Kp);
-    if (rule != MN_GATED) mn_zero(b->dd, n * Kp);
-    if (rule == MN_DPLR) mn_zero(b->da, n * Kp), mn_zero(b->db, n * Kp);
-}
-
-/* The gradient of x from that of x * factor, where factor made it of length one; unit is that. */
-MN_INLINE void undo_unit(float *dx, const float *unit, float factor, int64_t whole) {
-    float along = mn_dot(dx, unit, whole);
-    for (int64_t j = 0; j < whole; j += MN_W) vf_store(dx + j, (vf_load(dx + j) - vf_load(unit + j) * along) * factor);
-}
-
-/* Gradients of the inputs from those of what `fill` made of them. The heads of a group add to dq and dk in sums,
- * [T, 2, Kp]; the last writes them. */
-MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
-                         int64_t head, float *sums, double *gate, const int rule) {
-    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = head / group, part = head % group;
-    float scale = (float)c->scale;
-    for (int64_t t = 0; t < n; t++) {
-        float *dq = b->dq + t * Kp, *dk = b->dk + t * Kp, *sum = sums + t * 2 * Kp;
-        if (group > 1) {
-            for (int64_t j = 0; part && j < Kp; j += MN_W) {
-                vf_store(dq + j, vf_load(dq + j) + vf_load(sum + j));
-                vf_store(dk + j, vf_load(dk + j) + vf_load(sum + Kp + j));
-            }
-            if (part + 1 < group) {
-                memcpy(sum, dq, (size_t)Kp * 4);
-                memcpy(sum + Kp, dk, (size_t)Kp * 4);
-            }
-        }
-        if (part + 1 == group) {
-            if (c->l2norm) {
-                float *q = b->in.q + t * Kp;
-                mn_get(q, &c->q, row, first + t, query, c->K);
-                mn_times(q, b->in.q_unit[t], Kp);
-                undo_unit(dq, q, b->in.q_unit[t], Kp);
-                undo_unit(dk, b->in.k + t * Kp, b->in.k_unit[t], Kp);
-            }
-            mn_times(dq, scale, Kp);
-            mn_put(&g->dq, row, first + t, query, dq, c->K);
-            mn_put(&g->dk, row, first + t, query, dk, c->K);
-        }
-        mn_put(&g->dv, row, first + t, head, b->dv + t * Vp, c->V);
-        if (rule == MN_DPLR) {
-            mn_put(&g->dbeta, row, first + t, query, b->da + t * Kp, c->K);
-            mn_put(&g->db, row, first + t, query, b->db + t * Kp, c->K);
-        }
-        if (rule != MN_GATED && g->dg.at) mn_put(&g->dg, row, first + t, head, b->dd + t * Kp, c->K);
-        if (rule == MN_GATED && g->dg.at) mn_put_decay(c, g, row, first + t, head, b->ddecay[t], gate);
-        if (rule != MN_DPLR && g->dbeta.at) mn_put_strength(c, g, row, first + t, head, b->dbeta[t]);
     }
 }
 
@@ -267,9 +180,9 @@ MN_INLINE void value_head(block *b, const mn_rule *c, const mn_rule_grad *g, int
             for (int64_t t = 0; t < MN_TOKENS; t++, from = to) {
                 const float *k = b->in.k + t * Kp, *w = rule == MN_DPLR ? b->in.b + t * Kp : k, *d = b->in.d + t * Kp;
                 const float *u = b->u + t * Vp + p, *v = b->in.v + t * Vp + p;
-                if (nv == 4) advance(to, from, d, b->in.decay[t], w, k, u, v, Kp, 4, rule);
-                else if (nv == 2) advance(to, from, d, b->in.decay[t], w, k, u, v, Kp, 2, rule);
-                else advance(to, from, d, b->in.decay[t], w, k, u, v, Kp, 1, rule);
+                if (nv == 4) advance(to, from, d, w, k, u, v, Kp, 4, rule);
+                else if (nv == 2) advance(to, from, d, w, k, u, v, Kp, 2, rule);
+                else advance(to, from, d, w, k, u, v, Kp, 1, rule);
             }
             p += nv * MN_W;
         }
@@ -290,7 +203,6 @@ MN_INLINE void value_head(block *b, const mn_rule *c, const mn_rule_grad *g, int
         hand_back(b, c, g, row, begin, count, head, sums + i * MN_TOKENS * 2 * Kp, gate, rule);
     }
     mn_put_state(&g->dinitial, n, head, D, c->K, c->V);
-    if (rule == MN_GATED && c->gate) mn_put_gate(c, g, n, head, gate);
 }
 
 MN_INLINE void group_of_heads(const mn_token_job *job, int64_t n, int64_t query, float *room, const int rule) {
@@ -314,8 +226,7 @@ void MN_VARIANT(mn_token_backward)(const void *args, int64_t begin, int64_t end,
     const mn_rule *c = job->call;
     float *room = job->scratch + slot * job->floats;
     for (int64_t i = begin; i < end; i++) {
-        if (c->rule == MN_GATED) group_of_heads(job, i / c->H, i % c->H, room, MN_GATED);
-        else if (c->rule == MN_KDA) group_of_heads(job, i / c->H, i % c->H, room, MN_KDA);
+        if (c->rule == MN_KDA) group_of_heads(job, i / c->H, i % c->H, room, MN_KDA);
         else group_of_heads(job, i / c->H, i % c->H, room, MN_DPLR);
     }
 }

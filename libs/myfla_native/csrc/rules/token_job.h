@@ -28,8 +28,15 @@ MN_INLINE int64_t mn_backward_floats(const mn_rule *c, int64_t tokens) {
            (MN_TOKENS + 1) * K * 4 * MN_MOST_W + (c->HV > c->H ? blocks * MN_TOKENS * 2 * K : 0) + (blocks + 1) * K * V;
 }
 
+MN_INLINE int64_t mn_chunks_floats(const mn_rule *c, int64_t tokens) {
+    int64_t K = mn_padded(c->K), V = mn_padded(c->V), blocks = mn_max(1, mn_blocks(tokens, MN_TOKENS));
+    return mn_tokens_floats(K, V) + MN_TOKENS * (10 * V + 11 * K) + (c->HV > c->H ? blocks * MN_TOKENS * 2 * K : 0) +
+           (blocks + 1) * K * V;
+}
+
 /* Item i of a job: forward and step take (sequence, value head), the backward (sequence, query head). */
 MN_KERNEL(mn_token_forward, (const void *job, int64_t begin, int64_t end, int slot))
+MN_KERNEL(mn_chunk_backward, (const void *job, int64_t begin, int64_t end, int slot))
 MN_KERNEL(mn_token_backward, (const void *job, int64_t begin, int64_t end, int slot))
 /* T = 1: */
 MN_KERNEL(mn_token_step, (const void *job, int64_t begin, int64_t end, int slot))

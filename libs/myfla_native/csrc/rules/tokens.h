@@ -44,51 +44,59 @@ MN_INLINE void mn_start_dot(float *part, const float *a, const float *b, int64_t
     vf_store(part, sum);
 }
 
-/* Tokens first to first + n of a row, for value head `head`; rule is a constant where it is called. */
+/* What makes rows of length one, from their products with themselves. */
+MN_INLINE void mn_unit(float *out, float *parts, int64_t n, int64_t l2norm) {
+    if (l2norm) mn_finish_dots(out, parts, n);
+    for (int64_t t = 0; t < n; t++) out[t] = l2norm ? 1 / sqrtf(out[t] + 1e-6f) : 1;
+}
+
+/* Tokens first to first + n of a row, for value head `head`; the next ones will be `ahead` further on. rule and what is
+ * needed are constants where it is called. */
+enum { MN_NEED_Q = 1, MN_NEED_V = 2 };
 MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head,
-                              const int rule) {
+                              int64_t ahead, const int rule, const int need) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), query = head / (c->HV / c->H);
     float qq[MN_TOKENS * MN_W] = {0}, kk[MN_TOKENS * MN_W] = {0}, qk[MN_TOKENS * MN_W], qb[MN_TOKENS * MN_W];
     for (int64_t t = 0; t < n; t++) {
         float *q = to->q + t * Kp, *k = to->k + t * Kp;
-        mn_get(q, &c->q, row, first + t, query, c->K);
-        mn_get(k, &c->k, row, first + t, query, c->K);
-        mn_get(to->v + t * Vp, &c->v, row, first + t, head, c->V);
-        mn_start_dot(qk + t * MN_W, q, k, Kp);
-        if (c->l2norm) {
-            mn_start_dot(qq + t * MN_W, q, q, Kp);
-            mn_start_dot(kk + t * MN_W, k, k, Kp);
+        mn_get_on(k, &c->k, row, first + t, query, c->K, ahead);
+        if (c->l2norm) mn_start_dot(kk + t * MN_W, k, k, Kp);
+        if (need & MN_NEED_V) mn_get_on(to->v + t * Vp, &c->v, row, first + t, head, c->V, ahead);
+        if (need & MN_NEED_Q) {
+            mn_get_on(q, &c->q, row, first + t, query, c->K, ahead);
+            mn_start_dot(qk + t * MN_W, q, k, Kp);
+            if (c->l2norm) mn_start_dot(qq + t * MN_W, q, q, Kp);
         }
         if (rule == MN_DPLR) {
-            mn_get(to->a + t * Kp, &c->beta, row, first + t, query, c->K);
-            mn_get(to->b + t * Kp, &c->b, row, first + t, query, c->K);
-            mn_start_dot(qb + t * MN_W, q, to->b + t * Kp, Kp);
+            mn_get_on(to->b + t * Kp, &c->b, row, first + t, query, c->K, ahead);
+            if (need & MN_NEED_Q) {
+                mn_get_on(to->a + t * Kp, &c->beta, row, first + t, query, c->K, ahead);
+                mn_start_dot(qb + t * MN_W, q, to->b + t * Kp, Kp);
+            }
         }
         if (rule == MN_GATED) to->decay[t] = mn_log_decay(c, row, first + t, head);
-        else mn_get(to->d + t * Kp, &c->g, row, first + t, head, c->K);
+        else mn_get_on(to->d + t * Kp, &c->g, row, first + t, head, c->K, ahead);
         if (rule != MN_DPLR) to->beta[t] = mn_strength(c, row, first + t, head);
     }
-    mn_finish_dots(to->q_k, qk, n);
-    if (rule == MN_DPLR) mn_finish_dots(to->q_write, qb, n);
-    if (c->l2norm) {
-        mn_finish_dots(to->q_unit, qq, n);
-        mn_finish_dots(to->k_unit, kk, n);
+    if (need & MN_NEED_Q) {
+        mn_finish_dots(to->q_k, qk, n);
+        if (rule == MN_DPLR) mn_finish_dots(to->q_write, qb, n);
+        mn_unit(to->q_unit, qq, n, c->l2norm);
     }
-    for (int64_t t = 0; t < n; t++) {
-        to->q_unit[t] = c->l2norm ? 1 / sqrtf(to->q_unit[t] + 1e-6f) : 1;
-        to->k_unit[t] = c->l2norm ? 1 / sqrtf(to->k_unit[t] + 1e-6f) : 1;
-    }
+    mn_unit(to->k_unit, kk, n, c->l2norm);
     for (int64_t t = 0; t < n; t++) {
         float of_q = to->q_unit[t] * (float)c->scale;
-        to->q_k[t] *= of_q * to->k_unit[t];
-        if (rule == MN_DPLR) to->q_write[t] *= of_q;
-        else to->q_write[t] = to->q_k[t];
-        mn_times(to->q + t * Kp, of_q, Kp);
         if (c->l2norm) mn_times(to->k + t * Kp, to->k_unit[t], Kp);
+        if (need & MN_NEED_Q) {
+            to->q_k[t] *= of_q * to->k_unit[t];
+            if (rule == MN_DPLR) to->q_write[t] *= of_q;
+            else to->q_write[t] = to->q_k[t];
+            mn_times(to->q + t * Kp, of_q, Kp);
+        }
         for (int64_t j = t * Kp; rule != MN_GATED && j < t * Kp + Kp; j += MN_W) {
             vf decay = vf_exp(vf_load(to->d + j));
             vf_store(to->d + j, decay);
-            vf_store(to->read_query + j, decay * vf_load(to->q + j));
+            if (need & MN_NEED_Q) vf_store(to->read_query + j, decay * vf_load(to->q + j));
             if (rule == MN_KDA) vf_store(to->read_key + j, decay * vf_load(to->k + j));
         }
     }
