@@ -1,6 +1,6 @@
 """The config of ``job=stream``: rows in, one output per row, state kept on disk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, List, Optional
 
 from cfg.job import JobConfig
@@ -21,8 +21,10 @@ class StreamJobConfig(JobConfig):
         format: ``jsonl`` (one object a line), ``csv`` (a header line first), or ``auto``: by the file's name, else by
             the first line.
         session: name of the field or column with the session.
-        features: names of the fields or columns with the features, in order; null: in JSON the list ``features``, in
-            CSV every column but the session's, which must be as many as the encoder reads.
+        features: names of the fields or columns with the features, in the run's order; null: those that have the names
+            of the run's features, in any order. Without names (a run on `.ts` files) every column of CSV but the
+            session's. In JSON the field ``features`` may hold a list, in the run's order, or an object, by name.
+        ignore: fields or columns to pass over; every other one must be known to the run.
         output: file for JSON lines; a name that ends in ``.parquet`` makes a folder of Parquet files; null writes JSON
             lines to standard output.
         emit: ``prediction`` (class and probability) or ``embedding``, both over all that the session has sent so far.
@@ -45,6 +47,7 @@ class StreamJobConfig(JobConfig):
     format: str = "auto"
     session: str = "session"
     features: Optional[List[str]] = None
+    ignore: List[str] = field(default_factory=list)
     output: Optional[str] = None
     emit: str = "prediction"
     state: Optional[str] = None
@@ -66,6 +69,7 @@ class StreamJobConfig(JobConfig):
         fields.choice("format", FORMATS)
         fields.choice("emit", EMITS)
         self._check_features(fields)
+        fields.names("ignore")
         self._check_first_row(fields)
         fields.integer("batch_rows", 1, 1 << 20)
         fields.number("memory_mb", 0, 1e9, open_low=True)

@@ -1,7 +1,7 @@
 """The columns that a model was trained on, and the same columns found again in other data, by name."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from cfg.validation import nearest
 from encoders.errors import InputError
@@ -73,6 +73,12 @@ class InputSchema:
         """Of the features, in order."""
         return [column.name for column in self.features]
 
+    @property
+    def others(self) -> FrozenSet[str]:
+        """Columns that are passed over without a word: those that the training table had, and pandas' row numbers."""
+        time = [] if self.time is None else [self.time.name]
+        return frozenset([*ROW_NUMBERS, *time, *(column.name for column in self.left_out), *(n for _, n in self.roles)])
+
     def describe(self) -> str:
         """One line for people: what is read, what orders it, what is left out and why."""
         what = "feature" if self.named else "channel"
@@ -111,10 +117,7 @@ class InputSchema:
             encoders.errors.InputError: my.csv: columns must be the model's 2 features: a, b; got no 'b', and unknown \
 'c'; rename them, or pass over what is no feature with ignore=[c]
         """
-        known = {column.name for column in self.left_out} | {name for _, name in self.roles} | {*ignore, *ROW_NUMBERS}
-        if self.time is not None:
-            known.add(self.time.name)
-        wanted = self.names
+        known, wanted = self.others.union(ignore), self.names
         twice = sorted({name for name in names if name in wanted and list(names).count(name) > 1})
         if twice:
             raise InputError(f"{who}: columns must have different names; got {twice[0]!r} twice; rename one of them")

@@ -9,8 +9,10 @@ import numpy as np
 
 from app.errors import RunError
 from app.streaming.lines import LONGEST, Line
+from encoders.errors import InputError
+from encoders.schema import InputSchema
 
-__all__ = ["Reader", "Rows", "by_name", "csv_reader", "json_reader", "looks_like_header"]
+__all__ = ["Reader", "Rows", "csv_reader", "header_features", "json_reader", "looks_like_header"]
 
 LONGEST_NAME = 1000
 
@@ -129,15 +131,19 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MISSING_HINT = "; a run trained with data.missing=mean or data.missing=forward takes missing values"
 
 
-def json_reader(session: str, features: Optional[Sequence[str]],
-                names: Optional[Sequence[str]] = None) -> Callable[[str], Tuple[Any, Any]]:
+def json_reader(session: str, features: Optional[Sequence[str]], schema: Optional[InputSchema] = None,
+                ignore: Sequence[str] = ()) -> Callable[[str], Tuple[Any, Any]]:
     """The parser of JSON lines.
 
     Args:
         session: key of the session.
-        features: keys of the features; None: one key, ``features``, with a list.
-        names: keys that hold the features of an object without ``features``, where they have names.
+        features: keys of the features; None: one key, ``features``, with a list or an object of features by name; or,
+            where the run's features have names, an object whose keys are these.
+        schema: of the run.
+        ignore: keys to pass over, in an object of features by name.
     """
+    named = schema if schema is not None and schema.named else None
+    known = named.others.union(ignore, named.names, [session]) if named is not None else frozenset()
     decode = json.JSONDecoder().raw_decode
     wanted = [session, *(features or ["features"])]
 
@@ -154,13 +160,24 @@ def json_reader(session: str, features: Optional[Sequence[str]],
             raise _Malformed(f"a line must be one JSON object; got more after character {end}")
         if type(value) is not dict:
             raise _Malformed(f"a line must be a JSON object; got {_short(value)}")
-        by_name = names is not None and "features" not in value
-        for key in [session, *names] if by_name and names is not None else wanted:
+        flat = features is None and named is not None and "features" not in value
+        for key in [session] if flat else wanted:
             if key not in value:
                 raise _Malformed(f"the object must have {key!r}; got {_short(list(value))}")
-        if by_name and names is not None:
-            return value[session], [value[key] for key in names]
-        return value[session], value["features"] if features is None else [value[key] for key in features]
+        if features is not None:
+            return value[session], [value[key] for key in features]
+        given = value if flat else value["features"]
+        return value[session], by_name(given) if type(given) is dict and named is not None else given
+
+    def by_name(given: Any) -> List[Any]:
+        for key in named.names if named is not None else ():
+            if key not in given:
+                raise _Malformed(f"the object must have the run's feature {key!r}; got {_short(list(given))}")
+        if not known.issuperset(given):
+            odd = [key for key in given if key not in known][0]
+            raise _Malformed(f"the object must have no keys but the session and the run's features; got {_short(odd)}; "
+                             "pass over it with job.ignore")
+        return [given[key] for key in named.names] if named is not None else []
 
     return parse
 
@@ -192,17 +209,20 @@ def csv_reader(header: str, session: str, features: Optional[Sequence[str]],
     return parse
 
 
-def by_name(header: str, session: str, schema: Any) -> List[str]:
-    """The run's columns, after a look at whether a CSV header has them all and no others.
+def header_features(header: str, session: str, schema: Optional[InputSchema], ignore: Sequence[str]) -> List[str]:
+    """The run's columns, in its order, after a look at whether a CSV header has them all and no others.
 
     Raises:
         RunError: it does not.
     """
+    names = [name.strip() for name in _cells(header)]
+    rest = [name for name in names if name != session]
+    if schema is None or not schema.named:
+        return [name for name in rest if name not in ignore]
     try:
-        schema.match([name.strip() for name in _cells(header) if name.strip() != session], "job.input")
-    except ValueError as problem:
+        return [rest[place] for place in schema.match(rest, "job.input", ignore, "job.ignore")]
+    except InputError as problem:
         raise RunError(f"{problem}; or choose the columns, in the run's order, with job.features") from None
-    return list(schema.names)
 
 
 def looks_like_header(text: str, session: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from app.errors import RunError
 from app.streaming.engine import Engine
 from app.streaming.lines import Line, Lines, open_file, open_stdin
-from app.streaming.rows import Reader, by_name, csv_reader, json_reader, looks_like_header
+from app.streaming.rows import Reader, csv_reader, header_features, json_reader, looks_like_header
 from app.streaming.sinks import Sink
 from app.streaming.store import Position, Store
 from cfg.stream import StreamJobConfig
@@ -160,14 +160,16 @@ class Service:
             is_csv = ending == ".csv" or looks_like_header(text, config.session)
         pipeline = self.engine.model.pipeline
         schema = None if pipeline is None else pipeline.schema
-        names = schema.names if schema is not None and schema.named else None
+        chosen = config.features
+        if chosen is not None and schema is not None and set(chosen) == set(schema.names):
+            chosen = schema.names  # these are names of the run's own: its order counts
         if is_csv:
-            chosen = config.features or (None if names is None else by_name(text, config.session, schema))
+            chosen = chosen or header_features(text, config.session, schema, config.ignore)
             parse = csv_reader(text, config.session, chosen, width, self.engine.model.missing)
         else:
-            if config.features is not None and len(config.features) != width:
-                raise RunError(f"job.features must be {width} names, as the encoder reads; got {len(config.features)}")
-            parse = json_reader(config.session, config.features, names)
+            if chosen is not None and len(chosen) != width:
+                raise RunError(f"job.features must be {width} names, as the encoder reads; got {len(chosen)}")
+            parse = json_reader(config.session, chosen, schema, config.ignore)
         return Reader(parse, width, self._complain, self.engine.model.missing), is_csv
 
     def _complain(self, number: int, reason: str) -> None:
