@@ -82,7 +82,7 @@ def test_any_order_and_form_of_the_same_names_gives_the_same_bytes(tmp_path):
 
 
 @cases(case=[
-    ("session,x,y", "got no 'z'; add them, or rename the columns; or choose the columns, in the run's order, with job."),
+    ("session,x,y", "got no 'z'; add them, or rename the columns; or choose the columns, in the run's order, with job"),
     ("session,x,y,z,w", "got unknown 'w'; pass over what is no feature with job.ignore=[w]; or choose"),
     ("session,x,y,z,z", "must have different names; got 'z' twice"),
 ])
