@@ -47,11 +47,11 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path, sweep):
     place.mkdir()
     where = ("-m", "seed=0", "hydra.sweep.dir=run") if sweep else ("hydra.run.dir=run",)
     folder = place / "run" / "0" if sweep else place / "run"
-    child = elsewhere(place, *LONG, *where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = elsewhere(place, *where, *LONG, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         waited_for(folder / "checkpoints" / "start.json")
         before = files(folder)
-        again = command(place, *LONG, *where, "seed=7")
+        again = command(place, *where, *LONG, "seed=7")
         assert again.code == 1 and "in which no other run is at work; got 'run'; wait for that run to end" in again.err
         if not sweep:
             again = command(place, "run=run", "resume=true")
