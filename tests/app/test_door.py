@@ -149,3 +149,17 @@ def test_ts_files_of_a_run_must_both_have_labels(tmp_path):
     (tmp_path / "test.ts").write_text(head.format("false") + "1,2\n")
     with pytest.raises(DataError, match="test.ts: @classLabel must name the classes of .*train.ts; got 'no labels'"):
         load_data(TsDataConfig(train_path=str(tmp_path / "train.ts"), test_path=str(tmp_path / "test.ts")))
+
+
+@cases(source=["table", "ts"])
+def test_a_file_that_is_trained_and_tested_on_is_named(tmp_path, caplog, source):
+    (tmp_path / "a.csv").write_text(BODY)
+    (tmp_path / "b.csv").write_text(BODY.replace("s", "u"))
+    (tmp_path / "a.ts").write_text("@univariate true\n@classLabel true a b\n@data\n1,2:a\n3,4:b\n")
+    if source == "table":
+        name, config = "b.csv", TableDataConfig(train_path=str(tmp_path), test_path=str(tmp_path / "b.csv"), **COLUMNS)
+    else:
+        name, config = "a.ts", TsDataConfig(train_path=str(tmp_path / "a.ts"), test_path=str(tmp_path / "." / "a.ts"))
+    load_data(config)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{name}: both trained and tested on; the test figures say nothing of new data"]

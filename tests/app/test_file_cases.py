@@ -126,3 +126,12 @@ def test_a_parquet_file_is_right_or_refused_in_these_words(tmp_path, caplog, nam
     for file, made in tables.items():
         pyarrow.parquet.write_table(made(pa), str(tmp_path / file))
     check(tmp_path, tmp_path if len(tables) > 1 else tmp_path / file, settings, want, caplog)
+
+
+def test_a_link_that_leads_nowhere_is_no_file_less(tmp_path):
+    (tmp_path / "1.csv").write_text("id,x\na,1\n")
+    (tmp_path / "2.csv").symlink_to("gone.csv")
+    with pytest.raises(DataError) as caught:
+        read_source(TableDataConfig(train_path=str(tmp_path), sequence="id"))
+    said = str(caught.value).replace(str(tmp_path), "DIR")
+    assert said == "DIR/2.csv: file must be there; got 'a link that leads nowhere, or no plain file'"

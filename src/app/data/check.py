@@ -1,6 +1,8 @@
 """What every source's data must be, whatever its format; and the test set where the source has none."""
 
-from typing import List
+import logging
+from pathlib import Path
+from typing import Iterable, List
 
 import torch
 from torch import Tensor
@@ -11,7 +13,9 @@ from app.data.tables.natural import natural
 from app.errors import data_error
 from cfg.data import DataConfig
 
-__all__ = ["checked", "class_counts"]
+__all__ = ["checked", "class_counts", "warn_shared"]
+
+log = logging.getLogger(__name__)
 
 
 def checked(data: SequenceData, config: DataConfig) -> SequenceData:
@@ -37,6 +41,14 @@ def checked(data: SequenceData, config: DataConfig) -> SequenceData:
     if data.classes is not None:
         _check_classes(who, data)
     return data
+
+
+def warn_shared(train: Iterable[Path], test: Iterable[Path]) -> None:
+    """Say so if a file is both trained and tested on."""
+    shared = sorted({path.resolve() for path in train} & {path.resolve() for path in test})
+    if shared:
+        log.warning("%s: both trained and tested on; the test figures say nothing of new data",
+                    ", ".join(path.name for path in shared[:5]))
 
 
 def class_counts(data: SequenceData) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 import torch
 
+from app.data.check import warn_shared
 from app.data.long_rows import check_written
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.data.table_parts import Part, read_lists, read_long, read_wide
@@ -46,6 +47,8 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
     """
     read = _READ[config.arranged]
     tables = [open_table(path, config) for path in (config.train_path, config.test_path) if path is not None]
+    if len(tables) > 1:
+        warn_shared(*([file.path for file in table.files] for table in tables))
     for note in dict.fromkeys(note for table in tables for note in table.notes()):
         log.warning("%s", note)
     features, left_out = choose_features(tables[0], config)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from app.data.check import warn_shared
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.data.ts import read_ts
 from app.errors import data_error
@@ -30,6 +31,7 @@ def load(config: TsDataConfig, targets: bool = True) -> SequenceData:
     names = ["target"] if classes is None and first.labelled else None
     if config.test_path is None:
         return SequenceData(train, None, classes, size, target_names=names)
+    warn_shared([Path(config.train_path)], [Path(config.test_path)])
     second = read_ts(config.test_path, missing, targets)
     test, test_classes = second.data, second.classes
     if sorted(classes or ()) != sorted(test_classes or ()) or first.labelled != second.labelled:

@@ -44,7 +44,7 @@ def find_files(path: str) -> List[Found]:
     as are all files below such folders.
 
     Raises:
-        DataError: there is none, or they are of several kinds.
+        DataError: there is none, they are of several kinds, or one is no plain file.
     """
     place = Path(path)
     if not place.exists():
@@ -59,7 +59,9 @@ def find_files(path: str) -> List[Found]:
     for file in place.rglob("*"):
         inside = file.relative_to(place)
         kind = kind_of(file)
-        if kind is not None and file.is_file() and not any(part.startswith((".", "_")) for part in inside.parts):
+        if kind is not None and not file.is_dir() and not any(part.startswith((".", "_")) for part in inside.parts):
+            if not file.is_file():
+                raise data_error(str(file), "file", "must be there", "a link that leads nowhere, or no plain file")
             found.append(Found(file, inside.as_posix(), kind))
     kinds = {file.kind for file in found}
     if len(kinds) != 1:
