@@ -15,7 +15,7 @@ from myfla.utils.rows import pack_all, segments_of
 from myfla.utils.tracing import tracing
 from myfla.utils.varlen import check_cu_seqlens
 
-__all__ = ["Layout", "make_layout"]
+__all__ = ["Layout", "from_mask", "make_layout"]
 
 _WHO = "encoder"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -119,9 +119,9 @@ def make_layout(
         return Layout(batch, time, (offsets[1:] - offsets[:-1]).long(), offsets)
     if lengths is not None:
         counts = _check_lengths(lengths, batch, time, x).to(x.device)
-        return _from_mask(torch.arange(time, device=x.device) < counts[:, None])
+        return from_mask(torch.arange(time, device=x.device) < counts[:, None])
     if attention_mask is not None:
-        return _from_mask(_check_mask(attention_mask, batch, time, x).to(x.device))
+        return from_mask(_check_mask(attention_mask, batch, time, x).to(x.device))
     return _dense(batch, time, x.device)
 
 
@@ -129,7 +129,13 @@ def _dense(batch: int, time: int, device: torch.device) -> Layout:
     return Layout(batch, time, torch.full((batch,), time, dtype=torch.int64, device=device))
 
 
-def _from_mask(mask: torch.Tensor) -> Layout:
+def from_mask(mask: torch.Tensor) -> Layout:
+    """The layout of rows whose tokens a bool mask ``[B, T]`` shows.
+
+    Example:
+        >>> from_mask(torch.tensor([[True, False], [True, True]])).lengths.tolist()
+        [1, 2]
+    """
     batch, time = mask.shape
     if mask.is_meta:  # there is nothing to tell pads by; the shapes are those of a full batch
         return _dense(batch, time, mask.device)

@@ -13,9 +13,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from cfg.encoder import EncoderConfig
-from encoders.batch import Layout
+from encoders.batch import Layout, from_mask
 from myfla.modules.layernorm import RMSNorm
 from myfla.utils.errors import value_error
+from myfla.utils.rows import to_rows
 
 __all__ = ["Stem", "build_stem", "shorten"]
 
@@ -72,7 +73,10 @@ class Stem(nn.Module):
             hint = "the length of what a stem returns depends on them; give a batch"
             raise value_error("encoder", "cu_seqlens", "must have values", "tensors on the device meta", hint)
         lengths = layout.lengths
-        x = _pad(x, layout) if packed else x
+        if layout.real is not None and layout.cu_seqlens is not None:  # recorded: pads follow as one more sequence
+            x = to_rows(x, layout.cu_seqlens)[: layout.batch, : layout.time]
+        elif packed:
+            x = _pad(x, layout)
         for i, (conv, stride) in enumerate(zip(self.convs, self.strides)):
             steps = -(-x.shape[1] // stride)
             if not x.shape[0] or not steps:
@@ -88,6 +92,9 @@ class Stem(nn.Module):
         if not packed:
             return x, Layout(layout.batch, x.shape[1], lengths)
         inside = _inside(lengths, x)
+        if layout.real is not None:
+            short = from_mask(inside)
+            return short.pack(x), short
         ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
         positions = inside.flatten().nonzero().flatten()
         x = x.flatten(0, 1)[positions].unsqueeze(0)

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -140,3 +141,22 @@ def test_every_size_of_batch_and_length_is_fine():
         x = torch.randn(shape)
         hidden, layout = stem(x, make_layout(x))
         assert hidden.shape == (shape[0], math.ceil(shape[1] / 4), 8) and len(layout.lengths) == shape[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit.trace, which tells what it writes down as fixed
+@cases(stem=["conv", "patch"], how=["lengths", "attention_mask"])
+def test_a_recorded_stem_gives_what_an_eager_one_does(stem, how):
+    func = pytest.importorskip("torch.func")
+    encoder = small("gated_deltanet", stem=stem, stem_stride=2)
+    x, lengths = torch.randn(3, 7, 3, dtype=torch.float64), torch.tensor([5, 0, 7])
+    mask = torch.arange(7) >= 7 - lengths[:, None]
+    layout = {"lengths": lengths} if how == "lengths" else {"attention_mask": mask}
+    want = encoder(x, **layout)
+    gradient = func.grad(lambda x: encoder(x, **layout).embedding.square().sum())(x)
+    leaf = x.clone().requires_grad_()
+    encoder(leaf, **layout).embedding.square().sum().backward()
+    assert_close(gradient, leaf.grad, rms=1e-10)
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(False)
+    traced = torch.jit.trace(lambda x: encoder(x, **layout).embedding, (x,), check_trace=False)
+    assert_close(traced(x), want.embedding, rms=1e-10)
