@@ -4,6 +4,10 @@
 # make lint       style, and the types of everything but the application
 # make test-matrix   every supported pair of Python and torch that this machine has
 # make test-mutants  change one line at a time in a copy: the tests must notice each
+# make native     build the compiled CPU kernels and install them into the virtual environment (docs/native.md)
+# make native-wheels  their wheels for Linux, macOS and Windows, all from here, into dist/native
+# make test-native    the tests of the ops and layers with them, and an instrumented build under a fuzzer
+# make test-native-long  the same fuzzer for 10,000 random calls of each kind
 # make surface    write the list of public names anew, after a change to them
 # make clean      remove the virtual environment and what runs and builds left
 #
@@ -22,7 +26,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow lint surface test-mutants test-matrix clean
+.PHONY: help demo test test-slow lint surface test-mutants test-matrix native native-wheels test-native test-native-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +53,19 @@ test-mutants: $(VENV)/.test
 
 surface: $(VENV)/.test
 	$(BIN)/python tests/support/surface.py
+
+native: $(VENV)/.app
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps ./libs/myfla_native
+	$(BIN)/python -c "import myfla_native; print('myfla_native', myfla_native.__version__, myfla_native.level())"
+
+native-wheels: $(VENV)/.test
+	$(BIN)/python libs/myfla_native/wheels.py dist/native
+
+test-native:
+	LANES=native PYTHON=$(PYTHON) bash .ci/run
+
+test-native-long:
+	LANES=native FUZZ=10000 PYTHON=$(PYTHON) bash .ci/run
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -25,7 +25,8 @@ PACKAGE = HERE / "myfla_native"
 
 COMMON = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall",
           "-Wextra", "-Werror", f"-I{SOURCES}"]  # fmt: skip
-SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-g1", "-march=native", "-DMN_ONE_VARIANT", "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]  # fmt: skip
 VARIANTS = {
     "x86_64": {
         "base": [],
@@ -113,24 +114,24 @@ def build(folder: Path, target: Optional[str] = None, sanitize: bool = False) ->
     library = folder / TARGETS[target].library
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        jobs = _objects(Path(scratch), TARGETS[target].machine)
+        jobs = _objects(Path(scratch), {"base": []} if sanitize else VARIANTS[TARGETS[target].machine])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: _run([*compiler, *flags, *job[1], "-c", job[0], "-o", job[2]]), jobs))
         linked = Path(scratch) / library.name
         system = [] if "windows" in target else ["-lm"] + ([] if "macos" in target else ["-lpthread"])
-        _run([*compiler, "-shared", *(SANITIZE[3:] if sanitize else []), *(job[2] for job in jobs), "-o", str(linked),
+        _run([*compiler, "-shared", *(SANITIZE[5:] if sanitize else []), *(job[2] for job in jobs), "-o", str(linked),
               *system])  # fmt: skip
         shutil.copy2(linked, library)
     return library
 
 
-def _objects(scratch: Path, machine: str) -> List[Sequence]:
+def _objects(scratch: Path, of_kernels: Dict[str, List[str]]) -> List[Sequence]:
     """``(source, flags, object)`` of every compilation."""
     jobs = []
     for source in sorted(SOURCES.rglob("*.c")):
         name = "_".join(source.relative_to(SOURCES).with_suffix("").parts)
         kernel = source.name.endswith(".kernel.c")
-        variants: Dict[str, List[str]] = VARIANTS[machine] if kernel else {"": []}
+        variants: Dict[str, List[str]] = of_kernels if kernel else {"": []}
         for variant, flags in variants.items():
             more = flags + ([f"-DMN_SUFFIX={variant}"] if variant else [])
             jobs.append((str(source), more, str(scratch / f"{name}_{variant}.o")))

@@ -14,7 +14,7 @@ __all__ = ["BACKENDS", "DIRECTIONS", "MODES", "POOLINGS", "STEMS", "EncoderConfi
 DIRECTIONS = ("causal", "bidirectional")
 POOLINGS = ("mean", "last", "max", "attention")
 STEMS = ("none", "patch", "conv")
-BACKENDS = ("auto", "naive", "torch", "compiled", "fla")  # as in myfla.backends, which needs torch
+BACKENDS = ("auto", "naive", "torch", "native", "compiled", "fla")  # as in myfla.backends, which needs torch
 MODES = ("chunk", "fused_recurrent")
 
 

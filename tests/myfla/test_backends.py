@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from app_runs import ROOT, run_python
-from myfla.backends import AUTO_RULE, BACKENDS, BackendError, choice, compiler, describe, official, set_backend
+from myfla.backends import AUTO_RULE, BACKENDS, BackendError, choice, compiler, describe, official, set_backend, summary
 from myfla.backends.choice import why_not
 from myfla.layers import GatedDeltaNet, RWKV7Attention
 from myfla.models import load_backbone
@@ -18,9 +18,12 @@ from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_g
 from myfla.ops.generalized_delta_rule.dplr import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
 from myfla.testing import assert_close, cases
+from myfla.utils.native import missing_native
 from small_models import KINDS, small_model
 
 D = torch.float64
+CPU = torch.device("cpu")
+ON_CPU = "torch" if missing_native() else "native"
 OFFSETS = torch.tensor([0, 0, 20, 21, 60, 60])
 needs_compiler = pytest.mark.skipif(compiler.compiler_problem("cpu") is not None, reason="no working torch.compile")
 
@@ -133,10 +136,10 @@ def test_layers_hand_their_choice_down(kind, caplog, monkeypatch):
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1 and lines[0].endswith("on cpu: computed by backend naive (asked for: naive)")
     assert "backend=naive" in repr(layer)
-    assert set_backend(layer, "auto") == 1 and "backend=auto (torch on cpu)" in repr(layer)
+    assert set_backend(layer, "auto") == 1 and f"backend={summary('auto', CPU)}" in repr(layer)
     with caplog.at_level(logging.INFO, "myfla"):
         layer(x)
-    assert "computed by backend torch (asked for: auto)" in caplog.records[-1].getMessage()
+    assert f"computed by backend {ON_CPU} (asked for: auto)" in caplog.records[-1].getMessage()
 
 
 @cases(kind=list(LAYERS))
@@ -266,7 +269,7 @@ def test_the_rule_of_auto_and_the_limits_of_the_kernels(backend, monkeypatch):
 def test_describe_names_every_backend_and_the_rule():
     told = describe("cpu")
     assert tuple(told) == BACKENDS
-    assert told["auto"].startswith("auto (torch on cpu)") and AUTO_RULE in told["auto"]
+    assert told["auto"].startswith(summary("auto", CPU)) and AUTO_RULE in told["auto"]
     assert "CUDA devices only" in told["fla"] and told["torch"] == "usable"
     assert describe("cpu", probe=True)["compiled"] == (compiler.compiler_problem("cpu") or "usable")
 

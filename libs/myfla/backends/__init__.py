@@ -4,13 +4,14 @@
 auto        the rule below
 naive       the token loop that is this library's specification: slow, for checks
 torch       this library's PyTorch code, on every device
-compiled    the same, through ``torch.compile``, which fuses single steps and what stands around the rule; on a GPU,
+native      compiled kernels for CPUs, from the distribution myfla-native
+compiled    torch, through ``torch.compile``, which fuses single steps and what stands around the rule; on a GPU,
             in bfloat16, also what stands between its products
 fla         the official Triton kernels of flash-linear-attention, on a CUDA device
 ==========  ===========================================================================================
 
-A choice other than auto is honoured, or refused with the reason. It is about the recurrence (`myfla.ops`); the layers'
-projections, convolutions and norms are PyTorch's under every backend.
+A choice other than auto is honoured, or refused with the reason. It is about the recurrence (`myfla.ops`). The layers'
+projections are PyTorch's under every backend; their convolutions and norms are myfla-native's where that is installed.
 """
 
 from myfla.backends.choice import AUTO_RULE, BACKENDS, BackendError, check_backend, choose

@@ -9,6 +9,7 @@ from myfla.backends import official
 from myfla.backends.compiler import compiler_problem
 from myfla.utils.autograd import records
 from myfla.utils.errors import BackendError, message, nearest
+from myfla.utils.native import missing_native, native, why_not_native
 from myfla.utils.tracing import tracing
 
 __all__ = ["AUTO", "AUTO_RULE", "BACKENDS", "TABLE", "Backend", "BackendError", "Call", "check_backend", "choose",
@@ -65,19 +66,29 @@ def _official_declines(call: Call) -> Optional[str]:
     return _official_cannot(call)
 
 
+def _native_cannot(call: Call) -> Optional[str]:
+    return why_not_native(call.queries, call.keys, *call.others)
+
+
+def _native_declines(call: Call) -> Optional[str]:
+    return None if native(call.queries, call.keys, *call.others) is not None else _native_cannot(call)
+
+
 TABLE: Dict[str, Backend] = {
     "naive": Backend(_nothing, _nothing, _never),
     "torch": Backend(_nothing, _nothing, _nothing),
+    "native": Backend(missing_native, _native_cannot, _native_declines),
     "compiled": Backend(_compiler_missing, _compiler_fails, _never),
     "fla": Backend(_official_missing, _official_cannot, _official_declines),
 }
-AUTO = ("fla", "torch")
+AUTO = ("fla", "native", "torch")
 """Whom ``auto`` asks, one after the other; the last one takes everything."""
 BACKENDS = ("auto", *TABLE)
 
 AUTO_RULE = (
     "fla for CUDA tensors in bfloat16 or float16, at every length, where fla imports and its kernels are sound for "
-    "what is asked (a result, or gradients too); torch for everything else. naive and compiled are never chosen"
+    "what is asked (a result, or gradients too); native for CPU tensors in float32, bfloat16 or float16 where "
+    "myfla-native is installed; torch for everything else. naive and compiled are never chosen"
 )
 
 _log = logging.getLogger(__name__)
@@ -88,7 +99,7 @@ def check_backend(who: str, backend: Any) -> str:
     """A backend's name, if it is one and can work in this process at all.
 
     Raises:
-        BackendError: no such backend; ``compiled`` without a compiler; ``fla`` where it does not import.
+        BackendError: no such backend; ``compiled`` without a compiler; ``fla`` and ``native`` where they do not import.
 
     Example:
         >>> check_backend("layer", "torch")

@@ -9,6 +9,7 @@ from myfla.backends import official
 from myfla.backends.choice import AUTO_RULE, check_backend
 from myfla.backends.compiler import compiler_problem
 from myfla.utils.errors import value_error
+from myfla.utils.native import missing_native, native_level
 
 __all__ = ["describe", "set_backend", "summary"]
 
@@ -37,6 +38,7 @@ def describe(device: Any = "cpu", probe: bool = False) -> Dict[str, str]:
         "auto": f"{summary('auto', device)}; {AUTO_RULE}",
         "naive": "usable, slow",
         "torch": "usable",
+        "native": _native(device),
         "compiled": compiled,
         "fla": _official(device),
     }
@@ -46,11 +48,13 @@ def summary(backend: str, device: Optional[torch.device] = None) -> str:
     """A choice as a layer shows it: for ``auto`` with what it comes to on the layer's device.
 
     Example:
-        >>> summary("auto", torch.device("cpu")), summary("naive")
-        ('auto (torch on cpu)', 'naive')
+        >>> summary("auto", torch.device("meta")), summary("naive")
+        ('auto (torch on meta)', 'naive')
     """
     if backend != "auto" or device is None:
         return backend
+    if device.type == "cpu" and missing_native() is None:
+        return "auto (native on cpu, but torch in float64)"
     if device.type != "cuda" or official.import_problem() is not None:
         return f"auto (torch on {device.type})"
     limit = " without gradients" if _backward(device) else ""
@@ -83,6 +87,15 @@ def set_backend(module: nn.Module, backend: str) -> int:
     for layer in layers:
         setattr(layer, "backend", backend)
     return len(layers)
+
+
+def _native(device: torch.device) -> str:
+    missing = missing_native()
+    if missing is not None:
+        return f"not usable: {missing}"
+    if device.type != "cpu":
+        return f"not usable: the compiled kernels run on CPUs, and this is {device.type}"
+    return f"usable ({native_level()}), except: float64"
 
 
 def _official(device: torch.device) -> str:

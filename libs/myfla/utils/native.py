@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from myfla.utils.tracing import tracing
 
-__all__ = ["INTERFACE", "missing_native", "native", "why_not_native"]
+__all__ = ["INTERFACE", "missing_native", "native", "native_level", "why_not_native"]
 
 INTERFACE = 1
 """What these files can call. A `myfla_native` with another number is left alone."""
@@ -68,6 +68,11 @@ def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:
 def missing_native() -> Optional[str]:
     """Why there are no compiled kernels in this process, or None."""
     return _installed()[1]
+
+
+def native_level() -> str:
+    """The compiled variant that is in use, as ``avx512``; only where there are kernels."""
+    return _installed()[0].level()
 
 
 @functools.lru_cache(maxsize=None)

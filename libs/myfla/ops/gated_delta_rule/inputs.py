@@ -24,6 +24,16 @@ class Activation(NamedTuple):
     sigmoid: bool
     neg_eigval: bool
 
+    @property
+    def beta_scale(self) -> int:
+        """What the sigmoid of beta is multiplied by; 0: beta is the write strength itself."""
+        return (2 if self.neg_eigval else 1) if self.sigmoid else 0
+
+    @property
+    def decay(self) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        """A_log and dt_bias, if g is to be activated with them."""
+        return (self.A_log, self.dt_bias) if self.gate else (None, None)
+
     def check(self, who: str, g: Optional[torch.Tensor], heads: int) -> None:
         """Options that contradict each other or lack what they need."""
         if self.neg_eigval and not self.sigmoid:
