@@ -6,6 +6,7 @@ name        choice    what it is
 official    fla       the official kernels
 naive       naive     the token loop that is this package's specification
 compiled    compiled  plain operations through ``torch.compile``
+native      native    compiled kernels for CPUs, where myfla-native is installed
 bf16        torch     bfloat16 on the matrix units of a GPU
 traced      torch     plain operations for who records them: compilers, exporters, function transforms
 loop        torch     the recurrent form
@@ -27,6 +28,7 @@ from myfla.ops._delta.dispatch import Backend, on_request, register, run
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.kda import KDA
+from myfla.ops._delta.native import native_problem, run_native
 from myfla.ops._delta.recurrent.loop import token_loop
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.ops._delta.traced.graph import graph_rule, make_graph_op
@@ -149,6 +151,7 @@ for family in (GATED_DELTA, KDA, DPLR):
 register(Backend("official", "fla", _run_official, _official_problem, _official_reserve))
 register(Backend("naive", "naive", _run_naive, _naive_problem, on_request))
 register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request))
+register(Backend("native", "native", run_native, native_problem))
 register(Backend("bf16", "torch", _run_bf16, _bf16_problem))
 register(Backend("traced", "torch", _run_traced, _traced_problem))
 register(Backend("loop", "torch", loop_rule, _loop_problem))

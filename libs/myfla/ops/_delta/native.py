@@ -1,0 +1,104 @@
+"""The back end of compiled CPU kernels (`myfla.utils.native`): whole calls, under autograd."""
+
+from typing import Any, Callable, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.families.kda import KDA
+from myfla.ops._delta.traced.chunks import traced_rule
+from myfla.utils.autograd import backward_through, records
+from myfla.utils.native import native, why_not_native
+
+__all__ = ["native_problem", "run_native"]
+
+
+def native_problem(call: Call) -> Optional[str]:
+    """Why the compiled kernels cannot compute a call, or None."""
+    if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) == 2 and call.more[1] is not None):
+        return "the compiled kernels know no gate of value channels; leave it out"
+    tensors = call.tensors
+    return None if native(*tensors) is not None else why_not_native(*tensors)
+
+
+def run_native(call: Call) -> Result:
+    """Outputs and final states of a call that `native_problem` has passed."""
+    call = _as_the_kernels_have_it(call)
+    rules = native(*call.tensors).rules
+    A_log, dt_bias = (None, None) if call.activation is None else call.activation.decay
+    tensors = (*call.x, A_log, dt_bias, call.initial_state)
+    if records(*tensors):
+        return _Rule.apply(rules, call, *tensors)
+    final = call.initial_state if call.inplace else None
+    return rules.forward(
+        _rule(rules, call, A_log, dt_bias), _inputs(rules, call.x), call.initial_state, out_dtype=call.out_dtype,
+        final=final,
+    )[:2]  # fmt: skip
+
+
+def _as_the_kernels_have_it(call: Call) -> Call:
+    """The kernels activate the gates of the gated rule; and decays of key channels are KDA, that of the head among
+    them."""
+    if call.family.name != "gated_delta":
+        return call.activated()
+    if not call.more or call.more[0] is None:
+        return call
+    call = call.activated()
+    q, k, v, g, beta = call.x
+    decay = call.more[0] if g is None else call.more[0] + g.unsqueeze(-1)
+    return call._replace(family=KDA, x=(q, k, v, decay, beta), more=())
+
+
+def _inputs(rules: Any, x: Tuple[Any, ...]) -> Any:
+    if len(x) == 5:
+        return rules.Inputs(*x)
+    q, k, v, a, b, gk = x
+    return rules.Inputs(q, k, v, gk, a, b)
+
+
+def _rule(rules: Any, call: Call, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor]) -> Any:
+    kind = {"gated_delta": rules.GATED, "kda": rules.KDA, "dplr": rules.DPLR}[call.family.name]
+    beta_scale = 0 if call.activation is None else call.activation.beta_scale
+    return rules.Rule(kind, call.scale, call.l2norm, A_log, dt_bias, beta_scale, call.cu_seqlens)
+
+
+def _plain(call: Call) -> Callable[..., Result]:
+    """The call in plain operations, of the same tensors in the same order."""
+
+    def rule(*tensors: Any) -> Result:
+        *x, A_log, dt_bias, state = tensors
+        activation = call.activation
+        if activation is not None:
+            activation = activation._replace(A_log=A_log, dt_bias=dt_bias)
+        return traced_rule(call._replace(x=tuple(x), activation=activation, initial_state=state))
+
+    return rule
+
+
+class _Rule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rules, call, *tensors):
+        *x, A_log, dt_bias, state = tensors
+        rule = _rule(rules, call, A_log, dt_bias)
+        o, final, error = rules.forward(rule, _inputs(rules, tuple(x)), state, out_dtype=call.out_dtype, keep=True)
+        ctx.save_for_backward(*tensors, error)
+        # what is saved must not be held by the call as well
+        ctx.rules, ctx.call = rules, call._replace(x=(), initial_state=None)
+        ctx.set_materialize_grads(False)
+        return o, final
+
+    @staticmethod
+    def backward(ctx, do, dfinal):
+        *tensors, error = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        if do is None and dfinal is None:
+            return (None,) * (2 + len(tensors))
+        if torch.is_grad_enabled():
+            return (None, None, *backward_through(_plain(ctx.call), tensors, needs, [do, dfinal]))
+        *x, A_log, dt_bias, state = tensors
+        rule, inputs = _rule(ctx.rules, ctx.call, A_log, dt_bias), _inputs(ctx.rules, tuple(x))
+        grads, dstate, dA_log, ddt_bias = ctx.rules.backward(rule, inputs, state, error, do, dfinal)
+        q, k, v, g, beta, b = grads
+        of_x = (q, k, v, g, beta) if len(x) == 5 else (q, k, v, beta, b, g)
+        found = (*of_x, dA_log, ddt_bias, dstate)
+        return (None, None, *(dx.to(t.dtype) if need else None for t, dx, need in zip(tensors, found, needs)))
