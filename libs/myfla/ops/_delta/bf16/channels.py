@@ -171,7 +171,7 @@ def decay_grad(
     places: Places, flow: torch.Tensor, sums: torch.Tensor, handing: torch.Tensor, h: torch.Tensor, dh: torch.Tensor,
     c: torch.Tensor, g: torch.Tensor, split: SubChunks,
 ) -> torch.Tensor:
-    """Gradient of ``g [N, HV, K]``, zero where a step counts as the floor.
+    """Gradient of ``g [N, HV, K]`` in chunks ``[M, C, K]``, zero where a step counts as the floor.
 
     Args:
         flow, handing: of `token_grads`.
@@ -181,8 +181,8 @@ def decay_grad(
     """
     fixed(places, flow, sums, handing, h, dh, c, g, split)
     ends = (h.to(c.dtype) * dh).sum(2).unsqueeze(1) * c[:, -1:].exp()
-    dg = places.store(flow - sums + (sums[:, -1:] + handing + ends), g)
-    return torch.where(g < split.floor(c.dtype), torch.zeros_like(dg), dg)
+    dg = flow - sums + (sums[:, -1:] + handing + ends)
+    return torch.where(places.load(g, g.shape[1]) < split.floor(c.dtype), torch.zeros_like(dg), dg)
 
 
 def saved_shapes(kinds: int, chunk: int, key: int, lower_bound: Optional[float]) -> List[Shape]:

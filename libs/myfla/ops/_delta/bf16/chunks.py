@@ -4,6 +4,7 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
 
+from myfla.backends.compiler import compiled
 from myfla.ops._delta.bf16.form import Family, Options, Residuals, backward, forward
 from myfla.ops._delta.bf16.layout import Layout, dense_layout, packed_layout
 from myfla.ops._delta.bf16.products import has_matrix_units
@@ -74,7 +75,9 @@ def describe_call(
     batch, tokens, heads = v.shape[:3]
     if layout is None and cu_seqlens is not None:
         layout = packed_layout(cu_seqlens, heads, v.device, chunk)
-    layout = layout or dense_layout(batch, tokens, heads, v.device, chunk)
+    if layout is None:
+        run = compiled if options.get("fuse") else lambda function: function
+        layout = dense_layout(batch, tokens, heads, v.device, chunk, run=run)
     return Options(layout, scale, accumulation_dtype(*tensors, initial_state), **options)
 
 

@@ -34,13 +34,12 @@ def prepare(x: Tensors, how: Options) -> Prepared:
 
 
 def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q, k, a, b and gk."""
-    q, k, _, a, b, gk = x
+    """Gradients of q, k, a, b and gk, in chunks."""
+    k, gk = x[1], x[5]
     found, _ = start_bwd(how, p, grads)
-    places = how.layout.places
-    dq, dk, da, db, flow, handing = how.run(collect)(places, found, scale_tensor(how, k), (q, k, a, b))
+    dq, dk, da, db, flow, handing = how.run(collect)(found, scale_tensor(how, k), k.dtype)
     dgk = how.run(decay_grad)(
-        places, flow, flow.cumsum(1), handing, grads.h, grads.dh, found.c, gk, found.split
+        how.layout.places, flow, flow.cumsum(1), handing, grads.h, grads.dh, found.c, gk, found.split
     )  # fmt: skip
     return dq, dk, da, db, dgk
 
@@ -56,14 +55,12 @@ def load_tokens(
     scale_tokens(reading, written, c, True, scale, split, to)
 
 
-def collect(
-    places: Places, x: ChannelGrads, scale: torch.Tensor, like: Tuple[torch.Tensor, ...]
-) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q, k, a and b, and of `token_grads` what the decays' is summed from."""
-    fixed(places, x, like)
+def collect(x: ChannelGrads, scale: torch.Tensor, low: torch.dtype) -> Tuple[torch.Tensor, ...]:
+    """Gradients of q, k, a and b in ``low``, and of `token_grads` what the decays' is summed from."""
+    fixed(x)
     dreading, dwritten, flow, handing = token_grads(x, True, scale)
     (dq, da), (db, dk) = dreading.unbind(1), dwritten.unbind(1)
-    return (*(places.store(dx, t) for dx, t in zip((dq, dk, da, db), like)), flow, handing)
+    return (*(dx.to(low) for dx in (dq, dk, da, db)), flow, handing)
 
 
 def _saved(chunk: int, key: int, v: torch.Tensor, lower_bound: Optional[float]) -> List[Shape]:

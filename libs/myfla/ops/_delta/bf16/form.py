@@ -81,7 +81,7 @@ class Family(NamedTuple):
     pair: bool  # whether there is a second pair of keys and values
     channels: bool  # whether each key channel has a decay of its own
     prepare: Callable[[Tensors, Options], Prepared]
-    prepare_bwd: Callable[[Tensors, Options, Prepared, Grads], Tuple[torch.Tensor, ...]]  # all but v's, in order
+    prepare_bwd: Callable[[Tensors, Options, Prepared, Grads], Tuple[torch.Tensor, ...]]  # all but v's, in chunks
     saved: Callable[[int, int, torch.Tensor, Optional[float]], List[Shape]]  # of (C, K, v, lower_bound)
 
 
@@ -171,8 +171,9 @@ def backward(
         product(kept.stack[:, key:], dh.transpose(1, 2), how.dtype), kept.stack[:, :key], dh,
     )  # fmt: skip
     found = list(family.prepare_bwd(x, how, p, grads))
-    found.insert(2, run(_store)(layout.places, dv, v))
-    return [dx.view(t.shape) for dx, t in zip(found, tensors)], dinitial
+    found.insert(2, dv)
+    stored = [run(_store)(layout.places, dx, t) for dx, t in zip(found, x)]
+    return [dx.view(t.shape) for dx, t in zip(stored, tensors)], dinitial
 
 
 def _store(places: Places, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

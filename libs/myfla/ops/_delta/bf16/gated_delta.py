@@ -19,7 +19,7 @@ import torch
 from myfla.ops._delta.bf16.fixed import fixed
 from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors
 from myfla.ops._delta.bf16.inverse import column_blocks, row_blocks, split_blocks
-from myfla.ops._delta.bf16.layout import Places
+from myfla.ops._delta.bf16.layout import Places, load_into
 from myfla.ops._delta.bf16.products import product, put
 from myfla.utils.dtypes import has_float64
 from myfla.utils.tracing import compiling
@@ -56,25 +56,27 @@ def prepare(x: Tensors, how: Options) -> Prepared:
     qk, wq = (k.new_empty(m, 2 * chunk, key) for _ in range(2))
     keys = qk[:, chunk:]
     d = run(token_decays)(places, g, beta, how.dtype)
-    query = run(load_queries)(places, q, d.exp_g, _scale(how, k), how.l2norm, qk[:, :chunk], wq[:, chunk:])
-    own, write, k_in, k_out = run(load_keys)(places, k, d, how.l2norm, keys)
+    for x_in, out in ((q, qk[:, :chunk]), (k, keys)):  # first of all, for what follows reads rows of them
+        run(load_into)(places, x_in, layout.heads, out)
+    query = run(scale_queries)(qk[:, :chunk], d.exp_g, _scale(how, k), how.l2norm, wq[:, chunk:])
+    own, write, k_in, k_out = run(scale_keys)(keys, d, how.l2norm)
     f = Factors(query, own, write, *d[:3])
     A_qk, leaves, corners = run(weigh)(product(qk, keys.transpose(1, 2), how.dtype), f, k.dtype)
     return Prepared(d.exp_g[:, -1:], wq, k_in, k_out, A_qk, (leaves, corners), (qk, *f))
 
 
 def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q, k, g and beta."""
-    q, k, _, g, beta = x
-    qk, *factors = p.saved
-    f, run, keys = Factors(*factors), how.run, qk[:, how.layout.chunk :]
-    key = qk.shape[2]
-    A, A_write = run(weigh_bwd)(grads.reads[:, :, key:], f, k.dtype)
-    inner = product(A, keys, how.dtype)
+    """Gradients of q, k, g and beta, in chunks."""
+    k, (qk, *factors) = x[1], p.saved
+    f, run, chunk, key = Factors(*factors), how.run, how.layout.chunk, qk.shape[2]
+    A, A_write = (qk.new_empty(qk.shape[0], 2 * chunk, chunk) for _ in range(2))
+    for half, factor, strict in ((slice(chunk), f.query, False), (slice(chunk, None), -f.key, True)):
+        run(weigh_bwd)(grads.reads[:, half, key:], f.c, factor, f.write, strict, A[:, half], A_write[:, half])
+    inner = product(A, qk[:, chunk:], how.dtype)
     within = product(A_write.transpose(1, 2), qk, how.dtype)
+    low = k.dtype if k.shape[1] == how.layout.heads else how.dtype  # heads that share a key are summed first
     return run(collect)(
-        how.layout.places, qk, grads.reads[:, :, :key], inner, grads.k_out, within, grads.h, grads.dh, f,
-        _scale(how, k), how.l2norm, (q, k, g, beta),
+        qk, grads.reads[:, :, :key], inner, grads.k_out, within, grads.h, grads.dh, f, _scale(how, k), how.l2norm, low
     )  # fmt: skip
 
 
@@ -94,43 +96,25 @@ def token_decays(places: Places, g: torch.Tensor, beta: torch.Tensor, dtype: tor
     return TokenDecays(c.to(dtype).exp(), (c[:, -1:] - c).to(dtype).exp(), c, places.load(beta, heads).to(dtype))
 
 
-def load_queries(
-    places: Places, q: torch.Tensor, exp_g: torch.Tensor, scale: torch.Tensor, l2norm: bool, out: torch.Tensor,
-    q_in: torch.Tensor,
+def scale_queries(
+    queries: torch.Tensor, exp_g: torch.Tensor, scale: torch.Tensor, l2norm: bool, q_in: torch.Tensor
 ) -> torch.Tensor:
-    """Cut ``q [N, H, K]`` into the chunks ``out [M, C, K]``, and write ``q_in``.
-
-    Returns:
-        the factor of Q.
-    """
-    fixed(places, q, exp_g, out, q_in)
-    queries = _load(places, q, out)
+    """The factor of Q ``[M, C, K]``, ``[M, C, 1]``; writes ``q_in``."""
+    fixed(queries, exp_g, q_in)
     factor = reciprocal_length(queries, exp_g.dtype) * scale if l2norm else scale.expand_as(exp_g).contiguous()
     put(q_in, queries, exp_g * factor)
     return factor
 
 
-def load_keys(
-    places: Places, k: torch.Tensor, d: TokenDecays, l2norm: bool, out: torch.Tensor
+def scale_keys(
+    keys: torch.Tensor, d: TokenDecays, l2norm: bool
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cut ``k [N, H, K]`` into the chunks ``out [M, C, K]``.
-
-    Returns:
-        their factor, that of the keys that write, k_in and k_out.
-    """
-    fixed(places, k, d, out)
-    keys = _load(places, k, out)
+    """The factor of K ``[M, C, K]``, that of the keys that write, k_in and k_out."""
+    fixed(keys, d)
     factor = reciprocal_length(keys, d.exp_g.dtype) if l2norm else torch.ones_like(d.exp_g)
     write = d.beta * factor
     k_in, k_out = (put(torch.empty_like(keys), keys, x) for x in (d.exp_g * factor, d.exp_g_to_end * write))
     return factor, write, k_in, k_out
-
-
-def _load(places: Places, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """What ``out`` holds now, for a compiler as a value that it can use without reading ``out``."""
-    chunks = places.load(x, out.shape[0] // places.token.shape[0])
-    out.copy_(chunks)
-    return chunks
 
 
 def weigh(A: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
@@ -151,30 +135,32 @@ def weigh(A: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tensor, 
     return A_qk, leaves, corners
 
 
-def weigh_bwd(dA: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What the gradients of A_qk over L, ``dA [M, 2C, C]`` (the latter with its sign turned), make of keys that are
-    read, and of what reads: both get the same numbers, so that what cancels in the decays' gradient cancels exactly.
+def weigh_bwd(
+    dA: torch.Tensor, c: torch.Tensor, factor: torch.Tensor, write: torch.Tensor, strict: bool, out: torch.Tensor,
+    out_write: torch.Tensor,
+) -> None:
+    """What the gradient of A_qk, or of L with its sign turned, makes of keys that are read, and of what reads. Both
+    get the same numbers, so that what cancels in the decays' gradient cancels exactly.
 
-    Returns:
-        ``[M, 2C, C]`` twice: with the factor of the keys that write, and with one in its place where beta is zero.
+    Args:
+        dA: ``[M, C, C]``.
+        c, write: of `Factors`.
+        factor: ``[M, C, 1]``, that of Q, or of K with its sign turned.
+        strict: whether a token does not see itself.
+        out: ``[M, C, C]``, written: with the factor of the keys that write.
+        out_write: the same with one in its place where beta is zero.
     """
-    fixed(dA, f)
-    chunk = dA.shape[2]
-    shape, used = (dA.shape[0], 2 * chunk, chunk), f.write.masked_fill(f.write.abs() < TINY, 1.0)
-    A, A_write = (torch.zeros(shape, dtype=low, device=dA.device) for _ in range(2))
-    for half, factor, strict in ((slice(chunk), f.query, False), (slice(chunk, None), -f.key, True)):
-        inner = decay_mask(f.c, dA.dtype, strict).mul_(factor).mul_(dA[:, half])
-        put(A[:, half], inner, f.write.transpose(1, 2))
-        put(A_write[:, half], inner, used.transpose(1, 2))
-    return A, A_write
+    fixed(dA, c, factor, write, out, out_write)
+    inner = decay_mask(c, dA.dtype, strict).mul_(factor).mul_(dA)
+    put(out, inner, write.transpose(1, 2))
+    put(out_write, inner, write.masked_fill(write.abs() < TINY, 1.0).transpose(1, 2))
 
 
 def collect(
-    places: Places, qk: torch.Tensor, reads: torch.Tensor, inner: torch.Tensor, dk_out: torch.Tensor,
-    within: torch.Tensor, h: torch.Tensor, dh: torch.Tensor, f: Factors, scale: torch.Tensor, l2norm: bool,
-    like: Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    qk: torch.Tensor, reads: torch.Tensor, inner: torch.Tensor, dk_out: torch.Tensor, within: torch.Tensor,
+    h: torch.Tensor, dh: torch.Tensor, f: Factors, scale: torch.Tensor, l2norm: bool, low: torch.dtype,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k, g and beta, in the shapes and dtypes of ``like``.
+    """Gradients of q and k ``[M, C, K]`` in ``low``, and of g and beta ``[M, C, 1]``.
 
     beta's gradient is that of the keys that write over beta, and where beta is zero that of them with a beta of one.
 
@@ -185,7 +171,7 @@ def collect(
         dk_out, within: ``[M, C, K]``, of the keys that write: of k_out, and from within the chunk.
         h, dh: ``[M, K, V]``, each chunk's incoming state and its outgoing one's gradient.
     """
-    fixed(places, qk, reads, inner, dk_out, within, h, dh, f, like)
+    fixed(qk, reads, inner, dk_out, within, h, dh, f)
     chunk = qk.shape[1] // 2
     queries, keys = qk.split(chunk, 1)
     write = f.write.masked_fill(f.write.abs() < TINY, 1.0)
@@ -205,7 +191,7 @@ def collect(
     if l2norm:
         dqueries = _minus(dqueries, queries, asking * (f.query / scale).square())
         dkeys = _minus(dkeys, keys, (asked + across * counts) * f.key.square())
-    return tuple(places.store(dx, t) for dx, t in zip((dqueries, dkeys, dg, dbeta), like))  # type: ignore[return-value]
+    return dqueries.to(low), dkeys.to(low), dg, dbeta
 
 
 def decay_mask(c: torch.Tensor, dtype: torch.dtype, strict: bool = False) -> torch.Tensor:

@@ -37,13 +37,11 @@ def prepare(x: Tensors, how: Options) -> Prepared:
 
 
 def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q, k, g and beta."""
-    q, k, _, g, beta = x
+    """Gradients of q, k, g and beta, in chunks."""
+    k, g, places = x[1], x[3], how.layout.places
     found, saved = start_bwd(how, p, grads)
-    places = how.layout.places
-    dq, dk, dbeta, flow, handing = how.run(collect)(
-        places, found, scale_tensor(how, k), how.l2norm, saved, (q, k, beta)
-    )  # fmt: skip
+    low = k.dtype if k.shape[1] == how.layout.heads else how.dtype  # heads that share a key are summed first
+    dq, dk, dbeta, flow, handing = how.run(collect)(found, scale_tensor(how, k), how.l2norm, saved, low)
     dg = how.run(decay_grad)(places, flow, flow.cumsum(1), handing, grads.h, grads.dh, found.c, g, found.split)
     return dq, dk, dg, dbeta
 
@@ -69,11 +67,10 @@ def load_tokens(
 
 
 def collect(
-    places: Places, x: ChannelGrads, scale: torch.Tensor, l2norm: bool, saved: Tuple[torch.Tensor, ...],
-    like: Tuple[torch.Tensor, ...],
+    x: ChannelGrads, scale: torch.Tensor, l2norm: bool, saved: Tuple[torch.Tensor, ...], low: torch.dtype
 ) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q, k and beta, and of `token_grads` what the decays' is summed from."""
-    fixed(places, x, saved, like)
+    """Gradients of q and k in ``low`` and of beta, and of `token_grads` what the decays' is summed from."""
+    fixed(x, saved)
     queries, keys, strength = saved
     (unit_q, per_q), (unit_k, per_k) = (_normalised(t, x.c.dtype, l2norm) for t in (queries, keys))
     dreading, dwritten, flow, handing = token_grads(x, False, scale)
@@ -82,7 +79,7 @@ def collect(
     dk = dwritten * strength - da
     if l2norm and per_q is not None and per_k is not None:
         dq, dk = (per * (dx - unit * dot(unit, dx)) for per, unit, dx in ((per_q, unit_q, dq), (per_k, unit_k, dk)))
-    return (*(places.store(dx, t) for dx, t in zip((dq, dk, dbeta), like)), flow, handing)
+    return dq.to(low), dk.to(low), dbeta, flow, handing
 
 
 def _normalised(

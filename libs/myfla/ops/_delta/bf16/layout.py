@@ -6,7 +6,7 @@ that wave w works on the first rows and its chunks lie next to each other. A den
 equally long; its layout is worked out on the device, without reading anything back.
 """
 
-from typing import List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 
@@ -101,21 +101,36 @@ def count_parts(rows: int, chunks: int) -> int:
 
 
 def dense_layout(
-    batch: int, tokens: int, heads: int, device: torch.device, chunk: Optional[int] = None, parts: Optional[int] = None
+    batch: int, tokens: int, heads: int, device: torch.device, chunk: Optional[int] = None,
+    parts: Optional[int] = None, run: Callable[[Callable], Callable] = lambda function: function,
 ) -> Layout:
-    """The layout of ``[B, T, HV, ...]``; chunks and parts are chosen where they are not given."""
+    """The layout of ``[B, T, HV, ...]``; chunks and parts are chosen where they are not given. ``run`` is what
+    `dense_places` goes through before it is called."""
     chunk = chunk or chunk_size(tokens)
     count = -(-tokens // chunk)
     parts = parts or count_parts(batch * heads, count)
     waves, rows = -(-count // parts), batch * parts
-    steps = torch.arange(waves, device=device).unsqueeze(1)
-    row = torch.arange(rows, device=device)
-    first = ((row % parts * waves + steps) * chunk).flatten()  # within its sequence
-    start = (torch.div(row, parts, rounding_mode="floor") * tokens).repeat(waves) + first
-    full = tokens == parts * waves * chunk
-    places = _places(start, None if full else tokens - first, chunk, batch * tokens)
+    places = run(dense_places)(batch, tokens, waves, parts, chunk, tokens < parts * waves * chunk, device)
     both: List[Tuple[Index, Index]] = [(slice(None), slice(j, None, parts)) for j in range(parts)]
     return Layout(chunk, heads, batch, (rows,) * waves, places, None, tuple(both) if parts > 1 else ())
+
+
+def dense_places(
+    batch: int, tokens: int, waves: int, parts: int, chunk: int, ragged: bool, device: torch.device
+) -> Places:
+    """Rows of ``waves`` chunks, ``parts`` of them a sequence; ragged: the last row of each is not full."""
+    fixed(chunk, parts)
+    rows, c = batch * parts, torch.arange(chunk, device=device)
+    n = torch.arange(waves * rows, device=device).unsqueeze(1)
+    row, wave = n % rows, torch.div(n, rows, rounding_mode="floor")
+    token = (row % parts * waves + wave) * chunk + c  # within its sequence
+    filled = token < tokens if ragged else None
+    token = torch.div(row, parts, rounding_mode="floor") * tokens + token.clamp(max=tokens - 1)
+    at = torch.arange(batch * tokens, device=device)
+    sequence, at = torch.div(at, tokens, rounding_mode="floor"), at % tokens
+    number = torch.div(at, chunk, rounding_mode="floor")  # of its chunk within the sequence
+    row = sequence * parts + torch.div(number, waves, rounding_mode="floor")
+    return Places(token, filled, (number % waves * rows + row) * chunk + at % chunk)
 
 
 def packed_layout(
@@ -153,7 +168,7 @@ def packed_layout(
     left = lengths[sequence[row]] - first
     full = bool((left >= chunk).all())
     start, left = torch.stack((bounds[:-1][sequence[row]] + first, left)).to(device)
-    places = _places(start, None if full else left, chunk, total)
+    places = _packed_places(start, None if full else left, chunk, total)
     both: List[Tuple[Index, Index]] = []
     for j in range(int(pieces.max()) if len(pieces) else 0):
         rows = torch.nonzero(part == j)[:, 0]
@@ -162,7 +177,7 @@ def packed_layout(
     return Layout(chunk, heads, len(lengths), tuple(waves.tolist()), places, sequence.to(device), cut)
 
 
-def _places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int, tokens: int) -> Places:
+def _packed_places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int, tokens: int) -> Places:
     """Chunks that begin at tokens ``start [n]``, with ``left [n]`` tokens of their sequence from there on."""
     c = torch.arange(chunk, device=start.device)
     token = start.unsqueeze(1) + c
@@ -170,7 +185,7 @@ def _places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int, token
     target = token if filled is None else torch.where(filled, token, torch.full_like(token, tokens))
     place = torch.zeros(tokens + 1, dtype=torch.int64, device=start.device)
     place.scatter_(0, target.flatten(), torch.arange(token.numel(), device=start.device))
-    return Places(token.clamp(max=max(tokens - 1, 0)) if filled is not None else token, filled, place[:tokens])
+    return Places(token.clamp(max=max(tokens - 1, 0)), filled, place[:tokens])
 
 
 def _as_words(x: torch.Tensor) -> torch.Tensor:
