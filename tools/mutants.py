@@ -107,7 +107,7 @@ MUTANTS: List[Mutant] = [
            "c.to(dtype).exp()", ALGEBRA),
     Mutant("bf16: corner's sign", BF16 + "inverse.py", "top), alpha=-1.0)", "top), alpha=1.0)", ALGEBRA),
     Mutant("bf16: what is erased is added", BF16 + "form.py", "p.k_in, alpha=-1.0", "p.k_in, alpha=1.0", ALGEBRA),
-    Mutant("bf16 backward: a key sees itself", BF16 + "gated_delta.py", "-f.key, True)", "-f.key, False)", ALGEBRA),
+    Mutant("bf16 backward: a key sees itself", BF16 + "gated_delta.py", "-f.key, True)):", "-f.key, False)):", ALGEBRA),
     Mutant("bf16 backward: flow of writes that are none", BF16 + "gated_delta.py", "asked - across * counts",
            "asked - across", ALGEBRA),
     Mutant("bf16 backward: a row's transition not transposed", BF16 + "scan.py",

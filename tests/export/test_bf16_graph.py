@@ -10,7 +10,8 @@ from myfla.ops.gated_delta_rule import chunk_gated_delta_rule
 from myfla.ops.generalized_delta_rule.dplr import chunk_dplr_delta_rule
 from myfla.testing import cases
 
-SHARED = {"load_into", "invert_leaves", "join_blocks", "join_inverse", "advance", "_store", "load_queries", "load_keys"}
+SHARED = {"load_into", "invert_leaves", "join_blocks", "join_inverse", "advance", "_store", "dense_places"}
+GATED = {"token_decays", "scale_queries", "scale_keys", "weigh", "weigh_bwd", "collect"}
 CHANNELS = {"sum_decays", "load_tokens", "join_products", "split_products", "collect", "decay_grad"}
 FAST = [("gated", None, None), ("kda", PACKED, None), ("dplr", None, -0.607)]
 MORE = [("gated", PACKED, None), ("kda", None, -0.607), ("dplr", PACKED, None)]
@@ -28,10 +29,11 @@ def test_passes_as_a_compiler_sees_them_are_the_same(case, monkeypatch):
         return seen.setdefault(function.__name__, Compiled(function, backend="eager"))
 
     monkeypatch.setattr(form, "compiled", compiled)
+    monkeypatch.setattr(chunks, "compiled", compiled)
     options = dict(l2norm=True, fuse=True, lower_bound=bound, chunk=32)
     x = double(MAKE[family](2, 70, 1, 2, 8, 4, cu=cu))
     assert max(errors(family, x, cu=cu, **options).values()) < 1e-11
-    expected = {"token_decays", "weigh", "weigh_bwd", "collect"} if family == "gated" else CHANNELS
+    expected = GATED if family == "gated" else CHANNELS
     assert set(seen) - SHARED == expected
 
 

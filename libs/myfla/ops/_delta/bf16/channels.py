@@ -17,7 +17,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.ops._delta.bf16.fixed import fixed
-from myfla.ops._delta.bf16.form import Grads, Options, Prepared, Shape
+from myfla.ops._delta.bf16.form import Grads, Options, Prepared, Shape, split_reads
 from myfla.ops._delta.bf16.inverse import split_blocks
 from myfla.ops._delta.bf16.layout import Places
 from myfla.ops._delta.bf16.products import product, put
@@ -28,11 +28,11 @@ from myfla.utils.tracing import compiling
 class Operands(NamedTuple):
     """Where the tokens of all chunks go once they are scaled; written by `scale_tokens`."""
 
-    wq: torch.Tensor  # [M, 2C, K]
+    reads: torch.Tensor  # [M, 2C, K + W C], as `Prepared` has it
     k_in: torch.Tensor  # [M, C, K]
     k_out: torch.Tensor  # [M, W C, K]
-    read: Tuple[torch.Tensor, ...]  # of each sub-chunk pair [M places, W n, K]: what is read, to the reference
-    reads: Tuple[torch.Tensor, ...]  # [M places, 2n, K]: q over a, from it
+    earlier: Tuple[torch.Tensor, ...]  # of each sub-chunk pair [M places, W n, K]: what is read, to the reference
+    later: Tuple[torch.Tensor, ...]  # [M places, 2n, K]: q over a, from it
 
 
 def make_room(like: torch.Tensor, kinds: int, how: Options) -> Tuple[SubChunks, Operands]:
@@ -40,23 +40,25 @@ def make_room(like: torch.Tensor, kinds: int, how: Options) -> Tuple[SubChunks, 
     layout, key = how.layout, like.shape[2]
     m, chunk = layout.matrices, layout.chunk
     split = choose_subchunks(chunk, how.dtype, how.lower_bound)
-    wq, k_in, k_out = (like.new_empty(m, rows * chunk, key) for rows in (2, 1, kinds))
-    read, reads = (
+    reads = like.new_empty(m, 2 * chunk, key + kinds * chunk)
+    k_in, k_out = (like.new_empty(m, rows * chunk, key) for rows in (1, kinds))
+    earlier, later = (
         tuple(like.new_empty(m * x.places(chunk), n * x.size, key, dtype=how.dtype) for x in split.pairs())
         for n in (kinds, 2)
     )
-    return split, Operands(wq, k_in, k_out, read, reads)
+    return split, Operands(reads, k_in, k_out, earlier, later)
 
 
 def finish(
     how: Options, split: SubChunks, c: torch.Tensor, to: Operands, saved: Tuple[torch.Tensor, ...] = ()
 ) -> Prepared:
     """The products of the scaled tokens."""
-    squares = [product(y, x.transpose(1, 2), how.dtype) for x, y in zip(to.read, to.reads)]
-    A, leaves, corners = how.run(join_products)(squares, split, to.k_in.dtype)
-    A = A[:, : to.k_out.shape[1]]  # without a second pair there is no right side of the system to make
+    squares = [product(y, x.transpose(1, 2), how.dtype) for x, y in zip(to.earlier, to.later)]
+    A_qk = split_reads(to.reads, to.k_in.shape[2])[1]
+    A_v, leaves, corners = how.run(join_products)(squares, split, A_qk)
     g_last = c[:, -1:].exp().transpose(1, 2)
-    return Prepared(g_last, to.wq, to.k_in, to.k_out, A, (leaves, corners), (c, *to.read, *to.reads, *saved))
+    saved = (c, *to.earlier, *to.later, *saved)
+    return Prepared(g_last, to.reads, to.k_in, to.k_out, A_v, (leaves, corners), saved)
 
 
 class ChannelGrads(NamedTuple):
@@ -67,22 +69,22 @@ class ChannelGrads(NamedTuple):
     reads: torch.Tensor  # [M, 2C, K]  gradient of q_in over that of k_in with its sign turned
     k_out: torch.Tensor  # [M, W C, K]  its gradient
     operands: Operands
-    dread: Tuple[torch.Tensor, ...]
-    dreads: Tuple[torch.Tensor, ...]
+    dearlier: Tuple[torch.Tensor, ...]
+    dlater: Tuple[torch.Tensor, ...]
 
 
 def start_bwd(how: Options, p: Prepared, grads: Grads) -> Tuple[ChannelGrads, Tuple[torch.Tensor, ...]]:
     """The gradients of the products' operands; also what else the family has saved."""
     split = choose_subchunks(how.layout.chunk, how.dtype, how.lower_bound)
-    key, half = p.wq.shape[2], len(split.pairs())
-    c, read, reads = p.saved[0], p.saved[1 : 1 + half], p.saved[1 + half : 1 + 2 * half]
-    dread, dreads = [], []
-    for x, y, dsquare in zip(read, reads, how.run(split_products)(grads.reads[:, :, key:], split)):
-        dread.append(product(dsquare.transpose(1, 2), y, how.dtype))
-        dreads.append(product(dsquare, x, how.dtype))
-    operands = Operands(p.wq, p.k_in, p.k_out, read, reads)
-    more = p.saved[1 + 2 * half :]
-    return ChannelGrads(split, c, grads.reads[:, :, :key], grads.k_out, operands, tuple(dread), tuple(dreads)), more
+    key, half = p.k_in.shape[2], len(split.pairs())
+    c, earlier, later = p.saved[0], p.saved[1 : 1 + half], p.saved[1 + half : 1 + 2 * half]
+    dearlier, dlater = [], []
+    for x, y, dsquare in zip(earlier, later, how.run(split_products)(grads.reads[:, :, key:], split)):
+        dearlier.append(product(dsquare.transpose(1, 2), y, how.dtype))
+        dlater.append(product(dsquare, x, how.dtype))
+    operands = Operands(p.reads, p.k_in, p.k_out, earlier, later)
+    own, dreads = p.saved[1 + 2 * half :], grads.reads[:, :, :key]
+    return ChannelGrads(split, c, dreads, grads.k_out, operands, tuple(dearlier), tuple(dlater)), own
 
 
 def sum_decays(places: Places, g: torch.Tensor, split: SubChunks, dtype: torch.dtype) -> torch.Tensor:
@@ -105,29 +107,36 @@ def scale_tokens(
         scale: ``[1]``, factor on q.
         to: written.
     """
-    kinds, chunk = written.shape[1], split.chunk
+    kinds, chunk, key = written.shape[1], split.chunk, c.shape[2]
     from_start = _from_start(c, before)
     put(to.k_out.view(written.shape), written, (c[:, -1:] - c).exp().unsqueeze(1))
-    put(to.wq[:, chunk:], reading[:, 0], from_start[:, 0].exp() * scale)
+    put(to.reads[:, chunk:, :key], reading[:, 0], from_start[:, 0].exp() * scale)
     put(to.k_in, reading[:, 1], -from_start[:, 1].exp())
-    for pair, earlier, later in zip(split.pairs(), to.read, to.reads):
+    for pair, earlier, later in zip(split.pairs(), to.earlier, to.later):
         decay, since = pair.decays(c, from_start)
         put(pair.by_kind(earlier, chunk, kinds), pair.sides(written)[0], decay)
         put(pair.by_kind(later, chunk, 2), pair.sides(reading)[1], _scaled(since, scale))
 
 
 def join_products(
-    squares: List[torch.Tensor], split: SubChunks, low: torch.dtype
+    squares: List[torch.Tensor], split: SubChunks, A_qk: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
     """The products ``[M places, 2n, W n]`` of all sub-chunk pairs put together.
 
+    Args:
+        A_qk: ``[M, C, W C]``, written: what q reads.
+
     Returns:
-        A ``[M, 2C, W C]`` in ``low``, and the blocks of ``L = -A_ab``.
+        with a second pair A_v ``[M, 2C, C]``, what reads v: q over a; otherwise nothing. And the blocks of
+        ``L = -A_ab``.
     """
-    fixed(squares, split)
+    fixed(squares, split, A_qk)
     whole = join_squares(squares, split)
     leaves, corners = split_blocks(whole[:, 1, :, 0].neg())
-    return whole.to(low).flatten(3, 4).flatten(1, 2), leaves, corners
+    A_qk.copy_(whole[:, 0].flatten(2, 3))
+    pair = whole.shape[3] == 2
+    A_v = whole[:, :, :, 1].to(A_qk.dtype).contiguous().flatten(1, 2) if pair else A_qk.new_empty(0)
+    return A_v, leaves, corners
 
 
 def split_products(dA: torch.Tensor, split: SubChunks) -> List[torch.Tensor]:
@@ -152,9 +161,9 @@ def token_grads(
     dleft, dhand = x.reads.unflatten(1, (2, chunk)), x.k_out.unflatten(1, (kinds, chunk))
     dwritten, dreading = dhand * to_end, dleft * _scaled(from_start.exp(), scale)
     handed = (to.k_out.unflatten(1, (kinds, chunk)) * dhand).sum(1)
-    asked = torch.stack((to.wq[:, chunk:], -to.k_in), dim=1) * dleft
+    asked = torch.stack((to.reads[:, chunk:, : c.shape[2]], -to.k_in), dim=1) * dleft
     handing = handed.sum(1, keepdim=True)
-    for pair, *parts in zip(split.pairs(), to.read, to.reads, x.dread, x.dreads):
+    for pair, *parts in zip(split.pairs(), to.earlier, to.later, x.dearlier, x.dlater):
         earlier, dearlier = (pair.by_kind(t, chunk, kinds) for t in parts[::2])
         later, dlater = (pair.by_kind(t, chunk, 2) for t in parts[1::2])
         decay, since = pair.decays(c, from_start)

@@ -56,12 +56,17 @@ class Prepared(NamedTuple):
     """What a family makes of its tokens; in their dtype but for g_last and the blocks."""
 
     g_last: torch.Tensor  # [M, 1 or K, 1]  decay over the whole chunk
-    wq: torch.Tensor  # [M, 2C, K]  room for -w over q_in, queries decayed from the chunk's start
+    reads: torch.Tensor  # [M, 2C, K + R]  room for -w over q_in, queries decayed from the chunk's start; beside it A_qk
     k_in: torch.Tensor  # [M, C, K]  keys that read, decayed from the chunk's start
     k_out: torch.Tensor  # [M, R, K]  keys decayed to the chunk's end
-    A: torch.Tensor  # [M, R, R]  A_qk [M, C, R] over the rows of the system, whose last C columns are A_in
+    A_v: torch.Tensor  # [M, 2C, C]  with a second pair what reads v: q over A_in; otherwise nothing
     blocks: Tuple[torch.Tensor, List[torch.Tensor]]  # of L, as `inverse` reads them
     saved: Tuple[torch.Tensor, ...]  # what the family's own backward wants to see again
+
+
+def split_reads(reads: torch.Tensor, key: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """``[-w; q_in] [M, 2C, K]`` and ``A_qk [M, C, R]`` of ``Prepared.reads``."""
+    return reads[:, :, :key], reads[:, reads.shape[1] // 2 :, key:]
 
 
 class Grads(NamedTuple):
@@ -100,8 +105,7 @@ class Residuals(NamedTuple):
     @classmethod
     def of(cls, flat: Sequence[Any]) -> "Residuals":
         """The inverse of `flat`."""
-        g_last, wq, k_in, k_out, A = flat[3:8]
-        return cls(Prepared(g_last, wq, k_in, k_out, A, (flat[0], []), tuple(flat[8:])), *flat[:3])
+        return cls(Prepared(flat[3], flat[4], flat[5], flat[6], flat[7], (flat[0], []), tuple(flat[8:])), *flat[:3])
 
 
 @without_autocast
@@ -129,11 +133,11 @@ def forward(
     stack = v.new_empty(m, key + rows, value)
     u, values = stack[:, key : key + chunk], stack[:, key + chunk :] if family.pair else v.new_empty(m, chunk, value)
     run(load_into)(layout.places, v, layout.heads, values)
-    product(A_inv, product(p.A[:, chunk:, chunk:], values) if family.pair else values, out=u)
-    product(A_inv, p.k_in, alpha=-1.0, out=p.wq[:, :chunk])
-    final, transitions = scan_rows(run(advance), layout, p.g_last, p.wq, p.k_out, stack, initial_state, how.dtype)
-    out = product(p.wq[:, chunk:], stack[:, :key])
-    o = run(_store)(layout.places, accumulate(out, p.A[:, :chunk], stack[:, key:]), v)
+    product(A_inv, product(p.A_v[:, chunk:], values) if family.pair else values, out=u)
+    wq = split_reads(p.reads, key)[0]
+    product(A_inv, p.k_in, alpha=-1.0, out=wq[:, :chunk])
+    final, transitions = scan_rows(run(advance), layout, p.g_last, wq, p.k_out, stack, initial_state, how.dtype)
+    o = run(_store)(layout.places, product(p.reads[:, chunk:], stack), v)
     return o.view(shape), final, Residuals(p, A_inv, stack, transitions)
 
 
@@ -155,16 +159,17 @@ def backward(
     three = v.new_empty(m, 3 * chunk, value)  # dv_new over do over dv_in
     dv_new, dout, dv_in = three.split(chunk, 1)
     run(load_into)(layout.places, do.to(v.dtype).flatten(0, 1), layout.heads, dout)
-    product(p.A[:, :chunk, :chunk].transpose(1, 2), dout, out=dv_new)
+    wq, A_qk = split_reads(p.reads, key)
+    product(A_qk[:, :, :chunk].transpose(1, 2), dout, out=dv_new)
     dh = v.new_empty(m, key, value)
     dinitial = scan_bwd(
-        run(advance), layout, p.g_last, p.wq, p.k_out[:, :chunk], three[:, : 2 * chunk], kept.transitions, dfinal, dh,
+        run(advance), layout, p.g_last, wq, p.k_out[:, :chunk], three[:, : 2 * chunk], kept.transitions, dfinal, dh,
         how.dtype,
     )  # fmt: skip
     product(kept.A_inv.transpose(1, 2), dv_new, out=dv_in)
     outer, dv = three[:, chunk:], dv_in
     if family.pair:
-        dv = product(p.A[:, :, chunk:].transpose(1, 2), outer)
+        dv = product(p.A_v.transpose(1, 2), outer)
         accumulate(dv, p.k_out[:, chunk:], dh)
     grads = Grads(
         product(outer, kept.stack.transpose(1, 2), how.dtype),

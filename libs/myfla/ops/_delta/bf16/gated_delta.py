@@ -17,7 +17,7 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops._delta.bf16.fixed import fixed
-from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors
+from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors, split_reads
 from myfla.ops._delta.bf16.inverse import column_blocks, row_blocks, split_blocks
 from myfla.ops._delta.bf16.layout import Places, load_into
 from myfla.ops._delta.bf16.products import product, put
@@ -53,7 +53,8 @@ def prepare(x: Tensors, how: Options) -> Prepared:
     q, k, _, g, beta = x
     layout, run = how.layout, how.run
     places, chunk, m, key = layout.places, layout.chunk, layout.matrices, k.shape[2]
-    qk, wq = (k.new_empty(m, 2 * chunk, key) for _ in range(2))
+    qk, reads = k.new_empty(m, 2 * chunk, key), k.new_empty(m, 2 * chunk, key + chunk)
+    wq, A_qk = split_reads(reads, key)
     keys = qk[:, chunk:]
     d = run(token_decays)(places, g, beta, how.dtype)
     for x_in, out in ((q, qk[:, :chunk]), (k, keys)):  # first of all, for what follows reads rows of them
@@ -61,8 +62,8 @@ def prepare(x: Tensors, how: Options) -> Prepared:
     query = run(scale_queries)(qk[:, :chunk], d.exp_g, _scale(how, k), how.l2norm, wq[:, chunk:])
     own, write, k_in, k_out = run(scale_keys)(keys, d, how.l2norm)
     f = Factors(query, own, write, *d[:3])
-    A_qk, leaves, corners = run(weigh)(product(qk, keys.transpose(1, 2), how.dtype), f, k.dtype)
-    return Prepared(d.exp_g[:, -1:], wq, k_in, k_out, A_qk, (leaves, corners), (qk, *f))
+    leaves, corners = run(weigh)(product(qk, keys.transpose(1, 2), how.dtype), f, A_qk)
+    return Prepared(d.exp_g[:, -1:], reads, k_in, k_out, k.new_empty(0), (leaves, corners), (qk, *f))
 
 
 def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
@@ -117,9 +118,9 @@ def scale_keys(
     return factor, write, k_in, k_out
 
 
-def weigh(A: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
-    """Queries over keys against keys ``[M, 2C, C]``: of the first A_qk in ``low``, of the others the blocks of L."""
-    fixed(A, f)
+def weigh(A: torch.Tensor, f: Factors, A_qk: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    """Queries over keys against keys ``[M, 2C, C]``: of the first A_qk, written, of the others the blocks of L."""
+    fixed(A, f, A_qk)
     chunk = A.shape[2]
     weights = decay_mask(f.c, A.dtype).mul_(f.write.transpose(1, 2))
     if compiling():  # nothing but the blocks is ever written
@@ -131,8 +132,8 @@ def weigh(A: torch.Tensor, f: Factors, low: torch.dtype) -> Tuple[torch.Tensor, 
         )
     else:
         leaves, corners = split_blocks(torch.mul(A[:, chunk:], weights).mul_(f.key))
-    A_qk = put(torch.empty_like(weights, dtype=low), A[:, :chunk], weights.mul_(f.query))
-    return A_qk, leaves, corners
+    put(A_qk, A[:, :chunk], weights.mul_(f.query))
+    return leaves, corners
 
 
 def weigh_bwd(

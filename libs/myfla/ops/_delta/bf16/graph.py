@@ -107,8 +107,9 @@ def _promised(family: Family, state: Optional[torch.Tensor], *given: Any) -> Lis
 
     transitions = make(batch * parts, heads, key, key, dtype=wide) if parts > 1 else make(0)
     g_last = make(m, key if family.channels else 1, 1, dtype=wide)
-    kept = [make(m, c, c), make(m, key + r, value), transitions, g_last, make(m, 2 * c, key), make(m, c, key),
-            make(m, r, key), make(m, r, r)]  # fmt: skip
+    A_v = make(m, 2 * c, c) if family.pair else make(0)
+    kept = [make(m, c, c), make(m, key + r, value), transitions, g_last, make(m, 2 * c, key + r), make(m, c, key),
+            make(m, r, key), A_v]  # fmt: skip
     saved = [make(n * m, *shape, dtype=dtype) for n, shape, dtype in family.saved(c, key, v, lower_bound)]
     return [make(*v.shape), make(batch, heads, key, value, dtype=wide), *kept, *saved]
 

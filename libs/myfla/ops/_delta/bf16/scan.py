@@ -56,7 +56,9 @@ def scan_rows(
         if layout.sequence is not None:
             h[layout.sequence] = rows
         return h, None
-    wide = torch.nn.functional.pad(stack, (0, key))
+    wide = stack.new_empty(stack.shape[0], stack.shape[1], value + key)
+    wide[:, key:, :value].copy_(stack[:, key:])
+    wide[:, key:, value:].zero_()
     effects = h.new_zeros(layout.rows, heads, key, value + key)
     effects[..., value:].diagonal(0, 2, 3).fill_(1)
     _scan(step, layout, g_last, wq, k_out, wide, effects.flatten(0, 1))
