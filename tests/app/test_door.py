@@ -1,6 +1,7 @@
 """What is said at the door: paths as people type them, refusals before torch is loaded, settings that do not fit."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from app.data import load_data
 from app.errors import DataError
@@ -25,7 +26,13 @@ def test_a_path_works_as_it_is_typed(tmp_path, monkeypatch, name):
     (tmp_path / name).write_text(BODY)
     for path in (name, str(tmp_path / name)):
         (typed,) = plain_paths([f"data.train_path={path}"])
-        assert compose_app(["data=table", typed]).data.train_path == path
+        assert OverridesParser.create().parse_override(typed).value() == path
+
+
+def test_a_typed_path_arrives_in_the_config(tmp_path):
+    path = tmp_path / "größe = #1 (it's mine), [2].csv"
+    path.write_text(BODY)
+    assert compose_app(["data=table", *plain_paths([f"data.train_path={path}"])]).data.train_path == str(path)
 
 
 def test_a_path_that_is_not_there_is_typed_as_well_and_home_is_found(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from app.data import read_source
 from app.data.sequences import IGNORE
 from app.data.tables import delimited
+from app.data.tables import table as tables
 from app.errors import DataError
 from cfg.data import TableDataConfig, TsDataConfig
 from column_cases import COLUMN_CASES
@@ -89,6 +90,7 @@ def check(folder, path, settings, want, caplog):
 
 @cases(name=list(TEXT_CASES), reader=["python", "pyarrow"] if pa else ["python"])
 def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, monkeypatch, name, reader):
+    monkeypatch.setattr(tables, "BLOCK", 1000)  # of which some files have several
     if reader == "python":
         monkeypatch.setattr(delimited, "has_pyarrow", lambda: False)
     files, settings, want = TEXT_CASES[name]

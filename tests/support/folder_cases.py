@@ -67,28 +67,28 @@ def _folders() -> Dict[str, Any]:
             Want({"a": [NAN, NAN], "b": [3, 5]}, ["1 feature: x"]),
         ),
         "whole numbers first, fractions later": (
-            {"1.csv": "id,x\n" + "a,1\n" * 70000 + "a,1.5\n"},
+            {"1.csv": "id,x\n" + "a,1\n" * 3000 + "a,1.5\n"},
             by_id,
-            Want({"a": [1.0] * 70000 + [1.5]}),
+            Want({"a": [1.0] * 3000 + [1.5]}),
         ),
         "nothing first, numbers later": (
-            {"1.csv": "id,x,z\n" + "a,1,\n" * 70000 + "a,1.5,2\n"},
+            {"1.csv": "id,x,z\n" + "a,1,\n" * 3000 + "a,1.5,2\n"},
             {**by_id, "features": ["z"], "missing": "mean"},
-            Want({"a": [NAN] * 70000 + [2.0]}),
+            Want({"a": [NAN] * 3000 + [2.0]}),
         ),
         "an odd cell far below": (
-            {"1.csv": "id,x,z\n" + "a,1,2\n" * 70000 + "a,1.5,?\n"},
+            {"1.csv": "id,x,z\n" + "a,1,2\n" * 3000 + "a,1.5,?\n"},
             by_id,
             Want(
-                {"a": [1.0] * 70000 + [1.5]},
-                ["1 feature: x; left out: z (1 of 70001 cells is no number, the first '?' in 1.csv, row 70001)"],
+                {"a": [1.0] * 3000 + [1.5]},
+                ["1 feature: x; left out: z (1 of 3001 cells is no number, the first '?' in 1.csv, row 3001)"],
             ),
         ),
         "an odd cell far below, named": (
-            {"1.csv": "id,x,z\n" + "a,1,2\n" * 70000 + "a,1.5,?\n"},
+            {"1.csv": "id,x,z\n" + "a,1,2\n" * 3000 + "a,1.5,?\n"},
             {**by_id, "features": ["z"]},
             (
-                "DIR/1.csv: row 70001, column 'z' must hold numbers; got '?'; leave the cell empty if it is "
+                "DIR/1.csv: row 3001, column 'z' must hold numbers; got '?'; leave the cell empty if it is "
                 "missing, or say "
                 "data.na_values=['?']"
             ),
