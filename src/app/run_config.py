@@ -35,6 +35,8 @@ def read_config(run: Path) -> AppConfig:
         RunError: no such file, or one that breaks the rules: damaged, or of another version of this package.
         PluginError, UnknownEncoderError: its encoder is not installed.
     """
+    if not run.is_dir():
+        raise RunError(f"run must be the folder of a finished run; got {str(run)!r}, which is no folder")
     path = run / CONFIG
     try:
         values = read_plain_yaml(path)

@@ -63,6 +63,8 @@ def test_token_ids_of_the_data_are_counted(tmp_path):
 def test_the_encoder_of_a_run_is_described(tmp_path):
     folder = untrained(tmp_path / "run", "encoder=rwkv7", "encoder.direction=causal")
     run_job(compose_app(["job=describe", f"run={folder}"]), tmp_path)
+    inputs = json.loads((tmp_path / "describe.json").read_text())["inputs"]
+    assert len(inputs["mean"]) == len(inputs["schema"]["features"]) == 12 and len(inputs["classes"]) == 9
     facts = json.loads((tmp_path / "describe.json").read_text())
     assert facts["encoder"]["name"] == "rwkv7" and facts["encoder"]["hidden_size"] == 16 and facts["state"]
     done = run_app(tmp_path, "job=describe", f"run={folder}", "encoder=lstm")
@@ -108,3 +110,8 @@ def test_every_rule_names_its_key(override, message):
     with pytest.raises(ConfigError) as caught:
         compose_app(["job=describe", override])
     assert str(caught.value).startswith(message)
+
+
+def test_a_scale_of_its_own_gives_every_channel_a_second_one():
+    assert sized_encoder(compose_app()).input_size == 12
+    assert sized_encoder(compose_app(["data.own_scale=true"])).input_size == 24

@@ -297,7 +297,7 @@ WHOLE = [("classes", "gated_deltanet", "bidirectional", "onnx", {}),
 
 
 @exports
-@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize("case", WHOLE, ids=lambda case: "-".join(case[:4]))
 def test_a_whole_model_runs_raw_data_of_any_size(case, tmp_path):
     """From the data's own numbers to logits or values, as `job=predict` gives them."""
     kind, name, direction, form, more = case

@@ -7,6 +7,7 @@ import torch
 from app.data import load_data
 from app.data.module import SequenceDataModule
 from app.run_folder import write_config
+from app.sizes import input_size
 from app.tasks.spec import task_spec
 from app.tasks.task import build_task
 from app.trained import save_task
@@ -21,8 +22,7 @@ def untrained(folder, *overrides, seed=3):
     config = compose_app([*SMALL, *overrides])
     data = load_data(config.data)
     spec = task_spec(config.job.objective, data)
-    wide = 2 if config.data.own_scale else 1
-    sizes = {"input_size": data.input_size and wide * data.input_size, "vocab_size": data.vocab_size}
+    sizes = {"input_size": input_size(data, config.data), "vocab_size": data.vocab_size}
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **sizes))
     torch.manual_seed(seed)
     encoder, task = build_encoder(config.encoder), build_task(spec, config.encoder.hidden_size)

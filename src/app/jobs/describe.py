@@ -10,6 +10,7 @@ from app.machine import describe_machine, machine_line
 from app.run_folder import relative, write_json
 from app.sizes import sized_encoder
 from app.tables import say, show_table
+from app.trained import load_trained
 from cfg.app import AppConfig
 from cfg.describe import DescribeJobConfig
 from encoders import available_strategies, build_encoder
@@ -39,6 +40,10 @@ def run(config: AppConfig, folder: Path) -> float:
         "layers": [row._asdict() for row in layer_rows(encoder, job.batch, job.length, job.depth)],
         "state": state_rows(encoder),
     }
+    if config.run is not None:
+        pipeline = load_trained(config.run).pipeline
+        facts["inputs"] = None if pipeline is None else pipeline.facts()
+        say("" if pipeline is None else f"inputs: {pipeline.describe()}")
     write_json(facts, folder / FACTS)
     _show(facts)
     say(relative(folder / FACTS))

@@ -16,6 +16,7 @@ from app.devices import check_devices
 from app.reopening import begin, reopen
 from app.report import show_results, write_results
 from app.run_folder import in_sweep, is_first_process, overrides
+from app.sizes import input_size
 from app.tasks.predict import Evaluation, evaluate
 from app.tasks.spec import TaskSpec, task_spec
 from app.tasks.task import Values, build_task
@@ -140,7 +141,7 @@ def _sized(config: AppConfig, data: SequenceData, task: TaskSpec) -> Any:
     if encoder.vocab_size is not None:
         raise config_error("encoder.vocab_size", f"must be null for data of {data.input_size} real-valued channels",
                            encoder.vocab_size)
-    width = data.input_size * (2 if config.data.own_scale else 1)
+    width = input_size(data, config.data)
     if encoder.input_size not in (None, width):
         raise config_error("encoder.input_size", f"must be {width}, the channels of {source}, "
                            "or null", encoder.input_size)
