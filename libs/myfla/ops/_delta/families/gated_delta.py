@@ -20,7 +20,7 @@ from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, token_decays
 from myfla.ops._delta.families.base import Family, Plan, Sizes, Tensors
-from myfla.ops._delta.families.rows import halves, load_rows, store_rows
+from myfla.ops._delta.families.rows import halves, load_rows, refine_system, store_rows
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops._delta.recurrent.step import DeltaStep
@@ -68,6 +68,7 @@ class GatedDelta(Family):
         if not buffers.again:
             mask = decay_mask(c, buffers, buffers.get("decay_mask", chunk, chunk))
             torch.bmm(qk, keys.transpose(1, 2), out=A)
+            refine_system(A[:, chunk:], keys, keys, decays.beta, None)
             halves(A, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(plan.scale)
         A_beta = buffers.get("A_beta", 2 * chunk, chunk)
         if not buffers.known("A_beta"):

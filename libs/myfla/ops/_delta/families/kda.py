@@ -21,7 +21,7 @@ from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
 from myfla.ops._delta.families.gated_delta import naive_delta, official_options
-from myfla.ops._delta.families.rows import load_rows, store_rows
+from myfla.ops._delta.families.rows import load_rows, refine_system, store_rows
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.recurrent.step import KdaStep
 from myfla.ops._delta.traced.step import kda_step
@@ -52,6 +52,9 @@ class Kda(ChannelFamily):
             torch.mul(left[:, chunk:], weight, out=right)
 
         c = self.weigh(block, g, load, buffers)
+        if not buffers.again:
+            strong = None if c.levels is None else c.levels.strong
+            refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, strong)
         values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=(c, weight))
 
