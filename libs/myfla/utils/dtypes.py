@@ -12,8 +12,9 @@ def accumulation_dtype(*tensors: Optional[torch.Tensor]) -> torch.dtype:
         >>> accumulation_dtype(torch.zeros(1, dtype=torch.bfloat16))
         torch.float32
     """
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        return torch.float64
+    for t in tensors:
+        if t is not None and t.dtype == torch.float64:
+            return torch.float64
     return torch.float32
 
 

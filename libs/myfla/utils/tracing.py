@@ -72,7 +72,11 @@ def recording() -> bool:
     """
     if torch._C._get_tracing_state() is not None:
         return True
-    return _mode is not None and any(_mode(key) is not None for key in _RECORDERS)
+    if _mode is not None:
+        for key in _RECORDERS:
+            if _mode(key) is not None:
+                return True
+    return False
 
 
 def tracing(*tensors: Optional[torch.Tensor]) -> bool:

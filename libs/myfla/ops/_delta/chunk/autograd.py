@@ -4,6 +4,7 @@ import math
 from typing import Any, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 
 from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
@@ -16,6 +17,10 @@ from myfla.ops._delta.tuning import block_chunks, chunk_tokens, keeps_states, st
 from myfla.utils.autograd import backward_through, records
 
 __all__ = ["chunk_rule", "loop_rule", "make_plan"]
+
+LANES = 16
+"""Head sizes of some families are filled up to a multiple of this: products of odd sizes are slow, and depend on
+alignment."""
 
 LARGEST = 8 * 1024 * 1024
 """Numbers in one tensor (32 MB of float32): a C library maps larger requests anew, and gives back to the system what
@@ -45,10 +50,24 @@ def make_plan(
 
 def chunk_rule(call: Call) -> Result:
     """The chunk form of a checked call; differentiable, also twice."""
-    call, plan = _planned(call)
+    key, value = call.x[1].shape[3], call.x[2].shape[3]
+    call, plan = _planned(_filled(call, -key % LANES, -value % LANES) if call.family.fills_heads else call)
     if records(call.initial_state, *call.x):
-        return ChunkRule.apply(plan, None, call.cu_seqlens, call.initial_state, *call.x)
-    return chunk_fwd(call.x[2], call.x, call.initial_state, plan, None)
+        o, final = ChunkRule.apply(plan, None, call.cu_seqlens, call.initial_state, *call.x)
+    else:
+        o, final = chunk_fwd(call.x[2], call.x, call.initial_state, plan, None)
+    if final.shape[2:] == (key, value):
+        return o, final
+    return o[..., :value].contiguous(), final[:, :, :key, :value].contiguous()
+
+
+def _filled(call: Call, wider: int, taller: int) -> Call:
+    """Head sizes filled up with channels that do nothing, so many of keys and of values."""
+    if not wider and not taller:
+        return call
+    call, state = call.activated().normalised(), call.initial_state
+    x = [F.pad(t, (0, taller if i == 2 else wider)) if t.dim() == 4 else t for i, t in enumerate(call.x)]
+    return call._replace(x=tuple(x), initial_state=None if state is None else F.pad(state, (0, taller, 0, wider)))
 
 
 def loop_rule(call: Call) -> Result:

@@ -43,6 +43,7 @@ class Family:
         traced_chunk: tokens in a chunk of plain operations. It does not follow T, so that one graph serves every T.
         block_factor: how many times the usual block of chunks is worked on together.
         fuses_l2norm: whether `prepare` normalises queries and keys; otherwise they come normalised.
+        fills_heads: whether head sizes are filled up to whole vectors.
         kernels: the official functions, by form.
         step: the recurrent form.
     """
@@ -53,6 +54,7 @@ class Family:
     traced_chunk = 16
     block_factor = 1
     fuses_l2norm = False
+    fills_heads = False
     kernels: Dict[str, Kernel] = {}
     step = StepRule()
 

@@ -22,6 +22,7 @@ class ChannelFamily(Family):
     """
 
     largest_chunk = 32  # work within a chunk, and the sum of its decays, grow faster than elsewhere
+    fills_heads = True
     rows = 2
     columns = 1
     before = False

@@ -68,7 +68,7 @@ class GatedDelta(Family):
         if not buffers.again:
             mask = decay_mask(c, buffers, buffers.get("decay_mask", chunk, chunk))
             torch.bmm(qk, keys.transpose(1, 2), out=A)
-            refine_system(A[:, chunk:], keys, keys, decays.beta, None)
+            refine_system(A[:, chunk:], keys, keys, decays.beta)
             halves(A, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(plan.scale)
         A_beta = buffers.get("A_beta", 2 * chunk, chunk)
         if not buffers.known("A_beta"):

@@ -53,8 +53,7 @@ class Kda(ChannelFamily):
 
         c = self.weigh(block, g, load, buffers)
         if not buffers.again:
-            strong = None if c.levels is None else c.levels.strong
-            refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, strong)
+            refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, c.levels)
         values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=(c, weight))
 

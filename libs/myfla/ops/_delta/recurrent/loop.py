@@ -9,7 +9,7 @@ from typing import Any, Iterable, Iterator, List, Sequence, Tuple
 import torch
 
 from myfla.ops._delta.call import Call, Result
-from myfla.ops._delta.recurrent.step import StepRule, as_dtype
+from myfla.ops._delta.recurrent.step import StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
 from myfla.ops._delta.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.utils.autocast import without_autocast
@@ -41,7 +41,7 @@ def _run(v: torch.Tensor, call: Call) -> Result:
         state = layout.sort(as_dtype(given, dtype)).contiguous()
     if not layout.active:
         return v.new_zeros(v.shape, dtype=call.out_dtype), layout.unsort(state.clone() if state is given else state)
-    steps = _steps(layout, rule, x, call, dtype)
+    steps = _steps(layout, rule, x, call, dtype, recorded)
     active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
     # The state that is returned is no view: a compiler would make another graph for each shape of what lies behind one.
     if recorded:
@@ -63,27 +63,27 @@ def _one_token(rule: StepRule, call: Call, x: Sequence[Any], given: torch.Tensor
     old = as_dtype(given, dtype).contiguous()
     new = old if call.inplace or old is not given else old.new_empty(old.shape)
     rows, (key, value) = v.shape[0] * v.shape[2], old.shape[2:]
-    steps = rule.ready([t if t is None else t.squeeze(1) for t in x], [rows], [v.shape[0]], call, dtype)
+    steps = rule.ready([t if t is None else t.squeeze(1) for t in x], [rows], [v.shape[0]], call, dtype, False)
     flat = old.view(-1, key, value)
     (o,) = _written(rule, steps, (rows,), flat, flat if new is old else new.view(-1, key, value))
     return as_dtype(o.mul_(call.scale).view(v.shape), call.out_dtype), new
 
 
 def _steps(
-    layout: TokenLayout, rule: StepRule, x: Sequence[Any], call: Call, dtype: torch.dtype
+    layout: TokenLayout, rule: StepRule, x: Sequence[Any], call: Call, dtype: torch.dtype, recorded: bool
 ) -> Iterator[Tuple[torch.Tensor, ...]]:
     """Every token made ready, many tokens at a time."""
     heads, size = call.x[2].shape[2], max(call.x[1].shape[3], call.x[2].shape[3])
     flat = [t if t is None else layout.flat(t) for t in x]
     for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
-        yield from rule.ready(part, [count * heads for count in counts], counts, call, dtype)
+        yield from rule.ready(part, [count * heads for count in counts], counts, call, dtype, recorded)
 
 
 def _written(
     rule: StepRule, steps: Iterable[Any], active: Sequence[int], state: torch.Tensor, new: torch.Tensor
 ) -> List[torch.Tensor]:
     """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
-    outputs, (rows, key, value) = [], state.shape
+    outputs, (rows, key, value), read = [], state.shape, reader(state)
     whole = state.numel() <= STEP_WHOLE or state.device.type != "cpu"
     block = rows if whole else max(1, STEP_BLOCK // max(1, key * value))
     for step, count in zip(steps, active):
@@ -91,10 +91,10 @@ def _written(
             new[count:] = state[count:]  # sequences without a token
         old, now = (state, new) if count == rows else (state[:count], new[:count])
         if count <= block:
-            outputs.append(rule.update(old, now, *step))
+            outputs.append(rule.update(read, old, now, *step))
         else:
             parts = zip(*(t.split(block) for t in (old, now, *step)))
-            outputs.append(torch.cat([rule.update(*part) for part in parts]))
+            outputs.append(torch.cat([rule.update(read, *part) for part in parts]))
         state = new
     return outputs
 

@@ -5,15 +5,22 @@ tensors of any length (exponentials and gates may not, and are taken token by to
 state: in place, and in operations that autograd can follow.
 """
 
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Sequence, Tuple
 
 import torch
 
 from myfla.ops._delta.call import Call
-from myfla.utils.l2norm import l2norm
+from myfla.utils.l2norm import l2norm, l2norm_
 
 __all__ = ["DeltaStep", "DplrStep", "KdaStep", "StepRule"]
 
+LARGE = 1 << 18
+"""Elements of all states from which on bags are worth their call."""
+
+_HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
+"""Whether this PyTorch has FBGEMM and the CPU can run it: elsewhere bags are plain loops."""
+
+Read = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Tokens = Sequence[Any]
 """Tensors ``[tokens, ...]``, or None, one for each input of the rule."""
 
@@ -25,7 +32,9 @@ class StepRule:
         """The rule's inputs, ``[B, T, ...]``; the keys are the second, the values the third."""
         raise NotImplementedError
 
-    def ready(self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype) -> Iterator[Any]:
+    def ready(
+        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
+    ) -> Iterator[Any]:
         """For each token what `update` takes beside the states.
 
         Args:
@@ -33,10 +42,11 @@ class StepRule:
             rows, counts: matrices of the state and sequences of every token.
             call: the options.
             dtype: the state's.
+            recorded: whether autograd or somebody else follows.
         """
         raise NotImplementedError
 
-    def update(self, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
+    def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         """Write the state after ``state [M, K, V]`` into ``new``, which may be the same; returns o ``[M, V]``."""
         raise NotImplementedError
 
@@ -48,6 +58,32 @@ class StepRule:
 def as_dtype(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``x.to(dtype)``; a conversion to the same costs a microsecond, and there are many."""
     return x if x.dtype is dtype else x.to(dtype)
+
+
+def reader(states: torch.Tensor) -> Read:
+    """Who multiplies two rows and each matrix in a call: one for all tokens and blocks, which so have the same bits.
+
+    A batched product of so few rows reaches half the rate at which a CPU reads. The same sums are bags of an embedding,
+    whose table is all rows of all matrices and whose weights are the vectors: that kernel goes along each row once.
+
+    Args:
+        states: all matrices, ``[M, K, V]``.
+
+    Returns:
+        ``read(rows [M, 2, K], matrices [M, K, V]) -> [M, 2, V]``. Not differentiable.
+    """
+    large = states.numel() >= LARGE and states.shape[2] >= 16 and states.dtype is torch.float32
+    if large and _HAS_BAGS and type(states) is torch.Tensor and states.device.type == "cpu":
+        return _read_bags
+    return torch.bmm
+
+
+def _read_bags(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    count, key, value = matrices.shape
+    index = torch.arange(count * key, dtype=torch.int32).view(count, 1, key).expand(count, 2, key).reshape(-1)
+    starts = torch.arange(0, 2 * count * key, key, dtype=torch.int32)
+    table, weights = matrices.view(-1, value), rows.reshape(-1)
+    return torch.embedding_bag(table, index, starts, False, 0, False, weights)[0].view(count, 2, value)
 
 
 def _by_token(x: Any, sizes: List[int]) -> Any:
@@ -62,38 +98,34 @@ class DeltaStep(StepRule):
     def tokens(self, call: Call) -> Tokens:
         return (*call.x, *(call.more or (None, None)))
 
-    def ready(self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype) -> Iterator[Any]:
+    def ready(
+        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
+    ) -> Iterator[Any]:
         q, k, v, g, beta, gk, gv = x
-        (heads, size), key = v.shape[-2:], k.shape[-1]
-        width = size if beta.dim() == v.dim() else 1
+        (heads, value), key = v.shape[-2:], k.shape[-1]
         read = torch.stack((as_dtype(k, dtype), as_dtype(q, dtype)), dim=-2)
-        read = l2norm(read) if call.l2norm else read
+        if call.l2norm:
+            read = l2norm(read) if recorded or read.device.type != "cpu" else l2norm_(read)
         if heads != k.shape[-2]:
             read = read.repeat_interleave(heads // k.shape[-2], dim=-3)
         read = read.view(-1, 2, key)
         keys, queries = read.unbind(1)
-        match = (keys * queries).sum(-1, keepdim=True)
-        values = as_dtype(v, dtype).reshape(-1, size)
-        each = zip(rows, *(_by_token(t, rows) for t in (read, keys.unsqueeze(2), match, values)),
-                   *(_by_token(t, counts) for t in (g, beta, gk, gv)))
-        for many, both, write, own, value, decay, strength, of_key, of_value in each:
-            if call.activation is not None:
-                gate = of_key if decay is None else decay
-                gate, strength = call.activation.gates(gate, strength)
-                decay, of_key = (gate, of_key) if decay is not None else (None, gate)
-            decays = [
-                as_dtype(t, dtype).reshape(many, *shape).exp()
-                for t, shape in ((decay, (1, 1)), (of_key, (key, 1)), (of_value, (1, size))) if t is not None
-            ]  # fmt: skip
-            yield (both, write, own, value, as_dtype(strength, dtype).reshape(many, width), *decays)
+        match, values = (keys * queries).sum(-1, keepdim=True), as_dtype(v, dtype).reshape(-1, value)
+        vectors, gates = (read, keys.unsqueeze(2), match, values), (g, beta, gk, gv)
+        if len(rows) == 1:
+            yield (*vectors, *_gates(rows[0], key, value, gates, call, dtype))
+            return
+        each = zip(rows, zip(*(t.split(rows) for t in vectors)), zip(*(_by_token(t, counts) for t in gates)))
+        for many, ready, given in each:
+            yield (*ready, *_gates(many, key, value, given, call, dtype))
 
-    def update(self, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
-        read, k, match, v, beta, *decays = step
+    def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
+        rows, k, match, v, beta, *decays = step
         for decay in decays:
             state = torch.mul(state, decay, out=new)
         if not decays and state.data_ptr() != new.data_ptr():
             new.copy_(state)
-        of_key, of_query = torch.bmm(read, new).unbind(1)
+        of_key, of_query = read(rows, new).unbind(1)
         delta = torch.sub(v, of_key).mul_(beta)
         new.addcmul_(k, delta.unsqueeze(1))
         return torch.addcmul(of_query, match, delta)
@@ -105,6 +137,24 @@ class DeltaStep(StepRule):
         of_key, of_query = torch.bmm(read, state).unbind(1)
         delta = beta * (v - of_key)
         return torch.addcmul(of_query, match, delta), torch.addcmul(state, k, delta.unsqueeze(1))
+
+
+def _gates(
+    many: int, key: int, value: int, given: Sequence[Any], call: Call, dtype: torch.dtype
+) -> List[torch.Tensor]:
+    """beta ``[M, 1 or V]`` and the decays ``[M, K or 1, V or 1]`` of one token with M = ``many``."""
+    g, beta, gk, gv = given
+    if call.activation is not None:
+        gate, beta = call.activation.gates(gk if g is None else g, beta)
+        g, gk = (None, gate) if g is None else (gate, gk)
+    ready = [as_dtype(beta, dtype).reshape(many, beta.numel() // many if many else 1)]
+    if g is not None:
+        ready.append(as_dtype(g, dtype).reshape(many, 1, 1).exp())
+    if gk is not None:
+        ready.append(as_dtype(gk, dtype).reshape(many, key, 1).exp())
+    if gv is not None:
+        ready.append(as_dtype(gv, dtype).reshape(many, 1, value).exp())
+    return ready
 
 
 class KdaStep(DeltaStep):
@@ -122,7 +172,9 @@ class DplrStep(StepRule):
     def tokens(self, call: Call) -> Tokens:
         return call.x
 
-    def ready(self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype) -> Iterator[Any]:
+    def ready(
+        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
+    ) -> Iterator[Any]:
         key = x[1].shape[-1]
         q, k, v, a, b, gk = (as_dtype(t, dtype).reshape(-1, t.shape[-1]) for t in x)
         writes = torch.stack((b, k), dim=1)
@@ -130,12 +182,12 @@ class DplrStep(StepRule):
         for many, *step, decay in zip(rows, *(_by_token(t, rows) for t in (q, a, v, writes, own, gk))):
             yield (*step, decay.reshape(many, key).exp())
 
-    def update(self, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
+    def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         q, a, v, writes, own, decay = step
-        found, read = torch.bmm(torch.stack((a, q * decay), dim=1), state).unbind(1)
+        found, of_query = read(torch.stack((a, q * decay), dim=1), state).unbind(1)
         torch.mul(state, decay.unsqueeze(2), out=new)
         new.baddbmm_(writes.transpose(1, 2), torch.stack((found, v), dim=1))
-        return read.addcmul(own[:, 0], found).addcmul_(own[:, 1], v)
+        return of_query.addcmul(own[:, 0], found).addcmul_(own[:, 1], v)
 
     def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         q, a, v, writes, own, decay = step
