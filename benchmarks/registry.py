@@ -4,11 +4,15 @@ from typing import Callable, Dict
 
 import torch
 
+from benchmarks import peers_onnx
 from benchmarks.measure import Missing
 from benchmarks.peers import GATED, Op
 from benchmarks.peers_rwkv7 import RWKV7
 
-OPS: Dict[str, Dict[str, Callable[..., Op]]] = {"gated delta rule": GATED, "RWKV-7": RWKV7}
+OPS: Dict[str, Dict[str, Callable[..., Op]]] = {
+    "gated delta rule": {**GATED, peers_onnx.ONNXRUNTIME: peers_onnx.gated},
+    "RWKV-7": RWKV7,
+}
 
 COMPILED = ", compiled"
 """Ending of the name of our side with ``backend="compiled"``."""

@@ -64,7 +64,8 @@ def check(native, seed):
     got.update({"A_log": dA_log} if A_log is not None else {}, **({"dt_bias": ddt_bias} if dt_bias is not None else {}))
     assert set(got) == set(want)
     for name, x in got.items():
-        close(x, want[name], x.dtype, 1, f"gradient of {name}")
+        cancels = 4 if name in ("A_log", "dt_bias") or (rule.l2norm and name in "qk") else 1  # terms beyond their sum
+        close(x, want[name], x.dtype, cancels, f"gradient of {name}")
 
 
 @cases(first=range(0, QUICK, TOGETHER))
@@ -101,3 +102,20 @@ def test_a_step_has_the_bits_of_a_sequence(native, kind, size, first):
     for to in (new, state):
         assert torch.equal(rules.step(number, 0.5, True, 0, q, k, v, g, *rest, None, None, state, to), o)
         assert torch.equal(to, final)
+
+
+@cases(kind=["gated", "kda", "dplr"])
+def test_threads_change_no_bit(native, monkeypatch, kind):
+    rules, B, T, H, K = native.rules, 3, 50, 2, 40
+    q, k, v, b, do = (torch.randn(B, T, H, K) for _ in range(5))
+    g = -torch.rand(B, T, H) if kind == "gated" else -torch.rand(B, T, H, K)
+    last = (0.1 * torch.randn(B, T, H, K), 0.1 * b) if kind == "dplr" else (torch.rand(B, T, H), None)
+    rule, inputs = rules.Rule(getattr(rules, kind.upper()), 0.2, kind != "dplr"), rules.Inputs(q, k, v, g, *last)
+    runs = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(rules, "threads", lambda: threads)  # noqa: B023
+        o, final, kept = rules.forward(rule, inputs, keep=True)
+        grads, dinitial, _, _ = rules.backward(rule, inputs, None, kept, do, None)
+        runs.append([o, final, dinitial, *(x for x in grads if x is not None)])
+    for other in runs[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(runs[0], other))

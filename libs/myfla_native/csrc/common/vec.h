@@ -18,7 +18,7 @@
 typedef float vf __attribute__((vector_size(4 * MN_W), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * MN_W), aligned(4), may_alias));
 
-MN_INLINE vf vf_set(float x) { return (vf){0} + x; }
+MN_INLINE vf vf_set(float x) { return x - (vf){0}; } /* + 0 would be a real addition: -0 + 0 is 0 */
 MN_INLINE vf vf_load(const float *p) { return *(const vf *)p; }
 MN_INLINE void vf_store(float *p, vf x) { *(vf *)p = x; }
 

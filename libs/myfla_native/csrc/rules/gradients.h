@@ -1,4 +1,4 @@
-/* The backward of a few tokens of one head, whoever computes it: what it reads, what it hands back. `*.kernel.c` only. */
+/* The backward of a few tokens of one head, whoever computes it: what it reads and hands back. `*.kernel.c` only. */
 #ifndef MN_GRADIENTS_H
 #define MN_GRADIENTS_H
 

@@ -5,14 +5,33 @@
 
 #include "rules/tokens.h"
 
+#if defined(__FMA__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+/* a b + c, rounded once where the processor can: left to itself, a compiler does so in one place and not in another. */
+MN_INLINE vf vf_fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
 /* r += S^T x, y += S^T z over n key channels, whose rows lie `step` apart. */
 MN_INLINE void read_state(const float *S, int64_t step, const float *x, const float *z, int64_t n, vf *r, vf *y,
                           const int nv) {
     for (int64_t i = 0; i < n; i++, S += step)
         for (int j = 0; j < nv; j++) {
             vf s = vf_load(S + j * MN_W);
-            r[j] += s * x[i];
-            y[j] += s * z[i];
+            r[j] = vf_fma(s, vf_set(x[i]), r[j]);
+            y[j] = vf_fma(s, vf_set(z[i]), y[j]);
         }
 }
 
@@ -22,13 +41,12 @@ MN_INLINE void pass(float *to, const float *S, int64_t to_step, int64_t step, co
                     vf *r, vf *y, const int nv, const int rule, const int reads) {
     for (int64_t i = 0; i < n; i++, S += step, to += to_step)
         for (int j = 0; j < nv; j++) {
-            vf write = u[j] * w[i];
-            vf s = vf_load(S + j * MN_W) * (rule == MN_GATED ? decay : d[i]) + write;
-            if (rule == MN_DPLR) s += v[j] * k[i];
+            vf s = vf_fma(vf_load(S + j * MN_W), vf_set(rule == MN_GATED ? decay : d[i]), u[j] * w[i]);
+            if (rule == MN_DPLR) s = vf_fma(v[j], vf_set(k[i]), s);
             vf_store(to + j * MN_W, s);
             if (reads) {
-                r[j] += s * x[i];
-                y[j] += s * z[i];
+                r[j] = vf_fma(s, vf_set(x[i]), r[j]);
+                y[j] = vf_fma(s, vf_set(z[i]), y[j]);
             }
         }
 }
@@ -40,16 +58,14 @@ MN_INLINE void answer(const mn_tokens *b, int64_t t, int64_t p, int64_t Vp, vf *
         int64_t at = t * Vp + p + j * MN_W;
         v[j] = vf_load(b->v + at);
         vf e = r[j], out = y[j];
-        if (rule == MN_GATED) {
-            e *= b->decay[t];
-            out *= b->decay[t];
-        }
-        if (rule != MN_DPLR) e = v[j] - e;
+        if (rule == MN_GATED) e = vf_fma(-e, vf_set(b->decay[t]), v[j]);
+        if (rule == MN_GATED) out *= b->decay[t];
+        if (rule == MN_KDA) e = v[j] - e;
         vf_store(error + at, e);
         u[j] = e;
         if (rule != MN_DPLR) u[j] *= b->beta[t];
-        out += u[j] * b->q_write[t];
-        if (rule == MN_DPLR) out += v[j] * b->q_k[t];
+        out = vf_fma(u[j], vf_set(b->q_write[t]), out);
+        if (rule == MN_DPLR) out = vf_fma(v[j], vf_set(b->q_k[t]), out);
         vf_store(o + at, out);
         r[j] = y[j] = (vf){0};
     }

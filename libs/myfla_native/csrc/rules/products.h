@@ -1,5 +1,5 @@
-/* Products of small matrices, C [M, N] from A [M, L] and B [L, N]. M and N are whole vectors; element (i, l) of A lies at
- * A[i * si + l * sl]; rows of B and C are contiguous. For `*.kernel.c` only. */
+/* Products of small matrices, C [M, N] from A [M, L] and B [L, N]. M and N are whole vectors; element (i, l) of A lies
+ * at A[i * si + l * sl]; rows of B and C are contiguous. For `*.kernel.c` only. */
 #ifndef MN_PRODUCTS_H
 #define MN_PRODUCTS_H
 
@@ -51,7 +51,7 @@ MN_INLINE void mn_product(int64_t M, int64_t N, int64_t L, const float *A, int64
     mn_product_from(M, N, L, A, si, sl, B, ldb, C, ldc, C, factor);
 }
 
-/* to [columns, rows] from a [rows, columns], both numbers whole vectors: blocks of vectors, halves exchanged in turn. */
+/* to [columns, rows] from a [rows, columns], both whole vectors: in blocks, whose halves change places in turn. */
 static __attribute__((noinline)) void mn_transpose(const float *a, int64_t lda, int64_t rows, int64_t columns,
                                                    float *to, int64_t ldt) {
     for (int64_t r = 0; r < rows; r += MN_W)

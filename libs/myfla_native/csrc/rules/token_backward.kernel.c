@@ -1,12 +1,12 @@
-/* Backward of the rules, token by token from the last to the first.
+/* Backward of KDA and DPLR, token by token from the last to the first; exact for every decay of channels.
  *
- * A first walk keeps the state before every block of MN_TOKENS tokens (with what the forward kept, e or u, it costs one
- * multiplication and one addition an element). A block's states are then found again, and walked back. With D the
- * gradient of S after a token has been read, D <- D + q go^T, and S its state before:
+ * A first walk keeps the state before every block of MN_TOKENS tokens; with what the forward kept, e or u, it needs no
+ * sums. A block's states are then found again, and walked back. With D the gradient of S after a token has been read,
+ * D <- D + q go^T, and S its state before:
  *
- *     gated, KDA   de = beta (D^T k);   D <- D - k de^T                                 (now of d S)
- *     DPLR         du = D^T b,  dv = D^T k
- *     all          dd = rows of S * D;  D <- d D  (DPLR: + a du^T)
+ *     KDA    de = beta (D^T k);   D <- D - k de^T                                       (now of d S)
+ *     DPLR   du = D^T b,  dv = D^T k
+ *     both   dd = rows of S * D;  D <- d D  (DPLR: + a du^T)
  *
  * One pass over a panel finishes a token and begins the one before it. */
 #include "rules/token_job.h"
