@@ -125,6 +125,25 @@ def build(folder: Path, target: Optional[str] = None, sanitize: bool = False) ->
     return library
 
 
+def build_driver(folder: Path, target: str) -> Path:
+    """A program without Python that calls the library's functions and compares: all in one file, for an emulator.
+
+    Args:
+        folder: where it goes.
+        target: a key in `TARGETS`, of Linux.
+    """
+    zig = TARGETS[target].zig.split("-")[0] + "-linux-musl"
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", zig, "-static", "-fno-sanitize=undefined"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = _objects(Path(scratch), VARIANTS[TARGETS[target].machine])
+        for source, flags, made in [*jobs, (str(HERE / "driver" / "driver.c"), [], str(Path(scratch) / "driver.o"))]:
+            _run([*compiler, *COMMON, *flags, "-c", source, "-o", made])
+        objects = [*(job[2] for job in jobs), str(Path(scratch) / "driver.o")]
+        _run([*compiler, *objects, "-o", str(folder / "driver"), "-lm"])
+    return folder / "driver"
+
+
 def _objects(scratch: Path, of_kernels: Dict[str, List[str]]) -> List[Sequence]:
     """``(source, flags, object)`` of every compilation."""
     jobs = []
@@ -164,8 +183,12 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=PACKAGE, help="folder (the package itself if not given)")
     parser.add_argument("--sanitize", action="store_true", help="with address and undefined-behaviour sanitizers")
     parser.add_argument("--target", choices=list(TARGETS), help="another platform, through ziglang")
+    parser.add_argument("--driver", type=Path, metavar="FOLDER", help="build the test program for the target instead")
     given = parser.parse_args()
-    print(build(given.to, given.target, given.sanitize))
+    if given.driver:
+        print(build_driver(given.driver, given.target or this_machine()))
+    else:
+        print(build(given.to, given.target, given.sanitize))
 
 
 if __name__ == "__main__":
