@@ -20,6 +20,7 @@ from app.jobs import run_job
 from app.trained import load_trained
 from app_runs import ROOT, compose_app, run_app
 from cfg.validation import ConfigError
+from encoders import load_encoder
 from myfla.models.sealed_file import read_sealed
 from myfla.testing import cases
 from runs import untrained
@@ -93,6 +94,13 @@ def test_embeddings_are_those_of_each_sequence_alone(tmp_path, run, truth, form,
     out = start(tmp_path, run, f"job.format={form}", f"job.per={per}", "job.part_sequences=101", "job.batch_tokens=200")
     assert_all_there(out, truth, per)
     assert len(list(out.glob("part-*"))) == 4
+
+
+def test_the_public_encoder_gives_the_same_of_raw_rows(tmp_path, run):
+    found = read_parts(start(tmp_path, run, "job.format=safetensors"))
+    raw = load_data(load_trained(run).config.data).test.sequences
+    for form in (list(raw), [x.tolist() for x in raw]):
+        assert torch.equal(load_encoder(run).encode(form), torch.stack(list(found.values())))
 
 
 def test_a_start_makes_only_what_is_missing(tmp_path, run, truth, monkeypatch):

@@ -222,3 +222,47 @@ def test_a_file_that_fails_on_the_way_leaves_nothing(tmp_path, runs, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             predict(tmp_path, runs["classes"], name)
         assert not list(tmp_path.glob("*out*")), name
+
+
+@cases(label=["cls", "t12"])
+def test_a_row_a_series_is_predicted_with_and_without_its_label(tmp_path, label):
+    """Also where the label's column is named like a step."""
+    steps = [f"t{i}" for i in range(12)]
+    draw = torch.Generator().manual_seed(0)
+    rows = [{**{name: repr(float(torch.randn((), generator=draw)) + i % 2) for name in steps}, label: str(i % 2)}
+            for i in range(30)]
+
+    def write(name, columns):
+        with open(tmp_path / name, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        return str(tmp_path / name)
+
+    path = write("train.csv", [label, *steps])
+    run = untrained(tmp_path / "run", "data=table", "data.layout=wide", f"data.train_path={path}",
+                    f"data.label={label}")
+    assert load_trained(run).pipeline.width == 1
+    files = [path, write("bare.csv", steps), write("turned.csv", [*steps[::-1], label])]
+    found = [rows_of(predict(tmp_path, run, f"{i}.csv", f"job.input={path}")) for i, path in enumerate(files)]
+    assert len(found[0]) == 30
+    for other in found[1:]:
+        assert [{**row, "file": ""} for row in other] == [{**row, "file": ""} for row in found[0]]
+
+
+def test_rows_of_lists_are_predicted_with_their_ids(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    lengths = [1 + i % 4 for i in range(24)]
+    columns = {"who": [f"w{i}" for i in range(24)], "class": [str(i % 2) for i in range(24)],
+               "b": [torch.randn(n).tolist() for n in lengths], "a": [torch.randn(n).tolist() for n in lengths]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    new = {name: columns[name] for name in ("a", "who", "b")}
+    pq.write_table(pa.table(new), tmp_path / "new.parquet")
+    run = untrained(tmp_path / "run", "data=table", "data.layout=lists", "data.sequence=who", "data.label=class",
+                    f"data.train_path={tmp_path / 'train.parquet'}")
+    old, got = (rows_of(predict(tmp_path, run, f"{name}.csv", f"job.input={tmp_path / name}.parquet")) for name in
+                ("train", "new"))
+    assert [row["id"] for row in got] == columns["who"]
+    assert [{**row, "file": ""} for row in got] == [{**row, "file": ""} for row in old]
