@@ -69,10 +69,8 @@ def _data_given() -> bool:
 
 
 def _check_packages(config: "AppConfig") -> None:
-    job, data = config.job.name, config.data.name
+    job = config.job.name
     _need(_APP, "app", f"job {job!r}")
-    if job == "train" and data == "table":
-        _need(("pyarrow",), "parquet", "data=table")
     output = getattr(config.job, "output", None)
     if job == "stream" and output is not None and output.endswith(".parquet"):
         _need(("pyarrow",), "parquet", f"job.output={output!r}")

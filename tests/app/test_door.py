@@ -1,5 +1,7 @@
 """What is said at the door: paths as people type them, refusals before torch is loaded, settings that do not fit."""
 
+import sys
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -170,3 +172,17 @@ def test_a_file_that_is_trained_and_tested_on_is_named(tmp_path, caplog, source)
     load_data(config)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"{name}: both trained and tested on; the test figures say nothing of new data"]
+
+
+def test_csv_needs_no_more_than_python_and_parquet_says_what_it_needs(tmp_path, monkeypatch):
+    from app.preflight import check_start
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.csv").write_text(BODY)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    config = compose_app(["data=table", f"data.train_path={tmp_path / 'a.csv'}", *(
+        f"data.{key}={value}" for key, value in COLUMNS.items())])
+    check_start(config)
+    assert load_data(config.data).input_size == 1
+    with pytest.raises(DataError, match="a.parquet: Parquet needs the package 'pyarrow'; pip install 'myfla.parquet.'"):
+        check_start(compose_app(["data=table", f"data.train_path={tmp_path / 'a.parquet'}"]))
