@@ -22,8 +22,8 @@ LANES = 16
 """Head sizes of some families are filled up to a multiple of this: products of odd sizes are slow, and depend on
 alignment."""
 
-LARGEST = 8 * 1024 * 1024
-"""Numbers in one tensor (32 MB of float32): a C library maps larger requests anew, and gives back to the system what
+LARGEST = 4 * 1024 * 1024
+"""Numbers in one tensor (16 MB of float32): a C library maps larger requests anew, and gives back to the system what
 many small ones leave behind; either way every page of the next call's is a fault."""
 
 

@@ -10,7 +10,7 @@ import torch
 
 from myfla.ops._delta.chunk.contract import ChunkGrads
 from myfla.ops._delta.chunk.inverse import unit_lower_inverse
-from myfla.ops._delta.chunk.residuals import Residuals
+from myfla.ops._delta.chunk.residuals import Residuals, head_groups
 from myfla.ops._delta.chunk.scan import ScanGrads, recompute_states, scan, scan_bwd
 from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.layout import Block, sort_rows, unsort_rows
@@ -40,12 +40,12 @@ def chunk_fwd(
     heads, key, value = v.shape[2], x[1].shape[3], v.shape[3]
     out = v.new_empty(v.shape, dtype=plan.out_dtype)
     final = _states(initial_state, plan, (heads, key, value), v)
-    residuals = Residuals(plan, heads, key, value)
+    residuals = Residuals.of(plan, x)
     for few, many in head_groups(plan, x[1].shape[2], heads):
         states, mine = part(final, many, 1), [part(t, few if t.shape[2] != heads else many, 2) for t in x]
         running, count = states.contiguous().view(-1, key, value), states.shape[1]
         workspace = Workspace(v, plan.dtype, largest_block(plan) * count)
-        kept = residuals.of_heads(saved, many.start, count) if saved else {}
+        kept = residuals.of_heads(saved, many.start) if saved else {}
         for group in plan.layout.groups:
             for block in group:
                 here = residuals.of_block(kept, block, count) if kept else {}
@@ -94,7 +94,7 @@ def chunk_bwd(
     heads, key, value = do.shape[2], x[1].shape[3], do.shape[3]
     grads = [t.new_empty(t.shape) for t in x]
     dinitial = _states(dfinal, plan, (heads, key, value), do)
-    residuals = Residuals(plan, heads, key, value)
+    residuals = Residuals.of(plan, x)
     for few, many in head_groups(plan, x[1].shape[2], heads):
         dstates, mine, written = part(dinitial, many, 1), [], []
         for t, grad in zip(x, grads):
@@ -103,7 +103,7 @@ def chunk_bwd(
             written.append(part(grad, at, 2))
         running, count = dstates.contiguous().view(-1, key, value), dstates.shape[1]
         workspace = Workspace(do, plan.dtype, largest_block(plan) * count)
-        kept = residuals.of_heads(saved, many.start, count)
+        kept = residuals.of_heads(saved, many.start)
         for group in plan.layout.groups:
             for block in reversed(group):
                 here = residuals.of_block(kept, block, count)
@@ -142,13 +142,6 @@ def _backward_block(
     scan_bwd(block, heads, c, A_inv_T, states, v_new, running, d, room, fresh, last)
     found = ChunkGrads(out, dv_in, d.qk_in, d.k_out, d.g_last, after, v_new)
     plan.family.prepare_bwd(block, x, plan, buffers, c, found, grads)
-
-
-def head_groups(plan: Plan, heads: int, value_heads: int) -> List[Tuple[slice, slice]]:
-    """Which heads of q and k, and which of v, are worked on together."""
-    step, group = plan.layout.block_heads or heads, value_heads // heads
-    firsts = range(0, heads, step)
-    return [(slice(a, a + step), slice(a * group, min(a + step, heads) * group)) for a in firsts]
 
 
 def largest_block(plan: Plan) -> int:

@@ -12,40 +12,45 @@ from myfla.ops._delta.layout import Block
 class _Part(NamedTuple):
     tensor: int  # which of those that are kept
     start: int
-    each: int  # matrices of each value head
+    matrices: int
     shape: Tuple[int, ...]  # of a matrix
 
 
 class Residuals:
-    """Which tensors there are, and where in them each named part lies: its matrices for the first value heads, for the
-    next, and so on.
+    """Which tensors there are, and where in them each named part of some value heads lies.
 
     Args:
         plan: of the call.
-        heads, key, value: HV, K and V.
+        groups: how many value heads are worked on together, one group after another.
+        key, value: K and V.
 
     Attributes:
         sizes: of the tensors.
         complete: whether the states before every chunk are kept.
     """
 
-    def __init__(self, plan: Plan, heads: int, key: int, value: int) -> None:
+    def __init__(self, plan: Plan, groups: Sequence[int], key: int, value: int) -> None:
         layout, chunk = plan.layout, plan.layout.chunk
         shapes = _shapes(plan.family, chunk, key, value, plan.keep_tokens)
         self.complete, self.sizes = plan.keep_states, [0]
-        self.parts: Dict[str, _Part] = {}
-        for name, shape in shapes.items():
-            count = layout.openings if name == "states" and not self.complete else layout.total
-            size = -(-heads * count * math.prod(shape) // 16) * 16  # every part is aligned
-            if self.sizes[-1] and self.sizes[-1] + size > plan.largest_kept:
-                self.sizes.append(0)
-            self.parts[name] = _Part(len(self.sizes) - 1, self.sizes[-1], count, shape)
-            self.sizes[-1] += size
+        self.parts: Dict[int, Dict[str, _Part]] = {}  # by the first head of a group
+        first = 0
+        for heads in groups:
+            parts = self.parts[first] = {}
+            for name, shape in shapes.items():
+                count = layout.openings if name == "states" and not self.complete else layout.total
+                size = -(-heads * count * math.prod(shape) // 16) * 16  # every part is aligned
+                if self.sizes[-1] and self.sizes[-1] + size > plan.largest_kept:
+                    self.sizes.append(0)
+                parts[name] = _Part(len(self.sizes) - 1, self.sizes[-1], heads * count, shape)
+                self.sizes[-1] += size
+            first += heads
 
     @classmethod
     def of(cls, plan: Plan, x: Tensors) -> "Residuals":
         """Those of a call with the tensors x."""
-        return cls(plan, x[2].shape[2], x[1].shape[3], x[2].shape[3])
+        groups = [many.stop - many.start for _, many in head_groups(plan, x[1].shape[2], x[2].shape[2])]
+        return cls(plan, groups, x[1].shape[3], x[2].shape[3])
 
     @staticmethod
     def each(family: Family, chunk: int, key: int, value: int) -> List[Tuple[int, ...]]:
@@ -57,13 +62,12 @@ class Residuals:
         """The tensors, unwritten."""
         return [like.new_empty(size, dtype=dtype) for size in self.sizes]
 
-    def of_heads(self, tensors: Sequence[torch.Tensor], first: int, heads: int) -> Dict[str, torch.Tensor]:
-        """By name what belongs to some value heads, ``[matrices, ...]``: views."""
-        found = {}
-        for name, (tensor, start, count, shape) in self.parts.items():
-            each = count * math.prod(shape)
-            found[name] = tensors[tensor].narrow(0, start + first * each, heads * each).view(heads * count, *shape)
-        return found
+    def of_heads(self, tensors: Sequence[torch.Tensor], first: int) -> Dict[str, torch.Tensor]:
+        """By name what belongs to the group that begins with a value head, ``[matrices, ...]``: views."""
+        return {
+            name: tensors[tensor].narrow(0, start, matrices * math.prod(shape)).view(matrices, *shape)
+            for name, (tensor, start, matrices, shape) in self.parts[first].items()
+        }
 
     def of_block(self, of_heads: Dict[str, torch.Tensor], block: Block, heads: int) -> Dict[str, torch.Tensor]:
         """By name what belongs to a block; of the states those before every chunk, or those that it begins with."""
@@ -74,6 +78,13 @@ class Residuals:
         if not self.complete:
             found["states"] = of_heads["states"][block.opening(heads)]
         return found
+
+
+def head_groups(plan: Plan, heads: int, value_heads: int) -> List[Tuple[slice, slice]]:
+    """Which heads of q and k, and which of v, are worked on together."""
+    step, group = plan.layout.block_heads or heads, value_heads // heads
+    firsts = range(0, heads, step)
+    return [(slice(a, a + step), slice(a * group, min(a + step, heads) * group)) for a in firsts]
 
 
 def _shapes(family: Family, chunk: int, key: int, value: int, tokens: bool) -> Sizes:

@@ -57,7 +57,7 @@ def _kept_size(family: Family, given: Tuple[Any, ...]) -> Any:
     else:
         chunks = tokens // chunk + cu_seqlens.shape[0] - 1
     shapes = Residuals.each(family, chunk, key, value)
-    return chunks * heads * sum(math.prod(shape) for shape in shapes) + 16 * len(shapes)
+    return chunks * heads * sum(math.prod(shape) for shape in shapes) + 16 * len(shapes) * heads
 
 
 def _make(family: Family) -> Tuple[Any, Any]:
