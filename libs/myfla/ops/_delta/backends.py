@@ -27,6 +27,7 @@ from myfla.ops._delta.chunk.autograd import chunk_rule, loop_rule
 from myfla.ops._delta.dispatch import Backend, on_request, register, run
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
+from myfla.ops._delta.families.gla import GLA, SIMPLE_GLA
 from myfla.ops._delta.families.kda import KDA
 from myfla.ops._delta.native import native_problem, run_native
 from myfla.ops._delta.recurrent.loop import token_loop
@@ -123,6 +124,8 @@ def _bf16_problem(call: Call) -> Optional[str]:
         return "it takes the chunk form"
     if tracing(call.x[0]) and (call.cu_seqlens is not None or not takes_graph_ops()):
         return "it is recorded for dense batches and by a compiler only"
+    if call.family.name not in _BF16:
+        return "it has no form of this rule"
     count = 5 if call.family is DPLR else 3
     return bf16_problem(call.x[:count], *call.tensors[count:])
 
@@ -146,7 +149,7 @@ def _loop_problem(call: Call) -> Optional[str]:
     return None if call.form == "recurrent" else "it takes the recurrent form"
 
 
-for family in (GATED_DELTA, KDA, DPLR):
+for family in (GATED_DELTA, KDA, DPLR, GLA, SIMPLE_GLA):
     make_graph_op(family)
 register(Backend("official", "fla", _run_official, _official_problem, _official_reserve))
 register(Backend("naive", "naive", _run_naive, _naive_problem, on_request))

@@ -12,13 +12,15 @@ diagonal plus low rank (RWKV-7 "Goose", arXiv 2503.14456, transposed)::
 
     S    <- diag(exp(gk_t)) S + b_t (a_t^T S)^T + k_t v_t^T        a reads the state before it decays
     o_t   = scale * S^T q_t
+
+Without a correction (gated linear attention, arXiv 2312.06635): ``S <- exp(g_t) S + k_t v_t^T``.
 """
 
 from typing import List, Tuple
 
 import torch
 
-__all__ = ["delta_loop", "dplr_loop"]
+__all__ = ["delta_loop", "dplr_loop", "gla_loop"]
 
 
 def delta_loop(
@@ -70,4 +72,27 @@ def dplr_loop(
         state = state * gk[:, t, :, :, None].exp() + b[:, t, :, :, None] * read
         state = state + k[:, t, :, :, None] * v[:, t, :, None, :]
         outputs.append((q[:, t, :, :, None] * state).sum(-2))
+    return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state
+
+
+def gla_loop(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, scale: float, state: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """A decaying sum of key-value products, all in one dtype.
+
+    Args:
+        q, k: ``[B, T, H, K]``.
+        v: ``[B, T, H, V]``.
+        g: ``[B, T, H]`` or ``[B, T, H, K]`` log decay.
+        scale: factor on q.
+        state: ``[B, H, K, V]``.
+
+    Returns:
+        o ``[B, T, H, V]`` and the final state.
+    """
+    q, g = q * scale, g if g.dim() == 4 else g.unsqueeze(-1)
+    outputs: List[torch.Tensor] = []
+    for t in range(q.shape[1]):
+        state = state * g[:, t, :, :, None].exp() + k[:, t, :, :, None] * v[:, t, :, None, :]
+        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
     return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state

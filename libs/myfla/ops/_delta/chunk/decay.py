@@ -7,7 +7,7 @@ Differences are taken before the exponential and in float64 where the device has
 """
 
 import math
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 
@@ -38,13 +38,13 @@ class TokenDecays(NamedTuple):
 
 
 def token_decays(
-    block: Block, g: torch.Tensor, beta: torch.Tensor, scale: float, dtype: torch.dtype
+    block: Block, g: torch.Tensor, beta: Optional[torch.Tensor], scale: float, dtype: torch.dtype
 ) -> Tuple[torch.Tensor, TokenDecays]:
     """``c [M, C]``, in float64 where there is, and the decays of one block.
 
     Args:
         block: which chunks.
-        g, beta: ``[B, T, HV]``.
+        g, beta: ``[B, T, HV]``; beta is one where it is None.
         scale: the queries' factor.
         dtype: what is computed in.
     """
@@ -53,7 +53,10 @@ def token_decays(
     block.load(g.unsqueeze(-1), split_heads(c, heads))
     c = c.clamp_(min=FLOOR).cumsum_(1)
     weight = g.new_empty(c.shape, dtype=dtype)
-    block.load(beta.unsqueeze(-1), split_heads(weight, heads))
+    if beta is None:
+        weight.fill_(1.0)
+    else:
+        block.load(beta.unsqueeze(-1), split_heads(weight, heads))
     exp_g, to_end = _exp(c.clone(), weight), _exp(c[:, -1:] - c, weight)
     return c[..., 0], TokenDecays(exp_g[:, -1:], to_end, weight, weight * to_end, torch.cat([exp_g * scale, exp_g], 1))
 

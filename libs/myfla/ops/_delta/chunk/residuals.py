@@ -89,5 +89,6 @@ def head_groups(plan: Plan, heads: int, value_heads: int) -> List[Tuple[slice, s
 
 def _shapes(family: Family, chunk: int, key: int, value: int, tokens: bool) -> Sizes:
     always, short = family.residuals(chunk, key, value)
-    shapes: Sizes = {"states": (key, value), "v_new": (chunk, value), "A_inv_T": (chunk, chunk), **always}
+    solved: Sizes = {"A_inv_T": (chunk, chunk)} if family.corrects else {}
+    shapes: Sizes = {"states": (key, value), "v_new": (chunk, value), **solved, **always}
     return {**shapes, **short} if tokens else shapes

@@ -44,6 +44,7 @@ class Family:
         block_factor: how many times the usual block of chunks is worked on together.
         fuses_l2norm: whether `prepare` normalises queries and keys; otherwise they come normalised.
         fills_heads: whether head sizes are filled up to whole vectors.
+        corrects: whether there is a triangular system, the delta rule's correction.
         kernels: the official functions, by form.
         step: the recurrent form.
     """
@@ -55,6 +56,7 @@ class Family:
     block_factor = 1
     fuses_l2norm = False
     fills_heads = False
+    corrects = True
     kernels: Dict[str, Kernel] = {}
     step = StepRule()
 

@@ -12,7 +12,7 @@ import torch
 from myfla.ops._delta.call import Call
 from myfla.utils.l2norm import l2norm, l2norm_
 
-__all__ = ["DeltaStep", "DplrStep", "KdaStep", "StepRule"]
+__all__ = ["DeltaStep", "DplrStep", "GlaStep", "KdaStep", "StepRule"]
 
 LARGE = 1 << 18
 """Elements of all states from which on bags are worth their call."""
@@ -194,3 +194,41 @@ class DplrStep(StepRule):
         found, read = torch.bmm(torch.stack((a, q * decay), dim=1), state).unbind(1)
         o = read + own[:, 0] * found + own[:, 1] * v
         return o, state * decay.unsqueeze(2) + torch.bmm(writes.transpose(1, 2), torch.stack((found, v), dim=1))
+
+
+class GlaStep(StepRule):
+    """``S <- exp(g) S + k v^T,  o = q^T S``. Inputs: q, k, v, g (one number, or one for each key channel), and log decays
+    of value channels."""
+
+    def tokens(self, call: Call) -> Tokens:
+        return (*call.x, *(call.more or (None,)))
+
+    def ready(self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype) -> Iterator[Any]:
+        q, k, v, g, gv = x
+        (heads, size), key = v.shape[-2:], k.shape[-1]
+        width = key if g.dim() == v.dim() else 1
+        q, k = (as_dtype(t, dtype) for t in (q, k))
+        if heads != k.shape[-2]:
+            q, k = (t.repeat_interleave(heads // k.shape[-2], dim=-2) for t in (q, k))
+        values = as_dtype(v, dtype).reshape(-1, size)
+        each = zip(rows, *(_by_token(t, rows) for t in (q.reshape(-1, 1, key), k.reshape(-1, key, 1), values)),
+                   *(_by_token(t, counts) for t in (g, gv)))
+        for many, query, write, value, decay, of_value in each:
+            decays = [as_dtype(decay, dtype).reshape(many, width, 1).exp()]
+            if of_value is not None:
+                decays.append(as_dtype(of_value, dtype).reshape(many, 1, size).exp())
+            yield (query, write, value, *decays)
+
+    def update(self, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
+        q, k, v, *decays = step
+        for decay in decays:
+            state = torch.mul(state, decay, out=new)
+        new.addcmul_(k, v.unsqueeze(1))
+        return torch.bmm(q, new).squeeze(1)
+
+    def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        q, k, v, *decays = step
+        for decay in decays:
+            state = state * decay
+        state = torch.addcmul(state, k, v.unsqueeze(1))
+        return torch.bmm(q, state).squeeze(1), state

@@ -13,7 +13,7 @@ from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.sequences import first_state
 from myfla.utils.autocast import without_autocast
 
-__all__ = ["delta_step", "dplr_step", "kda_step"]
+__all__ = ["delta_step", "dplr_step", "gla_step", "kda_step"]
 
 
 def delta_step(call: Call) -> Result:
@@ -31,6 +31,27 @@ def kda_step(call: Call) -> Result:
 def dplr_step(call: Call) -> Result:
     """`recurrent.step.DplrStep` of a call with one token."""
     return _dplr(call.x[2], call)
+
+
+def gla_step(call: Call) -> Result:
+    """`recurrent.step.GlaStep` of a call with one token."""
+    return _gla(call.x[2], call)
+
+
+@without_autocast
+def _gla(v: torch.Tensor, call: Call) -> Result:
+    dtype, heads, state = call.dtype, v.shape[2], call.initial_state
+    q, k, v, g = call.x
+    q, k = (_per_value_head(x[:, 0].to(dtype), heads).unsqueeze(-1) for x in (q, k))
+    decay = g[:, 0].to(dtype).exp()
+    new = first_state(call) * (decay[..., None] if decay.dim() == 3 else decay[..., None, None])
+    for gv in call.more:
+        new = new if gv is None else new * gv[:, 0].to(dtype).exp().unsqueeze(-2)
+    new = new + k * v[:, 0].to(dtype).unsqueeze(2)
+    o = call.scale * (q * new).sum(2)
+    if call.inplace and state is not None:
+        new = state.copy_(new)
+    return o.to(call.out_dtype).unsqueeze(1), new
 
 
 @without_autocast

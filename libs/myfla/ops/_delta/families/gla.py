@@ -1,0 +1,175 @@
+"""Rules without the delta rule's correction: a decaying sum of key-value products, ``h <- exp(g) h + k v^T``.
+
+``SIMPLE_GLA`` has one decay a head (RetNet, Mamba-2's state space duality), ``GLA`` one for every key channel (gated
+linear attention, arXiv 2312.06635). No triangular system is to be solved: ``v_new = v`` in the notation of
+`chunk.contract`. The gradient of a log decay collects what crosses its step, as in `gated_delta`.
+"""
+
+from typing import Any, Dict, Tuple
+
+import torch
+
+from myfla.backends.official import Kernel
+from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.chunk.channels import Channels, token_grads
+from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
+from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, token_decays
+from myfla.ops._delta.families.base import Family, Plan, Sizes, Tensors
+from myfla.ops._delta.families.channel import ChannelFamily
+from myfla.ops._delta.families.dplr import decayed
+from myfla.ops._delta.families.rows import load_rows, store_rows
+from myfla.ops._delta.layout import Block
+from myfla.ops._delta.naive import gla_loop
+from myfla.ops._delta.recurrent.step import GlaStep
+from myfla.ops._delta.sequences import each_sequence, first_state
+from myfla.ops._delta.traced.step import gla_step
+from myfla.ops._delta.workspace import Buffers
+
+__all__ = ["GLA", "SIMPLE_GLA"]
+
+
+class _Sum(Family):
+    """What both share: ``q, k [B, T, H, K]``, ``v [B, T, HV, V]`` and a log decay g."""
+
+    inputs = ("q", "k", "v", "g")
+    corrects = False
+    step = GlaStep()
+
+    def naive(self, call: Call) -> Result:
+        q, k, v, g = call.x
+        repeats, dtype = v.shape[2] // q.shape[2], call.dtype
+        q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
+
+        def run(*given: torch.Tensor) -> Result:
+            q, k, v, g, state = given
+            return gla_loop(q, k, v, g, call.scale, state)
+
+        return each_sequence(run, [t.to(dtype) for t in (q, k, v, g)], first_state(call), call.cu_seqlens)
+
+    def official(self, call: Call) -> Dict[str, Any]:
+        q, k, v, g = call.x
+        repeats = v.shape[2] // q.shape[2]
+        q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
+        return {"q": q, "k": k, "v": v, **self.official_decays(call, g)}
+
+    def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:
+        """The log decays under their official names."""
+        return {"g": g}
+
+    def traced_step(self, call: Call) -> Result:
+        return gla_step(call)
+
+
+class SimpleGla(_Sum):
+    """``g [B, T, HV]``."""
+
+    name = "simple_gla"
+    traced_chunk = 32
+    block_factor = 2
+    kernels = {
+        "chunk": Kernel("fla.ops.simple_gla", "chunk_simple_gla"),
+        "recurrent": Kernel("fla.ops.simple_gla", "fused_recurrent_simple_gla"),
+    }
+
+    def residuals(self, chunk: int, key: int, value: int) -> Tuple[Sizes, Sizes]:
+        return {"decay_mask": (chunk, chunk), "A": (chunk, chunk)}, {"q": (chunk, key), "k": (chunk, key)}
+
+    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+        q, k, v, g = x
+        heads, chunk, key = v.shape[2], block.chunk, k.shape[3]
+        c, decays = token_decays(block, g, None, plan.scale, plan.dtype)
+        queries, keys, A = buffers.get("q", chunk, key), buffers.get("k", chunk, key), buffers.get("A", chunk, chunk)
+        if not buffers.known("q"):
+            load_rows(block, q, heads, queries)
+            load_rows(block, k, heads, keys)
+        if not buffers.again:
+            mask = decay_mask(c, buffers, buffers.get("decay_mask", chunk, chunk))
+            torch.bmm(queries, keys.transpose(1, 2), out=A).mul_(mask).mul_(plan.scale)
+        q_in = torch.mul(queries, decays.qk_in[:, :chunk], out=buffers.temporary("q_in", chunk, key))
+        k_out = torch.mul(keys, decays.k_out, out=buffers.temporary("k_out", chunk, key))
+        values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
+        return Chunks(decays.g_last_exp, q_in, k_out, A, values, extra=decays)
+
+    def prepare_bwd(
+        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+    ) -> None:
+        heads, chunk, key = x[2].shape[2], block.chunk, x[1].shape[3]
+        decays: TokenDecays = p.extra
+        queries, keys, A = buffers.get("q", chunk, key), buffers.get("k", chunk, key), buffers.get("A", chunk, chunk)
+
+        # Through the state.
+        dq, dk = d.qk_in.mul_(decays.qk_in[:, :chunk]), d.k_out.mul_(decays.k_out)
+        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers.temporary("dA", chunk, chunk))
+        product = buffers.temporary("product", chunk, key)
+        read = torch.mul(queries, dq, out=product).sum(-1, keepdim=True)
+        dg = read.flip(1).cumsum_(1).flip(1).add_(d.g_last * decays.g_last_exp)
+        wrote = torch.mul(keys, dk, out=product).sum(-1, keepdim=True)
+        dg[:, 1:].add_(wrote[:, :-1].cumsum(1))
+
+        # Within the chunk.
+        pairs = torch.mul(dA, A, out=buffers.temporary("pairs", chunk, chunk))
+        pairs.diagonal(dim1=1, dim2=2).zero_()  # a token's read of itself crosses no step
+        earlier = torch.ones(chunk, chunk, dtype=A.dtype, device=A.device).triu_(1)  # sums over the tokens before each
+        before = pairs.view(-1, chunk) @ earlier
+        dg.add_(before.view(-1, chunk, chunk).tril_().sum(1).unsqueeze(-1))
+        dA.mul_(buffers.get("decay_mask", chunk, chunk)).mul_(plan.scale)
+        dq.baddbmm_(dA, keys)
+        dk.baddbmm_(dA.transpose(1, 2), queries)
+        for found, out in zip((dq, dk, d.v_in, dg), (*grads[:3], grads[3].unsqueeze(-1))):
+            store_rows(block, found, heads, out)
+
+    def plain(self, x: Tensors, scale: float) -> Chunks:
+        q, k, v, g = x
+        mask, exp_g = sums_between(g).squeeze(-1).exp(), g.cumsum(-2).exp()
+        return Chunks(
+            exp_g[..., -1:, :], scale * exp_g * q, k * mask[..., -1, :].unsqueeze(-1),
+            scale * mask * (q @ k.transpose(-1, -2)), v,
+        )  # fmt: skip
+
+
+class Gla(ChannelFamily, _Sum):
+    """``g [B, T, HV, K]``."""
+
+    name = "gla"
+    rows = 1
+    kernels = {
+        "chunk": Kernel("fla.ops.gla", "chunk_gla"), "recurrent": Kernel("fla.ops.gla", "fused_recurrent_gla"),
+    }
+
+    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+        q, k, v, g = x
+        heads, chunk = v.shape[2], block.chunk
+
+        def load(left: torch.Tensor, right: torch.Tensor) -> None:
+            load_rows(block, q, heads, left).mul_(plan.scale)
+            load_rows(block, k, heads, right)
+
+        c = self.weigh(block, g, load, buffers)
+        values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
+        return Chunks(c.g_last, c.left, c.out, c.A, values, extra=c)
+
+    def prepare_bwd(
+        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+    ) -> None:
+        c: Channels = p.extra
+        chunk, heads = block.chunk, x[2].shape[2]
+        store_rows(block, d.v_in, heads, grads[2])
+        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers.temporary("dA", chunk, chunk))
+        dleft, dright, dg = token_grads(c, self.before, chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
+        for found, out in zip((dleft.mul_(plan.scale), dright, dg), (grads[0], grads[1], grads[3])):
+            store_rows(block, found, heads, out)
+
+    def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:
+        if call.form == "chunk":
+            return {"g": g}
+        return {"gk": g, **dict(zip(("gv",), call.more))}
+
+    def plain(self, x: Tensors, scale: float) -> Chunks:
+        q, k, v, g = x
+        pair, exp_g, q = sums_between(g).exp(), g.cumsum(-2).exp(), q * scale
+        return Chunks(
+            exp_g[..., -1, :].unsqueeze(-1), q * exp_g, k * pair[..., -1, :, :], decayed(q, k, pair), v,
+        )  # fmt: skip
+
+
+GLA, SIMPLE_GLA = Gla(), SimpleGla()
