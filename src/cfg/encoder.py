@@ -8,23 +8,26 @@ from cfg.encoder_delta import (
     GatedDeltaNetEncoderConfig,
     GatedDeltaProductEncoderConfig,
     GDN2EncoderConfig,
+    KDAEncoderConfig,
 )
-from cfg.encoder_linear import DeltaNetEncoderConfig
+from cfg.encoder_linear import DeltaNetEncoderConfig, GLAEncoderConfig
 from cfg.encoder_rnn import GRUEncoderConfig, LSTMEncoderConfig, RNNEncoderConfig
 from cfg.encoder_rwkv7 import RWKV7EncoderConfig
 
 __all__ = ["BACKENDS", "DIRECTIONS", "ENCODER_CONFIGS", "MODES", "POOLINGS", "STEMS", "CombaEncoderConfig",
-           "DeltaNetEncoderConfig", "EncoderConfig", "GDN2EncoderConfig", "GRUEncoderConfig",
-           "GatedDeltaNetEncoderConfig", "GatedDeltaProductEncoderConfig", "LSTMEncoderConfig", "RNNEncoderConfig",
-           "RWKV7EncoderConfig"]
+           "DeltaNetEncoderConfig", "EncoderConfig", "GDN2EncoderConfig", "GLAEncoderConfig", "GRUEncoderConfig",
+           "GatedDeltaNetEncoderConfig", "GatedDeltaProductEncoderConfig", "KDAEncoderConfig", "LSTMEncoderConfig",
+           "RNNEncoderConfig", "RWKV7EncoderConfig"]
 
 ENCODER_CONFIGS: Dict[str, Type[EncoderConfig]] = {
     "gated_deltanet": GatedDeltaNetEncoderConfig,
     "rwkv7": RWKV7EncoderConfig,
+    "kda": KDAEncoderConfig,
     "delta_net": DeltaNetEncoderConfig,
     "gated_deltaproduct": GatedDeltaProductEncoderConfig,
     "gdn2": GDN2EncoderConfig,
     "comba": CombaEncoderConfig,
+    "gla": GLAEncoderConfig,
     "gru": GRUEncoderConfig,
     "lstm": LSTMEncoderConfig,
 }

@@ -8,7 +8,7 @@ from cfg.encoder_base import BACKENDS, MODES, EncoderConfig
 from cfg.validation import Fields
 
 __all__ = ["CombaEncoderConfig", "DeltaHeadsConfig", "GDN2EncoderConfig", "GatedDeltaNetEncoderConfig",
-           "GatedDeltaProductEncoderConfig"]
+           "GatedDeltaProductEncoderConfig", "KDAEncoderConfig"]
 
 GATE_ACTIVATIONS = ("swish", "silu", "sigmoid")
 
@@ -87,6 +87,36 @@ class GatedDeltaNetEncoderConfig(DeltaHeadsConfig):
         Fields(self, "encoder").choice("output_gate_activation", GATE_ACTIVATIONS)
         if self.attn is not None:
             self.attn = check_attention(self.attn, self.hidden_size, self.num_layers)
+
+
+@dataclass
+class KDAEncoderConfig(DeltaHeadsConfig):
+    """An encoder of Kimi Delta Attention layers (`myfla.layers.KimiDeltaAttention`).
+
+    Args:
+        allow_neg_eigval, safe_gate: as in the layer.
+        lower_bound: least log decay of a step, a negative number; null for none. ``safe_gate`` needs one.
+
+    Example:
+        >>> KDAEncoderConfig(input_size=12, lower_bound=-5.0).name
+        'kda'
+    """
+
+    flags: ClassVar[Tuple[str, ...]] = ("allow_neg_eigval", "safe_gate")
+
+    name: str = "kda"
+    expand_v: float = 1.0
+    allow_neg_eigval: bool = False
+    safe_gate: bool = False
+    lower_bound: Optional[float] = None
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "encoder")
+        if self.lower_bound is not None:
+            fields.number("lower_bound", -1000, 0, open_high=True)
+        elif self.safe_gate:
+            raise fields.error("lower_bound", "must be set with encoder.safe_gate=true", None, "use -5.0")
 
 
 @dataclass

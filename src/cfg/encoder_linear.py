@@ -1,4 +1,4 @@
-"""The configs of encoders whose layers divide their width into heads: DeltaNet."""
+"""The configs of encoders whose layers divide their width into heads: DeltaNet and gated linear attention."""
 
 from dataclasses import dataclass
 from typing import Optional, Tuple
@@ -6,10 +6,11 @@ from typing import Optional, Tuple
 from cfg.encoder_base import BACKENDS, MODES, EncoderConfig
 from cfg.validation import Fields
 
-__all__ = ["DeltaNetEncoderConfig", "WidthHeadsConfig"]
+__all__ = ["DeltaNetEncoderConfig", "GLAEncoderConfig", "WidthHeadsConfig"]
 
 QK_ACTIVATIONS = ("silu", "relu", "elu", "identity")
 QK_NORMS = ("l2", "sum")
+ACTIVATIONS = ("relu", "sigmoid", "logsigmoid", "silu", "swish", "sqrelu", "gelu")
 
 
 @dataclass
@@ -91,3 +92,46 @@ class DeltaNetEncoderConfig(WidthHeadsConfig):
             fields.flag(flag)
         fields.choice("qk_activation", QK_ACTIVATIONS)
         fields.choice("qk_norm", QK_NORMS)
+
+
+@dataclass
+class GLAEncoderConfig(WidthHeadsConfig):
+    """An encoder of gated linear attention layers (`myfla.layers.GatedLinearAttention`).
+
+    Args:
+        num_kv_heads: heads of keys and values, which divide those of queries; null means as many.
+        feature_map: activation of queries and keys, or null for none.
+        use_output_gate, gate_fn, gate_logit_normalizer, gate_low_rank_dim: as in the layer.
+        clamp_min: least log decay of a step, a negative number; null for none.
+
+    Example:
+        >>> GLAEncoderConfig(input_size=12, feature_map="relu").name
+        'gla'
+    """
+
+    name: str = "gla"
+    expand_k: float = 0.5
+    use_short_conv: bool = False
+    num_kv_heads: Optional[int] = None
+    feature_map: Optional[str] = None
+    use_output_gate: bool = True
+    gate_fn: str = "swish"
+    gate_logit_normalizer: int = 16
+    gate_low_rank_dim: int = 16
+    clamp_min: Optional[float] = None
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "encoder")
+        fields.integer("num_kv_heads", 1, 4096, optional=True)
+        if self.num_kv_heads is not None and self.resolved_num_heads % self.num_kv_heads:
+            raise fields.error("num_kv_heads", f"must divide the number of heads, {self.resolved_num_heads}",
+                               self.num_kv_heads)
+        if self.feature_map is not None:
+            fields.choice("feature_map", ACTIVATIONS)
+        fields.flag("use_output_gate")
+        fields.choice("gate_fn", ACTIVATIONS)
+        fields.integer("gate_logit_normalizer", 1, 4096)
+        fields.integer("gate_low_rank_dim", 1, 1 << 16)
+        if self.clamp_min is not None:
+            fields.number("clamp_min", -1000, 0, open_high=True)

@@ -37,6 +37,24 @@ def make(cls, **changes):
     return cls(**{"name": "x", "input_size": 3, **changes} if cls is EncoderConfig else {"input_size": 3, **changes})
 
 
+BOUNDS = ("clamp_min", "lower_bound")  # negative, or null for none
+SIZES = [field for field in fields_of("float") if field[1] not in BOUNDS]
+
+
+@cases(field=[field for field in fields_of("float") if field[1] in BOUNDS], value=[math.nan, -math.inf, 0.0, 1, True])
+def test_a_bound_of_log_decays_is_negative(field, value):
+    cls, name = field
+    with raises(ConfigError, f"encoder.{name} must be a finite number from -1000 and below 0"):
+        make(cls, **{name: value})
+    for fine in (None, -1, -0.5):
+        assert getattr(make(cls, **{name: fine}), name) == fine
+
+
+def test_a_safe_gate_needs_a_bound():
+    with raises(ConfigError, "encoder.lower_bound must be set with encoder.safe_gate=true; got None; use -5.0"):
+        make(ENCODER_CONFIGS["kda"], safe_gate=True)
+
+
 @cases(field=fields_of("int"), value=[0, -1, 1.0, 1.5, math.nan, math.inf, HUGE, True, "4", [4], "???"])
 def test_a_bad_integer_is_refused_by_its_key(field, value):
     cls, name = field
@@ -44,14 +62,14 @@ def test_a_bad_integer_is_refused_by_its_key(field, value):
         make(cls, **{name: value})
 
 
-@cases(field=fields_of("float"), value=[math.nan, math.inf, -math.inf, HUGE, -1, True, "0.5", None, [0.5]])
+@cases(field=SIZES, value=[math.nan, math.inf, -math.inf, HUGE, -1, True, "0.5", None, [0.5]])
 def test_a_bad_number_is_refused_by_its_key(field, value):
     cls, name = field
     with raises(ConfigError, f"encoder.{name} must be a finite number ", f"; got {value!r}"[:40]):
         make(cls, **{name: value})
 
 
-@cases(field=[f for f in fields_of("float") if f[1] != "dropout"])
+@cases(field=[f for f in SIZES if f[1] != "dropout"])
 def test_zero_is_no_size_and_no_epsilon(field):
     cls, name = field
     with raises(ConfigError, f"encoder.{name} must be a finite number above 0 to "):
@@ -65,7 +83,7 @@ def test_a_bad_flag_is_refused_by_its_key(field, value):
         make(cls, **{name: value})
 
 
-WORDS = [field for field in fields_of("str") if field[1] not in ("name", "pretrained")]
+WORDS = [field for field in fields_of("str") if field[1] not in ("name", "pretrained", "feature_map")]
 
 
 @cases(field=WORDS, value=["", "caussal", "CHUNK", 1, None, math.nan, ["mean"]])

@@ -22,6 +22,11 @@ CHANGED = {
     "gated_deltaproduct": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent",
                                use_short_conv=False, conv_size=3, conv_bias=True, use_output_gate=False,
                                use_forget_gate=False, allow_neg_eigval=False, num_householder=3, backend="naive"),
+    "kda": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,
+                conv_size=3, conv_bias=True, allow_neg_eigval=True, safe_gate=True, lower_bound=-4.0, backend="naive"),
+    "gla": dict(num_heads=2, expand_k=1.0, expand_v=1.5, mode="fused_recurrent", use_short_conv=True, conv_size=3,
+                conv_bias=True, num_kv_heads=2, feature_map="relu", use_output_gate=False, gate_fn="sigmoid",
+                gate_logit_normalizer=8, gate_low_rank_dim=4, clamp_min=-0.5, backend="naive"),
     "gdn2": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,
                  conv_size=3, conv_bias=True, allow_neg_eigval=True, backend="naive"),
     "comba": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,
@@ -45,8 +50,8 @@ def test_every_own_field_is_tried_below(name):
 @cases(setting=SETTINGS)
 def test_every_own_field_reaches_every_layer(setting):
     name, flag = setting
-    value = CHANGED[name][flag]
-    encoder = build(name, direction="bidirectional", **{flag: value})
+    value, needed = CHANGED[name][flag], {"safe_gate": {"lower_bound": -4.0}}.get(flag, {})
+    encoder = build(name, direction="bidirectional", **{flag: value}, **needed)
     for i, block in enumerate([*encoder.blocks, *encoder.backward_blocks]):
         assert getattr(block.mixer, flag) == value
         assert block.mixer.layer_idx == i % 2

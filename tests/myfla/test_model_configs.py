@@ -58,14 +58,15 @@ def test_tied_weights_are_one_parameter(kind):
 
 @cases(kind=KINDS)
 def test_settings_reach_the_blocks(kind):
-    if kind in ("delta_net", "gated_deltaproduct"):
+    if kind in ("delta_net", "gated_deltaproduct", "kda"):
         model = small_model(kind, use_short_conv=True, conv_size=3, hidden_act="powlu", attn_mode="fused_recurrent",
                             norm_eps=1e-3, expand_v=2.0)
         attn = model.model.layers[1].attn
         assert (attn.conv_size, attn.mode, attn.layer_idx, attn.expand_v) == (3, "fused_recurrent", 1, 2.0)
         assert model.model.layers[0].mlp.hidden_act == "powlu" and model.model.norm.eps == 1e-3
         own = {"delta_net": dict(use_beta=False, qk_norm="sum", qk_activation="elu", use_gate=False, expand_k=2.0),
-               "gated_deltaproduct": dict(num_householder=3, use_forget_gate=False, use_output_gate=False)}[kind]
+               "gated_deltaproduct": dict(num_householder=3, use_forget_gate=False, use_output_gate=False),
+               "kda": dict(safe_gate=True, lower_bound=-4.0, allow_neg_eigval=True)}[kind]
         attn = small_model(kind, **own).model.layers[1].attn
         assert {name: getattr(attn, name) for name in own} == own
     elif kind == "gated_deltanet":

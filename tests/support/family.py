@@ -11,7 +11,9 @@ from myfla.ops.comba import chunk_comba, fused_recurrent_comba
 from myfla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
 from myfla.ops.gated_delta_product import chunk_gated_delta_product, fused_recurrent_gated_delta_product
 from myfla.ops.gdn2 import chunk_gdn2, fused_recurrent_gdn2
+from myfla.ops.gla import chunk_gla, fused_recurrent_gla
 from myfla.ops.kda import chunk_kda, fused_recurrent_kda
+from myfla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
 
 
 class Member(NamedTuple):
@@ -35,6 +37,8 @@ MEMBERS: Dict[str, Member] = {
         options=(("num_householder", 3),)),
     "comba": Member(chunk_comba, fused_recurrent_comba, ("p", "g", "beta")),
     "kda": Member(chunk_kda, fused_recurrent_kda, ("gk", "beta")),
+    "gla": Member(chunk_gla, fused_recurrent_gla, ("gk",), renamed=(("gk", "g"),), l2norm=False, corrects=False),
+    "simple_gla": Member(chunk_simple_gla, fused_recurrent_simple_gla, ("g",), l2norm=False, corrects=False),
     "gdn2": Member(chunk_gdn2, fused_recurrent_gdn2, ("gk", "b", "w")),
 }
 

@@ -23,6 +23,16 @@ VARIANTS: Dict[str, Dict[str, Dict[str, Any]]] = {
         "": dict(head_dim=4, num_heads=2),
         "grouped": dict(head_dim=4, num_heads=2, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True),
     },
+    "KimiDeltaAttention": {
+        "": dict(head_dim=4, num_heads=2, num_v_heads=4, expand_v=1.5),
+        "bounded": dict(head_dim=4, num_heads=2, safe_gate=True, lower_bound=-4.0, allow_neg_eigval=True,
+                        use_short_conv=False),
+    },
+    "GatedLinearAttention": {
+        "": dict(num_heads=2, expand_k=1.0),
+        "shared": dict(num_heads=2, num_kv_heads=1, use_short_conv=True, feature_map="relu", clamp_min=-0.05,
+                       fuse_norm=False, gate_fn="sigmoid"),
+    },
     "Comba": {
         "": dict(head_dim=4, num_heads=2, num_v_heads=4),
         "plain": dict(head_dim=4, num_heads=2, use_output_correction=False, use_inner_decay=False,

@@ -22,8 +22,10 @@ from myfla.ops.comba import naive_recurrent_comba
 from myfla.ops.gated_delta_rule import naive_chunk_gated_delta_rule, naive_recurrent_gated_delta_rule
 from myfla.ops.gdn2 import naive_recurrent_gdn2
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
+from myfla.ops.gla import naive_recurrent_gla
 from myfla.ops.kda import fused_kda_gate
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7
+from myfla.ops.simple_gla import naive_recurrent_simple_gla
 from small_encoders import small
 from small_models import VOCABULARY, small_model
 from state_subjects import OPS, op_state
@@ -111,10 +113,11 @@ def _member(name, form, **sizes):
     return Call(lambda dtype: getattr(family.MEMBERS[name], form), arguments)
 
 
-def _naive_member(name, function):
+def _naive_member(name, function, renamed=(), **options):
     def arguments():
         given = family.inputs(name, tokens=5, dtype=torch.float32)
-        return {**given, "scale": 0.5, "initial_state": _draw(2, 2, 8, 12), "output_final_state": True}
+        given.update({theirs: given.pop(ours) for theirs, ours in renamed})
+        return {**given, **options, "initial_state": _draw(2, 2, 8, 12), "output_final_state": True}
 
     return Call(lambda dtype: function, arguments)
 
@@ -263,8 +266,10 @@ SUBJECTS: Dict[str, Call] = {
     **{getattr(member, form).__name__: _member(name, form)
        for name, member in family.MEMBERS.items() for form in ("chunk", "recurrent")},
     **{f"{name}_packed": _member(name, "chunk", batch=1) for name in family.MEMBERS},
-    "naive_recurrent_comba": _naive_member("comba", naive_recurrent_comba),
-    "naive_recurrent_gdn2": _naive_member("gdn2", naive_recurrent_gdn2),
+    "naive_recurrent_comba": _naive_member("comba", naive_recurrent_comba, scale=0.5),
+    "naive_recurrent_gdn2": _naive_member("gdn2", naive_recurrent_gdn2, scale=0.5),
+    "naive_recurrent_simple_gla": _naive_member("simple_gla", naive_recurrent_simple_gla, scale=0.5),
+    "naive_recurrent_gla": _naive_member("gla", naive_recurrent_gla, renamed=[("gk", "g")]),
     "fused_kda_gate": _plain(fused_kda_gate, g=_draw(2, 5, 2, 4), A_log=_draw(2), dt_bias=_draw(8)),
     **{name: _family_layer(name) for name in family_layers.ALL},
     "GatedDeltaNet": Call(_gdn_layer, lambda: dict(
@@ -324,4 +329,5 @@ KNOWN_AS = {
     "chunk_dplr_delta_rule": "dplr_chunk", "fused_recurrent_dplr_delta_rule": "dplr_recurrent",
     "chunk_rwkv7": "rwkv7_chunk", "fused_recurrent_rwkv7": "rwkv7_recurrent",
     "fused_mul_recurrent_rwkv7": "rwkv7_fused_mul", "chunk_gdn": "gdn_chunk", "fused_recurrent_gdn": "gdn_recurrent",
+    "fused_chunk_gla": "chunk_gla", "fused_chunk_simple_gla": "chunk_simple_gla",
 }  # fmt: skip

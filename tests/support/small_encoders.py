@@ -4,7 +4,7 @@ import torch
 
 from encoders import build_encoder
 
-FAMILY = ("delta_net", "gated_deltaproduct", "gdn2", "comba")
+FAMILY = ("kda", "delta_net", "gated_deltaproduct", "gdn2", "comba", "gla")
 NAMES = ("gated_deltanet", "rwkv7", *FAMILY, "gru", "lstm")
 WOVEN = ("gated_deltanet", "rwkv7", *FAMILY)  # those whose layers can begin in a state of the layer before
 OWN = {
@@ -12,6 +12,8 @@ OWN = {
     "rwkv7": dict(num_heads=2),
     "delta_net": dict(num_heads=2, allow_neg_eigval=True, conv_size=3),
     "gated_deltaproduct": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, num_householder=3),
+    "kda": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, lower_bound=-4.0),
+    "gla": dict(num_heads=2, expand_k=1.0, use_short_conv=True, feature_map="relu"),
     "gdn2": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True),
     "comba": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, correction_factor=0.5),
 }

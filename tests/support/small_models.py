@@ -12,6 +12,7 @@ _SMALL = {
     "delta_net": dict(hidden_size=32, num_heads=2, intermediate_size=48, use_gate=True),
     "gated_deltaproduct": dict(hidden_size=32, head_dim=8, num_heads=2, intermediate_size=48, num_householder=2,
                                use_forget_gate=True, allow_neg_eigval=True),
+    "kda": dict(hidden_size=32, head_dim=8, num_heads=2, num_v_heads=4, expand_v=2.0, intermediate_size=48),
     "rwkv7": dict(hidden_size=32, head_dim=16, decay_low_rank_dim=8, gate_low_rank_dim=8, a_low_rank_dim=8,
                   v_low_rank_dim=8),
 }

@@ -6,6 +6,8 @@ from myfla.layers.delta_net import DeltaNet
 from myfla.layers.gated_deltanet import GatedDeltaNet
 from myfla.layers.gated_deltaproduct import GatedDeltaProduct
 from myfla.layers.gdn2 import GatedDeltaNet2
+from myfla.layers.gla import GatedLinearAttention
+from myfla.layers.kda import KimiDeltaAttention
 from myfla.layers.rwkv7 import RWKV7Attention
 
 __all__ = [
@@ -15,5 +17,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedDeltaNet2",
     "GatedDeltaProduct",
+    "GatedLinearAttention",
+    "KimiDeltaAttention",
     "RWKV7Attention",
 ]

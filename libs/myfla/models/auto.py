@@ -11,6 +11,7 @@ from myfla.models.gated_deltaproduct import (
     GatedDeltaProductForCausalLM,
     GatedDeltaProductModel,
 )
+from myfla.models.kda import KDAConfig, KDAForCausalLM, KDAModel
 from myfla.models.modeling_utils import FLAForCausalLM, FLAModel
 from myfla.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM, RWKV7Model
 from myfla.utils.errors import CheckpointError, message, nearest
@@ -23,6 +24,7 @@ MODELS: Dict[str, Classes] = {
     "gated_deltanet": (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
     "delta_net": (DeltaNetConfig, DeltaNetModel, DeltaNetForCausalLM),
     "gated_deltaproduct": (GatedDeltaProductConfig, GatedDeltaProductModel, GatedDeltaProductForCausalLM),
+    "kda": (KDAConfig, KDAModel, KDAForCausalLM),
     "rwkv7": (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
 }
 """By ``model_type``: config, model, language model."""

@@ -33,6 +33,7 @@ from myfla.models.configuration_utils import AttentionConfigBase
 from myfla.models.delta_net.modeling_delta_net import DeltaNetStack
 from myfla.models.gated_deltanet.modeling_gated_deltanet import GatedDeltaNetStack
 from myfla.models.gated_deltaproduct.modeling_gated_deltaproduct import GatedDeltaProductStack
+from myfla.models.kda.modeling_kda import KDAStack
 from myfla.models.language_model import LanguageModel
 from myfla.models.rwkv7.modeling_rwkv7 import RWKV7LanguageModel, RWKV7Stack
 from myfla.models.stack import Stack
@@ -48,6 +49,9 @@ __all__ = [
     "GatedDeltaProductConfig",
     "GatedDeltaProductForCausalLM",
     "GatedDeltaProductModel",
+    "KDAConfig",
+    "KDAForCausalLM",
+    "KDAModel",
     "RWKV7Config",
     "RWKV7ForCausalLM",
     "RWKV7Model",
@@ -111,6 +115,16 @@ class GatedDeltaProductConfig(_Config):
         super().__init__(**fields)
 
 
+class KDAConfig(_Config):
+    """`myfla.models.KDAConfig` for transformers."""
+
+    model_type = "kda"
+    plain = MODELS["kda"][0]
+
+    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+        super().__init__(**fields)
+
+
 class RWKV7Config(_Config):
     """`myfla.models.RWKV7Config` for transformers."""
 
@@ -127,7 +141,8 @@ class _Pretrained(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     stack: Type[Stack]
-    _no_split_modules = ["DeltaNetBlock", "GatedDeltaNetBlock", "GatedDeltaProductBlock", "RWKV7Block"]
+    _no_split_modules = ["DeltaNetBlock", "GatedDeltaNetBlock", "GatedDeltaProductBlock", "KDABlock",
+                         "RWKV7Block"]
     _skip_keys_device_placement = list(CACHES)
     _is_stateful = True
     _input_embed_layer = "embeddings"
@@ -220,6 +235,12 @@ class GatedDeltaProductModel(_Base, GatedDeltaProductStack):
     config_class = GatedDeltaProductConfig
 
 
+class KDAModel(_Base, KDAStack):
+    """`myfla.models.KDAModel` for transformers."""
+
+    config_class = KDAConfig
+
+
 class RWKV7Model(_Base, RWKV7Stack):
     """`myfla.models.RWKV7Model` for transformers."""
 
@@ -262,6 +283,12 @@ class GatedDeltaProductForCausalLM(_Language, LanguageModel):
     config_class, base = GatedDeltaProductConfig, GatedDeltaProductModel
 
 
+class KDAForCausalLM(_Language, LanguageModel):
+    """`myfla.models.KDAForCausalLM` for transformers."""
+
+    config_class, base = KDAConfig, KDAModel
+
+
 class RWKV7ForCausalLM(_Language, RWKV7LanguageModel):
     """`myfla.models.RWKV7ForCausalLM` for transformers."""
 
@@ -273,6 +300,7 @@ CLASSES: List[Tuple[Type[_Config], Type[_Base], Type[_Language]]] = [
     (GatedDeltaNetConfig, GatedDeltaNetModel, GatedDeltaNetForCausalLM),
     (DeltaNetConfig, DeltaNetModel, DeltaNetForCausalLM),
     (GatedDeltaProductConfig, GatedDeltaProductModel, GatedDeltaProductForCausalLM),
+    (KDAConfig, KDAModel, KDAForCausalLM),
     (RWKV7Config, RWKV7Model, RWKV7ForCausalLM),
 ]
 

@@ -128,7 +128,7 @@ class LanguageModel(Module):
             return self.lm_head(self._kept(hidden_states, logits_to_keep)), None
         if self.criterion is not None:
             return self._by_criterion(hidden_states, targets, num_items_in_batch)
-        if config.fuse_linear_cross_entropy:
+        if getattr(config, "fuse_linear_cross_entropy", False):
             loss = linear_cross_entropy(
                 hidden_states, self.lm_head.weight, targets, num_items_in_batch, config.use_l2warp)
             return None, loss
@@ -147,7 +147,7 @@ class LanguageModel(Module):
             criterion = copy.copy(criterion)
             criterion.reduction = "sum"
         logits = None
-        if config.fuse_linear_cross_entropy:
+        if getattr(config, "fuse_linear_cross_entropy", False):
             loss = criterion(hidden_states, targets, self.lm_head.weight, self.lm_head.bias)
         else:
             logits = self.lm_head(hidden_states)

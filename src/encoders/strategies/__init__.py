@@ -12,10 +12,12 @@ __all__ = ["builtin_plugins"]
 _BUILTINS = {
     "gated_deltanet": ("gated_deltanet:GatedDeltaNetEncoderStrategy", "GatedDeltaNetEncoderConfig"),
     "rwkv7": ("rwkv7:RWKV7EncoderStrategy", "RWKV7EncoderConfig"),
+    "kda": ("family:KDAEncoderStrategy", "KDAEncoderConfig"),
     "delta_net": ("family:DeltaNetEncoderStrategy", "DeltaNetEncoderConfig"),
     "gated_deltaproduct": ("family:GatedDeltaProductEncoderStrategy", "GatedDeltaProductEncoderConfig"),
     "gdn2": ("family:GDN2EncoderStrategy", "GDN2EncoderConfig"),
     "comba": ("family:CombaEncoderStrategy", "CombaEncoderConfig"),
+    "gla": ("family:GLAEncoderStrategy", "GLAEncoderConfig"),
     "gru": ("rnn:GRUEncoderStrategy", "GRUEncoderConfig"),
     "lstm": ("rnn:LSTMEncoderStrategy", "LSTMEncoderConfig"),
 }

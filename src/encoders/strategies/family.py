@@ -9,13 +9,22 @@ from cfg.encoder import (
     DeltaNetEncoderConfig,
     GatedDeltaProductEncoderConfig,
     GDN2EncoderConfig,
+    GLAEncoderConfig,
+    KDAEncoderConfig,
 )
 from encoders.strategies.layers import PARTS, LayerEncoderStrategy, checkpoint_fields
-from myfla.layers import Comba, DeltaNet, GatedDeltaNet2, GatedDeltaProduct
+from myfla.layers import (
+    Comba,
+    DeltaNet,
+    GatedDeltaNet2,
+    GatedDeltaProduct,
+    GatedLinearAttention,
+    KimiDeltaAttention,
+)
 from myfla.models.configuration import ModelConfig
 
-__all__ = ["CombaEncoderStrategy", "DeltaNetEncoderStrategy", "GDN2EncoderStrategy",
-           "GatedDeltaProductEncoderStrategy"]
+__all__ = ["CombaEncoderStrategy", "DeltaNetEncoderStrategy", "GDN2EncoderStrategy", "GLAEncoderStrategy",
+           "GatedDeltaProductEncoderStrategy", "KDAEncoderStrategy"]
 
 
 class DeltaNetEncoderStrategy(LayerEncoderStrategy[DeltaNetEncoderConfig]):
@@ -89,3 +98,37 @@ class CombaEncoderStrategy(LayerEncoderStrategy[CombaEncoderConfig]):
     """
 
     name, config_class, layer_class = "comba", CombaEncoderConfig, Comba
+
+
+class KDAEncoderStrategy(LayerEncoderStrategy[KDAEncoderConfig]):
+    """Kimi Delta Attention (arXiv 2510.26692).
+
+    Example:
+        >>> strategy = KDAEncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name, config_class, layer_class = "kda", KDAEncoderConfig, KimiDeltaAttention
+    model_type, checkpoint_parts = "kda", PARTS
+
+    def fields_of_checkpoint(self, found: ModelConfig, file: str) -> Dict[str, Any]:
+        same = ("num_heads", "head_dim", "expand_v", "num_v_heads", "use_short_conv", "conv_size", "allow_neg_eigval",
+                "safe_gate", "lower_bound")
+        return {**checkpoint_fields(found, file, same), "conv_bias": False}
+
+
+class GLAEncoderStrategy(LayerEncoderStrategy[GLAEncoderConfig]):
+    """Gated linear attention (arXiv 2312.06635), which adds to what stands under a key and never replaces it.
+
+    Example:
+        >>> strategy = GLAEncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name, config_class, layer_class = "gla", GLAEncoderConfig, GatedLinearAttention
+
+    def gates_of(self, mixer: Any, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        log_decay = mixer.gates(x)
+        return log_decay, torch.zeros_like(log_decay[..., :1])

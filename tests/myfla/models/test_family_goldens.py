@@ -29,7 +29,7 @@ def trained(kind, dtype=None):
 
 def bounds(kind):
     """Of logits and of gradients: the official kernels' own errors, in TF32 or in bfloat16."""
-    return (3e-2, 6e-2) if "bfloat16" in GOLDENS[kind].params["dtype"] else (1e-3, 2e-2)
+    return (3e-2, 6e-2) if "bfloat16" in GOLDENS[kind].params["dtype"] else (5e-3, 2e-2)
 
 
 def test_all_cases_are_there():

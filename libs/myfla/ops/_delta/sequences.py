@@ -6,7 +6,7 @@ import torch
 
 from myfla.ops._delta.call import Call
 
-__all__ = ["each_sequence", "first_state"]
+__all__ = ["each_sequence", "first_state", "reverse_sequences"]
 
 Run = Callable[..., Tuple[torch.Tensor, torch.Tensor]]
 
@@ -50,3 +50,12 @@ def first_state(call: Call) -> torch.Tensor:
         return call.initial_state.to(call.dtype)
     v, key = call.x[2], call.x[1].shape[3]
     return v.new_zeros(call.sequences, v.shape[2], key, v.shape[3], dtype=call.dtype)
+
+def reverse_sequences(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
+    """Every sequence back to front."""
+    if cu_seqlens is None:
+        return x.flip(1)
+    bounds = cu_seqlens.long()
+    token = torch.arange(x.shape[1], device=x.device)
+    row = torch.searchsorted(bounds[1:], token, right=True)
+    return x.index_select(1, (bounds[:-1] + bounds[1:] - 1)[row] - token)

@@ -81,7 +81,7 @@ class SimpleGla(_Sum):
         queries, keys, A = buffers.get("q", chunk, key), buffers.get("k", chunk, key), buffers.get("A", chunk, chunk)
         if not buffers.known("q"):
             load_rows(block, q, heads, queries)
-            load_rows(block, k, heads, keys)
+            load_rows(block, k, heads, keys, pad=True)  # no beta makes pads write nothing
         if not buffers.again:
             mask = decay_mask(c, buffers, buffers.get("decay_mask", chunk, chunk))
             torch.bmm(queries, keys.transpose(1, 2), out=A).mul_(mask).mul_(plan.scale)
@@ -142,7 +142,7 @@ class Gla(ChannelFamily, _Sum):
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
             load_rows(block, q, heads, left).mul_(plan.scale)
-            load_rows(block, k, heads, right)
+            load_rows(block, k, heads, right, pad=True)  # no beta makes pads write nothing
 
         c = self.weigh(block, g, load, buffers)
         values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))

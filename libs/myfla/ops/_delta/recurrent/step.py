@@ -197,8 +197,8 @@ class DplrStep(StepRule):
 
 
 class GlaStep(StepRule):
-    """``S <- exp(g) S + k v^T,  o = q^T S``. Inputs: q, k, v, g (one number, or one for each key channel), and log decays
-    of value channels."""
+    """``S <- exp(g) S + k v^T,  o = q^T S``. Inputs: q, k, v, g (one number, or one for each key channel), and log
+    decays of value channels."""
 
     def tokens(self, call: Call) -> Tokens:
         return (*call.x, *(call.more or (None,)))

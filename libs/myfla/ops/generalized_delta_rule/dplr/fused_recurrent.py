@@ -7,6 +7,7 @@ import torch
 from myfla.ops._delta.backends import run
 from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.sequences import reverse_sequences
 from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
 from myfla.utils.tensors import check_scale
@@ -96,18 +97,8 @@ def run_tokens(
         o ``[B, T, H, V]`` in v's dtype and the final states ``[N, H, K, V]``.
     """
     out_dtype = x[2].dtype
-    x = tuple(_reverse(t, cu_seqlens) for t in x) if reverse else x
+    x = tuple(reverse_sequences(t, cu_seqlens) for t in x) if reverse else x
     call = Call(who, DPLR, "recurrent", x, initial_state, scale, cu_seqlens, rows, out_dtype, inplace=inplace)
     o, final = run(call, backend)
-    o = _reverse(o, cu_seqlens) if reverse else o
+    o = reverse_sequences(o, cu_seqlens) if reverse else o
     return o, put_back(initial_state, final) if inplace and initial_state is not None else final
-
-
-def _reverse(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
-    """Every sequence back to front."""
-    if cu_seqlens is None:
-        return x.flip(1)
-    bounds = cu_seqlens.long()
-    token = torch.arange(x.shape[1], device=x.device)
-    row = torch.searchsorted(bounds[1:], token, right=True)
-    return x.index_select(1, (bounds[:-1] + bounds[1:] - 1)[row] - token)

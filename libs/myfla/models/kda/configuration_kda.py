@@ -1,0 +1,79 @@
+"""The settings of a Kimi Delta Attention model, under the official names."""
+
+from typing import Any, Optional
+
+from myfla.models.recurrent_config import RecurrentConfig
+from myfla.utils.errors import value_error
+
+__all__ = ["KDAConfig"]
+
+
+class KDAConfig(RecurrentConfig):
+    """Settings of `KDAModel` and `KDAForCausalLM`; names and defaults of fla 0.6.0.
+
+    Args:
+        attn_mode: ``"chunk"`` or ``"fused_recurrent"``, the layers' ``mode``.
+        hidden_size, expand_v, use_short_conv, allow_neg_eigval, safe_gate, lower_bound, conv_size, head_dim,
+        num_heads, num_v_heads: of the layers, see `myfla.layers.KimiDeltaAttention`.
+        max_position_embeddings: kept for the file.
+        hidden_ratio, intermediate_size, hidden_act: of the feed-forward layers, see `myfla.modules.GatedMLP`.
+        num_hidden_layers: number of blocks.
+        norm_eps: of all norms.
+        attn: None, or which blocks have softmax attention, see `GatedDeltaNetConfig`.
+        use_cache: whether a model in evaluation keeps states unless told otherwise.
+        pad_token_id, bos_token_id, eos_token_id: token ids.
+        tie_word_embeddings: whether the output map is the embedding.
+        initializer_range: standard deviation of fresh weights.
+        fuse_norm, fuse_swiglu, fuse_cross_entropy: kept for the file; the results are the same.
+        use_l2warp: pull the largest logit of each token towards zero, see `myfla.models.loss.l2_warp`.
+        vocab_size: number of tokens.
+        attnres_block_size: None, or attention residuals (arXiv 2603.15031) over blocks of so many half layers.
+        kwargs: any other key; kept.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Example:
+        >>> KDAConfig(hidden_size=64, my_note="kept").my_note
+        'kept'
+    """
+
+    model_type = "kda"
+
+    def __init__(
+        self,
+        attn_mode: str = "chunk",
+        hidden_size: int = 2048,
+        expand_v: float = 1.0,
+        use_short_conv: bool = True,
+        allow_neg_eigval: bool = False,
+        safe_gate: bool = False,
+        lower_bound: Optional[float] = None,
+        conv_size: int = 4,
+        head_dim: int = 128,
+        num_heads: int = 16,
+        num_v_heads: Optional[int] = None,
+        max_position_embeddings: int = 2048,
+        hidden_ratio: Optional[int] = 4,
+        intermediate_size: Optional[int] = None,
+        hidden_act: str = "swish",
+        num_hidden_layers: int = 24,
+        norm_eps: float = 1e-6,
+        attn: Any = None,
+        use_cache: bool = True,
+        pad_token_id: Optional[int] = None,
+        bos_token_id: int = 1,
+        eos_token_id: int = 2,
+        tie_word_embeddings: bool = False,
+        initializer_range: float = 0.02,
+        fuse_norm: bool = True,
+        fuse_swiglu: bool = True,
+        fuse_cross_entropy: bool = True,
+        use_l2warp: bool = False,
+        vocab_size: int = 32000,
+        attnres_block_size: Optional[int] = None,
+        **kwargs: Any,
+    ) -> None:
+        if safe_gate and lower_bound is None:
+            raise value_error("KDAConfig", "lower_bound", "must be given with safe_gate=True", None, "use -5.0")
+        self._settle(locals(), ("head_dim", "num_heads", "num_v_heads"), kwargs)

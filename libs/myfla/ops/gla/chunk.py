@@ -1,0 +1,85 @@
+"""`chunk_gla`: the form for training and long inputs."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.backends import run
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.families.gla import GLA
+from myfla.ops.common.member import check_member, state_back
+from myfla.ops.gated_delta_rule.inputs import count_sequences, take_legacy_keywords
+from myfla.utils.errors import value_error
+from myfla.utils.tensors import check_scale
+
+__all__ = ["chunk_gla", "fused_chunk_gla"]
+
+NAME = "chunk_gla"
+KEYWORDS = (
+    "q", "k", "v", "g", "scale", "initial_state", "output_final_state", "state_v_first", "cu_seqlens", "cu_seqlens_cpu",
+    "chunk_size", "backend",
+)  # fmt: skip
+
+
+def chunk_gla(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    cu_seqlens_cpu: Optional[torch.Tensor] = None,
+    *,
+    chunk_size: Optional[int] = None,
+    backend: str = "auto",
+    **legacy: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Gated linear attention, many tokens at a time.
+
+    ``S <- diag(exp(g)) S + k v^T;  o = scale S^T q`` for every token (arXiv 2312.06635). Sums and states are
+    float32, or float64 if any input is. Safe for every log decay from 0 to -inf.
+
+    Args:
+        q, k: ``[B, T, H, K]``.
+        v: ``[B, T, HV, V]``; HV is a multiple of H, value head i reads query head ``i // (HV / H)``.
+        g: ``[B, T, HV, K]`` log decay of each key channel.
+        scale: factor on q; ``K ** -0.5`` by default.
+        initial_state: ``[N, HV, K, V]``, zeros by default. Never written.
+        output_final_state: also return the state after the last token of each sequence.
+        state_v_first: states, in and out, are ``[N, HV, V, K]``.
+        cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
+        cu_seqlens_cpu: official name; changes nothing here.
+        chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
+        backend: whose code computes, see `myfla.backends`.
+        **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
+
+    Returns:
+        o ``[B, T, HV, V]`` in v's dtype; the final states in float32 (or float64), or None.
+
+    Raises:
+        ValueError: a shape, head count, offset or option that does not fit; the message says which.
+        BackendError: a backend that is unknown or cannot compute this here.
+        TypeError: an unknown keyword.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> chunk_gla(x, x, 3 * x, 0 * x)[0].flatten().tolist()
+        [3.0, 6.0]
+    """
+    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    if chunk_size is not None and chunk_size not in (16, 32, 64):
+        raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
+    size = k.shape[-1] if isinstance(k, torch.Tensor) and k.dim() else 0
+    state = check_member(NAME, q, k, v, {"g": (g, (size,))}, initial_state, cu_seqlens, state_v_first)
+    call = Call(
+        NAME, GLA, "chunk", (q, k, v, g), state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
+        count_sequences(NAME, q, cu_seqlens), v.dtype, chunk_size=chunk_size,
+    )  # fmt: skip
+    o, final = run(call, backend)
+    return state_back((o, final if output_final_state else None), state_v_first)
+
+
+fused_chunk_gla = chunk_gla  # the official name of a kernel that is gone

@@ -1,0 +1,7 @@
+"""Linear attention with one decay a head: RetNet, and Mamba-2's state space duality."""
+
+from myfla.ops.simple_gla.chunk import chunk_simple_gla, fused_chunk_simple_gla
+from myfla.ops.simple_gla.fused_recurrent import fused_recurrent_simple_gla
+from myfla.ops.simple_gla.naive import naive_recurrent_simple_gla
+
+__all__ = ["chunk_simple_gla", "fused_chunk_simple_gla", "fused_recurrent_simple_gla", "naive_recurrent_simple_gla"]

@@ -1,0 +1,82 @@
+"""`fused_recurrent_simple_gla`: the form for decoding."""
+
+from typing import Any, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.backends import run
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.families.gla import SIMPLE_GLA
+from myfla.ops._delta.sequences import reverse_sequences
+from myfla.ops.common.inplace import check_inplace, put_back
+from myfla.ops.common.member import check_member
+from myfla.ops.gated_delta_rule.inputs import count_sequences, take_legacy_keywords
+from myfla.ops.simple_gla.decays import given_decays
+from myfla.utils.tensors import check_scale
+
+__all__ = ["fused_recurrent_simple_gla"]
+
+NAME = "fused_recurrent_simple_gla"
+KEYWORDS = (
+    "q", "k", "v", "g", "g_gamma", "scale", "initial_state", "output_final_state", "reverse", "state_v_first",
+    "cu_seqlens", "inplace_final_state", "backend",
+)  # fmt: skip
+
+
+def fused_recurrent_simple_gla(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: Optional[torch.Tensor] = None,
+    g_gamma: Optional[torch.Tensor] = None,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    reverse: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Optional[torch.Tensor] = None,
+    *,
+    inplace_final_state: bool = False,
+    backend: str = "auto",
+    **legacy: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The rule of `chunk_simple_gla`, one token after another; continues from a state, and trains.
+
+    Args:
+        q, k, v, scale, initial_state, output_final_state, state_v_first, cu_seqlens, backend: as there.
+        g, g_gamma: as there.
+        reverse: walk every sequence from its last token to its first.
+        inplace_final_state: write the final state over ``initial_state``, and return that; only without autograd.
+        **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
+
+    Returns:
+        o ``[B, T, HV, V]`` in v's dtype; the final states in float32 (or float64), or None.
+
+    Raises:
+        ValueError, BackendError, TypeError: as there.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> fused_recurrent_simple_gla(x, x, 3 * x)[0].flatten().tolist()
+        [3.0, 6.0]
+    """
+    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    g = given_decays(NAME, v, g, g_gamma)
+    state = check_member(NAME, q, k, v, {"g": (g, ())}, initial_state, cu_seqlens, state_v_first)
+    if inplace_final_state:
+        check_inplace(NAME, initial_state, q, k, v, g)
+    x: Tuple[torch.Tensor, ...] = (q, k, v, g)
+    if reverse:
+        x = tuple(reverse_sequences(t, cu_seqlens) for t in x)
+    call = Call(
+        NAME, SIMPLE_GLA, "recurrent", x, state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
+        count_sequences(NAME, q, cu_seqlens), v.dtype, inplace=inplace_final_state,
+    )  # fmt: skip
+    o, final = run(call, backend)
+    o = reverse_sequences(o, cu_seqlens) if reverse else o
+    final = final.transpose(2, 3) if state_v_first else final
+    if inplace_final_state and initial_state is not None:
+        final = put_back(initial_state, final)
+    elif output_final_state:
+        final = final.contiguous()
+    return o, final if output_final_state else None
