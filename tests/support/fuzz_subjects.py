@@ -23,7 +23,7 @@ from myfla.ops.gated_delta_rule import naive_chunk_gated_delta_rule, naive_recur
 from myfla.ops.gdn2 import naive_recurrent_gdn2
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
 from myfla.ops.gla import naive_recurrent_gla
-from myfla.ops.kda import fused_kda_gate
+from myfla.ops.kda import fused_kda_gate, naive_chunk_kda, naive_recurrent_kda
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7
 from myfla.ops.simple_gla import naive_recurrent_simple_gla
 from small_encoders import small
@@ -269,6 +269,8 @@ SUBJECTS: Dict[str, Call] = {
     "naive_recurrent_comba": _naive_member("comba", naive_recurrent_comba, scale=0.5),
     "naive_recurrent_gdn2": _naive_member("gdn2", naive_recurrent_gdn2, scale=0.5),
     "naive_recurrent_simple_gla": _naive_member("simple_gla", naive_recurrent_simple_gla, scale=0.5),
+    "naive_recurrent_kda": _naive_member("kda", naive_recurrent_kda, scale=0.5),
+    "naive_chunk_kda": _naive_member("kda", naive_chunk_kda, scale=0.5, chunk_size=2),
     "naive_recurrent_gla": _naive_member("gla", naive_recurrent_gla, renamed=[("gk", "g")]),
     "fused_kda_gate": _plain(fused_kda_gate, g=_draw(2, 5, 2, 4), A_log=_draw(2), dt_bias=_draw(8)),
     **{name: _family_layer(name) for name in family_layers.ALL},
