@@ -74,8 +74,9 @@ def thing(name):
         if not hasattr(found, part) and hasattr(found, "__path__"):
             try:
                 importlib.import_module(".".join(parts[:i]))
-            except ModuleNotFoundError as problem:
-                if problem.name.split(".")[0] in ("transformers", "onnx"):
+            except ImportError as problem:
+                cause = problem.__context__ if problem.name is None else problem  # one that names the extra hides it
+                if (getattr(cause, "name", None) or "").split(".")[0] in ("transformers", "onnx"):
                     pytest.skip(f"an extra is not installed: {problem}")
                 raise AssertionError(name) from problem
         found = getattr(found, part)
