@@ -93,6 +93,7 @@ def gla_loop(
     q, g = q * scale, g if g.dim() == 4 else g.unsqueeze(-1)
     outputs: List[torch.Tensor] = []
     for t in range(q.shape[1]):
-        state = state * g[:, t, :, :, None].exp() + k[:, t, :, :, None] * v[:, t, :, None, :]
+        kept = g[:, t].exp().unsqueeze(-1) * state
+        state = kept + k[:, t, :, :, None] * v[:, t, :, None, :]
         outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
     return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state

@@ -222,13 +222,13 @@ class GlaStep(StepRule):
     def update(self, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         q, k, v, *decays = step
         for decay in decays:
-            state = torch.mul(state, decay, out=new)
+            state = torch.mul(decay, state, out=new)
         new.addcmul_(k, v.unsqueeze(1))
         return torch.bmm(q, new).squeeze(1)
 
     def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         q, k, v, *decays = step
         for decay in decays:
-            state = state * decay
+            state = decay * state
         state = torch.addcmul(state, k, v.unsqueeze(1))
         return torch.bmm(q, state).squeeze(1), state
