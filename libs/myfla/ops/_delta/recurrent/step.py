@@ -203,7 +203,9 @@ class GlaStep(StepRule):
     def tokens(self, call: Call) -> Tokens:
         return (*call.x, *(call.more or (None,)))
 
-    def ready(self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype) -> Iterator[Any]:
+    def ready(
+        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
+    ) -> Iterator[Any]:
         q, k, v, g, gv = x
         (heads, size), key = v.shape[-2:], k.shape[-1]
         width = key if g.dim() == v.dim() else 1
@@ -219,7 +221,7 @@ class GlaStep(StepRule):
                 decays.append(as_dtype(of_value, dtype).reshape(many, 1, size).exp())
             yield (query, write, value, *decays)
 
-    def update(self, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
+    def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         q, k, v, *decays = step
         for decay in decays:
             state = torch.mul(decay, state, out=new)
