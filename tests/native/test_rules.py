@@ -11,10 +11,10 @@ QUICK, SLOW, TOGETHER = 240, 10_000, 24
 
 
 def close(got, want, dtype, scale, name):
-    """Within rounding: of the output's format, and of float32 sums as large as ``scale``."""
+    """Within rounding: of the output's format, and of float32 sums whose terms are ``scale`` times as large."""
     error = (got.double() - want).abs().max().item() if got.numel() else 0.0
     largest = want.abs().max().item() if want.numel() else 0.0
-    bound = EPS[dtype] * largest + 4e-6 * max(largest, scale)
+    bound = EPS[dtype] * largest + 4e-6 * scale * max(largest, 1)
     assert error <= bound, f"{name}: off by {error:.1e}, largest {largest:.1e}, allowed {bound:.1e}"
 
 
