@@ -202,5 +202,5 @@ def test_a_backend_is_the_machines_and_no_part_of_the_encoder(kind, tmp_path):
     assert {block.mixer.backend for block in naive.blocks} == {"naive"} and naive.fingerprint == auto.fingerprint
     naive.save(tmp_path)
     assert load_encoder(tmp_path).config.backend == "auto"
-    with pytest.raises(ConfigError, match=r"encoder\.backend must be one of auto, naive, torch, compiled, fla"):
+    with pytest.raises(ConfigError, match=r"encoder\.backend must be one of auto, naive, torch, native, compiled, fla"):
         CONFIGS[kind](backend="cuda")

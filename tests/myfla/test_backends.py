@@ -144,7 +144,7 @@ def test_layers_hand_their_choice_down(kind, caplog, monkeypatch):
 
 @cases(kind=list(LAYERS))
 def test_an_unknown_backend_is_refused_with_the_known_ones(kind):
-    known = "auto, naive, torch, compiled, fla"
+    known = "auto, naive, torch, native, compiled, fla"
     with pytest.raises(BackendError, match=rf"backend must be one of {known}; got 'troch'.*'torch'"):
         LAYERS[kind](backend="troch")
     x = torch.ones(1, 2, 1, 2)

@@ -21,7 +21,7 @@ class BackendError(ValueError):
         ...     check_backend("layer", "troch")
         ... except BackendError as error:
         ...     print(error)
-        layer: backend must be one of auto, naive, torch, compiled, fla; got 'troch'; did you mean 'torch'?
+        layer: backend must be one of auto, naive, torch, native, compiled, fla; got 'troch'; did you mean 'torch'?
     """
 
 
