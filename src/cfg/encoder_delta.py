@@ -1,7 +1,8 @@
 """The configs of encoders whose layers have heads of a size of their own: GatedDeltaNet and its relatives."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional, Tuple
+from typing import Any, Optional
 
 from cfg.attention import check_attention
 from cfg.encoder_base import BACKENDS, MODES, EncoderConfig
@@ -26,8 +27,6 @@ class DeltaHeadsConfig(EncoderConfig):
         backend: whose code computes the rule: ``auto``, ``naive``, ``torch``, ``compiled`` or ``fla``. A choice of this
             machine: it is not saved with the encoder.
     """
-
-    flags: ClassVar[Tuple[str, ...]] = ()
 
     num_heads: int = 4
     head_dim: int = 16
@@ -54,8 +53,9 @@ class DeltaHeadsConfig(EncoderConfig):
             raise fields.error("num_v_heads", f"must be a multiple of encoder.num_heads={self.num_heads}",
                                self.num_v_heads, f"use {self.num_heads}, {2 * self.num_heads}, ... or null")
         fields.choice("mode", MODES)
-        for flag in ("use_short_conv", "conv_bias", *self.flags):
-            fields.flag(flag)
+        for field in dataclasses.fields(self):
+            if field.type is bool:
+                fields.flag(field.name)
         fields.integer("conv_size", 1, 1024)
         fields.choice("backend", BACKENDS)
 
@@ -73,8 +73,6 @@ class GatedDeltaNetEncoderConfig(DeltaHeadsConfig):
         >>> GatedDeltaNetEncoderConfig(input_size=12, use_gate=False).name
         'gated_deltanet'
     """
-
-    flags: ClassVar[Tuple[str, ...]] = ("use_gate", "allow_neg_eigval")
 
     name: str = "gated_deltanet"
     use_gate: bool = True
@@ -101,8 +99,6 @@ class KDAEncoderConfig(DeltaHeadsConfig):
         >>> KDAEncoderConfig(input_size=12, lower_bound=-5.0).name
         'kda'
     """
-
-    flags: ClassVar[Tuple[str, ...]] = ("allow_neg_eigval", "safe_gate")
 
     name: str = "kda"
     expand_v: float = 1.0
@@ -132,8 +128,6 @@ class GatedDeltaProductEncoderConfig(DeltaHeadsConfig):
         'gated_deltaproduct'
     """
 
-    flags: ClassVar[Tuple[str, ...]] = ("use_output_gate", "use_forget_gate", "allow_neg_eigval")
-
     name: str = "gated_deltaproduct"
     use_output_gate: bool = True
     use_forget_gate: bool = True
@@ -157,8 +151,6 @@ class GDN2EncoderConfig(DeltaHeadsConfig):
         'gdn2'
     """
 
-    flags: ClassVar[Tuple[str, ...]] = ("allow_neg_eigval",)
-
     name: str = "gdn2"
     allow_neg_eigval: bool = False
 
@@ -174,8 +166,6 @@ class CombaEncoderConfig(DeltaHeadsConfig):
         >>> CombaEncoderConfig(input_size=12, correction_factor=0.02).name
         'comba'
     """
-
-    flags: ClassVar[Tuple[str, ...]] = ("use_output_gate", "use_output_correction", "use_inner_decay")
 
     name: str = "comba"
     use_output_gate: bool = True

@@ -4,6 +4,7 @@ import pytest
 
 from app.errors import RunError
 from app_runs import ROOT, compose_app, run_app, run_python
+from cfg.encoder import ENCODER_CONFIGS
 from cfg.validation import ConfigError
 
 EIGHT_JOBS = ["encoder.use_gate=true,false", "encoder.use_short_conv=true,false", "encoder.allow_neg_eigval=true,false"]
@@ -12,7 +13,8 @@ EIGHT_JOBS = ["encoder.use_gate=true,false", "encoder.use_short_conv=true,false"
 def test_help_lists_commands_choices_and_settings(tmp_path):
     done = run_app(tmp_path, "--help")
     assert done.returncode == 0, done.stderr
-    for part in ["Typical commands", "python -m app -m encoder=", "encoder: gated_deltanet, gru, lstm, rwkv7", "job: ",
+    encoders = "encoder: " + ", ".join(sorted(ENCODER_CONFIGS))
+    for part in ["Typical commands", "python -m app -m encoder=", encoders, "job: ",
                  "data: counting, japanese_vowels", "trainer: cpu, ddp, fsdp, gpu",
                  "logger: csv, tensorboard, wandb", "experiment: ", "allow_neg_eigval: false",
                  "max_epochs:", "--hydra-help"]:
