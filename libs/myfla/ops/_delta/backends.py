@@ -29,7 +29,7 @@ from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.gla import GLA, SIMPLE_GLA
 from myfla.ops._delta.families.kda import KDA
-from myfla.ops._delta.native import native_problem, run_native
+from myfla.ops._delta.native import native_problem, native_reserve, run_native
 from myfla.ops._delta.recurrent.loop import token_loop
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.ops._delta.traced.graph import graph_rule, make_graph_op
@@ -154,7 +154,7 @@ for family in (GATED_DELTA, KDA, DPLR, GLA, SIMPLE_GLA):
 register(Backend("official", "fla", _run_official, _official_problem, _official_reserve))
 register(Backend("naive", "naive", _run_naive, _naive_problem, on_request))
 register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request))
-register(Backend("native", "native", run_native, native_problem))
+register(Backend("native", "native", run_native, native_problem, native_reserve))
 register(Backend("bf16", "torch", _run_bf16, _bf16_problem))
 register(Backend("traced", "torch", _run_traced, _traced_problem))
 register(Backend("loop", "torch", loop_rule, _loop_problem))

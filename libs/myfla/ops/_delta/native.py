@@ -10,7 +10,7 @@ from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.native import native, why_not_native
 
-__all__ = ["native_problem", "run_native"]
+__all__ = ["native_problem", "native_reserve", "run_native"]
 
 
 def native_problem(call: Call) -> Optional[str]:
@@ -19,6 +19,14 @@ def native_problem(call: Call) -> Optional[str]:
         return "the compiled kernels know no gate of value channels; leave it out"
     tensors = call.tensors
     return None if native(*tensors) is not None else why_not_native(*tensors)
+
+
+def native_reserve(call: Call) -> Optional[str]:
+    """Why ``auto`` shall not choose the compiled kernels for a call that they can compute, or None."""
+    by_channel = call.family.name == "kda" or any(x is not None for x in call.more)
+    if call.form == "recurrent" and by_channel:
+        return "the compiled kernels of KDA do not give the same bits for every split of a sequence"
+    return None
 
 
 def run_native(call: Call) -> Result:
