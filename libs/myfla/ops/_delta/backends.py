@@ -22,7 +22,7 @@ from myfla.backends.compiler import compiled
 from myfla.ops._delta.bf16 import dplr, gated_delta, kda
 from myfla.ops._delta.bf16.chunks import bf16_chunks, bf16_problem
 from myfla.ops._delta.bf16.graph import graph_chunks
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors, is_step
 from myfla.ops._delta.chunk.autograd import chunk_rule, loop_rule
 from myfla.ops._delta.dispatch import Backend, on_request, register, run
 from myfla.ops._delta.families.dplr import DPLR
@@ -47,7 +47,7 @@ def _anything(call: Call) -> Optional[str]:
 
 
 def _why_not(choice: str, call: Call) -> Optional[str]:
-    q, k, *others = call.tensors
+    q, k, *others = call_tensors(call)
     return why_not(choice, call.family.kernels[call.form], q, k, *others)
 
 
@@ -71,7 +71,7 @@ def _run_official(call: Call) -> Result:
 
 
 def _naive_problem(call: Call) -> Optional[str]:
-    if call.by_token_only:
+    if by_token_only(call):
         return "the specification knows neither gk nor gv nor a beta for each channel"
     return None
 
@@ -92,10 +92,10 @@ def _traced_problem(call: Call) -> Optional[str]:
 
 
 def _run_traced(call: Call) -> Result:
-    if call.is_step and call.form == "recurrent":
+    if is_step(call) and call.form == "recurrent":
         fused = call.x[0].device.type == "cuda" and compiling() and not exporting()
         return call.family.traced_step(call) if fused or call.family.name == "dplr" else token_loop(call)
-    if call.by_token_only:
+    if by_token_only(call):
         return token_loop(call)
     if takes_graph_ops():
         return graph_rule(call)
@@ -114,7 +114,7 @@ def _run_compiled(call: Call) -> Result:
 
 def _compiled_rule(call: Call) -> Result:
     """The whole op for a compiler, which fuses what stands around the rule."""
-    if call.is_step and call.form == "recurrent" and call.x[0].device.type == "cuda":
+    if is_step(call) and call.form == "recurrent" and call.x[0].device.type == "cuda":
         return call.family.traced_step(call)
     return _run_traced(call)
 
@@ -127,7 +127,7 @@ def _bf16_problem(call: Call) -> Optional[str]:
     if call.family.name not in _BF16:
         return "it has no form of this rule"
     count = 5 if call.family is DPLR else 3
-    return bf16_problem(call.x[:count], *call.tensors[count:])
+    return bf16_problem(call.x[:count], *call_tensors(call)[count:])
 
 
 def _run_bf16(call: Call, fuse: bool = False) -> Result:

@@ -7,7 +7,7 @@ import torch
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
 
-__all__ = ["Call", "Result"]
+__all__ = ["Call", "Result", "by_token_only", "call_dtype", "call_tensors", "is_step"]
 
 Result = Tuple[torch.Tensor, torch.Tensor]
 """o ``[B, T, HV, V]`` in the call's ``out_dtype``, and the final states ``[N, HV, K, V]`` in its ``dtype``."""
@@ -53,34 +53,32 @@ class Call(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """What states and sums are kept in."""
-        return accumulation_dtype(*self.x, self.initial_state, *self.more)
+        return call_dtype(self)
 
     @property
     def tensors(self) -> Tuple[Any, ...]:
         """All that autograd may record; None for what there is not."""
-        gate = () if self.activation is None else (self.activation.A_log, self.activation.dt_bias)
-        return (*self.x, self.initial_state, *self.more, *gate)
+        return call_tensors(self)
 
     @property
     def by_token_only(self) -> bool:
         """Whether only the recurrent form knows these inputs: decays of more channels, or a beta for each."""
-        several = len(self.x) == 5 and self.x[4].dim() == self.x[2].dim()
-        return several or any(x is not None for x in self.more)
+        return by_token_only(self)
 
     @property
     def is_step(self) -> bool:
         """Whether there is one token for each sequence."""
-        return self.cu_seqlens is None and self.x[0].shape[1] == 1
+        return is_step(self)
 
     def activated(self, whole: bool = False) -> "Call":
         """The same with g and beta made; differentiable. With ``whole`` a g that was left out is zero."""
         if whole and self.x[3] is None:
-            none = torch.zeros_like(self.x[4], dtype=self.dtype)
-            return self._replace(x=(*self.x[:3], none, *self.x[4:])).activated()
+            none = torch.zeros_like(self.x[4], dtype=call_dtype(self))
+            return _with(self, (*self.x[:3], none, *self.x[4:]), self.activation, self.l2norm).activated()
         if self.activation is None:
             return self
         g, beta = self.activation.gates(*self.x[3:5])
-        return self._replace(x=(*self.x[:3], g, beta, *self.x[5:]), activation=None)
+        return _with(self, (*self.x[:3], g, beta, *self.x[5:]), None, self.l2norm)
 
     def normalised(self) -> "Call":
         """The same with q and k of length one, if that is asked for; differentiable."""
@@ -88,4 +86,36 @@ class Call(NamedTuple):
             return self
         wide = accumulation_dtype(*self.x[:2])
         q, k = (l2norm(t, output_dtype=wide) for t in self.x[:2])
-        return self._replace(x=(q, k, *self.x[2:]), l2norm=False)
+        return _with(self, (q, k, *self.x[2:]), self.activation, False)
+
+
+# The properties as functions, and what stands for ``_replace``: up to PyTorch 2.6 a compiled graph has neither.
+
+
+def call_dtype(call: Call) -> torch.dtype:
+    """``call.dtype``, in code that a compiler reads too."""
+    return accumulation_dtype(*call.x, call.initial_state, *call.more)
+
+
+def call_tensors(call: Call) -> Tuple[Any, ...]:
+    """``call.tensors``, in code that a compiler reads too."""
+    gate = () if call.activation is None else (call.activation.A_log, call.activation.dt_bias)
+    return (*call.x, call.initial_state, *call.more, *gate)
+
+
+def by_token_only(call: Call) -> bool:
+    """``call.by_token_only``, in code that a compiler reads too."""
+    several = len(call.x) == 5 and call.x[4].dim() == call.x[2].dim()
+    return several or any(x is not None for x in call.more)
+
+
+def is_step(call: Call) -> bool:
+    """``call.is_step``, in code that a compiler reads too."""
+    return call.cu_seqlens is None and call.x[0].shape[1] == 1
+
+
+def _with(call: Call, x: Tuple[Any, ...], activation: Any, l2norm: bool) -> Call:
+    return Call(
+        call.who, call.family, call.form, x, call.initial_state, call.scale, call.cu_seqlens, call.sequences,
+        call.out_dtype, l2norm, activation, call.chunk_size, call.inplace, call.lower_bound, call.more,
+    )  # fmt: skip

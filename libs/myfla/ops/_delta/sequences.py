@@ -4,7 +4,7 @@ from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.ops._delta.call import Call
+from myfla.ops._delta.call import Call, call_dtype
 
 __all__ = ["each_sequence", "first_state", "reverse_sequences"]
 
@@ -47,9 +47,10 @@ def each_sequence(
 def first_state(call: Call) -> torch.Tensor:
     """``[N, HV, K, V]`` in the accumulation's dtype; zeros where there is none."""
     if call.initial_state is not None:
-        return call.initial_state.to(call.dtype)
+        return call.initial_state.to(call_dtype(call))
     v, key = call.x[2], call.x[1].shape[3]
-    return v.new_zeros(call.sequences, v.shape[2], key, v.shape[3], dtype=call.dtype)
+    return v.new_zeros(call.sequences, v.shape[2], key, v.shape[3], dtype=call_dtype(call))
+
 
 def reverse_sequences(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
     """Every sequence back to front."""

@@ -6,7 +6,7 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, by_token_only, call_dtype, call_tensors
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.residuals import Residuals
 from myfla.ops._delta.families.base import Family, Plan, Tensors
@@ -72,7 +72,7 @@ def _filled(call: Call, wider: int, taller: int) -> Call:
 
 def loop_rule(call: Call) -> Result:
     """The recurrent form of a checked call; differentiated as the chunk form, where that knows the call's inputs."""
-    if not records(*call.tensors) or call.by_token_only:
+    if not records(*call_tensors(call)) or by_token_only(call):
         return token_loop(call)
     call, plan = _planned(call)
     return ChunkRule.apply(plan, call, call.cu_seqlens, call.initial_state, *call.x)
@@ -82,8 +82,8 @@ def _planned(call: Call) -> Tuple[Call, Plan]:
     call = call.activated(whole=True)
     call = call if call.family.fuses_l2norm else call.normalised()
     return call, make_plan(
-        call.family, call.x, call.scale, call.l2norm, call.cu_seqlens, call.sequences, call.chunk_size, call.dtype,
-        call.out_dtype,
+        call.family, call.x, call.scale, call.l2norm, call.cu_seqlens, call.sequences, call.chunk_size,
+        call_dtype(call), call.out_dtype,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, Dict
 import torch
 
 from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.channels import Channels, token_grads
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import sums_between
@@ -84,7 +84,7 @@ class Dplr(ChannelFamily):
             store_rows(block, found, heads, out)
 
     def naive(self, call: Call) -> Result:
-        x = [t.to(call.dtype) for t in call.x]
+        x = [t.to(call_dtype(call)) for t in call.x]
 
         def run(*given: torch.Tensor) -> Result:
             q, k, v, a, b, gk, state = given

@@ -16,7 +16,7 @@ from typing import Any, Dict, Tuple
 import torch
 
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, token_decays
 from myfla.ops._delta.families.base import Family, Plan, Sizes, Tensors
@@ -150,7 +150,7 @@ class GatedDelta(Family):
 def naive_delta(call: Call) -> Result:
     """The token loop, for shared heads and packed sequences."""
     q, k, v, g, beta = call.x
-    repeats, dtype = v.shape[2] // q.shape[2], call.dtype
+    repeats, dtype = v.shape[2] // q.shape[2], call_dtype(call)
     q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
     x = [t.to(dtype) for t in (q, k, v, torch.zeros_like(beta) if g is None else g, beta)]
 

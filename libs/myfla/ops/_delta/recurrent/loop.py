@@ -8,7 +8,7 @@ from typing import Any, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
 
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, is_step
 from myfla.ops._delta.recurrent.step import StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
 from myfla.ops._delta.tuning import STEP_BLOCK, STEP_WHOLE
@@ -29,10 +29,10 @@ def token_loop(call: Call) -> Result:
 
 @without_autocast
 def _run(v: torch.Tensor, call: Call) -> Result:
-    rule, dtype, given, x = call.family.step, call.dtype, call.initial_state, call.family.step.tokens(call)
-    recorded = tracing(v) or records(*call.tensors)
+    rule, dtype, given, x = call.family.step, call_dtype(call), call.initial_state, call.family.step.tokens(call)
+    recorded = tracing(v) or records(*call_tensors(call))
     (batch, tokens, heads, value), key = v.shape, call.x[1].shape[3]
-    if call.is_step and given is not None and not recorded:
+    if is_step(call) and given is not None and not recorded:
         return _one_token(rule, call, x, given, dtype)
     layout = TokenLayout(batch, tokens, call.cu_seqlens, v.device)
     if given is None:

@@ -8,7 +8,7 @@ from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.contract import Chunks
 from myfla.ops._delta.chunk.inverse import substitute
 from myfla.ops._delta.families.base import Family, Tensors
@@ -73,9 +73,10 @@ def _rule(
     if l2norm:
         split[:2] = [normalise(t) for t in split[:2]]
     p = family.plain(split, scale)
-    u, w = p.v_in, None
+    u, w, chunk = p.v_in, None, p.k_out.shape[-2]
+    q_in, k_in = p.qk_in[..., :chunk, :], p.qk_in[..., chunk:, :]
     if p.system is not None:
-        solved = _solve_unit_lower(p.system.tril(-1), torch.cat([p.v_in, p.k_in], dim=-1))
+        solved = _solve_unit_lower(p.system.tril(-1), torch.cat([p.v_in, k_in], dim=-1))
         u, w = solved.split([value, key], dim=-1)
     if initial_state is None:
         state = v.new_zeros(v.shape[0], heads, key, value, dtype=dtype)
@@ -84,7 +85,7 @@ def _rule(
     fixed = p.k_out.transpose(-1, -2) @ u
     states, final = _states_before(p, w, fixed if p.kv is None else fixed + p.kv, state)
     v_new = u if w is None else u - w @ states
-    o = p.q_in @ states + p.A_qk @ v_new
+    o = q_in @ states + p.A_qk @ v_new
     return join_chunks(o if p.o_v is None else o + p.o_v, tokens).to(out_dtype), final
 
 
@@ -92,8 +93,9 @@ def traced_rule(call: Call) -> Result:
     """The rule over a checked call."""
     call = call.activated(whole=True)
     return traced_chunks(
-        call.family, call.x, call.initial_state, call.scale, call.l2norm, call.cu_seqlens, call.dtype, call.out_dtype
-    )
+        call.family, call.x, call.initial_state, call.scale, call.l2norm, call.cu_seqlens, call_dtype(call),
+        call.out_dtype,
+    )  # fmt: skip
 
 
 def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors
 from myfla.ops._delta.chunk.autograd import make_plan
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.residuals import Residuals
@@ -29,10 +29,10 @@ def graph_rule(call: Call) -> Result:
     """The rule over a checked call, as an operation of the graph that is being recorded."""
     call = call.activated(whole=True)
     call = call if call.family.fuses_l2norm else call.normalised()
-    keep = any(x is not None and x.requires_grad for x in call.tensors)
+    keep = any(x is not None and x.requires_grad for x in call_tensors(call))
     forward, _ = _ops[call.family.name]
     return forward(
-        *call.x, call.initial_state, call.cu_seqlens, call.scale, call.l2norm, call.dtype, call.out_dtype, keep
+        *call.x, call.initial_state, call.cu_seqlens, call.scale, call.l2norm, call_dtype(call), call.out_dtype, keep
     )[:2]
 
 

@@ -9,7 +9,7 @@ from typing import Optional
 
 import torch
 
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.sequences import first_state
 from myfla.utils.autocast import without_autocast
 
@@ -58,7 +58,7 @@ def _gla(v: torch.Tensor, call: Call) -> Result:
 def _delta(
     v: torch.Tensor, call: Call, g: Optional[torch.Tensor], gk: Optional[torch.Tensor], gv: Optional[torch.Tensor]
 ) -> Result:
-    dtype, heads, state = call.dtype, v.shape[2], call.initial_state
+    dtype, heads, state = call_dtype(call), v.shape[2], call.initial_state
     q, k, v, _, beta = call.x
     q, k = (_per_value_head(x[:, 0].to(dtype), heads).unsqueeze(-1) for x in (q, k))
     beta = beta[:, 0].to(dtype)
@@ -77,7 +77,7 @@ def _delta(
 
 @without_autocast
 def _dplr(v: torch.Tensor, call: Call) -> Result:
-    dtype, old = call.dtype, first_state(call)
+    dtype, old = call_dtype(call), first_state(call)
     q, k, v, a, b, gk = (x.to(dtype)[:, 0].unsqueeze(-1) for x in call.x)
     found = (a * old).sum(2, keepdim=True)
     new = gk.exp() * old + b * found + k * v.transpose(-1, -2)
