@@ -40,7 +40,7 @@ def gla_step(call: Call) -> Result:
 
 @without_autocast
 def _gla(v: torch.Tensor, call: Call) -> Result:
-    dtype, heads, state = call.dtype, v.shape[2], call.initial_state
+    dtype, heads, state = call_dtype(call), v.shape[2], call.initial_state
     q, k, v, g = call.x
     q, k = (_per_value_head(x[:, 0].to(dtype), heads).unsqueeze(-1) for x in (q, k))
     decay = g[:, 0].to(dtype).exp()
