@@ -121,7 +121,7 @@ def test_the_cache_is_seen_by_whatever_name_or_place_it_comes(how, calls):
         place, named = ([states], {}) if how == "position" else ([], {how: states})
         with (use_myfla() if patched else plain_transformers(FAMILY)), in_float64(FAMILY):
             module(x, *place, **named)
-        left.append(states.get_recurrent_state(module.layer_idx))
+        left.append(states.layers[module.layer_idx].recurrent_states[0])
     assert not calls
     assert_close(*left, rms=1e-12)
 

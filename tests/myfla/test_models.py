@@ -213,8 +213,8 @@ def test_wrong_calls_are_refused(kind):
         model(ids.clone().fill_(VOCABULARY))
     with raises(TypeError, "forward", "atention_mask", "attention_mask"):
         model(ids, atention_mask=None)
-    with raises(TypeError, "forward", "num_logits_to_keep", "logits_to_keep"):
-        model(ids, num_logits_to_keep=1)
+    with raises(TypeError, "forward", "logit_to_keep", "logits_to_keep"):
+        model(ids, logit_to_keep=1)
     with raises(ValueError, "logits_to_keep", "-1"):
         model(ids, logits_to_keep=-1)
     with raises(ValueError, "labels", "[2, 9]", "[2, 8]"):
@@ -232,7 +232,7 @@ def test_wrong_calls_are_refused(kind):
 @cases(kind=KINDS)
 def test_foreign_caches_are_refused(kind):
     model, ids = small_model(kind), prompt()
-    other = small_model(KINDS[1 - KINDS.index(kind)])
+    other = small_model(KINDS[KINDS.index(kind) - 1])
     with raises(CacheError, "past_key_values", "must be of this model", kind, other.config.model_type):
         model(ids, past_key_values=other(ids).past_key_values)
     deeper = Cache()

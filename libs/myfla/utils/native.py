@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from myfla.utils.tracing import tracing
+from myfla.utils.tracing import compiling, tracing
 
 __all__ = ["INTERFACE", "missing_native", "native", "native_level", "why_not_native"]
 
@@ -35,7 +35,7 @@ def native(*tensors: Optional[torch.Tensor]) -> Any:
         >>> native(torch.zeros(2, dtype=torch.float64)) is None
         True
     """
-    package = _installed()[0]
+    package = None if compiling() else _installed()[0]  # a compiler would read the search for it into the graph
     if package is None or _watched() is not None:
         return None
     for x in tensors:
@@ -66,8 +66,8 @@ def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:
 
 
 def missing_native() -> Optional[str]:
-    """Why there are no compiled kernels in this process, or None."""
-    return _installed()[1]
+    """Why there are no compiled kernels in this process, or None; not looked for while a compiler records."""
+    return None if compiling() else _installed()[1]
 
 
 def native_level() -> str:

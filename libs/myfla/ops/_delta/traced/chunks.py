@@ -147,7 +147,7 @@ def _states_before(
     for move in zip(*(x.unbind(0) for x in moves)):
         states.append(state)
         state = _advance(state, *move)
-    return torch.stack(states), state
+    return torch.stack(states) if states else given, state  # without chunks `given` is empty, of the right shape
 
 
 def _advance(
