@@ -110,7 +110,6 @@ class GLAEncoderConfig(WidthHeadsConfig):
     """
 
     name: str = "gla"
-    expand_k: float = 0.5
     use_short_conv: bool = False
     num_kv_heads: Optional[int] = None
     feature_map: Optional[str] = None

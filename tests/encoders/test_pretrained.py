@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfg.encoder import GatedDeltaNetEncoderConfig, GRUEncoderConfig, RWKV7EncoderConfig
+from cfg.encoder import ENCODER_CONFIGS, GatedDeltaNetEncoderConfig, GRUEncoderConfig, RWKV7EncoderConfig
 from cfg.validation import ConfigError
 from encoders import build_encoder, load_encoder, with_checkpoint_sizes
 from myfla.models import load_model
@@ -16,7 +16,7 @@ from myfla.utils.errors import CheckpointError
 from small_models import KINDS, VOCABULARY, prompt, small_model
 
 D = torch.float64
-CONFIGS = {"gated_deltanet": GatedDeltaNetEncoderConfig, "rwkv7": RWKV7EncoderConfig}
+CONFIGS = {kind: ENCODER_CONFIGS[kind] for kind in KINDS}
 
 
 def checkpoint(kind, folder, **overrides):

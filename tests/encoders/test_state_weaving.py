@@ -10,8 +10,9 @@ import layer_truth
 import rwkv7_numpy
 from cfg.validation import ConfigError
 from encoders import build_encoder, load_encoder, switch_encoder
+from myfla.models.utils import Cache
 from myfla.testing import assert_close, cases, raises
-from small_encoders import WOVEN, small
+from small_encoders import FAMILY, WOVEN, small
 from tiny_encoder import TinyConfig, TinyStrategy
 
 TIGHT = 1e-10
@@ -49,7 +50,21 @@ def rwkv7_chain(encoder, x):
     return encoder.norm(hidden)
 
 
-CHAINS = {"gated_deltanet": gdn_chain, "rwkv7": rwkv7_chain}
+def layer_chain(encoder, x):
+    """One sequence through the layers one by one, token by token, each begun by hand."""
+    hidden, last = encoder.input(x), 0.0
+    for i, block in enumerate(encoder.blocks):
+        cache, rows = Cache(), []
+        cache.update(recurrent_state=(encoder.weaving.initial[i] + last)[None], layer_idx=i, offset=0)
+        for token in block.mixer_norm(hidden):
+            rows.append(block.mixer(token[None, None], past_key_values=cache, use_cache=True)[0][0])
+        last = cache[i]["recurrent_state"][0]
+        hidden = hidden + torch.cat(rows)
+        hidden = hidden + block.mlp(block.mlp_norm(hidden))
+    return encoder.norm(hidden)
+
+
+CHAINS = {"gated_deltanet": gdn_chain, "rwkv7": rwkv7_chain, **{name: layer_chain for name in FAMILY}}
 
 
 @cases(name=WOVEN, num_layers=[1, 3], tokens=[1, 9])

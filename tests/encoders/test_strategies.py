@@ -24,7 +24,7 @@ CHANGED = {
                                use_forget_gate=False, allow_neg_eigval=False, num_householder=3, backend="naive"),
     "kda": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,
                 conv_size=3, conv_bias=True, allow_neg_eigval=True, safe_gate=True, lower_bound=-4.0, backend="naive"),
-    "gla": dict(num_heads=2, expand_k=1.0, expand_v=1.5, mode="fused_recurrent", use_short_conv=True, conv_size=3,
+    "gla": dict(num_heads=2, expand_k=0.5, expand_v=1.5, mode="fused_recurrent", use_short_conv=True, conv_size=3,
                 conv_bias=True, num_kv_heads=2, feature_map="relu", use_output_gate=False, gate_fn="sigmoid",
                 gate_logit_normalizer=8, gate_low_rank_dim=4, clamp_min=-0.5, backend="naive"),
     "gdn2": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,

@@ -218,7 +218,7 @@ def test_a_flag_of_the_other_encoder_is_refused_by_name(name):
     own = {field.name for field in dataclasses.fields(ENCODER_CONFIGS[name])}
     for field in dataclasses.fields(ENCODER_CONFIGS[other]):
         if field.name not in own:
-            with raises(ConfigError, f"encoder.{field.name} belongs to {other!r}, not to {name!r}"):
+            with raises(ConfigError, f"encoder.{field.name} belongs to ", repr(other), f", not to {name!r}"):
                 build_encoder({"name": name, "input_size": 3, field.name: field.default})
 
 
