@@ -122,7 +122,7 @@ def test_whole_sequence_encoders_have_no_decoding(tmp_path, capsys):
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RunError, match="trainer.accelerator=gpu must be a device of this machine; got none; use cpu"):
+    with pytest.raises(RunError, match="^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):
         find_device("gpu")
 
 

@@ -12,6 +12,7 @@ from app.data import load_data
 from app.data.batches import collate
 from app.data.module import SequenceDataModule
 from app.errors import RunError
+from app.preflight import check_start
 from app.run_folder import claim
 from app_runs import QUICK, ROOT, compose_app, run_app, run_python
 from cfg.validation import ConfigError
@@ -130,9 +131,9 @@ def test_an_encoder_that_does_not_fit_the_data_is_refused_before_training(tmp_pa
 
 def test_a_run_that_is_not_gone_on_with_and_devices_that_are_not_there_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="^run must be null with job=train; got 'old'; to go on with it, say resume="):
-        run_here(tmp_path / "a", "run=old")
+        check_start(compose_app([*QUICK, "run=old"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RunError, match="^trainer.accelerator=gpu must be a device of this machine; got none; use cpu"):
+    with pytest.raises(RunError, match="^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):
         run_here(tmp_path / "b", "trainer=gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -141,14 +142,10 @@ def test_a_run_that_is_not_gone_on_with_and_devices_that_are_not_there_are_refus
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_training_that_diverges_says_so(tmp_path, monkeypatch):
-    from app.jobs import train
-
-    huge = load_data(compose_app().data)
-    huge.train.sequences = [sequence * float("inf") for sequence in huge.train.sequences]
-    monkeypatch.setattr(train, "load_data", lambda config: huge)
+def test_a_training_that_diverges_says_so(tmp_path):
+    huge = ("job.learning_rate=10", "job.weight_decay=100", "job.warmup=0")  # weights grow 999 times with each step
     with pytest.raises(RunError, match="training diverged: no epoch had a finite val_loss; lower job.learning_rate"):
-        run_here(tmp_path / "a", "data.standardize=false")
+        run_here(tmp_path / "a", *huge)
     assert not (tmp_path / "a" / "metrics.json").exists()
 
 

@@ -220,7 +220,7 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, "epoch", 2)
         train(tmp_path / "run")
-    with pytest.raises(RunError, match="must hold the config.yaml of a trained run"):
+    with pytest.raises(RunError, match="^run must be the folder of a finished run; got .*nowhere', which is no folder"):
         go_on(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="^run must be the folder of the run to go on with, for resume=true"):
         compose_app(["resume=true"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from folders import INDEX, WEIGHTS, edit, same, saved
@@ -119,21 +120,22 @@ def test_saving_again_leaves_nothing_of_the_old_weights():
         assert not [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
-@cases(fails=[1, 2, 3])
-def test_a_save_that_fails_leaves_the_old_folder(fails):
+@cases(fails=[1, 2, 3], numbered=[True, False])
+def test_a_save_that_fails_leaves_the_old_folder_and_says_why(fails, numbered):
+    words = "No space left on device"
     calls, save = [], checkpoint_write.save_file
 
     def full(*args):
         calls.append(1)
         if len(calls) == fails:
-            raise OSError(28, "No space left on device")
+            raise OSError(28, words) if numbered else SafetensorError(f"I/O error: {words} (os error 28)")
         save(*args)
 
     with TemporaryDirectory() as folder:
         model = saved(folder, shards="20KB")
         try:
             checkpoint_write.save_file = full
-            with raises(OSError, "No space left"):
+            with raises(OSError, words, "model"):
                 small_model("gated_deltanet", seed=5).save_pretrained(folder, max_shard_size="20KB")
         finally:
             checkpoint_write.save_file = save

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import fuzz
+from app.data.table import load as load_table
 from app.errors import DataError, RunError
 from app.streaming.store import FILE, Store
+from cfg.data import TableDataConfig
 from myfla.testing import cases, raises
 from readable_files import KINDS
 from state_subjects import OPS, op_state
@@ -78,12 +80,31 @@ def test_a_state_file_of_nothing_is_no_new_one(content, tmp_path):
     assert (tmp_path / FILE).read_bytes() == content
 
 
+@cases(old=[b"id", b"s3", b"busy"], new=[b"\xff\0", b"\0", b"\0s"])
+def test_bytes_that_no_encoding_explains_name_the_table(old, new, tmp_path):
+    path = KINDS["CSV table"].write(tmp_path, 0)
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(DataError, match="x.csv: file must be text; got 'a byte of zero'"):
+        KINDS["CSV table"].read(path)
+
+
 @cases(old=[b"id", b"s3", b"busy"])
-def test_text_of_another_encoding_names_the_table(old, tmp_path):
+def test_text_of_another_encoding_than_is_said_names_the_table(old, tmp_path):
     path = KINDS["CSV table"].write(tmp_path, 0)
     path.write_bytes(path.read_bytes().replace(old, b"\xff\xfe"))
-    with pytest.raises(DataError, match="x.csv"):
-        KINDS["CSV table"].read(path)
+    config = TableDataConfig(train_path=str(path), sequence="id", features=["a", "b"], label="kind", encoding="utf-8")
+    with pytest.raises(DataError, match="x.csv: cannot be read as csv: 'utf-8' codec.*data.encoding"):
+        load_table(config)
+
+
+@cases(old=[b"s3", b"busy"])
+def test_text_of_another_encoding_is_read_and_names_the_table(old, tmp_path, caplog):
+    path = KINDS["CSV table"].write(tmp_path, 0)
+    expected = KINDS["CSV table"].read(path)
+    path.write_bytes(path.read_bytes().replace(old, b"\xff\xfe"))
+    found = KINDS["CSV table"].read(path)
+    assert found == [(x, "\xff\xfe" if kind.encode() == old else kind) for x, kind in expected]
+    assert "x.csv is not UTF-8 and was read as cp1252; set data.encoding" in caplog.text
 
 
 def test_text_of_another_encoding_in_parquet_names_file_and_column(tmp_path):

@@ -34,7 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(str(temporary), str(path))
     except BaseException as problem:
-        if isinstance(problem, OSError) and problem.filename is None:  # a full disk does not say which file
+        # A full disk does not say which file; an error without a number would lose its words to a file name.
+        if isinstance(problem, OSError) and problem.errno is not None and problem.filename is None:
             problem.filename = str(path)
         if temporary.exists():
             temporary.unlink()
