@@ -2,9 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from importlib import import_module
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,9 +12,8 @@ from app.errors import RunError
 from app.locks import FolderLock
 from app.start import _take, leave_places
 from app.workplace import Workplace
-from app_runs import ROOT
-from children import needs_fork
-from commands import command
+from children import finish, needs_fork
+from commands import begin, command
 from myfla.testing import cases
 from streams import as_json, make_rows, make_run, parse
 
@@ -23,18 +21,18 @@ pytestmark = needs_fork
 LONG = ("experiment=quick", "trainer.progress=false", "trainer.max_epochs=1000", "job.patience=1000")
 
 
-def waited_for(path, process=None):
+def waited_for(path):
     end = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < end, f"no {path}"
         time.sleep(0.01)
 
 
-def elsewhere(place, *arguments, **pipes):
-    """A process of its own with the command line."""
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "libs")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "app", *arguments], cwd=str(place), env=environment, **pipes)
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What the jobs need, once for all their processes."""
+    for job in ("train", "stream"):
+        import_module(f"app.jobs.{job}")
 
 
 def files(folder):
@@ -47,7 +45,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path, sweep):
     place.mkdir()
     where = ("-m", "seed=0", "hydra.sweep.dir=run") if sweep else ("hydra.run.dir=run",)
     folder = place / "run" / "0" if sweep else place / "run"
-    child = elsewhere(place, *where, *LONG, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = begin(place, *where, *LONG, out=os.devnull, err=os.devnull)
     try:
         waited_for(folder / "checkpoints" / "start.json")
         before = files(folder)
@@ -58,8 +56,8 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path, sweep):
             assert again.code == 1 and "in which no other run is at work" in again.err
         assert files(folder) == before, "the record of the first was touched"
     finally:
-        child.kill()
-        child.wait()
+        os.kill(child, signal.SIGKILL)
+        finish(child)
     lock = FolderLock(place / "run")
     assert lock.take(), "a killed process holds nothing"
     lock.leave()
@@ -107,39 +105,42 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run") / "trained")
 
 
-def stream(place, run, state, *arguments, **pipes):
-    return elsewhere(place, "job=stream", f"run={run}", f"job.state={state}", *arguments, stdin=-1, stderr=-1, **pipes)
-
-
 @cases(output=["out.jsonl", "out.parquet", None])
 def test_a_second_stream_into_the_same_output_is_refused(tmp_path, run, output):
     if output == "out.parquet":
         pytest.importorskip("pyarrow")
-    place, rows = tmp_path / "here", as_json(make_rows(6, 2)).encode()
+    place, rows = tmp_path / "here", tmp_path / "rows.jsonl"
     place.mkdir()
-    arguments = [] if output is None else [f"job.output={output}"]
+    rows.write_text(as_json(make_rows(6, 2)))
+    given, said = {} if output else {"out": place / "all.jsonl"}, tmp_path / "said"
 
-    def pipes():
-        return {"stdout": open(str(place / "all.jsonl"), "ab") if output is None else subprocess.DEVNULL}
+    def stream(state, stdin, err=said):
+        wanted = ["job=stream", f"run={run}", f"job.state={state}", *([f"job.output={output}"] if output else [])]
+        return begin(place, *wanted, given=stdin, err=err, **given)
 
-    first = stream(place, run, "a", *arguments, **pipes())
-    first.stdin.write(rows)
-    first.stdin.flush()
-    waited_for(place / (output or "a/delivered"))
-    waited_for(place / "a" / "state.sqlite")
-    if output != "out.parquet":
-        end = time.monotonic() + 60
-        while not (place / (output or "all.jsonl")).stat().st_size:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-    second = stream(place, run, "b", *arguments, **pipes())
-    said = second.communicate(rows, timeout=120)[1].decode()
-    assert second.returncode == 1 and said.splitlines()[-1].startswith("error: "), said
-    assert "that no other job writes to" in said and not (place / "b").exists()
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    third = stream(place, run, "a", *arguments, **pipes())
-    said = third.communicate(rows, timeout=120)[1].decode()
-    assert third.returncode == 0, said
+    reading, feeding = os.pipe()
+    first = stream("a", reading, err=os.devnull)
+    try:
+        os.write(feeding, rows.read_bytes())
+        waited_for(place / (output or "a/delivered"))
+        waited_for(place / "a" / "state.sqlite")
+        if output != "out.parquet":
+            end = time.monotonic() + 60
+            while not (place / (output or "all.jsonl")).stat().st_size:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        with open(str(rows), "rb") as file:
+            code = finish(stream("b", file.fileno()))
+        text = said.read_text(encoding="utf-8")
+        assert code == 1 and text.splitlines()[-1].startswith("error: "), text
+        assert "that no other job writes to" in text and not (place / "b").exists()
+    finally:
+        os.kill(first, signal.SIGKILL)
+        finish(first)
+        os.close(reading)
+        os.close(feeding)
+    with open(str(rows), "rb") as file:
+        code = finish(stream("a", file.fileno()))
+    assert code == 0, said.read_text(encoding="utf-8")
     if output != "out.parquet":
         assert [row["row"] for row in parse((place / (output or "all.jsonl")).read_text())] == list(range(1, 7))

@@ -13,19 +13,24 @@ class Done:
         self.code, self.out, self.err = code, out, err
 
 
-def command(folder, *arguments, before=None):
-    """``python -m app ARGUMENTS`` in ``folder``.
+def begin(folder, *arguments, before=None, given=None, out=None, err=None):
+    """Begin ``python -m app ARGUMENTS`` in ``folder``; returns the number of the process.
 
     Args:
-        folder: where it runs; its output goes to files beside it.
+        folder: where it runs.
         before: called in the child before anything else.
+        given: descriptor of what it reads as standard input.
+        out, err: paths of the files to whose ends its standard output and standard error go; by default beside the
+            folder, under its name.
     """
-    paths = [f"{folder}.{name}" for name in ("out", "err")]
+    paths = [str(out or f"{folder}.out"), str(err or f"{folder}.err")]
 
     def work():
         os.chdir(str(folder))
+        if given is not None:
+            os.dup2(given, 0)
         for number, path in enumerate(paths, 1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         sys.argv = ["app", *map(str, arguments)]
         from app.command import run_command
@@ -41,6 +46,14 @@ def command(folder, *arguments, before=None):
         sys.stderr.flush()
         os._exit(code)
 
-    code = finish(start(work))
+    return start(work)
+
+
+def command(folder, *arguments, **settings):
+    """``python -m app ARGUMENTS`` in ``folder``, until it ends; as `begin`, with outputs beside the folder."""
+    paths = [f"{folder}.{name}" for name in ("out", "err")]
+    for path in paths:
+        open(path, "w").close()
+    code = finish(begin(folder, *arguments, **settings))
     out, err = (open(path, encoding="utf-8").read() for path in paths)
     return Done(code, out, err)
