@@ -79,7 +79,7 @@ def test_a_compiled_graph_holds_this_form_as_one_operation(case, monkeypatch):
 @pytest.mark.skipif(not hasattr(getattr(torch, "library", None), "register_vmap"), reason="needs PyTorch 2.5")
 @cases(family=["gated", "dplr"], cu=[None, PACKED])
 def test_a_compiled_op_takes_this_form(family, cu, monkeypatch):
-    """Packed sequences through the operation of all forms, which runs this one eagerly."""
+    """Packed sequences too, with gradients."""
     torch._dynamo.reset()
     monkeypatch.setattr(chunks, "has_matrix_units", lambda device: True)
     monkeypatch.setattr(graph, "_fuses", lambda device: False)
@@ -92,5 +92,11 @@ def test_a_compiled_op_takes_this_form(family, cu, monkeypatch):
             return chunk_gated_delta_rule(x["q"], x["k"], x["v"], x["g"], x["beta"], **more)
         return chunk_dplr_delta_rule(x["r"], x["k"], x["v"], -x["kk"], x["kk"] * x["a"], x["w"], **more)
 
-    for mine, eager in zip(torch.compile(run, fullgraph=True, backend="aot_eager")(x), call(family, x, 0.3, cu)):
-        assert torch.equal(mine, eager)
+    found = []
+    for each in (torch.compile(run, fullgraph=True, backend="aot_eager"), lambda x: call(family, x, 0.3, cu)):
+        leaves = {name: t.clone().requires_grad_() for name, t in x.items() if t is not None}
+        o, state = each({**x, **leaves})
+        grads = torch.autograd.grad(o.float().sum() + state.sum(), list(leaves.values()), allow_unused=True)
+        found.append((o, state, *(g for g in grads if g is not None)))
+    assert len(found[0]) == len(found[1]) > 7
+    assert all(torch.equal(mine, eager) for mine, eager in zip(*found))

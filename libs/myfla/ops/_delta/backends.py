@@ -122,8 +122,8 @@ def _compiled_rule(call: Call) -> Result:
 def _bf16_problem(call: Call) -> Optional[str]:
     if call.form != "chunk":
         return "it takes the chunk form"
-    if tracing(call.x[0]) and (call.cu_seqlens is not None or not takes_graph_ops()):
-        return "it is recorded for dense batches and by a compiler only"
+    if tracing(call.x[0]) and not takes_graph_ops():
+        return "it is recorded by a compiler only"
     if call.family.name not in _BF16:
         return "it has no form of this rule"
     count = 5 if call.family is DPLR else 3
@@ -134,7 +134,9 @@ def _run_bf16(call: Call, fuse: bool = False) -> Result:
     call = call.activated()
     family, state = _BF16[call.family.name], call.initial_state
     if tracing(call.x[0]):
-        return graph_chunks(family, call.x, state, call.scale, call.chunk_size, call.l2norm, call.lower_bound)
+        return graph_chunks(
+            family, call.x, state, call.scale, call.chunk_size, call.l2norm, call.lower_bound, call.cu_seqlens
+        )
 
     def plain(*given: Any) -> Result:
         return traced_rule(call._replace(x=given[:-1], initial_state=given[-1]))

@@ -1,7 +1,8 @@
 """This form as one operation of a compiled graph, with what it keeps for its backward.
 
 The graph carries the residuals from one direction to the other, so that the backward does not run the forward again.
-Dense batches only: how many chunks packed sequences have is not known when a graph is made.
+How many chunks packed sequences have is not known when a graph is made: their operation carries none, and its backward
+finds them again.
 """
 
 import functools
@@ -10,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiler_problem
-from myfla.ops._delta.bf16.chunks import describe_call
+from myfla.ops._delta.bf16.chunks import bf16_chunks, describe_call
 from myfla.ops._delta.bf16.dplr import DPLR
 from myfla.ops._delta.bf16.form import Family, Options, Residuals, backward, forward
 from myfla.ops._delta.bf16.gated_delta import GATED_DELTA
@@ -23,13 +24,18 @@ __all__ = ["graph_chunks"]
 
 _OPTIONS = "float scale, bool l2norm, int chunk, float? lower_bound"
 _OPS: Dict[str, Any] = {}
+_PACKED: Dict[str, Any] = {}
 
 
 def graph_chunks(
     family: Family, tensors: Sequence[torch.Tensor], initial_state: Optional[torch.Tensor], scale: float,
     chunk: Optional[int] = None, l2norm: bool = False, lower_bound: Optional[float] = None,
+    cu_seqlens: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """`chunks.bf16_chunks` for a compiler; arguments and results as there."""
+    if cu_seqlens is not None:
+        o, final = _PACKED[family.name](initial_state, *tensors, cu_seqlens, scale, l2norm, chunk or 0, lower_bound)
+        return o, final
     o, final, *_ = _OPS[family.name](initial_state, *tensors, scale, l2norm, chunk or 0, lower_bound)
     return o, final
 
@@ -55,6 +61,59 @@ def _make(family: Family) -> None:
     )
     op.register_vmap(functools.partial(one_by_one, op))
     _OPS[family.name] = op
+    _PACKED[family.name] = _make_packed(family, f"{name}_packed", f"{inputs}, Tensor cu_seqlens")
+
+
+def _make_packed(family: Family, name: str, inputs: str) -> Any:
+    """The operation for packed sequences."""
+    count = len(family.inputs) + 1
+    op = torch.library.custom_op(
+        name, functools.partial(_packed_forward, family), mutates_args=(),
+        schema=f"({inputs}, {_OPTIONS}) -> (Tensor, Tensor)",
+    )  # fmt: skip
+    op_bwd = torch.library.custom_op(
+        f"{name}_backward", functools.partial(_packed_backward, family), mutates_args=(),
+        schema=f"({inputs}, Tensor do, Tensor dfinal, {_OPTIONS}) -> Tensor[]",
+    )
+
+    @op.register_fake
+    def _(*given: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+        k, v, cu_seqlens = given[2], given[3], given[count]
+        states = cu_seqlens.shape[0] - 1, v.shape[2], k.shape[3], v.shape[3]
+        return v.new_empty(v.shape), v.new_empty(states, dtype=torch.float32)
+
+    op_bwd.register_fake(lambda *given: [x.new_empty(x.shape) for x in given[:count] if x is not None])
+
+    def keep(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[: count + 1])
+        ctx.options = inputs[count + 1 :]
+
+    def differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor) -> Tuple[Any, ...]:
+        found = op_bwd(*ctx.saved_tensors, do, dfinal, *ctx.options)
+        return (*([None] if ctx.saved_tensors[0] is None else []), *found, *[None] * 5)
+
+    op.register_autograd(differentiate, setup_context=keep)
+    op.register_vmap(functools.partial(one_by_one, op))
+    return op
+
+
+def _packed_forward(family: Family, state: Optional[torch.Tensor], *given: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+    *tensors, cu_seqlens, scale, l2norm, chunk, lower_bound = given
+    with torch.no_grad():
+        o, final = bf16_chunks(
+            family, tensors, state, scale, cu_seqlens=cu_seqlens, chunk=chunk or None, l2norm=l2norm,
+            lower_bound=lower_bound,
+        )  # fmt: skip
+    return o.contiguous(), final.contiguous()
+
+
+def _packed_backward(family: Family, state: Optional[torch.Tensor], *given: Any) -> List[torch.Tensor]:
+    *tensors, cu_seqlens, do, dfinal, scale, l2norm, chunk, lower_bound = given
+    with torch.no_grad():
+        how = describe_call(tensors, state, scale, cu_seqlens, chunk or None, l2norm=l2norm, lower_bound=lower_bound)
+        _, _, kept = forward(tensors[2], family, tensors, state, how)
+        grads, dinitial = backward(do, family, tensors, dfinal, how, kept)
+    return [x.contiguous() for x in ([] if state is None else [dinitial.to(state.dtype)]) + list(grads)]
 
 
 def _fuses(device: torch.device) -> bool:
