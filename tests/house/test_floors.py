@@ -85,6 +85,46 @@ def test_imports_go_down_only(package):
                 assert is_name or below(other, allowed), f"{name} must not know {other}"
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and for type checkers count: each is an arrow that a reader has to follow."""
+    files = {name: path for package in PACKAGES for name, path in modules(package)}
+    arrows = {name: sorted(set(imported_files(path, files)) - {name}) for name, path in files.items()}
+    assert sum(map(len, arrows.values())) > len(files), "the reader of imports finds too little"
+    assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
+    found = circle(arrows)
+    assert found is None, " -> ".join(found)
+
+
+def imported_files(path, files):
+    """Those of ``files`` that a file imports, at its top or anywhere below."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in files)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield from [name for name in (inner, node.module) if name in files][:1]
+
+
+def circle(arrows):
+    """Names along one circle of the graph ``{name: [names]}``, or None."""
+    done = set()
+
+    def walk(name, trail):
+        if name in trail:
+            return [*trail[trail.index(name):], name]
+        if name in done:
+            return None
+        for target in arrows.get(name, ()):
+            found = walk(target, [*trail, name])
+            if found:
+                return found
+        done.add(name)
+        return None
+
+    return next(filter(None, (walk(name, []) for name in arrows)), None)
+
+
 @pytest.mark.skipif(not hasattr(sys, "stdlib_module_names"), reason="came with Python 3.10")
 @cases(package=list(OTHERS))
 def test_other_libraries_are_those_of_the_metadata(package):

@@ -15,8 +15,9 @@ import torch
 
 from app.data.check import warn_shared
 from app.data.long_rows import check_written
+from app.data.part import Part
 from app.data.sequences import IGNORE, SequenceData, SequenceSet
-from app.data.table_parts import Part, read_lists, read_long, read_wide
+from app.data.table_parts import read_lists, read_long, read_wide
 from app.data.tables import Table, open_table
 from app.data.tables.choose import check_columns, check_numbers, choose_features
 from app.data.tables.natural import natural

@@ -1,11 +1,12 @@
 """The layouts of a table: rows to sequences."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 
 from app.data.long_rows import Names, Order, order_rows
+from app.data.part import Part
 from app.data.tables import Block, Table
 from app.data.tables.copies import find_copies
 from app.data.views import Views, empty_array
@@ -13,35 +14,7 @@ from app.data.windows import cut
 from app.errors import data_error
 from cfg.data import TableDataConfig
 
-__all__ = ["Part", "read_lists", "read_long", "read_wide"]
-
-
-class Part(NamedTuple):
-    """One table, read.
-
-    Attributes:
-        sequences: ``[T_i, D]`` float64 each.
-        features: the columns that they are made of.
-        channels: D.
-        labels: numbers of names, one a sequence, or one a row in their order; -1 where there is none.
-        label_names: by number.
-        values: ``[N, K]``, or ``[rows, K]`` per step; float64.
-        groups: one a sequence, as ``labels``. group_names: by number.
-        names: of the sequences, where they have some. files: that they come from.
-        copies: columns that say what they must not, and what.
-    """
-
-    sequences: Views
-    features: List[str]
-    channels: int
-    labels: Optional[np.ndarray]
-    label_names: List[str]
-    values: Optional[np.ndarray]
-    groups: Optional[np.ndarray]
-    group_names: List[str]
-    names: Optional[List[str]]
-    files: List[str]
-    copies: Dict[str, str]
+__all__ = ["read_lists", "read_long", "read_wide"]
 
 
 def read_long(table: Table, config: TableDataConfig, features: List[str], choose: Any) -> Part:

@@ -1,17 +1,15 @@
 """Long recordings, cut into windows of equal length."""
 
-from typing import TYPE_CHECKING, Any, List, Tuple
+from typing import Any, List, Tuple
 
 import numpy as np
 import torch
 
+from app.data.part import Part
 from app.data.tables import Table
 from app.data.views import Views
 from app.errors import data_error
 from cfg.data import TableDataConfig
-
-if TYPE_CHECKING:
-    from app.data.table_parts import Part
 
 __all__ = ["cut"]
 
@@ -19,7 +17,7 @@ _MANY = 5  # recordings, from which on each stays on one side of a split as a wh
 _PIECES = 20  # contiguous parts of each of fewer recordings, none sharing a step with another
 
 
-def cut(part: "Part", table: Table, config: TableDataConfig) -> "Part":
+def cut(part: Part, table: Table, config: TableDataConfig) -> Part:
     """Windows of ``config.window`` steps, one beginning every ``config.stride``; the steps behind the last whole one
     are left out. A window's class is the one that most of its steps have (of equals, the one that comes first).
 
@@ -94,7 +92,7 @@ def _same(values: np.ndarray, first: np.ndarray, size: int, table: Table, config
     return np.ascontiguousarray(values[first])
 
 
-def _select(part: "Part", kept: np.ndarray) -> "Part":
+def _select(part: Part, kept: np.ndarray) -> Part:
     places = np.flatnonzero(kept)
     names = None if part.names is None else [part.names[i] for i in places]
     return part._replace(sequences=part.sequences.select(places), names=names,  # type: ignore[arg-type]
