@@ -4,7 +4,7 @@ from typing import Any, Callable, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_tensors
 from myfla.ops._delta.families.kda import KDA
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
@@ -17,7 +17,7 @@ def native_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot compute a call, or None."""
     if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) == 2 and call.more[1] is not None):
         return "the compiled kernels know no gate of value channels; leave it out"
-    tensors = call.tensors
+    tensors = call_tensors(call)
     return None if native(*tensors) is not None else why_not_native(*tensors)
 
 
@@ -32,7 +32,7 @@ def native_reserve(call: Call) -> Optional[str]:
 def run_native(call: Call) -> Result:
     """Outputs and final states of a call that `native_problem` has passed."""
     call = _as_the_kernels_have_it(call)
-    rules = native(*call.tensors).rules
+    rules = native(*call_tensors(call)).rules
     A_log, dt_bias = (None, None) if call.activation is None else call.activation.decay
     tensors = (*call.x, A_log, dt_bias, call.initial_state)
     if records(*tensors):
