@@ -110,7 +110,7 @@ def chunk_gated_delta_rule(
     scale = check_scale(NAME, scale, k.shape[3])
     call = Call(
         NAME, GATED_DELTA, "chunk", (q, k, v, g, beta), initial_state, scale, cu_seqlens, sequences, q.dtype,
-        use_qk_l2norm_in_kernel, activation if activation.changes else None, chunk_size,
+        use_qk_l2norm_in_kernel, activation if activation.changes() else None, chunk_size,
     )  # fmt: skip
     o, final = run(call, backend)
     if not output_final_state:

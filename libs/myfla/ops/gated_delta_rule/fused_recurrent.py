@@ -98,7 +98,7 @@ def fused_recurrent_gated_delta_rule(
             activation.check(NAME, g, v.shape[2])
             call = Call(
                 NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, q.shape[3]),
-                None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes else None,
+                None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None,
                 inplace=inplace_final_state,
             )  # fmt: skip
             o, final = run(call, backend)
@@ -125,7 +125,7 @@ def fused_recurrent_gated_delta_rule(
     scale = check_scale(NAME, scale, key)
     call = Call(
         NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), state, scale, cu_seqlens, sequences, v.dtype,
-        use_qk_l2norm_in_kernel, activation if activation.changes else None, inplace=inplace_final_state,
+        use_qk_l2norm_in_kernel, activation if activation.changes() else None, inplace=inplace_final_state,
         more=() if gk is gv is None else (gk, gv),
     )  # fmt: skip
     o, final = run(call, backend)

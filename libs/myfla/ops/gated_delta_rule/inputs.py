@@ -65,7 +65,6 @@ class Activation(NamedTuple):
             "use_beta_sigmoid_in_kernel": self.sigmoid, "allow_neg_eigval": self.neg_eigval,
         }  # fmt: skip
 
-    @property
     def changes(self) -> bool:
         """Whether g or beta become others."""
         return self.gate or self.sigmoid

@@ -127,7 +127,7 @@ def chunk_kda(
     initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     call = Call(
         NAME, KDA, "chunk", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
-        sequences, v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes else None, chunk_size,
+        sequences, v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None, chunk_size,
     )  # fmt: skip
     o, final = run(call, backend)
     if not output_final_state:

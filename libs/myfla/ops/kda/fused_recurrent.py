@@ -98,7 +98,7 @@ def fused_recurrent_kda(
     state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     call = Call(
         NAME, KDA, "recurrent", (q, k, v, g, beta), state, check_scale(NAME, scale, k.shape[3]), cu_seqlens, sequences,
-        v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes else None, inplace=inplace_final_state,
+        v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None, inplace=inplace_final_state,
     )  # fmt: skip
     o, final = run(call, backend)
     final = final.transpose(2, 3) if state_v_first else final

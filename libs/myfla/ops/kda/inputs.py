@@ -44,7 +44,6 @@ class KdaActivation(NamedTuple):
                 got = f"{x.dtype} {tuple(x.shape)}"
                 raise value_error(who, name, f"must hold {shape} = {size} floating point numbers", got)
 
-    @property
     def changes(self) -> bool:
         """Whether g or beta become others."""
         return self.gate or self.sigmoid
