@@ -10,7 +10,7 @@ from abilities import skip_without_products
 from encoders import build_encoder
 from myfla.models.utils import Cache
 from myfla.testing import assert_close, cases
-from small_encoders import NAMES, small
+from small_encoders import HEADED, NAMES, small
 
 TIGHT = 1e-10  # float64 throughout: what differs is only the order of sums
 STATES = ("recurrent_state", "conv_state", "ffn_state")
@@ -272,7 +272,7 @@ def test_gradients_flow_through_a_cache(name):
 def test_half_precision_follows_float64(name, dtype, seed):
     """One layer with heads of 16: the norm behind tiny heads multiplies any rounding without a bound."""
     skip_without_products(dtype)
-    sizes = dict(hidden_size=32, num_layers=1, **({"head_dim": 16} if name == "gated_deltanet" else {}))
+    sizes = dict(hidden_size=32, num_layers=1, **({"head_dim": 16} if name in HEADED else {}))
     half, wide, x = small(name, dtype, seed, **sizes), small(name, **sizes), data(2, 20, 3, seed=seed).to(dtype)
     wide.load_state_dict(half.state_dict())  # the same rounded weights: what differs is the arithmetic
     want = wide(x.double(), lengths=[20, 11])

@@ -12,7 +12,7 @@ from cfg.validation import ConfigError
 from encoders import build_encoder, load_encoder, switch_encoder
 from myfla.models.utils import Cache
 from myfla.testing import assert_close, cases, raises
-from small_encoders import FAMILY, WOVEN, small
+from small_encoders import FAMILY, HEADED, WOVEN, small
 from tiny_encoder import TinyConfig, TinyStrategy
 
 TIGHT = 1e-10
@@ -126,7 +126,7 @@ def test_gradients_equal_finite_differences(name):
 
 @cases(name=WOVEN, dtype=[torch.float32, torch.bfloat16])
 def test_half_precision_keeps_the_states_wide(name, dtype):
-    sizes = dict(hidden_size=32, num_layers=2, **({"head_dim": 16} if name == "gated_deltanet" else {}))
+    sizes = dict(hidden_size=32, num_layers=2, **({"head_dim": 16} if name in HEADED else {}))
     half, wide = (small(name, kind, state_weaving=True, **sizes) for kind in (dtype, torch.float64))
     wide.load_state_dict(half.state_dict())
     x = data(2, 20, 3).to(dtype)

@@ -2,11 +2,14 @@
 
 import torch
 
+from cfg.encoder import ENCODER_CONFIGS
 from encoders import build_encoder
 
 FAMILY = ("kda", "delta_net", "gated_deltaproduct", "gdn2", "comba", "gla")
 NAMES = ("gated_deltanet", "rwkv7", *FAMILY, "gru", "lstm")
 WOVEN = ("gated_deltanet", "rwkv7", *FAMILY)  # those whose layers can begin in a state of the layer before
+HEADED = tuple(name for name in NAMES if "head_dim" in ENCODER_CONFIGS[name].__dataclass_fields__ and name != "rwkv7")
+"""Those whose heads have a size of their own."""
 OWN = {
     "gated_deltanet": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True, conv_size=3),
     "rwkv7": dict(num_heads=2),

@@ -16,7 +16,7 @@ from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
 from myfla.models.utils import Cache
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_recurrent_rwkv7
-from small_encoders import small, wake
+from small_encoders import HEADED, small, wake
 
 FIELDS = ("recurrent_state", "conv_state", "ffn_state")
 
@@ -153,7 +153,7 @@ def _encoder(name, dtype):
 
 def wide_encoder(name, dtype):
     """An encoder of the default width, with weights of the scale that training leaves."""
-    return small(name, dtype, scale=0.1, hidden_size=64, **({"head_dim": 16} if name == "gated_deltanet" else {}))
+    return small(name, dtype, scale=0.1, hidden_size=64, **({"head_dim": 16} if name in HEADED else {}))
 
 
 def wide_subject(name, dtype):
