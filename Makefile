@@ -46,7 +46,7 @@ lint: $(VENV)/.lint
 	$(BIN)/python -m mypy
 
 test-matrix:
-	LANES="py38 py38app lowest highest" bash .ci/run
+	LANES="py38 py38app lowest highest hf_lowest" bash .ci/run
 
 test-mutants: $(VENV)/.test
 	$(BIN)/python tools/mutants.py $(ARGS)

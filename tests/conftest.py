@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from myfla.testing import expand_cases  # noqa: E402
 from poison import poison  # noqa: E402
 
 os.environ.setdefault("PYTHONHASHSEED", "0")
+# Inductor keys what it keeps on disk by a graph's operators, not by the code behind them: never use another checkout's.
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+    _inductor = tempfile.TemporaryDirectory(prefix="inductor-")  # inherited by the workers of -n and their processes
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor.name
 torch.set_num_threads(int(os.environ.get("MYFLA_TEST_THREADS", "1")))
 
 
