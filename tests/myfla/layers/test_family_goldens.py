@@ -11,10 +11,11 @@ from myfla.testing import assert_close, cases
 
 GOLDENS = load("layers_family")
 OURS = [name for name, case in GOLDENS.items() if hasattr(layers, case.params["layer"])]
-OFFICIAL = {"value": 5e-3, "gradient": 2e-2, "decay": 6e-2}
-OFFICIAL_BF16 = {"value": 3e-2, "gradient": 6e-2, "decay": 6e-2}
-OWN = {"value": 2e-5, "gradient": 2e-5, "decay": 1e-3}
-OWN_BF16 = {"value": 2e-2, "gradient": 2e-2, "decay": 4e-2}
+# The official kernels' own distance from float64, in TF32 and in bfloat16, rounded up; ours is OWN.
+OFFICIAL = {"value": 2e-3, "gradient": 7e-3, "decay": 4e-2}
+OFFICIAL_BF16 = {"value": 1.5e-2, "gradient": 2e-2, "decay": 4e-2}
+OWN = {"value": 1e-6, "gradient": 5e-6, "decay": 5e-6}
+OWN_BF16 = {"value": 1e-2, "gradient": 1.5e-2, "decay": 3e-2}
 V_FIRST = ("KimiDeltaAttention", "GatedLinearAttention")  # whose official layers cache their states so
 
 
