@@ -128,3 +128,24 @@ def truth(
     shape = (*q.shape[:3], x["v"].shape[3])
     o = torch.stack(outputs).view(shape) if outputs else q.new_zeros(shape)
     return o, torch.stack(finals)
+
+
+def gradients(name, form, given, state, **more):
+    """Outputs, final state, and the gradients of a loss that weighs all of them."""
+    leaves = {part: x.clone().requires_grad_() for part, x in {**given, "initial_state": state}.items()}
+    first = leaves.pop("initial_state")
+    if form == "truth":
+        o, final = truth(name, leaves, first, **more)
+    else:
+        o, final = run(name, form, leaves, initial_state=first, **more)
+    generator = torch.Generator().manual_seed(1)
+    do, dfinal = (torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (o, final))
+    loss = (o.double() * do).sum() + (final.double() * dfinal).sum()
+    grads = torch.autograd.grad(loss, [*leaves.values(), first], allow_unused=True)
+    grads = [torch.zeros_like(x) if grad is None else grad for x, grad in zip([*leaves.values(), first], grads)]
+    return {"o": o, "final": final, **{f"d{part}": x for part, x in zip([*leaves, "initial_state"], grads)}}
+
+
+def state_for(given, rows=2):
+    heads, key, value = given["v"].shape[2], given["q"].shape[3], given["v"].shape[3]
+    return torch.randn(rows, heads, key, value, dtype=given["q"].dtype)

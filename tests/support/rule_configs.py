@@ -117,14 +117,17 @@ def draw(seed: int) -> Config:
 
 
 def truth(config: Config):
-    """(o, final state, gradients by name) in float64, token by token."""
+    """In float64, token by token: o, final state, gradients by name, and by name how large the terms are that sum up to
+    a gradient, where they cancel: to those of a norm's input and of a gate's parameters."""
     x = {name: t.double().requires_grad_() for name, t in config.tensors.items()}
     q, k, v, g = x["q"], x["k"], x["v"], x["g"]
     options = config.options
+    norms = {name: (x[name].detach().square().sum(-1, keepdim=True) + 1e-6).sqrt() for name in "qk"}
     if options["l2norm"]:
         q, k = (y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt() for y in (q, k))
     if "A_log" in x:
         g = -x["A_log"].exp() * torch.nn.functional.softplus(g + x["dt_bias"] if "dt_bias" in x else g)
+    inner = {"q": q, "k": k, "g": g}  # behind norm and gate
     if config.kind == "gated":
         g = g[..., None]
     group = v.shape[2] // q.shape[2]
@@ -150,9 +153,15 @@ def truth(config: Config):
         finals.append(state)
     o = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v)
     final = finals[0] if cu is None else torch.cat(finals)
-    loss = sum(0 * y.sum() for y in (o, final, *x.values()))
+    loss = sum(0 * y.sum() for y in (o, final, *x.values(), *inner.values()))
     for result, name in ((o, "do"), (final, "dfinal")):
         if config.gradients[name] is not None:
             loss = loss + (result * config.gradients[name].double()).sum()
-    grads = torch.autograd.grad(loss, list(x.values()), allow_unused=True)
-    return o, final, {name: torch.zeros_like(x[name]) if d is None else d for name, d in zip(x, grads)}
+    grads = torch.autograd.grad(loss, [*x.values(), *inner.values()], allow_unused=True)
+    want = {name: torch.zeros_like(x[name]) if d is None else d for name, d in zip(x, grads)}
+    inside = dict(zip(inner, grads[len(x):]))
+    terms = {name: inside[name] / norms[name] for name in "qk"} if options["l2norm"] else {}
+    if "A_log" in x:
+        terms["A_log"] = (inside["g"] * inner["g"]).abs().sum((0, 1))
+        terms["dt_bias"] = want["g"].abs().sum((0, 1))
+    return o, final, want, {name: y.abs().max().item() if y.numel() else 0.0 for name, y in terms.items()}

@@ -118,7 +118,7 @@ def test_the_op_takes_this_form_for_bfloat16_on_matrix_units(family, case, monke
 
 def test_the_layer_promises_its_strongest_decay(monkeypatch):
     taken = taken_by(monkeypatch)
-    layer = RWKV7Attention(hidden_size=32, head_dim=16, layer_idx=0).bfloat16()
+    layer = RWKV7Attention(hidden_size=32, head_dim=16, layer_idx=0, backend="torch").bfloat16()
     with torch.no_grad():
         layer(torch.randn(1, 70, 32).bfloat16())
     (_, _, _, _, how), = taken

@@ -10,32 +10,11 @@ NAMES = list(family.MEMBERS)
 FORMS = ["chunk", "recurrent"]
 
 
-def gradients(name, form, given, state, **more):
-    """Outputs, final state, and the gradients of a loss that weighs all of them."""
-    leaves = {part: x.clone().requires_grad_() for part, x in {**given, "initial_state": state}.items()}
-    first = leaves.pop("initial_state")
-    if form == "truth":
-        o, final = family.truth(name, leaves, first, **more)
-    else:
-        o, final = family.run(name, form, leaves, initial_state=first, **more)
-    generator = torch.Generator().manual_seed(1)
-    do, dfinal = (torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (o, final))
-    loss = (o.double() * do).sum() + (final.double() * dfinal).sum()
-    grads = torch.autograd.grad(loss, [*leaves.values(), first], allow_unused=True)
-    grads = [torch.zeros_like(x) if grad is None else grad for x, grad in zip([*leaves.values(), first], grads)]
-    return {"o": o, "final": final, **{f"d{part}": x for part, x in zip([*leaves, "initial_state"], grads)}}
-
-
-def state_for(given, rows=2):
-    heads, key, value = given["v"].shape[2], given["q"].shape[3], given["v"].shape[3]
-    return torch.randn(rows, heads, key, value, dtype=given["q"].dtype)
-
-
 @cases(name=NAMES, form=FORMS, value_heads=[2, 4], tokens=[0, 1, 37, 70])
 def test_float64_equals_the_token_loop_with_every_gradient(name, form, value_heads, tokens):
     given = family.inputs(name, tokens=tokens, value_heads=value_heads)
-    state = state_for(given)
-    got, want = gradients(name, form, given, state), gradients(name, "truth", given, state)
+    state = family.state_for(given)
+    got, want = family.gradients(name, form, given, state), family.gradients(name, "truth", given, state)
     for key in want:
         assert_close(got[key], want[key], rms=1e-11, name=f"{name} {key}")
 
@@ -44,7 +23,7 @@ def test_float64_equals_the_token_loop_with_every_gradient(name, form, value_hea
 def test_packed_sequences_equal_each_alone(name, form):
     given = family.inputs(name, batch=1, tokens=45)
     steps, cu = family.MEMBERS[name].steps, torch.tensor([0, 0, 1, 20, 45])
-    state = state_for(given, rows=4)
+    state = family.state_for(given, rows=4)
     o, final = family.run(name, form, given, initial_state=state, cu_seqlens=cu)
     for n, (start, stop) in enumerate(zip(cu[:-1].tolist(), cu[1:].tolist())):
         part = {key: x[:, start * (x.shape[1] // 45) : stop * (x.shape[1] // 45)] for key, x in given.items()}
@@ -82,8 +61,8 @@ def test_strong_decays_stay_exact(name, form):
     if not {"g", "gk"} & set(family.MEMBERS[name].inputs):
         pytest.skip("has no decay")
     given = family.inputs(name, decay=60.0, tokens=70, dtype=torch.float32)
-    state = state_for(given)
-    got, want = gradients(name, form, given, state), gradients(name, "truth", given, state)
+    state = family.state_for(given)
+    got, want = family.gradients(name, form, given, state), family.gradients(name, "truth", given, state)
     for key in want:
         assert torch.isfinite(got[key]).all(), key
         assert_close(got[key], want[key], rms=2e-5, name=f"{name} {key}")
@@ -116,7 +95,7 @@ def test_the_scale_is_a_factor_of_the_outputs(name):
 @cases(name=NAMES)
 def test_the_recurrent_form_writes_over_a_state_where_allowed(name):
     given = {key: x[:, : x.shape[1] // 37] for key, x in family.inputs(name, dtype=torch.float32).items()}
-    state = state_for(given)
+    state = family.state_for(given)
     want = family.run(name, "recurrent", given, initial_state=state.clone())[1]
     final = family.run(name, "recurrent", given, initial_state=state, inplace_final_state=True)[1]
     assert final.data_ptr() == state.data_ptr() and torch.equal(state, want)

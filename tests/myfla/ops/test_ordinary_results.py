@@ -117,8 +117,9 @@ class Labelled(torch.Tensor):
 @cases(op=list(OPS), shape=[SMALL, LARGE])
 def test_a_subclass_comes_back_with_the_same_numbers(op, shape):
     given = inputs(op, shape, grad=False)
-    o, final = OPS[op](**{name: x.as_subclass(Labelled) for name, x in given.items()}, output_final_state=True)
-    want = OPS[op](**given, output_final_state=True)
+    how = dict(output_final_state=True, backend="torch")  # the compiled kernels take no subclass, and round otherwise
+    o, final = OPS[op](**{name: x.as_subclass(Labelled) for name, x in given.items()}, **how)
+    want = OPS[op](**given, **how)
     assert type(o) is type(final) is Labelled
     assert torch.equal(o.as_subclass(torch.Tensor), want[0]) and torch.equal(final.as_subclass(torch.Tensor), want[1])
 

@@ -29,7 +29,7 @@ from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.gla import GLA, SIMPLE_GLA
 from myfla.ops._delta.families.kda import KDA
-from myfla.ops._delta.native import native_problem, native_reserve, run_native
+from myfla.ops._delta.native import NATIVE, native_problem, native_reserve, run_native
 from myfla.ops._delta.recurrent.loop import token_loop
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.ops._delta.traced.graph import graph_rule, make_graph_op
@@ -102,30 +102,11 @@ def _run_traced(call: Call) -> Result:
     return traced_rule(call)
 
 
-def _compiled_problem(call: Call) -> Optional[str]:
-    return _why_not("compiled", call)
-
-
-def _run_compiled(call: Call) -> Result:
-    if _bf16_problem(call) is None:
-        return _run_bf16(call, fuse=True)
-    return compiled(_compiled_rule)(call)
-
-
-def _compiled_rule(call: Call) -> Result:
-    """The whole op for a compiler, which fuses what stands around the rule."""
-    if is_step(call) and call.form == "recurrent" and call.x[0].device.type == "cuda":
-        return call.family.traced_step(call)
-    return _run_traced(call)
-
-
 def _bf16_problem(call: Call) -> Optional[str]:
     if call.form != "chunk":
         return "it takes the chunk form"
     if tracing(call.x[0]) and not takes_graph_ops():
         return "it is recorded by a compiler only"
-    if call.family.name not in _BF16:
-        return "it has no form of this rule"
     count = 5 if call.family is DPLR else 3
     return bf16_problem(call.x[:count], *call_tensors(call)[count:])
 
@@ -147,6 +128,26 @@ def _run_bf16(call: Call, fuse: bool = False) -> Result:
     )  # fmt: skip
 
 
+_BF16_BACKEND = Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16)
+
+
+def _compiled_problem(call: Call) -> Optional[str]:
+    return _why_not("compiled", call)
+
+
+def _run_compiled(call: Call) -> Result:
+    if _BF16_BACKEND.refuses(call) is None:
+        return _run_bf16(call, fuse=True)
+    return compiled(_compiled_rule)(call)
+
+
+def _compiled_rule(call: Call) -> Result:
+    """The whole op for a compiler, which fuses what stands around the rule."""
+    if is_step(call) and call.form == "recurrent" and call.x[0].device.type == "cuda":
+        return call.family.traced_step(call)
+    return _run_traced(call)
+
+
 def _loop_problem(call: Call) -> Optional[str]:
     return None if call.form == "recurrent" else "it takes the recurrent form"
 
@@ -156,8 +157,8 @@ for family in (GATED_DELTA, KDA, DPLR, GLA, SIMPLE_GLA):
 register(Backend("official", "fla", _run_official, _official_problem, _official_reserve))
 register(Backend("naive", "naive", _run_naive, _naive_problem, on_request))
 register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request))
-register(Backend("native", "native", run_native, native_problem, native_reserve))
-register(Backend("bf16", "torch", _run_bf16, _bf16_problem))
+register(Backend("native", "native", run_native, native_problem, native_reserve, NATIVE))
+register(_BF16_BACKEND)
 register(Backend("traced", "torch", _run_traced, _traced_problem))
 register(Backend("loop", "torch", loop_rule, _loop_problem))
 register(Backend("plain", "torch", chunk_rule, _anything))

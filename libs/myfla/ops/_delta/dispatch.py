@@ -4,7 +4,7 @@ To add one: write ``problem(call)``, which says why it cannot take a call, and `
 `Backend` of them.
 """
 
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, Container, List, NamedTuple, Optional
 
 from myfla.backends import choice as choices
 from myfla.ops._delta.call import Call, Result
@@ -34,6 +34,7 @@ class Backend(NamedTuple):
         run: computes a call.
         problem: why it cannot compute a call.
         reserve: why ``auto`` shall not choose it though it could.
+        families: names of the families that it has a form of; by default all.
     """
 
     name: str
@@ -41,6 +42,13 @@ class Backend(NamedTuple):
     run: Callable[[Call], Result]
     problem: Reason
     reserve: Reason = _no_reserve
+    families: Optional[Container[str]] = None
+
+    def refuses(self, call: Call) -> Optional[str]:
+        """Why it cannot compute a call, or None."""
+        if self.families is not None and call.family.name not in self.families:
+            return f"it has no form of {call.family.name}"
+        return self.problem(call)
 
 
 _registry: List[Backend] = []
@@ -74,9 +82,9 @@ def select(call: Call, choice: str) -> Backend:
     reasons = []
     for backend in _registry:
         if backend.choice == choice:
-            reason = backend.problem(call)
+            reason = backend.refuses(call)
         elif choice == "auto":
-            reason = backend.reserve(call) or backend.problem(call)
+            reason = backend.reserve(call) or backend.refuses(call)
         else:
             continue
         if reason is None:

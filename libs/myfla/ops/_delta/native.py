@@ -10,7 +10,10 @@ from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.native import native, why_not_native
 
-__all__ = ["native_problem", "native_reserve", "run_native"]
+__all__ = ["NATIVE", "native_problem", "native_reserve", "run_native"]
+
+NATIVE = {"gated_delta": "GATED", "kda": "KDA", "dplr": "DPLR"}
+"""The families that have compiled kernels, and what the package calls them."""
 
 
 def native_problem(call: Call) -> Optional[str]:
@@ -65,7 +68,7 @@ def _inputs(rules: Any, x: Tuple[Any, ...]) -> Any:
 
 
 def _rule(rules: Any, call: Call, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor]) -> Any:
-    kind = {"gated_delta": rules.GATED, "kda": rules.KDA, "dplr": rules.DPLR}[call.family.name]
+    kind = getattr(rules, NATIVE[call.family.name])
     beta_scale = 0 if call.activation is None else call.activation.beta_scale
     return rules.Rule(kind, call.scale, call.l2norm, A_log, dt_bias, beta_scale, call.cu_seqlens)
 

@@ -6,7 +6,6 @@ With ``u_t = a_t^T S_{t-1}`` what a token reads before it writes, in the notatio
     L = -A_ab,  v_in = A_ak v,  k_in = -a',  v_new = u,  k_out = b',  kv = k'^T v,  o_v = A_qk v
 """
 
-from typing import Any, Dict
 
 import torch
 
@@ -94,9 +93,6 @@ class Dplr(ChannelFamily):
 
     def traced_step(self, call: Call) -> Result:
         return dplr_step(call)
-
-    def official(self, call: Call) -> Dict[str, Any]:
-        return super().official(call)
 
     def plain(self, x: Tensors, scale: float) -> Chunks:
         q, k, v, a, b, gk = x
