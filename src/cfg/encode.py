@@ -11,6 +11,7 @@ __all__ = ["EncodeJobConfig", "EvaluateJobConfig", "PredictJobConfig"]
 FORMATS = ("parquet", "safetensors")
 UNITS = ("sequence", "step")
 PARTS = ("test", "train")
+PROBABILITIES = ("all", "predicted")
 ENDINGS = (".csv", ".parquet", ".jsonl")
 
 
@@ -49,6 +50,7 @@ class PredictJobConfig(JobConfig):
         part: ``test`` or ``train``, without ``input``.
         ignore: columns of a table to pass over; every other one must be known to the run.
         output: a new file, ``.csv``, ``.parquet`` or ``.jsonl``; null: ``predictions.csv`` in this job's own folder.
+        probabilities: of classes: ``all``, or that of the ``predicted`` one alone, where there are very many.
         batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is taken by itself.
 
     Raises:
@@ -60,6 +62,7 @@ class PredictJobConfig(JobConfig):
     part: str = "test"
     ignore: List[str] = field(default_factory=list)
     output: Optional[str] = None
+    probabilities: str = "all"
     batch_tokens: int = 16384
 
     def validate(self) -> None:
@@ -71,6 +74,7 @@ class PredictJobConfig(JobConfig):
         fields.text("output", optional=True)
         if self.output is not None and not self.output.endswith(ENDINGS):
             raise fields.error("output", f"must end in {', '.join(ENDINGS)}", self.output)
+        fields.choice("probabilities", PROBABILITIES)
         fields.integer("batch_tokens", 1, 1 << 40)
 
 

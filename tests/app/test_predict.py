@@ -123,6 +123,33 @@ def test_every_sequence_is_told_with_its_id_and_file(tmp_path, runs, kind, form,
         assert float(((got - flat) / flat.std(0)).abs().max()) < 1e-5
 
 
+@cases(form=[".csv", ".jsonl", ".parquet"], per_step=[True, False])
+def test_token_ids_have_the_probability_of_each_id_or_class(tmp_path, form, per_step, monkeypatch):
+    """Next tokens of a text, and classes of token sequences; few sequences at a time where there are many numbers."""
+    if form == ".parquet":
+        pytest.importorskip("pyarrow")
+    monkeypatch.setattr(job, "NUMBERS", 5000)
+    if per_step:
+        (tmp_path / "a.txt").write_text("to be or not to be, " * 20)
+        data = ["data=text", f"data.train_path={tmp_path / 'a.txt'}", "data.window=12", "job.objective=next_step",
+                "encoder.direction=causal"]
+    else:
+        data = ["data=recall", "data.train_sequences=20", "data.test_sequences=8", "data.test_lengths=[32]"]
+    run = untrained(tmp_path / "run", *data)
+    trained = load_trained(run)
+    rows = rows_of(predict(tmp_path, run, f"out{form}", "job.part=train"))
+    sequences = load_data(trained.config.data).train.sequences
+    encoder = load_encoder(run)
+    with torch.no_grad():
+        flat = trained.task.head(torch.cat(encoder.encode([s.long() for s in sequences], per_step=True))).softmax(-1)
+    names = trained.task.spec.names or [str(i) for i in range(256)]
+    assert len(names) == flat.shape[-1] and len(rows) == len(flat) > 100
+    assert_close(torch.tensor([[r[f"probability {name}"] for name in names] for r in rows]), flat, rms=1e-5)
+    assert [r["predicted"] for r in rows] == [names[i] for i in flat.argmax(-1).tolist()]
+    short = rows_of(predict(tmp_path, run, f"short{form}", "job.part=train", "job.probabilities=predicted"))
+    assert short == [{k: v for k, v in row.items() if not k.startswith("probability ")} for row in rows]
+
+
 def test_order_and_labels_of_columns_change_nothing(tmp_path, runs):
     one = predict(tmp_path, runs["classes"], "a.csv", f"job.input={table(tmp_path / 'x.csv')}")
     (tmp_path / "other").mkdir()
@@ -195,6 +222,8 @@ def test_refusals_name_field_and_way_out(tmp_path, runs):
     assert (tmp_path / "there.csv").read_text() == "mine"
     with raises(ConfigError, "job.output must end in .csv, .parquet, .jsonl"):
         compose_app(["job=predict", "job.output=x.txt"])
+    with raises(ConfigError, "job.probabilities must be one of all, predicted; got 'none'"):
+        compose_app(["job=predict", "job.probabilities=none"])
     with raises(ConfigError, "run must be the folder of a finished run; got None; python -m app job=predict run="):
         run_job(compose_app(["job=predict"]), tmp_path)
     with raises(ConfigError, "job.ignore must be a list of different names"):

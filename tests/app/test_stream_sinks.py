@@ -21,7 +21,9 @@ def output(first, count, kind="embedding", width=4):
     if kind == "embedding":
         return Output(lines, names, lines * 2, embedding=np.random.default_rng(first).normal(
             size=(count, width)).astype(np.float32))
-    return Output(lines, names, lines * 2, classes=["x\n"] * count, probability=np.full(count, 0.1, np.float32))
+    shares = np.array([[0.7, 0.3]] * count, np.float32)
+    return Output(lines, names, lines * 2, classes=["x\n"] * count, probability=shares[:, 0], probabilities=shares,
+                  names=["x\n", '50 % "y"'])
 
 
 def commit(store, sink, final=False):
@@ -43,6 +45,8 @@ def test_lines_are_json_that_gives_every_float_back(kind):
     else:
         assert {row["prediction"] for row in found} == {"x\n"}
         assert np.array_equal(np.array([row["probability"] for row in found], np.float32), given.probability)
+        shares = np.array([[row["probabilities"][name] for name in given.names] for row in found], np.float32)
+        assert np.array_equal(shares, given.probabilities)
 
 
 def test_a_file_is_cut_back_to_the_last_commit(tmp_path):
@@ -221,9 +225,12 @@ def test_parquet_holds_what_json_holds(tmp_path, kind):
     sizes, table = read_parts(tmp_path / "out.parquet")
     assert sizes == [14, 2] and not store.outbox()
     want = [json.loads(line) for one in given for line in json_lines(one).decode().splitlines()]
+    for row in want:
+        row.update({f"probability {name}": share for name, share in row.pop("probabilities", {}).items()})
+    assert table.column_names == list(want[0])
     for name in want[0]:
         got, column = table[name].to_pylist(), [row[name] for row in want]
-        if name in ("embedding", "probability"):
+        if name.startswith(("embedding", "probability")):
             assert torch.equal(torch.tensor(got), torch.tensor(column))
         else:
             assert got == column

@@ -105,7 +105,11 @@ def check(folder, rows, outputs, emit="embedding", first=1, rms=2e-6):
         assert close(got, embeddings, rms), float((got - embeddings).norm() / embeddings.norm())
         return
     head = _head(folder)
-    share, index = (embeddings @ head["head.weight"].double().t() + head["head.bias"].double()).softmax(-1).max(-1)
+    shares = (embeddings @ head["head.weight"].double().t() + head["head.bias"].double()).softmax(-1)
+    share, index = shares.max(-1)
+    named = [out.get("probabilities") or {name: out[f"probability {name}"] for name in CLASSES} for out in outputs]
+    every = torch.tensor([[one[name] for name in CLASSES] for one in named], dtype=torch.float64)
+    assert close(every, shares, 5 * rms)
     assert [out["prediction"] for out in outputs] == [CLASSES[i] for i in index.tolist()]
     assert close(torch.tensor([out["probability"] for out in outputs], dtype=torch.float64), share, 5 * rms)
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from pathlib import Path
+from typing import Iterator
 
 import torch
 
@@ -16,6 +17,7 @@ from app.prediction_files import Part, open_predictions, require
 from app.run_folder import refuse_overrides, relative
 from app.tables import say
 from app.tasks.answers import answer, answer_names
+from app.tasks.spec import TaskSpec
 from app.trained import Trained, load_trained
 from cfg.app import AppConfig
 from cfg.encode import PredictJobConfig
@@ -28,7 +30,9 @@ __all__ = ["run"]
 log = logging.getLogger(__name__)
 _DEFAULT_THREADS = torch.get_num_threads()
 PART = 1024
-"""Sequences that are predicted before anything of them is written."""
+"""Most sequences that are predicted before anything of them is written."""
+NUMBERS = 1 << 22
+"""Most numbers that are held for that: fewer sequences of a run with many classes, but at least one."""
 
 
 def run(config: AppConfig, folder: Path) -> float:
@@ -62,18 +66,29 @@ def run(config: AppConfig, folder: Path) -> float:
             raise data_error(who, f"sequence {number + 1}", "must have at least one step", 0, "remove it")
     log.info("%s", trained.pipeline.describe())
     start = time.perf_counter()
-    spec = trained.task.spec
-    named = spec.names is not None and spec.kind == "classes"
+    names, all_classes = answer_names(trained.task, trained.pipeline), job.probabilities == "all"
     with Progress(len(sequences), config.trainer.progress) as progress, \
-            open_predictions(output, answer_names(trained.task, trained.pipeline), named) as write:
-        for first in range(0, len(sequences), PART):
-            span = range(first, min(first + PART, len(sequences)))
+            open_predictions(output, names, all_classes) as write:
+        for span in _spans(sequences, trained.task.spec):
             part = _predict(trained, sequences, span, job.batch_tokens)
             write(part)
             progress.add(len(span), int(part.lengths.sum()))
     seconds = time.perf_counter() - start
     say(f"{len(sequences)} sequences in {seconds:.1f} s: {relative(output)}")
     return seconds / max(len(sequences), 1)
+
+
+def _spans(sequences: Prepared, spec: TaskSpec) -> Iterator[range]:
+    """The sequences, as many together as `PART` and `NUMBERS` allow."""
+    first = held = 0
+    for place, length in enumerate(sequences.lengths):
+        size = spec.outputs * (length if spec.per_step else 1)
+        if place > first and (place - first >= PART or held + size > NUMBERS):
+            yield range(first, place)
+            first, held = place, 0
+        held += size
+    if first < len(sequences):
+        yield range(first, len(sequences))
 
 
 def _predict(trained: Trained, sequences: Prepared, span: range, batch_tokens: int) -> Part:

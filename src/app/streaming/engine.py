@@ -131,8 +131,9 @@ class Engine:
             made = Output(rows.lines, rows.sessions, steps, values=said.values.cpu().numpy(), names=names)
         else:
             classes = [names[i] for i in said.predicted.tolist()]
-            share = said.probabilities.gather(-1, said.predicted[:, None])[:, 0].cpu().numpy()
-            made = Output(rows.lines, rows.sessions, steps, classes=classes, probability=share)
+            shares = said.probabilities.cpu().numpy()
+            made = Output(rows.lines, rows.sessions, steps, classes=classes, probability=shares.max(-1),
+                          probabilities=shares, names=names)
         self.model_seconds += time.perf_counter() - start
         return made
 

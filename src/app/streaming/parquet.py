@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import numpy as np
+
 from app.errors import RunError
 from app.locks import FolderLock
 from app.made_folders import missing_folders, remove_folders
@@ -20,7 +22,7 @@ __all__ = ["ParquetSink"]
 
 class ParquetSink(Sink):
     """Files ``part-00000001.parquet``, ... in a folder; columns ``row``, ``session``, ``step``, and ``prediction`` with
-    ``probability``, ``predicted NAME`` for each value, or ``embedding``.
+    ``probability`` and ``probability NAME`` for each class, ``predicted NAME`` for each value, or ``embedding``.
 
     Args:
         path: the folder; made if missing, continued if it is this state's.
@@ -80,6 +82,8 @@ class ParquetSink(Sink):
         elif output.embedding is None:
             columns["prediction"] = pa.array(output.classes, pa.string())
             columns["probability"] = pa.array(output.probability, pa.float32())
+            for name, shares in zip(output.names, np.asarray(output.probabilities).T):
+                columns[f"probability {name}"] = pa.array(shares, pa.float32())
         else:
             flat = pa.array(output.embedding.reshape(-1), pa.float32())
             columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, output.embedding.shape[1])

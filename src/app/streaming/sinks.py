@@ -34,8 +34,9 @@ class Output(NamedTuple):
         steps: ``[n]`` int64, number of the row within its session, from 1.
         embedding: ``[n, hidden_size]``, or None.
         classes, probability: ``n`` names and ``[n]``, or None.
+        probabilities: ``[n, K]`` of all classes, or None.
         values: ``[n, K]``, or None.
-        names: of the K values.
+        names: of the K classes or values.
     """
 
     lines: np.ndarray
@@ -44,13 +45,14 @@ class Output(NamedTuple):
     embedding: Optional[np.ndarray] = None
     classes: Optional[List[str]] = None
     probability: Optional[np.ndarray] = None
+    probabilities: Optional[np.ndarray] = None
     values: Optional[np.ndarray] = None
     names: Sequence[str] = ()
 
     def finite(self) -> np.ndarray:
         """``[n]`` bool: the rows whose numbers are all finite."""
         good = np.ones(len(self.lines), bool)
-        for numbers in (self.embedding, self.probability, self.values):
+        for numbers in (self.embedding, self.probabilities, self.values):
             if numbers is not None:
                 good &= np.isfinite(numbers).reshape(len(good), -1).all(1)
         return good
@@ -76,22 +78,30 @@ def json_lines(output: Output) -> bytes:
     """One JSON object a row; numbers with the nine digits that give a float32 back.
 
     Example:
-        >>> one = Output(np.array([7]), ["a"], np.array([2]), classes=["x"], probability=np.array([0.5]))
-        >>> json_lines(one)
-        b'{"row": 7, "session": "a", "step": 2, "prediction": "x", "probability": 0.5}\\n'
+        >>> one = Output(np.array([7]), ["a"], np.array([2]), classes=["x"], probability=np.array([0.75]),
+        ...              probabilities=np.array([[0.75, 0.25]]), names=["x", "y"])
+        >>> json_lines(one).decode()[31:]
+        '"prediction": "x", "probability": 0.75, "probabilities": {"x": 0.75, "y": 0.25}}\\n'
     """
     head = zip(output.lines.tolist(), map(quoted, output.sessions), output.steps.tolist())
     if output.values is not None:
-        form = '{"row": %d, "session": %s, "step": %d, "prediction": {'
-        form += ", ".join(quoted(name).replace("%", "%%") + ": %.15g" for name in output.names) + "}}\n"
+        form = '{"row": %d, "session": %s, "step": %d, "prediction": {' + _by_name(output.names, "%.15g") + "}}\n"
         return "".join([form % (*row, *values) for row, values in zip(head, output.values.tolist())]).encode("ascii")
+    if output.classes is not None and output.probability is not None and output.probabilities is not None:
+        body = zip(head, map(quoted, output.classes), output.probability.tolist(), output.probabilities.tolist())
+        form = '{"row": %d, "session": %s, "step": %d, "prediction": %s, "probability": %.9g, "probabilities": {'
+        form += _by_name(output.names, "%.9g") + "}}\n"
+        return "".join([form % (*row, name, share, *all_of_them) for row, name, share, all_of_them in body]
+                       ).encode("ascii")
     if output.embedding is None:
-        body = zip(head, map(quoted, output.classes), output.probability.tolist())
-        form = '{"row": %d, "session": %s, "step": %d, "prediction": %s, "probability": %.9g}\n'
-        return "".join([form % (*row, name, share) for row, name, share in body]).encode("ascii")
+        raise ValueError("an output must be classes with all probabilities, values, or embeddings")
     form = '{"row": %d, "session": %s, "step": %d, "embedding": [' + ", ".join(["%.9g"] * output.embedding.shape[1])
     form += "]}\n"
     return "".join([form % (*row, *values) for row, values in zip(head, output.embedding.tolist())]).encode("ascii")
+
+
+def _by_name(names: Sequence[str], number: str) -> str:
+    return ", ".join(f"{quoted(name)}: ".replace("%", "%%") + number for name in names)
 
 
 def cannot_write(where: str, problem: OSError) -> RunError:

@@ -26,7 +26,7 @@ from myfla.utils.regular import check_regular, open_regular
 __all__ = ["Journal", "Position", "Store"]
 
 FORMAT = "myfla.stream"
-VERSION = 3
+VERSION = 4
 FILE = "state.sqlite"
 _MAGIC = b"SQLite format 3\0"
 _MANY = 500  # values in one query; older SQLite takes 999
