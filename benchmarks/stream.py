@@ -22,12 +22,12 @@ for folder in ("src", "libs"):
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from app.tasks.spec import TaskSpec  # noqa: E402
-from app.tasks.task import build_task  # noqa: E402
-from app.trained import save_task  # noqa: E402
 from encoders import build_encoder  # noqa: E402
 from encoders.pipeline import InputPipeline  # noqa: E402
 from encoders.schema import InputSchema  # noqa: E402
+from encoders.training.tasks.spec import TaskSpec  # noqa: E402
+from encoders.training.tasks.task import build_task  # noqa: E402
+from encoders.training.trained import save_task  # noqa: E402
 
 WIDTH, CLASSES = 12, 9
 

@@ -204,7 +204,7 @@ MUTANTS: List[Mutant] = [
            "torch.div(lengths, stride", STEM),
     Mutant("running pooling: mean forgets what was", "src/encoders/running_pooling.py",
            "left[0] + right[0], left[1] + right[1]", "right[0], left[1] + right[1]", "tests/encoders/test_running_pooling.py"),
-    Mutant("resume: generators begin anew", "src/app/training/resume.py", 'torch.set_rng_state(own["cpu"])', "pass",
+    Mutant("resume: generators begin anew", "src/encoders/training/loop/resume.py", 'torch.set_rng_state(own["cpu"])', "pass",
            "tests/app/test_train_resume.py::test_wherever_it_is_cut_off_the_run_ends_the_same"),
     Mutant("stream: the journal's last rows taken twice", "src/app/streaming/engine.py", "new = seqs > self.pool.seqs",
            "new = seqs >= self.pool.seqs",

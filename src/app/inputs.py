@@ -6,15 +6,15 @@ from typing import Any, List, Optional, Sequence, Tuple
 import torch
 
 from app.data import load_data, read_source
-from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.data.tables import column_names
 from app.errors import RunError, data_error
 from app.run_folder import overrides
-from app.tasks.spec import TaskSpec
-from app.trained import Trained
 from cfg.app import AppConfig
 from cfg.data import DataConfig, TableDataConfig
 from cfg.validation import config_error
+from encoders.training.data.sequences import IGNORE, SequenceData, SequenceSet
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.trained import Trained
 
 __all__ = ["open_run_data", "test_sets"]
 

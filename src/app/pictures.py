@@ -11,8 +11,8 @@ from app.plots.predictions import confusion_figure, residual_figure
 from app.plots.projection import MARKS, MOST_NAMED, projection_figure
 from app.plots.style import categories
 from app.projection import principal_plane
-from app.tasks.predict import Evaluation
-from app.tasks.spec import TaskSpec
+from encoders.training.tasks.predict import Evaluation
+from encoders.training.tasks.spec import TaskSpec
 
 __all__ = ["Picture", "history_pictures", "memory_pictures", "test_pictures"]
 

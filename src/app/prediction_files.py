@@ -9,10 +9,10 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from app.data.identity import Identity
 from app.errors import RunError
 from app.run_folder import whole_file
-from app.tasks.answers import Answers
+from encoders.training.data.identity import Identity
+from encoders.training.tasks.answers import Answers
 from myfla.utils.atomic import replacing
 
 __all__ = ["FORMATS", "Part", "open_predictions", "require"]

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
 
 from app.errors import RunError
-from app.run_config import CONFIG, read_config
 from app.run_folder import CHECKPOINTS, RESULTS, in_sweep, overrides, read_json, write_config, write_json
 from cfg.app import AppConfig
 from cfg.validation import config_error
+from encoders.training.run_config import CONFIG, read_config
 
 if TYPE_CHECKING:
-    from app.data.sequences import SequenceData
+    from encoders.training.data.sequences import SequenceData
 
 __all__ = ["begin", "edited", "reopen"]
 

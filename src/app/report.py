@@ -8,8 +8,6 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 import torch
 from torch import nn
 
-from app.data.batches import Batch
-from app.data.identity import Identity
 from app.figures import shown_figures
 from app.page.run_page import write_run_page
 from app.pictures import Picture, history_pictures, memory_pictures, test_pictures
@@ -17,9 +15,11 @@ from app.plots.style import save_png
 from app.remember import measure_memory
 from app.run_folder import RESULTS, relative, whole_file, write_json
 from app.tables import console, say
-from app.tasks.predict import Evaluation, Prediction, to_device
-from app.tasks.spec import TaskSpec
-from app.training.fit import Fit
+from encoders.training.data.batches import Batch
+from encoders.training.data.identity import Identity
+from encoders.training.loop.fit import Fit
+from encoders.training.tasks.predict import Evaluation, Prediction, to_device
+from encoders.training.tasks.spec import TaskSpec
 from myfla.models.sealed_file import write_sealed
 
 __all__ = ["MEMORY", "show_results", "write_predictions", "write_results"]

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from app.errors import RunError
 from cfg.validation import config_error
+from encoders.training import CHECKPOINTS
 from myfla.utils.atomic import replacing, write_atomic
 from myfla.utils.regular import read_regular
 
@@ -22,7 +23,6 @@ __all__ = ["CHECKPOINTS", "FAILURE", "RESULTS", "check_shared", "claim", "in_swe
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
-CHECKPOINTS = "checkpoints"
 _MARKS = (RESULTS, "metrics.csv", FAILURE, CHECKPOINTS)
 
 

@@ -2,17 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Optional
 
 from app.data import load_data
-from app.data.sequences import SequenceData
-from app.run_config import read_config
 from app.run_folder import refuse_overrides
 from cfg.app import AppConfig
-from cfg.data import DataConfig
 from cfg.encoder import EncoderConfig
+from encoders.training.run_config import read_config
+from encoders.training.sizes import input_size
 
-__all__ = ["input_size", "sized_encoder"]
+__all__ = ["sized_encoder"]
 
 
 def sized_encoder(config: AppConfig) -> EncoderConfig:
@@ -32,10 +30,3 @@ def sized_encoder(config: AppConfig) -> EncoderConfig:
         return encoder
     data = load_data(config.data)
     return dataclasses.replace(encoder, input_size=input_size(data, config.data), vocab_size=data.vocab_size)
-
-
-def input_size(data: SequenceData, config: DataConfig) -> Optional[int]:
-    """Channels that an encoder reads of these data; None for token ids."""
-    if data.input_size is None:
-        return None
-    return data.input_size * (2 if config.own_scale else 1)  # with a scale of its own, a channel has a second one

@@ -1,6 +1,8 @@
-"""What can go wrong with a name, a plugin or somebody's data."""
+"""What can go wrong with a name, a plugin, a run or somebody's data."""
 
-__all__ = ["InputError", "PluginError", "UnknownEncoderError"]
+from typing import Any
+
+__all__ = ["DataError", "InputError", "PluginError", "RunError", "UnknownEncoderError", "data_error"]
 
 
 class UnknownEncoderError(ValueError):
@@ -13,3 +15,18 @@ class PluginError(ValueError):
 
 class InputError(ValueError):
     """Data that do not fit what an encoder was trained on: other columns, missing values, no numbers."""
+
+
+class DataError(ValueError):
+    """Data to learn from that are missing, damaged or not what the config says."""
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on: a missing extra, a folder in use, a training that diverges."""
+
+
+def data_error(who: str, field: str, rule: str, got: Any, hint: str = "") -> DataError:
+    """The `DataError` for data that breaks a rule; worded like `myfla.utils.errors.value_error`."""
+    from myfla.utils.errors import message  # here, so that showing help never imports torch
+
+    return DataError(message(who, field, rule, got, hint))

@@ -3,9 +3,9 @@
 import pytest
 
 from app.data import load_data
-from app.data.sequences import IGNORE
 from cfg.data import SyntheticDataConfig
 from cfg.validation import ConfigError
+from encoders.training.data.sequences import IGNORE
 from myfla.testing import cases
 
 

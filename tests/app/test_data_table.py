@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from app.data import load_data, views
-from app.data.sequences import IGNORE
 from app.errors import DataError
 from cfg.data import TableDataConfig
 from cfg.validation import ConfigError
+from encoders.training.data.sequences import IGNORE
 from myfla.testing import cases
 
 pa = pytest.importorskip("pyarrow")
@@ -89,7 +89,7 @@ def test_groups_are_never_on_both_sides(tmp_path):
     data = load_data(TableDataConfig(train_path=path, group="home", label="kind", **LONG))
     assert not set(data.train.groups.tolist()) & set(data.test.groups.tolist())
     assert len(set(data.train.groups.tolist())) == 3
-    from app.data.module import SequenceDataModule
+    from encoders.training.data.module import SequenceDataModule
 
     module = SequenceDataModule(data, TableDataConfig(train_path=path, validation_fraction=0.4), seed=0)
     assert not set(module.train.groups.tolist()) & set(module.validation.groups.tolist())

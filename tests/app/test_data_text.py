@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from app.data import load_data
-from app.data.prepared import Prepared
 from app.errors import DataError
 from cfg.data import TextDataConfig
+from encoders.training.data.prepared import Prepared
 from myfla.testing import cases
 
 TEXT = "The quick brown fox jumps over the lazy dog; naïve façade. " * 30

@@ -17,10 +17,10 @@ from app.encoding.plan import Place, Plan, find_place
 from app.errors import DataError, RunError
 from app.jobs import encode as job
 from app.jobs import run_job
-from app.trained import load_trained
 from app_runs import ROOT, compose_app, run_app
 from cfg.validation import ConfigError
 from encoders import load_encoder
+from encoders.training.trained import load_trained
 from myfla.models.sealed_file import read_sealed
 from myfla.testing import cases
 from runs import untrained

@@ -9,14 +9,14 @@ import torch
 from app import inputs
 from app.data import load_data
 from app.data.japanese_vowels import FILES
-from app.data.module import loader
-from app.data.prepared import Prepared
 from app.errors import DataError, RunError
 from app.jobs import run_job
-from app.trained import load_trained
 from app_runs import QUICK, compose_app, run_app
 from cfg.validation import ConfigError
 from encoders import build_encoder
+from encoders.training.data.module import loader
+from encoders.training.data.prepared import Prepared
+from encoders.training.trained import load_trained
 from myfla.testing import cases
 from runs import untrained
 

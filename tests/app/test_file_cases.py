@@ -7,12 +7,12 @@ import re
 import pytest
 
 from app.data import read_source
-from app.data.sequences import IGNORE
 from app.data.tables import delimited
 from app.data.tables import table as tables
 from app.errors import DataError
 from cfg.data import TableDataConfig, TsDataConfig
 from column_cases import COLUMN_CASES
+from encoders.training.data.sequences import IGNORE
 from file_cases import NUMBER_CASES, Want
 from folder_cases import FOLDER_CASES
 from label_cases import LABEL_CASES

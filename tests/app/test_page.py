@@ -14,10 +14,10 @@ from app.pictures import history_pictures, memory_pictures, test_pictures
 from app.plots.style import to_svg
 from app.projection import principal_plane
 from app.remember import LONGEST, half_life, measure_memory
-from app.tasks.predict import Evaluation, Prediction
-from app.tasks.spec import TaskSpec
 from encoders import build_encoder
 from encoders.probing import probe
+from encoders.training.tasks.predict import Evaluation, Prediction
+from encoders.training.tasks.spec import TaskSpec
 from myfla.testing import cases
 from pages import HOSTILE, Page, assert_nothing_is_loaded
 

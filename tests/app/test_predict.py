@@ -10,10 +10,10 @@ from app.data import load_data
 from app.errors import DataError, RunError
 from app.jobs import predict as job
 from app.jobs import run_job
-from app.trained import load_trained
 from app_runs import compose_app
 from cfg.validation import ConfigError
 from encoders import InputError, load_encoder
+from encoders.training.trained import load_trained
 from myfla.testing import assert_close, cases, raises
 from runs import untrained
 

@@ -129,8 +129,8 @@ def cut(tmp_path_factory):
     """A run that ended before its results."""
     from app.data import load_data
     from app.reopening import begin
-    from app.run_config import read_config
     from app.run_folder import write_config
+    from encoders.training.run_config import read_config
 
     folder = tmp_path_factory.mktemp("cut") / "run"
     folder.mkdir()

@@ -10,11 +10,11 @@ import torch
 
 from app.data import load_data, read_source
 from app.data.check import checked
-from app.data.module import SequenceDataModule
-from app.data.sequences import SequenceData, SequenceSet
 from app.jobs import run_job
 from app_runs import compose_app
 from cfg.data import TableDataConfig
+from encoders.training.data.module import SequenceDataModule
+from encoders.training.data.sequences import SequenceData, SequenceSet
 from myfla.testing import cases
 
 CONFIG = dict(sequence="id", time="t", label="kind", test_fraction=0.25)

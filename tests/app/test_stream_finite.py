@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from app.data.prepared import Prepared
-from app.data.sequences import SequenceSet
 from app.encoding.encode import check_finite_rows
 from app.errors import DataError, RunError
 from app.streaming.engine import Engine
@@ -17,6 +15,8 @@ from app.streaming.rows import Rows
 from app.streaming.store import Store
 from encoders import load_encoder
 from encoders.pipeline import InputPipeline
+from encoders.training.data.prepared import Prepared
+from encoders.training.data.sequences import SequenceSet
 from myfla.testing import cases, raises
 from streams import WIDTH, as_csv, as_json, check, make_rows, make_run, parse, serve
 

@@ -8,10 +8,10 @@ import torch
 from app.errors import RunError
 from app.streaming.lines import Line
 from app.streaming.rows import Reader, header_features, json_reader
-from app.tasks.spec import TaskSpec
-from app.trained import load_trained
 from encoders import InputSchema, load_encoder
 from encoders.schema import Column
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.trained import load_trained
 from myfla.testing import assert_close, cases, raises
 from streams import CLASSES, make_rows, make_run, parse, serve
 

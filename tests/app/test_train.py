@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from app.data import load_data
-from app.data.batches import collate
-from app.data.module import SequenceDataModule
 from app.errors import RunError
 from app.preflight import check_start
 from app.run_folder import claim
@@ -18,6 +16,8 @@ from app_runs import QUICK, ROOT, compose_app, run_app, run_python
 from cfg.validation import ConfigError
 from encoders import load_encoder
 from encoders.io import read_encoder
+from encoders.training.data.batches import collate
+from encoders.training.data.module import SequenceDataModule
 from myfla.models.sealed_file import read_sealed
 
 WRITTEN = ["app.log", "config.yaml", "confusion.png", "embeddings.png", "embeddings.safetensors",

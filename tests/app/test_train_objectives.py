@@ -10,9 +10,9 @@ import torch
 from app.data import load_data
 from app.errors import RunError
 from app.jobs.train import run
-from app.trained import load_trained
 from app_runs import compose_app
 from cfg.validation import ConfigError
+from encoders.training.trained import load_trained
 
 NEXT = "job.objective=next_step"
 
@@ -108,7 +108,7 @@ def test_figures_go_to_wandb_without_a_network(tmp_path):
 
 def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("app.training.loggers._wandb", lambda *args: __import__("wandb"))
+    monkeypatch.setattr("encoders.training.loop.loggers._wandb", lambda *args: __import__("wandb"))
     with pytest.raises(RunError, match=r"logger=wandb needs the package 'wandb'.*pip install 'myfla\[wandb\]'"):
         train(tmp_path / "run", "logger=wandb")
 

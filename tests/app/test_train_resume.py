@@ -66,7 +66,7 @@ def whole(tmp_path_factory):
 def cut_at(monkeypatch, name, number):
     """Cut the run off at the ``number``-th call of a function: ``before`` it does anything."""
     from app.jobs import train as job
-    from app.training.resume import WholeCheckpoint
+    from encoders.training.loop.resume import WholeCheckpoint
 
     owner, attribute = {"epoch": (WholeCheckpoint, "on_train_epoch_end"),
                         "step": (WholeCheckpoint, "on_train_batch_end"),
@@ -103,7 +103,7 @@ def test_a_run_cut_off_inside_an_epoch_ends_the_same(tmp_path, whole, monkeypatc
         train(tmp_path / "run", *EVERY_THREE)
     done = []
     with monkeypatch.context() as patch:
-        from app.training.resume import RandomState
+        from encoders.training.loop.resume import RandomState
 
         step_start = RandomState.on_train_batch_start
         patch.setattr(RandomState, "on_train_batch_start", lambda self, trainer, module, batch, i: (

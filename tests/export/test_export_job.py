@@ -14,14 +14,14 @@ from app.export.formats import write_torch_export
 from app.export.modules import EncoderStep, WholeEncoder
 from app.export.parity import compare_step, compare_whole, require
 from app.jobs.export import run
-from app.tasks.spec import TaskSpec
-from app.tasks.task import build_task
-from app.trained import load_trained, save_task
 from cfg.export import ExportJobConfig
 from cfg.validation import ConfigError
 from encoders import load_encoder
 from encoders.pipeline import InputPipeline
 from encoders.schema import InputSchema
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.tasks.task import build_task
+from encoders.training.trained import load_trained, save_task
 from export_subjects import STRATEGIES, small_encoder
 from myfla.testing import assert_close, cases
 

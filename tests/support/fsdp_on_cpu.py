@@ -27,7 +27,7 @@ def whole_tensors(module: Any, world_size: int, rank0_only: bool = True) -> Any:
 
 
 def cut_at(number: int) -> None:
-    from app.training.resume import WholeCheckpoint
+    from encoders.training.loop.resume import WholeCheckpoint
 
     save, calls = WholeCheckpoint._save, []
 

@@ -15,9 +15,9 @@ from app.errors import RunError
 from app.streaming.model import load_model
 from app.streaming.pool import Packed
 from app.streaming.store import FILE, Journal, Position, Store
-from app.training.checkpoint_io import SafeCheckpointIO
 from caches import filled
 from encoders import load_encoder
+from encoders.training.loop.checkpoint_io import SafeCheckpointIO
 from folders import saved
 from myfla.models import load_model as load_language_model
 from myfla.models.sealed_file import read_sealed

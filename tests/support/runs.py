@@ -5,14 +5,14 @@ import dataclasses
 import torch
 
 from app.data import load_data
-from app.data.module import SequenceDataModule
 from app.run_folder import write_config
 from app.sizes import input_size
-from app.tasks.spec import task_spec
-from app.tasks.task import build_task
-from app.trained import save_task
 from app_runs import compose_app
 from encoders import build_encoder
+from encoders.training.data.module import SequenceDataModule
+from encoders.training.tasks.spec import task_spec
+from encoders.training.tasks.task import build_task
+from encoders.training.trained import save_task
 
 SMALL = ("encoder.hidden_size=16", "encoder.num_layers=1")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.tasks.spec import TaskSpec
-from app.tasks.task import build_task
-from app.trained import save_task
 from encoders.batch import make_layout
 from encoders.io import read_encoder
 from encoders.pipeline import InputPipeline
 from encoders.schema import InputSchema
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.tasks.task import build_task
+from encoders.training.trained import save_task
 from myfla.models.sealed_file import read_sealed
 from myfla.testing import max_error, rms_error
 from small_encoders import small

@@ -12,9 +12,9 @@ from app.encoding.files import KIND as PART
 from app.encoding.files import write_part
 from app.page.run_page import REPORT, write_run_page
 from app.run_folder import read_json, whole_file, write_json
-from app.training.checkpoint_io import SafeCheckpointIO
 from caches import filled, same
 from encoders import load_encoder
+from encoders.training.loop.checkpoint_io import SafeCheckpointIO
 from myfla.models import load_model
 from myfla.models.sealed_file import read_sealed
 from myfla.models.utils import Cache

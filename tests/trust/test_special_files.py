@@ -9,15 +9,15 @@ import pytest
 from app.data import read_source
 from app.errors import DataError, RunError
 from app.inputs import open_run_data
-from app.plain_yaml import find_interpolation
-from app.run_config import read_config
 from app.streaming.lines import open_file
 from app.streaming.sinks import FileSink, StdoutSink
 from app.streaming.store import FILE, Store
 from app.sweep import collect
-from app.trained import load_trained
 from app_runs import compose_app
 from cfg.data import DATA_CONFIGS
+from encoders.training.plain_yaml import find_interpolation
+from encoders.training.run_config import read_config
+from encoders.training.trained import load_trained
 from myfla.testing import cases, raises
 from myfla.utils.regular import read_regular
 from readable_files import KINDS

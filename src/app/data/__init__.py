@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from app.data.sequences import SequenceData
     from cfg.data import DataConfig
+    from encoders.training.data.sequences import SequenceData
 
 __all__ = ["SOURCES", "load_data", "read_source"]
 

@@ -7,13 +7,13 @@ from typing import Iterable, List
 import torch
 from torch import Tensor
 
-from app.data.sequences import SequenceData, SequenceSet
-from app.data.split import split
 from app.data.tables.natural import natural
 from app.errors import data_error
 from cfg.data import DataConfig
+from encoders.training.data.sequences import SequenceData, SequenceSet
+from encoders.training.data.split import class_counts, split
 
-__all__ = ["checked", "class_counts", "warn_shared"]
+__all__ = ["checked", "warn_shared"]
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +49,6 @@ def warn_shared(train: Iterable[Path], test: Iterable[Path]) -> None:
     if shared:
         log.warning("%s: both trained and tested on; the test figures say nothing of new data",
                     ", ".join(path.name for path in shared[:5]))
-
-
-def class_counts(data: SequenceData) -> str:
-    """How many sequences of each class there are in all sets together, in words; "" without one class a sequence."""
-    targets = [part.targets for part in (data.train, *(part for _, part in data.tests))]
-    flat = [t for t in targets if isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point()]
-    if data.classes is None or len(flat) < len(targets):
-        return ""
-    joined = torch.cat(flat)
-    counts = torch.bincount(joined[joined >= 0], minlength=len(data.classes)).tolist()
-    shown = [f"{name} {count}" for count, name in sorted(zip(counts, data.classes), key=lambda pair: pair[0])]
-    return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
 
 
 def _of_one_group(part: SequenceSet) -> SequenceSet:

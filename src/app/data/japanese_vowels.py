@@ -5,10 +5,10 @@ The two files lie beside this module, with their attribution (UCI, CC BY 4.0) in
 
 from pathlib import Path
 
-from app.data.sequences import SequenceData
 from app.data.ts import read_ts
 from app.errors import data_error
 from cfg.data import DataConfig
+from encoders.training.data.sequences import SequenceData
 
 __all__ = ["FILES", "load"]
 

@@ -11,8 +11,8 @@ from typing import Callable, Dict, List, NamedTuple, Tuple
 import torch
 from torch import Generator, Tensor
 
-from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from cfg.data import SyntheticDataConfig
+from encoders.training.data.sequences import IGNORE, SequenceData, SequenceSet
 
 __all__ = ["load"]
 

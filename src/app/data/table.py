@@ -16,7 +16,6 @@ import torch
 from app.data.check import warn_shared
 from app.data.long_rows import check_written
 from app.data.part import Part
-from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.data.table_parts import read_lists, read_long, read_wide
 from app.data.tables import Table, open_table
 from app.data.tables.choose import check_columns, check_numbers, choose_features
@@ -25,6 +24,7 @@ from app.data.tables.table import named_columns
 from app.data.views import Views
 from cfg.data import TableDataConfig
 from encoders.schema import Column, InputSchema
+from encoders.training.data.sequences import IGNORE, SequenceData, SequenceSet
 
 __all__ = ["load"]
 

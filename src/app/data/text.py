@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.data.sequences import SequenceData, SequenceSet
 from app.data.views import Views, empty_array
 from app.errors import DataError, data_error
 from cfg.data import TextDataConfig
+from encoders.training.data.sequences import SequenceData, SequenceSet
 
 __all__ = ["load"]
 

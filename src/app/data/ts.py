@@ -22,9 +22,9 @@ from typing import Any, List, NamedTuple, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from app.data.sequences import IGNORE, SequenceSet
 from app.data.ts_header import Header, read_header, read_lines
 from app.errors import data_error
+from encoders.training.data.sequences import IGNORE, SequenceSet
 
 __all__ = ["TsData", "read_ts"]
 

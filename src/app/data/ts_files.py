@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from app.data.check import warn_shared
-from app.data.sequences import IGNORE, SequenceData, SequenceSet
 from app.data.ts import read_ts
 from app.errors import data_error
 from cfg.data import TsDataConfig
+from encoders.training.data.sequences import IGNORE, SequenceData, SequenceSet
 
 __all__ = ["load"]
 

@@ -5,10 +5,10 @@ from typing import List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from app.data.prepared import Prepared
 from app.errors import RunError
 from encoders.encoding import encode_many
 from encoders.stack import Encoder
+from encoders.training.data.prepared import Prepared
 
 __all__ = ["Encoded", "check_finite_rows", "encode"]
 

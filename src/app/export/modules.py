@@ -6,11 +6,11 @@ from typing import List, Optional, Tuple
 import torch
 import torch.nn as nn
 
-from app.tasks.answers import answer
-from app.tasks.task import Task
 from cfg.validation import config_error
 from encoders.pipeline import InputPipeline
 from encoders.stack import Encoder
+from encoders.training.tasks.answers import answer
+from encoders.training.tasks.task import Task
 from myfla.models.cache_layer import FIELDS
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.models.utils import Cache

@@ -10,10 +10,10 @@ from app.machine import describe_machine, machine_line
 from app.run_folder import relative, write_json
 from app.sizes import sized_encoder
 from app.tables import say, show_table
-from app.trained import load_trained
 from cfg.app import AppConfig
 from cfg.describe import DescribeJobConfig
 from encoders import available_strategies, build_encoder
+from encoders.training.trained import load_trained
 from myfla.backends import describe
 
 __all__ = ["run"]

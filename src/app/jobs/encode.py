@@ -7,7 +7,6 @@ from typing import Any, Dict
 
 import torch
 
-from app.data.prepared import Prepared
 from app.devices import find_device
 from app.encoding.encode import encode
 from app.encoding.files import require, write_part
@@ -16,10 +15,11 @@ from app.encoding.progress import Progress
 from app.inputs import open_run_data
 from app.run_folder import refuse_overrides, relative
 from app.tables import say
-from app.trained import Trained, load_trained
 from cfg.app import AppConfig
 from cfg.encode import EncodeJobConfig
 from cfg.validation import config_error
+from encoders.training.data.prepared import Prepared
+from encoders.training.trained import Trained, load_trained
 
 __all__ = ["run"]
 

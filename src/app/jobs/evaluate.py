@@ -7,21 +7,21 @@ from typing import Any, Dict, Iterable
 
 import torch
 
-from app.data.batches import Batch
-from app.data.module import loader
-from app.data.prepared import Prepared
-from app.data.sequences import SequenceSet
 from app.devices import find_device
 from app.errors import RunError
 from app.inputs import open_run_data, test_sets
 from app.report import show_results, write_results
 from app.run_folder import in_sweep, overrides, refuse_overrides, write_config
-from app.tasks.predict import evaluate
-from app.trained import Trained, load_trained
 from cfg.app import AppConfig
 from cfg.data import DataConfig
 from cfg.encode import EvaluateJobConfig
 from cfg.validation import config_error
+from encoders.training.data.batches import Batch
+from encoders.training.data.module import loader
+from encoders.training.data.prepared import Prepared
+from encoders.training.data.sequences import SequenceSet
+from encoders.training.tasks.predict import evaluate
+from encoders.training.trained import Trained, load_trained
 
 __all__ = ["run"]
 

@@ -15,12 +15,12 @@ from app.export.samples import SAMPLES
 from app.export.staged import staged
 from app.run_folder import overrides, relative, write_json
 from app.streaming.model import why_no_stream
-from app.trained import TASK, Trained, load_trained
-from app.training.quiet import quiet
 from cfg.app import AppConfig
 from cfg.export import ExportJobConfig
 from cfg.validation import config_error
 from encoders.io import read_encoder
+from encoders.training.loop.quiet import quiet
+from encoders.training.trained import TASK, Trained, load_trained
 
 __all__ = ["run"]
 

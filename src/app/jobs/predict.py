@@ -7,7 +7,6 @@ from typing import Iterator
 
 import torch
 
-from app.data.prepared import Prepared
 from app.devices import find_device
 from app.encoding.encode import check_finite_rows
 from app.encoding.progress import Progress
@@ -16,14 +15,15 @@ from app.inputs import open_run_data
 from app.prediction_files import Part, open_predictions, require
 from app.run_folder import refuse_overrides, relative
 from app.tables import say
-from app.tasks.answers import answer, answer_names
-from app.tasks.spec import TaskSpec
-from app.trained import Trained, load_trained
 from cfg.app import AppConfig
 from cfg.encode import PredictJobConfig
 from cfg.validation import config_error
 from encoders.encoding import encode_many
 from encoders.stack import EncoderOutput
+from encoders.training.data.prepared import Prepared
+from encoders.training.tasks.answers import answer, answer_names
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.trained import Trained, load_trained
 
 __all__ = ["run"]
 

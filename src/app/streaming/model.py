@@ -8,12 +8,12 @@ import torch
 
 from app.errors import RunError
 from app.streaming.limits import Range, fill_from, prepared
-from app.tasks.answers import Answers, answer, answer_names
-from app.tasks.task import Task
-from app.trained import TASK, Trained, load_trained
 from encoders.pipeline import InputPipeline
 from encoders.running_pooling import RunningPooling
 from encoders.stack import Encoder, EncoderOutput
+from encoders.training.tasks.answers import Answers, answer, answer_names
+from encoders.training.tasks.task import Task
+from encoders.training.trained import TASK, Trained, load_trained
 from myfla.models.cache_layer import FIELDS
 from myfla.models.state_tree import map_tensors, tensors_of
 from myfla.models.utils import Cache

@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional
 from yaml import YAMLError
 
 from app.errors import RunError
-from app.plain_yaml import read_plain_yaml
 from app.run_folder import FAILURE, RESULTS, read_json
+from encoders.training.plain_yaml import read_plain_yaml
 
 __all__ = ["Row", "aim_of", "collect"]
 

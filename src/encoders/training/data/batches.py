@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from app.data.sequences import IGNORE, Sample
+from encoders.training.data.sequences import IGNORE, Sample
 
 __all__ = ["Batch", "collate", "pack"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.training.checkpoint_io import SafeCheckpointIO, pack, unpack
+from encoders.training.loop.checkpoint_io import SafeCheckpointIO, pack, unpack
 from myfla.utils.errors import CheckpointError
 
 TREE = {

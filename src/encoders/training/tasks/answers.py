@@ -4,8 +4,8 @@ from typing import List, NamedTuple, Optional
 
 from torch import Tensor
 
-from app.tasks.task import Task
 from encoders.pipeline import InputPipeline
+from encoders.training.tasks.task import Task
 
 __all__ = ["Answers", "answer", "answer_names"]
 

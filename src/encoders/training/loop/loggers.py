@@ -5,8 +5,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, Union
 
-from app.errors import RunError
 from cfg.app import AppConfig
+from encoders.errors import RunError
 
 __all__ = ["finish", "make_logger"]
 

@@ -6,10 +6,10 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from app.data.batches import Batch
-from app.tasks.pieces import encode_in_pieces
-from app.tasks.scores import Scores
-from app.tasks.task import Task
+from encoders.training.data.batches import Batch
+from encoders.training.tasks.pieces import encode_in_pieces
+from encoders.training.tasks.scores import Scores
+from encoders.training.tasks.task import Task
 
 __all__ = ["Evaluation", "Prediction", "evaluate", "to_device"]
 
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         prediction: of every sequence.
-        figures: as `app.tasks.scores.Scores` gives them with ``full``.
+        figures: as `encoders.training.tasks.scores.Scores` gives them with ``full``.
         confusion: ``[classes][classes]``, true by predicted class, or None.
         seconds: that the batches took, loading included.
     """
@@ -63,8 +63,8 @@ def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch], pieces: O
     Args:
         encoder: left in the mode in which it was, training or not.
         task: on the same device.
-        batches: e.g. `app.data.module.SequenceDataModule.test_batches`; they are moved to the encoder's device.
-        pieces, carry: see `app.tasks.pieces.encode_in_pieces`; None feeds sequences whole.
+        batches: e.g. `SequenceDataModule.test_batches`; they are moved to the encoder's device.
+        pieces, carry: see `encoders.training.tasks.pieces.encode_in_pieces`; None feeds sequences whole.
     """
     weight = next(encoder.parameters())
     scores = Scores(task, full=True, together=False).to(weight.device)

@@ -5,8 +5,6 @@ from typing import Any, Dict, Mapping, Type
 
 from yaml import YAMLError
 
-from app.errors import RunError
-from app.plain_yaml import find_interpolation, read_plain_yaml
 from cfg.app import AppConfig
 from cfg.callbacks import CallbacksConfig
 from cfg.check import CheckConfig
@@ -16,7 +14,8 @@ from cfg.logger import LOGGER_CONFIGS
 from cfg.trainer import TrainerConfig
 from cfg.validation import config_error, nearest
 from encoders import encoder_config
-from encoders.errors import PluginError, UnknownEncoderError
+from encoders.errors import PluginError, RunError, UnknownEncoderError
+from encoders.training.plain_yaml import find_interpolation, read_plain_yaml
 
 __all__ = ["CONFIG", "read_config"]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from app.data.batches import Batch
+from encoders.training.data.batches import Batch
 
 __all__ = ["crop"]
 

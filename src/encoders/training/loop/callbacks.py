@@ -8,7 +8,7 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.data.batches import Batch
+from encoders.training.data.batches import Batch
 
 __all__ = ["EpochProgress", "Throughput"]
 

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from app.data.batches import Batch
-from app.tasks.mean import WeightedMean
-from app.tasks.scores import Scores
-from app.tasks.task import Task
-from app.training.crop import crop
-from app.training.optim import cosine_with_warmup, parameter_groups
 from cfg.job import TrainJobConfig
+from encoders.training.data.batches import Batch
+from encoders.training.loop.crop import crop
+from encoders.training.loop.optim import cosine_with_warmup, parameter_groups
+from encoders.training.tasks.mean import WeightedMean
+from encoders.training.tasks.scores import Scores
+from encoders.training.tasks.task import Task
 
 __all__ = ["Learner", "class_weights"]
 

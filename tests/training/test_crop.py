@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from app.data.batches import collate, pack
-from app.data.sequences import Sample
-from app.training.crop import crop
 from app_runs import QUICK, compose_app
 from cfg.validation import ConfigError
 from encoders.pipeline import InputPipeline
 from encoders.scaling import own_scale
+from encoders.training.data.batches import collate, pack
+from encoders.training.data.sequences import Sample
+from encoders.training.loop.crop import crop
 from myfla.testing import cases, raises
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from app.data.identity import Identity
-from app.data.sampler import filler
-from app.data.sequences import IGNORE, Sample, SequenceSet
-from app.errors import DataError, data_error
+from encoders.errors import DataError, data_error
 from encoders.pipeline import InputPipeline
+from encoders.training.data.identity import Identity
+from encoders.training.data.sampler import filler
+from encoders.training.data.sequences import IGNORE, Sample, SequenceSet
 
 __all__ = ["Prepared"]
 

@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from app.errors import RunError
-from app.run_config import read_config
-from app.tasks.spec import TaskSpec
-from app.tasks.task import Task, build_task
 from cfg.app import AppConfig
+from encoders.errors import RunError
 from encoders.io import TASK, read_encoder
 from encoders.pipeline import InputPipeline
 from encoders.stack import Encoder
+from encoders.training.run_config import read_config
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.tasks.task import Task, build_task
 from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.utils.errors import CheckpointError, message
 from myfla.utils.regular import read_regular
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
 
     @property
     def config(self) -> AppConfig:
-        """The whole config of the run; see `app.run_config.read_config`."""
+        """The whole config of the run; see `encoders.training.run_config.read_config`."""
         return read_config(self.folder)
 
     @property

@@ -31,7 +31,7 @@ class SequenceSet:
 
     Attributes:
         sequences: N tensors ``[T_i, D]`` float32 or float64, NaN where a value is missing; or ``[T_i]`` of integer
-            token ids; a list, or made when they are asked for (`app.data.views.Views`).
+            token ids; a list, or made when they are asked for.
         targets: one a sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one a step: N
             tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
         groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split. -1 is

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from app.training.optim import cosine_with_warmup, parameter_groups
 from encoders import build_encoder
+from encoders.training.loop.optim import cosine_with_warmup, parameter_groups
 
 
 class Small(nn.Module):

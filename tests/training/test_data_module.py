@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from app.data.batches import collate
-from app.data.module import SequenceDataModule
-from app.data.sequences import SequenceData, SequenceSet
-from app.data.split import stratified_split
 from app.errors import DataError
 from cfg.data import DataConfig
 from encoders.pipeline import InputPipeline
+from encoders.training.data.batches import collate
+from encoders.training.data.module import SequenceDataModule
+from encoders.training.data.sequences import SequenceData, SequenceSet
+from encoders.training.data.split import stratified_split
 
 
 def make_data(count=40, seed=0):

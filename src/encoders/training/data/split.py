@@ -5,10 +5,10 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from app.data.sequences import SequenceSet
-from app.errors import data_error
+from encoders.errors import data_error
+from encoders.training.data.sequences import SequenceData, SequenceSet
 
-__all__ = ["group_split", "split", "stratified_split"]
+__all__ = ["class_counts", "group_split", "split", "stratified_split"]
 
 
 def split(data: SequenceSet, fraction: float, seed: int, classes: Optional[Sequence[str]] = None,
@@ -113,3 +113,15 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, classes: Option
         held += order[:count]
         kept += order[count:]
     return sorted(kept), sorted(held)
+
+
+def class_counts(data: SequenceData) -> str:
+    """How many sequences of each class there are in all sets together, in words; "" without one class a sequence."""
+    targets = [part.targets for part in (data.train, *(part for _, part in data.tests))]
+    flat = [t for t in targets if isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point()]
+    if data.classes is None or len(flat) < len(targets):
+        return ""
+    joined = torch.cat(flat)
+    counts = torch.bincount(joined[joined >= 0], minlength=len(data.classes)).tolist()
+    shown = [f"{name} {count}" for count, name in sorted(zip(counts, data.classes), key=lambda pair: pair[0])]
+    return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")

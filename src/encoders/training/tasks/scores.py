@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-from app.data.batches import Batch
-from app.tasks.mean import WeightedMean
-from app.tasks.task import Task
+from encoders.training.data.batches import Batch
+from encoders.training.tasks.mean import WeightedMean
+from encoders.training.tasks.task import Task
 
 __all__ = ["Scores"]
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from app.data.batches import Batch, collate, pack
-from app.data.sequences import Sample
-from app.tasks.predict import evaluate
-from app.tasks.spec import TaskSpec
-from app.tasks.task import build_task
-from app.training.learner import Learner
 from cfg.job import TrainJobConfig
 from encoders import build_encoder
+from encoders.training.data.batches import Batch, collate, pack
+from encoders.training.data.sequences import Sample
+from encoders.training.loop.learner import Learner
+from encoders.training.tasks.predict import evaluate
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.tasks.task import build_task
 
 SPEC = TaskSpec("classify", "classes", 2, False, ["no", "yes"])
 

@@ -7,16 +7,15 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from app.data.batches import collate, pack
-from app.data.check import class_counts
-from app.data.prepared import Prepared
-from app.data.sampler import BatchSampler
-from app.data.sequences import SequenceData, SequenceSet
-from app.data.split import split
-from app.errors import data_error
-from app.tasks.spec import TaskSpec
 from cfg.data import DataConfig
+from encoders.errors import data_error
 from encoders.pipeline import InputPipeline
+from encoders.training.data.batches import collate, pack
+from encoders.training.data.prepared import Prepared
+from encoders.training.data.sampler import BatchSampler
+from encoders.training.data.sequences import SequenceData, SequenceSet
+from encoders.training.data.split import class_counts, split
+from encoders.training.tasks.spec import TaskSpec
 
 __all__ = ["SequenceDataModule", "loader"]
 
@@ -49,7 +48,7 @@ def loader(data: Prepared, config: DataConfig, per_step: bool, generator: Option
         config: sizes of batches.
         per_step: whether there is one target a step.
         generator: draws the order; None keeps it.
-        rank, world, behind: as in `app.data.sampler.BatchSampler`.
+        rank, world, behind: as in `encoders.training.data.sampler.BatchSampler`.
     """
     sampler = BatchSampler(data.lengths, config.batch_size, config.batch_tokens, config.packed, generator, rank, world,
                            behind)

@@ -10,17 +10,17 @@ from typing import Any, Dict, List, Optional
 import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 
-from app.data.module import SequenceDataModule
-from app.errors import RunError
-from app.run_folder import CHECKPOINTS
-from app.training.callbacks import EpochProgress, Throughput
-from app.training.checkpoint_io import SafeCheckpointIO
-from app.training.history import EpochTable
-from app.training.learner import Learner
-from app.training.loggers import finish, make_logger
-from app.training.resume import Patience, RandomState, WholeCheckpoint
-from app.training.trainer import make_trainer
 from cfg.app import AppConfig
+from encoders.errors import RunError
+from encoders.training import CHECKPOINTS
+from encoders.training.data.module import SequenceDataModule
+from encoders.training.loop.callbacks import EpochProgress, Throughput
+from encoders.training.loop.checkpoint_io import SafeCheckpointIO
+from encoders.training.loop.history import EpochTable
+from encoders.training.loop.learner import Learner
+from encoders.training.loop.loggers import finish, make_logger
+from encoders.training.loop.resume import Patience, RandomState, WholeCheckpoint
+from encoders.training.loop.trainer import make_trainer
 from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.utils.errors import CheckpointError
 

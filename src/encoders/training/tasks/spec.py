@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Mapping, Optional
 
-from app.data.sequences import SequenceData
 from cfg.validation import config_error
+from encoders.training.data.sequences import SequenceData
 
 __all__ = ["TaskSpec", "task_spec"]
 

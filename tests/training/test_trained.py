@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from app.errors import RunError
-from app.run_config import read_config
 from app.run_folder import write_config
-from app.tasks.spec import TaskSpec
-from app.tasks.task import build_task
-from app.trained import load_trained, save_task
 from app_runs import compose_app
 from encoders.pipeline import InputPipeline
 from encoders.schema import InputSchema
+from encoders.training.run_config import read_config
+from encoders.training.tasks.spec import TaskSpec
+from encoders.training.tasks.task import build_task
+from encoders.training.trained import load_trained, save_task
 from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.testing import cases
 from small_encoders import small

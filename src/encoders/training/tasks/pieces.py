@@ -5,9 +5,9 @@ from typing import Any, List
 import torch
 from torch import Tensor
 
-from app.data.batches import Batch
 from encoders.batch import make_layout
 from encoders.stack import Encoder, EncoderOutput
+from encoders.training.data.batches import Batch
 
 __all__ = ["encode_in_pieces"]
 

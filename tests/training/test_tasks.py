@@ -4,15 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from app.data.batches import collate, pack
-from app.data.sequences import IGNORE, Sample, SequenceData, SequenceSet
-from app.tasks.pieces import encode_in_pieces
-from app.tasks.predict import evaluate
-from app.tasks.scores import Scores
-from app.tasks.spec import TaskSpec, task_spec
-from app.tasks.task import build_task
-from app.training.learner import class_weights
 from cfg.validation import ConfigError
+from encoders.training.data.batches import collate, pack
+from encoders.training.data.sequences import IGNORE, Sample, SequenceData, SequenceSet
+from encoders.training.loop.learner import class_weights
+from encoders.training.tasks.pieces import encode_in_pieces
+from encoders.training.tasks.predict import evaluate
+from encoders.training.tasks.scores import Scores
+from encoders.training.tasks.spec import TaskSpec, task_spec
+from encoders.training.tasks.task import build_task
 from myfla.testing import cases
 from small_encoders import small
 

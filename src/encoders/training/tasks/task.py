@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.data.sequences import IGNORE
-from app.tasks.spec import TaskSpec
 from encoders.stack import EncoderOutput
+from encoders.training.data.sequences import IGNORE
+from encoders.training.tasks.spec import TaskSpec
 
 __all__ = ["Classes", "Task", "Values", "build_task"]
 

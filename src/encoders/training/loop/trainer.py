@@ -5,8 +5,8 @@ from typing import Any, Union
 
 import lightning
 
-from app.training.checkpoint_io import SafeCheckpointIO
 from cfg.app import AppConfig
+from encoders.training.loop.checkpoint_io import SafeCheckpointIO
 
 __all__ = ["make_trainer"]
 
@@ -43,6 +43,6 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
 def _strategy(name: str) -> Union[str, Any]:
     if name != "fsdp":
         return name
-    from app.training.sharded import ShardedStrategy
+    from encoders.training.loop.sharded import ShardedStrategy
 
     return ShardedStrategy()
