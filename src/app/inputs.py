@@ -80,34 +80,25 @@ def _load_file(chosen: DataConfig, path: str, targets: bool, choose: Any) -> Seq
     changes: Any = {"train_path": path, "test_path": None}
     if not targets:
         changes.update({name: None for name in _TARGETS if name in fields})
-    if isinstance(chosen, TableDataConfig) and chosen.arranged == "wide" and chosen.features is None:
-        changes["features"] = _steps(chosen, path)
     return read_source(dataclasses.replace(chosen, **changes), choose, targets)
-
-
-def _steps(chosen: TableDataConfig, path: str) -> List[str]:
-    """The columns of a wide table that are steps: without the label's, where it has one."""
-    from app.data.tables import open_table
-    from app.data.tables.choose import choose_features
-
-    given = column_names(path, chosen)
-    roles = {name: getattr(chosen, name) for name in ("label", "group") if getattr(chosen, name) in given}
-    known = dataclasses.replace(chosen, train_path=path, test_path=None, **{"label": None, "group": None, **roles},
-                                targets=[name for name in chosen.targets or () if name in given] or None)
-    return choose_features(open_table(path, known), known)[0]
 
 
 def _by_name(trained: Trained, chosen: DataConfig, path: Optional[str], ignore: Sequence[str]) -> DataConfig:
     """The config with the run's columns, in the run's order, once the table is seen to have them."""
     schema = None if trained.pipeline is None else trained.pipeline.schema
-    if not isinstance(chosen, TableDataConfig) or schema is None or not schema.named:
+    if not isinstance(chosen, TableDataConfig) or schema is None or not (schema.named or schema.steps):
         return chosen
+    features = schema.names
     for place in [chosen.train_path, chosen.test_path] if path is None else [path]:
         if place is not None:
             given = column_names(place, chosen)
             roles = [chosen.sequence, chosen.time, chosen.label, chosen.group, *(chosen.targets or ())]
-            schema.match(given, place, [*ignore, *(name for name in roles if name is not None)], "job.ignore")
-    return dataclasses.replace(chosen, features=schema.names)
+            over = [*ignore, *(name for name in roles if name is not None)]
+            if schema.steps:
+                features = schema.match_steps(given, place, over, "job.ignore")
+            else:
+                schema.match(given, place, over, "job.ignore")
+    return dataclasses.replace(chosen, features=features)
 
 
 def _check_width(trained: Trained, data: SequenceData, who: str) -> None:

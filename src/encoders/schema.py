@@ -38,6 +38,7 @@ class InputSchema:
         time: the column that orders the steps.
         left_out: columns that are no input, each with its reason.
         roles: ``(role, column)`` of those with a part of their own: ``sequence``, ``label``, ``target``, ``group``.
+        steps: columns of a table with a row a sequence, each of which is a step of its one channel.
 
     Example:
         >>> schema = InputSchema((Column("a"), Column("b")), left_out=(Column("note", "string", "text"),))
@@ -52,6 +53,7 @@ class InputSchema:
     time: Optional[Column] = None
     left_out: Tuple[Column, ...] = ()
     roles: Tuple[Tuple[str, str], ...] = ()
+    steps: Tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.names
@@ -85,6 +87,8 @@ class InputSchema:
         text = f"{len(self.features)} {what}{'' if len(self.features) == 1 else 's'}"
         if self.named:
             text += ": " + _few(self.names)
+        if self.steps:
+            text += f", {len(self.steps)} steps: " + _few(self.steps)
         if self.time is not None:
             text += f"; time: {self.time.name} ({self.time.type})"
         if self.left_out:
@@ -133,11 +137,46 @@ class InputSchema:
                              f"{_difference(missing, extra)}; {_remedy(missing, extra, option)}")
         return [list(names).index(name) for name in wanted]
 
+    def match_steps(self, names: Sequence[str], who: str, ignore: Sequence[str] = (), option: str = "ignore"
+                    ) -> List[str]:
+        """The steps among the columns of another table with a row a sequence, in order.
+
+        Steps that are numbered (``t0``, ``t1``, ...) may be fewer or more than the model was trained on; those up to
+        the last one of the shorter table must be the same. Without numbers all must be there.
+
+        Args:
+            names, who, ignore, option: as in `match`.
+
+        Raises:
+            InputError: a step is missing, or a column unknown.
+
+        Example:
+            >>> schema = InputSchema((Column("value"),), named=False, steps=("t0", "t1"))
+            >>> schema.match_steps(["t1", "t2", "t0"], "my.csv")
+            ['t0', 't1', 't2']
+        """
+        known = self.others.union(ignore)
+        given = [name for name in names if name not in known or name in self.steps]
+        numbers = _numbered(self.steps)
+        found = {} if numbers is None else _numbered_as(self.steps[0], given)
+        if numbers is None or not found:
+            missing, extra = ([n for n in self.steps if n not in given], [n for n in given if n not in self.steps])
+            found = dict.fromkeys(self.steps, 0)
+        else:
+            last = min(max(numbers.values()), max(found.values()))
+            missing = [name for name, number in numbers.items() if number <= last and name not in found]
+            extra = [name for name in given if name not in found or (found[name] <= last and name not in numbers)]
+        if missing or extra:
+            raise InputError(f"{who}: columns must be the model's {len(self.steps)} steps: {_few(self.steps)}; got "
+                             f"{_difference(missing, extra)}; {_remedy(missing, extra, option)}")
+        return sorted(found, key=lambda name: found[name])
+
     def facts(self) -> Dict[str, Any]:
         """For JSON."""
         return {"features": [column[:2] for column in self.features], "named": self.named,
                 "time": None if self.time is None else self.time[:2],
-                "left_out": [list(column) for column in self.left_out], "roles": [list(role) for role in self.roles]}
+                "left_out": [list(column) for column in self.left_out], "roles": [list(role) for role in self.roles],
+                "steps": list(self.steps)}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "InputSchema":
@@ -147,11 +186,25 @@ class InputSchema:
                                   ("features", "left_out"))
             time = None if facts["time"] is None else Column(*map(_text, facts["time"]))
             roles = tuple((_text(role), _text(name)) for role, name in facts["roles"])
-            return cls(tuple(features), facts["named"] is True, time, tuple(left_out), roles)
+            steps = tuple(map(_text, facts["steps"]))
+            return cls(tuple(features), facts["named"] is True, time, tuple(left_out), roles, steps)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError) as problem:
             raise InputError(f"InputSchema: facts must be those that it wrote; got {problem!r}") from None
+
+
+def _numbered(names: Sequence[str]) -> Optional[Dict[str, int]]:
+    """The number behind each name, where one word and different numbers are all that they are made of; else None."""
+    found = _numbered_as(names[0], names) if names else {}
+    return found if found and len(set(found.values())) == len(names) else None
+
+
+def _numbered_as(first: str, names: Sequence[str]) -> Dict[str, int]:
+    """The number behind each of those names that are one word and a number, as the first is."""
+    word = first.rstrip("0123456789")
+    return {name: int(name[len(word) :]) for name in names
+            if name.startswith(word) and name[len(word) :].isascii() and name[len(word) :].isdigit()}
 
 
 def _text(value: Any) -> str:

@@ -138,7 +138,7 @@ def _shapes() -> Dict[str, Any]:
         "wide": (
             {"a.csv": wide},
             {"layout": "wide", "label": "kind"},
-            Want([[1, 2, 3], [4, 5, 6]], ["steps are columns: 3 features: t0, t1, t2"], ["down", "up"]),
+            Want([[1, 2, 3], [4, 5, 6]], ["1 channel, 3 steps: t0, t1, t2"], ["down", "up"]),
         ),
         "wide, columns shuffled": (
             {"a.csv": "t10,kind,t9,t2\n3,up,2,1\n6,down,5,4\n"},
@@ -166,7 +166,7 @@ def _shapes() -> Dict[str, Any]:
         "wide as UCR has it": (
             {"a.tsv": "1\t0.5\t1.5\n-1\t2.5\t4.5\n"},
             {"layout": "wide", "label": "1", "header": False},
-            Want([[0.5, 1.5], [2.5, 4.5]], ["steps are columns: 2 features: 2, 3"], ["1", "-1"]),
+            Want([[0.5, 1.5], [2.5, 4.5]], ["1 channel, 2 steps: 2, 3"], ["1", "-1"]),
         ),
         "wide with ids": (
             {"a.csv": "no,kind,t0,t1\n7,up,1,2\n3,down,4,5\n"},
@@ -176,7 +176,7 @@ def _shapes() -> Dict[str, Any]:
         "wide with another number": (
             {"a.csv": "age,kind,t0,t1\n70,up,1,2\n30,down,4,5\n"},
             {"layout": "wide", "label": "kind"},
-            Want([[1, 2], [4, 5]], ["steps are columns: 2 features: t0, t1; left out: age (no step)"]),
+            Want([[1, 2], [4, 5]], ["1 channel, 2 steps: t0, t1; left out: age (no step)"]),
         ),
         "wide, without a word": (
             {"a.csv": wide},

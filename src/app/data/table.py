@@ -16,7 +16,8 @@ import torch
 from app.data.check import warn_shared
 from app.data.long_rows import check_written
 from app.data.part import Part
-from app.data.table_parts import read_lists, read_long, read_wide
+from app.data.row_parts import read_lists, read_wide
+from app.data.table_parts import read_long
 from app.data.tables import Table, open_table
 from app.data.tables.choose import check_columns, check_numbers, choose_features
 from app.data.tables.natural import natural
@@ -55,7 +56,7 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
     features, left_out = choose_features(tables[0], config)
     first = read(tables[0], config, features, choose)
     for name, why in first.copies.items():
-        if name in features and config.features is None and config.arranged != "wide":
+        if config.features is None:
             log.warning("%s: column %r is left out as a %s; to read it, name it in data.features", tables[0].path, name,
                         why)
             left_out[name] = why
@@ -69,11 +70,8 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
     groups = sorted({name for part in parts if part.groups is not None for name in part.group_names}, key=natural)
     sets = [_as_set(part, config, classes, {name: i for i, name in enumerate(groups)}) for part in parts]
     target_names = list(config.targets) if config.targets else None
-    schema = _schema(tables[0], config, first.features, left_out)
-    if config.arranged == "wide":
-        log.info("steps are columns: %s", schema.describe())
     return SequenceData(sets[0], sets[1] if len(sets) > 1 else None, classes, first.channels, per_step=config.per_step,
-                        target_names=target_names, schema=None if config.arranged == "wide" else schema)
+                        target_names=target_names, schema=_schema(tables[0], config, first.features, left_out))
 
 
 def _schema(table: Table, config: TableDataConfig, features: List[str], left_out: Dict[str, str]) -> InputSchema:
@@ -86,6 +84,8 @@ def _schema(table: Table, config: TableDataConfig, features: List[str], left_out
                   if role not in ("features", "time"))
     time = None if config.time is None else column(config.time)
     rest = tuple(column(name, why) for name, why in left_out.items())
+    if config.arranged == "wide":
+        return InputSchema(InputSchema.unnamed(1).features, False, None, rest, roles, tuple(features))
     return InputSchema(tuple(map(column, features)), True, time, rest, roles)
 
 

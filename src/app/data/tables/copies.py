@@ -1,12 +1,15 @@
 """Columns of numbers that say what they must not: the label, the sequence's number, the row's number."""
 
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
 from app.data.tables.table import Table
 
-__all__ = ["find_copies"]
+__all__ = ["Read", "find_copies", "row_blocks"]
+
+#: ``(rows before, [rows] float64 by column)`` of some columns, block by block, in order.
+Read = Callable[[Sequence[str]], Iterator[Tuple[int, Mapping[str, np.ndarray]]]]
 
 _FEW = 5  # rows, below which whole numbers may count them by chance
 _INDEX = ("index", "level_0", "rownames")
@@ -52,8 +55,9 @@ class _Renamed:
 class _Rows:
     """Whether whole numbers count the rows, of the table or of each file, in whatever order."""
 
-    def __init__(self, table: Table, name: str) -> None:
-        self.table, self.named, self.found = table, name in _INDEX, []  # type: ignore[var-annotated]
+    def __init__(self, edges: np.ndarray, name: str) -> None:
+        self.edges, self.named = edges, name in _INDEX
+        self.found: List[np.ndarray] = []
 
     def goes_on(self, values: np.ndarray, first: int) -> bool:
         if (values != np.floor(values)).any() or np.isnan(values).any():
@@ -65,7 +69,7 @@ class _Rows:
 
     def holds(self) -> bool:
         values = np.concatenate(self.found)
-        parts = [values[a:b] for a, b in zip(self.table.starts[:-1], self.table.starts[1:]) if b > a]
+        parts = [values[a:b] for a, b in zip(self.edges[:-1], self.edges[1:]) if b > a]
         if self.named:
             return all(len(np.unique(part)) == len(part) for part in parts)
         return _counts(values) or all(_counts(part) for part in parts)
@@ -106,36 +110,45 @@ class _Equal:
         return len(self.seen) > 2  # through two points there is always a line
 
 
-def find_copies(table: Table, names: Sequence[str], label: Optional[np.ndarray], labels: int,
-                sequence: Optional[np.ndarray], targets: Dict[str, np.ndarray]) -> Dict[str, str]:
+def row_blocks(table: Table) -> Read:
+    """The rows of a table, for `find_copies`."""
+    def read(names: Sequence[str]) -> Iterator[Tuple[int, Mapping[str, np.ndarray]]]:
+        for block in table.blocks(names):
+            yield block.first, {name: block.numbers(name) for name in dict.fromkeys(names)}
+
+    return read
+
+
+def find_copies(read: Read, edges: np.ndarray, names: Sequence[str], label: Optional[np.ndarray], labels: int,
+                sequence: Optional[np.ndarray], targets: Mapping[str, np.ndarray]) -> Dict[str, str]:
     """Why columns are suspicious, by name. One pass, over few columns and rows where there is nothing to find.
 
     Args:
-        table: to read.
+        read: their values, row after row, or step after step of lists.
+        edges: ``[files + 1]``, where the rows of each file begin, and the end.
         names: columns of numbers.
-        label: ``[rows]`` int64, the class at each row of the table, -1 where there is none; None without.
+        label: ``[rows]`` int64, the class at each row, -1 where there is none; None without.
         labels: how many labels were given, one a sequence or one a row.
         sequence: ``[rows]`` int64, which sequence each belongs to; None where each row is one.
         targets: ``[rows]`` float64 by column.
     """
-    claims: List[Tuple[str, str, Any]] = []
+    claims: List[Tuple[str, str, Union[_Rows, _Renamed, _Equal]]] = []
     count = 0 if sequence is None else int(sequence.max()) + 1
     classes = 0 if label is None else len(np.unique(label[label >= 0]))
     for name in names:
-        claims.append((name, "row number", _Rows(table, name)))
+        claims.append((name, "row number", _Rows(edges, name)))
         if label is not None and classes > 1:
             claims.append((name, "copy of the label", _Renamed(label, labels)))
+        claims += [(name, f"copy of {target}", _Equal(values)) for target, values in targets.items()]
         if sequence is not None and len(sequence) >= 2 * count:
             claims.append((name, "copy of the sequence's number", _Renamed(sequence, count, whole=True)))
-        claims += [(name, f"copy of {target}", _Equal(values)) for target, values in targets.items()]
     done = 0
     for first in (True, False):  # the first block of all; the others of the few that are left
-        for block in table.blocks([name for name, _, _ in claims]) if claims else ():
-            if block.first < done:
+        for start, values in read([name for name, _, _ in claims]) if claims else ():
+            if start < done:
                 continue
-            values = {name: block.numbers(name) for name in {name for name, _, _ in claims}}
-            claims = [claim for claim in claims if claim[2].goes_on(values[claim[0]], block.first)]
-            done = block.first + block.rows
+            claims = [claim for claim in claims if claim[2].goes_on(values[claim[0]], start)]
+            done = start + len(next(iter(values.values())))
             if first or not claims:
                 break
     found: Dict[str, str] = {}
