@@ -7,11 +7,11 @@ import pytest
 
 from app.data import read_source
 from app.jobs import run_job
-from app.trained import load_trained
 from app_runs import compose_app
 from cfg.data import TableDataConfig
 from copy_cases import KINDS, LISTS, ROWS, VALUES
 from encoders import InputError
+from encoders.training.trained import load_trained
 from myfla.testing import cases, raises
 from runs import untrained
 
