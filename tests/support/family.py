@@ -14,6 +14,7 @@ from myfla.ops.gdn2 import chunk_gdn2, fused_recurrent_gdn2
 from myfla.ops.gla import chunk_gla, fused_recurrent_gla
 from myfla.ops.kda import chunk_kda, fused_recurrent_kda
 from myfla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
+from myfla.ops.ssd import chunk_ssd, fused_recurrent_ssd
 
 
 class Member(NamedTuple):
@@ -28,6 +29,9 @@ class Member(NamedTuple):
     renamed: Tuple[Tuple[str, str], ...] = ()  # of the recurrent form: (its name, the chunk form's name)
     l2norm: bool = True  # takes use_qk_l2norm_in_kernel
     corrects: bool = True  # has the delta rule's correction
+    scaled: bool = True  # takes a factor on q
+    called: Tuple[Tuple[str, str], ...] = ()  # (its name, ours) of q, k and v
+    per_head: Tuple[str, ...] = ()  # names of tensors [HV], from `PER_HEAD`
 
 
 MEMBERS: Dict[str, Member] = {
@@ -40,7 +44,12 @@ MEMBERS: Dict[str, Member] = {
     "gla": Member(chunk_gla, fused_recurrent_gla, ("gk",), renamed=(("gk", "g"),), l2norm=False, corrects=False),
     "simple_gla": Member(chunk_simple_gla, fused_recurrent_simple_gla, ("g",), l2norm=False, corrects=False),
     "gdn2": Member(chunk_gdn2, fused_recurrent_gdn2, ("gk", "b", "w")),
+    "ssd": Member(
+        chunk_ssd, fused_recurrent_ssd, ("dt", "z"), options=(("dt_softplus", True),), l2norm=False, corrects=False,
+        scaled=False, called=(("C", "q"), ("B", "k"), ("x", "v")), per_head=("A", "D", "dt_bias")),
 }
+PER_HEAD = {"A": (-1.5, -0.5), "D": (-1.0, 1.0), "dt_bias": (-0.5, 0.5)}
+"""From which to which number they go; in float32, which leaves the format of sums to the other inputs."""
 
 
 def inputs(
@@ -63,6 +72,8 @@ def inputs(
         "p": lambda: torch.nn.functional.normalize(torch.randn(batch, tokens, heads, key, dtype=torch.float64), dim=-1),
         "b": lambda: torch.rand(batch, tokens, value_heads, key, dtype=torch.float64),
         "w": lambda: torch.rand(batch, tokens, value_heads, value, dtype=torch.float64),
+        "dt": lambda: decay * torch.rand(batch, tokens, value_heads, dtype=torch.float64),
+        "z": lambda: torch.randn(batch, tokens, value_heads, value, dtype=torch.float64),
     }
     for part in MEMBERS[name].inputs:
         made["g" if part == "gk" else part] = shapes[part]()
@@ -72,12 +83,23 @@ def inputs(
 def run(name: str, form: str, given: Dict[str, torch.Tensor], **more: Any) -> Tuple[torch.Tensor, torch.Tensor]:
     """A member's form ``chunk`` or ``recurrent``; always with the final state."""
     member = MEMBERS[name]
-    named = dict(given)
-    if form == "recurrent":
-        for theirs, ours in member.renamed:
-            named[theirs] = named.pop(ours)
     op = member.chunk if form == "chunk" else member.recurrent
-    return op(**named, **dict(member.options), output_final_state=True, **more)
+    return op(**arguments(name, form, given), output_final_state=True, **more)
+
+
+def arguments(name: str, form: str, given: Dict[str, torch.Tensor]) -> Dict[str, Any]:
+    """A member's arguments under the names of one of its forms, with its options."""
+    member = MEMBERS[name]
+    renamed = (member.renamed if form == "recurrent" else ()) + member.called
+    ours = {our: their for their, our in renamed}
+    value_heads = given["v"].shape[2] if given["v"].dim() > 2 else 1
+    return {**{ours.get(part, part): x for part, x in given.items()}, **dict(member.options),
+            **per_head(name, value_heads)}
+
+
+def per_head(name: str, heads: int) -> Dict[str, torch.Tensor]:
+    """A member's tensors ``[HV]``."""
+    return {part: torch.linspace(*PER_HEAD[part], heads) for part in MEMBERS[name].per_head}
 
 
 def truth(
@@ -87,9 +109,15 @@ def truth(
     """The member's equations, one token after another, in float64.
 
     ``S <- diag(e^g) S``, then for each step ``S <- S + k (write * v - strength * S^T erase)^T``; ``o = scale S^T q``.
-    With ``p``, what is read is the state before it decays.
+    With ``p``, what is read is the state before it decays. With ``dt``, values and the log decay A are multiplied by
+    the time step, ``D v`` passes by the state, and z gates the outputs.
     """
     x = {part: tensor.double() for part, tensor in given.items()}
+    heads = {part: tensor.double() for part, tensor in per_head(name, x["v"].shape[2]).items()}
+    skipped = heads["D"].unsqueeze(-1) * x["v"] if "D" in heads else 0
+    if "dt" in x:
+        dt = (1 + (x["dt"] + heads["dt_bias"]).exp()).log()
+        x["v"], x["g"] = dt.unsqueeze(-1) * x["v"], heads["A"] * dt
     steps, group = MEMBERS[name].steps, x["v"].shape[2] // x["q"].shape[2]
     if l2norm:
         for part in ("q", "k", "p"):
@@ -106,7 +134,7 @@ def truth(
         erase, write = x["b"] * k, x["w"]
     g = x.get("g", torch.zeros_like(x["v"][:, ::steps, :, 0]))
     g = g.unsqueeze(-1) if g.dim() == 3 else g
-    scale = q.shape[3] ** -0.5 if scale is None else scale
+    scale = scale or (q.shape[3] ** -0.5 if MEMBERS[name].scaled else 1.0)
     rows = [(i, 0, q.shape[1]) for i in range(q.shape[0])]
     if cu_seqlens is not None:
         offsets = [int(o) for o in cu_seqlens]
@@ -126,8 +154,8 @@ def truth(
             outputs.append(scale * torch.einsum("hkv,hk->hv", state, q[row, t]))
         finals.append(state)
     shape = (*q.shape[:3], x["v"].shape[3])
-    o = torch.stack(outputs).view(shape) if outputs else q.new_zeros(shape)
-    return o, torch.stack(finals)
+    o = (torch.stack(outputs).view(shape) if outputs else q.new_zeros(shape)) + skipped
+    return o * x["z"] / (1 + (-x["z"]).exp()) if "z" in x else o, torch.stack(finals)
 
 
 def gradients(name, form, given, state, **more):

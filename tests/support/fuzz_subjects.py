@@ -1,14 +1,12 @@
 """A right call of every public function and module that takes tensors, for `fuzz` to spoil."""
 
-import dataclasses
-from typing import Any, Callable, Dict
+from typing import Dict
 
 import torch
 
-import family
-import family_layers
 import gdn_layer
 import rwkv7_layers
+from fuzz_family import CU, FAMILY, MASK, Call, draw
 from myfla import modules
 from myfla.layers import Attention
 from myfla.layers.utils import get_unpad_data, index_first_axis, index_put_first_axis, pad_input, unpad_input
@@ -18,34 +16,12 @@ from myfla.modules import convolution, norm
 from myfla.modules.rotary import rotary_embedding
 from myfla.modules.token_shift import token_shift
 from myfla.ops import utils as index
-from myfla.ops.comba import naive_recurrent_comba
 from myfla.ops.gated_delta_rule import naive_chunk_gated_delta_rule, naive_recurrent_gated_delta_rule
-from myfla.ops.gdn2 import naive_recurrent_gdn2
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
-from myfla.ops.gla import naive_recurrent_gla
-from myfla.ops.kda import fused_kda_gate, naive_chunk_kda, naive_recurrent_kda
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7
-from myfla.ops.simple_gla import naive_recurrent_simple_gla
 from small_encoders import small
 from small_models import VOCABULARY, small_model
 from state_subjects import OPS, op_state
-
-
-@dataclasses.dataclass
-class Call:
-    """A right call: ``call(**arguments)``.
-
-    Attributes:
-        call: the function, with modules of the dtype that the arguments have: ``make(dtype)`` gives it.
-        arguments: makes them, float32.
-    """
-
-    make: Callable[[torch.dtype], Callable]
-    arguments: Callable[[], Dict[str, Any]]
-
-
-def _draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _op(name):
@@ -72,14 +48,14 @@ def _gdn_options(name):
         given = OPS[name].inputs(2, 5)
         return {**given, "initial_state": op_state(name, 2).transpose(-1, -2).contiguous(), "output_final_state": True,
                 "use_qk_l2norm_in_kernel": True, "use_beta_sigmoid_in_kernel": True, "allow_neg_eigval": True,
-                "state_v_first": True, "use_gate_in_kernel": True, "A_log": _draw(4), "dt_bias": _draw(4, seed=1)}
+                "state_v_first": True, "use_gate_in_kernel": True, "A_log": draw(4), "dt_bias": draw(4, seed=1)}
 
     return Call(lambda dtype: OPS[name].function, arguments)
 
 
 def _vector_gates():
     given = OPS["gdn_recurrent"].inputs(2, 5)
-    return {**given, "gk": -_draw(2, 5, 4, 8).abs(), "gv": -_draw(2, 5, 4, 6).abs(), "output_final_state": True}
+    return {**given, "gk": -draw(2, 5, 4, 8).abs(), "gv": -draw(2, 5, 4, 6).abs(), "output_final_state": True}
 
 
 def _naive(function, **more):
@@ -100,37 +76,6 @@ def _dplr(function):
     return Call(lambda dtype: function, arguments)
 
 
-def _member(name, form, **sizes):
-    """A member of the family, in one of its forms; float32."""
-    def arguments():
-        given = family.inputs(name, tokens=5, dtype=torch.float32, **sizes)
-        if form == "recurrent":
-            given.update({theirs: given.pop(ours) for theirs, ours in family.MEMBERS[name].renamed})
-        rows = 3 if "batch" in sizes else 2
-        return {**given, **dict(family.MEMBERS[name].options), "initial_state": _draw(rows, 2, 8, 12),
-                "output_final_state": True, "cu_seqlens": CU if "batch" in sizes else None}
-
-    return Call(lambda dtype: getattr(family.MEMBERS[name], form), arguments)
-
-
-def _naive_member(name, function, renamed=(), **options):
-    def arguments():
-        given = family.inputs(name, tokens=5, dtype=torch.float32)
-        given.update({theirs: given.pop(ours) for theirs, ours in renamed})
-        return {**given, **options, "initial_state": _draw(2, 2, 8, 12), "output_final_state": True}
-
-    return Call(lambda dtype: function, arguments)
-
-
-def _family_layer(name):
-    def make(dtype):
-        layer = family_layers.build(name, torch.float32).to(dtype)  # the same parameters in every format
-        return lambda hidden_states, attention_mask, cu_seqlens: layer(
-            hidden_states, attention_mask=attention_mask, cu_seqlens=cu_seqlens)[0]
-
-    return Call(make, lambda: dict(hidden_states=_draw(2, 5, family_layers.D), attention_mask=MASK, cu_seqlens=None))
-
-
 def _fused_mul():
     given = OPS["rwkv7_chunk"].inputs(2, 5)
     return dict(r=given["r"], w=given["w"], k=given["k"], v=given["v"], kk=-given["a"], a=given["b"].abs(),
@@ -142,7 +87,7 @@ def _module(build, *names, shape=(2, 5, 8), **more):
         torch.manual_seed(0)
         return build().to(dtype).eval()
 
-    return Call(make, lambda: {**{name: _draw(*shape, seed=i) for i, name in enumerate(names)}, **more})
+    return Call(make, lambda: {**{name: draw(*shape, seed=i) for i, name in enumerate(names)}, **more})
 
 
 def _gdn_layer(dtype):
@@ -181,17 +126,17 @@ def _continued(build, width):
         torch.manual_seed(0)
         layer, cache = build().to(dtype).eval(), Cache()
         with torch.no_grad():
-            layer(_draw(2, 3, width, seed=5).to(dtype), past_key_values=cache, use_cache=True)
+            layer(draw(2, 3, width, seed=5).to(dtype), past_key_values=cache, use_cache=True)
         return lambda hidden_states, attention_mask: layer(
             hidden_states, attention_mask=attention_mask, past_key_values=cache.fork(), use_cache=True)[0]
 
-    return Call(make, lambda: dict(hidden_states=_draw(2, 5, width), attention_mask=MASK))
+    return Call(make, lambda: dict(hidden_states=draw(2, 5, width), attention_mask=MASK))
 
 
 def _rows_of_a_cache(method):
     """What a session's rows are after a method of `Cache`."""
     def make(dtype):
-        cache, states = Cache(), _draw(3, 2, 2, 2).to(dtype)
+        cache, states = Cache(), draw(3, 2, 2, 2).to(dtype)
         cache.update(recurrent_state=states, layer_idx=0, offset=4)
         return lambda rows: getattr(cache, method)(rows)[0]["recurrent_state"]
 
@@ -208,8 +153,6 @@ def _model(kind):
     return Call(make, lambda: dict(input_ids=ids.clone(), attention_mask=MASK.clone(), labels=ids.clone()))
 
 
-MASK = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
-CU = torch.tensor([0, 2, 2, 5])
 
 
 def _plain(function, **arguments):
@@ -238,80 +181,70 @@ SUBJECTS: Dict[str, Call] = {
        for name in ("LayerNormGated", "RMSNormGated")},
     **{name: _module(lambda name=name: getattr(norm, name)(8), "x", "g", "residual")
        for name in ("FusedRMSNormSwishGate", "FusedLayerNormSwishGate")},
-    **{name: _module(lambda name=name: getattr(norm, name)(8), "x", "g", "residual", weight=_draw(6, 8),
-                     bias=_draw(6))
+    **{name: _module(lambda name=name: getattr(norm, name)(8), "x", "g", "residual", weight=draw(6, 8),
+                     bias=draw(6))
        for name in ("FusedRMSNormGatedLinear", "FusedLayerNormGatedLinear", "FusedRMSNormSwishGateLinear",
                     "FusedLayerNormSwishGateLinear")},
     **{name: _module(lambda name=name: getattr(norm, name)(*([2] if name[0] == "G" else []), 8), "x", "residual",
-                     weight=_draw(6, 8), bias=_draw(6))
+                     weight=draw(6, 8), bias=draw(6))
        for name in ("RMSNormLinear", "LayerNormLinear", "GroupNormLinear")},
     "ShortConvolution": _module(lambda: modules.ShortConvolution(8, 4, activation="silu"), "x", "residual",
-                                cache=_draw(2, 8, 4), mask=MASK, output_final_state=True, cu_seqlens=None),
+                                cache=draw(2, 8, 4), mask=MASK, output_final_state=True, cu_seqlens=None),
     "ShortConvolution_packed": _module(lambda: modules.ShortConvolution(8, 4), "x", shape=(1, 5, 8), cu_seqlens=CU,
-                                       cache=_draw(3, 8, 4), output_final_state=True),
-    "causal_conv1d": _plain(convolution.causal_conv1d, x=_draw(1, 5, 8), weight=_draw(8, 3), bias=_draw(8),
-                            residual=_draw(1, 5, 8), initial_state=_draw(3, 8, 3), output_final_state=True,
+                                       cache=draw(3, 8, 4), output_final_state=True),
+    "causal_conv1d": _plain(convolution.causal_conv1d, x=draw(1, 5, 8), weight=draw(8, 3), bias=draw(8),
+                            residual=draw(1, 5, 8), initial_state=draw(3, 8, 3), output_final_state=True,
                             cu_seqlens=CU),
-    "causal_conv1d_update": _plain(convolution.causal_conv1d_update, x=_draw(2, 8), cache=_draw(2, 8, 3),
-                                   residual=_draw(2, 8), weight=_draw(8, 3), bias=_draw(8)),
-    "causal_conv1d_update_states": _plain(convolution.causal_conv1d_update_states, x=_draw(1, 5, 8), state_len=3,
-                                          initial_state=_draw(3, 8, 3), cu_seqlens=CU),
+    "causal_conv1d_update": _plain(convolution.causal_conv1d_update, x=draw(2, 8), cache=draw(2, 8, 3),
+                                   residual=draw(2, 8), weight=draw(8, 3), bias=draw(8)),
+    "causal_conv1d_update_states": _plain(convolution.causal_conv1d_update_states, x=draw(1, 5, 8), state_len=3,
+                                          initial_state=draw(3, 8, 3), cu_seqlens=CU),
     "RWKV7FeedForward": _module(lambda: RWKV7FeedForward(8, layer_idx=0, num_hidden_layers=2), "x",
                                 attention_mask=MASK),
     "RotaryEmbedding": _module(lambda: modules.RotaryEmbedding(8), "q", "k", shape=(1, 5, 2, 8), seqlen_offset=3,
                                cu_seqlens=CU),
-    "rotary_embedding": _plain(rotary_embedding, x=_draw(2, 5, 2, 8), cos=_draw(9, 4), sin=_draw(9, 4, seed=1),
+    "rotary_embedding": _plain(rotary_embedding, x=draw(2, 5, 2, 8), cos=draw(9, 4), sin=draw(9, 4, seed=1),
                                seqlen_offsets=torch.tensor([3, 0])),
-    "token_shift": _plain(token_shift, x=_draw(1, 5, 8), cu_seqlens=CU),
-    **{getattr(member, form).__name__: _member(name, form)
-       for name, member in family.MEMBERS.items() for form in ("chunk", "recurrent")},
-    **{f"{name}_packed": _member(name, "chunk", batch=1) for name in family.MEMBERS},
-    "naive_recurrent_comba": _naive_member("comba", naive_recurrent_comba, scale=0.5),
-    "naive_recurrent_gdn2": _naive_member("gdn2", naive_recurrent_gdn2, scale=0.5),
-    "naive_recurrent_simple_gla": _naive_member("simple_gla", naive_recurrent_simple_gla, scale=0.5),
-    "naive_recurrent_kda": _naive_member("kda", naive_recurrent_kda, scale=0.5),
-    "naive_chunk_kda": _naive_member("kda", naive_chunk_kda, scale=0.5, chunk_size=2),
-    "naive_recurrent_gla": _naive_member("gla", naive_recurrent_gla, renamed=[("gk", "g")]),
-    "fused_kda_gate": _plain(fused_kda_gate, g=_draw(2, 5, 2, 4), A_log=_draw(2), dt_bias=_draw(8)),
-    **{name: _family_layer(name) for name in family_layers.ALL},
+    "token_shift": _plain(token_shift, x=draw(1, 5, 8), cu_seqlens=CU),
+    **FAMILY,
     "GatedDeltaNet": Call(_gdn_layer, lambda: dict(
-        hidden_states=_draw(2, 5, gdn_layer.D), attention_mask=MASK, cu_seqlens=None)),
+        hidden_states=draw(2, 5, gdn_layer.D), attention_mask=MASK, cu_seqlens=None)),
     "RWKV7Attention": Call(_rwkv7_layer, lambda: dict(
-        hidden_states=_draw(2, 5, 24), attention_mask=MASK, cu_seqlens=None)),
+        hidden_states=draw(2, 5, 24), attention_mask=MASK, cu_seqlens=None)),
     "GatedDeltaNet_packed": Call(_gdn_layer, lambda: dict(
-        hidden_states=_draw(1, 5, gdn_layer.D), attention_mask=None, cu_seqlens=CU)),
+        hidden_states=draw(1, 5, gdn_layer.D), attention_mask=None, cu_seqlens=CU)),
     "RWKV7Attention_packed": Call(_rwkv7_layer, lambda: dict(
-        hidden_states=_draw(1, 5, 24), attention_mask=None, cu_seqlens=CU)),
+        hidden_states=draw(1, 5, 24), attention_mask=None, cu_seqlens=CU)),
     "Attention": Call(_attention, lambda: dict(
-        hidden_states=_draw(2, 5, 16), attention_mask=MASK, cu_seqlens=None)),
+        hidden_states=draw(2, 5, 16), attention_mask=MASK, cu_seqlens=None)),
     "Attention_packed": Call(_attention, lambda: dict(
-        hidden_states=_draw(1, 5, 16), attention_mask=None, cu_seqlens=CU)),
+        hidden_states=draw(1, 5, 16), attention_mask=None, cu_seqlens=CU)),
     "GatedDeltaNet_continued": _continued(gdn_layer.build, gdn_layer.D),
     "RWKV7Attention_continued": _continued(lambda: rwkv7_layers.build(0), 24),
     "Attention_continued": _continued(lambda: Attention(hidden_size=16, num_heads=2, layer_idx=0), 16),
     "Cache.select": _rows_of_a_cache("select"),
     "Cache.reorder": _rows_of_a_cache("reorder"),
     "encoder_attention": Call(_encoder("gated_deltanet", attn=dict(layers=[1], num_heads=2)), lambda: dict(
-        x=_draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
+        x=draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "encoder_gdn": Call(_encoder("gated_deltanet"), lambda: dict(
-        x=_draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
+        x=draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "encoder_rwkv7": Call(_encoder("rwkv7"), lambda: dict(
-        x=_draw(2, 5, 3), lengths=torch.tensor([3, 5]), attention_mask=None, cu_seqlens=None)),
+        x=draw(2, 5, 3), lengths=torch.tensor([3, 5]), attention_mask=None, cu_seqlens=None)),
     "encoder_packed": Call(_encoder("gated_deltanet"), lambda: dict(
-        x=_draw(1, 5, 3), lengths=None, attention_mask=None, cu_seqlens=CU)),
+        x=draw(1, 5, 3), lengths=None, attention_mask=None, cu_seqlens=CU)),
     "encoder_gru": Call(_encoder("gru"), lambda: dict(
-        x=_draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
+        x=draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "encoder_stem": Call(_encoder("gated_deltanet", stem="conv", stem_stride=2, pooling="attention"), lambda: dict(
-        x=_draw(2, 5, 3), lengths=[3, 5], attention_mask=None, cu_seqlens=None)),
+        x=draw(2, 5, 3), lengths=[3, 5], attention_mask=None, cu_seqlens=None)),
     "encoder_tokens": Call(_encoder("rwkv7", vocab_size=9, direction="bidirectional"), lambda: dict(
         x=torch.arange(10).view(2, 5) % 9, lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "model_gdn": _model("gated_deltanet"),
     "model_rwkv7": _model("rwkv7"),
     "get_unpad_data": _plain(get_unpad_data, attention_mask=MASK),
-    "index_first_axis": _plain(index_first_axis, x=_draw(4, 3), indices=torch.tensor([3, 0])),
-    "index_put_first_axis": _plain(index_put_first_axis, x=_draw(2, 3), indices=torch.tensor([3, 0]), first_axis_dim=5),
-    "pad_input": _plain(pad_input, hidden_states=_draw(3, 4), indices=torch.tensor([0, 3, 5]), batch_size=2, seq_len=3),
-    "unpad_input": _plain(unpad_input, q=_draw(2, 5, 3), states=(_draw(2, 5, 3),), attention_mask=MASK, q_len=5),
+    "index_first_axis": _plain(index_first_axis, x=draw(4, 3), indices=torch.tensor([3, 0])),
+    "index_put_first_axis": _plain(index_put_first_axis, x=draw(2, 3), indices=torch.tensor([3, 0]), first_axis_dim=5),
+    "pad_input": _plain(pad_input, hidden_states=draw(3, 4), indices=torch.tensor([0, 3, 5]), batch_size=2, seq_len=3),
+    "unpad_input": _plain(unpad_input, q=draw(2, 5, 3), states=(draw(2, 5, 3),), attention_mask=MASK, q_len=5),
     **{name: _plain(getattr(index, name), cu_seqlens=CU)
        for name in ("prepare_lens", "prepare_position_ids", "prepare_sequence_ids", "prepare_token_indices")},
     **{name: _plain(getattr(index, name), cu_seqlens=CU, chunk_size=2)

@@ -15,6 +15,7 @@ _WHERE = {
     "chunk_kda": "kda",
     "chunk_rwkv7": "rwkv7",
     "chunk_simple_gla": "simple_gla",
+    "chunk_ssd": "ssd",
     "fused_chunk_gla": "gla",
     "fused_chunk_simple_gla": "simple_gla",
     "fused_recurrent_comba": "comba",
@@ -27,6 +28,9 @@ _WHERE = {
     "fused_recurrent_kda": "kda",
     "fused_recurrent_rwkv7": "rwkv7",
     "fused_recurrent_simple_gla": "simple_gla",
+    "fused_recurrent_ssd": "ssd",
+    "mamba_chunk_scan_combined": "ssd",
+    "selective_state_update": "ssd",
 }
 
 __all__ = [*_WHERE]  # noqa: PLE0604

@@ -151,8 +151,9 @@ def count_sequences(who: str, q: torch.Tensor, cu_seqlens: Optional[torch.Tensor
 
 
 def state_k_first(
-    who: str, state: Optional[torch.Tensor], k: torch.Tensor, v: torch.Tensor, sequences: int, v_first: bool
-) -> Optional[torch.Tensor]:
+    who: str, state: Optional[torch.Tensor], k: torch.Tensor, v: torch.Tensor, sequences: int, v_first: bool,
+    field: str = "initial_state",
+) -> Optional[torch.Tensor]:  # fmt: skip
     """An initial state, checked, as a view ``[N, HV, K, V]``."""
     if state is None:
         return None
@@ -161,8 +162,8 @@ def state_k_first(
     if not isinstance(state, torch.Tensor) or tuple(state.shape) != shape:
         layout = "[N, HV, V, K]" if v_first else "[N, HV, K, V]"
         got = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
-        raise value_error(who, "initial_state", f"must have shape {layout} = {shape}", got)
+        raise value_error(who, field, f"must have shape {layout} = {shape}", got)
     if not state.is_floating_point():
-        raise value_error(who, "initial_state", "must be a floating point tensor", state.dtype)
-    check_tensor(who, "initial_state", state, v, "v")
+        raise value_error(who, field, "must be a floating point tensor", state.dtype)
+    check_tensor(who, field, state, v, "v")
     return state.transpose(2, 3) if v_first else state
