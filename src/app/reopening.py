@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
 
 from app.errors import RunError
-from app.run_folder import CHECKPOINTS, RESULTS, in_sweep, overrides, read_json, write_config, write_json
+from app.run_folder import CHECKPOINTS, RESULTS, in_sweep, overrides, read_json, write_json
 from cfg.app import AppConfig
 from cfg.validation import config_error
-from encoders.training.run_config import CONFIG, read_config
+from encoders.training.run_config import CONFIG, read_config, write_config
 
 if TYPE_CHECKING:
     from encoders.training.data.sequences import SequenceData

@@ -1,7 +1,6 @@
 """The files that every run leaves: the composed config, results as JSON, the reason of a failure."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -10,7 +9,6 @@ from typing import Any, Dict, Iterator, List, TextIO, Tuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 
 from app.errors import RunError
 from cfg.validation import config_error
@@ -19,7 +17,7 @@ from myfla.utils.atomic import replacing, write_atomic
 from myfla.utils.regular import read_regular
 
 __all__ = ["CHECKPOINTS", "FAILURE", "RESULTS", "check_shared", "claim", "in_sweep", "is_first_process", "overrides",
-           "read_json", "refuse_overrides", "relative", "whole_file", "write_config", "write_json"]
+           "read_json", "refuse_overrides", "relative", "whole_file", "write_json"]
 
 RESULTS = "metrics.json"
 FAILURE = "failure.json"
@@ -37,11 +35,6 @@ def claim(folder: Path) -> None:
             raise RunError(f"hydra.run.dir must be a folder without another run's {name}; got {str(folder)!r}; "
                            "leave hydra.run.dir out to get a new folder, or go on with a run that was cut off: "
                            f"run={folder} resume=true")
-
-
-def write_config(config: Any, path: Path) -> None:
-    """The config as YAML, every value filled in."""
-    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))).encode("utf-8"))
 
 
 def write_json(values: Dict[str, Any], path: Path) -> None:

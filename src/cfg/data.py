@@ -303,6 +303,13 @@ class TextDataConfig(DataConfig):
         fields.integer("window", 1, 1 << 24)
 
 
+@dataclass
+class ArraysDataConfig(DataConfig):
+    """Arrays that were handed over in Python (`encoders.SequenceClassifier` and its kin); they are not kept."""
+
+    name: str = "arrays"
+
+
 DATA_CONFIGS: Dict[str, Type[DataConfig]] = {
     "japanese_vowels": JapaneseVowelsDataConfig, "ts": TsDataConfig, "synthetic": SyntheticDataConfig,
-    "table": TableDataConfig, "text": TextDataConfig}
+    "table": TableDataConfig, "text": TextDataConfig, "arrays": ArraysDataConfig}

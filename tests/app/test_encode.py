@@ -12,7 +12,6 @@ import torch
 
 from app.data import load_data
 from app.data.japanese_vowels import FILES
-from app.encoding.encode import encode
 from app.encoding.plan import Place, Plan, find_place
 from app.errors import DataError, RunError
 from app.jobs import encode as job
@@ -20,6 +19,7 @@ from app.jobs import run_job
 from app_runs import ROOT, compose_app, run_app
 from cfg.validation import ConfigError
 from encoders import load_encoder
+from encoders.training.encode import encode
 from encoders.training.trained import load_trained
 from myfla.models.sealed_file import read_sealed
 from myfla.testing import cases

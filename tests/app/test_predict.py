@@ -8,11 +8,11 @@ import torch
 
 from app.data import load_data
 from app.errors import DataError, RunError
-from app.jobs import predict as job
 from app.jobs import run_job
 from app_runs import compose_app
 from cfg.validation import ConfigError
 from encoders import InputError, load_encoder
+from encoders.training.tasks import many
 from encoders.training.trained import load_trained
 from myfla.testing import assert_close, cases, raises
 from runs import untrained
@@ -102,7 +102,7 @@ def truth(run, path):
 def test_every_sequence_is_told_with_its_id_and_file(tmp_path, runs, kind, form, monkeypatch):
     if form == ".parquet":
         pytest.importorskip("pyarrow")
-    monkeypatch.setattr(job, "PART", 5)
+    monkeypatch.setattr(many, "PART", 5)
     path = table(tmp_path / "new.csv", skip=("y", "v"), seed=1)
     rows = rows_of(predict(tmp_path, runs[kind], f"out{form}", f"job.input={path}"))
     want, per_step = truth(runs[kind], path), kind in ("steps", "next")
@@ -128,7 +128,7 @@ def test_token_ids_have_the_probability_of_each_id_or_class(tmp_path, form, per_
     """Next tokens of a text, and classes of token sequences; few sequences at a time where there are many numbers."""
     if form == ".parquet":
         pytest.importorskip("pyarrow")
-    monkeypatch.setattr(job, "NUMBERS", 5000)
+    monkeypatch.setattr(many, "NUMBERS", 5000)
     if per_step:
         (tmp_path / "a.txt").write_text("to be or not to be, " * 20)
         data = ["data=text", f"data.train_path={tmp_path / 'a.txt'}", "data.window=12", "job.objective=next_step",
@@ -236,8 +236,8 @@ def test_refusals_name_field_and_way_out(tmp_path, runs):
 
 
 def test_a_file_that_fails_on_the_way_leaves_nothing(tmp_path, runs, monkeypatch):
-    monkeypatch.setattr(job, "PART", 4)
-    made, once = job._predict, []
+    monkeypatch.setattr(many, "PART", 4)
+    made, once = many.encode_many, []
 
     def failing(*given):
         if once:
@@ -245,7 +245,7 @@ def test_a_file_that_fails_on_the_way_leaves_nothing(tmp_path, runs, monkeypatch
         once.append(True)
         return made(*given)
 
-    monkeypatch.setattr(job, "_predict", failing)
+    monkeypatch.setattr(many, "encode_many", failing)
     for name in ("out.csv", "out.jsonl", "out.parquet"):
         once.clear()
         with pytest.raises(KeyboardInterrupt):

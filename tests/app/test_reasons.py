@@ -129,8 +129,7 @@ def cut(tmp_path_factory):
     """A run that ended before its results."""
     from app.data import load_data
     from app.reopening import begin
-    from app.run_folder import write_config
-    from encoders.training.run_config import read_config
+    from encoders.training.run_config import read_config, write_config
 
     folder = tmp_path_factory.mktemp("cut") / "run"
     folder.mkdir()
@@ -182,7 +181,7 @@ def test_every_setting_that_was_edited_is_named(tmp_path, cut):
 
 def test_an_encoder_that_was_exchanged_is_named(tmp_path, cut):
     edit(tmp_path / "run", cut)
-    from app.run_folder import write_config
+    from encoders.training.run_config import write_config
 
     write_config(compose_app([*QUICK, "encoder=rwkv7"]), tmp_path / "run" / "config.yaml")
     done = command(tmp_path, "run=run", "resume=true")

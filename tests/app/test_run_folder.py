@@ -2,8 +2,9 @@
 
 import pytest
 
-from app.run_folder import whole_file, write_config, write_json
+from app.run_folder import whole_file, write_json
 from app_runs import compose_app
+from encoders.training.run_config import write_config
 
 
 def test_a_file_that_is_cut_off_leaves_nothing_and_spares_the_old_one(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from app.encoding.encode import check_finite_rows
 from app.errors import DataError, RunError
 from app.streaming.engine import Engine
 from app.streaming.limits import USUAL, fill_from
@@ -17,6 +16,7 @@ from encoders import load_encoder
 from encoders.pipeline import InputPipeline
 from encoders.training.data.prepared import Prepared
 from encoders.training.data.sequences import SequenceSet
+from encoders.training.encode import check_finite_rows
 from myfla.testing import cases, raises
 from streams import WIDTH, as_csv, as_json, check, make_rows, make_run, parse, serve
 

@@ -13,12 +13,12 @@ import torch
 from app.data.table import load as load_table
 from app.data.text import load as load_text
 from app.data.ts import read_ts
-from app.encoding.encode import Encoded
 from app.encoding.files import write_part
-from app.run_folder import read_json, write_config, write_json
+from app.run_folder import read_json, write_json
 from app_runs import compose_app
 from cfg.data import TableDataConfig, TextDataConfig
-from encoders.training.run_config import read_config
+from encoders.training.encode import Encoded
+from encoders.training.run_config import read_config, write_config
 
 
 def _draw(seed, *shape):

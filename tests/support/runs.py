@@ -5,11 +5,11 @@ import dataclasses
 import torch
 
 from app.data import load_data
-from app.run_folder import write_config
 from app.sizes import input_size
 from app_runs import compose_app
 from encoders import build_encoder
 from encoders.training.data.module import SequenceDataModule
+from encoders.training.run_config import write_config
 from encoders.training.tasks.spec import task_spec
 from encoders.training.tasks.task import build_task
 from encoders.training.trained import save_task

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from app.errors import RunError
-from app.run_folder import write_config
 from app_runs import compose_app
 from encoders.pipeline import InputPipeline
 from encoders.schema import InputSchema
-from encoders.training.run_config import read_config
+from encoders.training.run_config import read_config, write_config
 from encoders.training.tasks.spec import TaskSpec
 from encoders.training.tasks.task import build_task
 from encoders.training.trained import load_trained, save_task

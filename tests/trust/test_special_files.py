@@ -191,7 +191,7 @@ def test_a_stored_config_is_plain_data(bomb, written, tmp_path, monkeypatch):
 def test_what_a_run_writes_is_read_as_it_was(tmp_path):
     config = compose_app(["job.learning_rate=1e-5", "data=ts", "data.train_path='2024-01-01'", "seed=7",
                           "job.weight_decay=3", "encoder=rwkv7"])
-    from app.run_folder import write_config
+    from encoders.training.run_config import write_config
 
     write_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path) == config

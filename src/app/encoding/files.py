@@ -6,8 +6,8 @@ from typing import Any, Dict
 
 import torch
 
-from app.encoding.encode import Encoded
 from app.errors import RunError
+from encoders.training.encode import Encoded
 from myfla.models.sealed_file import write_sealed
 from myfla.utils.atomic import write_atomic
 

@@ -8,7 +8,6 @@ from typing import Any, Dict
 import torch
 
 from app.devices import find_device
-from app.encoding.encode import encode
 from app.encoding.files import require, write_part
 from app.encoding.plan import Place, Plan, file_facts, find_place
 from app.encoding.progress import Progress
@@ -19,6 +18,7 @@ from cfg.app import AppConfig
 from cfg.encode import EncodeJobConfig
 from cfg.validation import config_error
 from encoders.training.data.prepared import Prepared
+from encoders.training.encode import encode
 from encoders.training.trained import Trained, load_trained
 
 __all__ = ["run"]

@@ -11,7 +11,7 @@ from app.devices import find_device
 from app.errors import RunError
 from app.inputs import open_run_data, test_sets
 from app.report import show_results, write_results
-from app.run_folder import in_sweep, overrides, refuse_overrides, write_config
+from app.run_folder import in_sweep, overrides, refuse_overrides
 from cfg.app import AppConfig
 from cfg.data import DataConfig
 from cfg.encode import EvaluateJobConfig
@@ -20,6 +20,7 @@ from encoders.training.data.batches import Batch
 from encoders.training.data.module import loader
 from encoders.training.data.prepared import Prepared
 from encoders.training.data.sequences import SequenceSet
+from encoders.training.run_config import write_config
 from encoders.training.tasks.predict import evaluate
 from encoders.training.trained import Trained, load_trained
 

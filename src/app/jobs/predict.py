@@ -3,12 +3,10 @@
 import logging
 import time
 from pathlib import Path
-from typing import Iterator
 
 import torch
 
 from app.devices import find_device
-from app.encoding.encode import check_finite_rows
 from app.encoding.progress import Progress
 from app.errors import RunError, data_error
 from app.inputs import open_run_data
@@ -18,21 +16,15 @@ from app.tables import say
 from cfg.app import AppConfig
 from cfg.encode import PredictJobConfig
 from cfg.validation import config_error
-from encoders.encoding import encode_many
-from encoders.stack import EncoderOutput
 from encoders.training.data.prepared import Prepared
-from encoders.training.tasks.answers import answer, answer_names
-from encoders.training.tasks.spec import TaskSpec
-from encoders.training.trained import Trained, load_trained
+from encoders.training.tasks.answers import answer_names
+from encoders.training.tasks.many import answer_many
+from encoders.training.trained import load_trained
 
 __all__ = ["run"]
 
 log = logging.getLogger(__name__)
 _DEFAULT_THREADS = torch.get_num_threads()
-PART = 1024
-"""Most sequences that are predicted before anything of them is written."""
-NUMBERS = 1 << 22
-"""Most numbers that are held for that: fewer sequences of a run with many classes, but at least one."""
 
 
 def run(config: AppConfig, folder: Path) -> float:
@@ -69,38 +61,10 @@ def run(config: AppConfig, folder: Path) -> float:
     names, all_classes = answer_names(trained.task, trained.pipeline), job.probabilities == "all"
     with Progress(len(sequences), config.trainer.progress) as progress, \
             open_predictions(output, names, all_classes) as write:
-        for span in _spans(sequences, trained.task.spec):
-            part = _predict(trained, sequences, span, job.batch_tokens)
-            write(part)
-            progress.add(len(span), int(part.lengths.sum()))
+        for span, lengths, answers in answer_many(trained.encoder, trained.task, trained.pipeline, sequences,
+                                                  job.batch_tokens):
+            write(Part(sequences.identity.part(span), lengths, answers, trained.task.spec.per_step))
+            progress.add(len(span), int(lengths.sum()))
     seconds = time.perf_counter() - start
     say(f"{len(sequences)} sequences in {seconds:.1f} s: {relative(output)}")
     return seconds / max(len(sequences), 1)
-
-
-def _spans(sequences: Prepared, spec: TaskSpec) -> Iterator[range]:
-    """The sequences, as many together as `PART` and `NUMBERS` allow."""
-    first = held = 0
-    for place, length in enumerate(sequences.lengths):
-        size = spec.outputs * (length if spec.per_step else 1)
-        if place > first and (place - first >= PART or held + size > NUMBERS):
-            yield range(first, place)
-            first, held = place, 0
-        held += size
-    if first < len(sequences):
-        yield range(first, len(sequences))
-
-
-def _predict(trained: Trained, sequences: Prepared, span: range, batch_tokens: int) -> Part:
-    task, pipeline = trained.task, trained.pipeline
-    if task is None or pipeline is None:
-        raise ValueError("a run without a task predicts nothing")
-    lengths = [sequences.lengths[i] for i in span]
-    rows, steps = encode_many(trained.encoder, lengths, lambda place: sequences[span[place]].x, batch_tokens,
-                              task.spec.per_step)
-    check_finite_rows(rows, span)
-    joined = (torch.cat if task.spec.per_step else torch.stack)(rows).to(task.head.weight.device)
-    with torch.no_grad():
-        found = answer(task, pipeline, task(EncoderOutput(joined, joined, None, steps)))
-    answers = found._replace(**{name: value.cpu() for name, value in found._asdict().items() if value is not None})
-    return Part(sequences.identity.part(span), steps, answers, task.spec.per_step)

@@ -1,8 +1,10 @@
 """The config of a finished run, as it was."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Dict, Mapping, Type
 
+from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from cfg.app import AppConfig
@@ -16,10 +18,16 @@ from cfg.validation import config_error, nearest
 from encoders import encoder_config
 from encoders.errors import PluginError, RunError, UnknownEncoderError
 from encoders.training.plain_yaml import find_interpolation, read_plain_yaml
+from myfla.utils.atomic import write_atomic
 
-__all__ = ["CONFIG", "read_config"]
+__all__ = ["CONFIG", "read_config", "write_config"]
 
 CONFIG = "config.yaml"
+
+
+def write_config(config: Any, path: Path) -> None:
+    """The config as YAML, every value filled in."""
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))).encode("utf-8"))
 
 
 def read_config(run: Path) -> AppConfig:

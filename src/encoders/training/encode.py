@@ -5,8 +5,8 @@ from typing import List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from app.errors import RunError
 from encoders.encoding import encode_many
+from encoders.errors import RunError
 from encoders.stack import Encoder
 from encoders.training.data.prepared import Prepared
 
