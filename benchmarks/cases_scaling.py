@@ -27,10 +27,8 @@ def run(options: Options) -> Iterator[List[Row]]:
     lengths = (64, 128) if options.quick else LENGTHS
     for op in _wanted(SIDES, options):
         for work in _wanted(WORKS, options):
-            rows = []
             last: Dict[str, float] = {}
-            for tokens in lengths:
-                rows.append(_case(op, work, tokens, last, options))
+            rows = [_case(op, work, tokens, last, options) for tokens in lengths]
             if options.memory and options.device == "cpu":
                 _add_peaks(op, work, rows, options)
             yield from rows

@@ -35,11 +35,11 @@ def run(options: Options) -> Iterator[List[Row]]:
 def lengths_of(rows: int, longest: int) -> List[int]:
     """Random lengths from 1 to ``longest``, the first of them the longest."""
     draw = torch.Generator().manual_seed(0)
-    return [longest] + torch.randint(1, longest + 1, (rows - 1,), generator=draw).tolist()
+    return [longest, *torch.randint(1, longest + 1, (rows - 1,), generator=draw).tolist()]
 
 
 def bounds_of(lengths: List[int]) -> torch.Tensor:
-    return torch.tensor([0] + lengths).cumsum(0)
+    return torch.tensor([0, *lengths]).cumsum(0)
 
 
 def mask_of(lengths: List[int], left: bool) -> torch.Tensor:

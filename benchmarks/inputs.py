@@ -48,7 +48,7 @@ def forward_backward(op: Callable[..., torch.Tensor], inputs: Tensors) -> Callab
     def work() -> Tensors:
         leaves = [x.detach().requires_grad_() for x in inputs]
         o = op(*leaves)
-        return (o.detach(),) + torch.autograd.grad(o, leaves, gradient.to(o.dtype))
+        return (o.detach(), *torch.autograd.grad(o, leaves, gradient.to(o.dtype)))
 
     return work
 

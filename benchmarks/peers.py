@@ -61,7 +61,7 @@ def fla_file(path: str) -> ModuleType:
     if spec is None or not spec.submodule_search_locations:
         raise Missing("ModuleNotFoundError: No module named 'fla' (pip install --no-deps fla-core)")
     name = "fla_file_" + path.replace("/", "_")[: -len(".py")]
-    spec = importlib.util.spec_from_file_location(name, str(Path(list(spec.submodule_search_locations)[0]) / path))
+    spec = importlib.util.spec_from_file_location(name, str(Path(next(iter(spec.submodule_search_locations))) / path))
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -39,7 +39,8 @@ def _session(batch: int, tokens: int, heads: int, size: int, threads: int) -> An
     """A model of the one operator for one shape."""
     helper, runtime = optional("onnx").helper, optional("onnxruntime")
     wide = [batch, tokens, heads * size]
-    shapes = {**dict.fromkeys("qkv", wide), "s": [batch, heads, size, size], **dict.fromkeys("gb", wide[:2] + [heads])}
+    shapes = {"q": wide, "k": wide, "v": wide, "s": [batch, heads, size, size], "g": [*wide[:2], heads],
+              "b": [*wide[:2], heads]}
     node = helper.make_node(
         "LinearAttention", list(shapes), ["o", "final"], domain="com.microsoft", q_num_heads=heads, kv_num_heads=heads,
         update_rule="gated_delta", scale=size**-0.5,
@@ -75,4 +76,4 @@ def _run(*tensors: torch.Tensor) -> torch.Tensor:
 def _where(x: torch.Tensor, joined: bool) -> Tuple[Any, ...]:
     """What a binding wants to know; heads and channels are one axis of q, k, v and o."""
     shape = list(x.shape)
-    return "cpu", 0, "float32", shape[:2] + [shape[2] * shape[3]] if joined else shape, x.data_ptr()
+    return "cpu", 0, "float32", [*shape[:2], shape[2] * shape[3]] if joined else shape, x.data_ptr()

@@ -69,7 +69,7 @@ def _pivot(rows: Sequence[Row]) -> str:
                 below[f"- {row.side} {row.status}: {row.reason}"] = None
             if row.goal:
                 below[f"- {name}: {row.side} {row.goal}"] = None
-    return "\n".join(lines + ([""] + list(below) if below else []))
+    return "\n".join(lines + (["", *list(below)] if below else []))
 
 
 def _cell(row: Optional[Row], first: bool) -> str:

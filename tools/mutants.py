@@ -35,13 +35,14 @@ GDN, DPLR, RWKV = OPS + "gated_delta_rule/", OPS + "generalized_delta_rule/dplr/
 LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myfla/models/"
 DECODE = "tests/myfla/ops/test_decoding_step.py"
 RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
-DPLR_RULE, RWKV_LAYER, RWKV_OPS = (f"tests/myfla/test_{name}.py" for name in ("dplr", "rwkv7_layer", "rwkv7_ops"))
-NORMS, SHIFT = "tests/myfla/test_norms.py", "tests/myfla/test_token_shift.py"
-BLOCKS, ATTENTION = "tests/myfla/test_blocks.py", "tests/myfla/test_attention.py"
+DPLR_RULE, RWKV_OPS = (f"tests/myfla/ops/test_{name}.py" for name in ("dplr", "rwkv7_ops"))
+RWKV_LAYER = "tests/myfla/layers/test_rwkv7_layer.py"
+NORMS, SHIFT = "tests/myfla/modules/test_norms.py", "tests/myfla/modules/test_token_shift.py"
+BLOCKS, ATTENTION = "tests/myfla/ops/test_blocks.py", "tests/myfla/modules/test_attention.py"
 ALGEBRA, STEM = "tests/myfla/ops/test_bf16_algebra.py", "tests/encoders/test_stem.py"
 BF16 = "libs/myfla/ops/_delta/bf16/"
-CACHE, BATCH = "tests/myfla/test_cache.py tests/myfla/test_cache_sessions.py", "tests/encoders/test_batch.py"
-POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/test_layer_utils.py"
+CACHE, BATCH = "tests/myfla/cache/test_cache.py tests/myfla/cache/test_cache_sessions.py", "tests/encoders/test_batch.py"
+POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/layers/test_layer_utils.py"
 
 MUTANTS: List[Mutant] = [
     # the specification
@@ -78,7 +79,7 @@ MUTANTS: List[Mutant] = [
            "read.repeat(*[1] * (read.dim() - 3), heads // k.shape[-2], 1, 1)", RULE),
     Mutant("recurrent: no decay", ENGINE + "recurrent/step.py", "state = torch.mul(state, decay, out=new)", "state = torch.mul(state, 1.0, out=new)", RULE),
     Mutant("recurrent: blocks of rows turned round", ENGINE + "recurrent/loop.py", "rule.update(read, *part) for part in parts",
-           "rule.update(read, *part) for part in reversed(list(parts))", "tests/myfla/test_inplace_state.py " + BLOCKS),
+           "rule.update(read, *part) for part in reversed(list(parts))", "tests/myfla/ops/test_inplace_state.py " + BLOCKS),
     Mutant("decoding step: own share forgotten", ENGINE + "recurrent/step.py", "(keys * queries).sum(-1, keepdim=True)",
            "(0 * keys).sum(-1, keepdim=True)", DECODE),
     Mutant("decoding step: writes the caller's state", ENGINE + "recurrent/loop.py", "new = old if call.inplace or old is not given else", "new = old if True else",
@@ -157,7 +158,7 @@ MUTANTS: List[Mutant] = [
     Mutant("packing: places past an end not emptied", ENGINE + "layout.py", "out.transpose(1, 2)[holes] = 0", "pass",
            RULE + " " + DPLR_RULE),
     Mutant("packing: holes of another block", ENGINE + "layout.py", "return layout.hole[0][at] - self.start,",
-           "return layout.hole[0][at],", BLOCKS + " tests/myfla/test_varlen.py"),
+           "return layout.hole[0][at],", BLOCKS + " tests/myfla/utils/test_varlen.py"),
     Mutant("packing: states in another order", ENGINE + "recurrent/tokens.py",
            "torch.zeros_like(state).index_copy(0, self.order, state)", "state", RULE),
     Mutant("mask: shifted by one", LAYERS + "layer_inputs.py", "attention_mask[:, attention_mask.shape[1] - q_len :]",
@@ -176,7 +177,7 @@ MUTANTS: List[Mutant] = [
            "return self._seen_tokens + self._pads", CACHE),
     # modules and encoders
     Mutant("norm: not centred", MODULES + "norm_core.py", "rows = rows - rows.mean(-1, keepdim=True)", "rows = rows", NORMS
-           + " tests/export/test_plain.py tests/myfla/test_norm_modules.py"),
+           + " tests/export/test_plain.py tests/myfla/modules/test_norm_modules.py"),
     Mutant("norm backward: share's sign", MODULES + "norm_core.py", "(unit, share, value=-1 /", "(unit, share, value=1 /",
            NORMS),
     Mutant("norm backward: gate ignored", MODULES + "norm_core.py", "dnorm = dy if gate is None else dy * gate",
@@ -195,7 +196,7 @@ MUTANTS: List[Mutant] = [
            "torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1) - x",
            "torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), dim=1) - x", SHIFT),
     Mutant("cache: in place without memory of its own", MODELS + "utils.py", "self._copy(own_state, lambda counts: counts,",
-           "self._copy(lambda field, tensor: tensor, lambda counts: counts,", "tests/myfla/test_cache_inplace.py"),
+           "self._copy(lambda field, tensor: tensor, lambda counts: counts,", "tests/myfla/cache/test_cache_inplace.py"),
     Mutant("stem: sees one step ahead", "src/encoders/stem.py", "(self.kernel_size - stride, missing)",
            "(self.kernel_size - stride - 1, missing + 1)", STEM),
     Mutant("stem: what follows an end is data", "src/encoders/stem.py", "x = torch.where(_inside(lengths, x)[..., None], x,",

@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import toolchain  # noqa: E402
+import toolchain
 
 
 class NativeBuildHook(BuildHookInterface):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import List
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import toolchain  # noqa: E402
+import toolchain
 
 # How a library of a platform begins: the format, and for which processor.
 ELF = {62: "x86_64", 183: "aarch64"}

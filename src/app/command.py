@@ -102,7 +102,7 @@ def run_command(arguments: List[str]) -> None:
         sys.stdout.flush()
     except Refused as stop:
         if wanted_raw or not isinstance(stop.error, (*USER_ERRORS, HydraException)):
-            raise stop.error
+            raise stop.error from None
         _refuse(stop.error, arguments)
     except (*USER_ERRORS, HydraException) as error:
         if wanted_raw:
@@ -118,7 +118,7 @@ def _check_streams() -> None:
     """A file that is opened where standard output was closed would get what is printed."""
     if sys.stderr is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        sys.stderr = open(2, "w", closefd=False)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for as long as the process runs
     if sys.stdout is None:
         print("error: standard output must be open; got a closed one; use > /dev/null to drop it", file=sys.stderr)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """One writer at a time: locks that the system lets go of when their process ends, however it ends."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional
 
@@ -53,7 +54,7 @@ class FolderLock:
             OSError: the folder cannot be written.
         """
         while True:
-            file = open(str(self.path), "a+b")
+            file = open(str(self.path), "a+b")  # noqa: SIM115 - open as long as the lock is held
             if not lock_file(file):
                 file.close()
                 return False
@@ -82,10 +83,8 @@ def _is_at(file: Any, path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):  # the folder has gone, or another has taken the file
         path.unlink()
-    except OSError:  # the folder has gone, or another has taken the file
-        pass
 
 
 def _lock_on_windows(descriptor: int) -> bool:

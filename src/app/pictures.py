@@ -67,7 +67,7 @@ def test_pictures(spec: TaskSpec, test: Evaluation) -> List[Picture]:
             figure = residual_figure(truth[known].double().numpy(), predicted[known].double().numpy(), names)
             found.append(Picture("residuals", "Predicted and true values", figure,
                                  f"Right: errors, all {int(known.sum()):,} of them.{more}"))
-    return found + [_embeddings(spec, test)]
+    return [*found, _embeddings(spec, test)]
 
 
 test_pictures.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name

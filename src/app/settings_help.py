@@ -45,7 +45,7 @@ def group_help(arguments: Sequence[str]) -> Optional[str]:
     shown = option or _default(group)
     settings = None if shown is None else _settings(group, shown)
     if settings is not None:
-        lines += ["", f"Settings with {group}={shown} (key=default):"] + settings
+        lines += ["", f"Settings with {group}={shown} (key=default):", *settings]
     if shown != option and len(options) > 1:
         lines += ["", f"Settings of another one: --help {group}=NAME"]
     return "\n".join(lines)

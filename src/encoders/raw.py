@@ -151,7 +151,7 @@ def _sequence(pipeline: InputPipeline, part: Any, number: int, count: int) -> Te
 
 
 def _columns(schema: InputSchema, part: Any, who: str) -> Tensor:
-    names = [str(name) for name in part.keys()]
+    names = [str(name) for name in part]
     keys = list(part.keys())
     values = [_tensor(part[keys[place]], f"{who}[{names[place]!r}]") for place in schema.match(names, who)]
     if len({tuple(value.shape) for value in values}) != 1 or values[0].dim() != 1:

@@ -10,7 +10,7 @@ SEEDS = range(5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder, least", [("gated_deltanet", 0.98), ("rwkv7", 0.975)])
+@pytest.mark.parametrize(("encoder", "least"), [("gated_deltanet", 0.98), ("rwkv7", 0.975)])
 def test_default_settings_reach_the_bar(tmp_path, encoder, least):
     seeds = ",".join(map(str, SEEDS))
     done = run_app(tmp_path, "-m", f"encoder={encoder}", f"seed={seeds}", "hydra.sweep.dir=all", timeout=3000)

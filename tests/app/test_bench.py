@@ -122,11 +122,11 @@ def test_whole_sequence_encoders_have_no_decoding(tmp_path, capsys):
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RunError, match="^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):
+    with pytest.raises(RunError, match=r"^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):
         find_device("gpu")
 
 
-@pytest.mark.parametrize("override, message", [
+@pytest.mark.parametrize(("override", "message"), [
     ("job.batch=0", "job.batch must be an integer from 1"),
     ("job.lengths=[]", "job.lengths must be a list of different integers from 1; got []"),
     ("job.lengths=[8, 8]", "job.lengths must be a list of different integers from 1; got [8, 8]"),

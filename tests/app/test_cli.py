@@ -49,7 +49,7 @@ def test_cfg_shows_the_config_and_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "override, parts",
+    ("override", "parts"),
     [
         ("encoder.num_heads=0", ["error: encoder.num_heads must be an integer from 1"]),
         ("encoder.dropout=1.5", ["error: encoder.dropout must be a finite number"]),
@@ -65,7 +65,7 @@ def test_a_bad_value_is_one_line_that_names_the_key(tmp_path, override, parts):
 
 
 @pytest.mark.parametrize(
-    "override, parts",
+    ("override", "parts"),
     [
         ("encoder.num_haeds=4", ["num_haeds", "did you mean 'encoder.num_heads'?"]),
         ("encoder.num_heads=four", ["encoder.num_heads", "four"]),
@@ -84,7 +84,7 @@ def test_what_hydra_refuses_is_named_too(tmp_path, override, parts):
 
 
 @pytest.mark.parametrize(
-    "override, message",
+    ("override", "message"),
     [
         ("data.batch_size=0", "data.batch_size must be an integer from 1"),
         ("data.validation_fraction=1", "data.validation_fraction must be a finite number above 0 and below 1; got 1.0"),
@@ -143,7 +143,7 @@ def test_an_unknown_job_names_the_nearest(tmp_path):
 
     config = compose_app()
     config.job.name = "trian"
-    with pytest.raises(ConfigError, match="job.name must be one of .*train.*; got 'trian'; did you mean 'train'"):
+    with pytest.raises(ConfigError, match=r"job.name must be one of .*train.*; got 'trian'; did you mean 'train'"):
         run_job(config, tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_the_sequences_follow_their_own_seed(task):
     assert not {str(x) for x, _ in pairs_of(first.train)} & {str(x) for x, _ in pairs_of(first.test)}
 
 
-@pytest.mark.parametrize("settings, reason", [
+@pytest.mark.parametrize(("settings", "reason"), [
     (dict(task="sorting"), "data.task must be one of parity, counting, s3, recall, memory; got 'sorting'"),
     (dict(test_lengths=[]), "data.test_lengths must be a list of integers from 2"),
     (dict(test_lengths=[8, 8]), "data.test_lengths must be different lengths"),

@@ -48,11 +48,8 @@ def write(path, table):
 
 def everything(data):
     """All sequences of both parts with their targets, in an order of their own."""
-    found = []
-    for part in (data.train, data.test):
-        for i in range(len(part)):
-            found.append((part.sequences[i].tolist(), part.targets[i].tolist()))
-    return sorted(found)
+    return sorted((part.sequences[i].tolist(), part.targets[i].tolist())
+                  for part in (data.train, data.test) for i in range(len(part)))
 
 
 LONG = dict(sequence="id", time="t", features=["x", "y"])
@@ -135,7 +132,7 @@ def test_order_may_be_by_points_in_time_and_missing_values_may_stand(tmp_path):
         row["kind"] = kind
     table = pa.Table.from_pylist(rows)
     config = dict(train_path=write(tmp_path / "a.parquet", table), sequence="id", time="t", label="kind")
-    with pytest.raises(DataError, match="row 1, column 'x' must be a finite number; got nan; say with data.missing"):
+    with pytest.raises(DataError, match=r"row 1, column 'x' must be a finite number; got nan; say with data.missing"):
         load_data(TableDataConfig(**config))
     data = load_data(TableDataConfig(missing="mean", **config))
     both = [part.sequences[i] for part in (data.train, data.test) for i in range(len(part))]
@@ -157,7 +154,7 @@ def change(table, column, row, value):
     return pa.Table.from_pylist(rows)
 
 
-@pytest.mark.parametrize("damage, settings, reason", [
+@pytest.mark.parametrize(("damage", "settings", "reason"), [
     (lambda t: change(t, "x", 3, float("inf")), {}, "row 4, column 'x' must be a finite number; got inf"),
     (lambda t: change(t, "x", 3, 1e39), {}, "row 4, column 'x' must be finite in 32 bits; got 1e+39"),
     (lambda t: change(t, "id", 3, None), {}, "row 4, column 'id' must name a sequence"),
@@ -178,7 +175,7 @@ def test_damage_is_named_by_row_and_column(tmp_path, damage, settings, reason):
     assert reason in str(caught.value) and "a.parquet" in str(caught.value)
 
 
-@pytest.mark.parametrize("settings, reason", [
+@pytest.mark.parametrize(("settings", "reason"), [
     (dict(features=["x", "yy"]), "data.features must be a column of .*a.csv; got 'yy'; did you mean 'y'"),
     (dict(sequence="ident"), "data.sequence must be a column of .*; got 'ident'"),
     (dict(label="nothing like it"), "data.label must be a column .* it has id, t, x, y"),
@@ -235,11 +232,11 @@ def test_a_label_missing_in_the_test_set_is_named_and_a_class_missing_there_is_n
     assert rows != long_table().to_pylist()
     bare = write(tmp_path / "bare.csv", pa.Table.from_pylist(rows))
     settings = {**LONG, "label": "kind"}
-    with pytest.raises(DataError, match="bare.csv: sequence 'bob', column 'kind' must have a value; got None; give it"):
+    with pytest.raises(DataError, match=r"bare.csv: sequence 'bob', column 'kind' must have a value; got None; give"):
         load_data(TableDataConfig(train_path=train, test_path=bare, **settings))
     lists = write(tmp_path / "lists.parquet", list_table())
     gone = write(tmp_path / "gone.parquet", change(list_table(), "kind", 1, None))
-    with pytest.raises(DataError, match="gone.parquet: row 2, column 'kind' must have a label; got None; give it one"):
+    with pytest.raises(DataError, match=r"gone.parquet: row 2, column 'kind' must have a label; got None; give it one"):
         load_data(TableDataConfig(train_path=lists, test_path=gone, features=["x", "y"], label="kind"))
     one = write(tmp_path / "one.csv", long_table().filter(pa.compute.field("kind") == "a"))
     data = load_data(TableDataConfig(train_path=train, test_path=one, **settings))

@@ -57,7 +57,7 @@ def test_a_tokenizer_file_gives_its_tokens(tmp_path):
     ids = made.encode(TEXT).ids
     assert data.vocab_size == made.get_vocab_size() and data.train.sequences.values.tolist() == ids
     (tmp_path / "a.txt").write_bytes(b"ab \xff\xfe " * 50)
-    with pytest.raises(DataError, match="a.txt: cannot be read as UTF-8.*leave data.tokenizer out to read bytes"):
+    with pytest.raises(DataError, match=r"a.txt: cannot be read as UTF-8.*leave data.tokenizer out to read bytes"):
         load_data(TextDataConfig(**config))
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(DataError, match="tokenizer must be a tokenizer file of Hugging Face"):

@@ -51,7 +51,7 @@ def test_what_hydra_reads_stays_hydra_s(argument):
     assert plain_paths([argument]) == [argument]
 
 
-@pytest.mark.parametrize("settings, said", [
+@pytest.mark.parametrize(("settings", "said"), [
     (["data=table", "data.train_path=no where.csv"], "error: data.train_path must be an existing file or folder; got "
      "'no where.csv'; relative paths start from"),
     (["data=table", "data.train_path=a (1).csv", "data.sequence=idd"], "error: data.sequence must be a column "
@@ -77,7 +77,7 @@ def test_it_is_refused_before_torch_is_loaded(tmp_path, settings, said):
     assert done.returncode == 0 and done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("settings, said", [
+@pytest.mark.parametrize(("settings", "said"), [
     (dict(layout="tall"), "data.layout must be one of long, lists, wide; got 'tall'"),
     (dict(ids="one"), "data.ids must be one of per_file, global; got 'one'"),
     (dict(separator="tabs"), "data.separator must be one of comma, semicolon, tab, space, pipe, point, apostrophe, one "
@@ -102,7 +102,7 @@ def test_settings_that_do_not_fit_are_named(settings, said):
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("change, said", [
+@pytest.mark.parametrize(("change", "said"), [
     (lambda text: text.replace(",x,", ",xx,"), "DIR/test.csv: columns must be those of the training table; "
     "got \"no 'x'\"; did "
      "you mean 'xx'?"),
@@ -156,7 +156,7 @@ def test_ts_files_of_a_run_must_both_have_labels(tmp_path):
     head = "@univariate true\n@classLabel {}\n@data\n"
     (tmp_path / "train.ts").write_text(head.format("true a b") + "1,2:a\n3,4:b\n")
     (tmp_path / "test.ts").write_text(head.format("false") + "1,2\n")
-    with pytest.raises(DataError, match="test.ts: @classLabel must name the classes of .*train.ts; got 'no labels'"):
+    with pytest.raises(DataError, match=r"test.ts: @classLabel must name the classes of .*train.ts; got 'no labels'"):
         load_data(TsDataConfig(train_path=str(tmp_path / "train.ts"), test_path=str(tmp_path / "test.ts")))
 
 
@@ -184,5 +184,5 @@ def test_csv_needs_no_more_than_python_and_parquet_says_what_it_needs(tmp_path, 
         f"data.{key}={value}" for key, value in COLUMNS.items())])
     check_start(config)
     assert load_data(config.data).input_size == 1
-    with pytest.raises(DataError, match="a.parquet: Parquet needs the package 'pyarrow'; pip install 'myfla.parquet.'"):
+    with pytest.raises(DataError, match=r"a.parquet: Parquet needs the package 'pyarrow'; pip install 'myfla.parquet"):
         check_start(compose_app(["data=table", f"data.train_path={tmp_path / 'a.parquet'}"]))

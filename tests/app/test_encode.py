@@ -260,7 +260,7 @@ def test_token_runs_encode_text(tmp_path):
     torch.testing.assert_close(found[1], want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("override, key", [
+@pytest.mark.parametrize(("override", "key"), [
     ("job.part_sequences=7", "part_sequences was 500 and is 7 now"),
     ("job.per=step", "per was 'sequence' and is 'step' now"),
     ("job.part=train", "part was 'test' and is 'train' now"),
@@ -280,11 +280,11 @@ def test_another_input_or_a_folder_of_something_else_is_refused(tmp_path, run):
     start(tmp_path, run, "job.format=safetensors", f"job.input={source}")
     text = source.read_text().splitlines(keepends=True)
     source.write_text("".join(text[:-1]))
-    with pytest.raises(RunError, match="where input was .* and is .* now"):
+    with pytest.raises(RunError, match=r"where input was .* and is .* now"):
         start(tmp_path, run, "job.format=safetensors", f"job.input={source}")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match="job.output must be a new folder or that of an earlier .* no encode.json"):
+    with pytest.raises(RunError, match=r"job.output must be a new folder or that of an earlier .* no encode.json"):
         start(tmp_path, run, "job.format=safetensors", f"job.output={tmp_path / 'other'}")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
@@ -304,7 +304,7 @@ def test_a_missing_package_names_its_extra(tmp_path, run, monkeypatch):
         start(tmp_path, run)
 
 
-@pytest.mark.parametrize("given, place", [
+@pytest.mark.parametrize(("given", "place"), [
     ({}, Place(0, 1)), ({"RANK": "3", "WORLD_SIZE": "8"}, Place(3, 8)),
     ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Place(1, 2)),
     ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "5", "SLURM_NTASKS": "9"}, Place(0, 2)),
@@ -334,7 +334,7 @@ def test_the_command_refuses_settings_of_the_run(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("override, message", [
+@pytest.mark.parametrize(("override", "message"), [
     ("job.per=word", "job.per must be one of sequence, step; got 'word'"),
     ("job.format=csv", "job.format must be one of parquet, safetensors"),
     ("job.part=all", "job.part must be one of test, train"),

@@ -90,7 +90,7 @@ def test_a_file_with_one_class_is_judged(tmp_path, run):
 def test_a_class_that_the_run_does_not_know_is_named(tmp_path, run):
     names = {str(i): str(i) for i in range(1, 9)}
     path = relabelled(tmp_path / "other.ts", {**names, "9": "stranger"})
-    with pytest.raises(DataError, match="other.ts: classes must be among those of the run, 1, 2, .*; got 'stranger'"):
+    with pytest.raises(DataError, match=r"other.ts: classes must be among those of the run, 1, 2, .*; got 'stranger'"):
         judge(tmp_path, run, f"job.input={path}")
     assert not list((tmp_path / "out").iterdir())
 
@@ -105,17 +105,17 @@ def test_a_file_of_another_width_is_refused(tmp_path, run):
 def test_a_run_on_made_up_data_has_no_files_to_replace(tmp_path):
     run = untrained(tmp_path / "run")
     (tmp_path / "x.ts").write_text("")
-    with pytest.raises(ConfigError, match="job.input must be left out for a run on data=japanese_vowels, which reads"):
+    with pytest.raises(ConfigError, match=r"job.input must be left out for a run on data=japanese_vowels, which reads"):
         judge(tmp_path, run, f"job.input={tmp_path / 'x.ts'}")
 
 
 def test_an_encoder_by_itself_cannot_be_judged(tmp_path):
     build_encoder({"name": "rwkv7", "input_size": 12}).save(tmp_path / "alone")
-    with pytest.raises(RunError, match="must hold a task .* to be judged; got an encoder by itself"):
+    with pytest.raises(RunError, match=r"must hold a task .* to be judged; got an encoder by itself"):
         judge(tmp_path, tmp_path / "alone")
 
 
-@pytest.mark.parametrize("damage, message", [
+@pytest.mark.parametrize(("damage", "message"), [
     (lambda run: (run / "encoder.safetensors").unlink(), "must hold a whole encoder"),
     (lambda run: (run / "config.yaml").unlink(), "must hold the config.yaml of a trained run"),
     (lambda run: rename(run / "config.yaml", "batch_size", "size_of_old"),
@@ -133,7 +133,7 @@ def test_a_damaged_run_or_one_of_another_version_is_named(tmp_path, damage, mess
 def test_a_run_must_be_named_and_be_there(tmp_path):
     with pytest.raises(ConfigError, match="run must be the folder of a finished run; got None"):
         run_job(compose_app(["job=evaluate"]), tmp_path)
-    with pytest.raises(RunError, match="nowhere.*, which is no folder"):
+    with pytest.raises(RunError, match=r"nowhere.*, which is no folder"):
         judge(tmp_path, "nowhere")
 
 
@@ -141,10 +141,10 @@ def test_other_data_may_be_named_on_the_command_line(tmp_path, run, monkeypatch)
     monkeypatch.setattr(inputs, "overrides", lambda: ["job=evaluate", "data=..."])
     found = judge(tmp_path, run, "data=japanese_vowels", name="other")
     assert found["data"] == "japanese_vowels" and found["test_sequences"] == 370
-    with pytest.raises(DataError, match="data=.*number of channels must be 12, as the encoder reads; got None"):
+    with pytest.raises(DataError, match=r"data=.*number of channels must be 12, as the encoder reads; got None"):
         judge(tmp_path, run, "data=parity", name="tokens")
     (tmp_path / "x.ts").write_text("")
-    with pytest.raises(ConfigError, match="job.input must be left out with other data; got .*x.ts'; or leave out"):
+    with pytest.raises(ConfigError, match=r"job.input must be left out with other data; got .*x.ts'; or leave out"):
         judge(tmp_path, run, f"job.input={tmp_path / 'x.ts'}", name="both")
 
 

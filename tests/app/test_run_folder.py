@@ -9,18 +9,16 @@ from encoders.training.run_config import write_config
 
 def test_a_file_that_is_cut_off_leaves_nothing_and_spares_the_old_one(tmp_path):
     path = tmp_path / "table.csv"
-    with pytest.raises(KeyboardInterrupt):
-        with whole_file(path) as file:
-            file.write("half")
-            file.flush()
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write("half")
+        file.flush()
+        raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
     with whole_file(path) as file:
         file.write("whole\n")
         assert not path.exists(), "no name before it is whole"
-    with pytest.raises(ValueError):
-        with whole_file(path) as file:
-            raise ValueError
+    with pytest.raises(ValueError, match="in between"), whole_file(path) as file:
+        raise ValueError("in between")
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"] and path.read_text() == "whole\n"
 
 

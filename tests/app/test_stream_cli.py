@@ -1,5 +1,6 @@
 """``python -m app job=stream`` in processes of its own: pipes, files, signals and real kills."""
 
+import contextlib
 import json
 import os
 import random
@@ -116,10 +117,8 @@ def kill_and_restart(tmp_path, run, rows, kills, arguments, deliver, seed=0):
             limit = time.monotonic() + 120
             while not state.exists() and process.poll() is None and time.monotonic() < limit:
                 time.sleep(0.005)  # imports take most of a life; kills shall hit the work
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(draw.uniform(0, 0.5))
-            except subprocess.TimeoutExpired:
-                pass
             process.kill()
             said = process.stderr.read().decode()
             code = process.wait(60)

@@ -53,7 +53,7 @@ def test_every_kind_of_run_answers_as_of_the_whole_sequence(tmp_path, kind):
         out = encoder(torch.tensor([seen], dtype=torch.float64))
         want.append(task.head(out.hidden[0, -1] if SPECS[kind].per_step else out.embedding[0]).detach().double())
     flat = torch.stack(want)
-    if "classes" == SPECS[kind].kind:
+    if SPECS[kind].kind == "classes":
         share, index = flat.softmax(-1).max(-1)
         assert [row["prediction"] for row in got] == [CLASSES[i] for i in index.tolist()]
         assert_close(torch.tensor([row["probability"] for row in got]).double(), share, rms=1e-5)

@@ -75,9 +75,9 @@ def test_a_file_is_read_from_any_byte_on(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"one\ntwo\n")
     assert [line.data for line in drain(open_file(path, 4))] == [b"two"]
-    with pytest.raises(RunError, match="job.input must be a readable file; got .*nothing.*: No such file"):
+    with pytest.raises(RunError, match=r"job.input must be a readable file; got .*nothing.*: No such file"):
         open_file(tmp_path / "nothing")
-    with pytest.raises(RunError, match="job.input must be a readable file"):
+    with pytest.raises(RunError, match=r"job.input must be a readable file"):
         open_file(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_a_malformed_csv_line_is_named(line):
 
 
 def test_a_header_that_does_not_fit_stops_the_job():
-    with pytest.raises(RunError, match="one column 'session' in its CSV header; got .'id', 'x'.; set job.session"):
+    with pytest.raises(RunError, match=r"one column 'session' in its CSV header; got .'id', 'x'.; set job.session"):
         csv_reader("id,x", "session", None, 1)
     with pytest.raises(RunError, match="one column 'x'"):
         csv_reader("session,x,x", "session", ["x"], 1)

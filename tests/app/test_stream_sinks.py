@@ -57,7 +57,7 @@ def test_a_file_is_cut_back_to_the_last_commit(tmp_path):
     kept = path.read_bytes()
     sink.add(output(4, 900))
     assert len(path.read_bytes()) > len(kept)
-    with pytest.raises(RunError, match="job.output must be a file that no other job writes to; got .*end the other"):
+    with pytest.raises(RunError, match=r"job.output must be a file that no other job writes to; got .*end the other"):
         FileSink(path, store.get("sink"))
     sink._file.close()  # as a kill does
     sink = FileSink(path, store.get("sink"))
@@ -71,17 +71,17 @@ def test_a_file_is_cut_back_to_the_last_commit(tmp_path):
 def test_files_of_others_and_shortened_ones_are_refused(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("precious\n")
-    with pytest.raises(RunError, match="job.output must be a new file or the one of this state; .* has 9 bytes of"):
+    with pytest.raises(RunError, match=r"job.output must be a new file or the one of this state; .* has 9 bytes of"):
         FileSink(path, None)
-    with pytest.raises(RunError, match="job.output must be a new file"):
+    with pytest.raises(RunError, match=r"job.output must be a new file"):
         FileSink(path, {"kind": "file", "path": str(tmp_path / "other"), "length": 9})
     own = {"kind": "file", "path": str(path.resolve()), "length": 10}
-    with pytest.raises(RunError, match="must hold what was written to it; got .* with 9 bytes of 10; put it back"):
+    with pytest.raises(RunError, match=r"must hold what was written to it; got .* with 9 bytes of 10; put it back"):
         FileSink(path, own)
     assert path.read_text() == "precious\n"
     path.unlink()
     FileSink(path, own).close()  # moved away: a new one begins
-    with pytest.raises(RunError, match="job.output must be a file that can be written; .*regular file, not a folder"):
+    with pytest.raises(RunError, match=r"job.output must be a file that can be written; .*regular file, not a folder"):
         FileSink(tmp_path, None)
 
 
@@ -262,7 +262,7 @@ def test_a_part_without_its_commit_is_made_again(tmp_path, monkeypatch, crash):
     assert len(list(folder.glob("*part-*"))) == 2
     store._db.close()
     store = Store(tmp_path / "state", {})
-    with pytest.raises(RunError, match="job.output must be a folder that no other job writes to; got .*end the other"):
+    with pytest.raises(RunError, match=r"job.output must be a folder that no other job writes to; got .*end the other"):
         ParquetSink(folder, store.get("sink"), part_rows=5)
     sink._lock._file.close()  # as a kill does
     sink = ParquetSink(folder, store.get("sink"), part_rows=5)
@@ -277,10 +277,10 @@ def test_a_part_without_its_commit_is_made_again(tmp_path, monkeypatch, crash):
 def test_a_folder_of_other_parts_is_refused(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "part-00000001.parquet").write_text("precious")
-    with pytest.raises(RunError, match="job.output must be a new folder or the one of this state; .* has part-0000000"):
+    with pytest.raises(RunError, match=r"job.output must be a new folder or the one of this state; .* has part-000000"):
         ParquetSink(tmp_path, None)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="job.output must be a folder that can be written; got .*File exists"):
+    with pytest.raises(RunError, match=r"job.output must be a folder that can be written; got .*File exists"):
         ParquetSink(tmp_path / "file", None)
 
 

@@ -132,7 +132,7 @@ def test_the_outbox_loses_only_what_was_delivered(tmp_path):
 
 def test_another_model_or_version_is_refused_by_name(tmp_path):
     Store(tmp_path, FACTS).close()
-    with pytest.raises(RunError, match="job.state=.* must belong to this run; its model is 'm', not 'other'; use"):
+    with pytest.raises(RunError, match=r"job.state=.* must belong to this run; its model is 'm', not 'other'; use"):
         Store(tmp_path, {**FACTS, "model": "other"})
     with pytest.raises(RunError, match="its emit is 'prediction', not 'embedding'"):
         Store(tmp_path, {**FACTS, "emit": "embedding"})
@@ -141,7 +141,7 @@ def test_another_model_or_version_is_refused_by_name(tmp_path):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     store = Store(tmp_path, FACTS)
-    with pytest.raises(RunError, match="job.state=.* must not be in use by another job"):
+    with pytest.raises(RunError, match=r"job.state=.* must not be in use by another job"):
         Store(tmp_path, FACTS)
     store.close()
     Store(tmp_path, FACTS).close()
@@ -167,7 +167,7 @@ def test_damage_is_noticed(tmp_path, damage):
         with sqlite3.connect(str(path)) as db:
             db.execute(edit)
         db.close()
-    with pytest.raises(RunError, match="job.state=.* must be a whole state folder that can be written; got: "):
+    with pytest.raises(RunError, match=r"job.state=.* must be a whole state folder that can be written; got: "):
         store = Store(tmp_path, FACTS)
         store.fetch(["a"])
         list(store.journal(3))
@@ -175,5 +175,5 @@ def test_damage_is_noticed(tmp_path, damage):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="job.state=.*file/state' must be a whole state folder that can be written"):
+    with pytest.raises(RunError, match=r"job.state=.*file/state' must be a whole state folder that can be written"):
         Store(tmp_path / "file" / "state", FACTS)

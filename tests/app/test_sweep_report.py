@@ -31,7 +31,7 @@ def leave(folder, jobs):
     return collect(folder)
 
 
-@pytest.fixture()
+@pytest.fixture
 def rows(tmp_path):
     jobs = [([f"encoder.use_gate={gate}", f"seed={seed}", "job.noise=0.5"],
              {"val_loss": 1 - value, "test_loss": 2.0, "test_accuracy": value})
@@ -96,7 +96,7 @@ def test_figures_of_a_benchmark_are_compared_as_well(tmp_path):
     assert "fast" in write_sweep_page(tmp_path, rows, group(rows), []).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("values, order", [
+@pytest.mark.parametrize(("values", "order"), [
     (["10", "9", "1e-3"], ["1e-3", "9", "10"]),
     (["true", "false", "true"], ["false", "true"]),
     (["chunk", "", "a<b"], ["chunk", "default", "a&lt;b"]),
@@ -113,7 +113,7 @@ def test_many_numbers_have_an_axis_of_their_own():
     assert ">0.001<" in svg and values[4] not in svg
 
 
-@pytest.mark.parametrize("argument, extra", [
+@pytest.mark.parametrize(("argument", "extra"), [
     ("hydra/launcher=joblib", "sweep"), ("hydra/launcher=submitit_slurm", "slurm"), ("hydra/sweeper=optuna", "optuna"),
     ("hparams_search=optuna", "optuna"),
 ])

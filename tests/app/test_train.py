@@ -107,7 +107,7 @@ def test_the_written_config_is_the_config(folder):
 
 def test_a_folder_in_use_is_left_alone(folder):
     before = (folder / "metrics.json").read_bytes()
-    with pytest.raises(RunError, match="hydra.run.dir must be a folder without another run's metrics.json"):
+    with pytest.raises(RunError, match=r"hydra.run.dir must be a folder without another run's metrics.json"):
         claim(folder)
     done = run_app(folder.parent, *QUICK, "hydra.run.dir=run")
     assert done.returncode == 1 and "hydra.run.dir must be a folder" in done.stderr
@@ -122,29 +122,29 @@ def run_here(folder, *overrides):
 
 
 def test_an_encoder_that_does_not_fit_the_data_is_refused_before_training(tmp_path):
-    with pytest.raises(ConfigError, match="^encoder.input_size must be 12, the channels of data=japanese.*got 5"):
+    with pytest.raises(ConfigError, match=r"^encoder.input_size must be 12, the channels of data=japanese.*got 5"):
         run_here(tmp_path / "a", "encoder.input_size=5")
-    with pytest.raises(ConfigError, match="^encoder.vocab_size must be null for data of 12 real-valued.*got 9"):
+    with pytest.raises(ConfigError, match=r"^encoder.vocab_size must be null for data of 12 real-valued.*got 9"):
         run_here(tmp_path / "b", "encoder.vocab_size=9")
     assert not list((tmp_path / "a").iterdir()) and not list((tmp_path / "b").iterdir())
 
 
 def test_a_run_that_is_not_gone_on_with_and_devices_that_are_not_there_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="^run must be null with job=train; got 'old'; to go on with it, say resume="):
+    with pytest.raises(ConfigError, match=r"^run must be null with job=train; got 'old'; to go on with it, say resume"):
         check_start(compose_app([*QUICK, "run=old"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RunError, match="^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):
+    with pytest.raises(RunError, match=r"^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):
         run_here(tmp_path / "b", "trainer=gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(RunError, match="^trainer.devices must be at most 1, the GPUs that this process sees; got 2"):
+    with pytest.raises(RunError, match=r"^trainer.devices must be at most 1, the GPUs that this process sees; got 2"):
         run_here(tmp_path / "c", "trainer=ddp", "trainer.accelerator=gpu")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_training_that_diverges_says_so(tmp_path):
     huge = ("job.learning_rate=10", "job.weight_decay=100", "job.warmup=0")  # weights grow 999 times with each step
-    with pytest.raises(RunError, match="training diverged: no epoch had a finite val_loss; lower job.learning_rate"):
+    with pytest.raises(RunError, match=r"training diverged: no epoch had a finite val_loss; lower job.learning_rate"):
         run_here(tmp_path / "a", *huge)
     assert not (tmp_path / "a" / "metrics.json").exists()
 

@@ -113,7 +113,7 @@ def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch):
         train(tmp_path / "run", "logger=wandb")
 
 
-@pytest.mark.parametrize("overrides, reason", [
+@pytest.mark.parametrize(("overrides", "reason"), [
     ([NEXT, "encoder.direction=bidirectional"], "encoder.direction must be causal with job.objec"),
     ([NEXT, "encoder.state_weaving=true"], "encoder.state_weaving must be false with job.objective"),
     ([NEXT, "encoder.stem=patch", "encoder.stem_stride=2"], "encoder.stem must be none where each"),

@@ -1,6 +1,7 @@
 """A run that was cut off goes on, and ends with the files of one that was not."""
 
 import csv
+import functools
 import json
 import os
 import random
@@ -189,7 +190,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, encoder):
     while kills < 20:
         folder, ended = tmp_path / f"run{runs}", False
         while not ended:
-            child = start(lambda: begin_or_go_on(folder, *encoder))
+            child = start(functools.partial(begin_or_go_on, folder, *encoder))
             time.sleep(draw.uniform(0, 0.6 * seconds))  # the first run also imports; resumed ones are shorter
             os.kill(child, signal.SIGKILL)
             code = finish(child)
@@ -220,20 +221,20 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, "epoch", 2)
         train(tmp_path / "run")
-    with pytest.raises(RunError, match="^run must be the folder of a finished run; got .*nowhere', which is no folder"):
+    with pytest.raises(RunError, match=r"^run must be the folder of a finished run; got .*nowhere', which is no"):
         go_on(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="^run must be the folder of the run to go on with, for resume=true"):
+    with pytest.raises(ConfigError, match=r"^run must be the folder of the run to go on with, for resume=true"):
         compose_app(["resume=true"])
     checkpoint = tmp_path / "run" / "checkpoints" / "fit-last.ckpt"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[:-3])
-    with pytest.raises(RunError, match="must hold whole checkpoints; .*fit-last.ckpt.*train anew"):
+    with pytest.raises(RunError, match=r"must hold whole checkpoints; .*fit-last.ckpt.*train anew"):
         go_on(tmp_path / "run")
     checkpoint.write_bytes(content)
     start = tmp_path / "run" / "checkpoints" / "start.json"
     text = start.read_text()
     start.write_text(text.replace("270", "271"))
-    with pytest.raises(RunError, match="must be gone on with on the same data; got .*270.* before .*271"):
+    with pytest.raises(RunError, match=r"must be gone on with on the same data; got .*270.* before .*271"):
         go_on(tmp_path / "run")
     for damaged, words in ((text[:-9], "must be a readable file of JSON"), ("[1]", "must hold one JSON object; got li"),
                            ("{}", "must hold 'data', 'overrides' and 'config'; got nothing; train anew")):
@@ -241,7 +242,7 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
         with pytest.raises(RunError, match=f"start.json {words}"):
             go_on(tmp_path / "run")
     start.unlink()
-    with pytest.raises(RunError, match="must be a run that had begun to train; it has no checkpoints/start.json"):
+    with pytest.raises(RunError, match=r"must be a run that had begun to train; it has no checkpoints/start.json"):
         go_on(tmp_path / "run")
 
 

@@ -68,7 +68,7 @@ def test_reads_one_channel_without_dimensions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, parts",
+    ("text", "parts"),
     [
         ("", ["header must end with a line '@data'"]),
         (HEADER, ["@data must be followed by at least one sequence"]),
@@ -98,10 +98,10 @@ def test_damaged_file_is_refused_by_line_and_channel(tmp_path, text, parts):
 
 
 def test_missing_and_binary_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="must be an existing .ts file; got .*nowhere.ts"):
+    with pytest.raises(DataError, match=r"must be an existing .ts file; got .*nowhere.ts"):
         read_ts(tmp_path / "nowhere.ts")
     (tmp_path / "B.ts").write_bytes(b"\x81\xff\x00\x81")
-    with pytest.raises(DataError, match="B.ts: cannot be read as text"):
+    with pytest.raises(DataError, match=r"B.ts: cannot be read as text"):
         read_ts(tmp_path / "B.ts")
     with pytest.raises(DataError, match="cannot be read as text"):
         read_ts(tmp_path)
@@ -124,7 +124,7 @@ def test_shortened_japanese_vowels_are_refused(tmp_path, monkeypatch):
         lines = (japanese_vowels.FILES / f"JapaneseVowels_{part}.ts").read_text().splitlines(True)
         write(tmp_path, "".join(lines[:-1] if part == "TEST" else lines), f"JapaneseVowels_{part}.ts")
     monkeypatch.setattr(japanese_vowels, "FILES", tmp_path)
-    with pytest.raises(DataError, match="JapaneseVowels_TEST.ts: number of sequences must be 370; got 369"):
+    with pytest.raises(DataError, match=r"JapaneseVowels_TEST.ts: number of sequences must be 370; got 369"):
         load_data(JapaneseVowelsDataConfig())
 
 
@@ -134,7 +134,7 @@ def test_own_files_must_belong_together(tmp_path):
     data = load_data(TsDataConfig(train_path=str(train), test_path=str(swapped)))
     assert data.test.targets.tolist() == [0, 1], "labels follow the class names of the training file"
     other = write(tmp_path, HEADER.replace("up down", "up left") + "1:2:left\n", "OTHER.ts")
-    with pytest.raises(DataError, match="@classLabel must name the classes of .*TRAIN.ts"):
+    with pytest.raises(DataError, match=r"@classLabel must name the classes of .*TRAIN.ts"):
         load_data(TsDataConfig(train_path=str(train), test_path=str(other)))
     wide = write(tmp_path, HEADER.replace("@dimensions 2", "@dimensions 3") + "1:2:3:up\n", "WIDE.ts")
     with pytest.raises(DataError, match="number of channels must be 2 as in training; got 3"):
@@ -142,5 +142,5 @@ def test_own_files_must_belong_together(tmp_path):
 
 
 def test_unknown_source_names_the_nearest():
-    with pytest.raises(DataError, match="data.name must be one of japanese_vowels, ts, .*; got 'japanese_vowel'; did"):
+    with pytest.raises(DataError, match=r"data.name must be one of japanese_vowels, ts, .*; got 'japanese_vowel'; did"):
         load_data(TsDataConfig(name="japanese_vowel", train_path="a", test_path="b"))

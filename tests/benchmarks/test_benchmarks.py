@@ -112,9 +112,8 @@ def test_what_works_in_place_is_compared_after_one_run():
 def test_hiding_a_module_lasts_for_the_block_only():
     import json as before
 
-    with peers.hidden("json", "no_such_module_at_all"):
-        with raises(ImportError):
-            import json  # noqa: F401
+    with peers.hidden("json", "no_such_module_at_all"), raises(ImportError):
+        import json  # noqa: F401
     import json as after
 
     assert before is after and "no_such_module_at_all" not in sys.modules

@@ -121,9 +121,8 @@ def test_a_misspelt_field_is_answered_with_the_nearest(name):
         from_mapping(ENCODER_CONFIGS[name], {"hiden_size": 8})
     with raises(ConfigError, f"encoder.zzz is no field of encoder {name!r}; got 1; known: name, input_size"):
         from_mapping(ENCODER_CONFIGS[name], {"zzz": 1})
-    with composing() as compose:
-        with raises(ConfigCompositionException, "encoder.hiden_size"):
-            compose(f"+encoder={name}", "encoder.hiden_size=8")
+    with composing() as compose, raises(ConfigCompositionException, "encoder.hiden_size"):
+        compose(f"+encoder={name}", "encoder.hiden_size=8")
 
 
 @cases(name=NAMES)

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("hydra")
 
-from hydra.core.config_store import ConfigStore  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
-from app_runs import ROOT  # noqa: E402
-from cfg import hydra_versions  # noqa: E402
-from myfla.testing import cases  # noqa: E402
+from app_runs import ROOT
+from cfg import hydra_versions
+from myfla.testing import cases
 
 QUIET = """
 import warnings

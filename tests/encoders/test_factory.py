@@ -132,7 +132,7 @@ def test_what_is_imported_late_is_checked_when_asked_for(kind):
     assert "tiny" in registry.names()
     with raises(PluginError, "encoder 'tiny' (bad-dist 1.0) failed to load: ", cause):
         registry.get_strategy("tiny")
-    row = [row for row in registry.available_strategies() if row.name == "tiny"][0]
+    row = next(row for row in registry.available_strategies() if row.name == "tiny")
     assert row.state == "failed" and cause in row.detail
 
 
@@ -164,7 +164,7 @@ def test_the_first_of_two_wins_and_the_second_is_listed():
 
     registry = Registry(plugins=[tiny("one"), tiny("two", strategy=Second)])
     assert type(registry.get_strategy("tiny")) is TinyStrategy
-    row = [row for row in registry.available_strategies() if row.plugin == "two"][0]
+    row = next(row for row in registry.available_strategies() if row.plugin == "two")
     assert (row.state, row.detail) == ("duplicate", "'tiny' is taken by one-dist 1.0")
 
 
@@ -172,7 +172,7 @@ def test_a_plugin_cannot_replace_a_built_in():
     thief = plugin("thief", lambda register: register("rwkv7", strategy=TinyStrategy, config=TinyConfig))
     registry = Registry(plugins=[thief])
     assert registry.config_class("rwkv7") is ENCODER_CONFIGS["rwkv7"]
-    row = [row for row in registry.available_strategies() if row.plugin == "thief"][0]
+    row = next(row for row in registry.available_strategies() if row.plugin == "thief")
     assert row.state == "duplicate" and row.detail.startswith("'rwkv7' is taken by built-in ")
 
 
@@ -284,4 +284,4 @@ def test_the_package_says_what_it_has():
         assert getattr(encoders, name).__doc__, name
     assert set(encoders.__all__) <= set(dir(encoders))
     with raises(AttributeError, "module 'encoders' has no attribute 'nothing'"):
-        encoders.nothing
+        encoders.nothing  # noqa: B018

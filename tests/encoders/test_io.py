@@ -300,7 +300,7 @@ def test_an_encoder_that_is_not_installed_is_named(saved):
 def test_a_config_that_breaks_a_rule_is_refused(saved, change):
     config = json.loads((saved / "encoder.json").read_text())["config"]
     reseal(saved, config={**config, **change})
-    with refused("encoder.json", "must hold a config of its encoder; got encoder.", list(change)[0]):
+    with refused("encoder.json", "must hold a config of its encoder; got encoder.", next(iter(change))):
         load_encoder(saved)
 
 

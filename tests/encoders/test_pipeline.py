@@ -21,7 +21,7 @@ D = torch.float64
 NAN, INF = float("nan"), float("inf")
 SCHEMA = InputSchema((Column("a", "double"), Column("b", "double"), Column("c", "int64")), time=Column("t", "ms"),
                      left_out=(Column("note", "string", "text"),), roles=(("label", "y"), ("sequence", "id")))
-SETTINGS = [dict(), dict(missing="mean"), dict(missing="forward"), dict(own_scale=True),
+SETTINGS = [{}, dict(missing="mean"), dict(missing="forward"), dict(own_scale=True),
             dict(own_scale=True, missing="forward"), dict(standardize=False)]
 
 
@@ -161,7 +161,7 @@ def test_token_ids_are_read_as_they_are(tmp_path):
 
 
 def test_pieces_of_a_stream_equal_the_whole(tmp_path):
-    encoder, again = saved(tmp_path, dict(missing="mean"), sequences(), direction="causal")
+    _encoder, again = saved(tmp_path, dict(missing="mean"), sequences(), direction="causal")
     x = sequences(lengths=(12,))[0][None]
     x[0, 4, 1] = NAN
     with torch.no_grad():

@@ -54,17 +54,17 @@ def layer_chain(encoder, x):
     """One sequence through the layers one by one, token by token, each begun by hand."""
     hidden, last = encoder.input(x), 0.0
     for i, block in enumerate(encoder.blocks):
-        cache, rows = Cache(), []
+        cache = Cache()
         cache.update(recurrent_state=(encoder.weaving.initial[i] + last)[None], layer_idx=i, offset=0)
-        for token in block.mixer_norm(hidden):
-            rows.append(block.mixer(token[None, None], past_key_values=cache, use_cache=True)[0][0])
+        rows = [block.mixer(token[None, None], past_key_values=cache, use_cache=True)[0][0]
+                for token in block.mixer_norm(hidden)]
         last = cache[i]["recurrent_state"][0]
         hidden = hidden + torch.cat(rows)
         hidden = hidden + block.mlp(block.mlp_norm(hidden))
     return encoder.norm(hidden)
 
 
-CHAINS = {"gated_deltanet": gdn_chain, "rwkv7": rwkv7_chain, **{name: layer_chain for name in FAMILY}}
+CHAINS = {"gated_deltanet": gdn_chain, "rwkv7": rwkv7_chain, **dict.fromkeys(FAMILY, layer_chain)}
 
 
 @cases(name=WOVEN, num_layers=[1, 3], tokens=[1, 9])
@@ -168,7 +168,7 @@ def test_a_stream_is_refused_with_the_reason(tmp_path):
     from app.streaming.model import load_model
 
     small("rwkv7", torch.float32, state_weaving=True).save(tmp_path)
-    with pytest.raises(RunError, match="be fed in pieces; got encoder.state_weaving=true: it has to know the"):
+    with pytest.raises(RunError, match=r"be fed in pieces; got encoder.state_weaving=true: it has to know the"):
         load_model(tmp_path, "embedding")
 
 

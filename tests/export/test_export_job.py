@@ -163,7 +163,7 @@ def test_the_job_writes_a_step_that_equals_pytorch_and_runs_alone(name, format, 
     worst = run(Run(tmp_path / "run", format=format, batch=2, **more), out)
     facts = json.loads((out / "export.json").read_text())
     assert 0 < worst <= 1e-5 and facts["steps"] == 200
-    assert list(facts["inputs"])[0] == "x" and all(s["shape"][0] == 2 for s in facts["inputs"].values())
+    assert next(iter(facts["inputs"])) == "x" and all(s["shape"][0] == 2 for s in facts["inputs"].values())
     assert len(run_sample(out)) == 5
 
 
@@ -229,7 +229,7 @@ def test_a_head_standardises_inside_the_graph():
     task = build_task(TaskSpec("classify", "classes", 4, False, list("abcd")), 8)
     x = torch.randn(2, 5, 3)
     with torch.no_grad():
-        hidden, embedding, logits = WholeEncoder(encoder, pipeline, task)(x * torch.tensor(std) + torch.tensor(mean))
+        hidden, _embedding, logits = WholeEncoder(encoder, pipeline, task)(x * torch.tensor(std) + torch.tensor(mean))
         want = encoder(x)
         assert_close(hidden, want.hidden, rms=1e-5)
         assert_close(logits, want.embedding @ task.head.weight.t() + task.head.bias, rms=1e-5)
@@ -248,7 +248,7 @@ def test_a_graph_that_computes_something_else_is_refused():
 
 
 def test_refusals_name_field_and_way_out(tmp_path):
-    with pytest.raises(ConfigError, match="run must be the folder of a finished run.*job=export run="):
+    with pytest.raises(ConfigError, match=r"run must be the folder of a finished run.*job=export run="):
         config = Run(tmp_path)
         config.run = None
         run(config, tmp_path)

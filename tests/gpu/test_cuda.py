@@ -82,10 +82,10 @@ def test_layers_train_and_stream_as_on_the_cpu(kind, masked):
         leaf = x.detach().to(device).requires_grad_()
         y = layer(leaf, attention_mask=mask.to(device) if masked else None)[0]
         y.square().sum().backward()
-        pieces, cache = [], Cache()
+        cache = Cache()
         with torch.no_grad():
-            for part in leaf.split([70, 1, 1, 28], dim=1):
-                pieces.append(layer(part, past_key_values=cache, use_cache=True)[0])
+            pieces = [layer(part, past_key_values=cache, use_cache=True)[0]
+                      for part in leaf.split([70, 1, 1, 28], dim=1)]
         grads = {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
         found.append(dict(y=y, dx=leaf.grad, stream=torch.cat(pieces, 1), state=cache[0]["recurrent_state"], **grads))
     for name, want in found[0].items():

@@ -96,7 +96,7 @@ def test_gradients_are_right_or_refused(name, cu):
     *tensors, state = make(cu)
     leaves = [x.bfloat16().requires_grad_() for x in tensors] + [state.requires_grad_()]
     if name == "chunk_gated_delta_rule" and unsound():
-        with pytest.raises(BackendError, match="Hopper.*use backend='auto' or 'torch'"):
+        with pytest.raises(BackendError, match=r"Hopper.*use backend='auto' or 'torch'"):
             run(*leaves, offsets, "fla")
         return
     truth = [x.detach().double().requires_grad_() for x in leaves]
@@ -156,7 +156,7 @@ def test_layers_stream_on_the_official_kernels_as_on_ours(kind, dtype):
 
 def test_the_official_recurrent_kernel_has_no_backward():
     x = torch.randn(1, 5, 1, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    with pytest.raises(BackendError, match="has no backward pass.*use backend='auto' or 'torch'"):
+    with pytest.raises(BackendError, match=r"has no backward pass.*use backend='auto' or 'torch'"):
         fused_recurrent_gated_delta_rule(x, x, x, backend="fla")
     fused_recurrent_gated_delta_rule(x, x, x)[0].float().sum().backward()  # auto: ours
 

@@ -145,7 +145,7 @@ def test_other_libraries_are_those_of_the_metadata(package):
 @cases(package=list(PACKAGES))
 def test_arguments_are_not_checked_by_assert(package):
     """``python -O`` drops asserts; the public helpers of tests are the one place that raises AssertionError."""
-    for name, path in modules(package):
+    for _name, path in modules(package):
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         assert not any(isinstance(node, ast.Assert) for node in nodes), path
 
@@ -190,6 +190,6 @@ def test_the_rules_notice_a_breach(tmp_path, monkeypatch):
                        ("from myfla.layers import GatedDeltaNet\n", test_imports_go_down_only),
                        ("def f(x):\n    assert x > 0\n", test_arguments_are_not_checked_by_assert)):
         bad.write_text(text, encoding="utf-8")
-        with pytest.raises(AssertionError, match="bad|pandas"):
+        with pytest.raises(AssertionError, match=r"bad|pandas"):
             rule("myfla")
     assert Path(bad).exists()

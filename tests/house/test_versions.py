@@ -40,7 +40,7 @@ def lowest(found: List[Requirement]) -> Dict[str, Version]:
         name = canonicalize_name(requirement.name)
         bounds = [Version(each.version) for each in requirement.specifier if each.operator == ">="]
         assert bounds, f"{requirement} has no lower bound"
-        out[name] = max(bounds + [out[name]] if name in out else bounds)
+        out[name] = max([*bounds, out[name]] if name in out else bounds)
     return out
 
 

@@ -9,16 +9,16 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
-from transformers import DynamicCache  # noqa: E402
-from transformers.models.qwen3_next import modeling_qwen3_next as qwen  # noqa: E402
+from transformers import DynamicCache
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
-from hf_small_models import build, in_float64, plain_transformers, tokens  # noqa: E402
-from myfla.integrations import hf_grouped  # noqa: E402
-from myfla.integrations.hf_models import unknown_layers  # noqa: E402
-from myfla.integrations.packing import packed_kwargs  # noqa: E402
-from myfla.integrations.transformers import use_myfla  # noqa: E402
-from myfla.modules import blocks  # noqa: E402
-from myfla.testing import assert_close, cases  # noqa: E402
+from hf_small_models import build, in_float64, plain_transformers, tokens
+from myfla.integrations import hf_grouped
+from myfla.integrations.hf_models import unknown_layers
+from myfla.integrations.packing import packed_kwargs
+from myfla.integrations.transformers import use_myfla
+from myfla.modules import blocks
+from myfla.testing import assert_close, cases
 
 if not hf_grouped.is_known(qwen.Qwen3NextGatedDeltaNet):
     pytest.skip("this transformers' layer is another", allow_module_level=True)

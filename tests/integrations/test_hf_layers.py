@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
-from transformers.models.qwen3_next import modeling_qwen3_next as qwen  # noqa: E402
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
-from myfla.integrations import hf_layers  # noqa: E402
-from myfla.testing import assert_close, cases, raises  # noqa: E402
+from myfla.integrations import hf_layers
+from myfla.testing import assert_close, cases, raises
 
 whole = inspect.unwrap(qwen.causal_conv1d_fn)
 update = inspect.unwrap(qwen.causal_conv1d_update)
@@ -26,7 +26,7 @@ def gated_norm(**options):
 
 def leaves(T, bias, dtype=torch.float32):
     found = [torch.randn(B, D, T, dtype=dtype), torch.randn(D, W, dtype=dtype)]
-    found = found + [torch.randn(D, dtype=dtype)] if bias else found
+    found = [*found, torch.randn(D, dtype=dtype)] if bias else found
     return [x.requires_grad_() for x in found]
 
 
@@ -49,12 +49,12 @@ def test_the_convolution_and_its_gradients_equal_transformers(T, activation, bia
 def test_no_window_reaches_into_another_sequence(told, activation, before):
     lengths = [5, 1, 2, 12]
     x, weight = torch.randn(1, D, sum(lengths) + before), torch.randn(D, W)
-    offsets = torch.tensor([0] + lengths).cumsum(0).int()
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     numbers = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None].int()
     packed = {told: numbers if told == "seq_idx" else offsets}
     got = hf_layers.causal_conv1d_fn(x, weight, None, activation=activation, **packed)
     # What the cache put before the row is the past of its first sequence.
-    pieces = x.split([before + lengths[0]] + lengths[1:], 2)
+    pieces = x.split([before + lengths[0], *lengths[1:]], 2)
     assert_close(got, torch.cat([whole(piece, weight, None, activation) for piece in pieces], 2), rms=2e-6)
 
 

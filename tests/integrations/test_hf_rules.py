@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
-from transformers.models.qwen3_next import modeling_qwen3_next as qwen  # noqa: E402
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
-from myfla.integrations import hf_rules  # noqa: E402
-from myfla.testing import assert_close, cases, raises, rms_error  # noqa: E402
+from myfla.integrations import hf_rules
+from myfla.testing import assert_close, cases, raises, rms_error
 
 
 def with_heads_repeated(function):
@@ -70,7 +70,7 @@ def call(function, leaves, **options):
 def test_outputs_states_and_gradients_equal_transformers(rule, T):
     leaves = inputs(rule, T)
     ours, theirs = PAIRS[rule]
-    for name, got, want in zip(("o", "state") + NAMES, call(ours, leaves), call(theirs, leaves)):
+    for name, got, want in zip(("o", "state", *NAMES), call(ours, leaves), call(theirs, leaves)):
         assert got.dtype == want.dtype
         assert_close(got, want, rms=1e-5, name=name)
 
@@ -80,7 +80,7 @@ def test_the_gradients_are_as_close_to_float64_as_transformers(rule, decay):
     leaves = inputs(rule, 200, decay)
     ours, theirs = (call(function, leaves) for function in PAIRS[rule])
     truth = call(PAIRS[TRUTH[rule]][0], {name: x.detach().double().requires_grad_() for name, x in leaves.items()})
-    for name, got, other, want in zip(("o", "state") + NAMES, ours, theirs, truth):
+    for name, got, other, want in zip(("o", "state", *NAMES), ours, theirs, truth):
         assert want.dtype == torch.float64
         assert rms_error(got, want) < max(1.5 * rms_error(other, want), 1e-6), name
 

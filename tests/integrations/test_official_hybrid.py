@@ -5,14 +5,14 @@ import torch
 
 pytest.importorskip("fla.models")  # of flash-linear-attention; fla-core has the rest
 
-import fla.layers.attn as official_attention  # noqa: E402
-from fla.models import GatedDeltaNetConfig as OfficialConfig  # noqa: E402
-from fla.models import GatedDeltaNetForCausalLM as Official  # noqa: E402
+import fla.layers.attn as official_attention
+from fla.models import GatedDeltaNetConfig as OfficialConfig
+from fla.models import GatedDeltaNetForCausalLM as Official
 
-from myfla.models import load_model  # noqa: E402
-from myfla.modules.rotary import rotate_by_position  # noqa: E402
-from myfla.testing import assert_close, cases  # noqa: E402
-from small_models import small_model  # noqa: E402
+from myfla.models import load_model
+from myfla.modules.rotary import rotate_by_position
+from myfla.testing import assert_close, cases
+from small_models import small_model
 
 KINDS = {
     "plain": dict(layers=[1], num_heads=4),

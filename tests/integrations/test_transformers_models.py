@@ -9,15 +9,15 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
-import transformers  # noqa: E402
-from packaging.version import Version  # noqa: E402
-from transformers import DataCollatorWithFlattening  # noqa: E402
+import transformers
+from packaging.version import Version
+from transformers import DataCollatorWithFlattening
 
-from app_runs import ROOT  # noqa: E402
-from hf_small_models import CONFIGS, build, in_float64, plain_transformers, tokens  # noqa: E402
-from myfla.integrations.hf_models import model_files  # noqa: E402
-from myfla.integrations.transformers import packed_kwargs, use_myfla  # noqa: E402
-from myfla.testing import assert_close, cases, rms_error  # noqa: E402
+from app_runs import ROOT
+from hf_small_models import CONFIGS, build, in_float64, plain_transformers, tokens
+from myfla.integrations.hf_models import model_files
+from myfla.integrations.transformers import packed_kwargs, use_myfla
+from myfla.testing import assert_close, cases, rms_error
 
 FAMILIES = sorted(CONFIGS)
 # The attention of these two picks blocks of the row it stands in: packed sequences are no rows to it.
@@ -222,9 +222,9 @@ def test_any_split_through_the_cache_equals_transformers_and_the_whole(family, c
 
     def in_pieces():
         cache, pieces = None, []
-        for start, end in zip((0,) + cuts, cuts + (73,)):
+        for start, end in zip((0, *cuts), (*cuts, 73)):
             out = model(ids[:, start:end], past_key_values=cache, use_cache=True)
-            cache, pieces = out.past_key_values, pieces + [out.logits]
+            cache, pieces = out.past_key_values, [*pieces, out.logits]
         return torch.cat(pieces, 1)
 
     with torch.no_grad():

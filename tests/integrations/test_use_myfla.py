@@ -12,16 +12,16 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.15")
 
-import transformers  # noqa: E402
-from transformers.integrations import hub_kernels  # noqa: E402
-from transformers.utils.import_utils import is_flash_linear_attention_available  # noqa: E402
+import transformers
+from transformers.integrations import hub_kernels
+from transformers.utils.import_utils import is_flash_linear_attention_available
 
-from app_runs import ROOT  # noqa: E402
-from hf_small_models import CONFIGS, build, plain_transformers, tokens  # noqa: E402
-from myfla.integrations import hf_models, hf_rules  # noqa: E402
-from myfla.integrations.hf_models import model_files, targets  # noqa: E402
-from myfla.integrations.transformers import packed_kwargs, use_myfla  # noqa: E402
-from myfla.testing import assert_close, cases, raises  # noqa: E402
+from app_runs import ROOT
+from hf_small_models import CONFIGS, build, plain_transformers, tokens
+from myfla.integrations import hf_models, hf_rules
+from myfla.integrations.hf_models import model_files, targets
+from myfla.integrations.transformers import packed_kwargs, use_myfla
+from myfla.testing import assert_close, cases, raises
 
 FAMILIES = sorted(CONFIGS)
 
@@ -256,10 +256,11 @@ def test_a_family_of_a_newer_transformers_is_a_warning(call, monkeypatch, tmp_pa
     covered = not call.startswith("self")
     told = "are replaced by their names" if covered else "is left"
     with pytest.warns(UserWarning, match=f"has the family 'acme'.*not tested with.*{told}.*families=") as seen:
-        with use_myfla() as patch:
-            assert hasattr(module.chunk_gated_delta_rule, "patch") == covered
-            assert {target.name for target in targets(module_of("qwen3_next"))} <= {
-                name.rsplit(".", 1)[1] for name in patch.changed if "qwen3_next" in name}
+        patch = use_myfla()
+    with patch:
+        assert hasattr(module.chunk_gated_delta_rule, "patch") == covered
+        assert {target.name for target in targets(module_of("qwen3_next"))} <= {
+            name.rsplit(".", 1)[1] for name in patch.changed if "qwen3_next" in name}
     assert [warning.filename for warning in seen] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -46,7 +46,7 @@ STRATEGIES = {"gated_deltanet": GatedDeltaNetEncoderStrategy, "rwkv7": RWKV7Enco
 LAYERS = {"gated_deltanet": GatedDeltaNet, "rwkv7": RWKV7Attention}
 FLAGS = {
     "gated_deltanet": [
-        dict(),
+        {},
         dict(use_gate=False),
         dict(use_short_conv=False),
         dict(allow_neg_eigval=True, conv_bias=True, conv_size=2),
@@ -54,7 +54,7 @@ FLAGS = {
         dict(mode="fused_recurrent", output_gate_activation="sigmoid"),
     ],
     "rwkv7": [
-        dict(),
+        {},
         dict(head_dim=4),
         dict(fuse_norm=True, mode="fused_recurrent"),
         dict(num_heads=2, value_dim=32, decay_low_rank_dim=3, gate_low_rank_dim=4, a_low_rank_dim=5, v_low_rank_dim=6),

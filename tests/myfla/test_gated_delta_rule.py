@@ -191,7 +191,7 @@ def test_a_call_leaves_nothing_behind_for_the_next(first, T):
     with torch.inference_mode(first == "inference"):
         chunk_gated_delta_rule(**large, **options(True))
     assert torch.equal(o, before)
-    assert all(bool(x.isfinite().all()) for x in gradients((o,), {n: x for n, x in inputs.items()}).values())
+    assert all(bool(x.isfinite().all()) for x in gradients((o,), dict(inputs.items())).values())
 
 
 @cases(op=list(OPS), T=[1, 16, 33, 130], K=[16, 64], decay=[0.0, 1.0, 40.0])
@@ -261,7 +261,7 @@ def test_any_split_of_the_recurrent_form_gives_the_same_bits(cuts):
     state, outputs = given["initial_state"], []
     sequence = {name: x for name, x in given.items() if x.dim() > 2 and name != "initial_state"}
     fixed = {name: given[name] for name in ("A_log", "dt_bias")}
-    for start, stop in zip([0] + cuts, cuts + [37]):
+    for start, stop in zip([0, *cuts], [*cuts, 37]):
         part = {name: x[:, start:stop] for name, x in sequence.items()}
         o, state = fused_recurrent_gated_delta_rule(
             **part, **fixed, **flags, initial_state=state, output_final_state=True
@@ -276,7 +276,7 @@ def test_any_split_of_the_chunk_form_equals_the_whole(cuts, decay):
     given = make(T=100, K=16, V=16, decay=decay, dtype=torch.float32)
     want = chunk_gated_delta_rule(**given, output_final_state=True)
     state, outputs = given.pop("initial_state"), []
-    for start, stop in zip([0] + cuts, cuts + [100]):
+    for start, stop in zip([0, *cuts], [*cuts, 100]):
         part = {name: x[:, start:stop] for name, x in given.items()}
         o, state = chunk_gated_delta_rule(**part, initial_state=state, output_final_state=True)
         outputs.append(o)
@@ -363,7 +363,7 @@ def test_strided_inputs_equal_contiguous_ones(op):
     given = make(T=40)
     strided = {}
     for name, x in given.items():
-        wide = torch.full(x.shape[:-1] + (2 * x.shape[-1],), float("nan"), dtype=x.dtype)
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"), dtype=x.dtype)
         wide[..., ::2] = x
         strided[name] = wide[..., ::2]
     for a, b in zip(OPS[op](**strided, output_final_state=True), OPS[op](**given, output_final_state=True)):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from children import finish, start
 
@@ -31,7 +32,7 @@ def begin(folder, *arguments, before=None, given=None, out=None, err=None):
             os.dup2(given, 0)
         for number, path in enumerate(paths, 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         sys.argv = ["app", *map(str, arguments)]
         from app.command import run_command
 
@@ -53,7 +54,7 @@ def command(folder, *arguments, **settings):
     """``python -m app ARGUMENTS`` in ``folder``, until it ends; as `begin`, with outputs beside the folder."""
     paths = [f"{folder}.{name}" for name in ("out", "err")]
     for path in paths:
-        open(path, "w").close()
+        Path(path).write_text("")
     code = finish(begin(folder, *arguments, **settings))
-    out, err = (open(path, encoding="utf-8").read() for path in paths)
+    out, err = (Path(path).read_text(encoding="utf-8") for path in paths)
     return Done(code, out, err)

@@ -43,7 +43,7 @@ def load(name: str) -> Dict[str, Case]:
         missing = [key for key in REQUIRED if key not in metadata]
         if missing:
             raise ValueError(f"goldens: {path.name} lacks the metadata {missing}; record it again with record.py")
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     cases: Dict[str, Case] = {}
     for case, params in json.loads(metadata["cases"]).items():
         own = {key[len(case) + 1 :]: value for key, value in tensors.items() if key.startswith(case + "/")}

@@ -24,10 +24,8 @@ ROOTS = ("", "layers", "models", "ops")
 def module_names(package=OURS):
     """Every module of a package, by dotted path behind the package's name; the package itself is ``""``."""
     root = importlib.import_module(package)
-    found = [""]
-    for info in pkgutil.walk_packages(root.__path__, f"{package}.", onerror=lambda name: None):
-        found.append(info.name[len(package) + 1 :])
-    return sorted(found)
+    inside = pkgutil.walk_packages(root.__path__, f"{package}.", onerror=lambda name: None)
+    return sorted(["", *(info.name[len(package) + 1 :] for info in inside)])
 
 
 def arguments(function):

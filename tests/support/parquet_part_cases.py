@@ -24,7 +24,7 @@ def _parts() -> Dict[str, Any]:
         f"label of {name}": (
             {"a.parquet": table(id=IDS, x=x, kind=kind)},
             classes,
-            Want(plain, None, found, {"a": first, "b": [name for name in found if name != first][0]}),
+            Want(plain, None, found, {"a": first, "b": next(name for name in found if name != first)}),
         )
         for name, kind, found, first in (
             ("whole numbers", [10, 10, 9, 9], ["9", "10"], "10"),

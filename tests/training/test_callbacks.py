@@ -52,7 +52,7 @@ def test_the_logger_gets_the_learning_rate_of_every_step(tmp_path):
     assert names and "train_loss" in events.Tags()["scalars"]
 
 
-@pytest.mark.parametrize("override, message", [
+@pytest.mark.parametrize(("override", "message"), [
     ("callbacks.checkpoint_steps=0", "callbacks.checkpoint_steps must be an integer from 1"),
     ("callbacks.min_delta=-1", "callbacks.min_delta must be a finite number from 0"),
     ("callbacks.learning_rate_monitor=true", "callbacks.learning_rate_monitor must be false with logger=csv"),

@@ -52,10 +52,10 @@ def test_a_flipped_bit_a_cut_and_a_pickle_are_refused(tmp_path):
     flipped[-3] ^= 4
     for damaged in (bytes(flipped), whole[:-5], b""):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="c.ckpt"):
+        with pytest.raises(CheckpointError, match=r"c.ckpt"):
             SafeCheckpointIO().load_checkpoint(path)
     torch.save(TREE, str(path))
-    with pytest.raises(CheckpointError, match="c.ckpt"):
+    with pytest.raises(CheckpointError, match=r"c.ckpt"):
         SafeCheckpointIO().load_checkpoint(path)
     with pytest.raises(CheckpointError, match="nowhere"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "nowhere")

@@ -38,7 +38,7 @@ def test_a_crop_is_a_contiguous_part_of_the_same_sequence(form, share):
         for i, (part, n) in enumerate(zip(parts_of(cut), lengths)):
             assert min(n, max(16, math.ceil(n * (1 - share)))) <= len(part) <= n
             assert (part[:, 0] == i).all() and (part[:, 1].diff() == 1).all()
-            assert 0 <= part[0, 1] and part[-1, 1] < n
+            assert part[0, 1] >= 0 and part[-1, 1] < n
 
 
 def test_every_place_and_length_comes_up():
@@ -90,5 +90,5 @@ def test_a_run_on_its_own_scale_trains_and_is_read_again_but_cannot_stream(tmp_p
 
     settings = [*QUICK, "data.own_scale=true", "job.crop=0.5", "encoder.direction=causal", "trainer.progress=false"]
     run_job(compose_app(settings), tmp_path)
-    with pytest.raises(RunError, match="got data.own_scale=true: the scale of a sequence is known at its end"):
+    with pytest.raises(RunError, match=r"got data.own_scale=true: the scale of a sequence is known at its end"):
         load_model(tmp_path, "embedding")

@@ -129,9 +129,9 @@ def test_the_objective_must_have_its_targets():
     assert task_spec("regress", data_of(target_names=["x"])).outputs == 1
     assert task_spec("next_step", data_of()) == TaskSpec("next_step", "values", 3, True)
     assert task_spec("next_step", data_of(input_size=None, vocab_size=9)) == TaskSpec("next_step", "classes", 9, True)
-    with pytest.raises(ConfigError, match="job.objective must be regress for data without classes; got 'classify'"):
+    with pytest.raises(ConfigError, match=r"job.objective must be regress for data without classes; got 'classify'"):
         task_spec("classify", data_of(target_names=["x"]))
-    with pytest.raises(ConfigError, match="job.objective must be next_step for data without classes"):
+    with pytest.raises(ConfigError, match=r"job.objective must be next_step for data without classes"):
         task_spec("classify", data_of())
-    with pytest.raises(ConfigError, match="job.objective must be classify for data whose targets are no numbers"):
+    with pytest.raises(ConfigError, match=r"job.objective must be classify for data whose targets are no numbers"):
         task_spec("regress", data_of(classes=["a", "b"]))

@@ -97,6 +97,6 @@ def test_a_config_that_breaks_the_rules_is_named(tmp_path, change):
         path.write_text(path.read_text().replace(*change))
         reason = {"nose:": "job.nose must be a field of this version", "noise: -1": "job.noise must be a finite number",
                   "name: tss": "data.name must be one of", "dada:": "'data'"}[change[1]]
-    with pytest.raises(RunError, match="must hold the config.yaml of a trained run; .*another version") as caught:
+    with pytest.raises(RunError, match=r"must hold the config.yaml of a trained run; .*another version") as caught:
         read_config(tmp_path)
     assert reason in str(caught.value)

@@ -84,7 +84,7 @@ def test_a_state_file_of_nothing_is_no_new_one(content, tmp_path):
 def test_bytes_that_no_encoding_explains_name_the_table(old, new, tmp_path):
     path = KINDS["CSV table"].write(tmp_path, 0)
     path.write_bytes(path.read_bytes().replace(old, new))
-    with pytest.raises(DataError, match="x.csv: file must be text; got 'a byte of zero'"):
+    with pytest.raises(DataError, match=r"x.csv: file must be text; got 'a byte of zero'"):
         KINDS["CSV table"].read(path)
 
 
@@ -93,7 +93,7 @@ def test_text_of_another_encoding_than_is_said_names_the_table(old, tmp_path):
     path = KINDS["CSV table"].write(tmp_path, 0)
     path.write_bytes(path.read_bytes().replace(old, b"\xff\xfe"))
     config = TableDataConfig(train_path=str(path), sequence="id", features=["a", "b"], label="kind", encoding="utf-8")
-    with pytest.raises(DataError, match="x.csv: cannot be read as csv: 'utf-8' codec.*data.encoding"):
+    with pytest.raises(DataError, match=r"x.csv: cannot be read as csv: 'utf-8' codec.*data.encoding"):
         load_table(config)
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -99,9 +100,8 @@ def test_a_hostile_file_is_refused_and_nothing_is_run(kind, attack, attack_bytes
     path = KINDS[kind].write(tmp_path, 0)
     path.write_bytes(made[attack])
     before = _peak()
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match="|".join(map(re.escape, (path.name, str(tmp_path))))):
         KINDS[kind].read(path)
-    assert path.name in str(refusal.value) or str(tmp_path) in str(refusal.value)
     assert not mark.exists()
     assert _peak() - before < 200 << 20, "it took hundreds of megabytes to refuse it"
 

@@ -80,7 +80,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file(kind, room, tmp_path):
     def work():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="File too large"):
             writer.save(writer.contents[1], tmp_path)
 
     assert finish(start(work)) == 0

@@ -50,10 +50,10 @@ def modules_on_meta(monkeypatch):
 @cases(name=sorted(SUBJECTS.keys() - CONTINUED), gradients=[False, True])
 def test_shapes_and_formats_are_those_of_the_cpu(name, gradients, request):
     subject = SUBJECTS[name]
-    if name.startswith("model"):
-        make = lambda: _model_call(name)  # noqa: E731
-    else:
-        make = lambda: subject.make(torch.float32)  # noqa: E731
+
+    def make():
+        return _model_call(name) if name.startswith("model") else subject.make(torch.float32)
+
     with torch.set_grad_enabled(gradients):
         want = subject.make(torch.float32)(**subject.arguments())
         request.getfixturevalue("modules_on_meta")

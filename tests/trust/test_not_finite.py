@@ -121,7 +121,7 @@ def test_one_decay_everywhere_is_right(op, value, grad):
     assert_close(o, want, rms=5e-6, name="o")
     assert_close(final, want_final, rms=5e-6, name="state")
     if grad:
-        for out, end, leaves in ((o, final, given), (want, want_final, wanted)):
+        for out, end, _leaves in ((o, final, given), (want, want_final, wanted)):
             (out.square().sum() + end.square().sum()).backward()
         for name in given:
             assert torch.isfinite(given[name].grad).all(), name
@@ -198,15 +198,14 @@ def test_a_check_names_layer_row_and_step(name):
     with check_finite(encoder):
         want = encoder(x).embedding
     x[1, 7] = float("nan")
-    with raises(NotFiniteError, "check_finite", "the input of the encoder", "row 1", "step 7", "nan"):
-        with check_finite(encoder):
-            encoder(x)
+    with raises(NotFiniteError, "check_finite", "the input of the encoder", "row 1", "step 7", "nan"), \
+            check_finite(encoder):
+        encoder(x)
     x[1, 7] = 0
     with torch.no_grad():
         next(encoder.blocks[1].parameters()).fill_(float("inf"))
-    with raises(NotFiniteError, "blocks.1", "row 0", "step 0"):
-        with check_finite(encoder):
-            encoder(x)
+    with raises(NotFiniteError, "blocks.1", "row 0", "step 0"), check_finite(encoder):
+        encoder(x)
     assert torch.isfinite(want).all()
     encoder(x)  # nothing is left behind
 
@@ -215,9 +214,8 @@ def test_a_check_reads_packed_sequences_and_gives_real_steps():
     encoder = small("gated_deltanet")
     x = torch.randn(1, 9, 3, dtype=torch.float64)
     x[0, 6, 1] = float("-inf")
-    with raises(NotFiniteError, "sequence 1", "step 2", "-inf"):
-        with check_finite(encoder):
-            encoder(x, cu_seqlens=torch.tensor([0, 4, 9]))
+    with raises(NotFiniteError, "sequence 1", "step 2", "-inf"), check_finite(encoder):
+        encoder(x, cu_seqlens=torch.tensor([0, 4, 9]))
 
 
 def test_a_check_does_not_mind_what_pads_hold():
@@ -229,6 +227,6 @@ def test_a_check_does_not_mind_what_pads_hold():
 
 
 def test_a_check_wants_an_encoder():
-    with pytest.raises(TypeError, match="check_finite: encoder must be an Encoder; got Linear"):
-        with check_finite(torch.nn.Linear(1, 1)):
-            pass
+    with pytest.raises(TypeError, match="check_finite: encoder must be an Encoder; got Linear"), \
+            check_finite(torch.nn.Linear(1, 1)):
+        pass

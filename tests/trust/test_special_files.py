@@ -1,6 +1,7 @@
 """Pipes, devices and links to them where a file should be: refused by name, never waited for."""
 
 import os
+import re
 import signal
 from contextlib import contextmanager
 
@@ -71,16 +72,15 @@ def test_a_file_of_any_kind_is_refused_where_it_is_not_regular(kind, special, tm
     path = KINDS[kind].write(tmp_path, 0)
     path.unlink()
     special(str(path))
-    with at_once(), pytest.raises(ValueError) as refusal:
+    with at_once(), pytest.raises(ValueError, match="|".join(map(re.escape, (path.name, str(tmp_path))))):
         KINDS[kind].read(path)
-    assert path.name in str(refusal.value) or str(tmp_path) in str(refusal.value)
 
 
 @cases(name=["state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "state.sqlite-journal"], special=SPECIAL)
 def test_every_file_of_a_state_folder_is_looked_at_first(name, special, tmp_path):
     assert FILE == "state.sqlite"
     special(str(tmp_path / name))
-    with at_once(), pytest.raises(RunError, match="job.state=.* must be a whole state folder"):
+    with at_once(), pytest.raises(RunError, match=r"job.state=.* must be a whole state folder"):
         Store(tmp_path, {"model": "m"})
 
 

@@ -27,7 +27,8 @@ def _fused_on_gpu(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[
             return best[0](x)
         except Exception as problem:
             result = function(x)  # raises again where the input was at fault, and not the compiler
-            warnings.warn(f"{function.__name__} runs uncompiled: torch.compile failed with {type(problem).__name__}")
+            warnings.warn(f"{function.__name__} runs uncompiled: torch.compile failed with {type(problem).__name__}",
+                          stacklevel=2)
             best[0] = function
             return result
 

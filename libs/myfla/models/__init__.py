@@ -29,7 +29,7 @@ _WHERE = {
     "load_model": "auto",
 }
 
-__all__ = ["Cache", *_WHERE]  # noqa: PLE0604
+__all__ = ["Cache", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:

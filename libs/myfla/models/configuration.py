@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, ClassVar, Dict, Optional, Tuple, Type, TypeVar, Union
 
 from myfla.utils.atomic import replacing
 from myfla.utils.errors import CheckpointError, message, value_error
@@ -42,7 +42,7 @@ class ModelConfig:
 
     model_type = ""
     keys_to_ignore_at_inference = ("past_key_values",)
-    sub_configs: Dict[str, Any] = {}  # asked for by transformers' Auto classes
+    sub_configs: ClassVar[Dict[str, Any]] = {}  # asked for by transformers' Auto classes
 
     def __init__(
         self,

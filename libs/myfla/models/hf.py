@@ -11,7 +11,7 @@ of `myfla.models` do and have the same parameters; transformers' loading, saving
 import dataclasses
 import functools
 import os
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, ClassVar, Dict, List, Optional, Tuple, Type
 
 import torch
 from torch import nn
@@ -68,7 +68,7 @@ class _Config(AttentionConfigBase, Config):
     """A config of transformers with the fields, defaults and rules of one of ours."""
 
     plain = configuration.ModelConfig  # without annotation: transformers would make a field of it
-    keys_to_ignore_at_inference = list(CACHES)
+    keys_to_ignore_at_inference = list(CACHES)  # noqa: RUF012
 
     def __init__(self, **fields: Any) -> None:
         fields.pop("model_type", None)
@@ -141,9 +141,9 @@ class _Pretrained(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     stack: Type[Stack]
-    _no_split_modules = ["DeltaNetBlock", "GatedDeltaNetBlock", "GatedDeltaProductBlock", "KDABlock",
+    _no_split_modules: ClassVar = ["DeltaNetBlock", "GatedDeltaNetBlock", "GatedDeltaProductBlock", "KDABlock",
                          "RWKV7Block"]
-    _skip_keys_device_placement = list(CACHES)
+    _skip_keys_device_placement: ClassVar = list(CACHES)
     _is_stateful = True
     _input_embed_layer = "embeddings"
     gradient_checkpointing = False
@@ -249,7 +249,7 @@ class RWKV7Model(_Base, RWKV7Stack):
 
 class _Language(_Pretrained, Generation):
     base: Type[_Base]
-    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embeddings.weight"}
     forward = _returning(CausalLMOutputWithPast, LanguageModel.forward)
 
     def __init__(self, config: Any) -> None:

@@ -54,7 +54,7 @@ class CausalConv1dFunction(torch.autograd.Function):
         needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
             plain = functools.partial(formula, activation=ctx.activation, heads=ctx.heads)
-            return backward_through(plain, [x, weight, bias, residual, state], needs, [dy]) + (None, None)
+            return (*backward_through(plain, [x, weight, bias, residual, state], needs, [dy]), None, None)
         kind = accumulation_dtype(x, weight, bias, residual, state)
         wanted = Needs(needs[0], needs[1], needs[2], needs[4])
         found = backward(dy.to(kind), z, *_widen(x, weight, state, kind), heads=ctx.heads, needs=wanted)

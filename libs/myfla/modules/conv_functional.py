@@ -260,7 +260,7 @@ def _unpack(x: torch.Tensor, cu_seqlens: torch.Tensor, count: int, width: int) -
     """Packed sequences of one length are a batch; others have heads, unless no window is wider than a token."""
     T, D = x.shape[1:]
     length = T // count if count else 0
-    if T == length * count and bool((cu_seqlens[1:] - cu_seqlens[:-1] == length).all()):
+    if length * count == T and bool((cu_seqlens[1:] - cu_seqlens[:-1] == length).all()):
         return x.view(count, length, D), None
     return x, heads_of(cu_seqlens, T, width) if width > 1 else None
 

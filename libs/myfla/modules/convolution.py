@@ -64,7 +64,7 @@ class ShortConvolution(nn.Conv1d):
     ) -> None:
         refuse_unknown("ShortConvolution", kwargs, _BUILD, inert=("use_fast_conv1d",))
         if kwargs:
-            warnings.warn("ShortConvolution: use_fast_conv1d is an old official name and changes nothing")
+            warnings.warn("ShortConvolution: use_fast_conv1d is an old official name and changes nothing", stacklevel=2)
         for name, size in (("hidden_size", hidden_size), ("kernel_size", kernel_size)):
             if size < 1:
                 raise value_error("ShortConvolution", name, "must be at least 1", size)

@@ -76,7 +76,7 @@ def rms_norm_ref(
     gate = 1 if z is None else F.silu(z.to(wide.dtype))
     rows = wide if norm_before_gate else wide * gate
     size = group_size or rows.shape[-1]
-    rows = rows.reshape(rows.shape[:-1] + (rows.shape[-1] // size, size))
+    rows = rows.reshape((*rows.shape[:-1], rows.shape[-1] // size, size))
     out = (rows / torch.sqrt(rows.square().mean(-1, keepdim=True) + eps)).reshape(x.shape) * weight.to(wide.dtype)
     out = out if bias is None else out + bias.to(wide.dtype)
     return (out * gate if norm_before_gate else out).to(x.dtype)

@@ -95,7 +95,7 @@ class _Normalise(torch.autograd.Function):
         settings, needs = ctx.settings, ctx.needs_input_grad
         if torch.is_grad_enabled():
             formula = functools.partial(_formula, settings=settings)
-            return backward_through(formula, [h, g, weight, bias], needs[:4], [dy]) + (None,)
+            return (*backward_through(formula, [h, g, weight, bias], needs[:4], [dy]), None)
         return (*_backward(dy, h, g, weight, bias, (mean, rstd, gate), settings, needs), None)
 
 
@@ -147,7 +147,7 @@ def _backward_rows(rows, kept, w, b, dweight, dbias, settings):
 
 def _split(rows: torch.Tensor, groups: int) -> torch.Tensor:
     """``[..., D]`` as ``[..., G, d]``, where there are groups."""
-    return rows if groups == 1 else rows.reshape(rows.shape[:-1] + (groups, rows.shape[-1] // groups))
+    return rows if groups == 1 else rows.reshape((*rows.shape[:-1], groups, rows.shape[-1] // groups))
 
 
 def _parameter(parameter: Optional[torch.Tensor], kind: torch.dtype, groups: int) -> Optional[torch.Tensor]:

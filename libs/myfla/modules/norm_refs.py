@@ -24,7 +24,7 @@ def group_norm_ref(
     wide = x.float() if upcast and kind != torch.float64 else x
     if residual is not None:
         wide = wide + residual.to(wide.dtype)
-    rows = wide.reshape(wide.shape[:-1] + (num_groups, wide.shape[-1] // num_groups))
+    rows = wide.reshape((*wide.shape[:-1], num_groups, wide.shape[-1] // num_groups))
     if not is_rms_norm:
         rows = rows - rows.mean(-1, keepdim=True)
     rows = rows / torch.sqrt(rows.square().mean(-1, keepdim=True) + eps)

@@ -33,7 +33,7 @@ _WHERE = {
     "selective_state_update": "ssd",
 }
 
-__all__ = [*_WHERE]  # noqa: PLE0604
+__all__ = [*_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,7 +128,7 @@ class _L2Norm(torch.autograd.Function):
     def backward(ctx, dy):
         x, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return backward_through(lambda t: _formula(t, ctx.eps, ctx.output_dtype), [x], [True], [dy]) + (None, None)
+            return (*backward_through(lambda t: _formula(t, ctx.eps, ctx.output_dtype), [x], [True], [dy]), None, None)
         if ctx.kernels is not None:
             dx, _, _ = ctx.kernels.norm_backward(
                 dy, x, None, None, None, None, rstd, None, dparameters=False, unit_length=True)

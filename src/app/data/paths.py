@@ -36,7 +36,8 @@ def check_path(key: str, path: str) -> None:
     place = Path(path)
     if place.is_dir():
         for entry in _entries(place):
-            if not entry.is_file() and not entry.is_symlink() or (entry.is_symlink() and _is_special(Path(entry.path))):
+            if (not entry.is_file() and not entry.is_symlink()) or (
+                    entry.is_symlink() and _is_special(Path(entry.path))):
                 raise DataError(f"{key} must hold regular files only; got {entry.path!r}; it is a pipe, a device or a "
                                 "socket; take it out of the folder")
         return

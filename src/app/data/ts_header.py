@@ -39,10 +39,7 @@ def read_lines(path: Path) -> List[str]:
         raise DataError(f"{path}: cannot be read as text: {error}") from None
     if path.suffix.lower() in _OTHERS:
         raise data_error(str(path), "file", "must be in the .ts format", _OTHERS[path.suffix.lower()], _INSTEAD)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    else:
-        encoding = "utf-8-sig"
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         whole = data.decode(encoding, "surrogateescape" if encoding != "utf-16" else "strict")
     except UnicodeDecodeError as error:

@@ -36,7 +36,7 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
             with open(str(path), "rb+") as file:
                 os.fsync(file.fileno())
         for path in paths:
-            moved.append(path.replace(folder / path.name))
+            moved.append(path.replace(folder / path.name))  # noqa: PERF401 - what has moved is known at every error
     except BaseException:
         for path in moved:
             path.unlink()

@@ -40,7 +40,7 @@ def half_life_figure(memory: Dict[str, Any], length: Optional[float] = None) -> 
         places.append(y + (len(heads) - 1) / 2)
         names.append(name)
         for head in heads:
-            low, first, middle, third, high = head["quantiles"]
+            low, first, _middle, third, high = head["quantiles"]
             axes.plot([low, high], [y, y], color=GREY, linewidth=1, alpha=0.7)
             axes.plot([first, third], [y, y], color=ACCENT, linewidth=min(4.5, 30 * height), alpha=0.55)
             if len(head["channels"]) > 1:
@@ -68,7 +68,7 @@ def strength_figure(memory: Dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5.2, 0.7 + 0.62 * len(layers)), layout="constrained")
     axes = figure.subplots()
     strongest = memory["strongest"]
-    for row, (name, heads) in enumerate(layers):
+    for row, (_name, heads) in enumerate(layers):
         curves = [_density(head["strength_histogram"]) for head in heads]
         top = max(max(curve.max() for curve in curves), 1e-9)
         x = (np.arange(len(curves[0])) + 0.5) / len(curves[0]) * strongest

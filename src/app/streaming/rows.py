@@ -113,7 +113,7 @@ class Reader:
             got = f"{len(values)}" if type(values) is list else _short(values)
             raise _Malformed(f"features must be {self._size} numbers; got {got}")
         if not self._kinds.issuperset(map(type, values)):
-            odd = [value for value in values if type(value) not in self._kinds][0]
+            odd = next(value for value in values if type(value) not in self._kinds)
             raise _Malformed(f"features must be numbers; got {_short(odd)}{_MISSING_HINT if odd is None else ''}")
         if None in values:
             values = [math.nan if value is None else value for value in values]
@@ -174,7 +174,7 @@ def json_reader(session: str, features: Optional[Sequence[str]], schema: Optiona
             if key not in given:
                 raise _Malformed(f"the object must have the run's feature {key!r}; got {_short(list(given))}")
         if not known.issuperset(given):
-            odd = [key for key in given if key not in known][0]
+            odd = next(key for key in given if key not in known)
             raise _Malformed(f"the object must have no keys but the session and the run's features; got {_short(odd)}; "
                              "pass over it with job.ignore")
         return [given[key] for key in named.names] if named is not None else []

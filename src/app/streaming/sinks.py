@@ -167,7 +167,7 @@ class FileSink(Sink):
             if not self._new:
                 check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "ab", buffering=0)
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by release()
         except OSError as problem:
             remove_folders(self._made)
             raise RunError(f"job.output must be a file that can be written; got {self._path!r}: "

@@ -61,8 +61,9 @@ class RWKV7EncoderStrategy(EncoderStrategy[RWKV7EncoderConfig]):
     name = "rwkv7"
     config_class = RWKV7EncoderConfig
     model_type = "rwkv7"
-    checkpoint_parts = {"pre_norm": "entry_norm", "attn_norm": "mixer_norm", "attn": "mixer", "ffn_norm": "mlp_norm",
-                        "ffn": "mlp"}
+    checkpoint_parts = {  # noqa: RUF012
+        "pre_norm": "entry_norm", "attn_norm": "mixer_norm", "attn": "mixer", "ffn_norm": "mlp_norm", "ffn": "mlp",
+    }
 
     def state_shape(self, config: RWKV7EncoderConfig, layer_idx: int) -> Tuple[int, ...]:
         heads = config.resolved_num_heads

@@ -227,7 +227,7 @@ def record(name: str, only: Optional[str]) -> Tuple[Tensors, Dict[str, str]]:
     """All cases of one file (or those whose name begins with ``only``): its tensors and its metadata."""
     with safe_open(str(FOLDER / f"{name}.safetensors"), "pt") as file:
         metadata = dict(file.metadata())
-        stored = {key: file.get_tensor(key) for key in file.keys()}
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     refused: List[str] = []
     fresh: Tensors = {}
     for case, params in json.loads(metadata["cases"]).items():

@@ -2,5 +2,5 @@
 
 # The module first: importing it later would put it in place of the function of the same name.
 import myfla.modules.conv.causal_conv1d  # noqa: F401
-from myfla.modules.convolution import *  # noqa: F401,F403
+from myfla.modules.convolution import *  # noqa: F403
 from myfla.modules.convolution import __all__  # noqa: F401

@@ -1,4 +1,4 @@
 """`myfla.modules.layernorm` under its name in fla 0.6."""
 
-from myfla.modules.layernorm import *  # noqa: F401,F403
+from myfla.modules.layernorm import *  # noqa: F403
 from myfla.modules.layernorm import __all__  # noqa: F401

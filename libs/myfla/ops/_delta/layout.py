@@ -120,7 +120,7 @@ class Block:
     ) -> torch.Tensor:
         """``[waves, rows, HV, C, D]`` of ``matrices [M, HV, C, D]``, from chunk ``first`` on, or of fewer tokens."""
         part = matrices if waves * rows == self.size else matrices[first : first + waves * rows]
-        part = part.view((waves, rows) + part.shape[1:])
+        part = part.view((waves, rows, *part.shape[1:]))
         return part if tokens in (None, self.chunk) else part[..., :tokens, :]
 
     def _pieces(self, x: torch.Tensor) -> Iterator[Tuple[torch.Tensor, int, int]]:
@@ -226,7 +226,7 @@ class ChunkLayout:
         hole = offset >= lengths[row][:, None]
         # A position past the end repeats the sequence's last token, so that nothing crosses between sequences.
         self.index = (first[row][:, None] + torch.minimum(offset, (lengths[row] - 1)[:, None])).to(device)
-        self.holes_before = [0] + hole.sum(1).cumsum(0).tolist()
+        self.holes_before = [0, *hole.sum(1).cumsum(0).tolist()]
         if self.holes_before[-1]:
             chunk_of, position = hole.nonzero(as_tuple=True)
             self.hole = chunk_of.to(device), position.to(device)

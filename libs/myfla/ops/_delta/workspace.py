@@ -25,7 +25,7 @@ class Workspace:
         if buffer is None or buffer.numel() < self.batch * size:
             buffer = torch.empty(self.batch * size, dtype=dtype or self.dtype, device=self.device)
             self.buffers[name, dtype] = buffer
-        return buffer[: batch * size].view((batch,) + shape)
+        return buffer[: batch * size].view((batch, *shape))
 
 
 class Buffers:
@@ -64,5 +64,5 @@ def part(x: torch.Tensor, at: slice, axis: int = 0) -> torch.Tensor:
 
 def split_heads(matrices: torch.Tensor, heads: int) -> torch.Tensor:
     """``[M * heads, C, D]`` as ``[M, heads, C, D]``, a view."""
-    shape: Tuple[int, ...] = (matrices.shape[0] // heads, heads) + tuple(matrices.shape[1:])
+    shape: Tuple[int, ...] = (matrices.shape[0] // heads, heads, *tuple(matrices.shape[1:]))
     return matrices.view(shape)

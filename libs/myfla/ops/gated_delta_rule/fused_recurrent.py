@@ -93,18 +93,18 @@ def fused_recurrent_gated_delta_rule(
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
-    if gk is gv is cu_seqlens is None and not state_v_first:
-        if is_plain_step(q, k, v, g, beta, initial_state, activation):
-            activation.check(NAME, g, v.shape[2])
-            call = Call(
-                NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, q.shape[3]),
-                None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None,
-                inplace=inplace_final_state,
-            )  # fmt: skip
-            o, final = run(call, backend)
-            if inplace_final_state and initial_state is not None:
-                final = put_back(initial_state, final)
-            return o, final if output_final_state else None
+    plain = gk is gv is cu_seqlens is None and not state_v_first
+    if plain and is_plain_step(q, k, v, g, beta, initial_state, activation):
+        activation.check(NAME, g, v.shape[2])
+        call = Call(
+            NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, q.shape[3]),
+            None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None,
+            inplace=inplace_final_state,
+        )  # fmt: skip
+        o, final = run(call, backend)
+        if inplace_final_state and initial_state is not None:
+            final = put_back(initial_state, final)
+        return o, final if output_final_state else None
     check_shapes(NAME, q, k, v)
     key, value = k.shape[3], v.shape[3]
     for name, x, more in (("g", g, ()), ("gk", gk, (key,)), ("gv", gv, (value,))):

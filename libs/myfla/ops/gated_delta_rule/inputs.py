@@ -158,7 +158,7 @@ def state_k_first(
     if state is None:
         return None
     sizes = (v.shape[3], k.shape[3]) if v_first else (k.shape[3], v.shape[3])
-    shape = (sequences, v.shape[2]) + sizes
+    shape = (sequences, v.shape[2], *sizes)
     if not isinstance(state, torch.Tensor) or tuple(state.shape) != shape:
         layout = "[N, HV, V, K]" if v_first else "[N, HV, K, V]"
         got = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__

@@ -53,7 +53,7 @@ def naive_recurrent_gated_delta_rule(
     scale = _checked("naive_recurrent_gated_delta_rule", q, k, v, beta, g, scale, initial_state)
     dtype = accumulation_dtype(q, k, v)
     q, k, v, beta, g = (x.to(dtype) for x in (q, k, v, beta, g))
-    batch, tokens, heads, key = q.shape
+    batch, _tokens, heads, key = q.shape
     value = v.shape[-1]
     state = v.new_zeros(batch, heads, key, value)
     if initial_state is not None:

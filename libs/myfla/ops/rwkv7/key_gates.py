@@ -64,7 +64,7 @@ def key_gates(
 def _formula(k, w, a, k_k, k_a, head_dim, eps):
     """The four results in plain operations, for those who record (`myfla.utils.tracing`)."""
     dtype = accumulation_dtype(k)
-    heads = k.shape[:-1] + (k.shape[-1] // head_dim, head_dim)
+    heads = (*k.shape[:-1], k.shape[-1] // head_dim, head_dim)
     wide, decay, rate = k.to(dtype), torch.sigmoid(w.to(dtype)) * STRONGEST_DECAY, torch.sigmoid(a.to(dtype))
     unit, rates = (wide * k_k.to(dtype)).view(heads), rate.view(heads)
     square = unit.square().sum(-1, keepdim=True)

@@ -58,13 +58,16 @@ def prepare_cu_seqlens_from_mask(mask: torch.Tensor, dtype: Optional[torch.dtype
     return prepare_cu_seqlens_from_lens(prepare_lens_from_mask(mask), dtype)
 
 
+_CPU = torch.device("cpu")
+
+
 def prepare_split_cu_seqlens(
     batch_size: Optional[int] = None,
     seq_len: Optional[int] = None,
     split_size: Optional[int] = None,
     cu_seqlens: Optional[torch.Tensor] = None,
     dtype: Optional[torch.dtype] = torch.int32,
-    device: Optional[torch.device] = torch.device("cpu"),
+    device: Optional[torch.device] = _CPU,
 ) -> torch.Tensor:
     """Offsets after every sequence is cut into pieces of at most ``split_size`` tokens.
 

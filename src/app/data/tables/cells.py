@@ -7,8 +7,21 @@ from typing import Any, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["DATES", "Marks", "POINT", "REAL", "WHOLE", "ZONED", "as_list", "holds", "is_missing",
-           "is_number", "numbers", "show_time", "times"]
+__all__ = [
+    "DATES",
+    "POINT",
+    "REAL",
+    "WHOLE",
+    "ZONED",
+    "Marks",
+    "as_list",
+    "holds",
+    "is_missing",
+    "is_number",
+    "numbers",
+    "show_time",
+    "times",
+]
 
 #: Kinds of times: whole numbers, other numbers, dates on the clock of the place, dates in UTC.
 WHOLE, REAL, DATES, ZONED = "whole numbers", "numbers", "dates without a time zone", "dates with a time zone"

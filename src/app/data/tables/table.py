@@ -107,10 +107,8 @@ class Table:
 
     def notes(self) -> List[str]:
         """What was found out about files of text and is not plain, a line each."""
-        found = []
-        for file in self._opened:
-            if isinstance(file, Delimited) and file.encoding in ("cp1252", "latin-1"):
-                found.append(f"{file.who} is not UTF-8 and was read as {file.encoding}; set data.encoding")
+        found = [f"{file.who} is not UTF-8 and was read as {file.encoding}; set data.encoding"
+                 for file in self._opened if isinstance(file, Delimited) and file.encoding in ("cp1252", "latin-1")]
         comma = [name for name, fact in self.facts.items() if fact.kind == "number" and fact.marks.decimal == ","]
         if comma:
             found.append(f"{self.path}: the comma is before the fraction in {', '.join(comma[:8])}")

@@ -81,7 +81,7 @@ def _row_by_row(lower: torch.Tensor) -> torch.Tensor:
     """`_substitute` of ``[..., C, C]`` in operations that every runtime has."""
     size = lower.shape[-1]
     one = torch.eye(size, dtype=lower.dtype, device=lower.device)
-    rows = one[:1].expand(lower.shape[:-2] + (1, size))
+    rows = one[:1].expand((*lower.shape[:-2], 1, size))
     for i in range(1, size):
         rows = torch.cat([rows, one[i : i + 1] - lower[..., i : i + 1, :i] @ rows], dim=-2)
     return rows
@@ -104,5 +104,5 @@ def substitute(lower: torch.Tensor) -> torch.Tensor:
     half = size // 2
     top, bottom = substitute(lower[..., :half, :half]), substitute(lower[..., half:, half:])
     corner = -(bottom @ (lower[..., half:, :half] @ top))
-    above = torch.cat([top, torch.zeros_like(top[..., :1]).expand(top.shape[:-1] + (size - half,))], dim=-1)
+    above = torch.cat([top, torch.zeros_like(top[..., :1]).expand((*top.shape[:-1], size - half))], dim=-1)
     return torch.cat([above, torch.cat([corner, bottom], dim=-1)], dim=-2)

@@ -1,6 +1,6 @@
 """What a family gives to the engine."""
 
-from typing import Any, Dict, NamedTuple, Sequence, Tuple
+from typing import Any, ClassVar, Dict, NamedTuple, Sequence, Tuple
 
 import torch
 
@@ -57,7 +57,7 @@ class Family:
     fuses_l2norm = False
     fills_heads = False
     corrects = True
-    kernels: Dict[str, Kernel] = {}
+    kernels: ClassVar[Dict[str, Kernel]] = {}
     step = StepRule()
 
     def graph_chunk(self, x: Tensors) -> int:

@@ -6,10 +6,11 @@ With ``u_t = a_t^T S_{t-1}`` what a token reads before it writes, in the notatio
     L = -A_ab,  v_in = A_ak v,  k_in = -a',  v_new = u,  k_out = b',  kv = k'^T v,  o_v = A_qk v
 """
 
+from typing import ClassVar, Dict
 
 import torch
 
-from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR
+from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR, Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.channels import Channels, token_grads
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
@@ -34,7 +35,7 @@ class Dplr(ChannelFamily):
     inputs = ("q", "k", "v", "a", "b", "gk")
     columns = 2
     before = True
-    kernels = {"chunk": CHUNK_DPLR, "recurrent": RECURRENT_DPLR}
+    kernels: ClassVar[Dict[str, Kernel]] = {"chunk": CHUNK_DPLR, "recurrent": RECURRENT_DPLR}
     step = DplrStep()
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:

@@ -11,11 +11,11 @@ tokens from t on, hand-overs by tokens before t, the state's own way, and pairs 
 has only the terms that cross, so nothing cancels: it is exact to rounding for strong decays too.
 """
 
-from typing import Any, Dict, Tuple
+from typing import Any, ClassVar, Dict, Tuple
 
 import torch
 
-from myfla.backends.official import CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE
+from myfla.backends.official import CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE, Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, token_decays
@@ -42,7 +42,7 @@ class GatedDelta(Family):
     traced_chunk = 32
     block_factor = 2  # a call less matters more here than a buffer that a second cache holds whole
     fuses_l2norm = True
-    kernels = {"chunk": CHUNK_GATED_DELTA_RULE, "recurrent": RECURRENT_GATED_DELTA_RULE}
+    kernels: ClassVar[Dict[str, Kernel]] = {"chunk": CHUNK_GATED_DELTA_RULE, "recurrent": RECURRENT_GATED_DELTA_RULE}
     step = DeltaStep()
 
     def residuals(self, chunk: int, key: int, value: int) -> Tuple[Sizes, Sizes]:

@@ -5,7 +5,7 @@ linear attention, arXiv 2312.06635). No triangular system is to be solved: ``v_n
 `chunk.contract`. The gradient of a log decay collects what crosses its step, as in `gated_delta`.
 """
 
-from typing import Any, Dict, Tuple
+from typing import Any, ClassVar, Dict, Tuple
 
 import torch
 
@@ -66,7 +66,7 @@ class SimpleGla(_Sum):
     name = "simple_gla"
     traced_chunk = 32
     block_factor = 2
-    kernels = {
+    kernels: ClassVar[Dict[str, Kernel]] = {
         "chunk": Kernel("fla.ops.simple_gla", "chunk_simple_gla"),
         "recurrent": Kernel("fla.ops.simple_gla", "fused_recurrent_simple_gla"),
     }
@@ -132,7 +132,7 @@ class Gla(ChannelFamily, _Sum):
 
     name = "gla"
     rows = 1
-    kernels = {
+    kernels: ClassVar[Dict[str, Kernel]] = {
         "chunk": Kernel("fla.ops.gla", "chunk_gla"), "recurrent": Kernel("fla.ops.gla", "fused_recurrent_gla"),
     }
 

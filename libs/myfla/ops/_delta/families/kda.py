@@ -8,7 +8,7 @@ Keys that read and keys that write are tied, so that one triangular system serve
 rule with a diagonal-plus-low-rank transition.
 """
 
-from typing import Any, Dict
+from typing import Any, ClassVar, Dict
 
 import torch
 
@@ -35,7 +35,7 @@ class Kda(ChannelFamily):
 
     name = "kda"
     inputs = ("q", "k", "v", "g", "beta")
-    kernels = {
+    kernels: ClassVar[Dict[str, Kernel]] = {
         "chunk": Kernel("fla.ops.kda", "chunk_kda"), "recurrent": Kernel("fla.ops.kda", "fused_recurrent_kda", False),
     }
     step = KdaStep()

@@ -111,4 +111,4 @@ def _recorded(
             state = state[:count]
         o, state = rule.recorded(state, *step)
         outputs.append(o)
-    return outputs, torch.cat([state] + done[::-1]) if done else state
+    return outputs, torch.cat([state, *done[::-1]]) if done else state

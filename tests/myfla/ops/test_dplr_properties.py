@@ -78,7 +78,7 @@ def test_nan_stays_in_its_row_and_chunk(op, name, packed):
 def test_no_argument_is_written(op):
     given = make(T=40, dtype=torch.float32)
     copies = {name: x.clone() for name, x in given.items()}
-    o, state = run(OPS[op], given)
+    _o, state = run(OPS[op], given)
     inputs = leaves(given)
     (run(OPS[op], inputs)[0].sum()).backward()
     for name in given:

@@ -23,7 +23,7 @@ def test_a_fresh_gated_deltanet_follows_the_official_law():
             assert parameter.exp().max() <= 16 and parameter.exp().std() > 3
         elif name.endswith("dt_bias"):
             step = torch.nn.functional.softplus(parameter)
-            assert 9e-4 <= step.min() and step.max() <= 0.11
+            assert step.min() >= 9e-4 and step.max() <= 0.11
         else:
             assert abs(parameter.std() / 0.05 - 1) < 0.2 and parameter.mean().abs() < 0.01, name
             drawn += 1
@@ -93,7 +93,7 @@ def test_configs_keep_unknown_keys_and_survive_json(kind):
     assert again == config and again.to_dict()["model_type"] == kind and config.architectures is None
     assert again != small_config(kind) and config.return_dict is True
     with raises(AttributeError, "hiden_size"):
-        config.hiden_size
+        config.hiden_size  # noqa: B018
 
 
 def test_configs_have_the_official_defaults():

@@ -127,9 +127,8 @@ def test_threads_may_call_at_once():
     wrong = []
 
     def work(first):
-        for n in range(first, first + 14):
-            if not torch.equal(call(torch.ones(n), 2), unrolled(torch.ones(n), 2)):
-                wrong.append(n)
+        wrong.extend(n for n in range(first, first + 14)
+                     if not torch.equal(call(torch.ones(n), 2), unrolled(torch.ones(n), 2)))
 
     threads = [threading.Thread(target=work, args=(first,)) for first in (1, 8)]
     for thread in threads:

@@ -1,12 +1,12 @@
 """What GatedDeltaNet says to wrong settings, inputs, masks, offsets and caches.
 
-Runs under pytest and as a script: ``PYTHONPATH=src python3.8 tests/myfla/test_gated_deltanet_arguments.py``.
+Runs under pytest and as a script: ``PYTHONPATH=src python3.8 tests/myfla/layers/test_gated_deltanet_arguments.py``.
 """
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 try:
     import myfla  # noqa: F401
 except ImportError:  # a bare checkout: PYTHONPATH=src does not cover libs

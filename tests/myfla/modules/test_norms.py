@@ -14,7 +14,7 @@ SHAPES = [(6,), (5, 6), (2, 4, 3, 6), (0, 6), (2, 0, 6)]
 def formula(x, weight, bias, residual, eps, rms, groups=1, g=None, activation=None):
     """y and the sum that was normalised, in the number format of the arguments."""
     h = x if residual is None else x + residual
-    rows = h.reshape(h.shape[:-1] + (groups, h.shape[-1] // groups))
+    rows = h.reshape((*h.shape[:-1], groups, h.shape[-1] // groups))
     rows = rows if rms else rows - rows.mean(-1, keepdim=True)
     y = (rows / torch.sqrt((rows * rows).mean(-1, keepdim=True) + eps)).reshape(h.shape)
     y = y if weight is None else y * weight

@@ -148,7 +148,7 @@ def test_checkpointed_blocks_give_the_same_gradients(kind):
         if on:
             model.gradient_checkpointing_enable()
         runs = []
-        model.model.layers[0].attn.register_forward_hook(lambda *given: runs.append(1))
+        model.model.layers[0].attn.register_forward_hook(lambda *given, runs=runs: runs.append(1))
         model(ids, labels=ids).loss.backward()
         assert len(runs) == (2 if on else 1)
         grads.append([p.grad for p in model.parameters()])

@@ -79,7 +79,7 @@ def test_bottlenecks_have_the_official_sizes(hidden, head):
 def test_what_fails_officially_works():
     """A single layer, no depth, no affine norm, other value sizes, no layer number; and no warning."""
     settings = (
-        dict(layer_idx=0, num_hidden_layers=1), dict(layer_idx=0), dict(layer_idx=3), dict(),
+        dict(layer_idx=0, num_hidden_layers=1), dict(layer_idx=0), dict(layer_idx=3), {},
         dict(layer_idx=0, elementwise_affine=False), dict(layer_idx=0, value_dim=48), dict(layer_idx=1, value_dim=8),
         dict(layer_idx=0, head_dim=None, num_heads=2), dict(layer_idx=0, head_dim=1), dict(head_dim=16),
     )  # fmt: skip

@@ -26,7 +26,7 @@ NAMES = [name for _, name in EVERY] + ["GroupNorm", "GroupNormLinear"]
 def _build(name, size, **kwargs):
     if name.startswith("GroupNorm"):
         return getattr(plain, name)(2, size, **kwargs)
-    return getattr(dict((n, m) for m, n in EVERY)[name], name)(size, **kwargs)
+    return getattr({n: m for m, n in EVERY}[name], name)(size, **kwargs)
 
 
 def _randomise(module):
@@ -55,7 +55,7 @@ def test_state_dict_has_the_official_keys(name):
         assert not _build(name, 6, elementwise_affine=False).state_dict()
 
 
-@cases(name=list(PLAIN) + ["GroupNorm"])
+@cases(name=[*list(PLAIN), "GroupNorm"])
 def test_plain_modules_call_their_function(name):
     module = _randomise(_build(name, 6, bias=True, eps=0.1))
     x, r = torch.randn(4, 6), torch.randn(4, 6)

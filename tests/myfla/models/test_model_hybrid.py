@@ -69,7 +69,7 @@ def test_pieces_pads_and_packing_change_nothing(kind):
         cache, pieces = None, []
         for start, end in ((0, 5), (5, 6), (6, 16)):
             out = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
-            cache, pieces = out.past_key_values, pieces + [out.logits]
+            cache, pieces = out.past_key_values, [*pieces, out.logits]
         packed = torch.cat([ids[n, mask[n].bool()] for n in range(2)])[None]
         together = model(packed, cu_seqlens=torch.tensor([0, 10, 24])).logits
     for n in range(2):

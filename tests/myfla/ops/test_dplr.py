@@ -71,8 +71,9 @@ def test_both_ways_agree_where_the_choice_changes(total):
     check("chunk", given, 5e-6)
 
 
-def test_strong_chunks_are_chosen_one_by_one(size=16):
+def test_strong_chunks_are_chosen_one_by_one():
     """A strong decay in one head's last chunk changes no bit of other heads or earlier chunks."""
+    size = 16
     given = make(T=3 * size, dtype=torch.float32)
     want, _ = run(chunk_dplr_delta_rule, given, chunk_size=size)
     given["w"][1, 2 * size + 3, 0] = -60.0

@@ -181,7 +181,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
             with pytest.raises(OSError, match="No space"):
                 filled(1, seed=2).save(tmp_path / "c")
         assert (tmp_path / "c").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         filled(1).save(tmp_path / "none" / "c")
 
 

@@ -24,7 +24,7 @@ def build(settings="plain", dtype=D, **more):
     torch.manual_seed(3)
     layer = Attention(**{**dict(hidden_size=32, num_heads=4, layer_idx=0), **SETTINGS[settings], **more}, dtype=dtype)
     with torch.no_grad():
-        for name, weight in layer.named_parameters():
+        for _name, weight in layer.named_parameters():
             weight.normal_(std=0.25) if weight.dim() > 1 else weight.add_(torch.randn_like(weight) / 5)
     return layer
 
@@ -46,7 +46,7 @@ def test_outputs_and_gradients_equal_the_float64_loop(settings, T):
     want = with_gradients(lambda x: torch.stack([attention_truth(layer, row) for row in x]), layer, x)
     narrow = copy.deepcopy(layer).float()
     for rms, own, given in ((1e-12, layer, x), (1e-6, narrow, x.float())):
-        got = with_gradients(lambda x: own(x)[0], own, given)
+        got = with_gradients(lambda x, layer=own: layer(x)[0], own, given)
         assert_close(got[0].to(D), want[0], rms=rms)
         # Together: for one token the gradients of queries and keys are zero, and rounding is all of them.
         assert_close(*(torch.cat([part.flatten().to(D) for part in side[1:]]) for side in (got, want)), rms=rms)
@@ -86,7 +86,7 @@ def test_any_split_through_the_cache_equals_the_whole(settings, cuts, pads):
     if pads:
         mask[0, :4], mask[1, [0, 5, 8, 13]] = 0, 0
     cache, pieces = Cache(), []
-    for start, end in zip((0,) + cuts, cuts + (14,)):
+    for start, end in zip((0, *cuts), (*cuts, 14)):
         out = layer(x[:, start:end], attention_mask=mask[:, start:end], past_key_values=cache, use_cache=True)[0]
         read_only = layer(x[:, end:], attention_mask=mask[:, end:], past_key_values=cache)[0] if end < 14 else None
         pieces.append(out)

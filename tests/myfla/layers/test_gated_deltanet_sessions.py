@@ -1,12 +1,12 @@
 """Sessions, threads, forks and continued calls of the GatedDeltaNet layer.
 
-Runs under pytest and as a script: ``PYTHONPATH=src python3.8 tests/myfla/test_gated_deltanet_sessions.py``.
+Runs under pytest and as a script: ``PYTHONPATH=src python3.8 tests/myfla/layers/test_gated_deltanet_sessions.py``.
 """
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 try:
     import myfla  # noqa: F401
 except ImportError:  # a bare checkout: PYTHONPATH=src does not cover libs

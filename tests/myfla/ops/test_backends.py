@@ -220,7 +220,7 @@ def test_a_compiler_that_fails_is_refused_with_what_it_said(monkeypatch):
     compiler.compiler_problem.cache_clear()
     monkeypatch.setattr(torch, "compile", fail)
     x = torch.ones(1, 2, 1, 2)
-    with pytest.raises(BackendError, match="torch.compile does not work on cpu: RuntimeError: no C"):
+    with pytest.raises(BackendError, match=r"torch.compile does not work on cpu: RuntimeError: no C"):
         chunk_rwkv7(x, -x, x, x, x, x, backend="compiled")
     compiler.compiler_problem.cache_clear()
 
