@@ -80,7 +80,7 @@ def json_lines(output: Output) -> bytes:
     Example:
         >>> one = Output(np.array([7]), ["a"], np.array([2]), classes=["x"], probability=np.array([0.75]),
         ...              probabilities=np.array([[0.75, 0.25]]), names=["x", "y"])
-        >>> json_lines(one).decode()[31:]
+        >>> json_lines(one).decode()[38:]
         '"prediction": "x", "probability": 0.75, "probabilities": {"x": 0.75, "y": 0.25}}\\n'
     """
     head = zip(output.lines.tolist(), map(quoted, output.sessions), output.steps.tolist())
