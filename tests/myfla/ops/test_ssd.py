@@ -17,7 +17,7 @@ from myfla.testing import assert_close, cases
 HEADS, GROUPS, K, V = 4, 2, 5, 6
 FORMS = {"chunk": chunk_ssd, "recurrent": fused_recurrent_ssd, "naive": naive_recurrent_ssd}
 OPTIONS = {
-    "bare": dict(),
+    "bare": {},
     "bias": dict(D=(HEADS,), dt_bias=(HEADS,)),
     "softplus": dict(D=(HEADS, V), dt_bias=(HEADS,), dt_softplus=True, dt_limit=(0.2, 1.1)),
     "gate": dict(z=True, dt_softplus=True),
@@ -148,7 +148,7 @@ def test_both_ways_to_tell_of_sequences_must_agree():
     cu = torch.tensor([0, 7, 19])
     y, each = mamba_chunk_scan_combined(**given, seq_idx=seq_idx, cu_seqlens=cu, return_varlen_states=True)
     assert torch.equal(y, mamba_chunk_scan_combined(**given, cu_seqlens=cu)) and each.shape == (2, HEADS, V, K)
-    with pytest.raises(ValueError, match="cu_seqlens.* must begin sequences where seq_idx does"):
+    with pytest.raises(ValueError, match=r"cu_seqlens.* must begin sequences where seq_idx does"):
         mamba_chunk_scan_combined(**given, seq_idx=seq_idx, cu_seqlens=torch.tensor([0, 8, 19]))
 
 
@@ -245,5 +245,5 @@ def test_a_step_that_does_not_fit_is_named(change):
      r"initial_states.* must have shape \[B, HV, V, K\] with B = 2"),
 ])
 def test_an_official_call_that_does_not_fit_is_named(change):
-    with pytest.raises(ValueError, match="^mamba_chunk_scan_combined: " + change[1]):
+    with pytest.raises(ValueError, match=r"^mamba_chunk_scan_combined: " + change[1]):
         mamba_chunk_scan_combined(**inputs(), **change[0])
