@@ -14,7 +14,7 @@ from encoders.training.tasks.answers import Answers, answer
 from encoders.training.tasks.spec import TaskSpec
 from encoders.training.tasks.task import Task
 
-__all__ = ["Answered", "BATCH_TOKENS", "answer_many"]
+__all__ = ["BATCH_TOKENS", "Answered", "answer_many"]
 
 BATCH_TOKENS = 16384
 """Most tokens in a call of the encoder, unless the caller says otherwise."""
