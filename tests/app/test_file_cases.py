@@ -15,6 +15,7 @@ from column_cases import COLUMN_CASES
 from encoders.training.data.sequences import IGNORE
 from file_cases import NUMBER_CASES, Want
 from folder_cases import FOLDER_CASES
+from hive_cases import HIVE_CASES
 from label_cases import LABEL_CASES
 from myfla.testing import cases
 from parquet_cases import PARQUET_CASES as PARQUET_NUMBERS
@@ -28,7 +29,7 @@ except ModuleNotFoundError:  # CSV and .ts need no more than Python
     pa = None
 
 
-TEXT_CASES = {**NUMBER_CASES, **COLUMN_CASES, **LABEL_CASES, **FOLDER_CASES}
+TEXT_CASES = {**NUMBER_CASES, **COLUMN_CASES, **LABEL_CASES, **FOLDER_CASES, **HIVE_CASES}
 PARQUET_CASES = {**PARQUET_NUMBERS, **PARQUET_PART_CASES}
 
 
@@ -99,7 +100,7 @@ def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, monkey
 
 def test_these_are_no_few_cases():
     assert len(TEXT_CASES) + len(TS_CASES) + len(PARQUET_CASES) >= 240
-    assert len(TEXT_CASES) == sum(map(len, (NUMBER_CASES, COLUMN_CASES, LABEL_CASES, FOLDER_CASES)))
+    assert len(TEXT_CASES) == sum(map(len, (NUMBER_CASES, COLUMN_CASES, LABEL_CASES, FOLDER_CASES, HIVE_CASES)))
     assert sum(isinstance(want, Want) for _, _, want in TEXT_CASES.values()) >= 60
 
 
@@ -128,6 +129,19 @@ def test_a_parquet_file_is_right_or_refused_in_these_words(tmp_path, caplog, nam
     for file, made in tables.items():
         pyarrow.parquet.write_table(made(pa), str(tmp_path / file))
     check(tmp_path, tmp_path if len(tables) > 1 else tmp_path / file, settings, want, caplog)
+
+
+def test_what_pyarrow_parts_into_folders_is_read_whole(tmp_path):
+    pytest.importorskip("pyarrow")
+    table = pa.table({"subject": [3, 3, 4, 4], "side": ["l", "l", "r", None], "x": [1.0, 2.0, 3.0, 4.0]})
+    pa.parquet.write_to_dataset(table, str(tmp_path / "set"), partition_cols=["subject", "side"])
+    config = TableDataConfig(train_path=str(tmp_path / "set"), sequence="subject", label="side", per_step=True,
+                             ids="global")
+    data = read_source(config)
+    assert dict(zip(data.train.names, map(plain, data.train.sequences))) == {"3": [1, 2], "4": [4, 3]}
+    assert [told(target, data.classes) for target in data.train.targets] == [["l", "l"], [None, "r"]]
+    with pytest.raises(DataError, match="sequence '4' must be in one file, where data.time does not say"):
+        read_source(TableDataConfig(train_path=str(tmp_path / "set"), sequence="subject"))
 
 
 def test_a_link_that_leads_nowhere_is_no_file_less(tmp_path):

@@ -4,11 +4,12 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from app.data.tables.cells import POINT, Marks
 
-__all__ = ["DATE", "EMPTY", "INDEX", "LISTS", "NUMBER", "ODD", "OTHER", "TEXT", "TEXTS", "Fact", "Odd", "merge"]
+__all__ = ["DATE", "EMPTY", "FOLDER", "INDEX", "LISTS", "NUMBER", "ODD", "OTHER", "TEXT", "TEXTS", "Fact", "Odd", "merge"]
 
-#: Kinds. ``ODD`` holds numbers and something else; ``LISTS`` lists of numbers, ``TEXTS`` lists of text.
-NUMBER, TEXT, DATE, LISTS, TEXTS, ODD, EMPTY, INDEX, OTHER = (
-    "number", "text", "date", "lists", "texts", "odd", "empty", "index", "other")
+#: Kinds. ``ODD`` holds numbers and something else; ``LISTS`` lists of numbers, ``TEXTS`` lists of text; ``FOLDER``
+#: stands in the names of folders.
+NUMBER, TEXT, DATE, LISTS, TEXTS, ODD, EMPTY, INDEX, FOLDER, OTHER = (
+    "number", "text", "date", "lists", "texts", "odd", "empty", "index", "folder", "other")
 
 
 class Odd(NamedTuple):

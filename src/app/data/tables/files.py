@@ -1,8 +1,9 @@
 """The files that a path stands for."""
 
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import List, Mapping, NamedTuple, Optional
 
+from app.data.tables.folders import check_folders, folder_cells
 from app.data.tables.natural import natural
 from app.errors import data_error
 
@@ -19,11 +20,13 @@ class Found(NamedTuple):
         path: where it is.
         name: below the path that was given, or its own name; with ``/`` everywhere.
         kind: ``csv`` or ``parquet``.
+        cells: columns that stand in the names of its folders; see `app.data.tables.folders`.
     """
 
     path: Path
     name: str
     kind: str
+    cells: Mapping[str, str] = {}
 
 
 def kind_of(path: Path, alone: bool = False) -> Optional[str]:
@@ -62,9 +65,11 @@ def find_files(path: str) -> List[Found]:
         if kind is not None and not file.is_dir() and not any(part.startswith((".", "_")) for part in inside.parts):
             if not file.is_file():
                 raise data_error(str(file), "file", "must be there", "a link that leads nowhere, or no plain file")
-            found.append(Found(file, inside.as_posix(), kind))
+            found.append(Found(file, inside.as_posix(), kind, folder_cells(inside)))
     kinds = {file.kind for file in found}
     if len(kinds) != 1:
         ends = ", ".join(sorted({file.path.suffix for file in found}))
         raise data_error(path, "files", "must all be .csv or all be .parquet", ends or "an empty folder")
-    return sorted(found, key=lambda file: natural(file.name))
+    found.sort(key=lambda file: natural(file.name))
+    check_folders(path, [file.name for file in found], [file.cells for file in found])
+    return found

@@ -8,6 +8,7 @@ from app.data.tables.blocks import Block, TextBlock
 from app.data.tables.delimited import Delimited
 from app.data.tables.facts import Fact, merge
 from app.data.tables.files import Found, find_files
+from app.data.tables.folders import FolderBlock, folder_facts
 from app.data.tables.parquet import ArrowBlock, ParquetFile
 from app.data.tables.survey import Tally, decide
 from app.errors import data_error
@@ -38,7 +39,7 @@ def column_names(path: str, config: TableDataConfig) -> List[str]:
         DataError: it is missing, empty or no table.
     """
     first = find_files(path)[0]
-    return _open(first, config, []).names
+    return [*_open(first, config, []).names, *first.cells]
 
 
 def open_table(path: str, config: TableDataConfig) -> "Table":
@@ -62,7 +63,7 @@ def check_table(path: str, config: TableDataConfig) -> None:
 
 def _open_all(path: str, config: TableDataConfig) -> Tuple[List[Found], List[Any]]:
     files = find_files(path)
-    named = [name for _, name in named_columns(config)]
+    named = [name for _, name in named_columns(config) if name not in files[0].cells]
     opened = [_open(file, config, named) for file in files]
     for found, file in zip(files, opened):
         _check_columns(found, file, config)
@@ -74,9 +75,14 @@ def _open(found: Found, config: TableDataConfig, named: Sequence[str]) -> Union[
 
 
 def _check_columns(found: Found, file: Any, config: TableDataConfig) -> None:
+    both = [name for name in found.cells if name in file.names]
+    if both:
+        raise data_error(str(found.path), f"column {both[0]!r}", "must stand in the file or in the name of its folder, "
+                         "not in both", f"{both[0]}={found.cells[both[0]]}", "rename the folders, or the column")
+    columns = [*file.names, *found.cells]
     for field, name in named_columns(config):
-        if name not in file.names:
-            known = [known for known in file.names if known]
+        if name not in columns:
+            known = [known for known in columns if known]
             hint = nearest(name, known) or "it has " + ", ".join(known[:20])
             raise config_error(f"data.{field}", f"must be a column of {found.path}", name, hint)
 
@@ -102,6 +108,7 @@ class Table:
             self.facts = merge([found.name for found in files], [file.facts for file in opened])
         else:
             self.counts, self.facts = self._survey(config)
+        self.facts.update(folder_facts([found.name for found in files], [found.cells for found in files], config))
         self.rows = sum(self.counts)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
 
@@ -126,18 +133,24 @@ class Table:
         """
         columns = list(dict.fromkeys(columns))
         for number, (found, file) in enumerate(zip(self.files, self._opened)):
-            first = int(self.starts[number])
-            if isinstance(file, ParquetFile):
-                mine = None if wanted is None else wanted[first : first + self.counts[number]]
-                for row, batch in file.blocks(columns, mine, BLOCK):
-                    yield ArrowBlock(file.who, found.name, row, first + row, batch, self.facts)
-            else:
-                for row, cells in self._text(number, columns):
-                    yield TextBlock(file.who, found.name, row, first + row, cells, self.facts)
+            own = [name for name in columns if name not in found.cells] or file.names[:1]
+            for block in self._own(number, own, wanted):
+                yield FolderBlock(block, found.cells, self.facts) if found.cells else block
 
     def file_of(self, row: int) -> Found:
         """The file of a row of the table."""
         return self.files[int(np.searchsorted(self.starts, row, side="right")) - 1]
+
+    def _own(self, number: int, columns: Sequence[str], wanted: Optional[np.ndarray]) -> Iterator[Block]:
+        """The rows of one file, without the columns of its folders."""
+        found, file, first = self.files[number], self._opened[number], int(self.starts[number])
+        if isinstance(file, ParquetFile):
+            mine = None if wanted is None else wanted[first : first + self.counts[number]]
+            for row, batch in file.blocks(columns, mine, BLOCK):
+                yield ArrowBlock(file.who, found.name, row, first + row, batch, self.facts)
+        else:
+            for row, cells in self._text(number, columns):
+                yield TextBlock(file.who, found.name, row, first + row, cells, self.facts)
 
     def _text(self, number: int, columns: Sequence[str]) -> Iterator[Tuple[int, Dict[str, Any]]]:
         if self._kept is not None:
