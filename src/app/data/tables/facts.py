@@ -4,7 +4,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from app.data.tables.cells import POINT, Marks
 
-__all__ = ["DATE", "EMPTY", "FOLDER", "INDEX", "LISTS", "NUMBER", "ODD", "OTHER", "TEXT", "TEXTS", "Fact", "Odd", "merge"]
+__all__ = ["DATE", "EMPTY", "FOLDER", "INDEX", "LISTS", "NUMBER", "ODD", "OTHER", "TEXT", "TEXTS", "Fact", "Odd",
+           "merge"]
 
 #: Kinds. ``ODD`` holds numbers and something else; ``LISTS`` lists of numbers, ``TEXTS`` lists of text; ``FOLDER``
 #: stands in the names of folders.

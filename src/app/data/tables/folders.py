@@ -1,4 +1,4 @@
-"""Columns that stand in the names of folders: ``subject=3/part-0.parquet``, as Hive, Spark, pandas and pyarrow write."""
+"""Columns that stand in the names of folders: ``subject=3/part-0.parquet``, as Hive, Spark and pyarrow write."""
 
 from pathlib import PurePath
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
