@@ -140,7 +140,7 @@ def test_what_pyarrow_parts_into_folders_is_read_whole(tmp_path):
     data = read_source(config)
     assert dict(zip(data.train.names, map(plain, data.train.sequences))) == {"3": [1, 2], "4": [4, 3]}
     assert [told(target, data.classes) for target in data.train.targets] == [["l", "l"], [None, "r"]]
-    with pytest.raises(DataError, match="sequence '4' must be in one file, where data.time does not say"):
+    with pytest.raises(DataError, match=r"sequence '4' must be in one file, where data.time does not say"):
         read_source(TableDataConfig(train_path=str(tmp_path / "set"), sequence="subject"))
 
 
