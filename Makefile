@@ -1,5 +1,6 @@
 # make demo       train a GatedDeltaNet encoder on real speech data and show the result
 # make test       install and run the tests
+# make test-basic names, configs, one test of every op, the command line: what breaks first, in a minute or two
 # make test-slow  the tests that take minutes
 # make lint       style, and the types of everything but the application
 # make test-matrix   every supported pair of Python and torch that this machine has
@@ -26,7 +27,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-slow lint surface test-mutants test-matrix native native-wheels test-native test-native-long clean
+.PHONY: help demo test test-basic test-slow lint surface test-mutants test-matrix native native-wheels test-native test-native-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +38,12 @@ demo: $(VENV)/.app
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+
+BASIC := tests/house tests/cfg tests/encoders/test_factory.py tests/app/test_cli.py tests/myfla/cache \
+	tests/myfla/ops/test_family.py tests/myfla/test_fla_encoder_strategy_integration.py
+
+test-basic: $(VENV)/.test
+	$(BIN)/python -m pytest -q -x -n $(JOBS) $(ARGS) $(BASIC)
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow $(ARGS)
