@@ -12,7 +12,7 @@ from encoders.pipeline import InputPipeline
 from encoders.schema import InputSchema
 from myfla.utils.tracing import tracing
 
-__all__ = ["check_values", "open_batch", "prepare", "read_sequences"]
+__all__ = ["check_values", "open_batch", "place", "prepare", "read_sequences"]
 
 WHO = "encoder"
 
@@ -66,6 +66,7 @@ def open_batch(pipeline: InputPipeline, x: Any, given: Tuple[Any, ...]) -> Tuple
         ``(x, lengths)``; None for the lengths of a tensor.
     """
     if isinstance(x, Tensor) and x.dim() == (2 if pipeline.schema is None else 3):
+        _check_dtype(pipeline, x, f"{WHO}: x")
         return x, None
     if any(value is not None for value in given):
         raise InputError(f"{WHO}: x must be one tensor of a batch where lengths, attention_mask or cu_seqlens are "
@@ -74,6 +75,24 @@ def open_batch(pipeline: InputPipeline, x: Any, given: Tuple[Any, ...]) -> Tuple
     if not sequences:
         raise InputError(f"{WHO}: x must have at least one sequence; got none")
     return pad_sequence(sequences, batch_first=True), [len(sequence) for sequence in sequences]
+
+
+def place(x: Tensor, device: torch.device) -> Tensor:
+    """A batch where the encoder is.
+
+    Raises:
+        InputError: it is on the device ``meta``, without data, and the encoder is not.
+    """
+    if x.is_meta and device.type != "meta":
+        raise InputError(f"{WHO}: x must hold data, on the encoder's device {device}; got a tensor on meta")
+    return x.to(device)
+
+
+def _check_dtype(pipeline: InputPipeline, x: Tensor, who: str) -> None:
+    if pipeline.schema is None and (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool):
+        raise InputError(f"{who} must be token ids, whole numbers; got {x.dtype}")
+    if x.is_complex():
+        raise InputError(f"{who} must be real numbers; got {x.dtype}; give real and imaginary parts as two channels")
 
 
 def check_values(pipeline: InputPipeline, x: Tensor, first: int = 0, who: str = f"{WHO}: x") -> None:
@@ -135,7 +154,8 @@ def _sequence(pipeline: InputPipeline, part: Any, number: int, count: int) -> Te
     who = f"{WHO}: x" if count == 1 else f"{WHO}: sequence {number}"
     if pipeline.schema is None:
         x = _tensor(part, who)
-        if x.dim() != 1 or x.is_floating_point():
+        _check_dtype(pipeline, x, who)
+        if x.dim() != 1:
             raise InputError(f"{who} must be token ids [T]; got {list(x.shape)} {x.dtype}")
         return x.long()
     x = _columns(pipeline.schema, part, who) if _by_name(part) else _tensor(part, who)
@@ -145,6 +165,7 @@ def _sequence(pipeline: InputPipeline, part: Any, number: int, count: int) -> Te
         raise InputError(f"{who} must have shape [T, {channels}]: {pipeline.schema.describe()}; got {list(x.shape)}")
     if not len(x):
         raise InputError(f"{who} must have at least one step; got none")
+    _check_dtype(pipeline, x, who)
     x = x.double()
     check_values(pipeline, x, 0, who)
     return x
@@ -161,6 +182,8 @@ def _columns(schema: InputSchema, part: Any, who: str) -> Tensor:
 
 def _tensor(values: Any, who: str) -> Tensor:
     if isinstance(values, Tensor):
+        if values.is_meta:
+            raise InputError(f"{who} must hold data; got a tensor on the device meta")
         return values
     values = values.to_numpy() if hasattr(values, "to_numpy") else values  # a column of pandas or polars
     try:

@@ -18,7 +18,7 @@ from encoders.encoding import encode_raw
 from encoders.inputs import build_input, check_ids, check_input, enter, input_weight
 from encoders.pipeline import InputPipeline
 from encoders.pooling import build_pooling
-from encoders.raw import open_batch, prepare
+from encoders.raw import open_batch, place, prepare
 from encoders.saving import save_encoder
 from encoders.weaving import Pass, build_weaving
 from myfla.models.state_tree import tensors_of
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
         """
         if self.pipeline is not None:
             x, found = open_batch(self.pipeline, x, (lengths, attention_mask, cu_seqlens))
-            lengths, x = lengths if found is None else found, x.to(input_weight(self.input).device)
+            lengths, x = lengths if found is None else found, place(x, input_weight(self.input).device)
         else:
             check_input(self.config, self.input, x)
         layout = make_layout(x, lengths, attention_mask, cu_seqlens)

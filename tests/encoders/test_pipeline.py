@@ -156,8 +156,11 @@ def test_token_ids_are_read_as_they_are(tmp_path):
         want = torch.cat([encoder(torch.tensor([row])).embedding for row in ids])
     assert_close(again.encode(ids), want, rms=2e-6)
     assert_close(again(torch.tensor([[1, 2, 3]])).embedding.detach(), want[:1], rms=2e-6)
-    with raises(InputError, "must be token ids [T]"):
+    with raises(InputError, "x must be token ids, whole numbers; got torch.float64"):
         again.encode([[0.5]])
+    for kind in (torch.float32, torch.complex64, torch.bool):
+        with raises(InputError, f"x must be token ids, whole numbers; got {kind}"):
+            again(torch.ones(1, 3, dtype=kind))
 
 
 def test_pieces_of_a_stream_equal_the_whole(tmp_path):
@@ -229,6 +232,10 @@ def test_channels_without_names_go_by_position_or_number():
     ([{"a": [1.0], "b": [1.0], "c": [1.0], "d": [1.0]}], "unknown 'd'"),
     (torch.zeros(1, 4, 2), "must have 3 channels"),
     (torch.full((1, 4, 3), NAN), "must be finite, as in training; got nan at step 0, 'a'"),
+    (torch.zeros(1, 4, 3, dtype=torch.complex64), "x must be real numbers; got torch.complex64; give real and imaginary"),
+    ([torch.zeros(4, 3, dtype=torch.complex128)], "x must be real numbers; got torch.complex128"),
+    (torch.zeros(1, 4, 3, device="meta"), "x must hold data, on the encoder's device cpu; got a tensor on meta"),
+    ([torch.zeros(1, 3), torch.zeros(4, 3, device="meta")], "sequence 1 must hold data; got a tensor on the device meta"),
 ])
 def test_data_that_do_not_fit_are_named(tmp_path, case):
     value, *reasons = case

@@ -6,6 +6,7 @@ import torch
 
 import gdn_layer
 import rwkv7_layers
+from encoders.pipeline import InputPipeline
 from fuzz_family import CU, FAMILY, MASK, Call, draw
 from myfla import modules
 from myfla.layers import Attention
@@ -118,6 +119,50 @@ def _encoder(name, **changes):
             x, lengths=lengths, attention_mask=attention_mask, cu_seqlens=cu_seqlens)[:2]
 
     return make
+
+
+def _raw_encoder(name, missing="error", own_scale=False, **changes):
+    """An encoder with its input pipeline: raw data in, on other scales and with values missing."""
+    def make(dtype):
+        encoder, data = small(name, **changes).to(dtype), draw(4, 6, 3, seed=7).double() * 5 + 40
+        if encoder.config.vocab_size is None:
+            encoder.pipeline = InputPipeline.fit(list(data), None, missing, True, own_scale)
+        else:
+            encoder.pipeline = InputPipeline.tokens(encoder.config.vocab_size)
+        return encoder
+
+    return make
+
+
+def _raw(name, missing="error", own_scale=False, **changes):
+    make = _raw_encoder(name, missing, own_scale, **changes)
+
+    def call(dtype):
+        encoder = make(dtype)
+        return lambda x, lengths, attention_mask, cu_seqlens: encoder(
+            x, lengths=lengths, attention_mask=attention_mask, cu_seqlens=cu_seqlens)[:2]
+
+    return call
+
+
+def _encode(name, per_step=False, **changes):
+    """What people call on data of any form: here one batch and two sequences of their own."""
+    make = _raw_encoder(name, **changes)
+
+    def call(dtype):
+        encoder = make(dtype)
+        return lambda batch, first, second: (
+            encoder.encode(batch, per_step=per_step), encoder.encode([first, second], per_step=per_step))
+
+    return call
+
+
+def raw(*shape, seed=0, missing=()):
+    """Values as people have them, NaN at some places."""
+    x = draw(*shape, seed=seed) * 5 + 40
+    for place in missing:
+        x[place] = float("nan")
+    return x
 
 
 def _continued(build, width):
@@ -238,6 +283,23 @@ SUBJECTS: Dict[str, Call] = {
         x=draw(2, 5, 3), lengths=[3, 5], attention_mask=None, cu_seqlens=None)),
     "encoder_tokens": Call(_encoder("rwkv7", vocab_size=9, direction="bidirectional"), lambda: dict(
         x=torch.arange(10).view(2, 5) % 9, lengths=None, attention_mask=MASK, cu_seqlens=None)),
+    "pipeline_gdn": Call(_raw("gated_deltanet"), lambda: dict(
+        x=raw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
+    "pipeline_mean": Call(_raw("rwkv7", "mean"), lambda: dict(
+        x=raw(2, 5, 3, missing=[(0, 1, 2), (1, 4, 0)]), lengths=torch.tensor([3, 5]), attention_mask=None,
+        cu_seqlens=None)),
+    "pipeline_forward": Call(_raw("gated_deltanet", "forward", direction="bidirectional"), lambda: dict(
+        x=raw(2, 5, 3, missing=[(0, 0, 1), (1, 4, 0)]), lengths=[3, 5], attention_mask=None, cu_seqlens=None)),
+    "pipeline_packed": Call(_raw("gated_deltanet", "forward"), lambda: dict(
+        x=raw(1, 5, 3, missing=[(0, 2, 1)]), lengths=None, attention_mask=None, cu_seqlens=CU)),
+    "pipeline_own_scale": Call(_raw("gru", "mean", True, input_size=6), lambda: dict(
+        x=raw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
+    "pipeline_tokens": Call(_raw("rwkv7", vocab_size=9), lambda: dict(
+        x=torch.arange(10).view(2, 5) % 9, lengths=None, attention_mask=MASK, cu_seqlens=None)),
+    "encode": Call(_encode("gated_deltanet"), lambda: dict(
+        batch=raw(2, 5, 3), first=raw(4, 3, seed=1), second=raw(2, 3, seed=2))),
+    "encode_steps": Call(_encode("rwkv7", True, missing="forward"), lambda: dict(
+        batch=raw(2, 5, 3, missing=[(0, 1, 2)]), first=raw(4, 3, seed=1), second=raw(2, 3, seed=2))),
     "model_gdn": _model("gated_deltanet"),
     "model_rwkv7": _model("rwkv7"),
     "get_unpad_data": _plain(get_unpad_data, attention_mask=MASK),
