@@ -1,4 +1,4 @@
-"""Layers against the recorded official ones, and against their own float64 runs; GatedDeltaNet's against a token loop."""
+"""Layers against the recorded official ones and their own float64 runs; GatedDeltaNet against a token loop too."""
 
 import warnings
 
