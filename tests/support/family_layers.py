@@ -38,6 +38,12 @@ VARIANTS: Dict[str, Dict[str, Dict[str, Any]]] = {
         "plain": dict(head_dim=4, num_heads=2, use_output_correction=False, use_inner_decay=False,
                       use_output_gate=False, use_short_conv=False),
     },
+    "Mamba2": {
+        "": dict(head_dim=4, state_size=6, n_groups=2),
+        "plain": dict(head_dim=8, state_size=5, D_has_hdim=True, rmsnorm=False, hidden_act="gelu", use_bias=True,
+                      use_conv_bias=False, dt_limit=(0.01, 0.5), conv_kernel=3),
+        "norm first": dict(head_dim=12, state_size=8, expand=1, norm_before_gate=True),
+    },
 }
 """By class, what to build it with beside ``hidden_size`` and ``layer_idx``."""
 ALL = [f"{name}_{variant}".rstrip("_") for name, variants in VARIANTS.items() for variant in variants]

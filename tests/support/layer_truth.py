@@ -1,4 +1,4 @@
-"""The whole GatedDeltaNet layer as a float64 loop over tokens, written from its equations.
+"""The whole GatedDeltaNet and Mamba-2 layers as float64 loops over tokens, written from their equations.
 
 It shares nothing with the library: parameters come in as a dict under their official names, sequences one at a time.
 """
@@ -69,3 +69,46 @@ def gated_deltanet(layer, parameters, x, state=None, history=None):
 def batch(layer, parameters, x):
     """All rows of `[B, T, D]`."""
     return torch.stack([gated_deltanet(layer, parameters, row)[0] for row in x])
+
+
+def mamba2(layer, parameters, x, state=None, history=None):
+    """One sequence through `myfla.layers.Mamba2`.
+
+    Args:
+        layer, parameters, x: as `gated_deltanet`.
+        state: `[heads, K, V]` to go on from.
+        history: the inputs of the convolution before x, `[channels, W]`, newest last.
+
+    Returns:
+        y `[T, D]`, the final state, the final history.
+    """
+    acts = {"silu": lambda u: u * torch.sigmoid(u), "relu": lambda u: u.clamp(min=0),
+            "gelu": lambda u: 0.5 * u * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (u + 0.044715 * u**3)))}
+    act, x = acts[layer.activation], x.double()
+    heads, value, groups, key = layer.num_heads, layer.head_dim, layer.n_groups, layer.ssm_state_size
+    inner = heads * value
+    state = x.new_zeros(heads, key, value) if state is None else state.double()
+    taps = parameters["conv1d.weight"][:, 0]
+    past = torch.zeros_like(taps) if history is None else history.double()
+    outputs = []
+    for token in x:
+        zxbcdt = parameters["in_proj.weight"] @ token + parameters.get("in_proj.bias", 0.0)
+        z, mixed, dt = zxbcdt[:inner], zxbcdt[inner:-heads], zxbcdt[-heads:]
+        past = torch.cat([past[:, 1:], mixed[:, None]], 1)
+        mixed = act((past * taps).sum(1) + parameters.get("conv1d.bias", 0.0))
+        u = mixed[:inner].view(heads, value)
+        B, C = (part.view(groups, key).repeat_interleave(heads // groups, 0) for part in mixed[inner:].chunk(2))
+        dt = torch.log1p((dt + parameters["dt_bias"]).exp()).clamp(*layer.dt_limit)
+        decay = (-dt * parameters["A_log"].exp()).exp()
+        state = decay[:, None, None] * state + B[:, :, None] * (dt[:, None] * u)[:, None, :]
+        D = parameters["D"].view(heads, -1)
+        o = (torch.einsum("hkv,hk->hv", state, C) + D * u).reshape(-1)
+        if layer.rmsnorm:
+            gate = z * torch.sigmoid(z)
+            o = (o if layer.norm_before_gate else o * gate).view(groups, -1)
+            o = (o / ((o * o).mean(1, keepdim=True) + layer.norm_eps).sqrt()).reshape(-1) * parameters["norm.weight"]
+            o = o * gate if layer.norm_before_gate else o
+        else:
+            o = o * act(z)
+        outputs.append(parameters["out_proj.weight"] @ o + parameters.get("out_proj.bias", 0.0))
+    return torch.stack(outputs) if outputs else x, state, past

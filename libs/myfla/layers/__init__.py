@@ -8,6 +8,7 @@ from myfla.layers.gated_deltaproduct import GatedDeltaProduct
 from myfla.layers.gdn2 import GatedDeltaNet2
 from myfla.layers.gla import GatedLinearAttention
 from myfla.layers.kda import KimiDeltaAttention
+from myfla.layers.mamba2 import Mamba2
 from myfla.layers.rwkv7 import RWKV7Attention
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "GatedDeltaProduct",
     "GatedLinearAttention",
     "KimiDeltaAttention",
+    "Mamba2",
     "RWKV7Attention",
 ]

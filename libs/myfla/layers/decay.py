@@ -5,7 +5,7 @@ from typing import Tuple
 
 import torch
 
-__all__ = ["reset_decay"]
+__all__ = ["reset_A_log", "reset_decay", "reset_dt_bias"]
 
 
 def reset_decay(
@@ -20,8 +20,13 @@ def reset_decay(
             softplus.
         A_range, dt_range, dt_floor: see above.
     """
-    for parameter in (A_log, dt_bias):
-        setattr(parameter, "_no_weight_decay", True)
+    reset_A_log(A_log, A_range)
+    reset_dt_bias(dt_bias, dt_range, dt_floor)
+
+
+def reset_A_log(A_log: torch.Tensor, A_range: Tuple[float, float]) -> None:
+    """Draw ``A_log`` of `reset_decay`."""
+    setattr(A_log, "_no_weight_decay", True)
     if A_log.is_meta:  # there is nothing to draw, and the attempt loads torch's compiler, which takes seconds
         return
     with torch.no_grad():
@@ -29,6 +34,14 @@ def reset_decay(
             A_log.fill_(math.log(A_range[0]))
         else:
             A_log.copy_(torch.empty(A_log.shape, device=A_log.device, dtype=torch.float32).uniform_(*A_range).log())
-        low, high = math.log(dt_range[0]), math.log(dt_range[1])
+
+
+def reset_dt_bias(dt_bias: torch.Tensor, dt_range: Tuple[float, float], dt_floor: float) -> None:
+    """Draw ``dt_bias`` of `reset_decay`."""
+    setattr(dt_bias, "_no_weight_decay", True)
+    if dt_bias.is_meta:
+        return
+    low, high = math.log(dt_range[0]), math.log(dt_range[1])
+    with torch.no_grad():
         step = (torch.rand(dt_bias.shape, device=dt_bias.device) * (high - low) + low).exp().clamp(min=dt_floor)
         dt_bias.copy_(step + torch.log(-torch.expm1(-step)))

@@ -1,13 +1,24 @@
-"""Two feature maps that belong to the GatedDeltaNet module's public names."""
+"""Two feature maps that belong to the GatedDeltaNet module's public names, and activations by name."""
 
 import functools
 import warnings
-from typing import Callable, List
+from typing import Callable, Dict, List
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["elu_p1", "sum_norm"]
+__all__ = ["ACTIVATIONS", "elu_p1", "sum_norm"]
+
+ACTIVATIONS: Dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": F.logsigmoid,
+    "silu": F.silu,
+    "swish": F.silu,
+    "sqrelu": lambda x: F.relu(x).square(),
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+}
+"""Those that layers take by name."""
 
 
 def _fused_on_gpu(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

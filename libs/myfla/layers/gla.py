@@ -1,13 +1,14 @@
 """The gated linear attention layer: a decaying sum of key-value products, without the delta rule's correction."""
 
 import math
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from myfla.backends import check_backend
+from myfla.layers.feature_maps import ACTIVATIONS
 from myfla.layers.half import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import MODES, check_settings, expanded, split_heads_of, wide_dtype
@@ -24,15 +25,6 @@ KEYWORDS = (
     "conv_size", "conv_bias", "use_output_gate", "gate_fn", "elementwise_affine", "norm_eps", "gate_logit_normalizer",
     "gate_low_rank_dim", "clamp_min", "fuse_norm", "layer_idx", "backend", "device", "dtype",
 )  # fmt: skip
-ACTIVATIONS: Dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu,
-    "sigmoid": torch.sigmoid,
-    "logsigmoid": F.logsigmoid,
-    "silu": F.silu,
-    "swish": F.silu,
-    "sqrelu": lambda x: F.relu(x).square(),
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),
-}
 
 
 class GatedLinearAttention(ConvLayer):
