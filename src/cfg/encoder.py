@@ -11,13 +11,14 @@ from cfg.encoder_delta import (
     KDAEncoderConfig,
 )
 from cfg.encoder_linear import DeltaNetEncoderConfig, GLAEncoderConfig
+from cfg.encoder_mamba2 import Mamba2EncoderConfig
 from cfg.encoder_rnn import GRUEncoderConfig, LSTMEncoderConfig, RNNEncoderConfig
 from cfg.encoder_rwkv7 import RWKV7EncoderConfig
 
 __all__ = ["BACKENDS", "DIRECTIONS", "ENCODER_CONFIGS", "MODES", "POOLINGS", "STEMS", "CombaEncoderConfig",
            "DeltaNetEncoderConfig", "EncoderConfig", "GDN2EncoderConfig", "GLAEncoderConfig", "GRUEncoderConfig",
            "GatedDeltaNetEncoderConfig", "GatedDeltaProductEncoderConfig", "KDAEncoderConfig", "LSTMEncoderConfig",
-           "RNNEncoderConfig", "RWKV7EncoderConfig"]
+           "Mamba2EncoderConfig", "RNNEncoderConfig", "RWKV7EncoderConfig"]
 
 ENCODER_CONFIGS: Dict[str, Type[EncoderConfig]] = {
     "gated_deltanet": GatedDeltaNetEncoderConfig,
@@ -28,6 +29,7 @@ ENCODER_CONFIGS: Dict[str, Type[EncoderConfig]] = {
     "gdn2": GDN2EncoderConfig,
     "comba": CombaEncoderConfig,
     "gla": GLAEncoderConfig,
+    "mamba2": Mamba2EncoderConfig,
     "gru": GRUEncoderConfig,
     "lstm": LSTMEncoderConfig,
 }

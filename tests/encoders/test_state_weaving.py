@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import layer_truth
 import rwkv7_numpy
+from cfg.encoder import ENCODER_CONFIGS
 from cfg.validation import ConfigError
 from encoders import build_encoder, load_encoder, switch_encoder
 from myfla.models.utils import Cache
@@ -110,7 +111,8 @@ def test_packed_equals_padded_equals_one_by_one(name, direction, lengths, junk):
 
 @cases(name=WOVEN, direction=["causal", "bidirectional"], mode=["chunk", "fused_recurrent"])
 def test_every_initial_state_learns(name, direction, mode):
-    encoder = small(name, torch.float32, state_weaving=True, direction=direction, mode=mode).train()
+    modes = {"mode": mode} if "mode" in ENCODER_CONFIGS[name].__dataclass_fields__ else {}
+    encoder = small(name, torch.float32, state_weaving=True, direction=direction, **modes).train()
     encoder(data(2, 70, 3).float(), lengths=[70, 4]).embedding.square().sum().backward()
     found = [p for key, p in encoder.named_parameters() if "weaving" in key]
     assert len(found) == (2 if direction == "bidirectional" else 1)

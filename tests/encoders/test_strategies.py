@@ -32,6 +32,9 @@ CHANGED = {
     "comba": dict(num_heads=2, head_dim=12, expand_v=1.5, num_v_heads=8, mode="fused_recurrent", use_short_conv=False,
                   conv_size=3, conv_bias=True, use_output_gate=False, use_output_correction=False,
                   use_inner_decay=False, correction_factor=0.5, backend="naive"),
+    "mamba2": dict(expand=1.5, head_dim=6, state_size=5, n_groups=2, conv_kernel=3, use_conv_bias=False,
+                   hidden_act="relu", D_has_hdim=True, rmsnorm=False, norm_before_gate=True, use_bias=True,
+                   dt_min=0.01, dt_max=0.2, backend="naive"),
 }  # fmt: skip
 SETTINGS = [(name, flag) for name, flags in CHANGED.items() for flag in flags]
 

@@ -5,7 +5,7 @@ import torch
 from cfg.encoder import ENCODER_CONFIGS
 from encoders import build_encoder
 
-FAMILY = ("kda", "delta_net", "gated_deltaproduct", "gdn2", "comba", "gla")
+FAMILY = ("kda", "delta_net", "gated_deltaproduct", "gdn2", "comba", "gla", "mamba2")
 NAMES = ("gated_deltanet", "rwkv7", *FAMILY, "gru", "lstm")
 WOVEN = ("gated_deltanet", "rwkv7", *FAMILY)  # those whose layers can begin in a state of the layer before
 HEADED = tuple(name for name in NAMES if "head_dim" in ENCODER_CONFIGS[name].__dataclass_fields__ and name != "rwkv7")
@@ -18,6 +18,7 @@ OWN = {
     "kda": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, lower_bound=-4.0),
     "gla": dict(num_heads=2, expand_k=1.0, use_short_conv=True, feature_map="relu"),
     "gdn2": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, allow_neg_eigval=True),
+    "mamba2": dict(head_dim=4, state_size=6, n_groups=2),
     "comba": dict(num_heads=2, head_dim=4, num_v_heads=4, expand_v=1.5, correction_factor=0.5),
 }
 

@@ -1,7 +1,6 @@
 """The Mamba-2 layer: one projection, one short convolution, the state space dual, a gated norm."""
 
 import math
-from types import SimpleNamespace
 from typing import Any, Optional, Tuple
 
 import torch
@@ -28,7 +27,7 @@ KEYWORDS = (
     "use_conv_bias", "hidden_act", "A_init_range", "D_has_hdim", "rmsnorm", "norm_before_gate", "dt_min", "dt_max",
     "dt_init_floor", "dt_limit", "use_bias", "norm_eps", "chunk_size", "layer_idx", "backend", "device", "dtype",
 )  # fmt: skip
-SIZES = ("hidden_size", "head_dim", "n_groups", "chunk_size")
+SIZES = ("hidden_size", "head_dim", "state_size", "n_groups", "conv_kernel", "chunk_size")
 FLAGS = ("use_conv_bias", "D_has_hdim", "rmsnorm", "norm_before_gate", "use_bias")
 OFFICIAL_BACKENDS = ("cuda", "triton")
 """Whose convolution the official layer takes; here both are ``auto``."""
@@ -85,8 +84,8 @@ class Mamba2(RecurrentLayer):
     """
 
     who = "Mamba2"
-    shown = ("hidden_size", "num_heads", "head_dim", "ssm_state_size", "expand", "n_groups", "conv_kernel_size",
-             "use_conv_bias", "activation", "D_has_hdim", "rmsnorm", "norm_before_gate", "dt_limit", "use_bias",
+    shown = ("hidden_size", "num_heads", "head_dim", "state_size", "expand", "n_groups", "conv_kernel", "use_conv_bias",
+             "hidden_act", "D_has_hdim", "rmsnorm", "norm_before_gate", "dt_limit", "use_bias",
              "layer_idx", "norm_eps")
     mode = "chunk"
     use_short_conv = True
@@ -123,16 +122,15 @@ class Mamba2(RecurrentLayer):
     ) -> None:
         super().__init__()
         refuse_unknown(self.who, kwargs, KEYWORDS)
-        self.hidden_size, self.expand, self.head_dim, self.ssm_state_size = hidden_size, expand, head_dim, state_size
-        self.n_groups, self.conv_kernel_size, self.use_conv_bias = n_groups, conv_kernel, use_conv_bias
-        self.activation, self.D_has_hdim, self.use_bias = hidden_act, D_has_hdim, use_bias
+        self.hidden_size, self.expand, self.head_dim, self.n_groups = hidden_size, expand, head_dim, n_groups
+        self.state_size = self.ssm_state_size = state_size
+        self.conv_kernel = self.conv_kernel_size = conv_kernel
+        self.hidden_act = self.activation = hidden_act
+        self.use_conv_bias, self.D_has_hdim, self.use_bias = use_conv_bias, D_has_hdim, use_bias
         self.rmsnorm, self.norm_before_gate, self.norm_eps = rmsnorm, norm_before_gate, norm_eps
         self.chunk_size, self.layer_idx = chunk_size, layer_idx
         self.backend = check_backend(self.who, "auto" if backend in OFFICIAL_BACKENDS else backend)
-        given = SimpleNamespace(state_size=state_size, conv_kernel=conv_kernel, hidden_act=hidden_act, mode=self.mode)
-        vars(given).update({name: vars(self)[name] for name in (*SIZES, *FLAGS, "layer_idx", "norm_eps")})
-        choices = {"hidden_act": tuple(ACTIVATIONS)}
-        check_settings(self.who, given, (*SIZES, "state_size", "conv_kernel"), FLAGS, choices)
+        check_settings(self.who, self, SIZES, FLAGS, {"hidden_act": tuple(ACTIVATIONS)})
         for field, size in (("conv_init", 1.0 if conv_init is None else conv_init), ("dt_init_floor", dt_init_floor)):
             if not _is_number(size) or not 0 < size < math.inf:
                 raise value_error(self.who, field, "must be a positive number", size)
@@ -192,14 +190,14 @@ class Mamba2(RecurrentLayer):
         return dt * self._A().to(dtype), dt
 
     def _mix(self, x: torch.Tensor, call: LayerCall) -> Tuple[torch.Tensor, Optional[torch.Tensor], Any]:
-        shape, groups = x.shape[:2], (self.n_groups, self.ssm_state_size)
-        keys = self.n_groups * self.ssm_state_size
+        shape, groups = x.shape[:2], (self.n_groups, self.state_size)
+        keys = self.n_groups * self.state_size
         z, mixed, dt = project(self.in_proj, x).split([self.intermediate_size, self.conv_dim, self.num_heads], -1)
         mixed, conv_state = self.conv1d(
             mixed, cache=call.conv_state, output_final_state=call.keep, cu_seqlens=call.cu_seqlens
         )
         if self.conv1d.activation is None:
-            mixed = ACTIVATIONS[self.activation](mixed)
+            mixed = ACTIVATIONS[self.hidden_act](mixed)
         u, B, C = mixed.split([self.intermediate_size, keys, keys], -1)
         o, recurrent_state = self._run_rule(
             chunk_ssd, fused_recurrent_ssd, call, x=u.reshape(*shape, self.num_heads, self.head_dim), dt=dt,
@@ -208,7 +206,7 @@ class Mamba2(RecurrentLayer):
             dt_limit=self.dt_limit,
         )  # fmt: skip
         o = o.reshape(*shape, self.intermediate_size)
-        o = o * ACTIVATIONS[self.activation](z) if self.norm is None else self.norm(o, z)
+        o = o * ACTIVATIONS[self.hidden_act](z) if self.norm is None else self.norm(o, z)
         return o, recurrent_state, conv_state
 
     def _output(self, x: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
@@ -221,7 +219,7 @@ class Mamba2(RecurrentLayer):
         return getattr(self.in_proj, "weight", None)
 
     def _check_conv_state(self, conv: Any, sequences: int, x: torch.Tensor) -> Any:
-        axes = (("batch", sequences), ("channels", self.conv_dim), ("taps", self.conv_kernel_size))
+        axes = (("batch", sequences), ("channels", self.conv_dim), ("taps", self.conv_kernel))
         check_state(self.who, "conv_state", conv, axes, x)
         return conv
 

@@ -18,6 +18,7 @@ _BUILTINS = {
     "gdn2": ("family:GDN2EncoderStrategy", "GDN2EncoderConfig"),
     "comba": ("family:CombaEncoderStrategy", "CombaEncoderConfig"),
     "gla": ("family:GLAEncoderStrategy", "GLAEncoderConfig"),
+    "mamba2": ("family:Mamba2EncoderStrategy", "Mamba2EncoderConfig"),
     "gru": ("rnn:GRUEncoderStrategy", "GRUEncoderConfig"),
     "lstm": ("rnn:LSTMEncoderStrategy", "LSTMEncoderConfig"),
 }

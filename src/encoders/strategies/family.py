@@ -11,6 +11,7 @@ from cfg.encoder import (
     GDN2EncoderConfig,
     GLAEncoderConfig,
     KDAEncoderConfig,
+    Mamba2EncoderConfig,
 )
 from encoders.strategies.layers import PARTS, LayerEncoderStrategy, checkpoint_fields
 from myfla.layers import (
@@ -20,11 +21,12 @@ from myfla.layers import (
     GatedDeltaProduct,
     GatedLinearAttention,
     KimiDeltaAttention,
+    Mamba2,
 )
 from myfla.models.configuration import ModelConfig
 
 __all__ = ["CombaEncoderStrategy", "DeltaNetEncoderStrategy", "GDN2EncoderStrategy", "GLAEncoderStrategy",
-           "GatedDeltaProductEncoderStrategy", "KDAEncoderStrategy"]
+           "GatedDeltaProductEncoderStrategy", "KDAEncoderStrategy", "Mamba2EncoderStrategy"]
 
 
 class DeltaNetEncoderStrategy(LayerEncoderStrategy[DeltaNetEncoderConfig]):
@@ -132,3 +134,19 @@ class GLAEncoderStrategy(LayerEncoderStrategy[GLAEncoderConfig]):
     def gates_of(self, mixer: Any, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         log_decay = mixer.gates(x)
         return log_decay, torch.zeros_like(log_decay[..., :1])
+
+
+class Mamba2EncoderStrategy(LayerEncoderStrategy[Mamba2EncoderConfig]):
+    """Mamba-2 (arXiv 2405.21060), which, too, adds to what stands under a key and never replaces it.
+
+    Example:
+        >>> strategy = Mamba2EncoderStrategy()
+        >>> strategy.build(strategy.config_class(input_size=3))(torch.randn(1, 4, 3)).embedding.shape
+        torch.Size([1, 64])
+    """
+
+    name, config_class, layer_class = "mamba2", Mamba2EncoderConfig, Mamba2
+
+    def gates_of(self, mixer: Any, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        log_decay = mixer.gates(x)[0].unsqueeze(-1)
+        return log_decay, torch.zeros_like(log_decay)

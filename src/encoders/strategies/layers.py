@@ -11,7 +11,7 @@ from encoders.blocks import PreNormBlock, StackCall
 from encoders.gates import Gates
 from encoders.pretrained import refuse_checkpoint
 from encoders.strategy import ConfigT, EncoderStrategy
-from myfla.layers.short_convs import ConvLayer
+from myfla.layers.recurrent_layer import RecurrentLayer
 from myfla.models.configuration import ModelConfig
 from myfla.modules.mlp import inner_size
 
@@ -37,7 +37,7 @@ class LayerEncoderStrategy(EncoderStrategy[ConfigT]):
         other_fields: those of the config that are no arguments of the layer.
     """
 
-    layer_class: ClassVar[Type[ConvLayer]]
+    layer_class: ClassVar[Type[RecurrentLayer]]
     strength_name: ClassVar[str] = "beta"
     other_fields: ClassVar[Tuple[str, ...]] = ()
     block_class = LayerBlock
@@ -46,8 +46,8 @@ class LayerEncoderStrategy(EncoderStrategy[ConfigT]):
         shared = {field.name for field in dataclasses.fields(EncoderConfig)}
         own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
                if field.name not in shared and field.name not in self.other_fields}
-        if "num_heads" in own and own["num_heads"] is None:
-            own["num_heads"] = getattr(config, "resolved_num_heads")
+        own = {name: getattr(config, f"resolved_{name}", None) if value is None else value
+               for name, value in own.items()}
         made: Any = self.layer_class
         return made(hidden_size=config.hidden_size, layer_idx=layer_idx, norm_eps=config.norm_eps, device=device,
                     dtype=dtype, **own)

@@ -1,6 +1,6 @@
 """The Mamba-2 layer against a float64 loop over its tokens, its arguments, and how its parameters begin.
 
-What holds for every layer (masks, packing, splits, sessions, formats) is in tests/myfla/test_state_properties_layers.py.
+What holds for every layer (masks, packing, splits, sessions) is in tests/myfla/test_state_properties_layers.py.
 """
 
 import math
@@ -99,19 +99,19 @@ def test_gates_are_those_of_the_rule():
 
 
 @cases(change=[
-    (dict(head_dim=5), "head_dim.* must divide expand [*] hidden_size = 24"),
-    (dict(num_heads=5), "num_heads.* times head_dim=4 must be expand [*] hidden_size = 24.*use 6"),
-    (dict(n_groups=4), "n_groups.* must divide the number of heads, 6"),
-    (dict(expand=1.3), "expand.* times hidden_size=12 must be an integer"),
-    (dict(hidden_act="tanh"), "hidden_act.* must be one of"),
-    (dict(dt_limit=(1, 0)), "dt_limit.* must be two numbers, the smaller first"),
-    (dict(A_init_range=(0, 1)), "A_init_range.* must be two positive numbers"),
+    (dict(head_dim=5), r"head_dim.* must divide expand [*] hidden_size = 24"),
+    (dict(num_heads=5), r"num_heads.* times head_dim=4 must be expand [*] hidden_size = 24.*use 6"),
+    (dict(n_groups=4), r"n_groups.* must divide the number of heads, 6"),
+    (dict(expand=1.3), r"expand.* times hidden_size=12 must be an integer"),
+    (dict(hidden_act="tanh"), r"hidden_act.* must be one of"),
+    (dict(dt_limit=(1, 0)), r"dt_limit.* must be two numbers, the smaller first"),
+    (dict(A_init_range=(0, 1)), r"A_init_range.* must be two positive numbers"),
     (dict(dt_min=0.2), r"\(dt_min, dt_max\).* must be two positive numbers"),
-    (dict(dt_init_floor=0), "dt_init_floor.* must be a positive number"),
-    (dict(conv_init=-1), "conv_init.* must be a positive number"),
-    (dict(state_size=0), "state_size.* must be a positive integer"),
-    (dict(rmsnorm=1), "rmsnorm.* must be True or False"),
-    (dict(chunk_size=0), "chunk_size.* must be a positive integer"),
+    (dict(dt_init_floor=0), r"dt_init_floor.* must be a positive number"),
+    (dict(conv_init=-1), r"conv_init.* must be a positive number"),
+    (dict(state_size=0), r"state_size.* must be a positive integer"),
+    (dict(rmsnorm=1), r"rmsnorm.* must be True or False"),
+    (dict(chunk_size=0), r"chunk_size.* must be a positive integer"),
 ])
 def test_an_argument_that_does_not_fit_is_named(change):
     with pytest.raises(ValueError, match="^Mamba2: " + change[1]):
@@ -119,7 +119,7 @@ def test_an_argument_that_does_not_fit_is_named(change):
 
 
 def test_an_unknown_keyword_names_the_nearest():
-    with pytest.raises(TypeError, match="Mamba2.*'state_sise'.*state_size"):
+    with pytest.raises(TypeError, match=r"Mamba2.*'state_sise'.*state_size"):
         Mamba2(hidden_size=D, head_dim=4, state_sise=6)
 
 
