@@ -126,7 +126,7 @@ def prepare(pipeline: InputPipeline, tokens: Tensor, layout: Layout, going_on: b
             whole.
     """
     if pipeline.schema is None:
-        return tokens
+        return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
     channels = len(pipeline.schema.features)
     if tokens.shape[-1] != channels:
         raise InputError(f"{WHO}: x must have {channels} channels: {pipeline.schema.describe()}; got "

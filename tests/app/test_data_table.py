@@ -207,7 +207,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path, damage):
     reasons = {"missing": "must be an existing CSV or Parquet file",
                "empty": "a.csv: file must have a header and rows; got '0 bytes'",
                "header": "rows must be at least one", "binary": "cannot be read as parquet",
-               "other": "must all be .csv",
+               "other": "must be CSV or Parquet, by its name",
                "mixed": "must all be .csv", "nothing": "an empty folder",
                "text": "row 2, column .x. must hold numbers; got .u."}
     with pytest.raises(DataError, match=reasons[damage]):

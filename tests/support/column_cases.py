@@ -194,6 +194,22 @@ def _heads() -> Dict[str, Any]:
             AUTO,
             (f"DIR/a.csv: first line must name the columns; got ['a', '0', '1', '1.5', 'up']; {no_names}"),
         ),
+        "no header, one number beside texts": (
+            {"a.csv": "a,up,1.5\na,up,2.5\nb,up,3.5\n"},
+            {"window": 1},
+            f"DIR/a.csv: first line must name the columns; got ['a', 'up', '1.5']; {no_names}",
+        ),
+        "no header, two numbers that rise": (
+            {"a.csv": "x,0,1.5\ny,1,2.5\n"},
+            {"window": 1},
+            f"DIR/a.csv: first line must name the columns; got ['x', '0', '1.5']; {no_names}",
+        ),
+        "no header, numbers as if counted, a text again": (
+            {"a.csv": "a,1,2,up\na,2,7,up\nb,1,9,down\n"},
+            {"window": 1},
+            f"DIR/a.csv: first line must name the columns; got ['a', '1', '2', 'up']; {no_names}",
+        ),
+        "names that count": ({"a.csv": "id,0,1\na,5,6\na,7,8\n"}, {"sequence": "id"}, Want({"a": [[5, 6], [7, 8]]})),
         "no header, said": (
             {"a.csv": headless},
             {"sequence": "1", "time": "2", "label": "5", "header": False},

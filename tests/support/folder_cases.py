@@ -111,7 +111,7 @@ def _folders() -> Dict[str, Any]:
         "a spreadsheet": (
             {"a.xlsx": b"PK\x03\x04"},
             by_id,
-            f"DIR/a.xlsx: file must all be .csv or all be .parquet; got '.xlsx'; {kinds}",
+            f"DIR/a.xlsx: file must be CSV or Parquet, by its name; got '.xlsx'; {kinds}",
         ),
         "Parquet by another name": (
             {"a.csv": b"PAR1\x15\x04"},
@@ -172,6 +172,17 @@ def _shapes() -> Dict[str, Any]:
             {"a.csv": "no,kind,t0,t1\n7,up,1,2\n3,down,4,5\n"},
             {"layout": "wide", "label": "kind", "sequence": "no"},
             Want({"7": [1, 2], "3": [4, 5]}),
+        ),
+        "wide of two series": (
+            {"a.csv": "kind,x_0,x_1,y_0,y_1\nup,1,2,3,4\ndown,4,5,6,7\n"},
+            {"layout": "wide", "label": "kind"},
+            "data.features must name the steps of DIR/a.csv, which has several series of numbered columns; got None; "
+            "they begin with 'x_', 'y_'; a row is one series: for several channels use a row a step, or lists",
+        ),
+        "wide of two series, one named": (
+            {"a.csv": "kind,x_0,x_1,y_0,y_1\nup,1,2,3,4\ndown,4,5,6,7\n"},
+            {"layout": "wide", "label": "kind", "features": ["y_0", "y_1"]},
+            Want([[3, 4], [6, 7]]),
         ),
         "wide with another number": (
             {"a.csv": "age,kind,t0,t1\n70,up,1,2\n30,down,4,5\n"},

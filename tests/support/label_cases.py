@@ -187,17 +187,19 @@ def _labels() -> Dict[str, Any]:
             "a value infinite": (
                 {"a.csv": column(["1", "-inf", "3", "4"])},
                 X,
-                "DIR/a.csv: row 2, column 'x' must be a finite number; got -inf",
+                "DIR/a.csv: row 2, column 'x' must be a finite number; got -inf; correct it, or leave the column "
+                "out of data.features",
             ),
             "a value too large": (
                 {"a.csv": column(["1", "1e39", "3", "4"])},
                 X,
-                "DIR/a.csv: row 2, column 'x' must be finite in 32 bits; got 1e+39",
+                "DIR/a.csv: row 2, column 'x' must be finite in 32 bits; got 1e+39; correct it, or leave the "
+                "column out of data.features",
             ),
             "a target missing": (
                 {"a.csv": labelled("1.5", "1.5", "", "")},
                 {**AUTO, "label": None, "targets": ["kind"]},
-                "DIR/a.csv: row 3, column 'kind' must be a finite number; got nan",
+                "DIR/a.csv: row 3, column 'kind' must have a value; got None; give it one, or leave the sequence out",
             ),
             "a target of large numbers": (
                 {"a.csv": labelled("1700000000.25", "1700000000.25", "1700000003", "1700000003")},

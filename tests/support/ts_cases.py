@@ -1,5 +1,6 @@
 """`.ts` files as people have them, and what must come of each; see `file_cases`."""
 
+import gzip
 from typing import Any, Dict
 
 from file_cases import NAN, Want
@@ -119,6 +120,17 @@ TS_CASES: Dict[str, Any] = {
         HEAD.encode() + b"1,2:3\xff:up\n",
         {},
         ("DIR/a.ts: cannot be read as text: line 7 must be UTF-8; got b'1,2:3\\xff:up'"),
+    ),
+    "a class named twice": (
+        HEAD.replace("up down", "up down up") + ROWS,
+        {},
+        "DIR/a.ts: @classLabel must name each class once; got 'up'",
+    ),
+    "packed by gzip": (gzip.compress((HEAD + ROWS).encode()), {"name": "a.ts.gz"}, FOUND),
+    "packed by gzip, cut off": (
+        gzip.compress((HEAD + ROWS).encode())[:-9],
+        {"name": "a.ts.gz"},
+        "DIR/a.ts.gz: cannot be unpacked by gzip: Compressed file ended before the end-of-stream marker was reached",
     ),
     "ARFF by its name": (
         "@relation r\n@data\n1,up\n",

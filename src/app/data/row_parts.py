@@ -127,10 +127,10 @@ class _Heads:
         if config.targets:
             if config.per_step:
                 read = np.stack([block.lists(name)[1] for name in config.targets], 1)
-                self._targets.append(finite(block, read, config.targets, "keep", "", sizes))
+                self._targets.append(finite(block, read, config.targets, "keep", True, sizes))
             else:
                 read = np.stack([block.numbers(name) for name in config.targets], 1)
-                self._targets.append(finite(block, read, config.targets, "error", ""))
+                self._targets.append(finite(block, read, config.targets, "error", True))
 
     def _read_labels(self, block: Block, name: str, sizes: Optional[np.ndarray]) -> List[Optional[str]]:
         if not self.config.per_step or sizes is None:

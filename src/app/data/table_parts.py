@@ -67,7 +67,7 @@ def _long_targets(table: Table, config: TableDataConfig) -> Optional[np.ndarray]
     found = []
     for block in table.blocks(config.targets):
         read = np.stack([block.numbers(name) for name in config.targets], 1)
-        found.append(finite(block, read, config.targets, "keep" if config.per_step else "error", ""))
+        found.append(finite(block, read, config.targets, "keep" if config.per_step else "error", True))
     return np.concatenate(found)
 
 
@@ -99,21 +99,29 @@ def _same_in_all(table: Table, order: Order, values: np.ndarray, names: List[str
     return np.ascontiguousarray(first)
 
 
-def finite(block: Block, values: np.ndarray, names: List[str], missing: str,
-            hint: str = "say with data.missing=mean or data.missing=forward what to put there",
-            sizes: Optional[np.ndarray] = None) -> np.ndarray:
+def finite(block: Block, values: np.ndarray, names: List[str], missing: str, targets: bool = False,
+           sizes: Optional[np.ndarray] = None) -> np.ndarray:
     """The values ``[rows, names]``, if none is infinite in 32 bits or, with ``missing`` of ``error``, NaN.
 
     Args:
+        block: that they come from. names: of the columns.
+        missing: as ``data.missing``; ``keep`` for targets that may be missing.
+        targets: whether they are targets; else features.
         sizes: how many of the rows belong to each row of the file, where these are lists.
     """
     bad = ~(np.abs(values) <= np.finfo(np.float32).max)
     if missing != "error":
         bad &= ~np.isnan(values)
-    if bad.any():
-        place, column = np.argwhere(bad)[0]
-        row = int(place if sizes is None else np.searchsorted(np.cumsum(sizes), place, side="right"))
-        value = float(values[place, column])
-        rule = "must be finite in 32 bits" if np.isfinite(value) else "must be a finite number"
-        raise block.error(row, names[column], rule, value, hint if np.isnan(value) else "")
-    return values
+    if not bad.any():
+        return values
+    place, column = np.argwhere(bad)[0]
+    row = int(place if sizes is None else np.searchsorted(np.cumsum(sizes), place, side="right"))
+    value = float(values[place, column])
+    if np.isnan(value) and targets:
+        raise block.error(row, names[column], "must have a value", None, "give it one, or leave the sequence out")
+    if np.isnan(value):
+        raise block.error(row, names[column], "must be a finite number", value,
+                          "say with data.missing=mean or data.missing=forward what to put there")
+    hint = "correct it" if targets else "correct it, or leave the column out of data.features"
+    rule = "must be finite in 32 bits" if np.isfinite(value) else "must be a finite number"
+    raise block.error(row, names[column], rule, value, hint)

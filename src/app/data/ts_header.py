@@ -1,5 +1,7 @@
 """The lines of a `.ts` file and its header."""
 
+import gzip
+import zlib
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
@@ -39,6 +41,10 @@ def read_lines(path: Path) -> List[str]:
         raise DataError(f"{path}: cannot be read as text: {error}") from None
     if path.suffix.lower() in _OTHERS:
         raise data_error(str(path), "file", "must be in the .ts format", _OTHERS[path.suffix.lower()], _INSTEAD)
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be unpacked by gzip: {error}") from None
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         whole = data.decode(encoding, "surrogateescape" if encoding != "utf-16" else "strict")
@@ -94,6 +100,9 @@ def _header(path: Path, found: Dict[str, List[str]]) -> Header:
                          " ".join(words), "or write '@targetLabel true' where the labels are numbers")
     if len(words) < 3:
         raise data_error(str(path), "@classLabel", "must name at least two classes", words[1:])
+    twice = [name for name in words[1:] if words[1:].count(name) > 1]
+    if twice:
+        raise data_error(str(path), "@classLabel", "must name each class once", twice[0])
     return Header("classes", words[1:], channels)
 
 

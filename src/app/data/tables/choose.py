@@ -40,7 +40,7 @@ def choose_features(table: Table, config: TableDataConfig) -> Choice:
     wanted = LISTS if config.arranged == "lists" else NUMBER
     fits = sorted((name for name, fact in rest.items() if fact.kind == wanted), key=natural)
     if config.arranged == "wide":
-        fits = _steps(fits, list(rest))
+        fits = _steps(fits, list(rest), table.path)
     if not fits:
         raise _none(table, config, rest)
     other = {LISTS: "one value a row", NUMBER: "no step"}[wanted]
@@ -76,15 +76,24 @@ def check_numbers(table: Table, config: TableDataConfig, features: Sequence[str]
             raise data_error(table.path, f"column {name!r}", "must hold numbers of one kind", fact.why)
 
 
-def _steps(fits: List[str], names: List[str]) -> List[str]:
+def _steps(fits: List[str], names: List[str], path: str) -> List[str]:
     """Of a wide table: the columns that one word and a number name, by that number, if there are such; else all, as
-    they stand in the file."""
-    matches = {name: _COUNTED.fullmatch(name) for name in fits}
-    words = Counter(match.group(1) for match in matches.values() if match is not None)
-    if not words or max(words.values()) < 2:
+    they stand in the file.
+
+    Raises:
+        ConfigError: two words name as many.
+    """
+    words = {name: match.group(1) for name, match in ((name, _COUNTED.fullmatch(name)) for name in fits) if match}
+    counts = Counter(words.values())
+    most = max(counts.values(), default=0)
+    if most < 2:
         return [name for name in names if name in fits]
-    word = max(words, key=lambda word: (words[word], word))
-    return [name for name in fits if matches[name] is not None and matches[name].group(1) == word]  # type: ignore
+    chosen = sorted(word for word, count in counts.items() if count == most)
+    if len(chosen) > 1:
+        raise config_error("data.features", f"must name the steps of {path}, which has several series of numbered "
+                           "columns", None, f"they begin with {', '.join(map(repr, chosen[:8]))}; a row is one series: "
+                           "for several channels use a row a step, or lists")
+    return [name for name in fits if words.get(name) == chosen[0]]
 
 
 def _none(table: Table, config: TableDataConfig, rest: Dict[str, Fact]) -> Exception:

@@ -5,7 +5,7 @@ import gzip
 import io
 import itertools
 import zlib
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -58,12 +58,18 @@ class Delimited:
         if not lines:
             raise data_error(self.who, "file", "must have a header and rows", "only empty lines")
         self.separator = config.separator_mark or _find_separator(lines, named)
-        self._plain = self._plain and self.separator != " " and lines[0] == first_line
-        first = [cell.strip() for cell in next(csv.reader(lines[:1], **self._how()))]
+        named_packed = path.name.lower().endswith(".gz")  # which is what pyarrow goes by
+        self._plain = (self._plain and self.separator != " " and lines[0] == first_line
+                       and _is_packed(path) == named_packed)
+        try:
+            rows = _rows_of(lines, self._how())
+        except csv.Error as problem:
+            raise self._unreadable(problem) from None
+        first = [cell.strip() for cell in rows[0]]
         headless = config.header is False
         self.names = [str(i) for i in range(1, len(first) + 1)] if headless else first
         self._headless = headless
-        if config.header is None and _is_row(first, named):
+        if config.header is None and _is_row(first, rows[1:], named):
             raise data_error(self.who, "first line", "must name the columns", first[:5],
                              "write a line of names above it, or say data.header=false: the columns are then 1, 2, 3, "
                              "...; where these are names, say data.header=true")
@@ -139,9 +145,16 @@ class Delimited:
         return DataError(f"{self.who}: cannot be read as csv: {problem}{hint}")
 
 
+def _is_packed(path: Path) -> bool:
+    """Whether it is packed by gzip, whatever its name says."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def _bytes(path: Path) -> IO[bytes]:
-    packed = path.name.lower().endswith(".gz")
-    return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore[return-value]
+    if _is_packed(path):
+        return io.BufferedReader(gzip.GzipFile(path, "rb"))
+    return open(path, "rb")
 
 
 def _find_encoding(path: Path) -> Tuple[str, bool]:
@@ -152,6 +165,11 @@ def _find_encoding(path: Path) -> Tuple[str, bool]:
             start = file.read(4)
         if start == b"PAR1":
             raise data_error(str(path), "file", "must be text", "a Parquet file", "name it .parquet")
+        if start[:2] == b"PK":
+            raise data_error(str(path), "file", "must be text", "a zip archive, as workbooks of Excel are",
+                             "unpack it, or save the sheet as CSV")
+        if start in (BOM_UTF32_LE, BOM_UTF32_BE):
+            return "utf-32", False
         if start[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
             return "utf-16", False
         for name in ("utf-8", "cp1252", "latin-1"):
@@ -200,14 +218,34 @@ def _find_separator(lines: List[str], named: Sequence[str]) -> str:
     return best[1]
 
 
-def _is_row(first: List[str], named: Sequence[str]) -> bool:
-    """Whether the first line holds values: numbers that do not count columns (0, 1, 2, ...; or 400.5, 401.0, ...)."""
+def _rows_of(lines: List[str], how: Dict[str, Any]) -> List[List[str]]:
+    """The rows that lines hold, the last one perhaps in part; an error where the first is no row."""
+    rows: List[List[str]] = []
+    reader = csv.reader(lines, **how)
+    try:
+        for row in reader:
+            rows.append(row)
+    except csv.Error:  # a quoted cell may go on behind the lines; what else is wrong is said when the rows are read
+        if not rows:
+            raise
+    return rows
+
+
+def _is_row(first: List[str], rows: List[List[str]], named: Sequence[str]) -> bool:
+    """Whether the first line holds values: numbers that do not count columns (0, 1, 2, ...; or 400.5, 401.0, ...), or
+    beside numbers a text that stands in its column again."""
     if named and all(name in first for name in named):
         return False
-    found = [values[0] for values, wrong in (numbers([cell]) for cell in first) if wrong is None]
+    read = [numbers([cell]) for cell in first]
+    found = [float(values[0]) for values, wrong in read if wrong is None]
     found = [value for value in found if value == value]
     if not found:
         return False
+    below = {(place, cell.strip()) for row in rows for place, cell in enumerate(row)}
+    if any((place, cell) in below for place, (cell, (_, wrong)) in enumerate(zip(first, read)) if wrong is not None):
+        return True
     steps = [b - a for a, b in zip(found, found[1:])]
     steady = bool(steps) and steps[0] > 0 and all(abs(step - steps[0]) <= 1e-6 * abs(steps[0]) for step in steps)
+    if len(found) == 2:
+        return found not in ([0, 1], [1, 2])
     return not steady and not (len(found) >= 8 and all(step > 0 for step in steps))

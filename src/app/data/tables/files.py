@@ -55,7 +55,7 @@ def find_files(path: str) -> List[Found]:
     if place.is_file():
         kind = kind_of(place, alone=True)
         if kind is None:
-            raise data_error(path, "file", "must all be .csv or all be .parquet", place.suffix or place.name,
+            raise data_error(path, "file", "must be CSV or Parquet, by its name", place.suffix or place.name,
                              "data=table reads .csv, .tsv, .txt (packed by gzip too: .csv.gz) and .parquet")
         return [Found(place, place.name, kind)]
     found = []
