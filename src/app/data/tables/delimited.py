@@ -221,10 +221,8 @@ def _find_separator(lines: List[str], named: Sequence[str]) -> str:
 def _rows_of(lines: List[str], how: Dict[str, Any]) -> List[List[str]]:
     """The rows that lines hold, the last one perhaps in part; an error where the first is no row."""
     rows: List[List[str]] = []
-    reader = csv.reader(lines, **how)
     try:
-        for row in reader:
-            rows.append(row)
+        rows.extend(csv.reader(lines, **how))
     except csv.Error:  # a quoted cell may go on behind the lines; what else is wrong is said when the rows are read
         if not rows:
             raise
