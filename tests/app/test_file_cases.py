@@ -20,6 +20,7 @@ from label_cases import LABEL_CASES
 from myfla.testing import cases
 from parquet_cases import PARQUET_CASES as PARQUET_NUMBERS
 from parquet_part_cases import PARQUET_PART_CASES
+from text_cases import TEXT_FILE_CASES
 from ts_cases import TS_CASES
 
 try:
@@ -29,7 +30,7 @@ except ModuleNotFoundError:  # CSV and .ts need no more than Python
     pa = None
 
 
-TEXT_CASES = {**NUMBER_CASES, **COLUMN_CASES, **LABEL_CASES, **FOLDER_CASES, **HIVE_CASES}
+TEXT_CASES = {**NUMBER_CASES, **COLUMN_CASES, **LABEL_CASES, **FOLDER_CASES, **HIVE_CASES, **TEXT_FILE_CASES}
 PARQUET_CASES = {**PARQUET_NUMBERS, **PARQUET_PART_CASES}
 
 
@@ -100,7 +101,8 @@ def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, monkey
 
 def test_these_are_no_few_cases():
     assert len(TEXT_CASES) + len(TS_CASES) + len(PARQUET_CASES) >= 240
-    assert len(TEXT_CASES) == sum(map(len, (NUMBER_CASES, COLUMN_CASES, LABEL_CASES, FOLDER_CASES, HIVE_CASES)))
+    assert len(TEXT_CASES) == sum(map(len, (NUMBER_CASES, COLUMN_CASES, LABEL_CASES, FOLDER_CASES, HIVE_CASES,
+                                            TEXT_FILE_CASES)))
     assert sum(isinstance(want, Want) for _, _, want in TEXT_CASES.values()) >= 60
 
 
