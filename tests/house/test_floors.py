@@ -25,12 +25,14 @@ FLOORS = {
     "cfg": ("cfg",),
     "encoders": ("encoders", "cfg", "myfla.layers", "myfla.models", "myfla.modules", "myfla.utils"),
     "encoders.training": ("encoders.training", "encoders", "cfg", "myfla.models", "myfla.utils"),
+    "encoders.estimators": ("encoders.estimators", "encoders.training", "encoders", "cfg", "myfla.utils"),
     "app": ("app", "cfg", "encoders", "encoders.training", "myfla.backends", "myfla.models", "myfla.utils"),
 }
 # What else may be imported: by everyone of the package; and inside functions only, by the ones named.
 OTHERS = {"myfla": {"torch", "einops", "safetensors"}, "cfg": {"hydra", "omegaconf"},
           "encoders": {"torch", "pluggy", "safetensors"},
-          "encoders.training": {"torch", "lightning", "omegaconf", "rich", "torchmetrics", "yaml"}}
+          "encoders.training": {"torch", "lightning", "omegaconf", "rich", "torchmetrics", "yaml"},
+          "encoders.estimators": {"torch", "numpy", "sklearn"}}
 OPTIONAL = {"encoders.configs": {"hydra"}, "encoders.strategies": {"hydra"}}
 HOSTS = {"myfla.integrations": {"transformers"}, "myfla.models.hf": {"transformers"}}
 

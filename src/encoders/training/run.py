@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import NamedTuple, Tuple
+from typing import Any, NamedTuple, Sequence, Tuple
 
 import lightning
 import torch
@@ -55,21 +55,23 @@ def prepare(config: AppConfig, data: SequenceData, task: TaskSpec) -> Tuple[Lear
     return module, parts
 
 
-def train(module: Learner, parts: SequenceDataModule, data: SequenceData, config: AppConfig, folder: Path) -> Outcome:
+def train(module: Learner, parts: SequenceDataModule, data: SequenceData, config: AppConfig, folder: Path,
+          watch: Sequence[Any] = ()) -> Outcome:
     """Train, and with ``job.refit`` train again on training and validation data together.
 
     Args:
         module, parts: as `prepare` made them.
         data, config: as `prepare` was given them.
         folder: receives ``metrics.csv`` and checkpoints; a training that was cut off there is gone on with.
+        watch: as in `encoders.training.loop.fit.fit`.
 
     Raises:
         RunError: as `encoders.training.loop.fit.fit`.
     """
     task = module.task.spec
-    first = last = fit(module, parts, config, folder)
+    first = last = fit(module, parts, config, folder, watch=watch)
     if config.job.refit:
-        module, parts, last = _refit(config, data, task, folder, first)
+        module, parts, last = _refit(config, data, task, folder, first, watch)
     return Outcome(module, parts, first, last)
 
 
@@ -83,12 +85,12 @@ def whole(outcome: Outcome, config: AppConfig, folder: Path) -> Learner:
 
 
 def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,
-           first: Fit) -> Tuple[Learner, SequenceDataModule, Fit]:
+           first: Fit, watch: Sequence[Any]) -> Tuple[Learner, SequenceDataModule, Fit]:
     """Train afresh on all training data, with a schedule as long as the number of epochs that validation chose."""
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=first.epoch))
     parts = SequenceDataModule(data, config.data, config.seed, validate=False, task=task)
     module = _fresh(config, task, parts)
-    return module, parts, fit(module, parts, config, folder, "refit", earlier=first.rows)
+    return module, parts, fit(module, parts, config, folder, "refit", first.rows, watch)
 
 
 def _fresh(config: AppConfig, spec: TaskSpec, parts: SequenceDataModule) -> Learner:

@@ -20,7 +20,7 @@ from encoders.errors import PluginError, RunError, UnknownEncoderError
 from encoders.training.plain_yaml import find_interpolation, read_plain_yaml
 from myfla.utils.atomic import write_atomic
 
-__all__ = ["CONFIG", "read_config", "write_config"]
+__all__ = ["CONFIG", "part_of_config", "read_config", "write_config"]
 
 CONFIG = "config.yaml"
 
@@ -53,10 +53,11 @@ def read_config(run: Path) -> AppConfig:
         parts = {"encoder": encoder_config(values.pop("encoder"))}
         for key, classes in (("data", DATA_CONFIGS), ("job", JOB_CONFIGS)):
             part = values.pop(key)
-            parts[key] = _make(key, _named(key, part, classes), part)
-        parts["trainer"] = _make("trainer", TrainerConfig, values.pop("trainer"))
-        parts["callbacks"] = _make("callbacks", CallbacksConfig, values.pop("callbacks", {}))
-        parts["logger"] = _make("logger", _named("logger", values["logger"], LOGGER_CONFIGS), values.pop("logger"))
+            parts[key] = part_of_config(key, _named(key, part, classes), part)
+        parts["trainer"] = part_of_config("trainer", TrainerConfig, values.pop("trainer"))
+        parts["callbacks"] = part_of_config("callbacks", CallbacksConfig, values.pop("callbacks", {}))
+        logger = values.pop("logger")
+        parts["logger"] = part_of_config("logger", _named("logger", logger, LOGGER_CONFIGS), logger)
         parts["checks"] = [CheckConfig(**check) for check in values.pop("checks", [])]
         known = {name: values[name] for name in ("run", "seed", "deterministic") if name in values}
         return AppConfig(**parts, **known)
@@ -74,7 +75,17 @@ def _named(key: str, values: Mapping[str, Any], classes: Mapping[str, Type[Any]]
     return classes[name]
 
 
-def _make(key: str, config_class: Type[Any], values: Dict[str, Any]) -> Any:
+def part_of_config(key: str, config_class: Type[Any], values: Dict[str, Any]) -> Any:
+    """A checked part of a config from plain values.
+
+    Args:
+        key: where it sits, e.g. ``trainer``.
+        config_class: of the part.
+        values: by field.
+
+    Raises:
+        ConfigError: a field that does not exist, or breaks its rule.
+    """
     known = config_class.__dataclass_fields__
     for name in values:
         if name not in known:

@@ -7,7 +7,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Dict, NamedTuple, Optional, Union
 
 from cfg.app import AppConfig
 from encoders.errors import RunError
@@ -21,7 +21,7 @@ from myfla.models.sealed_file import read_sealed, write_sealed
 from myfla.utils.errors import CheckpointError, message
 from myfla.utils.regular import read_regular
 
-__all__ = ["TASK", "Trained", "load_trained", "save_task"]
+__all__ = ["TASK", "Trained", "estimator_facts", "load_trained", "save_task"]
 
 KIND = "myfla.task"
 VERSION = 2  # 1 held the scale of the input too, and no names of columns
@@ -66,10 +66,17 @@ class Trained(NamedTuple):
         return digest.hexdigest()[:32]
 
 
-def save_task(folder: Path, task: Task) -> None:
+def save_task(folder: Path, task: Task, estimator: Optional[Dict[str, Any]] = None) -> None:
     """Write ``task.safetensors``: the task's tensors (``head.weight``, ``head.bias``, for values ``target_mean`` and
-    ``target_std``), and in its header `TaskSpec` as JSON."""
-    write_sealed(folder / TASK, KIND, task.tensors(), {"version": VERSION, "task": task.spec.facts()})
+    ``target_std``), and in its header `TaskSpec` as JSON; with it what an estimator of Python wants to know again."""
+    facts = {"version": VERSION, "task": task.spec.facts()}
+    write_sealed(folder / TASK, KIND, task.tensors(), facts if estimator is None else {**facts, "estimator": estimator})
+
+
+def estimator_facts(folder: Path) -> Dict[str, Any]:
+    """What `save_task` was given as ``estimator``; empty for a run of the application."""
+    facts = read_sealed(folder / TASK, KIND, CheckpointError)[1]
+    return facts.get("estimator") or {}
 
 
 def load_trained(run: Union[str, Path], device: Any = "cpu") -> Trained:

@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -57,6 +57,7 @@ def fit(
     folder: Path,
     stage: str = "fit",
     earlier: Optional[List[Dict[str, Any]]] = None,
+    watch: Sequence[Any] = (),
 ) -> Fit:
     """Train ``module`` in place.
 
@@ -71,14 +72,17 @@ def fit(
         folder: of the run; receives ``metrics.csv`` and checkpoints.
         stage: written into every row.
         earlier: rows of earlier stages.
+        watch: callbacks of Lightning, and functions that are called with each epoch's row of figures.
 
     Raises:
         RunError: the validation loss is never finite, or a checkpoint cannot be gone on from.
     """
     place, wanted = folder / CHECKPOINTS, config.callbacks
     record, last = place / f"{stage}.done", place / f"{stage}-last.ckpt"
-    table, speed = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier), Throughput()
+    listeners = [one for one in watch if not isinstance(one, Callback)]
+    table, speed = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier, listeners), Throughput()
     callbacks: List[Callback] = [
+        *(one for one in watch if isinstance(one, Callback)),
         RandomState(), speed, EpochProgress(stage, config.trainer.max_epochs, config.trainer.progress)]
     best: Optional[ModelCheckpoint] = None
     if data.validation is not None and wanted.best_weights:

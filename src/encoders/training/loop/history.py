@@ -3,7 +3,7 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
@@ -23,12 +23,14 @@ class EpochTable(Checkpoint):
         path: the CSV file; written anew after every epoch, so that a run that is cut off leaves its record.
         constants: columns with one value in every row, e.g. ``{"stage": "fit"}``.
         rows: rows of an earlier stage to go on from.
+        listeners: called with each new row.
     """
 
-    def __init__(self, path: Path, constants: Dict[str, Any], rows: Optional[List[Dict[str, Any]]] = None) -> None:
+    def __init__(self, path: Path, constants: Dict[str, Any], rows: Optional[List[Dict[str, Any]]] = None,
+                 listeners: Sequence[Callable[[Dict[str, Any]], Any]] = ()) -> None:
         super().__init__()
         self.path, self.constants = path, constants
-        self.earlier = list(rows or [])
+        self.earlier, self.listeners = list(rows or []), listeners
         self.epochs: Dict[int, Dict[str, Any]] = {}
 
     @property
@@ -42,6 +44,8 @@ class EpochTable(Checkpoint):
         self.epochs[epoch] = {**self.constants, "epoch": epoch, **figures}
         if trainer.is_global_zero:
             self.save()
+        for listener in self.listeners:
+            listener(dict(self.epochs[epoch]))
 
     def save(self) -> None:
         """Write the file."""

@@ -1,0 +1,104 @@
+"""From an estimator's parameters to the config of a run, and back."""
+
+import dataclasses
+from typing import Any, Dict, Mapping, Optional
+
+import numpy as np
+
+from cfg.app import AppConfig
+from cfg.callbacks import CallbacksConfig
+from cfg.data import ArraysDataConfig
+from cfg.encoder import ENCODER_CONFIGS, EncoderConfig
+from cfg.encoder_mapping import to_mapping
+from cfg.job import TrainJobConfig
+from cfg.trainer import TrainerConfig
+from cfg.validation import config_error, nearest
+from encoders.configs import encoder_config
+from encoders.errors import InputError
+from encoders.training.run_config import part_of_config
+
+__all__ = ["SHORT", "make_config", "seed_of", "settings_of"]
+
+SHORT = {"hidden_size": "encoder.hidden_size", "num_layers": "encoder.num_layers", "max_epochs": "trainer.max_epochs",
+         "learning_rate": "job.learning_rate", "batch_size": "data.batch_size", "patience": "job.patience",
+         "validation_fraction": "data.validation_fraction", "refit": "job.refit", "missing": "data.missing",
+         "own_scale": "data.own_scale"}
+"""Parameters that stand for one setting each; None leaves the application's default."""
+
+_PRESET = {"direction": "bidirectional", "dropout": 0.2}
+"""What ``conf/encoder`` says of every built-in encoder."""
+
+_PARTS = {"data": ArraysDataConfig, "job": TrainJobConfig, "trainer": TrainerConfig, "callbacks": CallbacksConfig}
+
+
+def make_config(encoder: Any, objective: str, settings: Mapping[str, Any], seed: int, device: str,
+                threads: Optional[int], progress: bool) -> AppConfig:
+    """The checked config of a run that ``python -m app`` would make of the same settings.
+
+    Args:
+        encoder: a name, a mapping with ``name`` and fields, or a config.
+        objective: of the job.
+        settings: ``{"job.noise": 0.1, ...}``, in the words of the command line.
+        seed, device, threads, progress: of the run.
+
+    Raises:
+        ConfigError: a setting that does not exist or breaks its rule; names the nearest.
+        UnknownEncoderError, PluginError: no such encoder.
+    """
+    parts: Dict[str, Dict[str, Any]] = {name: {} for name in ("encoder", *_PARTS)}
+    for key, value in settings.items():
+        group, _, field = str(key).partition(".")
+        if group not in parts or not field:
+            known = [f"{name}.{one.name}" for name, kind in _PARTS.items() for one in dataclasses.fields(kind)]
+            raise config_error(str(key), "must be a setting GROUP.FIELD of " + ", ".join(parts), value,
+                               nearest(key, known))
+        parts[group][field] = value
+    made = {name: part_of_config(name, kind, {**_fixed(name, objective, device, threads, progress), **parts[name]})
+            for name, kind in _PARTS.items()}
+    return AppConfig(encoder=_encoder(encoder, parts["encoder"], objective), seed=seed, **made)
+
+
+def settings_of(config: AppConfig) -> Dict[str, Any]:
+    """The settings by which a run's config differs from a new one's, so that `make_config` gives it once more."""
+    found: Dict[str, Any] = {}
+    plain = make_config(config.encoder.name, _objective(config), {}, config.seed, "cpu", None, False)
+    for name in ("encoder", *_PARTS):
+        now, before = dataclasses.asdict(getattr(config, name)), dataclasses.asdict(getattr(plain, name))
+        left_out = {"name", "input_size", "vocab_size", "objective", "accelerator", "threads", "progress"}
+        found.update({f"{name}.{key}": value for key, value in now.items()
+                      if key in before and key not in left_out and value != before[key]})
+    return found
+
+
+def _objective(config: AppConfig) -> str:
+    return str(getattr(config.job, "objective", "classify"))
+
+
+def _fixed(part: str, objective: str, device: str, threads: Optional[int], progress: bool) -> Dict[str, Any]:
+    return {"job": {"objective": objective},
+            "trainer": {"name": device, "accelerator": device, "threads": threads, "progress": progress}}.get(part, {})
+
+
+def _encoder(encoder: Any, changes: Mapping[str, Any], objective: str) -> EncoderConfig:
+    if isinstance(encoder, EncoderConfig):
+        return encoder_config({**to_mapping(encoder), **changes})
+    given: Dict[str, Any] = dict(encoder) if isinstance(encoder, Mapping) else {"name": encoder}
+    preset = dict(_PRESET) if given.get("name") in ENCODER_CONFIGS else {}
+    if objective == "next_step" and preset:
+        preset["direction"] = "causal"
+    return encoder_config({**preset, **given, **changes})
+
+
+def seed_of(random_state: Any) -> int:
+    """The seed of a run: an integer as it is, drawn from a generator, or from numpy's own for None."""
+    most = (1 << 31) - 1
+    if random_state is None:
+        return int(np.random.randint(most))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(most))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(most))
+    if isinstance(random_state, (int, np.integer)) and 0 <= random_state <= most:
+        return int(random_state)
+    raise InputError(f"random_state must be an integer from 0 to {most}, a generator of numpy or None; got "
+                     f"{random_state!r}")
