@@ -1,6 +1,7 @@
 """Sequences for a trained run: of its own data, of a file like them, or of other data, once they fit."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
@@ -10,7 +11,7 @@ from app.data.tables import column_names
 from app.errors import RunError, data_error
 from app.run_folder import overrides
 from cfg.app import AppConfig
-from cfg.data import DataConfig, TableDataConfig
+from cfg.data import ArraysDataConfig, DataConfig, TableDataConfig, TsDataConfig
 from cfg.validation import config_error
 from encoders.training.data.sequences import IGNORE, SequenceData, SequenceSet
 from encoders.training.tasks.spec import TaskSpec
@@ -41,7 +42,10 @@ def open_run_data(
     named = [override for override in overrides() if override.lstrip("+~").startswith(("data=", "data."))]
     if path is not None and named:
         raise config_error("job.input", "must be left out with other data", path, f"or leave out {named[0]}")
-    chosen = _by_name(trained, config.data if named else trained.config.data, path, ignore)
+    own = trained.config.data
+    if isinstance(own, ArraysDataConfig) and not named:
+        own = _of_file(own, path, trained)
+    chosen = _by_name(trained, config.data if named else own, path, ignore)
     data = load_data(chosen) if path is None else _load_file(chosen, path, targets, choose)
     _check_width(trained, data, path or f"data={chosen.name}")
     return data, chosen
@@ -70,6 +74,18 @@ def test_sets(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[str, S
 
 
 test_sets.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
+
+
+def _of_file(own: ArraysDataConfig, path: Optional[str], trained: Trained) -> DataConfig:
+    """How a file is read for a model that was trained on arrays: `.ts` by its name, else a table, a file a sequence."""
+    if path is None:
+        raise RunError(f"run={str(trained.folder)!r} was trained on arrays, which were handed over in Python and are "
+                       "not kept; give job.input=FILE (.ts, or a table with one sequence a file), or other data with "
+                       "data=...")
+    shared = {field.name: getattr(own, field.name) for field in dataclasses.fields(DataConfig) if field.name != "name"}
+    if Path(path).suffix == ".ts":
+        return TsDataConfig(**shared, train_path=path)
+    return TableDataConfig(**shared, train_path=path, layout="long")
 
 
 def _load_file(chosen: DataConfig, path: str, targets: bool, choose: Any) -> SequenceData:

@@ -82,6 +82,7 @@ class SequenceEstimator(TaggedEstimator):
         self.verbose = verbose
 
     _objectives: Tuple[str, ...] = ()
+    n_features_in_: int
 
     def save(self, folder: Union[str, Path]) -> Path:
         """Write what was trained: a folder for `load`, and for ``python -m app run=FOLDER`` with ``job=predict``,

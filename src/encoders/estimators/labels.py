@@ -40,6 +40,8 @@ def class_labels(y: Any, count: int, who: str) -> Labels:
         kinds = sorted({type(value).__name__ for value in found})
         raise InputError(f"{who}: Unknown label type: y must be all strings or all integers; got {', '.join(kinds)}")
     classes, targets = np.unique(found, return_inverse=True)
+    if len(classes) < 2:
+        raise InputError(f"{who}: y must have at least two classes; got one class: {classes[0]}")
     return Labels(classes, torch.from_numpy(targets.reshape(-1).astype(np.int64)))
 
 

@@ -75,8 +75,11 @@ def _objective(config: AppConfig) -> str:
 
 
 def _fixed(part: str, objective: str, device: str, threads: Optional[int], progress: bool) -> Dict[str, Any]:
-    return {"job": {"objective": objective},
-            "trainer": {"name": device, "accelerator": device, "threads": threads, "progress": progress}}.get(part, {})
+    fixed: Dict[str, Dict[str, Any]] = {
+        "job": {"objective": objective},
+        "trainer": {"name": device, "accelerator": device, "threads": threads, "progress": progress},
+    }
+    return fixed.get(part, {})
 
 
 def _encoder(encoder: Any, changes: Mapping[str, Any], objective: str) -> EncoderConfig:

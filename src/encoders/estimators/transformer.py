@@ -1,8 +1,9 @@
 """Sequences to embeddings."""
 
-from typing import Any
+from typing import Any, List, Optional
 
 import numpy as np
+import torch
 
 from encoders.estimators.base import SequenceEstimator
 from encoders.estimators.labels import class_labels, group_numbers, looks_like_classes, names_of, target_values
@@ -51,16 +52,16 @@ class SequenceEncoder(TransformerMixin, SequenceEstimator):
         count, channels = len(sequences.values), sequences.values[0].shape[1]
         numbers = group_numbers(groups, count)
         more: Any = {"schema": sequences.schema()}
+        classes: Optional[List[str]] = None
         if y is None:
-            objective, classes, targets = "next_step", None, np.zeros(count)
+            objective, targets = "next_step", torch.zeros(count, 1)
         elif looks_like_classes(y):
-            objective = "classify"
-            labels = class_labels(y, count, who)
+            objective, labels = "classify", class_labels(y, count, who)
             classes, targets = names_of(labels.classes), labels.targets
         else:
-            objective, classes, targets = "regress", None, target_values(y, count, who)
+            objective, targets = "regress", target_values(y, count, who)
             more["target_names"] = [f"target_{i + 1}" for i in range(targets.shape[1])]
-        part = SequenceSet(sequences.values, target_values(targets, count, who) if y is None else targets, numbers)
+        part = SequenceSet(sequences.values, targets, numbers)
         self._fit(SequenceData(part, None, classes, channels, **more), objective)
         return self
 
