@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from myfla.backends import check_backend
 from myfla.layers.feature_maps import elu_p1
 from myfla.layers.half import project, silu
+from myfla.layers.native_steps import StepGates
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import check_settings, expanded, split_heads_of, wide_dtype
 from myfla.layers.short_convs import ConvLayer, Parts
@@ -144,6 +145,11 @@ class DeltaNet(ConvLayer):
             use_qk_l2norm_in_kernel=self.qk_norm == "l2",
         )  # fmt: skip
         return o, recurrent_state, conv_state
+
+    def _step_gates(self, x: torch.Tensor) -> Optional[StepGates]:
+        if self.qk_activation != "silu" or self.qk_norm != "l2":
+            return None
+        return StepGates(None, self.gates(x))
 
     def gates(self, x: torch.Tensor) -> torch.Tensor:
         """Write strengths ``beta [B, T, num_heads]`` at each token of ``x``, float32 (float64 for float64)."""

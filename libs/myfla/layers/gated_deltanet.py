@@ -7,6 +7,7 @@ import torch.nn as nn
 
 from myfla.layers.feature_maps import elu_p1, sum_norm
 from myfla.layers.half import project
+from myfla.layers.native_steps import StepGates
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
 from myfla.layers.short_convs import ConvLayer
@@ -133,6 +134,10 @@ class GatedDeltaNet(ConvLayer):
             allow_neg_eigval=self.allow_neg_eigval,
         )  # fmt: skip
         return o, recurrent_state, conv_state
+
+    def _step_gates(self, x: torch.Tensor) -> StepGates:
+        g, beta = project(self.a_proj, x), project(self.b_proj, x)
+        return StepGates(g, beta, self.A_log, self.dt_bias, 2 if self.allow_neg_eigval else 1)
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.

@@ -107,15 +107,20 @@ class RecurrentLayer(nn.Module, abc.ABC):
         keep = bool(use_cache) and past_key_values is not None
         inplace = keep and writes_over(past_key_values, recurrent_state)
         call = LayerCall(recurrent_state, conv_state, keep, rows.cu_seqlens, self._uses_chunks(rows.time), inplace)
-        o, recurrent_state, conv_state = self._mix(x, call)
+        y, recurrent_state, conv_state = self._advance(x, call)
         if keep:
             recurrent_state, conv_state = rows.narrow((recurrent_state, conv_state))
             self._write_cache(past_key_values, recurrent_state, conv_state, rows)
-        return rows.unpack(self._output(x, o)), None, past_key_values
+        return rows.unpack(y), None, past_key_values
 
     def extra_repr(self) -> str:
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
         return f"{settings}, backend={summary(self.backend, next(self.parameters()).device)}"
+
+    def _advance(self, x: torch.Tensor, call: LayerCall) -> Tuple[torch.Tensor, Optional[torch.Tensor], Any]:
+        """``y [B, T, D]`` of tokens without pads; the final recurrent and convolution states."""
+        o, recurrent_state, conv_state = self._mix(x, call)
+        return self._output(x, o), recurrent_state, conv_state
 
     # ---- for subclasses --------------------------------------------------------------------------------------------
 

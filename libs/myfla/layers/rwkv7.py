@@ -1,7 +1,7 @@
 """The RWKV-7 attention layer: token shift, low-rank gates, the delta rule with per-channel decay, a gated norm."""
 
 import math
-from typing import Any, Callable, Dict, Optional, Tuple, Union, cast
+from typing import Any, Optional, Tuple, Union, cast
 
 import torch
 import torch.nn as nn
@@ -15,18 +15,16 @@ from myfla.layers.layer_inputs import (
     writes_over,
 )
 from myfla.layers.lora import LoRA
+from myfla.layers.recurrent_layer import LayerCall
+from myfla.layers.rwkv7_core import Projected, mix_time, mix_tokens
 from myfla.layers.rwkv7_init import reset_rwkv7
 from myfla.layers.rwkv7_sizes import check_depth, head_sizes, low_rank
 from myfla.layers.token_rows import read_rows
 from myfla.layers.utils import update_layer_cache
 from myfla.models.utils import Cache
-from myfla.modules.layernorm import GroupNorm, group_norm
+from myfla.modules.layernorm import GroupNorm
 from myfla.modules.token_shift import token_shift
-from myfla.ops.rwkv7 import chunk_rwkv7, fused_recurrent_rwkv7
-from myfla.ops.rwkv7.fused_addcmul import fused_addcmul_rwkv7
-from myfla.ops.rwkv7.gate_output_correction import gate_output_correction
-from myfla.ops.rwkv7.key_gates import STRONGEST_DECAY, key_gates
-from myfla.ops.rwkv7.value_residual import mix_values
+from myfla.ops.rwkv7.key_gates import STRONGEST_DECAY
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.tracing import tracing
@@ -213,9 +211,9 @@ class RWKV7Attention(nn.Module):
         recurrent_state, conv_state = rows.widen(self._read_cache(past_key_values, rows.sequences, x))
         keep = bool(use_cache) and past_key_values is not None
 
-        delta, conv_state = token_shift(x, cu_seqlens, cache=conv_state, output_cache=True)
-        over = keep and writes_over(past_key_values, recurrent_state)
-        o, recurrent_state, value = self._mix(x, delta, first, recurrent_state, keep, over, cu_seqlens, rows.time)
+        inplace = keep and writes_over(past_key_values, recurrent_state)
+        call = LayerCall(recurrent_state, conv_state, keep, cu_seqlens, self._uses_chunks(rows.time), inplace)
+        o, recurrent_state, conv_state, value = self._mix(x, first, call)
         if keep:
             real = {}
             if isinstance(past_key_values, Cache) and cu_seqlens is not None:
@@ -241,43 +239,18 @@ class RWKV7Attention(nn.Module):
         return (torch.sigmoid(w) * STRONGEST_DECAY).view(heads), torch.sigmoid(a).view(heads)
 
     def _mix(
-        self,
-        x: torch.Tensor,
-        delta: torch.Tensor,
-        v_first: Optional[torch.Tensor],
-        state: Optional[torch.Tensor],
-        keep: bool,
-        over: bool,
-        cu_seqlens: Optional[torch.Tensor],
-        q_len: int,
-    ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor]:
-        """The layer on tokens without pads: output, final state, and the values before they met ``v_first``."""
-        xr, xw, xk, xv, xa, xg = fused_addcmul_rwkv7(
-            x, delta, self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g
+        self, x: torch.Tensor, v_first: Optional[torch.Tensor], call: LayerCall
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """The layer on tokens without pads: output, final states, and the values before they met ``v_first``."""
+        (xr, xw, xk, xv, xa, xg), conv_state = mix_tokens(self, x, call)
+        value = self.v_proj(xv)
+        v_share = self.v_lora(xv) if self.layer_idx != 0 and v_first is not None else None
+        projected = Projected(
+            self.r_proj(xr), self.w_lora(xw), self.k_proj(xk), value, self.a_lora(xa), self.g_lora(xg),
+            None if v_share is None else v_first, v_share,
         )
-        r = self.r_proj(xr).view(*x.shape[:2], self.num_heads, self.head_dim)
-        v = value = self.v_proj(xv)
-        if self.layer_idx != 0 and v_first is not None:
-            v = mix_values(v, v_first, self.v_lora(xv))
-        v = v.view(*x.shape[:2], self.num_heads, self.head_v_dim)
-        w, k, a, b = key_gates(
-            self.k_proj(xk), self.w_lora(xw), self.a_lora(xa), self.k_k, self.k_a, self.head_dim,
-            1e-6 if self.fuse_norm else None,
-        )  # fmt: skip
-        op: Callable[..., Tuple[torch.Tensor, Optional[torch.Tensor]]] = chunk_rwkv7
-        more: Dict[str, Any] = {"lower_bound": STRONGEST_DECAY}
-        if not self._uses_chunks(q_len):
-            op, more = fused_recurrent_rwkv7, {"inplace_final_state": over}
-        reading, written = (x.float() if _overflows(x) else x for x in (r, v))  # o has their format
-        o, state = op(
-            reading, w, k, written, a, b, scale=1.0, initial_state=state, output_final_state=keep,
-            cu_seqlens=cu_seqlens, backend=self.backend, **more,
-        )
-        o = o.reshape(*x.shape[:2], self.value_dim)
-        norm = self.g_norm
-        normed = group_norm(o, norm.weight, norm.bias, eps=norm.eps, num_groups=self.num_heads)
-        o = gate_output_correction(cast(torch.Tensor, normed), r, k, self.r_k, v, self.g_lora(xg))
-        return self.o_proj(o.to(v.dtype)), state, value
+        o, state = mix_time(self, projected, call)
+        return self.o_proj(o), state, conv_state, value
 
     def _uses_chunks(self, q_len: int) -> bool:
         if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
@@ -322,7 +295,3 @@ def _group_norm(layer: RWKV7Attention, fused: bool, affine: bool, new: dict) -> 
                          eps=layer.head_dim * eps, **new)
     return nn.GroupNorm(layer.num_heads, layer.value_dim, eps=layer.head_dim * eps, affine=affine, **new)
 
-
-def _overflows(x: torch.Tensor) -> bool:
-    """Whether o would leave its format's range long before its norm does; a GPU's kernels want one format for all."""
-    return x.dtype == torch.float16 and x.device.type == "cpu"

@@ -13,6 +13,7 @@ from myfla.backends import check_backend
 from myfla.layers.decay import reset_decay
 from myfla.layers.half import project, silu
 from myfla.layers.layer_inputs import check_state
+from myfla.layers.native_steps import StepGates, conv_layer_step
 from myfla.layers.recurrent_layer import LayerCall, RecurrentLayer
 from myfla.layers.settings import check_heads, check_settings, expanded
 from myfla.modules import ShortConvolution
@@ -49,6 +50,12 @@ class ConvLayer(RecurrentLayer):
     conv_size: int
     conv_bias: bool
     decay_after: str = "b_proj"
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    q_conv1d: ShortConvolution
+    k_conv1d: ShortConvolution
+    v_conv1d: ShortConvolution
     A_range: Tuple[float, float] = (0.0, 16.0)
     o_norm: nn.Module
     o_proj: nn.Linear
@@ -110,9 +117,21 @@ class ConvLayer(RecurrentLayer):
                                     **new)
             setattr(self, f"{name}_conv1d", conv)
 
+    def _advance(self, x: torch.Tensor, call: LayerCall) -> Tuple[torch.Tensor, Optional[torch.Tensor], Any]:
+        step = conv_layer_step(self, x, call)
+        if step is None:
+            return super()._advance(x, call)
+        y, recurrent_state, conv_state = step
+        return project(self.o_proj, y), recurrent_state, conv_state
+
+    def _step_gates(self, x: torch.Tensor) -> Optional[StepGates]:
+        """What the gated delta rule takes beside q, k and v for one token a row ``x [N, 1, D]``; None where that is not
+        what stands between the layer's convolutions and its norm, or does so with something else."""
+        return None
+
     def _qkv(self, x: torch.Tensor, call: LayerCall) -> Tuple[Parts, Any]:
         """q, k and v ``[B, T, channels]`` behind their convolutions, and the convolutions' new states."""
-        parts: Any = tuple(project(getattr(self, f"{name}_proj"), x) for name in NAMES)
+        parts = self._project(x)
         if not self.use_short_conv:
             return self._without_convs(parts), None
         states = (None, None, None) if call.conv_state is None else call.conv_state
@@ -120,6 +139,10 @@ class ConvLayer(RecurrentLayer):
         small = x.is_cuda or rows * sum(self.conv_channels) <= FUSED_ON_CPU
         fused = small and self._use_fused_qkv_conv(states, call.keep, call.cu_seqlens)
         return (self._one_conv if fused else self._three_convs)(parts, states, call)
+
+    def _project(self, x: torch.Tensor) -> Parts:
+        """q, k and v ``[B, T, channels]``, not yet convolved."""
+        return project(self.q_proj, x), project(self.k_proj, x), project(self.v_proj, x)
 
     def _without_convs(self, parts: Parts) -> Parts:
         q, k, v = parts
@@ -159,7 +182,7 @@ class ConvLayer(RecurrentLayer):
         return project(self.o_proj, o.reshape(*o.shape[:2], o.shape[2] * o.shape[3]))
 
     def _convs(self) -> Any:
-        return tuple(getattr(self, f"{name}_conv1d") for name in NAMES)
+        return self.q_conv1d, self.k_conv1d, self.v_conv1d
 
     def _check_conv_state(self, conv: Any, sequences: int, x: torch.Tensor) -> Any:
         if not self.use_short_conv or not isinstance(conv, (tuple, list)) or len(conv) != 3:

@@ -15,9 +15,9 @@ from torch.autograd import forward_ad
 
 from myfla.utils.tracing import compiling, tracing
 
-__all__ = ["INTERFACE", "missing_native", "native", "native_level", "why_not_native"]
+__all__ = ["INTERFACE", "are_dense", "missing_native", "native", "native_level", "why_not_native"]
 
-INTERFACE = 1
+INTERFACE = 2
 """What these files can call. A `myfla_native` with another number is left alone."""
 
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,6 +42,21 @@ def native(*tensors: Optional[torch.Tensor]) -> Any:
         if x is not None and not _is_plain(x):
             return None
     return package
+
+
+def are_dense(dtype: torch.dtype, *tensors: torch.Tensor) -> bool:
+    """Whether `native` takes these tensors, and they are all of one number format and without gaps.
+
+    Example:
+        >>> are_dense(torch.float32, torch.zeros(2, 3)), are_dense(torch.float32, torch.zeros(2, 3).t())
+        (True, False)
+    """
+    if dtype not in _FORMATS:
+        return False
+    for x in tensors:
+        if type(x) not in _TENSORS or x.dtype is not dtype or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+            return False
+    return True
 
 
 def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:
@@ -106,7 +121,7 @@ def _is_plain(x: torch.Tensor) -> bool:
     return (
         type(x) in _TENSORS
         and x.dtype in _FORMATS
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.layout is torch.strided
         and not x.is_neg()
     )

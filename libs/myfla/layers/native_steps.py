@@ -1,0 +1,165 @@
+"""A layer's decoding step by one call of the compiled kernels (`myfla.utils.native`): what stands between its maps.
+
+A layer whose next call is one token a row, from states in a cache, asks here. The answer is the package with the
+kernels, or None: then the layer goes its own way, op by op, with the same result up to rounding.
+"""
+
+from typing import Any, NamedTuple, Optional, Sequence, Tuple, cast
+
+import torch
+from torch import nn
+
+from myfla.backends.choice import tell
+from myfla.layers.half import project
+from myfla.layers.recurrent_layer import LayerCall
+from myfla.modules import FusedRMSNormGated, GroupNorm, RMSNorm, ShortConvolution
+from myfla.utils.autocast import autocast_enabled
+from myfla.utils.native import are_dense, native
+
+__all__ = ["StepGates", "conv_layer_step", "rwkv7_layer_step", "rwkv7_mix_step"]
+
+class StepGates(NamedTuple):
+    """What a layer's gated delta rule takes beside q, k and v, for one token a row.
+
+    Attributes:
+        g, beta: ``[N, 1, HV]``; g may be None: no decay.
+        A_log, dt_bias: ``[HV]`` where g is a pre-activation, else None.
+        beta_scale: 0: beta is the write strength; 1 or 2: so many times its sigmoid is.
+        l2norm: q and k are brought to length one.
+    """
+
+    g: Optional[torch.Tensor]
+    beta: torch.Tensor
+    A_log: Optional[torch.Tensor] = None
+    dt_bias: Optional[torch.Tensor] = None
+    beta_scale: int = 0
+    l2norm: bool = True
+
+
+def conv_layer_step(
+    layer: Any, x: torch.Tensor, call: LayerCall
+) -> Optional[Tuple[torch.Tensor, torch.Tensor, Tuple[torch.Tensor, ...]]]:
+    """Convolutions, rule and norm of one token a row, behind the layer's projections; or None.
+
+    Args:
+        layer: a `ConvLayer`. One whose convolutions or norm have a hook, or are something else, is left alone.
+        x: ``[N, T, D]``, the layer's input.
+        call: what is asked for.
+
+    Returns:
+        ``[N, 1, HV * V]`` for the last map, the new recurrent state and the convolutions' new states.
+    """
+    if not _is_step(layer, x, call):
+        return None
+    convs, norm = layer._convs(), layer.o_norm
+    if type(norm) not in (FusedRMSNormGated, RMSNorm) or any(type(conv) is not ShortConvolution for conv in convs):
+        return None
+    gates = layer._step_gates(x)
+    if gates is None or not all(_is_free(module) for module in (*convs, norm)):
+        return None
+    gate = project(layer.g_proj, x) if type(norm) is FusedRMSNormGated else None
+    parts, states, state = layer._project(x), call.conv_state, cast(torch.Tensor, call.recurrent_state)
+    weight, own = norm.weight, [conv._parameters for conv in convs]
+    weights, biases = [each["weight"] for each in own], [each["bias"] for each in own]
+    others = (gates.g, gates.beta, gates.A_log, gates.dt_bias, weight)
+    kernels = native()
+    if kernels is None or convs[0].kernel_size[0] > kernels.MOST_TAPS:
+        return None
+    kind = parts[0].dtype
+    fit = are_dense(kind, *parts, *([] if gate is None else [gate])) and are_dense(torch.float32, state)
+    fit = fit and are_dense(weights[0].dtype, *weights) and all(t is None or are_dense(t.dtype, t) for t in others)
+    if biases != [None, None, None]:
+        fit = fit and None not in biases and are_dense(biases[0].dtype, *biases)
+    if not fit or not are_dense(kind, *(past[0] for past in states)):
+        return None
+    tell(f"{layer.who} step", layer.backend, "cpu", "native")
+    steps = kernels.steps
+    final = state if call.inplace else torch.empty_like(state)
+    taken = [
+        steps.ConvPart(part, taps, bias, past, conv.activation is not None)
+        for part, taps, bias, past, conv in zip(parts, weights, biases, states, convs)
+    ]
+    y, conv_state = steps.conv_layer_step(
+        taken, gates, layer.head_k_dim**-0.5, layer.num_heads, state, final, gate,
+        None if gate is None else norm.activation, weight, norm.eps,
+    )  # fmt: skip
+    return y, final, conv_state
+
+
+def rwkv7_mix_step(
+    layer: Any, x: torch.Tensor, mixes: Sequence[torch.Tensor], call: LayerCall
+) -> Optional[Tuple[Tuple[torch.Tensor, ...], torch.Tensor]]:
+    """Token shift and the six mixtures of one token a row, and the token for the next call; or None.
+
+    Args:
+        layer: of RWKV-7.
+        x: ``[N, T, D]``.
+        mixes: six of ``[1, 1, D]``.
+        call: what is asked for.
+    """
+    if not _is_step(layer, x, call):
+        return None
+    kernels, last = native(), call.conv_state
+    if kernels is None or not (are_dense(x.dtype, x) and are_dense(last.dtype, last)):
+        return None
+    if not are_dense(mixes[0].dtype, *mixes):
+        return None
+    return kernels.steps.rwkv7_mix_step(x, last, mixes)
+
+
+def rwkv7_layer_step(
+    layer: Any, projected: Sequence[Optional[torch.Tensor]], call: LayerCall
+) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
+    """What stands between the maps of RWKV-7 for one token a row; or None.
+
+    Args:
+        layer: of RWKV-7. One whose norm has a hook, or is something else, is left alone.
+        projected: r, w, k, v, a, the output gate, and the first layer's values and the share of them (or None both),
+            as `myfla.layers.rwkv7_core.Projected` has them.
+        call: what is asked for.
+
+    Returns:
+        ``[N, 1, value_dim]`` for the last map, and the new recurrent state.
+    """
+    first, norm = projected[0], layer.g_norm
+    if first is None or not _is_step(layer, first, call):
+        return None
+    if type(norm) not in (nn.GroupNorm, GroupNorm) or not _is_free(norm):
+        return None
+    state = cast(torch.Tensor, call.recurrent_state)
+    given = [t for t in projected if t is not None]
+    k_k, weight, bias = layer.k_k, norm.weight, norm.bias
+    parameters = [t for t in (k_k, layer.k_a, layer.r_k, weight, bias) if t is not None]
+    kernels = native()
+    if kernels is None or not (are_dense(first.dtype, *given) and are_dense(k_k.dtype, *parameters)):
+        return None
+    if not are_dense(torch.float32, state):
+        return None
+    tell("RWKV7Attention step", layer.backend, "cpu", "native")
+    final = state if call.inplace else torch.empty_like(state)
+    y = kernels.steps.rwkv7_layer_step(
+        *projected, state, final, k_k, layer.k_a, layer.r_k, weight, bias, norm.eps,
+        1e-6 if layer.fuse_norm else None,
+    )
+    return y, final
+
+
+def _is_step(layer: Any, x: torch.Tensor, call: LayerCall) -> bool:
+    """Whether a call is one token for each row, from states in a cache, and the kernels may be chosen."""
+    return (
+        call.keep
+        and not call.chunks
+        and x.shape[1] == 1
+        and x.numel() > 0
+        and call.cu_seqlens is None
+        and call.recurrent_state is not None
+        and call.conv_state is not None
+        and layer.backend in ("auto", "native")
+        and not torch.is_grad_enabled()
+        and not autocast_enabled("cpu")
+    )
+
+
+def _is_free(module: nn.Module) -> bool:
+    """Whether nobody watches a module's calls."""
+    return not (module._forward_hooks or module._forward_pre_hooks)
