@@ -1,5 +1,6 @@
 """A layer's decoding step by one call of the compiled kernels: equal to the layer op by op, and to float64."""
 
+import contextlib
 import copy
 import logging
 
@@ -11,6 +12,7 @@ from myfla.layers import DeltaNet, GatedDeltaNet, RWKV7Attention
 from myfla.layers import native_steps as door
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
+from myfla.modules import FusedRMSNormGated, GroupNorm, ShortConvolution
 from myfla.testing import assert_close, cases
 from native_guard import guarded_results
 
@@ -60,8 +62,8 @@ def decode(layer, inplace=False, rows=3, before=5, steps=4, rounded=torch.float3
         start, start_first = (t[:before].squeeze(2).transpose(0, 1) for t in (x, first))
         outputs.append(layer(start, past_key_values=cache, use_cache=True, **more(start_first))[0])
         cache = cache.in_place() if inplace else cache
-        for i in range(before, before + steps):
-            outputs.append(layer(x[i], past_key_values=cache, use_cache=True, **more(first[i]))[0])
+        outputs.extend(layer(x[i], past_key_values=cache, use_cache=True, **more(first[i]))[0]
+                       for i in range(before, before + steps))
     state = cache[layer.layer_idx]
     conv = state["conv_state"]
     return [torch.cat(outputs, 1), state["recurrent_state"], *(conv if isinstance(conv, tuple) else (conv,))]
@@ -174,6 +176,34 @@ def test_what_is_not_as_built_goes_op_by_op(taken, name, change):
     CHANGES[change](layer)
     decode(layer)
     assert "conv_layer_step" not in taken and "rwkv7_layer_step" not in taken
+
+
+WRONG = {
+    "projection": lambda layer: setattr(layer, "v_proj", torch.nn.Linear(64, 32, bias=False)),
+    "gate": lambda layer: setattr(layer, "b_proj", torch.nn.Linear(64, 1, bias=False)),
+    "taps": lambda layer: setattr(layer, "k_conv1d", ShortConvolution(64, 2)),
+    "norm": lambda layer: setattr(layer, "o_norm", FusedRMSNormGated(8)),
+    "vector": lambda layer: setattr(layer, "A_log", torch.nn.Parameter(torch.zeros(1))),
+}
+WRONG7 = {
+    "projection": lambda layer: setattr(layer, "v_proj", torch.nn.Linear(64, 32, bias=False)),
+    "mixture": lambda layer: setattr(layer, "x_a", torch.nn.Parameter(torch.zeros(1, 1, 32))),
+    "key gate": lambda layer: setattr(layer, "k_k", torch.nn.Parameter(torch.zeros(3))),
+    "norm": lambda layer: setattr(layer, "g_norm", GroupNorm(2, 32)),
+}
+
+
+@cases(name=[*WRONG, *(f"rwkv7 {name}" for name in WRONG7)])
+def test_parts_that_do_not_fit_are_never_handed_to_the_kernels(taken, name):
+    seven = name.startswith("rwkv7")
+    layer, cache = build("rwkv7, first" if seven else "plain"), Cache()
+    with torch.no_grad():
+        layer(torch.randn(2, 1, 64), past_key_values=cache, use_cache=True)
+        (WRONG7[name[6:]] if seven else WRONG[name])(layer)
+        with contextlib.suppress(ValueError, RuntimeError):
+            layer(torch.randn(2, 1, 64), past_key_values=cache, use_cache=True)
+    assert "conv_layer_step" not in taken and "rwkv7_layer_step" not in taken
+    assert "mixture" not in name or not taken
 
 
 @cases(name=["plain", "rwkv7, first"])

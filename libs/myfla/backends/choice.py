@@ -131,7 +131,8 @@ def choose(
 
     Example:
         >>> from myfla.backends.official import CHUNK_GATED_DELTA_RULE
-        >>> choose("op", "auto", CHUNK_GATED_DELTA_RULE, torch.zeros(1, 5, 1, 4), torch.zeros(1, 5, 1, 4))
+        >>> x = torch.zeros(1, 5, 1, 4, dtype=torch.float64)
+        >>> choose("op", "auto", CHUNK_GATED_DELTA_RULE, x, x)
         'torch'
     """
     call, chosen = Call(kernel, queries, keys, others), backend

@@ -128,9 +128,10 @@ def check_state(who: str, field: str, state: Any, axes: Sequence[Tuple[str, int]
     """
     hint = "the cache belongs to another layer, model or batch"
     shape = [size for _, size in axes]
-    if isinstance(state, torch.Tensor) and state.shape == tuple(shape) and state.device == like.device:
-        if state.dtype is torch.float32 and (not wide or like.dtype is not torch.float64):
-            return  # as nearly always; what follows says what is wrong with the others
+    narrow = isinstance(state, torch.Tensor) and state.dtype is torch.float32
+    usual = narrow and not (wide and like.dtype is torch.float64)
+    if usual and state.shape == tuple(shape) and state.device == like.device:
+        return  # what follows says what is wrong with the others
     if not isinstance(state, torch.Tensor) or state.dim() != len(axes):
         got = list(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
         raise CacheError(message(who, field, f"must be a tensor {shape}", got, hint))

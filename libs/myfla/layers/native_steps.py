@@ -51,11 +51,13 @@ def conv_layer_step(
     """
     if not _is_step(layer, x, call):
         return None
+    gates = layer._step_gates(x)
+    if gates is None:
+        return None
     convs, norm = layer._convs(), layer.o_norm
     if type(norm) not in (FusedRMSNormGated, RMSNorm) or any(type(conv) is not ShortConvolution for conv in convs):
         return None
-    gates = layer._step_gates(x)
-    if gates is None or not all(_is_free(module) for module in (*convs, norm)):
+    if not all(_is_free(module) for module in (*convs, norm)):
         return None
     gate = project(layer.g_proj, x) if type(norm) is FusedRMSNormGated else None
     parts, states, state = layer._project(x), call.conv_state, cast(torch.Tensor, call.recurrent_state)
@@ -63,7 +65,7 @@ def conv_layer_step(
     weights, biases = [each["weight"] for each in own], [each["bias"] for each in own]
     others = (gates.g, gates.beta, gates.A_log, gates.dt_bias, weight)
     kernels = native()
-    if kernels is None or convs[0].kernel_size[0] > kernels.MOST_TAPS:
+    if kernels is None or layer.conv_size > kernels.MOST_TAPS:
         return None
     kind = parts[0].dtype
     fit = are_dense(kind, *parts, *([] if gate is None else [gate])) and are_dense(torch.float32, state)
@@ -71,6 +73,14 @@ def conv_layer_step(
     if biases != [None, None, None]:
         fit = fit and None not in biases and are_dense(biases[0].dtype, *biases)
     if not fit or not are_dense(kind, *(past[0] for past in states)):
+        return None
+    rows, heads, taps = x.shape[0], layer.num_v_heads, layer.conv_size
+    for size, part, filters, bias in zip(layer.conv_channels, parts, weights, biases):
+        if not (_have((rows, 1, size), part) and _have((size, 1, taps), filters) and _have((size,), bias)):
+            return None
+    if not (_have((rows, 1, heads), gates.g, gates.beta) and _have((heads,), gates.A_log, gates.dt_bias)):
+        return None
+    if not (_have((rows, 1, heads * layer.head_v_dim), gate) and _have((layer.head_v_dim,), weight)):
         return None
     tell(f"{layer.who} step", layer.backend, "cpu", "native")
     steps = kernels.steps
@@ -102,7 +112,7 @@ def rwkv7_mix_step(
     kernels, last = native(), call.conv_state
     if kernels is None or not (are_dense(x.dtype, x) and are_dense(last.dtype, last)):
         return None
-    if not are_dense(mixes[0].dtype, *mixes):
+    if not are_dense(mixes[0].dtype, *mixes) or not _have((1, 1, x.shape[2]), *mixes):
         return None
     return kernels.steps.rwkv7_mix_step(x, last, mixes)
 
@@ -135,6 +145,13 @@ def rwkv7_layer_step(
         return None
     if not are_dense(torch.float32, state):
         return None
+    r, w, k, v, a, *values = projected
+    keys, size, (heads, head_dim) = (layer.key_dim,), layer.value_dim, layer.r_k.shape
+    fit = _have((*first.shape[:2], *keys), r, w, k, a) and _have((*first.shape[:2], size), v, *values)
+    if not (fit and _have(keys, k_k, layer.k_a) and heads * head_dim == keys[0] and _have((size,), weight, bias)):
+        return None
+    if norm.num_groups != layer.num_heads:
+        return None
     tell("RWKV7Attention step", layer.backend, "cpu", "native")
     final = state if call.inplace else torch.empty_like(state)
     y = kernels.steps.rwkv7_layer_step(
@@ -158,6 +175,11 @@ def _is_step(layer: Any, x: torch.Tensor, call: LayerCall) -> bool:
         and not torch.is_grad_enabled()
         and not autocast_enabled("cpu")
     )
+
+
+def _have(shape: Tuple[int, ...], *tensors: Optional[torch.Tensor]) -> bool:
+    """Whether all that are there have a shape: the kernels look no further."""
+    return all(x is None or x.shape == shape for x in tensors)
 
 
 def _is_free(module: nn.Module) -> bool:

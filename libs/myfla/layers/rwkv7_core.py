@@ -14,7 +14,7 @@ from myfla.ops.rwkv7.gate_output_correction import gate_output_correction
 from myfla.ops.rwkv7.key_gates import STRONGEST_DECAY, key_gates
 from myfla.ops.rwkv7.value_residual import mix_values
 
-__all__ = ["Projected", "mix_tokens", "mix_time"]
+__all__ = ["Projected", "mix_time", "mix_tokens"]
 
 
 class Projected(NamedTuple):
