@@ -72,7 +72,7 @@ def state_rows(encoder: Encoder) -> Optional[List[Dict[str, Any]]]:
     Returns:
         None for an encoder that cannot be fed in pieces.
     """
-    if encoder.config.direction != "causal" or encoder.config.state_weaving:
+    if encoder.config.needs_end is not None:
         return None
     with torch.no_grad():
         cache = encoder(sample_input(encoder, 1, 1), use_cache=True).cache

@@ -13,7 +13,8 @@ __all__ = ["BACKENDS", "DIRECTIONS", "MODES", "POOLINGS", "STEMS", "EncoderConfi
 
 DIRECTIONS = ("causal", "bidirectional")
 POOLINGS = ("mean", "last", "max", "attention")
-STEMS = ("none", "patch", "conv")
+STEMS = ("none", "patch", "conv", "inception")
+INCEPTION_STRIDES = (1, 2, 4, 8)
 BACKENDS = ("auto", "naive", "torch", "native", "compiled", "fla")  # as in myfla.backends, which needs torch
 MODES = ("chunk", "fused_recurrent")
 
@@ -37,11 +38,14 @@ class EncoderConfig:
         dropout: probability on both branches of a block, in training.
         state_weaving: begin each layer in the state in which the layer before it ended (TempoPFN, arXiv 2510.25502):
             every token then knows the whole sequence, so that the encoder cannot be fed in pieces.
-        stem: what makes real-valued sequences shorter in front of the stack: ``none``, ``patch`` (``stem_stride`` steps
-            become one) or ``conv`` (log2(``stem_stride``) convolutions, each of stride 2). Such an encoder cannot be
-            fed in pieces.
-        stem_stride: how many times shorter; a power of two for ``conv``.
-        stem_kernel: steps that each convolution of ``conv`` looks back.
+        stem: what stands between real-valued input and the stack: ``none`` (a projection of each step), ``patch``
+            (``stem_stride`` steps become one), ``conv`` (log2(``stem_stride``) convolutions, each of stride 2) or
+            ``inception`` (three blocks of convolutions of three widths). With ``patch`` or ``conv`` the encoder cannot
+            be fed in pieces; with ``inception`` it can, if it is causal.
+        stem_stride: how many times shorter; a power of two for ``conv``; 1, 2, 4 or 8 for ``inception``, 1 if it is
+            causal. Null: 8; for ``inception`` 4, or 1.
+        stem_kernel: steps that each convolution of ``conv`` looks back, or the widest of ``inception`` sees. Null: 8;
+            39 for ``inception``.
         pretrained: folder of an official checkpoint (``config.json`` and safetensors) whose sizes and weights the
             blocks, the last norm and, for token ids, the embedding take over. Fields left at their defaults follow the
             checkpoint; one that is set and contradicts it is an error.
@@ -67,8 +71,8 @@ class EncoderConfig:
     dropout: float = 0.0
     state_weaving: bool = False
     stem: str = "none"
-    stem_stride: int = 8
-    stem_kernel: int = 8
+    stem_stride: Optional[int] = None
+    stem_kernel: Optional[int] = None
     pretrained: Optional[str] = None
 
     def __post_init__(self) -> None:
@@ -101,16 +105,41 @@ class EncoderConfig:
 
     def _check_stem(self, fields: Fields) -> None:
         fields.choice("stem", STEMS)
-        fields.integer("stem_stride", 1, 1 << 12)
-        fields.integer("stem_kernel", 1, 1 << 10)
-        lower = 1 << (self.stem_stride.bit_length() - 1)
-        if self.stem == "conv" and self.stem_stride != lower:
-            raise fields.error("stem_stride", "must be a power of two with encoder.stem=conv", self.stem_stride,
+        fields.integer("stem_stride", 1, 1 << 12, optional=True)
+        fields.integer("stem_kernel", 1, 1 << 10, optional=True)
+        stride, kernel = self.shortening, self.widest_kernel
+        lower = 1 << (stride.bit_length() - 1)
+        if self.stem == "conv" and stride != lower:
+            raise fields.error("stem_stride", "must be a power of two with encoder.stem=conv", stride,
                                f"use {lower} or {2 * lower}")
-        if self.stem == "conv" and self.stem_kernel < min(self.stem_stride, 2):
-            raise fields.error("stem_kernel", "must be at least 2, the stride of each convolution", self.stem_kernel)
+        if self.stem == "conv" and kernel < min(stride, 2):
+            raise fields.error("stem_kernel", "must be at least 2, the stride of each convolution", kernel)
         if self.stem != "none" and self.vocab_size is not None:
             raise fields.error("stem", "must be none for token ids (encoder.vocab_size is set)", self.stem)
+        if self.stem == "inception":
+            self._check_inception(fields)
+
+    def _check_inception(self, fields: Fields) -> None:
+        if self.shortening not in INCEPTION_STRIDES:
+            raise fields.error("stem_stride", "must be 1, 2, 4 or 8 with encoder.stem=inception", self.shortening)
+        if self.direction == "causal" and self.shortening > 1:
+            raise fields.error("stem_stride", "must be 1 with encoder.stem=inception and encoder.direction=causal",
+                               self.shortening, "use encoder.direction=bidirectional to shorten whole sequences")
+        if self.hidden_size < 4:
+            raise fields.error("hidden_size", "must be at least 4 with encoder.stem=inception: each of its four "
+                               "branches has a share", self.hidden_size)
+
+    @property
+    def shortening(self) -> int:
+        """How many times shorter the stem makes a sequence, if there is one."""
+        if self.stem_stride is not None:
+            return self.stem_stride
+        return 8 if self.stem != "inception" else 1 if self.direction == "causal" else 4
+
+    @property
+    def widest_kernel(self) -> int:
+        """Steps that a convolution of the stem sees at most, if there is one."""
+        return self.stem_kernel or (39 if self.stem == "inception" else 8)
 
     @property
     def needs_end(self) -> Optional[str]:
@@ -122,7 +151,7 @@ class EncoderConfig:
             return f"encoder.direction={self.direction}"
         if self.state_weaving:
             return "encoder.state_weaving=true"
-        return None if self.stem == "none" else f"encoder.stem={self.stem}"
+        return None if self.stem in ("none", "inception") else f"encoder.stem={self.stem}"
 
     @property
     def intermediate_size(self) -> int:

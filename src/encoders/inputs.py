@@ -6,19 +6,20 @@ import torch
 import torch.nn as nn
 
 from cfg.encoder import EncoderConfig
-from encoders.batch import Layout
-from encoders.stem import Stem, build_stem
+from encoders.batch import Layout, make_layout
+from encoders.blocks import StackCall
+from encoders.stem import InceptionStem, Stem, build_stem
 from myfla.utils.autocast import autocast_enabled
 from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
 
-__all__ = ["build_input", "check_ids", "check_input", "enter", "input_weight"]
+__all__ = ["alone", "build_input", "check_ids", "check_input", "enter", "input_weight"]
 
 _IDS = (torch.int32, torch.int64)
 
 
 def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) -> nn.Module:
-    """``Linear(input_size, hidden_size)``, a `Stem`, or ``Embedding(vocab_size, hidden_size)`` for token ids.
+    """``Linear(input_size, hidden_size)``, a stem, or ``Embedding(vocab_size, hidden_size)`` for token ids.
 
     Raises:
         ValueError: neither size is set (a config refuses both).
@@ -36,15 +37,35 @@ def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) ->
     return nn.Linear(config.input_size, config.hidden_size, device=device, dtype=dtype)
 
 
-def enter(entry: nn.Module, x: torch.Tensor, layout: Layout) -> Tuple[torch.Tensor, Layout]:
-    """The stack's first hidden states and their layout, which a stem makes shorter.
+def enter(entry: nn.Module, x: torch.Tensor, layout: Layout, call: StackCall) -> Tuple[torch.Tensor, Layout]:
+    """The stack's first hidden states and their layout, which a stem may make shorter.
 
     Args:
         entry: what `build_input` made.
         x: the layout's packed data.
         layout: of ``x``.
+        call: of this pass down the stack, for a stem that keeps a state.
     """
+    if isinstance(entry, InceptionStem):
+        return entry(x, layout, call)
     return entry(x, layout) if isinstance(entry, Stem) else (entry(x), layout)
+
+
+def alone(entry: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What single steps become by themselves.
+
+    Args:
+        entry: what `build_input` made, of features, for an encoder that can be fed in pieces.
+        x: ``[n, input_size]``.
+
+    Returns:
+        ``[n, S, hidden_size]``: at its own step, and at the later ones at which a stem still sees it.
+    """
+    if not isinstance(entry, InceptionStem):
+        hidden: torch.Tensor = entry(x)
+        return hidden[:, None]
+    rows = torch.cat([x[:, None], x.new_zeros(len(x), entry.reach - 1, x.shape[1])], 1)
+    return entry(rows, make_layout(rows))[0]
 
 
 def input_weight(entry: nn.Module) -> torch.Tensor:

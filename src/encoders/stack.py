@@ -140,8 +140,9 @@ class Encoder(nn.Module):
             tokens = prepare(self.pipeline, tokens, layout, use_cache or cache is not None)
             tokens = tokens if self.pipeline.schema is None else tokens.to(input_weight(self.input).dtype)
         check_ids(self.config, tokens)
-        hidden, layout = enter(self.input, tokens, layout)
-        hidden = self.norm(self._run(hidden, layout, StackCall(layout.cu_seqlens, state, use_cache)))
+        call = StackCall(layout.cu_seqlens, state, use_cache)
+        hidden, layout = enter(self.input, tokens, layout, call)
+        hidden = self.norm(self._run(hidden, layout, call._replace(cu_seqlens=layout.cu_seqlens)))
         if state is not None and use_cache:
             state = layout.narrow(state)
             self._close_cache(state, layout, tokens.shape[1])
@@ -194,7 +195,7 @@ class Encoder(nn.Module):
         if self.weaving is not None and (cache is not None or use_cache):
             hint = "a layer begins where the one before it ended, at the end of the sequence; build it without"
             raise value_error("encoder", "cache", "cannot be used with state_weaving=True", got, hint)
-        if self.config.stem != "none" and (cache is not None or use_cache):
+        if self.config.stem not in ("none", "inception") and (cache is not None or use_cache):
             hint = "the end of a sequence closes its last step; build it with encoder.stem=none"
             raise value_error("encoder", "cache", f"cannot be used with stem={self.config.stem!r}", got, hint)
         if cache is None:
@@ -205,7 +206,7 @@ class Encoder(nn.Module):
             weight = input_weight(self.input)
             # A cache made by hand has no fingerprint; under autocast the activations kept are of another dtype.
             cache.require("encoder", fingerprint=self.fingerprint if cache.fingerprint else None,
-                          layers=len(self.blocks), batch=batch,
+                          layers=len(self.blocks) + (self.config.stem == "inception"), batch=batch,
                           dtype=None if autocast_enabled(weight.device.type) else weight.dtype)
             device = next(tensors_of(cache[0]))[1].device
             if device != weight.device:

@@ -20,14 +20,15 @@ from encoders.training.encode import check_finite_rows
 from myfla.testing import cases, raises
 from streams import WIDTH, as_csv, as_json, check, make_rows, make_run, parse, serve
 
-NAMES = ("gated_deltanet", "rwkv7", "gru")
+NAMES = ("gated_deltanet", "rwkv7", "gru", "inception")
 HUGE = (3e38, -3e38, 1e20, 2.5e19)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {name: make_run(folder / name, name) for name in NAMES}
+    stem = dict(name="gated_deltanet", stem="inception", stem_kernel=5)
+    return {name: make_run(folder / name, **(stem if name == "inception" else {"name": name})) for name in NAMES}
 
 
 def strict(text):

@@ -22,7 +22,7 @@ from encoders.schema import InputSchema
 from encoders.training.tasks.spec import TaskSpec
 from encoders.training.tasks.task import build_task
 from encoders.training.trained import load_trained, save_task
-from export_subjects import STRATEGIES, small_encoder
+from export_subjects import ENTRIES, small_encoder
 from myfla.testing import assert_close, cases
 
 exports = pytest.mark.skipif(
@@ -47,7 +47,7 @@ def run_sample(folder):
 
 
 @exports
-@cases(name=STRATEGIES)
+@cases(name=ENTRIES)
 def test_a_stepped_graph_is_the_whole_sequence(name, tmp_path):
     encoder = small_encoder(name)
     step = EncoderStep(encoder)
@@ -142,7 +142,7 @@ def test_attention_without_a_window_asks_for_a_context(tmp_path):
 
 @exports
 @pytest.mark.slow
-@cases(name=STRATEGIES)
+@cases(name=ENTRIES)
 def test_one_exported_graph_serves_every_length(name, tmp_path):
     whole = WholeEncoder(small_encoder(name))
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_one_exported_graph_serves_every_length(name, tmp_path):
 
 
 @exports
-@cases(name=STRATEGIES, format=["onnx", "torch_export"])
+@cases(name=ENTRIES, format=["onnx", "torch_export"])
 def test_the_job_writes_a_step_that_equals_pytorch_and_runs_alone(name, format, tmp_path):
     if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -169,7 +169,7 @@ def test_the_job_writes_a_step_that_equals_pytorch_and_runs_alone(name, format, 
 
 @exports
 @pytest.mark.slow
-@cases(name=STRATEGIES)
+@cases(name=ENTRIES)
 def test_onnx_of_a_fixed_length_equals_pytorch(name, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

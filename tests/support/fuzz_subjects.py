@@ -281,6 +281,10 @@ SUBJECTS: Dict[str, Call] = {
         x=draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "encoder_stem": Call(_encoder("gated_deltanet", stem="conv", stem_stride=2, pooling="attention"), lambda: dict(
         x=draw(2, 5, 3), lengths=[3, 5], attention_mask=None, cu_seqlens=None)),
+    "encoder_inception": Call(_encoder("gated_deltanet", stem="inception", stem_kernel=5), lambda: dict(
+        x=draw(2, 5, 3), lengths=None, attention_mask=MASK, cu_seqlens=None)),
+    "encoder_inception_whole": Call(_encoder("gru", stem="inception", direction="bidirectional"), lambda: dict(
+        x=draw(2, 5, 3), lengths=[3, 5], attention_mask=None, cu_seqlens=None)),
     "encoder_tokens": Call(_encoder("rwkv7", vocab_size=9, direction="bidirectional"), lambda: dict(
         x=torch.arange(10).view(2, 5) % 9, lengths=None, attention_mask=MASK, cu_seqlens=None)),
     "pipeline_gdn": Call(_raw("gated_deltanet"), lambda: dict(

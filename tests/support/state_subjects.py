@@ -142,18 +142,19 @@ def _feed_forward(dtype):
     return Subject(8, lambda x, cache, mask, cu: block(x, mask, cache, cu), block, dtype, None)
 
 
-def _encoder(name, dtype):
+def _encoder(name, dtype, **changes):
     """In float64 tiny and far from its start; in float32 as in use, for rounding to be what it is in use.
 
     The norm behind a head divides by the head's own length: with heads of a few channels or with weights of a large
     scale, some token's values nearly cancel and its rounding grows without a bound, in one call as in many.
     """
-    return _wrap(small(name, dtype) if dtype == torch.float64 else wide_encoder(name, dtype))
+    return _wrap((small if dtype == torch.float64 else wide_encoder)(name, dtype, **changes))
 
 
-def wide_encoder(name, dtype):
+def wide_encoder(name, dtype, **changes):
     """An encoder of the default width, with weights of the scale that training leaves."""
-    return small(name, dtype, scale=0.1, hidden_size=64, **({"head_dim": 16} if name in HEADED else {}))
+    heads = {"head_dim": 16} if name in HEADED else {}
+    return small(name, dtype, scale=0.1, hidden_size=64, **heads, **changes)
 
 
 def wide_subject(name, dtype):
@@ -184,6 +185,7 @@ ENCODERS: Dict[str, Callable[[torch.dtype], Subject]] = {
     "gated_deltanet": lambda dtype: _encoder("gated_deltanet", dtype),
     "rwkv7": lambda dtype: _encoder("rwkv7", dtype),
     "lstm": lambda dtype: _encoder("lstm", dtype),
+    "inception": lambda dtype: _encoder("gated_deltanet", dtype, stem="inception", stem_kernel=9),
 }
 
 

@@ -130,9 +130,9 @@ def check_encoder(name, direction, pooling, how):
     assert_alike(list(here[:2]), list(want[:2]))
 
 
-@cases(stem=["patch", "conv"])
+@cases(stem=["patch", "conv", "inception"])
 def test_a_stem_shortens_a_batch_and_says_that_packed_data_needs_values(stem):
-    encoder = small("gated_deltanet", torch.float32, stem=stem, stem_stride=2)
+    encoder = small("gated_deltanet", torch.float32, stem=stem, stem_stride=2, direction="bidirectional")
     want = encoder(torch.zeros(2, 6, 3))
     encoder.to(META)
     assert_alike(list(encoder(torch.zeros(2, 6, 3, device=META))[:2]), list(want[:2]))

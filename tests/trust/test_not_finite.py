@@ -55,6 +55,7 @@ def test_a_bad_sequence_spoils_no_other_of_the_packed_ones(op, bad):
 
 @cases(name=["gated_deltanet", "rwkv7", "gru"], bad=BAD, changes=[
     dict(stem="conv", stem_stride=2), dict(stem="patch", stem_stride=3, pooling="attention"),
+    dict(stem="inception", stem_kernel=5), dict(stem="inception", direction="bidirectional"),
     dict(direction="bidirectional", pooling="max")])
 def test_a_bad_row_spoils_no_other_with_stems_and_in_both_directions(name, bad, changes):
     encoder = small(name, **changes)

@@ -5,6 +5,7 @@ from typing import Optional, Tuple
 import numpy as np
 import torch
 
+from encoders.inputs import alone
 from encoders.pipeline import InputPipeline
 from encoders.stack import Encoder
 
@@ -38,9 +39,9 @@ class Range:
         if len(odd):
             weight = self.encoder.input.weight
             x = prepared(self.pipeline, torch.from_numpy(features[odd]).to(weight.device)).to(weight.dtype)
-            hidden = self.encoder.input(x)
+            hidden = alone(self.encoder.input, x)
             wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-            good[odd] = torch.isfinite(wide.square().sum(-1)).cpu().numpy()
+            good[odd] = torch.isfinite(wide.square().sum(-1)).all(1).cpu().numpy()
         return good
 
 

@@ -38,14 +38,15 @@ def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> Encode
     if task.per_step and config.job.crop:
         raise config_error("job.crop", "must be 0 where each step has a target", config.job.crop)
     pieces = config.job.test_pieces
-    if pieces and (encoder.direction != "causal" or encoder.state_weaving or encoder.stem != "none"):
+    if pieces and encoder.needs_end is not None:
         raise config_error("job.test_pieces", "must be null with an encoder that cannot be fed in pieces", pieces,
-                           "use encoder.direction=causal, without encoder.state_weaving and encoder.stem")
+                           "use encoder.direction=causal, without encoder.state_weaving, with encoder.stem=none or "
+                           "inception")
     if pieces and config.data.packed:
         raise config_error("job.test_pieces", "must be null with data.packed=true", pieces)
-    if task.per_step and encoder.stem != "none":
+    if task.per_step and encoder.stem != "none" and encoder.shortening > 1:
         raise config_error("encoder.stem", "must be none where each step has a target", encoder.stem,
-                           "a stem makes one step of several")
+                           "a stem makes one step of several; encoder.stem=inception encoder.stem_stride=1 does not")
     if data.vocab_size is not None:
         if encoder.input_size is not None:
             raise config_error("encoder.input_size", f"must be null for the tokens of {source}", encoder.input_size)
