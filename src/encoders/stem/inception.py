@@ -73,7 +73,8 @@ class InceptionStem(nn.Module):
         """Steps, its own included, whose results a step has a part in, in the causal form."""
         return 1 + BLOCKS * (max(self.kernel_size, POOLED) - 1)
 
-    def forward(self, x: torch.Tensor, layout: Layout, call: StackCall = StackCall()) -> Tuple[torch.Tensor, Layout]:
+    def forward(self, x: torch.Tensor, layout: Layout,
+                call: Optional[StackCall] = None) -> Tuple[torch.Tensor, Layout]:
         """Pass every sequence through the blocks.
 
         Args:
@@ -84,7 +85,7 @@ class InceptionStem(nn.Module):
         Returns:
             what leaves, packed or dense as ``x`` was, and its layout; the same one where no length changes.
         """
-        given, lengths = x, layout.lengths
+        given, lengths, call = x, layout.lengths, call or StackCall()
         rows = as_rows(x, layout).transpose(1, 2)
         real = None if layout.cu_seqlens is None else inside(lengths, rows.shape[2])
         before: Tuple[torch.Tensor, ...] = call.state(self.slot).get("conv_state") or ()
