@@ -29,7 +29,6 @@ def portable_mapping(config: EncoderConfig) -> Dict[str, Any]:
         False
     """
     plain = to_mapping(config)
-    plain.update(stem_stride=config.shortening, stem_kernel=config.widest_kernel)  # files always held numbers
     return {name: value for name, value in plain.items() if name not in LOCAL and (name, value) != ("attn", None)}
 
 

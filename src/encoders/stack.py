@@ -85,7 +85,8 @@ class Encoder(nn.Module):
         self.backward_weaving = build_weaving(strategy, self.config, **made) if self.backward_blocks else None
         self.norm = strategy.build_norm(self.config, **made)
         self.pooling = build_pooling(self.config.pooling, self.config.hidden_size, **made)
-        settings = json.dumps(portable_mapping(self.config), sort_keys=True)
+        sizes = {"stem_stride": self.config.shortening, "stem_kernel": self.config.widest_kernel}
+        settings = json.dumps({**portable_mapping(self.config), **sizes}, sort_keys=True)
         self.pipeline: Optional[InputPipeline] = None
         #: A name for the settings; a cache made by an encoder with other settings is refused.
         self.fingerprint = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
