@@ -27,8 +27,7 @@ HUGE = (3e38, -3e38, 1e20, 2.5e19)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    stem = dict(name="gated_deltanet", stem="inception", stem_kernel=5)
-    return {name: make_run(folder / name, **(stem if name == "inception" else {"name": name})) for name in NAMES}
+    return {name: make_run(folder / name, name) for name in NAMES}
 
 
 def strict(text):

@@ -36,9 +36,7 @@ def state_bytes(run):
 @cases(name=[*NAMES, "inception"], how=[("mean", 1), ("mean", 4096), ("last", 7), ("max", 7), ("attention", 7)])
 def test_every_row_has_the_value_of_its_session_seen_whole(tmp_path, name, how):
     pooling, batch = how
-    stem = dict(stem="inception", stem_kernel=5) if name == "inception" else {}
-    run = make_run(tmp_path / "run", "gated_deltanet" if stem else name, pooling=pooling, **stem)
-    rows = make_rows(40, 9)
+    run, rows = make_run(tmp_path / "run", name, pooling=pooling), make_rows(40, 9)
     (tmp_path / "in.jsonl").write_text(as_json(rows))
     out = tmp_path / "out.jsonl"
     figures = serve(run, tmp_path / "in.jsonl", tmp_path / "state", out, batch_rows=batch)

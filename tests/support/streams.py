@@ -27,7 +27,12 @@ SPEC = TaskSpec("classify", "classes", len(CLASSES), False, CLASSES)
 
 def make_run(folder, name="gated_deltanet", dtype=torch.float32, head=True, spec=SPEC, schema=None, missing="error",
              mean=None, **changes):
-    """A folder as ``job=train`` leaves it: a small encoder that is awake, its input pipeline, and a head."""
+    """A folder as ``job=train`` leaves it: a small encoder that is awake, its input pipeline, and a head.
+
+    ``inception`` is no encoder's name: GatedDeltaNet behind that stem.
+    """
+    if name == "inception":
+        name, changes = "gated_deltanet", {"stem": name, "stem_kernel": 5, **changes}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     encoder = small(name, dtype, **changes)
