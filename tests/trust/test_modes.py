@@ -131,6 +131,8 @@ OF_FAKES = ("fake", "make_fx fake", "make_fx symbolic")
 
 def refuses(name, mode):
     """Whether a mode cannot be had: sizes that depend on values, or PyTorch's own packed GRU under torch.func."""
+    if name == "mamba_chunk_scan_combined":  # seq_idx says by its values how many sequences there are
+        return mode in OF_FAKES
     return (name in COUNT and mode in (*OF_FAKES, "make_fx real")) or (name, mode) == ("encoder_gru", "func.grad")
 
 
