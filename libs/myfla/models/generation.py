@@ -167,8 +167,11 @@ class _Loop:
             rule, hint = f"must be longer than the {read} tokens in past_key_values", "give the whole sequence"
             raise value_error(WHO, "input_ids", rule, length, hint)
         scores: List[torch.Tensor] = []
+        own = cache is None  # and nobody else sees it before the end
         for end in range(length, length + steps):
             logits, cache = self._next(ids[:, :end], read, mask if read < length else None, cache, end)
+            if own and end == length and cache is not None:
+                cache = cache.in_place()
             read = end if self.use_cache else 0
             filtered = self.sampler.filter(logits)
             if self.keep_scores:
@@ -184,6 +187,8 @@ class _Loop:
                     break
         if self.streamer is not None:
             self.streamer.end()
+        if own and cache is not None:
+            cache.inplace = False
         return ids, tuple(scores) if self.keep_scores else None, cache
 
     def _next(

@@ -37,6 +37,24 @@ def test_each_token_is_read_once_and_one_row_of_logits_made(kind):
     assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
 
 
+@cases(kind=KINDS)
+def test_steps_write_over_states_that_nobody_else_holds(kind):
+    """A given cache keeps its tensors; one that `generate` made is decoded in place, and given back as any other."""
+    model, ids, seen = small_model(kind), prompt(2, 6), []
+    with torch.no_grad():
+        given = model(ids[:, :5], use_cache=True).past_key_values
+    held = [state["recurrent_state"] for state in given]
+    kept = [state.clone() for state in held]
+    model.model.register_forward_hook(
+        lambda module, call, out: seen.append([state["recurrent_state"].data_ptr() for state in out.past_key_values]))
+    want = model.generate(ids, max_new_tokens=5, past_key_values=given)
+    assert all(torch.equal(state, before) for state, before in zip(held, kept)) and seen[-1] != seen[-2]
+    seen.clear()
+    made = model.generate(ids, max_new_tokens=5, return_dict_in_generate=True)
+    assert seen[1] == seen[2] == seen[3] == seen[4] and torch.equal(made.sequences, want)
+    assert not made.past_key_values.inplace
+
+
 @cases(kind=KINDS, where=["left", "right", "inner"], use_cache=[True, False])
 def test_padded_rows_continue_as_alone(kind, where, use_cache):
     model, alone, full = small_model(kind), prompt(1, 5, seed=8), prompt(1, 9, seed=9)
