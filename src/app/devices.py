@@ -3,6 +3,7 @@
 import torch
 
 from app.errors import RunError
+from app.gpu import no_device
 from cfg.trainer import TrainerConfig
 
 __all__ = ["check_devices", "find_device"]
@@ -18,8 +19,7 @@ def find_device(accelerator: str) -> str:
     if accelerator == "auto":
         accelerator = next(name for name, found in there.items() if found)
     if not there[accelerator]:
-        kind = "GPU" if accelerator == "gpu" else "Apple GPU"
-        raise RunError(f"trainer.accelerator={accelerator}: No {kind} found on this machine; use trainer=cpu")
+        raise no_device("trainer.accelerator", accelerator, "trainer=cpu")
     return "cuda" if accelerator == "gpu" else accelerator
 
 

@@ -11,7 +11,8 @@ __all__ = ["explain", "flat_keys"]
 _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "bool": "true or false",
           "String": "text"}
 MOST = 16
-_MISSING = {"data.train_path": "it names the file, or the folder, with the data to train on"}
+_MISSING = {"data.train_path": "it names the file, or the folder, with the data to train on",
+            "job.output": "it names the folder for the embeddings"}
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -28,6 +29,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         (r"Error merging override (.*)", _value),
         (r"missing mandatory value: (\S+)", _missing),
         (r"Error parsing override '(.*)'", _grammar),
+        (r"Ambiguous value for argument '(.*?)'", _several),
         (r"^Lexer.*|^(?:mismatched|extraneous)", _lexer),
         (r"Multiple values for (\S+)\.|Could not append to config.*'([^']*)'", _twice),
     ):
@@ -101,7 +103,13 @@ def _missing(name: str, text: str, arguments: Sequence[str]) -> str:
     found = re.search(r"full_key: (\S+)", text)
     key = found.group(1) if found else name
     about = _MISSING.get(key, "it has no default")
-    return f"{key} must be set: {about}; e.g. {key}={'PATH' if key.endswith('_path') else 'VALUE'}"
+    return f"{key} must be set: {about}; e.g. {key}={'PATH' if key in _MISSING else 'VALUE'}"
+
+
+def _several(override: str, text: str, arguments: Sequence[str]) -> str:
+    key, _, value = override.partition("=")
+    return (f"{key} must be one value; got {value!r}; for a sweep over several say -m too, for a list write "
+            f"{key}=[{value}]")
 
 
 def _grammar(override: str, text: str, arguments: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Optional, Sequence
 from app.data.door import check_door
 from app.data.paths import check_data_paths, check_path
 from app.errors import RunError
+from app.gpu import no_device, surely_no_gpu
 from app.known_runs import check_run
 from app.reopening import reopen
-from app.run_folder import overrides, refuse_overrides
+from app.run_folder import in_sweep, overrides, refuse_overrides
 from cfg.validation import config_error, nearest
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ RUN = {"stream": "job=stream run=FOLDER", "export": "job=export run=FOLDER", "ev
 FROM_RUN = {"stream": ("encoder", "data", "trainer"), "export": ("encoder", "data", "trainer"),
             "evaluate": ("encoder",), "encode": ("encoder",), "predict": ("encoder",)}
 """What such a job takes from its run."""
+
+ON_DEVICE = ("train", "bench", "evaluate", "encode", "predict")
+"""The jobs that run where ``trainer.accelerator`` says."""
 
 _APP = ("torch", "numpy", "lightning", "torchmetrics", "matplotlib", "rich")
 _LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
@@ -45,6 +49,7 @@ def check_start(config: "AppConfig") -> None:
     if config.resume and job != "train":
         raise config_error("resume", f"must be false with job={job}", True, "only job=train goes on with a run so")
     _check_packages(config)
+    _check_gpu(config)
     if config.resume:
         reopen(Path(config.run or ""))
         return
@@ -66,6 +71,17 @@ def check_start(config: "AppConfig") -> None:
 
 def _data_given() -> bool:
     return any(override.lstrip("+~").startswith(("data=", "data.")) for override in overrides())
+
+
+def _check_gpu(config: "AppConfig") -> None:
+    """Jobs of a sweep may run on other machines than the one that starts them."""
+    device = getattr(config.job, "device", None)
+    if in_sweep() or not (config.job.name in ON_DEVICE or device is not None):
+        return
+    if device is None and config.trainer.accelerator == "gpu" and surely_no_gpu():
+        raise no_device("trainer.accelerator", "gpu", "trainer=cpu")
+    if device is not None and device.startswith("cuda") and surely_no_gpu():
+        raise no_device("job.device", device, "job.device=cpu")
 
 
 def _check_packages(config: "AppConfig") -> None:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from app.gpu import surely_no_gpu
 from app_runs import run_app, run_python
 from children import needs_fork
 from commands import command
@@ -77,6 +78,10 @@ STARTS = [
     ([*TABLE, "data.group=patient"], "data.group must be a column"),
     ([*TABLE, "data.label=null", "data.targets=[x]", "job.objective=classify"], "must be the same in all its rows"),
     ([*QUICK, "trainer=gpu"], "No GPU found on this machine; use trainer=cpu"),
+    (["job=stream", "run={runs}/causal", "job.device=cuda"],
+     "job.device=cuda: No GPU found on this machine; use job.device=cpu"),
+    (["encoder=gru,lstm"], "encoder must be one value; got 'gru,lstm'; for a sweep over several say -m too, for a list "
+     "write encoder=[gru,lstm]"),
     ([*QUICK, "encoder.input_size=5"], "encoder.input_size must be 12"),
     ([*QUICK, "encoder.vocab_size=5"], "encoder.vocab_size must be null"),
     ([*QUICK, "job.objective=next_step"], "encoder.direction must be causal with job.objective=next_step"),
@@ -107,7 +112,8 @@ STARTS = [
     (["job=evaluate", "run=nothing"], "run must be the folder of a finished run"),
     (["job=evaluate", "run={runs}/bidirectional", "job.input=none.ts"], "job.input must be"),
     (["job=encode", "run=nothing", "job.output=o"], "run must be the folder of a finished run"),
-    (["job=encode", "run={runs}/bidirectional"], "job.output must be set"),
+    (["job=encode", "run={runs}/bidirectional"], "job.output must be set: it names the folder for the embeddings; e.g. "
+     "job.output=PATH"),
     (["job=encode", "run={runs}/bidirectional", "job.output=o", "job.input=none.ts"], "job.input must be"),
     (["job=bench", "job.rounds=0"], "job.rounds must be an integer from 3"),
     (["job=describe", "encoder.hidden_size=7", "encoder.expand_v=0.3"], "encoder."),
@@ -121,6 +127,9 @@ STARTS = [
     (["-m", *QUICK, "data=ts", "data.train_path=x.ts,none.ts"], "got 'none.ts'"),
     (["--help", "encodr"], "--help must be followed by nothing or by one of"),
 ]
+
+
+NO_GPU = [["trainer=gpu"], ["job=stream", "run=none", "job.device=cuda:1"]] if surely_no_gpu() else []
 
 
 def tree(folder):
@@ -158,7 +167,7 @@ def refuse(start, runs, tmp_path):
 
 @cases(arguments=[["data=ts", "data.train_path=none"], ["encoder.num_haeds=3"], ["job=evaluate", "run=none"],
                   ["resume=true", "run=none"], ["-m", "encoder.num_heads=0,1"], ["--help", "data=table"],
-                  ["--version"]])
+                  ["--version"], ["encoder=gru,lstm"], ["job=encode", "run=none"], *NO_GPU])
 def test_torch_is_not_loaded_to_say_so(arguments, tmp_path):
     script = "\n".join(["import atexit, os, sys", "from app.main import main",
                         "heavy = {'torch', 'numpy', 'lightning'}",

@@ -1,0 +1,34 @@
+"""Whether there can be a GPU at all, told without torch."""
+
+import ctypes
+import os
+import sys
+
+from app.errors import RunError
+
+__all__ = ["no_device", "surely_no_gpu"]
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_AMD = "/dev/kfd"
+
+
+def surely_no_gpu() -> bool:
+    """True where neither NVIDIA's driver nor AMD's is there; torch has the last word on all else."""
+    if os.path.exists(_AMD):
+        return False
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return True
+    return False
+
+
+def no_device(key: str, device: str, instead: str) -> RunError:
+    """The error for a device that this machine does not have.
+
+    Args:
+        key: of the setting that names it. device: its name there.
+        instead: what to say in its place.
+    """
+    kind = "Apple GPU" if device == "mps" else "GPU"
+    return RunError(f"{key}={device}: No {kind} found on this machine; use {instead}")
