@@ -9,6 +9,7 @@
 # make native-wheels  their wheels for Linux, macOS and Windows, all from here, into dist/native
 # make test-native    the tests of the ops and layers with them, and an instrumented build under a fuzzer
 # make test-native-long  the same fuzzer for 10,000 random calls of each kind
+# make docs       the documents as a site, in site/; every link is checked
 # make surface    write the list of public names anew, after a change to them
 # make clean      remove the virtual environment and what runs and builds left
 #
@@ -27,7 +28,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-basic test-slow lint surface test-mutants test-matrix native native-wheels test-native test-native-long clean
+.PHONY: help demo test test-basic test-slow lint docs surface test-mutants test-matrix native native-wheels test-native test-native-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +52,10 @@ test-slow: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documents are in site/index.html"
 
 test-matrix:
 	LANES="py38 py38app lowest highest hf_lowest" bash .ci/run
@@ -91,6 +96,10 @@ $(VENV)/.lint: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) -e ".[app,lint]"
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -e ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-* build dist outputs multirun .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-* build dist site outputs multirun .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

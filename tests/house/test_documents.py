@@ -1,19 +1,19 @@
 """What the documents name is there: files, modules, tests, targets, commands, links. (Their examples run elsewhere:
-the guides' in `tests/app/test_documents.py`, the docstrings' in `test_examples.py`, `dropin.md`'s here.)"""
+the guides' in `tests/app/test_documents.py` and `tests/integrations/test_documents.py`, the docstrings' in
+`test_examples.py`.)"""
 
 import importlib
 import itertools
 import re
 
 import pytest
-import torch
 
 from app_runs import ROOT
-from folders import saved
 from myfla.testing import cases
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (
-    ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "tests" / "myfla" / "README.md", *sorted(ROOT.glob("docs/*.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    ROOT / "tests" / "myfla" / "README.md", *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob(".doc/**/*.md")), *sorted(ROOT.glob("examples/*/README.md")))}  # fmt: skip
 TOPS = ("libs", "src", "tests", "tools", "benchmarks", "conf", "examples", ".ci")
 TREE = [str(path.relative_to(ROOT)) for top in TOPS for path in (ROOT / top).rglob("*") if path.suffix != ".pyc"]
@@ -115,17 +115,6 @@ def test_named_commands_exist(page):
     for words in re.findall(r"python -m pytest ([^`]*)", PAGES[page]):
         for path in re.findall(r"tests/[\w/.]*\w", words):
             assert (ROOT / path).exists(), path
-
-
-def test_examples_of_official_checkpoints_run(tmp_path, monkeypatch):
-    block = re.findall(r"```python\n(.*?)```", PAGES[".doc/90_operations/dropin.md"], re.DOTALL)[0]
-    monkeypatch.chdir(tmp_path)
-    for kind in ("gated_deltanet", "rwkv7"):
-        saved("folder", kind)
-        names = {"ids": torch.tensor([[1, 2, 3]])}
-        exec(block, names)  # what the page says, with a folder and ids
-        again = names["load_model"]("other")
-        assert torch.equal(again(names["ids"]).logits, names["model"](names["ids"]).logits)
 
 
 def test_a_name_that_is_gone_is_noticed():

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import logging
-import re
 import sys
 import warnings
 
@@ -16,7 +15,6 @@ import transformers
 from transformers.integrations import hub_kernels
 from transformers.utils.import_utils import is_flash_linear_attention_available
 
-from app_runs import ROOT
 from hf_small_models import CONFIGS, build, plain_transformers, tokens
 from myfla.integrations import hf_models, hf_rules
 from myfla.integrations.hf_models import model_files, targets
@@ -287,20 +285,3 @@ def test_the_replacements_are_the_ops_of_this_package():
     with use_myfla(families=["qwen3_next"]):
         got = module_of("qwen3_next").torch_chunk_gated_delta_rule(x, x, x, g=g, beta=g + 1)[0]
     assert torch.equal(got, hf_rules.chunk_gated_delta_rule(x, x, x, g=g, beta=g + 1)[0])
-
-
-def test_the_example_of_the_document_runs():
-    text = (ROOT / ".doc" / "90_operations" / "dropin.md").read_text(encoding="utf-8")
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "use_myfla" in block]
-    real, module, found = build("qwen3_next"), module_of("qwen3_next"), []
-    before = module.torch_chunk_gated_delta_rule
-
-    class Model:
-        def generate(self, **inputs):
-            found.extend((module.torch_chunk_gated_delta_rule, real.generate(**inputs)))
-
-    inputs = {"input_ids": tokens(1, 5), "max_new_tokens": 3, "do_sample": False}
-    exec(block, {"model": Model(), "inputs": inputs})
-    assert found[0] is not before and module.torch_chunk_gated_delta_rule is before
-    with plain_transformers("qwen3_next"):
-        assert torch.equal(found[1], real.generate(**inputs))
