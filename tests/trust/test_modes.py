@@ -19,7 +19,6 @@ dispatch = pytest.importorskip("torch.utils._python_dispatch")
 COUNT = {
     "get_unpad_data", "unpad_input", "prepare_position_ids", "prepare_sequence_ids", "prepare_token_indices",
     "prepare_chunk_indices", "get_max_num_splits", "prepare_split_cu_seqlens", "Cache.select", "Cache.reorder",
-    "encoder_gru",
 }  # fmt: skip
 RULES = [name for name in SUBJECTS if name.startswith(("gdn_", "rwkv7_", "dplr_"))]
 SYMBOLIC = ("gdn_chunk", "rwkv7_chunk", "GatedDeltaNet", "token_shift")  # seconds each: the rest among the slow tests
@@ -127,13 +126,20 @@ MODES = {
     "jit.trace": script, "an exception": stopped_by(ArithmeticError), "an interrupt": stopped_by(KeyboardInterrupt),
 }  # fmt: skip
 OF_FAKES = ("fake", "make_fx fake", "make_fx symbolic")
+RECORDED = (*OF_FAKES, "make_fx real", "jit.trace", "func.grad")
+NOT_HAD = {
+    "mamba_chunk_scan_combined": OF_FAKES,  # seq_idx says by its values how many sequences there are
+    # PyTorch's own packed GRU
+    **dict.fromkeys(("encoder_gru", "encoder_inception_whole"), (*OF_FAKES, "make_fx real", "func.grad")),
+    # Recorded graphs of these take whole sequences only, and say so; the subjects have lengths.
+    **dict.fromkeys(("pipeline_forward", "pipeline_packed", "pipeline_own_scale", "encode_steps"), RECORDED),
+    "encode": (*OF_FAKES, "make_fx real"),  # batches are made by the values of lengths
+}
 
 
 def refuses(name, mode):
-    """Whether a mode cannot be had: sizes that depend on values, or PyTorch's own packed GRU under torch.func."""
-    if name == "mamba_chunk_scan_combined":  # seq_idx says by its values how many sequences there are
-        return mode in OF_FAKES
-    return (name in COUNT and mode in (*OF_FAKES, "make_fx real")) or (name, mode) == ("encoder_gru", "func.grad")
+    """Whether a mode cannot be had."""
+    return mode in NOT_HAD.get(name, ()) or (name in COUNT and mode in (*OF_FAKES, "make_fx real"))
 
 
 def check(name, modes):

@@ -89,6 +89,8 @@ def _step(
     decay = (step.unsqueeze(-1) * _tied(_tied(A, -2)).to(dtype)).exp()
     write, read = (t.to(dtype).repeat_interleave(heads // t.shape[1], 1) for t in (B, C))
     old = state if rows is None else state.index_select(0, rows)
+    if recorded:
+        old = old.clone()  # the backward reads it after state has been written
     if recorded or old.dtype != dtype:
         new = torch.addcmul(old.to(dtype) * decay, (wide * step).unsqueeze(-1), write.unsqueeze(-2))
     else:
