@@ -34,6 +34,7 @@ _HOMES = {
     "hookimpl": "encoders.hookspecs",
     "load_encoder": "encoders.io",
     "register_plugin_configs": "encoders.configs",
+    "register_strategy": "encoders.factory",
     "switch_encoder": "encoders.configs",
     "with_checkpoint_sizes": "encoders.build",
 }

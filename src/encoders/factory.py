@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, NamedTuple, Optiona
 from cfg.encoder import EncoderConfig
 from cfg.validation import nearest
 from encoders.errors import PluginError, UnknownEncoderError
-from encoders.plugins import BUILT_IN, Found, Offer, Plugin, collect, installed_plugins
+from encoders.plugins import BUILT_IN, RUN_TIME, Found, Offer, Plugin, collect, installed_plugins, make_offer
 from encoders.strategies import builtin_plugins
 
 if TYPE_CHECKING:
     from encoders.strategy import EncoderStrategy
 
 __all__ = ["BLOCK_VARIABLE", "BUILT_IN", "Registry", "StrategyInfo", "available_strategies", "default_registry",
-           "get_strategy"]
+           "get_strategy", "register_strategy"]
 
 BLOCK_VARIABLE = "ENCODERS_BLOCK"
 
@@ -65,6 +65,20 @@ class Registry:
                     self._duplicates.append(offer)  # the first one wins, so a plugin cannot replace a built-in
                 else:
                     self._offers[offer.name] = offer
+
+    def register(self, strategy: Type["EncoderStrategy"]) -> None:
+        """Add a strategy, or put it in the place of one that was added before; see `encoders.register_strategy`."""
+        name = getattr(strategy, "name", None)
+        plugin = Plugin(str(name), RUN_TIME, f"{strategy.__module__}:{strategy.__qualname__}", lambda: strategy)
+        offer = make_offer(plugin, name, strategy, getattr(strategy, "config_class", None), False)
+        _checked_strategy(offer, _checked_config(offer.name, offer.config))
+        with self._lock:
+            taken = self._offers.get(offer.name)
+            if taken is not None and taken.plugin.distribution != RUN_TIME:
+                raise ValueError(f"register_strategy: name must be a new one; got {offer.name!r}, which is taken by "
+                                 f"{taken.plugin.origin}; give the strategy and its config another name")
+            self._offers[offer.name] = offer
+            self._strategies.pop(offer.name, None)
 
     def names(self) -> List[str]:
         """Names that were registered, in order; nothing is imported to tell."""
@@ -147,6 +161,7 @@ class Registry:
 
 _default: Optional[Registry] = None
 _default_lock = threading.Lock()
+_registered: Dict[str, Type["EncoderStrategy"]] = {}  # kept apart, so that looking for plugins again loses none
 
 
 def default_registry(refresh: bool = False) -> Registry:
@@ -161,7 +176,37 @@ def default_registry(refresh: bool = False) -> Registry:
         if _default is None or refresh:
             names = os.environ.get(BLOCK_VARIABLE, "").split(",")
             _default = Registry(blocked=[name.strip() for name in names if name.strip()])
+            for strategy in _registered.values():
+                _default.register(strategy)
         return _default
+
+
+def register_strategy(strategy: Type["EncoderStrategy"]) -> Type["EncoderStrategy"]:
+    """Offer a strategy of your own under its name, in this process: to `build_encoder`, estimators and the application.
+
+    What it saved loads again wherever it is registered. Registering another class under the same name replaces it, as a
+    notebook's cell does that runs again.
+
+    Args:
+        strategy: a subclass of `encoders.EncoderStrategy` with ``name`` and ``config_class``.
+
+    Returns:
+        the class, so that it can stand above one as a decorator.
+
+    Raises:
+        ValueError, TypeError: a name that a built-in or a plugin has, or a class that does not fit its config.
+
+    Example:
+        >>> from encoders.strategies.rnn import GRUEncoderStrategy
+        >>> register_strategy(GRUEncoderStrategy)
+        Traceback (most recent call last):
+          ...
+        ValueError: register_strategy: name must be a new one; got 'gru', which is taken by built-in 0.1.0; give the \
+strategy and its config another name
+    """
+    default_registry().register(strategy)
+    _registered[strategy.name] = strategy
+    return strategy
 
 
 def get_strategy(name: str) -> "EncoderStrategy":

@@ -10,6 +10,7 @@ from encoders.build import build_encoder
 from encoders.errors import InputError, PluginError, UnknownEncoderError
 from encoders.files import digest, parse_manifest, read_bytes, refuse, weights_name
 from encoders.pipeline import InputPipeline
+from encoders.plugins import RUN_TIME
 from encoders.saving import FORMAT, FORMAT_VERSION, encoder_paths, save_encoder, staged_path
 from encoders.stack import Encoder
 from myfla.utils.errors import CheckpointError
@@ -73,7 +74,7 @@ def read_encoder(path: Union[str, Path], device: Any = None) -> Tuple[Encoder, O
             _check_fit(build_encoder(config, device="meta"), tensors, weights)
             encoder = build_encoder(config)
     except (UnknownEncoderError, PluginError) as problem:
-        remedy = f"install {manifest.get('versions', {}).get('encoder')}"
+        remedy = _remedy(str(manifest.get("versions", {}).get("encoder")))
         raise refuse(manifest_path, "must name an encoder that is installed", str(problem), remedy) from problem
     except CheckpointError:
         raise
@@ -83,6 +84,15 @@ def read_encoder(path: Union[str, Path], device: Any = None) -> Tuple[Encoder, O
     for key, value in encoder.state_dict(keep_vars=True).items():
         value.data = tensors[key]  # as saved, dtype included
     return encoder.to(device=device).eval(), pipeline
+
+
+def _remedy(origin: str) -> str:
+    """How to come by the strategy that a manifest tells of."""
+    how, _, place = origin.partition(" ")
+    if how != RUN_TIME:
+        return f"install {origin}"
+    module, _, name = place.partition(":")
+    return f"register it first, as the program that saved it did: encoders.register_strategy({name}), of {module}"
 
 
 def _read_pipeline(path: Path, manifest: Dict[str, Any], encoder: Encoder) -> Optional[InputPipeline]:

@@ -11,10 +11,13 @@ from cfg.validation import nearest
 from encoders import hookspecs
 from encoders.hookspecs import GROUP
 
-__all__ = ["BUILT_IN", "Found", "Offer", "Plugin", "collect", "installed_plugins"]
+__all__ = ["BUILT_IN", "RUN_TIME", "Found", "Offer", "Plugin", "collect", "installed_plugins", "make_offer"]
 
 BUILT_IN = "built-in"
 """What stands for the distribution of a strategy of this project's own."""
+
+RUN_TIME = "register_strategy"
+"""What stands for the distribution of a strategy that the running program has registered itself."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -99,7 +102,7 @@ def _call(manager: pluggy.PluginManager, plugin: Plugin, loaded: Any) -> List[Of
     offers: List[Offer] = []
 
     def register(name: str, *, strategy: Any, config: Any, preset: bool = False) -> None:
-        offers.append(_offer(plugin, name, strategy, config, preset))
+        offers.append(make_offer(plugin, name, strategy, config, preset))
 
     for hook in hooks:
         for implementation in hook.get_hookimpls():
@@ -111,7 +114,8 @@ def _call(manager: pluggy.PluginManager, plugin: Plugin, loaded: Any) -> List[Of
     return offers
 
 
-def _offer(plugin: Plugin, name: Any, strategy: Any, config: Any, preset: bool) -> Offer:
+def make_offer(plugin: Plugin, name: Any, strategy: Any, config: Any, preset: bool) -> Offer:
+    """What a plugin offers, checked. Raises ValueError."""
     if not isinstance(name, str) or not _NAME.match(name):
         raise ValueError(f"register: name must be lower case letters, digits and underscores; got {name!r}")
     for label, value in (("strategy", strategy), ("config", config)):
