@@ -8,7 +8,8 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 import torch
 from torch import nn
 
-from app.figures import shown_figures
+from app.baselines.measure import FIGURE, better
+from app.figures import FIGURES, shown_figures
 from app.page.run_page import write_run_page
 from app.pictures import Picture, history_pictures, memory_pictures, test_pictures
 from app.plots.style import save_png
@@ -22,7 +23,7 @@ from encoders.training.tasks.predict import Evaluation, Prediction, to_device
 from encoders.training.tasks.spec import TaskSpec
 from myfla.models.sealed_file import write_sealed
 
-__all__ = ["MEMORY", "show_results", "write_predictions", "write_results"]
+__all__ = ["MEMORY", "say_baselines", "show_results", "write_predictions", "write_results"]
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,22 @@ def _places(task: TaskSpec, prediction: Prediction, ids: Identity) -> Iterator[A
     values = targets.tolist()
     for i in known.nonzero().flatten().tolist():
         yield places[i], i, values[i]
+
+
+def say_baselines(results: Mapping[str, Any], kind: str) -> None:
+    """Log the simple methods on the same split; a warning where one of them does better."""
+    found = results.get("baselines")
+    key, label = FIGURE[kind]
+    own = results.get(f"test_{key}")
+    if not found or own is None:
+        return
+    form = {name: form for name, _, form in FIGURES}[key]
+    log.info("test %s beside it: %s", label, ", ".join(
+        f"{name} {form.format(figures[key])}" for name, figures in found.items()))
+    ahead = better(found, own, kind)
+    if ahead:
+        log.warning("%s does better on the test set: %s, against %s of this encoder; try more steps, another "
+                    "encoder.stem, or take the simple method", ahead[0][0], form.format(ahead[0][1]), form.format(own))
 
 
 def show_results(results: Mapping[str, Any], folder: Path, brief: bool = False) -> None:

@@ -53,6 +53,7 @@ class TrainJobConfig(JobConfig):
         test_pieces: steps; the test sequences are fed in pieces of so many, as a stream is, each beginning in the state
             in which the one before ended; null: whole.
         test_carry: false lets each piece begin from nothing: the encoder then sees no further than one piece.
+        baselines: measure simple methods on the same split as well; see `app.baselines.measure`.
         refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
     """
 
@@ -70,6 +71,7 @@ class TrainJobConfig(JobConfig):
     test_pieces: Optional[int] = None
     test_carry: bool = True
     refit: bool = True
+    baselines: bool = True
 
     def validate(self) -> None:
         super().validate()
@@ -87,6 +89,7 @@ class TrainJobConfig(JobConfig):
         fields.integer("test_pieces", 1, 1 << 30, optional=True)
         fields.flag("test_carry")
         fields.flag("refit")
+        fields.flag("baselines")
 
 
 JOB_CONFIGS: Dict[str, Type[JobConfig]] = {"train": TrainJobConfig}

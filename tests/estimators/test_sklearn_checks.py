@@ -36,7 +36,8 @@ def adapted(base, kind):
     body = {"_tags": tags, "__init__": init, "_fit": fit, "_predict": lambda self, X: self.model_.predict(X)}
     if kind is SequenceClassifier:
         body["_predict_proba"] = lambda self, X: self.model_.predict_proba(X)
-    made = type(f"Adapted{kind.__name__}", (base,), body)
+    made = type(f"Adapted{kind.__name__}", (base,), {**body, "__module__": __name__})
+    globals()[made.__name__] = made  # where pickle looks for it
     return made
 
 

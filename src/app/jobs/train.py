@@ -8,10 +8,11 @@ from typing import Any, Dict
 
 import torch
 
+from app.baselines.measure import measure_baselines
 from app.data import load_data
 from app.devices import check_devices
 from app.reopening import begin, reopen
-from app.report import show_results, write_results
+from app.report import say_baselines, show_results, write_results
 from app.run_folder import in_sweep, is_first_process, overrides
 from cfg.app import AppConfig
 from encoders import with_checkpoint_sizes
@@ -82,10 +83,14 @@ def run(config: AppConfig, folder: Path) -> float:
         "overrides": given,
         "inputs": parts.pipeline.facts(),
     }
+    if config.job.baselines:
+        results["baselines"] = measure_baselines(parts.prepared(parts.train), parts.prepared(parts.tests["test"]), task,
+                                                 data.vocab_size)
     module.encoder.save(folder, parts.pipeline)
     save_task(folder, module.task)
     ids = parts.prepared(parts.tests["test"]).identity
     write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), ids, first)
+    say_baselines(results, task.kind)
     show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]
 

@@ -1,0 +1,1 @@
+"""Simple methods on the same split, to judge a training by."""
