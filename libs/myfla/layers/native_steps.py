@@ -49,7 +49,8 @@ def conv_layer_step(
     Returns:
         ``[N, 1, HV * V]`` for the last map, the new recurrent state and the convolutions' new states.
     """
-    if not _is_step(layer, x, call):
+    kernels = _step_kernels(layer, x, call)
+    if kernels is None:
         return None
     gates = layer._step_gates(x)
     if gates is None:
@@ -64,8 +65,7 @@ def conv_layer_step(
     weight, own = norm.weight, [conv._parameters for conv in convs]
     weights, biases = [each["weight"] for each in own], [each["bias"] for each in own]
     others = (gates.g, gates.beta, gates.A_log, gates.dt_bias, weight)
-    kernels = native()
-    if kernels is None or layer.conv_size > kernels.MOST_TAPS:
+    if layer.conv_size > kernels.MOST_TAPS:
         return None
     kind = parts[0].dtype
     fit = are_dense(kind, *parts, *([] if gate is None else [gate])) and are_dense(torch.float32, state)
@@ -107,9 +107,7 @@ def rwkv7_mix_step(
         mixes: six of ``[1, 1, D]``.
         call: what is asked for.
     """
-    if not _is_step(layer, x, call):
-        return None
-    kernels, last = native(), call.conv_state
+    kernels, last = _step_kernels(layer, x, call), call.conv_state
     if kernels is None or not (are_dense(x.dtype, x) and are_dense(last.dtype, last)):
         return None
     if not are_dense(mixes[0].dtype, *mixes) or not _have((1, 1, x.shape[2]), *mixes):
@@ -132,7 +130,8 @@ def rwkv7_layer_step(
         ``[N, 1, value_dim]`` for the last map, and the new recurrent state.
     """
     first, norm = projected[0], layer.g_norm
-    if first is None or not _is_step(layer, first, call):
+    kernels = None if first is None else _step_kernels(layer, first, call)
+    if first is None or kernels is None:
         return None
     if type(norm) not in (nn.GroupNorm, GroupNorm) or not _is_free(norm):
         return None
@@ -140,8 +139,7 @@ def rwkv7_layer_step(
     given = [t for t in projected if t is not None]
     k_k, weight, bias = layer.k_k, norm.weight, norm.bias
     parameters = [t for t in (k_k, layer.k_a, layer.r_k, weight, bias) if t is not None]
-    kernels = native()
-    if kernels is None or not (are_dense(first.dtype, *given) and are_dense(k_k.dtype, *parameters)):
+    if not (are_dense(first.dtype, *given) and are_dense(k_k.dtype, *parameters)):
         return None
     if not are_dense(torch.float32, state):
         return None
@@ -161,20 +159,22 @@ def rwkv7_layer_step(
     return y, final
 
 
-def _is_step(layer: Any, x: torch.Tensor, call: LayerCall) -> bool:
-    """Whether a call is one token for each row, from states in a cache, and the kernels may be chosen."""
-    return (
+def _step_kernels(layer: Any, x: torch.Tensor, call: LayerCall) -> Any:
+    """The kernels, if a call is one token for each row, from states in a cache, and they may be chosen; else None."""
+    if (
         call.keep
         and not call.chunks
         and x.shape[1] == 1
-        and x.numel() > 0
         and call.cu_seqlens is None
         and call.recurrent_state is not None
         and call.conv_state is not None
         and layer.backend in ("auto", "native")
         and not torch.is_grad_enabled()
-        and not autocast_enabled("cpu")
-    )
+    ):
+        kernels = native()
+        if kernels is not None and x.numel() > 0 and not autocast_enabled("cpu"):
+            return kernels
+    return None
 
 
 def _have(shape: Tuple[int, ...], *tensors: Optional[torch.Tensor]) -> bool:

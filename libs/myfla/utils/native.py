@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from myfla.utils.tracing import compiling, tracing
 
-__all__ = ["INTERFACE", "are_dense", "missing_native", "native", "native_level", "why_not_native"]
+__all__ = ["INTERFACE", "are_dense", "graph_takes_native", "missing_native", "native", "native_level", "why_not_native"]
 
 INTERFACE = 2
 """What these files can call. A `myfla_native` with another number is left alone."""
@@ -57,6 +57,27 @@ def are_dense(dtype: torch.dtype, *tensors: torch.Tensor) -> bool:
         if type(x) not in _TENSORS or x.dtype is not dtype or not x.is_cpu or not x.is_contiguous() or x.is_neg():
             return False
     return True
+
+
+def graph_takes_native(*tensors: Optional[torch.Tensor]) -> bool:
+    """Whether the compiled kernels can take part in a graph that ``torch.compile`` records from these tensors.
+
+    Example:
+        >>> graph_takes_native(torch.zeros(2, dtype=torch.float64))
+        False
+    """
+    for x in tensors:
+        if x is not None and (x.device.type != "cpu" or x.dtype not in _FORMATS):
+            return False
+    return _is_installed()
+
+
+def _is_installed() -> bool:
+    return _installed()[0] is not None
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler: it calls the function as it is.
+setattr(_is_installed, "_dynamo_marked_constant", True)
 
 
 def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:

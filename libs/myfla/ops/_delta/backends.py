@@ -7,6 +7,8 @@ official    fla       the official kernels
 naive       naive     the token loop that is this package's specification
 compiled    compiled  plain operations through ``torch.compile``
 native      native    compiled kernels for CPUs, where myfla-native is installed
+native      native    the same as operations of a graph that ``torch.compile`` records
+graph
 bf16        torch     bfloat16 on the matrix units of a GPU
 traced      torch     plain operations for who records them: compilers, exporters, function transforms
 loop        torch     the recurrent form
@@ -30,6 +32,7 @@ from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.gla import GLA, SIMPLE_GLA
 from myfla.ops._delta.families.kda import KDA
 from myfla.ops._delta.native import NATIVE, native_problem, native_reserve, run_native
+from myfla.ops._delta.native_graph import native_graph_problem, run_native_graph
 from myfla.ops._delta.recurrent.loop import token_loop
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.ops._delta.traced.graph import graph_rule, make_graph_op
@@ -158,6 +161,7 @@ register(Backend("official", "fla", _run_official, _official_problem, _official_
 register(Backend("naive", "naive", _run_naive, _naive_problem, on_request))
 register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request))
 register(Backend("native", "native", run_native, native_problem, native_reserve, NATIVE))
+register(Backend("native graph", "native", run_native_graph, native_graph_problem, native_reserve, NATIVE))
 register(_BF16_BACKEND)
 register(Backend("traced", "torch", _run_traced, _traced_problem))
 register(Backend("loop", "torch", loop_rule, _loop_problem))

@@ -1,0 +1,119 @@
+"""The compiled CPU kernels as operations of a graph: what ``torch.compile`` records where myfla-native is installed.
+
+One operation for all families and both forms, ``myfla::native_rule``, and its backward. Gates are activated in front of
+it, in plain operations that the compiler joins with what stands there.
+"""
+
+import functools
+from typing import Any, List, Optional, Tuple
+
+import torch
+
+from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors
+from myfla.ops._delta.native import NATIVE
+from myfla.utils.autograd import records
+from myfla.utils.graph_op import custom_op, one_by_one, takes_graph_ops
+from myfla.utils.native import graph_takes_native, native
+
+__all__ = ["native_graph_problem", "run_native_graph"]
+
+_SCHEMA = (
+    "str kind, Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta, Tensor? b, Tensor? initial_state, "
+    "Tensor? cu_seqlens, float scale, bool l2norm, ScalarType out_dtype"
+)
+_TENSORS = slice(1, 8)  # of the arguments: those that have gradients
+
+
+def native_graph_problem(call: Call) -> Optional[str]:
+    """Why the compiled kernels cannot be an operation of the graph that is being recorded, or None."""
+    if not takes_graph_ops():
+        return "no compiler records this call"
+    if by_token_only(call):
+        return "the compiled kernels in a graph know no gates of value channels, and of key channels KDA's alone"
+    if not graph_takes_native(*call_tensors(call)):
+        return "the compiled kernels are not installed, or these are no tensors of theirs"
+    return None
+
+
+def run_native_graph(call: Call) -> Result:
+    """Outputs and final states of a call that `native_graph_problem` has passed."""
+    call = call.activated()
+    if len(call.x) == 5:
+        q, k, v, g, beta = call.x
+        b = None
+    else:
+        q, k, v, beta, b, g = call.x
+    o, final, _ = _ops()[0](
+        NATIVE[call.family.name], q, k, v, g, beta, b, call.initial_state, call.cu_seqlens, float(call.scale),
+        call.l2norm, call.out_dtype, records(*call.x, call.initial_state),
+    )  # fmt: skip
+    return o, final
+
+
+def _rule(kind: str, scale: float, l2norm: bool, cu_seqlens: Optional[torch.Tensor]) -> Tuple[Any, Any]:
+    rules = native().rules
+    return rules, rules.Rule(getattr(rules, kind), scale, l2norm, None, None, 0, cu_seqlens)
+
+
+def _forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    kind, q, k, v, g, beta, b, state, cu_seqlens, scale, l2norm, out_dtype, keep = given
+    rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
+    o, final, error = rules.forward(rule, rules.Inputs(q, k, v, g, beta, b), state, out_dtype=out_dtype, keep=keep)
+    return o, final, v.new_empty(0, dtype=torch.float32) if error is None else error
+
+
+def _backward(*given: Any) -> List[torch.Tensor]:
+    kind, q, k, v, g, beta, b, state, cu_seqlens, scale, l2norm, _, error, do, dfinal = given
+    rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
+    grads, dstate, _, _ = rules.backward(rule, rules.Inputs(q, k, v, g, beta, b), state, error, do, dfinal)
+    return [dx for dx in grads if dx is not None] + ([] if state is None else [dstate.to(state.dtype)])
+
+
+def _shapes_forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _, _, k, v, _, _, _, _, cu_seqlens, _, _, out_dtype, keep = given
+    rows = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    final = v.new_empty((rows, v.shape[2], k.shape[3], v.shape[3]), dtype=torch.float32)
+    error = v.new_empty(v.shape if keep else (0,), dtype=torch.float32)
+    return v.new_empty(v.shape, dtype=out_dtype), final, error
+
+
+def _shapes_backward(*given: Any) -> List[torch.Tensor]:
+    return [x.new_empty(x.shape) for x in given[_TENSORS] if x is not None]
+
+
+def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
+    kind, *tensors, scale, l2norm, out_dtype, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.kind, ctx.options = kind, (scale, l2norm, out_dtype)
+
+
+def _differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> Any:
+    *tensors, error = ctx.saved_tensors
+    found = iter(_ops()[1](ctx.kind, *tensors, *ctx.options, error, do, dfinal))
+    grads = [None if x is None else next(found) for x in tensors[:-1]]
+    return (None, *grads, None, None, None, None, None)
+
+
+def _make() -> Tuple[Any, Any]:
+    forward = custom_op(
+        "myfla::native_rule", _forward, mutates_args=(), schema=f"({_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor)"
+    )
+    backward = custom_op(
+        "myfla::native_rule_backward", _backward, mutates_args=(),
+        schema=f"({_SCHEMA}, Tensor error, Tensor do, Tensor dfinal) -> Tensor[]",
+    )  # fmt: skip
+    forward.register_fake(_shapes_forward)
+    backward.register_fake(_shapes_backward)
+    for each in (forward, backward):
+        if hasattr(each, "register_vmap"):  # came with PyTorch 2.5
+            each.register_vmap(functools.partial(one_by_one, each))
+    forward.register_autograd(_differentiate, setup_context=_keep)
+    return forward, backward
+
+
+_made = None if custom_op is None else _make()
+
+
+def _ops() -> Tuple[Any, Any]:
+    assert _made is not None  # `takes_graph_ops` has seen to that
+    return _made
