@@ -43,7 +43,7 @@ def run_native_graph(call: Call) -> Result:
         b = None
     else:
         q, k, v, beta, b, g = call.x
-    o, final, _ = _ops()[0](
+    o, final, _ = OPS[0](
         NATIVE[call.family.name], q, k, v, g, beta, b, call.initial_state, call.cu_seqlens, float(call.scale),
         call.l2norm, call.out_dtype, records(*call.x, call.initial_state),
     )  # fmt: skip
@@ -89,7 +89,7 @@ def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -
 
 def _differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> Any:
     *tensors, error = ctx.saved_tensors
-    found = iter(_ops()[1](ctx.kind, *tensors, *ctx.options, error, do, dfinal))
+    found = iter(OPS[1](ctx.kind, *tensors, *ctx.options, error, do, dfinal))
     grads = [None if x is None else next(found) for x in tensors[:-1]]
     return (None, *grads, None, None, None, None, None)
 
@@ -111,9 +111,5 @@ def _make() -> Tuple[Any, Any]:
     return forward, backward
 
 
-_made = None if custom_op is None else _make()
-
-
-def _ops() -> Tuple[Any, Any]:
-    assert _made is not None  # `takes_graph_ops` has seen to that
-    return _made
+OPS: Tuple[Any, Any] = (None, None) if custom_op is None else _make()
+"""``myfla::native_rule`` and its backward; None both in a PyTorch that has no such operations (before 2.4)."""
