@@ -1,4 +1,4 @@
-"""A small model of every family of transformers with a gated delta rule, with weights under which the rule matters."""
+"""A small model of every family of transformers that `use_myfla` serves, with weights under which the rule matters."""
 
 import contextlib
 import importlib
@@ -30,6 +30,18 @@ GLM = dict(
     CHANNELS, q_lora_rank=16, n_routed_experts=4, index_topk=64, index_head_dim=8, index_n_heads=2, index_kpool=4,
     hc_mult=2, indexer_types=["full"] * 4,
 )  # fmt: skip
+MIXED = ["mamba", "mamba", "mamba", "attention"]
+MAMBA = dict(
+    WIDTH, num_key_value_heads=2, intermediate_size=48, mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=2,
+    mamba_d_state=6, mamba_chunk_size=16,
+)  # fmt: skip
+CONVOLUTION = dict(
+    WIDTH, num_key_value_heads=2, intermediate_size=48, layer_types=["conv", "conv", "full_attention", "conv"],
+)  # fmt: skip
+INKLING = dict(
+    WIDTH, num_key_value_heads=2, head_dim=8, swa_num_attention_heads=4, swa_num_key_value_heads=2, swa_head_dim=8,
+    sliding_window_size=16, d_rel=4, rel_extent=64, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
+)  # fmt: skip
 VISION = dict(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32)
 
 CONFIGS = {
@@ -42,8 +54,28 @@ CONFIGS = {
     "bailing_hybrid": ("bailing_hybrid", dict(CHANNELS, head_dim=8, qk_rope_head_dim=4, num_local_experts=4)),
     "lara_mini": ("lara_mini", dict(RULE, **EXPERTS, layer_types=LARA_LAYERS, sliding_window=16)),
     "glm5_next": ("glm5_next", dict(text_config=GLM, vision_config=VISION)),
+    "mamba2": ("mamba2", dict(
+        WIDTH, num_heads=8, head_dim=8, state_size=6, n_groups=2, chunk_size=16, time_step_limit=(0.01, 1.0))),
+    "bamba": ("bamba", dict(MAMBA, attn_layer_indices=[3])),
+    "falcon_h1": ("falcon_h1", dict(MAMBA, mamba_d_ssm=64, mamba_rms_norm=True, head_dim=8)),
+    "granitemoehybrid": ("granitemoehybrid", dict(
+        MAMBA, layer_types=MIXED, num_local_experts=4, shared_intermediate_size=16)),
+    "nemotron_h": ("nemotron_h", dict(
+        WIDTH, layers_block_type=["mamba", "moe", "attention", "mamba"], num_key_value_heads=2, head_dim=8,
+        intermediate_size=48, ssm_state_size=6, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, chunk_size=16,
+        n_routed_experts=4, moe_intermediate_size=16, moe_shared_expert_intermediate_size=16)),
+    "zamba2": ("zamba2", dict(
+        WIDTH, layers_block_type=["mamba", "hybrid", "mamba", "hybrid"], mamba_d_state=6, mamba_ngroups=2,
+        n_mamba_heads=8, intermediate_size=48, chunk_size=16, adapter_rank=4, num_mem_blocks=2)),
+    "lfm2": ("lfm2", CONVOLUTION),
+    "lfm2_moe": ("lfm2_moe", dict(CONVOLUTION, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)),
+    "lfm3": ("lfm3", dict(CONVOLUTION, head_dim=8, sliding_window=16)),
+    "inkling": ("inkling_text", dict(INKLING, intermediate_size=48)),
+    "inkling2": ("inkling2_text", dict(INKLING, log_scaling_n_floor=64, n_layers_per_attn_res_block=2)),
 }
 assert CONFIGS.keys() == hf_models.FAMILIES
+CONVOLUTIONS = ("lfm2", "lfm2_moe", "lfm3", "inkling", "inkling2")
+"""Those that have a short convolution and no rule."""
 CONFIGS = {family: config for family, config in CONFIGS.items() if config[0] in CONFIG_MAPPING}
 """By family that the installed version has: its configuration's name, and what differs from the large models'."""
 

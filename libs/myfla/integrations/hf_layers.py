@@ -14,6 +14,7 @@ from myfla.modules.convolution import causal_conv1d
 from myfla.modules.convolution import causal_conv1d_update as conv_step
 from myfla.modules.fused_norm_gate import rms_norm_gated as norm_op
 from myfla.modules.layernorm import rms_norm
+from myfla.modules.layernorm_gated import rmsnorm_fn
 from myfla.utils.errors import value_error
 
 # Arguments of the official convolution that change its result and that no model passes.
@@ -104,17 +105,24 @@ def causal_conv1d_update(
     return after(y).transpose(1, 2).reshape(x.shape)
 
 
-def rms_norm_gated(layer: Any, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+def rms_norm_gated(layer: Any, hidden_states: torch.Tensor, gate: Any = None) -> torch.Tensor:
     """The forward of transformers' norm with an output gate, which stands between the rule and the projection out.
 
     Args:
-        layer: has ``weight``, ``variance_epsilon`` and ``activation``, the gate's.
-        hidden_states, gate: ``[..., D]``.
+        layer: has ``weight``, ``variance_epsilon`` and ``activation``, the gate's; Mamba-2's has ``group_size`` or
+            ``n_groups`` instead of the last, and perhaps ``norm_before_gate``.
+        hidden_states: ``[..., D]``.
+        gate: the same; Mamba-2's norm also goes without.
 
     Returns:
         ``[..., D]`` in the number format of ``hidden_states``.
     """
     weight, eps = layer.weight, layer.variance_epsilon
+    if not hasattr(layer, "activation"):
+        size = getattr(layer, "group_size", None) or hidden_states.shape[-1] // layer.n_groups
+        return rmsnorm_fn(
+            hidden_states, weight, None, gate, eps, size, norm_before_gate=getattr(layer, "norm_before_gate", False)
+        )
     if layer.activation in ("silu", "swish", "sigmoid"):
         return cast(torch.Tensor, norm_op(hidden_states, gate, weight, None, layer.activation, eps=eps))
     from transformers.activations import ACT2FN

@@ -1,4 +1,4 @@
-"""Which modules of transformers define a model with a gated delta rule, and what to replace in them."""
+"""Which modules of transformers define a model that these ops serve, and what to replace in them."""
 
 import ast
 import functools
@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, S
 
 import transformers
 
-from myfla.integrations import hf_grouped, hf_layers, hf_rules
+from myfla.integrations import hf_grouped, hf_layers, hf_mamba, hf_rules
 from myfla.utils.errors import nearest, value_error
 
 RULES: Dict[str, Callable] = {
@@ -22,13 +22,19 @@ RULES: Dict[str, Callable] = {
     "fused_recurrent_gated_delta_rule": hf_rules.recurrent_gated_delta_rule,
     "chunk_kimi_delta_attention": hf_rules.chunk_kimi_delta_attention,
     "recurrent_kimi_delta_attention": hf_rules.recurrent_kimi_delta_attention,
+    "mamba2_chunk_scan": hf_mamba.mamba2_chunk_scan,
+    "mamba2_selective_state_update": hf_mamba.mamba2_selective_state_update,
 }
-"""By the name that a model calls: the function to call instead. A model that calls none of these is left alone."""
+"""By the name that a model calls: the function to call instead."""
 
 CONVOLUTIONS: Dict[str, Callable] = {
     "causal_conv1d_fn": hf_layers.causal_conv1d_fn,
     "causal_conv1d_update": hf_layers.causal_conv1d_update,
 }
+"""The same. A model that calls none of these and none of `RULES` is left alone."""
+
+OTHER_RULE = "mamba_selective_scan("
+"""What Mamba-1's families call, which stay as they are: their time goes into this scan, not into the convolution."""
 
 NORM = "RMSNormGated"
 """Classes whose names end so hold the gated norm after the rule."""
@@ -37,8 +43,11 @@ NORM = "RMSNormGated"
 FAMILIES = frozenset((
     "bailing_hybrid", "glm5_next", "kimi_linear", "lara_mini", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_next",
     "qwen4_exp",
+    "bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2",
+    "inkling", "inkling2", "lfm2", "lfm2_moe", "lfm3",
 ))  # fmt: skip
-"""Families that are tested; a newer transformers may have more."""
+"""Families that are tested: with a delta rule, with Mamba-2, with a short convolution alone. A newer transformers may
+have more."""
 
 
 class Target(NamedTuple):
@@ -51,7 +60,7 @@ class Target(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def model_files() -> Dict[str, str]:
-    """The model families of the installed transformers that carry a gated delta rule, and their modules' names.
+    """The model families of the installed transformers that these ops serve, and their modules' names.
 
     Found by the text of the files, because importing every model would take minutes.
 
@@ -62,7 +71,8 @@ def model_files() -> Dict[str, str]:
     found = {}
     for path in sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")):
         text = path.read_text(encoding="utf-8")
-        if any(name in text for name in RULES):
+        names = RULES if OTHER_RULE in text else (*RULES, *CONVOLUTIONS)
+        if any(f"{name}(" in text for name in names):
             found[path.parent.name] = f"transformers.models.{path.parent.name}.{path.stem}"
     return found
 
@@ -80,14 +90,15 @@ def load_families(names: Optional[Sequence[str]] = None) -> List[ModuleType]:
     files, modules = model_files(), []
     for name in files if names is None else names:
         if name not in files:
-            hint = nearest(name, files) or f"transformers {transformers.__version__} has {sorted(files)}"
-            raise value_error("use_myfla", "families", "must be families with a gated delta rule", name, hint)
+            known = f"transformers {transformers.__version__} has {sorted(files)}"
+            hint = "; ".join(text for text in (nearest(name, files), known) if text)
+            raise value_error("use_myfla", "families", "must be families that these ops serve", name, hint)
         module = importlib.import_module(files[name])
         if names is not None or name in FAMILIES or _covers_untested(name, module):
             modules.append(module)
-    foreign = [module.__name__ for module in modules if not _calls_a_rule(module)]
+    foreign = [module.__name__ for module in modules if not _is_covered(module)]
     if foreign or not modules:
-        what = f"{foreign[0]} binds its functions to the layers" if foreign else "has no model with a gated delta rule"
+        what = f"{foreign[0]} binds its functions to the layers" if foreign else "has no model that these ops serve"
         raise ImportError(
             f"use_myfla: transformers {transformers.__version__}: {what}; "
             "transformers 5.15 or newer is needed, `pip install 'myfla[hf]'`"
@@ -97,7 +108,7 @@ def load_families(names: Optional[Sequence[str]] = None) -> List[ModuleType]:
 
 def _covers_untested(family: str, module: ModuleType) -> bool:
     """Warn of a family that came with a newer transformers; whether its functions can be replaced."""
-    covered = _calls_a_rule(module)
+    covered = _is_covered(module)
     left = "it binds its functions to the layers and is left"
     what = "its functions are replaced by their names" if covered else left
     warnings.warn(
@@ -159,6 +170,10 @@ def _called_names(module: ModuleType) -> FrozenSet[str]:
         return frozenset()
     functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return frozenset(function.id for function in functions if isinstance(function, ast.Name))
+
+
+def _is_covered(module: ModuleType) -> bool:
+    return any(target.owner is module for target in targets(module))
 
 
 def _calls_a_rule(module: ModuleType) -> bool:

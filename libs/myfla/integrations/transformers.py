@@ -1,4 +1,5 @@
-"""transformers' models with a gated delta rule (Qwen3-Next, Qwen3.5, OLMo hybrid, ...) on this package's ops.
+"""transformers' models with a delta rule, Mamba-2 or a short convolution (Qwen3-Next, Granite 4, LFM2, ...) on this
+package's ops.
 
     from myfla.integrations.transformers import use_myfla
 
@@ -26,12 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 def use_myfla(devices: Sequence[str] = ("cpu",), families: Optional[Sequence[str]] = None) -> Patch:
-    """Let the models of transformers that carry a gated delta rule use these ops, wherever their tensors are ours.
+    """Let the models of transformers that these ops serve use them, wherever their tensors are ours.
 
-    Replaces the chunked and the recurrent rule (Kimi's with a decay for each channel, too), the causal convolution
-    and its one-token form, and the gated norm, in every model family of the installed transformers that has them,
-    for models that exist and models to come. The change holds for the whole process. It makes packed sequences work
-    (see `packed_kwargs`), which transformers alone refuses on the CPU.
+    Replaces the chunked and the recurrent rule (the gated delta rule, Kimi's with a decay for each channel, Mamba-2's
+    state space dual), the causal convolution and its one-token form, and the gated norm, in every model family of the
+    installed transformers that has them, for models that exist and models to come. Mamba-1's families stay as they
+    are. The change holds for the whole process. It makes packed sequences work (see `packed_kwargs`), which
+    transformers alone refuses on the CPU, wherever a model hands their offsets to its layers (inkling and mamba2 with
+    a head do not).
 
     Args:
         devices: device types on which these ops compute. Elsewhere transformers does what it did.
