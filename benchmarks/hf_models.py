@@ -104,7 +104,9 @@ def _query_heads(layer: torch.nn.Module) -> int:
     return rule.call_args[0][0].shape[2]
 
 
-def compare(name: str, work: Callable[[], torch.Tensor], rounds: int, close: float) -> None:
+def compare(
+    name: str, work: Callable[[], torch.Tensor], rounds: int, close: float, family: str = FAMILY
+) -> None:
     """Time both sides in turn and print a line."""
     results: List[torch.Tensor] = []
     seconds: Dict[str, List[float]] = {side: [] for side in SIDES}
@@ -112,7 +114,7 @@ def compare(name: str, work: Callable[[], torch.Tensor], rounds: int, close: flo
         for side in SIDES:
             with ExitStack() as stack:
                 if side == "myfla":
-                    stack.enter_context(use_myfla(families=[FAMILY]))
+                    stack.enter_context(use_myfla(families=[family]))
                 start = time.process_time()
                 result = work()
                 spent = time.process_time() - start
@@ -122,7 +124,7 @@ def compare(name: str, work: Callable[[], torch.Tensor], rounds: int, close: flo
                 seconds[side].append(spent)
     assert_close(results[1], results[0], rms=close, name=name)
     theirs, ours = (statistics.median(seconds[side]) for side in SIDES)
-    print(f"{name:16s}{theirs:12.3f} s{ours:10.3f} s{theirs / ours:8.2f}", flush=True)
+    print(f"{name:28s}{theirs:12.3f} s{ours:10.3f} s{theirs / ours:8.2f}", flush=True)
 
 
 def main() -> None:
@@ -138,7 +140,7 @@ def main() -> None:
     ids = torch.randint(0, model.config.vocab_size, (1, max(options.tokens, 32)))
     size = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{options.tokens} tokens, {size:.0f}M parameters, {options.dtype}, one thread")
-    print(f"{'':16s}{'transformers':>14s}{'myfla':>12s}{'ratio':>8s}")
+    print(f"{'':28s}{'transformers':>14s}{'myfla':>12s}{'ratio':>8s}")
     for work in (prefill, decode, train):
         compare(work.__name__, functools.partial(work, model, ids), options.rounds, CLOSE[dtype])
     for name, call in functions_alone(model, options.tokens).items():

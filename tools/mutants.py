@@ -42,6 +42,7 @@ BLOCKS, ATTENTION = "tests/myfla/ops/test_blocks.py", "tests/myfla/modules/test_
 ALGEBRA, STEM = "tests/myfla/ops/test_bf16_algebra.py", "tests/encoders/test_stem.py"
 BF16 = "libs/myfla/ops/_delta/bf16/"
 CACHE, BATCH = "tests/myfla/cache/test_cache.py tests/myfla/cache/test_cache_sessions.py", "tests/encoders/test_batch.py"
+SSD, SSD_RULE, MAMBA = OPS + "ssd/", "tests/myfla/ops/test_ssd.py", "tests/myfla/layers/test_mamba2.py"
 POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/layers/test_layer_utils.py"
 
 MUTANTS: List[Mutant] = [
@@ -51,6 +52,17 @@ MUTANTS: List[Mutant] = [
     Mutant("naive chunk: diagonal solved too", GDN + "naive.py", "transpose(-1, -2))).tril(-1)",
            "transpose(-1, -2))).tril(-2)", RULE),
     Mutant("naive chunk: decay to the end", GDN + "naive.py", "(kc * (last - c).exp()", "(kc * (last - 2 * c).exp()", RULE),
+    # the state space dual
+    Mutant("ssd: values without their time step", SSD + "inputs.py", "self.x.to(self.dtype) * dt.unsqueeze(-1)", "self.x.to(self.dtype)", SSD_RULE),
+    Mutant("ssd: decay without its time step", SSD + "inputs.py", "dt * self.A.to(self.dtype)", "self.A.to(self.dtype).expand_as(dt)", SSD_RULE),
+    Mutant("ssd: limits not applied", SSD + "inputs.py", "return dt if without_effect else", "return dt if True else", SSD_RULE),
+    Mutant("ssd: gate before what passes by", SSD + "inputs.py", "o = o * F.silu(self.z.to(self.dtype))", "o = o + F.silu(self.z.to(self.dtype))", SSD_RULE),
+    Mutant("ssd: rounded before the end", SSD + "inputs.py", "if self.D is None and self.z is None else self.dtype", "if True else self.dtype", SSD_RULE),
+    Mutant("ssd packed: state of the wrong sequence", SSD + "mamba.py", "last[:-1] + 1", "last[:-1]", SSD_RULE),
+    Mutant("ssd packed: first token's number", SSD + "mamba.py", "starts[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]", "starts[:, 1:] = seq_idx[:, 1:] > seq_idx[:, :-1]", SSD_RULE),
+    Mutant("ssd step: another row written", SSD + "state_update.py", "state.index_copy_(0, rows,", "state.index_copy_(0, rows.flip(0),", SSD_RULE),
+    Mutant("Mamba2: norm over all groups", LAYERS + "mamba2.py", "RMSNormGated(self.intermediate_size, norm_eps, group,", "RMSNormGated(self.intermediate_size, norm_eps, None,", MAMBA),
+    Mutant("Mamba2: B for C", LAYERS + "mamba2.py", "u, B, C = mixed", "u, C, B = mixed", MAMBA),
     # the gate
     Mutant("gate: growth for decay", GDN + "gate.py", "decay = -A_log", "decay = A_log", RULE + " " + LAYER),
     Mutant("gate: no softplus", GDN + "gate.py", "* F.softplus(x)\n    return", "* x\n    return", RULE),
