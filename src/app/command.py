@@ -24,7 +24,7 @@ from app.start import Refused, leave_places
 from app.sweep import START, TARGET, register_sweep_table
 from app.typed_paths import plain_paths
 from app.workplace import Workplace
-from cfg.app import register_configs
+from cfg.app import AppConfig, register_configs
 from cfg.hydra_versions import hydra_main_options
 from cfg.validation import ConfigError, known_fields
 from encoders import register_plugin_configs
@@ -47,10 +47,10 @@ def _run(config: DictConfig) -> Optional[float]:
     folder, place = Path(HydraConfig.get().runtime.output_dir), None
     try:
         # Dataclasses check themselves here; nothing below ever sees a DictConfig.
-        config = known_fields(OmegaConf.to_object(config))
+        checked: AppConfig = known_fields(OmegaConf.to_object(config))
         if in_sweep() and is_first_process():
             place = Workplace(folder)
-        return run_job(config, folder)
+        return run_job(checked, folder)
     except Exception as error:
         if in_sweep():
             return _record_failure(error, folder, place is not None)

@@ -146,5 +146,6 @@ def _composed(arguments: Sequence[str]) -> Dict[str, Any]:
                 found = OmegaConf.to_container(compose("config", chosen, return_hydra_config=True), resolve=False)
             except Exception:  # another mistake on the same command line: it will be named next
                 continue
-        return {str(key): value for key, value in found.items()}  # type: ignore[union-attr]
+        if isinstance(found, dict):
+            return {str(key): value for key, value in found.items()}
     return {}

@@ -13,13 +13,43 @@ from app.run_folder import overrides
 from cfg.app import AppConfig
 from cfg.data import ArraysDataConfig, DataConfig, TableDataConfig, TsDataConfig
 from cfg.validation import config_error
+from encoders.pipeline import InputPipeline
 from encoders.training.data.sequences import IGNORE, SequenceData, SequenceSet
 from encoders.training.tasks.spec import TaskSpec
+from encoders.training.tasks.task import Task
 from encoders.training.trained import Trained
 
-__all__ = ["open_run_data", "test_sets"]
+__all__ = ["open_run_data", "pipeline_of", "sets_to_judge", "with_task"]
 
 _TARGETS = ("label", "targets", "group")
+
+
+def with_task(trained: Trained, run: str, what: str) -> Tuple[Task, InputPipeline]:
+    """Task and input pipeline of a run that was trained.
+
+    Args:
+        trained: the run. run: its folder, as it was named.
+        what: that they are for, in words.
+
+    Raises:
+        RunError: there is nothing but an encoder.
+    """
+    if trained.task is None or trained.pipeline is None:
+        raise RunError(f"run={run!r} must hold a task (task.safetensors) to {what}; got an encoder by itself; use the "
+                       "folder of a run of job=train")
+    return trained.task, trained.pipeline
+
+
+def pipeline_of(trained: Trained) -> InputPipeline:
+    """The input pipeline of a run.
+
+    Raises:
+        RunError: there is nothing but an encoder.
+    """
+    if trained.pipeline is None:
+        raise RunError(f"run={str(trained.folder)!r} must hold what its training measured; got an encoder by itself; "
+                       "use the folder of a run of job=train")
+    return trained.pipeline
 
 
 def open_run_data(
@@ -51,7 +81,7 @@ def open_run_data(
     return data, chosen
 
 
-def test_sets(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[str, SequenceSet]]:
+def sets_to_judge(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[str, SequenceSet]]:
     """The test sets, targets numbered as the run numbers its classes.
 
     Raises:
@@ -68,12 +98,10 @@ def test_sets(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[str, S
         raise data_error(who, "targets", f"must be {wanted} for each {steps}, as in the run", got)
     if spec.kind == "values":
         return sets
-    unknown = [name for name in names if name not in spec.names]
-    table = torch.tensor([spec.names.index(name) if name in spec.names else IGNORE - 1 for name in names])
-    return [(name, _renumbered(part, table, unknown, spec, who)) for name, part in sets]
-
-
-test_sets.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
+    known = list(spec.names or ())
+    unknown = [name for name in names if name not in known]
+    table = torch.tensor([known.index(name) if name in known else IGNORE - 1 for name in names])
+    return [(name, _renumbered(part, table, unknown, known, who)) for name, part in sets]
 
 
 def _of_file(own: ArraysDataConfig, path: Optional[str], trained: Trained) -> DataConfig:
@@ -118,10 +146,7 @@ def _by_name(trained: Trained, chosen: DataConfig, path: Optional[str], ignore: 
 
 
 def _check_width(trained: Trained, data: SequenceData, who: str) -> None:
-    pipeline = trained.pipeline
-    if pipeline is None:
-        raise RunError(f"run={str(trained.folder)!r} must hold what its training measured; got an encoder by itself; "
-                       "use the folder of a run of job=train")
+    pipeline = pipeline_of(trained)
     width = None if pipeline.schema is None else len(pipeline.schema.features)
     for name, want, got in (("number of channels", width, data.input_size),
                             ("number of token ids", pipeline.vocab_size, data.vocab_size)):
@@ -129,15 +154,15 @@ def _check_width(trained: Trained, data: SequenceData, who: str) -> None:
             raise data_error(who, name, f"must be {want}, as the encoder reads" if want else "must be none", got)
 
 
-def _renumbered(part: SequenceSet, table: Any, unknown: List[str], spec: TaskSpec, who: str) -> SequenceSet:
+def _renumbered(part: SequenceSet, table: torch.Tensor, unknown: List[str], names: List[str], who: str) -> SequenceSet:
     def change(targets: torch.Tensor) -> torch.Tensor:
         found = torch.where(targets >= 0, table[targets.clamp(min=0)], targets)
         if bool((found == IGNORE - 1).any()):
-            known = ", ".join(map(str, spec.names[:8])) + (", ..." if len(spec.names) > 8 else "")
+            known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise data_error(who, "classes", f"must be among those of the run, {known}", ", ".join(unknown[:5]),
                              "leave these sequences out, or train with them")
         return found
 
-    whole = isinstance(part.targets, torch.Tensor)
-    targets = change(part.targets) if whole else [change(targets) for targets in part.targets]
-    return dataclasses.replace(part, targets=targets)
+    if isinstance(part.targets, torch.Tensor):
+        return dataclasses.replace(part, targets=change(part.targets))
+    return dataclasses.replace(part, targets=[change(targets) for targets in part.targets])

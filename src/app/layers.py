@@ -5,6 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import torch
 import torch.nn as nn
 
+from encoders.inputs import input_width
 from encoders.stack import Encoder
 from myfla.models.state_tree import tensors_of
 
@@ -34,7 +35,7 @@ def sample_input(encoder: Encoder, batch: int, length: int) -> torch.Tensor:
     config, weight = encoder.config, next(encoder.parameters())
     if config.vocab_size is not None:
         return torch.randint(config.vocab_size, (batch, length), device=weight.device)
-    return torch.randn(batch, length, config.input_size, device=weight.device, dtype=weight.dtype)
+    return torch.randn(batch, length, input_width(config), device=weight.device, dtype=weight.dtype)
 
 
 def layer_rows(encoder: Encoder, batch: int, length: int, depth: int) -> List[LayerRow]:

@@ -1,5 +1,6 @@
 """The pictures of a run, each with what it shows in words."""
 
+from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from app.projection import principal_plane
 from encoders.training.tasks.predict import Evaluation
 from encoders.training.tasks.spec import TaskSpec
 
-__all__ = ["Picture", "history_pictures", "memory_pictures", "test_pictures"]
+__all__ = ["Picture", "history_pictures", "memory_pictures", "quality_pictures"]
 
 
 class Picture(NamedTuple):
@@ -51,7 +52,7 @@ def history_pictures(rows: Sequence[Dict[str, Any]], epoch: Optional[int]) -> Li
     ]
 
 
-def test_pictures(spec: TaskSpec, test: Evaluation) -> List[Picture]:
+def quality_pictures(spec: TaskSpec, test: Evaluation) -> List[Picture]:
     """How good the predictions are, and the embeddings in the plane."""
     found = []
     if test.confusion is not None and spec.names is not None:
@@ -68,9 +69,6 @@ def test_pictures(spec: TaskSpec, test: Evaluation) -> List[Picture]:
             found.append(Picture("residuals", "Predicted and true values", figure,
                                  f"Right: errors, all {int(known.sum()):,} of them.{more}"))
     return [*found, _embeddings(spec, test)]
-
-
-test_pictures.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest makes of the name
 
 
 def memory_pictures(memory: Dict[str, Any], lengths: Tensor) -> List[Picture]:
@@ -100,15 +98,15 @@ def _embeddings(spec: TaskSpec, test: Evaluation) -> Picture:
     prediction = test.prediction
     points, shares = principal_plane(prediction.embeddings)
     title, caption = "Embeddings", f"{len(points):,} test sequences in the plane of their largest variance (PCA)"
-    where = dict(points=points.numpy(), shares=shares)
+    draw = partial(projection_figure, points.numpy(), shares)
     if spec.per_step:
-        figure = projection_figure(**where, values=prediction.lengths.double().numpy(), value_name="steps")
+        figure = draw(values=prediction.lengths.double().numpy(), value_name="steps")
         return Picture("embeddings", title, figure, f"{caption}, coloured by length.")
     targets = prediction.targets
     if spec.kind == "values":
-        figure = projection_figure(**where, values=targets[:, 0].double().numpy(), value_name=spec.name(0))
+        figure = draw(values=targets[:, 0].double().numpy(), value_name=spec.name(0))
         return Picture("embeddings", title, figure, f"{caption}, coloured by their true {spec.name(0)}.")
-    figure = projection_figure(**where, classes=targets.numpy())
+    figure = draw(classes=targets.numpy())
     named = spec.names is not None and spec.outputs <= MOST_NAMED
     legend = [(colour, MARKS[i // 10 % len(MARKS)][1], spec.name(i))
               for i, colour in enumerate(categories(spec.outputs))] if named else []

@@ -98,12 +98,11 @@ def _columns(part: Part, names: Sequence[str], all_classes: bool) -> Dict[str, L
     if answers.values is not None:
         found.update({f"predicted {name}": answers.values[:, i].tolist() for i, name in enumerate(names)})
         return found
-    if answers.predicted is None or answers.probabilities is None:
-        raise ValueError("answers must be classes with probabilities, or values")
-    found["predicted"] = [names[i] for i in answers.predicted.tolist()]
-    found["probability"] = answers.probabilities.gather(-1, answers.predicted[:, None])[:, 0].tolist()
+    predicted, probabilities = answers.of_classes()
+    found["predicted"] = [names[i] for i in predicted.tolist()]
+    found["probability"] = probabilities.gather(-1, predicted[:, None])[:, 0].tolist()
     if all_classes:
-        found.update({f"probability {name}": answers.probabilities[:, i].tolist() for i, name in enumerate(names)})
+        found.update({f"probability {name}": probabilities[:, i].tolist() for i, name in enumerate(names)})
     return found
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import torch
-from torch import nn
 
 from app.baselines.measure import FIGURE, better
 from app.figures import FIGURES, shown_figures
 from app.page.run_page import write_run_page
-from app.pictures import Picture, history_pictures, memory_pictures, test_pictures
+from app.pictures import Picture, history_pictures, memory_pictures, quality_pictures
 from app.plots.style import save_png
 from app.remember import measure_memory
 from app.run_folder import RESULTS, relative, whole_file, write_json
 from app.tables import console, say
+from encoders.stack import Encoder
 from encoders.training.data.batches import Batch
 from encoders.training.data.identity import Identity
 from encoders.training.loop.fit import Fit
@@ -31,7 +31,7 @@ MEMORY = "memory.json"
 
 
 def write_results(
-    folder: Path, results: Mapping[str, Any], encoder: nn.Module, task: TaskSpec, test: Evaluation,
+    folder: Path, results: Mapping[str, Any], encoder: Encoder, task: TaskSpec, test: Evaluation,
     batches: Iterable[Batch], ids: Identity, chosen: Optional[Fit] = None,
 ) -> None:
     """Write what is known of a test set, with pictures and a page, and at last the figures.
@@ -69,7 +69,7 @@ def write_results(
     write_json(dict(results), folder / RESULTS)
 
 
-def _memory(encoder: nn.Module, batches: Iterable[Batch]) -> Optional[Dict[str, Any]]:
+def _memory(encoder: Encoder, batches: Iterable[Batch]) -> Optional[Dict[str, Any]]:
     place = next(encoder.parameters())
 
     def given() -> Iterator[Tuple[Any, Any, Any]]:
@@ -85,7 +85,7 @@ def _groups(
 ) -> List[Tuple[str, str, List[Picture]]]:
     """Sections of the page: title, what they show, pictures."""
     groups = [] if chosen is None else [("Training", "", history_pictures(chosen.rows, chosen.epoch))]
-    groups.append(("Test", "", test_pictures(task, test)))
+    groups.append(("Test", "", quality_pictures(task, test)))
     if memory is not None:
         note = f"Measured on {memory['tokens']:,} steps of the test set, head by head."
         groups.append(("What the layers remember", note, memory_pictures(memory, test.prediction.lengths)))

@@ -118,7 +118,8 @@ def _settings(group: str, option: str) -> Optional[List[str]]:
     if kind is None or not dataclasses.is_dataclass(kind):
         return None
     said, lines = meanings(kind), []
-    values = OmegaConf.to_container(node, resolve=False)
+    plain = OmegaConf.to_container(node, resolve=False)
+    values = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
     for field in dataclasses.fields(kind):
         value = values[field.name]
         shown = {None: "null", True: "true", False: "false", "???": "(must be set)"}.get(

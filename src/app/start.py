@@ -4,7 +4,7 @@ import copy
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -114,7 +114,7 @@ def _is_used(folder: Path) -> bool:
 
 def _reason(refused: List[Tuple[List[str], Exception]], jobs: int) -> Exception:
     """The error of a sweep some of whose jobs cannot start."""
-    texts = {}
+    texts: Dict[str, str] = {}
     for overrides, error in refused:
         known = isinstance(error, (HydraException, OmegaConfBaseException))
         text = explain(error, overrides) if known else str(error)

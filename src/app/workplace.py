@@ -34,7 +34,7 @@ class Workplace:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._before = {entry.name for entry in folder.iterdir()}
-            self._lock = FolderLock(folder)
+            self._lock: Optional[FolderLock] = FolderLock(folder)
             taken = self._lock.take()
         except OSError as problem:
             remove_folders(self._made)

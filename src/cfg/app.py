@@ -1,7 +1,7 @@
 """The application's whole config, and its schemas in Hydra's ConfigStore."""
 
 from dataclasses import dataclass, field
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Type, TypeVar
 
 from omegaconf import MISSING
 
@@ -22,6 +22,8 @@ from cfg.trainer import TrainerConfig
 from cfg.validation import ConfigError, Fields, config_error
 
 __all__ = ["AppConfig", "register_configs"]
+
+Job = TypeVar("Job", bound=JobConfig)
 
 
 @dataclass
@@ -52,6 +54,16 @@ class AppConfig:
     seed: int = 0
     deterministic: bool = True
     checks: List[CheckConfig] = field(default_factory=list)
+
+    def job_as(self, kind: Type[Job]) -> Job:
+        """The job's config, for the job whose config it must be.
+
+        Raises:
+            ConfigError: it is another job's.
+        """
+        if not isinstance(self.job, kind):
+            raise config_error("job", f"must be {kind.__dataclass_fields__['name'].default}", self.job.name)
+        return self.job
 
     def __post_init__(self) -> None:
         fields = _RootFields(self, "")

@@ -74,6 +74,18 @@ def input_weight(entry: nn.Module) -> torch.Tensor:
     return weight
 
 
+def input_width(config: EncoderConfig) -> int:
+    """Channels of an encoder that reads features.
+
+    Raises:
+        ValueError: it reads token ids.
+    """
+    if config.input_size is None:
+        raise value_error("encoder", "encoder.input_size", "must be set, as for real-valued features", None,
+                          f"encoder.vocab_size={config.vocab_size}: it reads token ids")
+    return config.input_size
+
+
 def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
     """Refuse data that does not fit the encoder.
 

@@ -10,7 +10,7 @@ import torch
 from app.figures import shown_figures
 from app.page import html
 from app.page.run_page import repeat_command, write_run_page
-from app.pictures import history_pictures, memory_pictures, test_pictures
+from app.pictures import history_pictures, memory_pictures, quality_pictures
 from app.plots.style import to_svg
 from app.projection import principal_plane
 from app.remember import LONGEST, half_life, measure_memory
@@ -55,7 +55,7 @@ HISTORY = [{"stage": "fit", "epoch": i, "train_loss": 2.0 ** -i, "val_loss": 1.1
 
 def test_a_page_with_hostile_names_shows_them_and_loads_nothing(tmp_path):
     spec, test = classified(HOSTILE)
-    groups = [("Training", "", history_pictures(HISTORY, 3)), ("Test", "<i>", test_pictures(spec, test))]
+    groups = [("Training", "", history_pictures(HISTORY, 3)), ("Test", "<i>", quality_pictures(spec, test))]
     found = results(encoder=HOSTILE[0], data=HOSTILE[3], overrides=[f"data.train_path={name}" for name in HOSTILE])
     path = write_run_page(tmp_path, found, f"name: {HOSTILE[0]}\n", groups)
     page = assert_nothing_is_loaded(path.read_text(encoding="utf-8"))
@@ -77,14 +77,14 @@ def test_pages_close_what_they_open_and_escape_what_they_are_given():
     assert_nothing_is_loaded(text)
 
 
-def test_pictures_take_the_colours_of_the_page_and_keep_their_text():
+def quality_pictures_take_the_colours_of_the_page_and_keep_their_text():
     spec, test = classified(["first", "second", "third"])
-    for picture in [*history_pictures(HISTORY, 3), *test_pictures(spec, test)]:
+    for picture in [*history_pictures(HISTORY, 3), *quality_pictures(spec, test)]:
         svg = to_svg(picture.figure, picture.name, picture.title)
         assert svg.startswith("<svg") and "var(--ink)" in svg and f"<title>{picture.title}</title>" in svg
         assert not re.search(r'\s(width|height)="[0-9.]+pt"', svg) and "http" not in svg
         assert all(match.startswith(f"{picture.name}-") for match in re.findall(r'id="([^"]*)"', svg))
-    confusion = to_svg(test_pictures(spec, test)[0].figure, "c", "c")
+    confusion = to_svg(quality_pictures(spec, test)[0].figure, "c", "c")
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", confusion)
     counts = [str(count) for row in test.confusion for count in row if count]
     assert sorted(counts) == sorted(text for text in texts if text.isdigit()) and "second" in texts
@@ -92,14 +92,14 @@ def test_pictures_take_the_colours_of_the_page_and_keep_their_text():
 
 def test_the_same_figures_give_the_same_picture():
     spec, test = classified(["a", "b"])
-    first, again = (to_svg(test_pictures(spec, test)[1].figure, "x", "x") for _ in range(2))
+    first, again = (to_svg(quality_pictures(spec, test)[1].figure, "x", "x") for _ in range(2))
     assert first == again
 
 
 @cases(outputs=[1, 6])
 def test_values_have_residuals_and_missing_ones_are_left_out(outputs):
     spec, test = valued(outputs=outputs)
-    pictures = test_pictures(spec, test)
+    pictures = quality_pictures(spec, test)
     assert [picture.name for picture in pictures] == ["residuals", "embeddings"]
     assert "39 of them" in pictures[0].caption and ("first 4 of 6" in pictures[0].caption) == (outputs == 6)
     assert "&lt;b&gt;0" in to_svg(pictures[0].figure, "r", "r")
@@ -108,14 +108,14 @@ def test_values_have_residuals_and_missing_ones_are_left_out(outputs):
 @cases(classes=[1, 21, 45])
 def test_any_number_of_classes_is_drawn(classes):
     spec, test = classified([f"class {i}" for i in range(classes)])
-    confusion, embeddings = test_pictures(spec, test)
+    confusion, embeddings = quality_pictures(spec, test)
     assert len(embeddings.legend) == (classes if classes <= 20 else 0)
     assert "<svg" in to_svg(confusion.figure, "a", "a") and "<svg" in to_svg(embeddings.figure, "b", "b")
 
 
 def test_steps_are_coloured_by_length_and_one_epoch_is_enough():
     spec, test = classified(["a", "b"], per_step=True)
-    assert "coloured by length" in test_pictures(spec, test)[1].caption
+    assert "coloured by length" in quality_pictures(spec, test)[1].caption
     for picture in history_pictures([{"epoch": 1, "train_loss": 0.0, "learning_rate": 0.0}], None):
         assert "<svg" in to_svg(picture.figure, "x", "x")
 

@@ -114,9 +114,10 @@ class _Heads:
         self._files += [block.name] * block.rows
         if config.sequence is not None:
             names = block.texts(config.sequence)
-            if None in names:
-                raise block.error(names.index(None), config.sequence, "must name a sequence", None)
-            self._names += names  # type: ignore[arg-type]
+            for place, name in enumerate(names):
+                if name is None:
+                    raise block.error(place, config.sequence, "must name a sequence", None)
+                self._names.append(name)
         if config.label is not None:
             self._label_codes.append(self._labels.codes(self._read_labels(block, config.label, sizes)))
         if config.group is not None:

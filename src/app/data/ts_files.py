@@ -37,9 +37,9 @@ def load(config: TsDataConfig, targets: bool = True) -> SequenceData:
     if sorted(classes or ()) != sorted(test_classes or ()) or first.labelled != second.labelled:
         raise data_error(config.test_path, "@classLabel", f"must name the classes of {config.train_path}",
                          test_classes or ("@targetLabel" if second.labelled else "no labels"))
-    if classes is not None:
+    if classes is not None and isinstance(test.targets, torch.Tensor):
         place = torch.tensor([*(classes.index(name) for name in test_classes or ()), IGNORE])
-        test = SequenceSet(test.sequences, place[test.targets.clamp(min=-1)])  # type: ignore[union-attr]
+        test = SequenceSet(test.sequences, place[test.targets.clamp(min=-1)])
     test = _of(config.test_path, test)
     test_size = test.sequences[0].shape[1]
     if size != test_size:

@@ -1,8 +1,7 @@
 """Many sequences as views of one long array, which may be a file that is mapped into memory."""
 
 import tempfile
-from collections import abc
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple, Union, overload
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ __all__ = ["Views", "empty_array"]
 IN_MEMORY = 64 << 20  # bytes; what is larger is written to a file
 
 
-class Views(abc.Sequence):
+class Views(Sequence[Tensor]):
     """Rows ``starts[i] .. ends[i] - 1`` of ``values``, made when they are asked for.
 
     Args:
@@ -32,14 +31,22 @@ class Views(abc.Sequence):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, index: Any) -> Tensor:
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Views": ...
+
+    def __getitem__(self, index: Union[int, slice]) -> Union[Tensor, "Views"]:
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.values[int(self.starts[index]) : int(self.ends[index])]
 
     def select(self, indices: Sequence[int]) -> "Views":
         """Those at ``indices``, in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.as_tensor(list(indices), dtype=torch.int64)
         return Views(self.values, self.starts[chosen], self.ends[chosen])
 
     @property

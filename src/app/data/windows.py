@@ -95,6 +95,6 @@ def _same(values: np.ndarray, first: np.ndarray, size: int, table: Table, config
 def _select(part: Part, kept: np.ndarray) -> Part:
     places = np.flatnonzero(kept)
     names = None if part.names is None else [part.names[i] for i in places]
-    return part._replace(sequences=part.sequences.select(places), names=names,  # type: ignore[arg-type]
-                         files=[part.files[i] for i in places], labels=part.labels[kept],  # type: ignore[index]
-                         groups=part.groups[kept])  # type: ignore[index]
+    labels, groups = (None if codes is None else codes[kept] for codes in (part.labels, part.groups))
+    return part._replace(sequences=part.sequences.select(places.tolist()), names=names,
+                         files=[part.files[i] for i in places], labels=labels, groups=groups)

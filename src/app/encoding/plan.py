@@ -40,14 +40,13 @@ def find_place(environment: Optional[Mapping[str, str]] = None) -> Place:
     """
     given = os.environ if environment is None else environment
     for names in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        found = [given.get(name) for name in names]
-        if found == [None, None]:
+        rank, world = (given.get(name) for name in names)
+        if rank is None and world is None:
             continue
-        text = ", ".join(f"{name}={value}" for name, value in zip(names, found))
-        if None in found or not all(value.isdigit() for value in found) or int(found[0]) >= int(found[1]):
+        if rank is None or world is None or not (rank.isdigit() and world.isdigit()) or int(rank) >= int(world):
             raise RunError(f"{names[0]} and {names[1]} must be the number of this process and how many there are; "
-                           f"got {text}")
-        return Place(int(found[0]), int(found[1]))
+                           f"got {names[0]}={rank}, {names[1]}={world}")
+        return Place(int(rank), int(world))
     return Place(0, 1)
 
 

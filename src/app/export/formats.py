@@ -40,6 +40,8 @@ def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path
     names = _input_names(module)
     given: Any = (_program(module, example, True, "onnx"),) if dynamic else (module, tuple(example))
     program = torch.onnx.export(*given, dynamo=True, verbose=False, input_names=names, output_names=module.names)
+    if program is None:
+        raise RunError("job.format=onnx: torch made no ONNX program")
     program.save(str(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

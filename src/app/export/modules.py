@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 from cfg.validation import config_error
+from encoders.inputs import input_weight, input_width
 from encoders.pipeline import InputPipeline
 from encoders.stack import Encoder
 from encoders.training.tasks.answers import answer
@@ -41,7 +42,10 @@ class WholeEncoder(nn.Module):
             return out.hidden, out.embedding
         outputs = self.task(out)
         if self.task.spec.kind == "values":
-            outputs = answer(self.task, self.pipeline, outputs).values.to(out.hidden.dtype)
+            if self.pipeline is None:
+                raise ValueError("a task goes with a pipeline")
+            values = answer(self.task, self.pipeline, outputs).values
+            outputs = outputs if values is None else values.to(out.hidden.dtype)
         return out.hidden, out.embedding, outputs
 
     @property
@@ -52,20 +56,21 @@ class WholeEncoder(nn.Module):
 
     def sample(self, batch: int, length: int) -> torch.Tensor:
         """Random input, of the size of the data that it was trained on, with missing values where they may be."""
-        if self.channels is None:
-            return torch.randint(self.encoder.config.vocab_size, (batch, length))
-        x = torch.randn(batch, length, self.channels, dtype=torch.float64)
+        size = self.encoder.config.vocab_size
+        if size is not None:
+            return torch.randint(size, (batch, length))
+        x = torch.randn(batch, length, self.channels or 0, dtype=torch.float64)
         pipeline = self.pipeline
         if pipeline is not None and not pipeline.own_scale:
             x = pipeline.untransform(x)
         if pipeline is not None and pipeline.missing != "error" and length > 1:
             x[torch.rand_like(x) < 0.1] = float("nan")
-        return x.to(self.encoder.input.weight.dtype)
+        return x.to(input_weight(self.encoder.input).dtype)
 
     def _prepared(self, x: torch.Tensor) -> torch.Tensor:
         if self.pipeline is None or self.channels is None:
             return x
-        return self.pipeline.transform(x).to(self.encoder.input.weight.dtype)
+        return self.pipeline.transform(x).to(input_weight(self.encoder.input).dtype)
 
 
 class EncoderStep(WholeEncoder):
@@ -90,7 +95,8 @@ class EncoderStep(WholeEncoder):
                  context: Optional[int] = None) -> None:
         super().__init__(encoder, pipeline)
         with torch.no_grad():
-            probe = encoder(encoder.input.weight.new_zeros(1, 1, encoder.config.input_size), use_cache=True).cache
+            first = input_weight(encoder.input).new_zeros(1, 1, input_width(encoder.config))
+            probe = encoder(first, use_cache=True).cache
         self.trees = [probe[i] for i in range(len(probe))]
         self.windows = [_window(probe, i, context) for i in range(len(probe))]
         found = [(i, name) for i, tree in enumerate(self.trees) for name, _ in tensors_of(tree)]
@@ -112,19 +118,21 @@ class EncoderStep(WholeEncoder):
         cache, rest = Cache(), iter(states)
         for i, (tree, window) in enumerate(zip(self.trees, self.windows)):
             given = map_tensors(lambda t: next(rest), tree)
-            counts = {} if window is None else {"lengths": states[-1]}
-            cache.update(layer_idx=i, offset=1, **{field: given[field] for field in FIELDS}, **counts)
+            cache.update(layer_idx=i, offset=1, lengths=None if window is None else states[-1],
+                         **{field: given[field] for field in FIELDS})
         out = self.encoder(self._prepared(x), cache=cache)
         new: List[torch.Tensor] = []
         for i, window in enumerate(self.windows):
             for name, t in tensors_of(out.cache[i]):
-                new.append(t[:, t.shape[1] - window :] if name.startswith("attn_state") else t)
+                kept = window is not None and name.startswith("attn_state")
+                new.append(t[:, t.shape[1] - (window or 0) :] if kept else t)
         return (out.hidden, *new, states[-1] + 1) if any(self.windows) else (out.hidden, *new)
 
 
 def _window(probe: Cache, layer: int, context: Optional[int]) -> Optional[int]:
     """How many tokens the attention of a layer keeps; None for a layer without attention."""
-    if probe[layer]["attn_state"] is None:
+    state = probe[layer]
+    if state is None or state["attn_state"] is None:
         return None
     window = probe.layers[layer].window_size
     if window is None and context is None:

@@ -40,7 +40,7 @@ def run(config: AppConfig, folder: Path) -> float:
     Raises:
         ConfigError, RunError: an encoder that cannot be built, or a device that is not there.
     """
-    job: BenchJobConfig = config.job
+    job = config.job_as(BenchJobConfig)
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     sized = sized_encoder(config)
     encoder, streams = dataclasses.asdict(sized), sized.needs_end is None

@@ -27,7 +27,7 @@ def run(config: AppConfig, folder: Path) -> float:
     Returns:
         the number of parameters of the encoder.
     """
-    job: DescribeJobConfig = config.job
+    job = config.job_as(DescribeJobConfig)
     encoder = build_encoder(sized_encoder(config))
     facts: Dict[str, Any] = {
         "machine": describe_machine(),

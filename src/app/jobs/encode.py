@@ -11,7 +11,7 @@ from app.devices import find_device
 from app.encoding.files import require, write_part
 from app.encoding.plan import Place, Plan, file_facts, find_place
 from app.encoding.progress import Progress
-from app.inputs import open_run_data
+from app.inputs import open_run_data, pipeline_of
 from app.run_folder import refuse_overrides, relative
 from app.tables import say
 from cfg.app import AppConfig
@@ -36,7 +36,7 @@ def run(config: AppConfig, folder: Path) -> float:
     Raises:
         ConfigError, DataError, RunError: before anything is written, but for a full disk.
     """
-    job: EncodeJobConfig = config.job
+    job = config.job_as(EncodeJobConfig)
     if config.run is None:
         raise config_error("run", "must be the folder of a finished run", None,
                            "python -m app job=encode run=outputs/app/... job.output=EMBEDDINGS")
@@ -57,7 +57,7 @@ def run(config: AppConfig, folder: Path) -> float:
     data, source = open_run_data(trained, config, job.input, targets=False, choose=choose,
                                  ignore=job.ignore)
     chosen = data.train if job.input is not None or job.part == "train" else data.tests[0][1]
-    sequences = Prepared(chosen, trained.pipeline)
+    sequences = Prepared(chosen, pipeline_of(trained))
     plan = plan_for(source.name, len(sequences))
     missing = plan.missing(place)
     plan.begin()

@@ -9,20 +9,18 @@ import torch
 
 from app.devices import find_device
 from app.errors import RunError
-from app.inputs import open_run_data, test_sets
+from app.inputs import open_run_data, sets_to_judge, with_task
 from app.report import show_results, write_results
 from app.run_folder import in_sweep, overrides, refuse_overrides
 from cfg.app import AppConfig
-from cfg.data import DataConfig
 from cfg.encode import EvaluateJobConfig
 from cfg.validation import config_error
 from encoders.training.data.batches import Batch
 from encoders.training.data.module import loader
 from encoders.training.data.prepared import Prepared
-from encoders.training.data.sequences import SequenceSet
 from encoders.training.run_config import write_config
 from encoders.training.tasks.predict import evaluate
-from encoders.training.trained import Trained, load_trained
+from encoders.training.trained import load_trained
 
 __all__ = ["run"]
 
@@ -38,7 +36,7 @@ def run(config: AppConfig, folder: Path) -> float:
     Raises:
         ConfigError, DataError, RunError: nothing to judge, or data that do not fit.
     """
-    job: EvaluateJobConfig = config.job
+    job = config.job_as(EvaluateJobConfig)
     if config.run is None:
         raise config_error("run", "must be the folder of a finished run", None,
                            "python -m app job=evaluate run=outputs/app/...")
@@ -46,13 +44,16 @@ def run(config: AppConfig, folder: Path) -> float:
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     trained = load_trained(config.run, find_device(config.trainer.accelerator))
-    if trained.task is None:
-        raise RunError(f"run={config.run!r} must hold a task (task.safetensors) to be judged; got an encoder by "
-                       "itself; use the folder of a run of job=train")
-    spec = trained.task.spec
+    task, pipeline = with_task(trained, config.run, "be judged")
+    spec = task.spec
     data, source = open_run_data(trained, config, job.input, targets=not spec.shifts, ignore=job.ignore)
-    sets = test_sets(spec, data, job.input or f"data={source.name}")
-    found = {name: evaluate(trained.encoder, trained.task, _batches(trained, part, source)) for name, part in sets}
+    sets = sets_to_judge(spec, data, job.input or f"data={source.name}")
+    parts = {name: Prepared(part, pipeline, spec.shifts) for name, part in sets}
+
+    def batches(name: str) -> Iterable[Batch]:
+        return loader(parts[name], source, spec.per_step)
+
+    found = {name: evaluate(trained.encoder, task, batches(name)) for name in parts}
     first_name, first_set = sets[0]
     first = found[first_name]
     results: Dict[str, Any] = {
@@ -69,17 +70,12 @@ def run(config: AppConfig, folder: Path) -> float:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "overrides": overrides(),
-        "inputs": trained.pipeline.facts(),
+        "inputs": pipeline.facts(),
     }
     if "loss" not in first.figures:
         raise RunError(f"{job.input or f'data={source.name}'} must have a target to judge by; got none in its test set")
     write_config(dataclasses.replace(config, encoder=trained.encoder.config, data=source), folder / "config.yaml")
-    ids = Prepared(first_set, trained.pipeline, spec.shifts).identity
-    write_results(folder, results, trained.encoder, spec, first, _batches(trained, first_set, source), ids)
+    ids = parts[first_name].identity
+    write_results(folder, results, trained.encoder, spec, first, batches(first_name), ids)
     show_results(results, folder, brief=in_sweep())
     return first.figures["loss"]
-
-
-def _batches(trained: Trained, part: SequenceSet, source: DataConfig) -> Iterable[Batch]:
-    spec = trained.task.spec
-    return loader(Prepared(part, trained.pipeline, spec.shifts), source, spec.per_step)

@@ -44,7 +44,7 @@ def run(config: AppConfig, folder: Path) -> float:
         ConfigError, RunError: nothing to export, an older export, a missing package, or a file that computes something
             else.
     """
-    job: ExportJobConfig = config.job
+    job = config.job_as(ExportJobConfig)
     if config.run is None:
         raise config_error("run", "must be the folder of a finished run", None,
                            "python -m app job=export run=outputs/app/...")

@@ -8,8 +8,8 @@ import torch
 
 from app.devices import find_device
 from app.encoding.progress import Progress
-from app.errors import RunError, data_error
-from app.inputs import open_run_data
+from app.errors import data_error
+from app.inputs import open_run_data, with_task
 from app.prediction_files import Part, open_predictions, require
 from app.run_folder import refuse_overrides, relative
 from app.tables import say
@@ -36,7 +36,7 @@ def run(config: AppConfig, folder: Path) -> float:
     Raises:
         ConfigError, DataError, InputError, RunError: nothing is written then.
     """
-    job: PredictJobConfig = config.job
+    job = config.job_as(PredictJobConfig)
     if config.run is None:
         raise config_error("run", "must be the folder of a finished run", None,
                            "python -m app job=predict run=outputs/app/... job.input=NEW.csv")
@@ -46,24 +46,21 @@ def run(config: AppConfig, folder: Path) -> float:
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     trained = load_trained(config.run, find_device(config.trainer.accelerator))
-    if trained.task is None or trained.pipeline is None:
-        raise RunError(f"run={config.run!r} must hold a task (task.safetensors) to predict with; got an encoder by "
-                       "itself; use the folder of a run of job=train")
+    task, pipeline = with_task(trained, config.run, "predict with")
     data, source = open_run_data(trained, config, job.input, targets=False, ignore=job.ignore)
     chosen = data.train if job.input is not None or job.part == "train" else data.tests[0][1]
-    sequences = Prepared(chosen, trained.pipeline)
+    sequences = Prepared(chosen, pipeline)
     for number, length in enumerate(sequences.lengths):
         if not length:
             who = job.input or f"data={source.name}"
             raise data_error(who, f"sequence {number + 1}", "must have at least one step", 0, "remove it")
-    log.info("%s", trained.pipeline.describe())
+    log.info("%s", pipeline.describe())
     start = time.perf_counter()
-    names, all_classes = answer_names(trained.task, trained.pipeline), job.probabilities == "all"
+    names, all_classes = answer_names(task, pipeline), job.probabilities == "all"
     with Progress(len(sequences), config.trainer.progress) as progress, \
             open_predictions(output, names, all_classes) as write:
-        for span, lengths, answers in answer_many(trained.encoder, trained.task, trained.pipeline, sequences,
-                                                  job.batch_tokens):
-            write(Part(sequences.identity.part(span), lengths, answers, trained.task.spec.per_step))
+        for span, lengths, answers in answer_many(trained.encoder, task, pipeline, sequences, job.batch_tokens):
+            write(Part(sequences.identity.part(span), lengths, answers, task.spec.per_step))
             progress.add(len(span), int(lengths.sum()))
     seconds = time.perf_counter() - start
     say(f"{len(sequences)} sequences in {seconds:.1f} s: {relative(output)}")

@@ -35,7 +35,7 @@ def run(config: AppConfig, folder: Path) -> float:
     Raises:
         ConfigError, RunError: before a row is read; or the state, input or output is lost on the way.
     """
-    job: StreamJobConfig = config.job
+    job = config.job_as(StreamJobConfig)
     if config.run is None:
         raise config_error("run", "must be the folder of a finished run with a causal encoder", None,
                            "python -m app job=stream run=outputs/app/...")

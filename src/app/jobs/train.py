@@ -15,6 +15,7 @@ from app.reopening import begin, reopen
 from app.report import say_baselines, show_results, write_results
 from app.run_folder import in_sweep, is_first_process, overrides
 from cfg.app import AppConfig
+from cfg.job import TrainJobConfig
 from encoders import with_checkpoint_sizes
 from encoders.training.loop.quiet import quiet
 from encoders.training.run import prepare, train, whole
@@ -42,13 +43,13 @@ def run(config: AppConfig, folder: Path) -> float:
     quiet()
     given = overrides()
     if config.resume:
-        folder = Path(config.run)
+        folder = Path(config.run or "")
         config, given = reopen(folder)
     check_devices(config.trainer)
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
-    data = load_data(config.data)
-    task = task_spec(config.job.objective, data)
+    job, data = config.job_as(TrainJobConfig), load_data(config.data)
+    task = task_spec(job.objective, data)
     config = dataclasses.replace(config, encoder=with_checkpoint_sizes(encoder_for(config, data, task)))
     module, parts = prepare(config, data, task)
     if is_first_process():  # not before all has been built: what is refused leaves nothing
@@ -59,7 +60,7 @@ def run(config: AppConfig, folder: Path) -> float:
         return first.figures["val_loss"]
     module = whole(outcome, config, folder)
     module.to(_device(config))
-    how = (config.job.test_pieces, config.job.test_carry)
+    how = (job.test_pieces, job.test_carry)
     tests = {name: evaluate(module.encoder, module.task, parts.test_batches(name), *how) for name in parts.tests}
     results: Dict[str, Any] = {
         **{f"{name}_{key}": value for name, test in tests.items() for key, value in test.figures.items()},
@@ -77,7 +78,7 @@ def run(config: AppConfig, folder: Path) -> float:
         "validation_sequences": len(data.train) - len(parts.train),
         "test_sequences": len(parts.tests["test"]),
         "seed": config.seed,
-        "refit": config.job.refit,
+        "refit": job.refit,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "overrides": given,

@@ -106,7 +106,7 @@ def _cell(figure: Figure, one: Group) -> Any:
 def _effects(rows: List[Row]) -> Optional[Markup]:
     good = [row for row in rows if "error" not in row]
     figures = _panels(figures_of(good))
-    drawn = []
+    drawn: List[Markup] = []
     for name in rows[0]["settings"]:
         values = [row["settings"][name] for row in good]
         if name == SEED or len(set(values)) < 2 or not figures:

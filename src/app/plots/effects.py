@@ -26,12 +26,12 @@ def effect_figure(name: str, values: Sequence[str], panels: Sequence[Tuple[str, 
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     numbers = _numbers(values)
     known = _in_order(values, numbers)
-    scattered = numbers is not None and len(known) > MOST_VALUES
+    scattered = numbers if len(known) > MOST_VALUES else None
     for part, (label, figures) in zip(axes, panels):
         good = [i for i, value in enumerate(figures) if value is not None and np.isfinite(value)]
         y = [figures[i] for i in good]
-        if scattered:
-            part.scatter([numbers[i] for i in good], y, s=22, color=ACCENT, alpha=0.7, linewidth=0)
+        if scattered is not None:
+            part.scatter([scattered[i] for i in good], y, s=22, color=ACCENT, alpha=0.7, linewidth=0)
         else:
             x = [known.index(values[i]) for i in good]
             part.scatter(np.add(x, _aside(x)) if x else [], y, s=22, color=ACCENT, alpha=0.55, linewidth=0)
@@ -43,9 +43,9 @@ def effect_figure(name: str, values: Sequence[str], panels: Sequence[Tuple[str, 
         part.grid(False, axis="x")
     last = axes[-1]
     last.set_xlabel(clean(name, 50))
-    if scattered:
-        positive = [value for value in numbers if value > 0]
-        if len(positive) == len(numbers) and max(positive) > 30 * min(positive):
+    if scattered is not None:
+        positive = [value for value in scattered if value > 0]
+        if len(positive) == len(scattered) and max(positive) > 30 * min(positive):
             last.set_xscale("log")
             plain_numbers(last.xaxis)
     else:

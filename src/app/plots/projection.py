@@ -1,5 +1,6 @@
 """Embeddings in two dimensions."""
 
+from functools import partial
 from typing import Optional, Sequence
 
 import numpy as np
@@ -37,10 +38,10 @@ def projection_figure(
     axes = figure.subplots()
     step = max(1, -(-len(points) // _MOST_POINTS))
     points = points[::step]
-    style = dict(s=18, alpha=0.75, linewidth=0)
+    dots = partial(axes.scatter, s=18, alpha=0.75, linewidth=0)
     if values is not None:
         ramp = LinearSegmentedColormap.from_list("ramp", [ACCENT, "#9aa3b5", SECOND])
-        drawn = axes.scatter(points[:, 0], points[:, 1], c=values[::step], cmap=ramp, **style)
+        drawn = dots(points[:, 0], points[:, 1], c=values[::step], cmap=ramp)
         bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
         bar.outline.set_visible(False)
         bar.set_label(clean(value_name))
@@ -51,9 +52,9 @@ def projection_figure(
             mine = classes == i
             if mine.any():
                 mark, _ = MARKS[i // 10 % len(MARKS)]
-                axes.scatter(points[mine, 0], points[mine, 1], color=colour, marker=mark, **style)
+                dots(points[mine, 0], points[mine, 1], color=colour, marker=mark)
     else:
-        axes.scatter(points[:, 0], points[:, 1], color=ACCENT, **style)
+        dots(points[:, 0], points[:, 1], color=ACCENT)
     for set_label, name, share in ((axes.set_xlabel, "first", shares[0]), (axes.set_ylabel, "second", shares[1])):
         set_label(f"{name} principal component, {100 * share:.0f} % of the variance")
     return figure

@@ -6,7 +6,7 @@ import warnings
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any, Callable, List, Sequence, TypeVar
+from typing import Any, Callable, Dict, List, Sequence, TypeVar, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ CATEGORIES = ("#3f7fc9", "#de8431", "#2f9e79", "#c84f5c", "#8460c2", "#b08a1e", 
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", ACCENT: "--accent",
               SECOND: "--second", GREY: "--grey"}
 
-_STYLE = {
+_STYLE: Dict[Any, Any] = {  # matplotlib's own type of the keys is not in all its versions
     "font.family": "sans-serif", "font.size": 10.5, "axes.titlesize": 10.5, "axes.labelsize": 10.5,
     "xtick.labelsize": 9.5, "ytick.labelsize": 9.5,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
@@ -53,7 +53,7 @@ def drawing(draw: Draw) -> Draw:
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 
-    return styled  # type: ignore[return-value]
+    return cast(Draw, styled)
 
 
 def categories(count: int) -> List[str]:

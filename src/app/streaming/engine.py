@@ -130,8 +130,9 @@ class Engine:
         if said.values is not None:
             made = Output(rows.lines, rows.sessions, steps, values=said.values.cpu().numpy(), names=names)
         else:
-            classes = [names[i] for i in said.predicted.tolist()]
-            shares = said.probabilities.cpu().numpy()
+            predicted, probabilities = said.of_classes()
+            classes = [names[i] for i in predicted.tolist()]
+            shares = probabilities.cpu().numpy()
             made = Output(rows.lines, rows.sessions, steps, classes=classes, probability=shares.max(-1),
                           probabilities=shares, names=names)
         self.model_seconds += time.perf_counter() - start
@@ -168,8 +169,8 @@ class Engine:
         states = self.pool.gather(slots)
         device = self.model.weight.device
         start = time.perf_counter()
-        given = (torch.from_numpy(features[order]), torch.from_numpy(counts), torch.from_numpy(seen))
-        hidden, embedding, states = self.model.advance(*(t.to(device) for t in given), states)
+        x, sizes, before = (torch.from_numpy(given).to(device) for given in (features[order], counts, seen))
+        hidden, embedding, states = self.model.advance(x, sizes, before, states)
         self.model_seconds += time.perf_counter() - start
         self.pool.scatter(slots, states, counts, seqs[order][ends - 1])
         back = np.empty_like(order)

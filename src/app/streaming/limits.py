@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import numpy as np
 import torch
 
-from encoders.inputs import alone
+from encoders.inputs import alone, input_weight
 from encoders.pipeline import InputPipeline
 from encoders.stack import Encoder
 
@@ -37,7 +37,7 @@ class Range:
             good = (((features >= self._low) & (features <= self._high)) | np.isnan(features)).all(axis=1)
         odd = np.flatnonzero(~good)
         if len(odd):
-            weight = self.encoder.input.weight
+            weight = input_weight(self.encoder.input)
             x = prepared(self.pipeline, torch.from_numpy(features[odd]).to(weight.device)).to(weight.dtype)
             hidden = alone(self.encoder.input, x)
             wide = hidden if hidden.dtype == torch.float64 else hidden.float()

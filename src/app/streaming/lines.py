@@ -5,7 +5,7 @@ import queue
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, Deque, List, NamedTuple, Optional
 
 from app.errors import RunError
 from myfla.utils.regular import open_regular
@@ -37,7 +37,8 @@ class Lines:
     """
 
     def __init__(self, read: Callable[[bool], Optional[bytes]]) -> None:
-        self._read, self._ready = read, deque()  # type: Callable[[bool], Optional[bytes]], Deque[Line]
+        self._read = read
+        self._ready: Deque[Line] = deque()
         self._rest, self._dropped, self.ended = b"", 0, False
 
     def take(self, most: int, wait: bool) -> List[Line]:

@@ -8,6 +8,7 @@ import torch
 
 from app.errors import RunError
 from app.streaming.limits import Range, fill_from, prepared
+from encoders.inputs import input_weight, input_width
 from encoders.pipeline import InputPipeline
 from encoders.running_pooling import RunningPooling
 from encoders.stack import Encoder, EncoderOutput
@@ -36,8 +37,8 @@ class StreamModel:
 
     def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline], task: Optional[Task], key: str) -> None:
         self.encoder, self.pipeline, self.task, self.key = encoder.eval(), pipeline, task, key
-        self.input_size = encoder.config.input_size
-        self.weight = encoder.input.weight
+        self.input_size = input_width(encoder.config)
+        self.weight = input_weight(encoder.input)
         self.pooling = RunningPooling(encoder.pooling, encoder.config.hidden_size)
         with torch.inference_mode():
             probe = encoder(self.weight.new_zeros(1, 1, self.input_size), use_cache=True).cache
@@ -96,12 +97,19 @@ class StreamModel:
 
     def predict(self, hidden: torch.Tensor, embedding: torch.Tensor) -> Answers:
         """What the task says of every row, by its hidden state or by the embedding so far, ``[total, hidden_size]``."""
-        return answer(self.task, self.pipeline, self.task(EncoderOutput(hidden, embedding, None, embedding)))
+        task, pipeline = self._head
+        return answer(task, pipeline, task(EncoderOutput(hidden, embedding, None, embedding)))
 
     @property
     def names(self) -> List[str]:
         """Of the task's classes or values."""
-        return answer_names(self.task, self.pipeline)
+        return answer_names(*self._head)
+
+    @property
+    def _head(self) -> Tuple[Task, InputPipeline]:
+        if self.task is None or self.pipeline is None:
+            raise ValueError("a model without a task has embeddings, and no predictions")
+        return self.task, self.pipeline
 
     def _cache(self, states: Sequence[torch.Tensor], seen: torch.Tensor) -> Cache:
         cache, rest, offset = Cache(), iter(states), int(seen.max())

@@ -108,7 +108,7 @@ class SessionPool:
         flat = [t.cpu().contiguous().view(len(slots), -1).view(torch.uint8) for t in states if t.numel()]
         data = torch.cat(flat, dim=1).numpy() if flat else np.zeros((len(slots), 0), dtype=np.uint8)
         columns = (self.ids[slots].tolist(), self.steps[slots].tolist(), self.seqs[slots].tolist())
-        return [Packed(*row, state=bytes(state)) for *row, state in zip(*columns, data)]
+        return [Packed(id, steps, seq, bytes(state)) for id, steps, seq, state in zip(*columns, data)]
 
     def _unpack(self, states: Sequence[bytes]) -> List[torch.Tensor]:
         data = torch.from_numpy(np.frombuffer(b"".join(states), dtype=np.uint8).reshape(len(states), -1).copy())

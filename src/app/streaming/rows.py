@@ -81,7 +81,7 @@ class Reader:
         fine = np.abs(wide) <= _LARGEST
         if self._missing:
             fine |= np.isnan(wide)
-        good = fine.all(axis=1)
+        good = np.asarray(fine.all(axis=1))
         if good.all():
             return Rows(lines_of, sessions, wide)
         for i in np.flatnonzero(~good).tolist():

@@ -71,7 +71,7 @@ def joined(outputs: Sequence[Output]) -> Output:
             return [flat[place] for place in order.tolist()]
         return np.concatenate(parts)[order]
 
-    return Output(*(column(name) for name in Output._fields[:-1]), names=outputs[0].names)
+    return outputs[0]._replace(**{name: column(name) for name in Output._fields if name != "names"})
 
 
 def json_lines(output: Output) -> bytes:

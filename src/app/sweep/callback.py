@@ -11,6 +11,7 @@ from app.checks import Verdict, judge, show_verdicts
 from app.run_folder import relative, write_json
 from app.sweep.groups import Group, group
 from app.sweep.jobs import Row, collect
+from cfg.check import CheckConfig
 from cfg.hydra_versions import store_config
 
 __all__ = ["SweepTable", "register_sweep_table"]
@@ -46,7 +47,8 @@ class SweepTable(Callback):
         write_groups(groups, rows, folder / "sweep_means.csv")
         show(rows, groups, folder)
         # Where every job failed, a broken check may be the reason, and there is nothing to judge.
-        checks = [] if all("error" in row for row in rows) else OmegaConf.to_object(config.checks)
+        judged = [] if all("error" in row for row in rows) else config.checks
+        checks = [check for check in map(OmegaConf.to_object, judged) if isinstance(check, CheckConfig)]
         verdicts = judge(checks, rows)
         show_verdicts(verdicts)
         write_json({"checks": [verdict._asdict() for verdict in verdicts]}, folder / "checks.json")

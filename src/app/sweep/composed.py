@@ -24,7 +24,8 @@ def composed_jobs(config: DictConfig) -> Iterator[Tuple[List[str], Callable[[], 
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     params = OmegaConf.to_container(OmegaConf.select(config, "hydra.sweeper.params") or OmegaConf.create({}))
-    given = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    named = params.items() if isinstance(params, dict) else ()
+    given = [f"{key!s}={value}" for key, value in named] + list(config.hydra.overrides.task)
     values = {override.get_key_element(): _values(override) for override in parser.parse_overrides(given)}
     every = config.hydra.sweeper.get("_target_") == BASIC
     for job in _product(list(values.values())) if every else _one_by_one(list(values.values())):

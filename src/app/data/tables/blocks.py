@@ -97,11 +97,15 @@ class TextBlock(Block):
         return self.cells_as_times(self._cells[name], name, self._facts[name])
 
     def lists(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
-        raise self.error(0, name, "must hold lists, one for each sequence", as_list(self._cells[name])[0],
-                         "Parquet has them; or name with data.sequence the column that says which rows belong "
-                         "together, or say data.layout=wide for a row a sequence and a column a step")
+        raise self._no_lists(name)
 
-    text_lists = lists  # type: ignore[assignment]
+    def text_lists(self, name: str) -> Tuple[np.ndarray, List[Optional[str]]]:
+        raise self._no_lists(name)
+
+    def _no_lists(self, name: str) -> DataError:
+        return self.error(0, name, "must hold lists, one for each sequence", as_list(self._cells[name])[0],
+                          "Parquet has them; or name with data.sequence the column that says which rows belong "
+                          "together, or say data.layout=wide for a row a sequence and a column a step")
 
 
 def remedy(cell: str) -> str:

@@ -19,13 +19,13 @@ class Odd(NamedTuple):
     Attributes:
         file, row: where, rows from 1.
         cell: what stands there.
-        count: how many like it.
+        cells: how many like it.
     """
 
     file: str
     row: int
     cell: str
-    count: int = 1
+    cells: int = 1
 
 
 class Fact(NamedTuple):

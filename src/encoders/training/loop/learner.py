@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from cfg.job import TrainJobConfig
+from encoders.stack import Encoder
 from encoders.training.data.batches import Batch
 from encoders.training.loop.crop import crop
 from encoders.training.loop.optim import cosine_with_warmup, parameter_groups
@@ -31,7 +32,7 @@ class Learner(lightning.LightningModule):
         class_weight: ``[classes]``, how much an example of each class counts in training; None for all the same.
     """
 
-    def __init__(self, encoder: nn.Module, task: Task, config: TrainJobConfig,
+    def __init__(self, encoder: Encoder, task: Task, config: TrainJobConfig,
                  class_weight: Optional[Tensor] = None) -> None:
         super().__init__()
         self.encoder = encoder

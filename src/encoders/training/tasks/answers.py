@@ -1,6 +1,6 @@
 """What a trained task says, in the words and units of the data."""
 
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 from torch import Tensor
 
@@ -22,6 +22,16 @@ class Answers(NamedTuple):
     predicted: Optional[Tensor] = None
     probabilities: Optional[Tensor] = None
     values: Optional[Tensor] = None
+
+    def of_classes(self) -> Tuple[Tensor, Tensor]:
+        """``(predicted, probabilities)``.
+
+        Raises:
+            ValueError: these are values.
+        """
+        if self.predicted is None or self.probabilities is None:
+            raise ValueError("answers must be classes with probabilities; got values")
+        return self.predicted, self.probabilities
 
 
 def answer(task: Task, pipeline: InputPipeline, outputs: Tensor) -> Answers:
