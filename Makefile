@@ -2,7 +2,7 @@
 # make test       install and run the tests
 # make test-basic names, configs, one test of every op, the command line: what breaks first, in a minute or two
 # make test-slow  the tests that take minutes
-# make lint       style, and the types of everything but the application
+# make lint       style, and the types of everything
 # make test-matrix   every supported pair of Python and torch that this machine has
 # make test-mutants  change one line at a time in a copy: the tests must notice each
 # make native     build the compiled CPU kernels and install them into the virtual environment (docs/native.md)
