@@ -84,7 +84,7 @@ def run(config: AppConfig, folder: Path) -> float:
         "overrides": given,
         "inputs": parts.pipeline.facts(),
     }
-    if config.job.baselines:
+    if job.baselines:
         results["baselines"] = measure_baselines(parts.prepared(parts.train), parts.prepared(parts.tests["test"]), task,
                                                  data.vocab_size)
     module.encoder.save(folder, parts.pipeline)
