@@ -17,7 +17,6 @@ from app.errors import DataError, RunError
 from app.explain import explain
 from app.extras import missing_extra
 from app.jobs import run_job
-from app.paths import conf_dir
 from app.run_folder import FAILURE, in_sweep, is_first_process, overrides, write_json
 from app.settings_help import group_help
 from app.start import Refused, leave_places
@@ -26,6 +25,7 @@ from app.typed_paths import plain_paths
 from app.workplace import Workplace
 from cfg.app import AppConfig, register_configs
 from cfg.hydra_versions import hydra_main_options
+from cfg.paths import conf_dir
 from cfg.validation import ConfigError, known_fields
 from encoders import register_plugin_configs
 from encoders.errors import InputError, PluginError, UnknownEncoderError

@@ -136,7 +136,7 @@ def _composed(arguments: Sequence[str]) -> Dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from app.paths import conf_dir
+    from cfg.paths import conf_dir
 
     groups = [a.split(",")[0] for a in arguments if re.match(r"[a-z_]+=[A-Za-z0-9_,]+\Z", a)]
     for chosen in (groups, []):

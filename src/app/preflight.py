@@ -32,7 +32,7 @@ ON_DEVICE = ("train", "bench", "evaluate", "encode", "predict")
 """The jobs that run where ``trainer.accelerator`` says."""
 
 _APP = ("torch", "numpy", "lightning", "torchmetrics", "matplotlib", "rich")
-_LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_start(config: "AppConfig") -> None:

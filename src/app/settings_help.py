@@ -7,8 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from app.paths import conf_dir
 from cfg.hydra_versions import version_base
+from cfg.paths import conf_dir
 from cfg.validation import ConfigError, nearest
 
 __all__ = ["group_help", "meanings"]

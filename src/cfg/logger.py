@@ -5,7 +5,7 @@ from typing import Dict, Optional, Type
 
 from cfg.validation import Fields
 
-__all__ = ["LOGGER_CONFIGS", "LoggerConfig", "WandbLoggerConfig"]
+__all__ = ["LOGGER_CONFIGS", "LoggerConfig", "MlflowLoggerConfig", "WandbLoggerConfig"]
 
 
 @dataclass
@@ -13,7 +13,7 @@ class LoggerConfig:
     """``csv``: the run's own table, which is always there; ``tensorboard``: event files in the run's folder as well.
 
     Args:
-        name: ``csv``, ``tensorboard`` or ``wandb``.
+        name: ``csv``, ``tensorboard``, ``wandb`` or ``mlflow``.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``logger.<field>``.
@@ -52,5 +52,26 @@ class WandbLoggerConfig(LoggerConfig):
         fields.text("entity", optional=True)
 
 
+@dataclass
+class MlflowLoggerConfig(LoggerConfig):
+    """MLflow.
+
+    Args:
+        tracking_uri: of a server or a store; null: the file ``mlflow.db`` in the run's folder.
+        experiment: that the run belongs to.
+    """
+
+    name: str = "mlflow"
+    tracking_uri: Optional[str] = None
+    experiment: str = "myfla"
+
+    def validate(self) -> None:
+        super().validate()
+        fields = Fields(self, "logger")
+        fields.text("tracking_uri", optional=True)
+        fields.text("experiment")
+
+
 LOGGER_CONFIGS: Dict[str, Type[LoggerConfig]] = {
-    "csv": LoggerConfig, "tensorboard": LoggerConfig, "wandb": WandbLoggerConfig}
+    "csv": LoggerConfig, "tensorboard": LoggerConfig, "wandb": WandbLoggerConfig,
+    "mlflow": MlflowLoggerConfig}

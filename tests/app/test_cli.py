@@ -16,7 +16,7 @@ def test_help_lists_commands_choices_and_settings(tmp_path):
     encoders = "encoder: " + ", ".join(sorted(ENCODER_CONFIGS))
     for part in ["Typical commands", "python -m app -m encoder=", encoders, "job: ",
                  "data: counting, japanese_vowels", "trainer: cpu, ddp, fsdp, gpu",
-                 "logger: csv, tensorboard, wandb", "experiment: ", "allow_neg_eigval: false",
+                 "logger: csv, mlflow, tensorboard, wandb", "experiment: ", "allow_neg_eigval: false",
                  "max_epochs:", "--hydra-help"]:
         assert part in done.stdout, part
     assert not done.stderr
@@ -102,7 +102,7 @@ def test_what_hydra_refuses_is_named_too(tmp_path, override, parts):
         ("trainer.strategy=dp", "trainer.strategy must be one of auto, ddp, fsdp; got 'dp'"),
         ("trainer.strategy=fsdp", "trainer.strategy must be ddp or auto with trainer.accelerator=cpu; got 'fsdp'"),
         ("trainer.devices=2", "trainer.strategy must be ddp or fsdp for 2 devices; got 'auto'; use trainer=ddp"),
-        ("logger.name=abacus", "logger.name must be one of csv, tensorboard, wandb; got 'abacus'"),
+        ("logger.name=abacus", "logger.name must be one of csv, tensorboard, wandb, mlflow; got 'abacus'"),
         ("job.patience=0", "job.patience must be an integer from 1"),
         ("job.objective=regres", "job.objective must be one of classify, regress, next_step; got 'regres'"),
         ("job.class_weights=equal", "job.class_weights must be one of none, balanced; got 'equal'"),

@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 
 from app.data import japanese_vowels
 from app.jobs import run_job
-from app.paths import conf_dir
 from app_runs import compose_app
 from cfg.hydra_versions import version_base
+from cfg.paths import conf_dir
 from myfla.testing import cases
 
 FILES = Path(japanese_vowels.__file__).parent / "files"

@@ -106,6 +106,19 @@ def test_figures_go_to_wandb_without_a_network(tmp_path):
     assert b"val_loss" in written and b"learning_rate" in written and b"hidden_size" in written
 
 
+def test_figures_go_to_mlflow_without_a_server(tmp_path):
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    train(tmp_path / "run", "logger=mlflow", "logger.experiment=mine", "job.refit=true")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["run fit", "run refit"]
+    (first,) = [run for run in runs if run.info.run_name == "run fit"]
+    assert "val_loss" in first.data.metrics and first.data.params["encoder/hidden_size"] == "16"
+    assert first.info.status == "FINISHED"
+
+
 def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("encoders.training.loop.loggers._wandb", lambda *args: __import__("wandb"))

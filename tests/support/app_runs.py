@@ -32,10 +32,10 @@ def compose_app(overrides: Sequence[str] = ()) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from app.paths import conf_dir
     from app.sweep import register_sweep_table
     from cfg.app import register_configs
     from cfg.hydra_versions import version_base
+    from cfg.paths import conf_dir
 
     register_configs()
     register_sweep_table()

@@ -96,8 +96,8 @@ def command_line():
     """Groups, their choices, and every setting of every schema."""
     from hydra.core.config_store import ConfigStore
 
-    from app.paths import conf_dir
     from cfg.app import register_configs
+    from cfg.paths import conf_dir
 
     for path in sorted(conf_dir().rglob("*.yaml")):
         group = path.relative_to(conf_dir()).parent.as_posix()

@@ -6,11 +6,11 @@ import re
 import pytest
 from hypothesis import strategies as st
 
-from app.paths import conf_dir
 from app.streaming.lines import Line
 from app.streaming.rows import Reader, csv_reader, json_reader
 from cfg.app import register_configs
 from cfg.encoder import ENCODER_CONFIGS
+from cfg.paths import conf_dir
 from cfg.validation import ConfigError
 from encoders import build_encoder, encoder_config
 from fuzz_run import MANY, SEED, report, spoilt, tried

@@ -15,6 +15,7 @@ from cfg.trainer import TrainerConfig
 from cfg.validation import config_error, nearest
 from encoders.configs import encoder_config
 from encoders.errors import InputError
+from encoders.training.presets import preset
 from encoders.training.run_config import part_of_config
 
 __all__ = ["SHORT", "make_config", "seed_of", "settings_of"]
@@ -25,10 +26,8 @@ SHORT = {"hidden_size": "encoder.hidden_size", "num_layers": "encoder.num_layers
          "own_scale": "data.own_scale"}
 """Parameters that stand for one setting each; None leaves the application's default."""
 
-_PRESET = {"direction": "bidirectional", "dropout": 0.2}
-"""What ``conf/encoder`` says of every built-in encoder."""
-
 _PARTS = {"data": ArraysDataConfig, "job": TrainJobConfig, "trainer": TrainerConfig, "callbacks": CallbacksConfig}
+_PRESETS = {"data": "ts", "job": "train", "trainer": "cpu", "callbacks": "default"}
 
 
 def make_config(encoder: Any, objective: str, settings: Mapping[str, Any], seed: int, device: str,
@@ -53,7 +52,8 @@ def make_config(encoder: Any, objective: str, settings: Mapping[str, Any], seed:
             raise config_error(str(key), "must be a setting GROUP.FIELD of " + ", ".join(parts), value,
                                nearest(key, known))
         parts[group][field] = value
-    made = {name: part_of_config(name, kind, {**_fixed(name, objective, device, threads, progress), **parts[name]})
+    made = {name: part_of_config(name, kind, {**_preset(name), **_fixed(name, objective, device, threads, progress),
+                                              **parts[name]})
             for name, kind in _PARTS.items()}
     return AppConfig(encoder=_encoder(encoder, parts["encoder"], objective), seed=seed, **made)
 
@@ -74,6 +74,11 @@ def _objective(config: AppConfig) -> str:
     return str(getattr(config.job, "objective", "classify"))
 
 
+def _preset(part: str) -> Dict[str, Any]:
+    known = [field.name for field in dataclasses.fields(_PARTS[part])]
+    return {key: value for key, value in preset(part, _PRESETS[part]).items() if key in known}
+
+
 def _fixed(part: str, objective: str, device: str, threads: Optional[int], progress: bool) -> Dict[str, Any]:
     fixed: Dict[str, Dict[str, Any]] = {
         "job": {"objective": objective},
@@ -86,10 +91,10 @@ def _encoder(encoder: Any, changes: Mapping[str, Any], objective: str) -> Encode
     if isinstance(encoder, EncoderConfig):
         return encoder_config({**to_mapping(encoder), **changes})
     given: Dict[str, Any] = dict(encoder) if isinstance(encoder, Mapping) else {"name": encoder}
-    preset = dict(_PRESET) if given.get("name") in ENCODER_CONFIGS else {}
-    if objective == "next_step" and preset:
-        preset["direction"] = "causal"
-    return encoder_config({**preset, **given, **changes})
+    own = preset("encoder", str(given.get("name"))) if given.get("name") in ENCODER_CONFIGS else {}
+    if objective == "next_step" and own:
+        own["direction"] = "causal"
+    return encoder_config({**own, **given, **changes})
 
 
 def seed_of(random_state: Any) -> int:

@@ -14,11 +14,12 @@ from cfg.app import AppConfig
 from encoders.errors import RunError
 from encoders.training import CHECKPOINTS
 from encoders.training.data.module import SequenceDataModule
-from encoders.training.loop.callbacks import EpochProgress, Throughput
+from encoders.training.loop.callbacks import Throughput
 from encoders.training.loop.checkpoint_io import SafeCheckpointIO
 from encoders.training.loop.history import EpochTable
 from encoders.training.loop.learner import Learner
 from encoders.training.loop.loggers import finish, make_logger
+from encoders.training.loop.progress import TrainingProgress
 from encoders.training.loop.resume import Patience, RandomState, WholeCheckpoint
 from encoders.training.loop.trainer import make_trainer
 from myfla.models.sealed_file import read_sealed, write_sealed
@@ -83,7 +84,7 @@ def fit(
     table, speed = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier, listeners), Throughput()
     callbacks: List[Callback] = [
         *(one for one in watch if isinstance(one, Callback)),
-        RandomState(), speed, EpochProgress(stage, config.trainer.max_epochs, config.trainer.progress)]
+        RandomState(), speed, TrainingProgress(stage, config.trainer.max_epochs, config.trainer.progress, speed)]
     best: Optional[ModelCheckpoint] = None
     if data.validation is not None and wanted.best_weights:
         best = ModelCheckpoint(place, f"{stage}-best", monitor="val_loss", save_weights_only=True,

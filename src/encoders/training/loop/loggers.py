@@ -10,7 +10,7 @@ from encoders.errors import RunError
 
 __all__ = ["finish", "make_logger"]
 
-EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Any, bool]:
@@ -31,7 +31,7 @@ def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Any, bool]
     if name not in EXTRAS:
         return False
     try:
-        made = _tensorboard(folder, stage) if name == "tensorboard" else _wandb(config, folder, stage)
+        made = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name](config, folder, stage)
     except ModuleNotFoundError as problem:
         raise RunError(f"logger={name} needs the package {name!r} ({problem}); pip install 'myfla[{EXTRAS[name]}]'"
                        ) from None
@@ -45,7 +45,7 @@ def finish(logger: Union[Any, bool]) -> None:
         logger.experiment.finish()
 
 
-def _tensorboard(folder: Path, stage: str) -> Any:
+def _tensorboard(config: AppConfig, folder: Path, stage: str) -> Any:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(folder, name="tensorboard", version=stage)
@@ -55,7 +55,23 @@ def _wandb(config: AppConfig, folder: Path, stage: str) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
     settings = config.logger
-    # One name for the run in this folder, so that a restart goes on with it.
-    key = hashlib.sha256(f"{folder.resolve()} {stage}".encode()).hexdigest()[:16]
-    return WandbLogger(name=f"{folder.name} {stage}", save_dir=folder, id=key, project=settings.project,
+    return WandbLogger(name=f"{folder.name} {stage}", save_dir=folder, id=_key(folder, stage), project=settings.project,
                        offline=settings.offline, entity=settings.entity, resume="allow")
+
+
+def _mlflow(config: AppConfig, folder: Path, stage: str) -> Any:
+    from lightning.pytorch.loggers import MLFlowLogger
+    from mlflow.tracking import MlflowClient
+
+    settings, key = config.logger, _key(folder, stage)
+    store = settings.tracking_uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name(settings.experiment)
+    known = [] if experiment is None else client.search_runs([experiment.experiment_id], f"tags.myfla = '{key}'")
+    return MLFlowLogger(settings.experiment, f"{folder.name} {stage}", store, tags={"myfla": key},
+                        run_id=known[0].info.run_id if known else None)
+
+
+def _key(folder: Path, stage: str) -> str:
+    """One name for the run in this folder, so that a restart goes on with it."""
+    return hashlib.sha256(f"{folder.resolve()} {stage}".encode()).hexdigest()[:16]
