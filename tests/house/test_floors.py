@@ -33,7 +33,8 @@ OTHERS = {"myfla": {"torch", "einops", "safetensors"}, "cfg": {"hydra", "omegaco
           "encoders": {"torch", "pluggy", "safetensors"},
           "encoders.training": {"torch", "lightning", "omegaconf", "rich", "torchmetrics", "yaml"},
           "encoders.estimators": {"torch", "numpy", "sklearn"}}
-OPTIONAL = {"encoders.configs": {"hydra"}, "encoders.strategies": {"hydra"}, "encoders.training.loop.loggers": {"mlflow"}}
+OPTIONAL = {"encoders.configs": {"hydra"}, "encoders.strategies": {"hydra"},
+            "encoders.training.loop.loggers": {"mlflow"}}
 HOSTS = {"myfla.integrations": {"transformers"}, "myfla.models.hf": {"transformers"}}
 
 PACKAGES = {"myfla": ROOT / "libs", "cfg": ROOT / "src", "encoders": ROOT / "src", "app": ROOT / "src"}
