@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import torch
 
-from benchmarks.cases_cuda import GRAPH, RECORDED, graphed
+from benchmarks.cases_cuda import GRAPH, graphed
 from benchmarks.cases_decode import HEADS, IN_PLACE, RIVAL, SIZE, UNIT, ours, ours_in_place, transformers
 from benchmarks.floors import state_bytes
 from benchmarks.inputs import gated_inputs, largest_error
@@ -12,17 +12,14 @@ from benchmarks.measure import COPY_SIDE, Missing, Side, Work, copy_side, median
 from benchmarks.peers import OURS, TRITON, optional
 from benchmarks.rows import Options, Row, rows_of
 
-RECORDS = {1: (0.080, 0.007), 32: (0.078, 0.030), 256: (0.187, 0.188)}
-"""Milliseconds of the official kernel, eager and in a CUDA graph."""
+BATCHES = (1, 32, 256)
 
 FUSED, FUSED_V_FIRST = IN_PLACE + ", compiled", IN_PLACE + ", compiled, state value-first"
-
-GOALS = {1: 2.0, 32: 1.2, 256: 1.0}
 
 
 def run(options: Options) -> Iterator[List[Row]]:
     """Every batch; yields the lines of each."""
-    for batch in (1,) if options.quick else tuple(RECORDS):
+    for batch in (1,) if options.quick else BATCHES:
         yield _case(batch, options)
 
 
@@ -43,21 +40,11 @@ def _case(batch: int, options: Options) -> List[Row]:
     timings = time_in_turn([*sides, copy], options.rounds, options.patience, "cuda", _error)
     speed = moved / median(timings[COPY_SIDE].wall)
     floor = state_bytes(batch, HEADS, SIZE, SIZE) / speed
-    rows = rows_of(
+    return rows_of(
         timings, [side.name for side in sides], False, tokens=batch, floor=floor,
         section="decode", op="gated delta rule", shape=f"{batch} x {HEADS} x {SIZE} x {SIZE}", work="step",
         dtype="bfloat16", threads=0, note=f"floor: the state read and written at {speed / 1e12:.2f} TB/s",
     )  # fmt: skip
-    by_name = {row.side: row for row in rows}
-    for name, seconds in zip((RECORDED, RECORDED + GRAPH), RECORDS[batch]):
-        ratio = seconds / 1e3 / rows[0].seconds if rows[0].seconds else None
-        rows.append(Row(*rows[0].case, name, seconds=seconds / 1e3, ratio=ratio, note="not measured in this run"))
-    official = by_name[TRITON + GRAPH].seconds or RECORDS[batch][1] / 1e3
-    for name in (OURS, FUSED, FUSED_V_FIRST):
-        row = by_name.get(name + GRAPH)
-        if row is not None and row.seconds:
-            row.goal = f"takes {row.seconds / official:.2f}x official in a CUDA graph (goal: at most {GOALS[batch]:g}x)"
-    return rows
 
 
 def _error(got: Any, want: Any) -> float:

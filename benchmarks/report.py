@@ -38,15 +38,16 @@ def _figures(row: Row) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """For each op and dtype a table with a line for each case and a column for each side.
 
-    Cells hold milliseconds, (times the first side's), and peak memory where it was measured. What could not be run is
-    explained below the table, and so is what was aimed at.
+    Cells hold milliseconds, (times the first side's), and peak memory where it was measured. Below the table is why a
+    side did not run everywhere; one that ran nowhere is left out.
     """
     groups = dict.fromkeys((row.op, row.dtype) for row in rows)
     return "\n\n".join(_pivot([row for row in rows if (row.op, row.dtype) == group]) for group in groups)
 
 
 def _pivot(rows: Sequence[Row]) -> str:
-    sides = list(dict.fromkeys(row.side for row in rows))
+    ran = {row.side for row in rows if row.seconds is not None}
+    sides = [side for side in dict.fromkeys(row.side for row in rows) if side in ran]
     cases: Dict[tuple, Dict[str, Row]] = {}
     for row in rows:
         cases.setdefault(row.case, {})[row.side] = row
@@ -56,7 +57,7 @@ def _pivot(rows: Sequence[Row]) -> str:
         "| " + " | ".join([f"{rows[0].op}, {rows[0].dtype}".strip(", "), sides[0], *more, *sides[1:]]) + " |",
         "|---" + "|---:" * (len(sides) + len(more)) + "|",
     ]
-    below: Dict[str, None] = {}
+    below: Dict[str, Dict[str, None]] = {}
     for case in cases.values():
         first = next(iter(case.values()))
         name = ", ".join(part for part in (first.shape, first.work, _threads(first)) if part)
@@ -65,11 +66,10 @@ def _pivot(rows: Sequence[Row]) -> str:
         cells = [_cell(case.get(side), side == sides[0]) for side in sides]
         lines.append("| " + " | ".join([name, cells[0], *extra, *cells[1:]]) + " |")
         for row in case.values():
-            if row.seconds is None:
-                below[f"- {row.side} {row.status}: {row.reason}"] = None
-            if row.goal:
-                below[f"- {name}: {row.side} {row.goal}"] = None
-    return "\n".join(lines + (["", *list(below)] if below else []))
+            if row.seconds is None and row.side in ran:
+                below.setdefault(f"{row.status}: {row.reason}", {})[row.side] = None
+    notes = [f"- {', '.join(names)} {reason}" for reason, names in below.items()]
+    return "\n".join(lines + (["", *notes] if notes else []))
 
 
 def _cell(row: Optional[Row], first: bool) -> str:

@@ -10,7 +10,7 @@ Row = Dict[str, Any]
 
 
 class Verdict(NamedTuple):
-    """One check and what came of it.
+    """One check and its result.
 
     Attributes:
         check: the bar in words.

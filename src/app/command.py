@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, InputError, OmegaConfBaseException, OSError,
                PluginError, RunError, UnknownEncoderError)
-"""What somebody can mend: shown as one line. The system's errors (a full disk, a missing right) are among them."""
+"""What a user can correct: shown as one line. The system's errors (a full disk, a missing right) are among them."""
 _RAW = "HYDRA_FULL_ERROR"
 
 

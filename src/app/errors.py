@@ -1,4 +1,4 @@
-"""Errors a user of the application can mend: shown as one message, without a traceback."""
+"""Errors that a user of the application can correct: shown as one message, without a traceback."""
 
 from encoders.errors import DataError, RunError, data_error
 

@@ -71,7 +71,7 @@ def open_run_data(
     """
     named = [override for override in overrides() if override.lstrip("+~").startswith(("data=", "data."))]
     if path is not None and named:
-        raise config_error("job.input", "must be left out with other data", path, f"or leave out {named[0]}")
+        raise config_error("job.input", "must not be set with other data", path, f"or leave out {named[0]}")
     own = trained.config.data
     if isinstance(own, ArraysDataConfig) and not named:
         own = _of_file(own, path, trained)

@@ -33,7 +33,7 @@ def check_run(run: str) -> None:
         return
     got = "has no encoder in it" if folder.is_dir() else "is no folder"
     if (folder / "checkpoints").is_dir():
-        got += f"; its training was cut off: go on with run={run} resume=true"
+        got += f"; its training was interrupted: resume it with run={run} resume=true"
     others = known_runs()
     hint = f"trained runs here: {', '.join(others)}" if others else "there is no trained run here; train one first"
     raise RunError(f"run must be the folder of a finished run; got {run!r}, which {got}; {hint}")

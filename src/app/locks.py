@@ -48,7 +48,7 @@ class FolderLock:
         self._file: Optional[Any] = None
 
     def take(self) -> bool:
-        """Take the lock; False if somebody else has it.
+        """Take the lock; False if another process has it.
 
         Raises:
             OSError: the folder cannot be written.

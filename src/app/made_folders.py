@@ -1,4 +1,4 @@
-"""Folders that a start makes, and takes away again where nothing came of it."""
+"""Folders that a start creates, and removes again if it is refused."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Predictions as CSV, Parquet or JSON lines, part by part; a file has its name once it is whole."""
+"""Predictions as CSV, Parquet or JSON lines, part by part; a file gets its name when it is complete."""
 
 import contextlib
 import csv
@@ -40,7 +40,7 @@ Write = Callable[[Part], None]
 
 
 def require(path: Path) -> None:
-    """Make sure that a file can be written in its format, and that nobody else's is written over.
+    """Make sure that a file can be written in its format, and that no existing file is overwritten.
 
     Raises:
         RunError: it is there, or a package is missing.

@@ -36,25 +36,25 @@ _LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_start(config: "AppConfig") -> None:
-    """Make sure that a job can start, as far as that can be told before anything heavy is imported.
+    """Make sure that a job can start, as far as can be known before anything heavy is imported.
 
     Raises:
         ConfigError: no such job, or settings that do not go together.
         DataError: a file of the data is missing or none, or lacks a column.
-        RunError: no such run, nothing to go on with, or a package that is not installed.
+        RunError: no such run, nothing to resume, or a package that is not installed.
     """
     job = config.job.name
     if job not in JOBS:
         raise config_error("job.name", f"must be one of {', '.join(JOBS)}", job, nearest(job, JOBS))
     if config.resume and job != "train":
-        raise config_error("resume", f"must be false with job={job}", True, "only job=train goes on with a run so")
+        raise config_error("resume", f"must be false with job={job}", True, "only job=train can resume a run")
     _check_packages(config)
     _check_gpu(config)
     if config.resume:
         reopen(Path(config.run or ""))
         return
     if job == "train" and config.run is not None:
-        raise config_error("run", "must be null with job=train", config.run, "to go on with it, say resume=true too")
+        raise config_error("run", "must be null with job=train", config.run, "to resume it, set resume=true too")
     if job in RUN:
         if config.run is None:
             raise config_error("run", "must be the folder of a finished run", None, f"python -m app {RUN[job]}")

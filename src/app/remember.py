@@ -1,4 +1,4 @@
-"""What the layers remember, measured on data: half-lives of the decay and how strongly is written, head by head.
+"""What the layers remember, measured on data: half-lives of the decay and write strengths, head by head.
 
 The half-life of a head is the number of steps in which its decay alone halves what the state holds; writing over the
 same keys makes it forget sooner. Figures are gathered batch by batch in histograms, so that any amount of data fits.

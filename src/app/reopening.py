@@ -1,4 +1,4 @@
-"""A run's folder when training begins, and when it goes on after having been cut off. Needs no torch."""
+"""A run's folder when training begins, and when it is resumed. Needs no torch."""
 
 import dataclasses
 import json
@@ -41,8 +41,8 @@ def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str
     if path.exists():
         before = _read_start(folder)["data"]
         if before != sizes:
-            raise RunError(f"run={str(folder)!r} must be gone on with on the same data; got [sequences, steps] "
-                           f"{sizes}, before {before}; put the old data back, or train anew")
+            raise RunError(f"run={str(folder)!r} must be resumed on the same data; got [sequences, steps] "
+                           f"{sizes}, before {before}; put the old data back, or train again")
         return
     write_config(config, folder / CONFIG)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,28 +51,28 @@ def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str
 
 
 def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
-    """The config and the command line's settings of a run that was cut off.
+    """The config and the command line's settings of an interrupted run.
 
     Raises:
         ConfigError: settings beside ``run`` and ``resume``, or a sweep.
-        RunError: there is nothing to go on with, or its config is no longer the one that it began with.
+        RunError: there is nothing to resume, or its config is no longer the one that it began with.
     """
     for override in overrides():
         key = override.lstrip("+~").split("=", 1)[0]
         if key not in ("run", "resume", "job"):
             raise config_error(key, "must be left out with resume=true", override, "settings come from the run")
     if in_sweep():
-        raise config_error("resume", "must be false in a sweep", True, "go on with one run at a time")
+        raise config_error("resume", "must be false in a sweep", True, "resume one run at a time")
     if (folder / RESULTS).exists():
-        raise RunError(f"run={str(folder)!r} must be a run that was cut off; it has ended, with {RESULTS}")
+        raise RunError(f"run={str(folder)!r} must be an interrupted run; this one has ended, with {RESULTS}")
     config = read_config(folder)
     start = _read_start(folder)
     changes = edited(start["config"], json.loads(json.dumps(dataclasses.asdict(config))))
     refused = {key: values for key, values in changes.items() if not key.startswith(FREE)}
     if refused:
         listed = ", ".join(f"{key}={now!r} (before: {before!r})" for key, (before, now) in refused.items())
-        raise RunError(f"run={str(folder)!r} must be gone on with in the settings that it began with; got in its "
-                       f"{CONFIG} {listed}; put them back, or train anew")
+        raise RunError(f"run={str(folder)!r} must be resumed with the settings that it began with; got in its "
+                       f"{CONFIG} {listed}; put them back, or train again")
     for key, (before, now) in changes.items():
         log.info("%s=%r, edited since the run began with %r", key, now, before)
     return config, start["overrides"]
@@ -96,11 +96,11 @@ def edited(before: Any, now: Any, key: str = "") -> Dict[str, Tuple[Any, Any]]:
 def _read_start(folder: Path) -> Dict[str, Any]:
     path = folder / CHECKPOINTS / START
     if not path.exists():
-        raise RunError(f"run={str(folder)!r} must be a run that had begun to train; it has no {CHECKPOINTS}/{START}; "
-                       "train anew")
+        raise RunError(f"run={str(folder)!r} must be a run that has begun to train; it has no {CHECKPOINTS}/{START}; "
+                       "train again")
     facts = read_json(path)
     kinds = {"data": dict, "overrides": list, "config": dict}
     if not all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
         raise RunError(f"{path} must hold 'data', 'overrides' and 'config'; got {', '.join(facts) or 'nothing'}; "
-                       "train anew")
+                       "train again")
     return facts

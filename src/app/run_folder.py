@@ -33,7 +33,7 @@ def claim(folder: Path) -> None:
     for name in _MARKS:
         if (folder / name).exists():
             raise RunError(f"hydra.run.dir must be a folder without another run's {name}; got {str(folder)!r}; "
-                           "leave hydra.run.dir out to get a new folder, or go on with a run that was cut off: "
+                           "leave hydra.run.dir out to get a new folder, or resume an interrupted run: "
                            f"run={folder} resume=true")
 
 
@@ -61,13 +61,14 @@ def read_json(path: Path) -> Dict[str, Any]:
     except (OSError, ValueError, RecursionError) as problem:
         raise RunError(f"{path} must be a readable file of JSON; {type(problem).__name__}: {problem}") from None
     if not isinstance(values, dict):
-        raise RunError(f"{path} must hold one JSON object; got {type(values).__name__}; it is damaged or another's")
+        raise RunError(f"{path} must hold one JSON object; got {type(values).__name__}; it is damaged or of another "
+                       "kind")
     return values
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write to that has its name only once it is whole; after an error there is nothing of it."""
+    """A text file to write to that gets its name when it is complete; after an error nothing is left."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         yield file
 

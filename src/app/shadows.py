@@ -1,4 +1,4 @@
-"""Modules of somebody else with the names of ours: said before one of them is taken for ours."""
+"""Other modules with the names of ours: reported before one of them is used by mistake."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The folder of a run: taken by one process, and gone again if nothing came of it. Needs no torch."""
+"""The folder of a run: taken by one process, and removed again if the start was refused. Needs no torch."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ class Workplace:
 
     Args:
         folder: of the run; made if it is missing.
-        again: the run that is there goes on, so that its files may be there.
+        again: the existing run is resumed, so its files may be there.
 
     Raises:
         RunError: another process is at work there, it holds another run's results, or it cannot be written.

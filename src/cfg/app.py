@@ -32,12 +32,12 @@ class AppConfig:
 
     Args:
         callbacks: early stopping, checkpoints, and the like.
-        logger: where else the figures of every epoch go.
-        run: folder of a finished run, for jobs that use one; or with ``resume`` of one that was cut off.
-        resume: go on with the training of ``run``, with its own config, from its last checkpoint.
+        logger: where else to send the figures of every epoch.
+        run: folder of a finished run, for jobs that use one; or, with ``resume``, of one that was interrupted.
+        resume: continue the training of ``run`` from its last checkpoint, with its own config.
         seed: fixes the split, the initial weights, the order of the batches and the noise.
         deterministic: only deterministic algorithms, so that the same seed gives the same files.
-        checks: what the runs of a sweep must show; see `cfg.check.CheckConfig`.
+        checks: conditions that the runs of a sweep must meet; see `cfg.check.CheckConfig`.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with its key.
@@ -70,7 +70,7 @@ class AppConfig:
         fields.text("run", optional=True)
         fields.flag("resume")
         if self.resume and self.run is None:
-            raise fields.error("run", "must be the folder of the run to go on with, for resume=true", None)
+            raise fields.error("run", "must be the folder of the run to resume, for resume=true", None)
         fields.integer("seed", 0, (1 << 31) - 1)
         fields.flag("deterministic")
         if isinstance(self.logger, LoggerConfig) and self.logger.name == "csv" and self.callbacks.learning_rate_monitor:

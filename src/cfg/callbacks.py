@@ -10,17 +10,17 @@ __all__ = ["CallbacksConfig"]
 
 @dataclass
 class CallbacksConfig:
-    """Switches of the callbacks that Lightning is given; the bar's is ``trainer.progress``.
+    """Switches of Lightning's callbacks; the progress bar has ``trainer.progress``.
 
     Args:
         name: label of the preset.
         early_stopping: end after ``job.patience`` epochs without a better validation loss; false: train for all of
             ``trainer.max_epochs``.
-        min_delta: by how much a loss must be lower to be better, for early stopping.
+        min_delta: by how much the loss must fall to count as better, for early stopping.
         best_weights: end with the weights of the epoch with the lowest validation loss; false: with the last ones.
-        checkpoint_steps: write what a restart needs after so many steps of an epoch too, for epochs that take hours;
+        checkpoint_steps: write a checkpoint after so many steps of an epoch too, for epochs that take hours;
             null: after every epoch only.
-        learning_rate_monitor: give the logger the learning rate of every step; ``metrics.csv`` has it by epoch.
+        learning_rate_monitor: log the learning rate of every step; ``metrics.csv`` has that of every epoch.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``callbacks.<field>``.

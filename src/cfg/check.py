@@ -1,4 +1,4 @@
-"""What the runs of a sweep must show: a bar for a figure, for all runs or for those with certain settings."""
+"""What the runs of a sweep must reach: a bar for a figure, for all runs or for those with certain settings."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional

@@ -17,12 +17,12 @@ ENDINGS = (".csv", ".parquet", ".jsonl")
 
 @dataclass
 class EvaluateJobConfig(JobConfig):
-    """Judge a finished run (``run=FOLDER``) on its test set, on another file, or on other data (``data=...``).
+    """Test a finished run (``run=FOLDER``) on its test set, on another file, or on other data (``data=...``).
 
     Args:
         input: file with sequences and targets, in the format of the run's data; null: the test set of the run's data,
             or of the ``data=`` that the command line names.
-        ignore: columns of a table to pass over; every other one must be known to the run.
+        ignore: columns of a table to skip; all others must be known to the run.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
@@ -41,17 +41,17 @@ class EvaluateJobConfig(JobConfig):
 
 @dataclass
 class PredictJobConfig(JobConfig):
-    """Write what a finished run (``run=FOLDER``) says of sequences: classes with all their probabilities, or values,
+    """Predict sequences with a finished run (``run=FOLDER``): classes with all their probabilities, or values,
     for each sequence or each step, as the run was trained. No targets are needed.
 
     Args:
         input: file with sequences, in the format of the run's data; null: ``part`` of the run's data, or of the
             ``data=`` that the command line names.
         part: ``test`` or ``train``, without ``input``.
-        ignore: columns of a table to pass over; every other one must be known to the run.
+        ignore: columns of a table to skip; all others must be known to the run.
         output: a new file, ``.csv``, ``.parquet`` or ``.jsonl``; null: ``predictions.csv`` in this job's own folder.
         probabilities: of classes: ``all``, or that of the ``predicted`` one alone, where there are very many.
-        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is taken by itself.
+        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
@@ -82,19 +82,19 @@ class PredictJobConfig(JobConfig):
 class EncodeJobConfig(JobConfig):
     """Turn sequences into embeddings with the encoder of a finished run (``run=FOLDER``).
 
-    The output is a folder of parts, each of which is whole as soon as it has its name. Started again with the same
-    settings, the job makes the parts that are missing. Several processes (torchrun, SLURM) share the parts.
+    The output is a folder of parts, each of which appears when it is complete. Started again with the same
+    settings, the job writes the parts that are missing. Several processes (torchrun, SLURM) share the parts.
 
     Args:
         input: file with sequences, in the format of the run's data, targets not needed; null: ``part`` of the run's
             data, or of the ``data=`` that the command line names.
         part: ``test`` or ``train``, without ``input``.
-        ignore: columns of a table to pass over; every other one must be known to the run.
+        ignore: columns of a table to skip; all others must be known to the run.
         output: folder for the parts.
         format: ``parquet`` or ``safetensors``.
         per: one embedding a ``sequence``, or one a ``step``.
         part_sequences: sequences in a part.
-        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is taken by itself.
+        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.

@@ -27,16 +27,16 @@ class EncoderConfig:
         name: the strategy to build, as the factory knows it.
         input_size: channels of real-valued input ``[B, T, input_size]``; null until it is known from the data.
         vocab_size: for input of token ids ``[B, T]`` instead; exactly one of the two is set when the encoder is built.
-        embedding_std: standard deviation of the token vectors at the start. Small ones (0.02) make a model learn
-            sooner to look things up, large ones (1) to keep track of a state.
+        embedding_std: standard deviation of the token vectors at the start. With small ones (0.02) a model
+            learns recall faster, with large ones (1) to track a state.
         hidden_size: width of the stack and of the embedding.
         num_layers: residual blocks (per block, a bidirectional encoder has two mixers and two MLPs).
         direction: ``causal`` (can be fed in pieces) or ``bidirectional``.
-        pooling: how one embedding is made of a sequence: ``mean``, ``last``, ``max`` or ``attention``.
+        pooling: how the hidden states of a sequence become one embedding: ``mean``, ``last``, ``max`` or ``attention``.
         mlp_ratio: inner width of the MLP, as a multiple of ``hidden_size``.
         norm_eps: epsilon of every normalisation.
         dropout: probability on both branches of a block, in training.
-        state_weaving: begin each layer in the state in which the layer before it ended (TempoPFN, arXiv 2510.25502):
+        state_weaving: begin each layer with the final state of the layer before it (TempoPFN, arXiv 2510.25502):
             every token then knows the whole sequence, so that the encoder cannot be fed in pieces.
         stem: what stands between real-valued input and the stack: ``none`` (a projection of each step), ``patch``
             (``stem_stride`` steps become one), ``conv`` (log2(``stem_stride``) convolutions, each of stride 2) or

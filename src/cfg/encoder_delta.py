@@ -20,7 +20,7 @@ class DeltaHeadsConfig(EncoderConfig):
 
     Args:
         num_heads, head_dim: query/key heads and their size, free of ``hidden_size``.
-        expand_v: value head size over ``head_dim``; the product must be whole.
+        expand_v: value head size over ``head_dim``; the product must be a whole number.
         num_v_heads: value heads, a multiple of ``num_heads``; null means ``num_heads``.
         mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
         use_short_conv, conv_size, conv_bias: the short convolutions, as in the layer.

@@ -16,7 +16,7 @@ class Mamba2EncoderConfig(EncoderConfig):
     """An encoder of Mamba-2 layers; the fields are the layer's arguments (`myfla.layers.Mamba2`).
 
     Args:
-        expand: channels inside the layer over ``hidden_size``; the product must be whole.
+        expand: channels inside the layer over ``hidden_size``; the product must be a whole number.
         head_dim: channels of one head, which divide those; null means as many as make the largest number of heads up
             to 4 that fits.
         state_size: numbers that a head keeps for each of its channels.

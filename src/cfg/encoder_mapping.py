@@ -81,4 +81,4 @@ def _unknown_field(config_class: Type[EncoderConfig], key: Any, value: Any) -> C
         return config_error(f"encoder.{key}", rule, value, f"leave it out or set encoder.name to {owners[0]!r}")
     known = field_names(config_class)
     hint = nearest(key, known) or "known: " + ", ".join(known)
-    return config_error(f"encoder.{key}", f"is no field of encoder {mine!r}", value, hint)
+    return config_error(f"encoder.{key}", f"is not a field of encoder {mine!r}", value, hint)

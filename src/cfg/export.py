@@ -14,7 +14,7 @@ GRAPHS = ("all", "whole", "step")
 
 @dataclass
 class ExportJobConfig(JobConfig):
-    """Write the model of a finished run (``run=FOLDER``) as files that need no part of this project.
+    """Write the model of a finished run (``run=FOLDER``) as files that do not need this project.
 
     Every file is run again and compared with PyTorch before the job ends, and comes with a script that runs it.
 

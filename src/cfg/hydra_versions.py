@@ -1,4 +1,4 @@
-"""What Hydra 1.3 and 1.4 and OmegaConf 2.3 and 2.4 ask for in different words."""
+"""What is written differently for Hydra 1.3 and 1.4 and OmegaConf 2.3 and 2.4."""
 
 import inspect
 from typing import Any, Callable, Dict, Optional, Sequence
@@ -14,13 +14,13 @@ _TRUSTS = "execution_whitelist" in inspect.signature(hydra.main).parameters  # H
 
 
 def store_config(name: str, node: Any, group: Optional[str] = None, provider: Optional[str] = None) -> None:
-    """Put a config into Hydra's store, in place of what has its name there."""
+    """Put a config into Hydra's store, replacing one of the same name."""
     more: Dict[str, Any] = {"replace": True} if _REPLACES else {}
     ConfigStore.instance().store(name=name, node=node, group=group, provider=provider, **more)
 
 
 def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
-    """Let ``${name:...}`` in a config be what a function says, in place of what it was before."""
+    """Let a function compute ``${name:...}`` in a config, instead of an earlier one."""
     new = getattr(OmegaConf, "register_resolver", None)  # before OmegaConf 2.4 an older function, without `replace`
     if new is None or "replace" not in inspect.signature(new).parameters:
         new = OmegaConf.register_new_resolver

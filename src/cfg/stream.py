@@ -24,18 +24,19 @@ class StreamJobConfig(JobConfig):
         features: names of the fields or columns with the features, in the run's order; null: those that have the names
             of the run's features, in any order. Without names (a run on `.ts` files) every column of CSV but the
             session's. In JSON the field ``features`` may hold a list, in the run's order, or an object, by name.
-        ignore: fields or columns to pass over; every other one must be known to the run.
+        ignore: fields or columns to skip; all others must be known to the run.
         output: file for JSON lines; a name that ends in ``.parquet`` makes a folder of Parquet files; null writes JSON
             lines to standard output.
-        emit: ``prediction`` (class and probability) or ``embedding``, both over all that the session has sent so far.
+        emit: ``prediction`` (class and probability) or ``embedding``, both of all that the session has sent so far.
         state: folder that keeps the state; null: ``stream_state`` in the run's folder.
-        first_row: for standard input after a restart: the number of the first row that is sent, or ``next`` where the
-            sender goes on with the first row not yet done. Rows that are done already are skipped.
+        first_row: for standard input after a restart: the number of the first row that is sent, or ``next`` if the
+            sender continues with the first row that is not done yet. Rows that are done already are skipped.
         batch_rows: most rows in one step.
         memory_mb: memory for the states of sessions; beyond it the longest idle ones go to disk.
         commit_seconds: under load, rows are acknowledged together this often; without load, at once.
         snapshot_seconds: how often the states themselves are written; a restart repeats what came after.
-        threads: threads of torch; null leaves torch's choice. One never waits for a core that another program has.
+        threads: threads of torch; null leaves torch's choice. One thread never waits for a core that another program
+            uses.
         device: where the encoder runs, e.g. ``cpu`` or ``cuda``.
 
     Raises:
@@ -93,4 +94,4 @@ class StreamJobConfig(JobConfig):
             raise fields.error("first_row", "must be an integer from 1, or next", self.first_row)
         if self.first_row != 1 and self.input is not None:
             raise fields.error("first_row", "must be left out with job.input", self.first_row,
-                               "a file is taken up where it was left")
+                               "a file is continued where it was left")

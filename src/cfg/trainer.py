@@ -19,7 +19,7 @@ class TrainerConfig:
     Args:
         name: label of the preset.
         max_epochs: length of the schedule; early stopping may end before.
-        limit_batches: most batches of an epoch, for a trial; null for all.
+        limit_batches: most batches of an epoch, for a quick trial; null for all.
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.
         devices: how many of them, on each machine.
@@ -27,7 +27,7 @@ class TrainerConfig:
         strategy: ``auto``; ``ddp``: every process has the whole model; ``fsdp`` (GPU): each has a part of it.
         precision: ``32-true``, ``64-true``, ``16-mixed`` or ``bf16-mixed``.
         threads: threads of torch on the CPU; null leaves torch's choice.
-        progress: show a progress bar; without a terminal, a line now and then.
+        progress: show a progress bar; without a terminal, a line from time to time.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``trainer.<field>``.

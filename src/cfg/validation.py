@@ -19,7 +19,7 @@ def config_error(key: str, rule: str, got: Any, hint: str = "") -> ConfigError:
     Args:
         key: dotted path of the value, e.g. ``"encoder.num_heads"``.
         rule: what must hold, worded to follow the key.
-        got: what came; shown with ``repr``.
+        got: the value that was given; shown with ``repr``.
         hint: the way out, if there is more to say than the rule.
 
     Example:
@@ -138,7 +138,7 @@ class Fields:
 
 
 def _finite(value: Any) -> Optional[float]:
-    """The value as a float, or None where it is no finite number."""
+    """The value as a float, or None where it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:

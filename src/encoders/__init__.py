@@ -1,4 +1,4 @@
-"""Sequence encoders by name: look a strategy up, build an encoder from a config, encode a batch.
+"""Sequence encoders by name: pick a strategy, build an encoder from a config, encode a batch.
 
     >>> from encoders import build_encoder, get_strategy
     >>> config = get_strategy("gated_deltanet").config_class(input_size=12)

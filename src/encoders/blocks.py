@@ -11,7 +11,7 @@ __all__ = ["PreNormBlock", "StackCall"]
 
 
 class StackCall(NamedTuple):
-    """What every block of one pass down the stack is told.
+    """What every block gets in one pass through the stack.
 
     Attributes:
         cu_seqlens: ``[N + 1]`` int32 for packed tokens ``[1, total, D]``; None for a dense batch ``[B, T, D]``.

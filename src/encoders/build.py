@@ -36,7 +36,7 @@ def build_encoder(config: Union[EncoderConfig, Mapping[str, Any]], device: Any =
 def with_checkpoint_sizes(config: EncoderConfig) -> EncoderConfig:
     """The config with the sizes of the checkpoint that its ``pretrained`` names; without one, as it is.
 
-    What `build_encoder` does first; of use to whoever must know the sizes before.
+    What `build_encoder` does first; for callers that must know the sizes before.
 
     Raises:
         ValueError: as `build_encoder`.

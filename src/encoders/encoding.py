@@ -56,7 +56,7 @@ def encode_many(encoder: Encodes, lengths: Sequence[int], get: Callable[[int], T
         encoder: left in the mode in which it was.
         lengths: of the sequences.
         get: ``get(place)`` is one, ``[T, ...]``.
-        batch_tokens: most tokens in a call, pads included; a longer sequence is taken by itself.
+        batch_tokens: most tokens in a call, pads included; a longer sequence is computed alone.
         per_step: the hidden states of each sequence in place of its embedding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What can go wrong with a name, a plugin, a run or somebody's data."""
+"""Errors of names, plugins, runs and data."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class DataError(ValueError):
 
 
 class RunError(ValueError):
-    """A run that cannot start or go on: a missing extra, a folder in use, a training that diverges."""
+    """A run that cannot start or continue: a missing extra, a folder in use, a training that diverges."""
 
 
 def data_error(who: str, field: str, rule: str, got: Any, hint: str = "") -> DataError:

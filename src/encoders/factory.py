@@ -88,7 +88,7 @@ class Registry:
         """Who offers ``name`` and what.
 
         Raises:
-            UnknownEncoderError: nobody does.
+            UnknownEncoderError: there is none.
             PluginError: the plugin of that name is broken or blocked.
         """
         if isinstance(name, str) and name in self._offers:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that notice when they were changed."""
+"""Files that are there completely or not at all, and whose changes are detected."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def read_bytes(path: Path, remedy: str, limit: int = 1 << 62) -> bytes:
     try:
         size = check_regular(path).st_size
         if size > limit:
-            raise refuse(path, f"must be at most {limit} bytes", str(size), "the file is foreign or damaged")
+            raise refuse(path, f"must be at most {limit} bytes", str(size), "the file is damaged or of another kind")
         return read_regular(path)
     except OSError as problem:
         raise refuse(path, "must be a readable file", problem.strerror or str(problem), remedy) from None

@@ -26,7 +26,7 @@ _PICKLES = (b"PK\x03\x04", b"\x80")
 def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
     """Read what `save_encoder` wrote.
 
-    Nothing in the files is executed, and the state of torch's random generators is left as it was.
+    Nothing in the files is executed, and the state of torch's random generators does not change.
 
     Args:
         path: the folder, the ``.safetensors`` file or the ``.json`` file.
@@ -62,7 +62,7 @@ def read_encoder(path: Union[str, Path], device: Any = None) -> Tuple[Encoder, O
     weights, manifest_path = encoder_paths(Path(path))
     if not manifest_path.exists() and weights.exists():
         _check_no_pickle(weights, read_bytes(weights, _REMEDY))
-        raise refuse(manifest_path, "must stand beside the weights, to say whose they are", "no such file",
+        raise refuse(manifest_path, "must lie beside the weights, to say which encoder they belong to", "no such file",
                      "copy both files")
     manifest = parse_manifest(manifest_path, FORMAT, FORMAT_VERSION, _REMEDY)
     name = weights_name(manifest_path, manifest)

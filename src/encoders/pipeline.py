@@ -19,16 +19,16 @@ _BLOCK = 1 << 20  # steps that are measured together
 
 @dataclass(frozen=True)
 class InputPipeline:
-    """All that stands between somebody's data and an encoder; measured on training sequences, and on nothing else.
+    """Everything between raw data and an encoder; measured on training sequences only.
 
     Attributes:
         schema: the columns that are read; None for token ids.
-        missing: what becomes of a missing value (NaN): ``error``, ``mean`` of its channel, or ``forward``, the value
+        missing: how a missing value (NaN) is treated: ``error``, ``mean`` of its channel, or ``forward``, the value
             before it, else the first after it.
         own_scale: each sequence is first brought to mean 0 and standard deviation 1; see `encoders.scaling.own_scale`.
         mean, std: of each channel that the encoder reads (`width`), in float64.
-        classes: names, in the order of the logits; None where targets are no classes.
-        targets: names of the values to predict; None where targets are no numbers.
+        classes: names, in the order of the logits; None where targets are not classes.
+        targets: names of the values to predict; None where targets are not numbers.
         vocab_size: number of token ids; None for features.
 
     Example:
@@ -107,7 +107,7 @@ class InputPipeline:
         """``[..., T, D]`` raw features, in order, to ``[..., T, width]`` float32; token ids to int64.
 
         Every ``[T, D]`` is one whole sequence without pads (with `needs_whole`; else any steps will do). Computed in
-        float64, so that float64 data keep what float32 could not tell apart.
+        float64, so that float64 data keep differences that float32 would lose.
         """
         if self.schema is None:
             return x.long()

@@ -37,7 +37,7 @@ def probe(
     """The gates of every layer for a batch.
 
     Args:
-        encoder: in any mode; it is run in eval mode, without gradients, and left as it was.
+        encoder: in any mode; it is run in eval mode, without gradients; its mode is restored.
         x, lengths, cu_seqlens: as for `Encoder.forward`.
 
     Returns:

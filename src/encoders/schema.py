@@ -119,7 +119,7 @@ class InputSchema:
             Traceback (most recent call last):
               ...
             encoders.errors.InputError: my.csv: columns must be the model's 2 features: a, b; got no 'b', and unknown \
-'c'; rename them, or pass over what is no feature with ignore=[c]
+'c'; rename them, or skip what is not a feature with ignore=[c]
         """
         known, wanted = self.others.union(ignore), self.names
         twice = sorted({name for name in names if name in wanted and list(names).count(name) > 1})
@@ -131,7 +131,7 @@ class InputSchema:
             if len(extra) == len(wanted):
                 return [list(names).index(name) for name in extra]
             raise InputError(f"{who}: columns must be {len(wanted)}, as the model reads; got {len(extra)}: "
-                             f"{_few(extra)}; pass over what is no feature with {option}=[...]")
+                             f"{_few(extra)}; skip what is not a feature with {option}=[...]")
         if missing or extra:
             raise InputError(f"{who}: columns must be the model's {len(wanted)} features: {_few(wanted)}; got "
                              f"{_difference(missing, extra)}; {_remedy(missing, extra, option)}")
@@ -228,7 +228,7 @@ def _difference(missing: List[str], extra: List[str]) -> str:
 
 def _remedy(missing: List[str], extra: List[str], option: str) -> str:
     near = nearest(missing[0], extra) if missing and extra else ""
-    over = f"pass over what is no feature with {option}=[{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}]"
+    over = f"skip what is not a feature with {option}=[{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}]"
     if near:
         return f"{missing[0]!r}: {near}"
     if missing:

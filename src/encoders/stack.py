@@ -155,7 +155,7 @@ class Encoder(nn.Module):
 
         Args:
             x: one sequence or many: arrays, lists, tensors, columns by name; see `encoders.raw.read_sequences`.
-            batch_tokens: most tokens in a call, pads included; a longer sequence is taken by itself.
+            batch_tokens: most tokens in a call, pads included; a longer sequence is computed alone.
             per_step: the hidden states of each sequence in place of its embedding.
 
         Returns:

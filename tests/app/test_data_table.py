@@ -162,7 +162,7 @@ def change(table, column, row, value):
     (lambda t: change(t, "t", 1, 0), {}, "column 't' must not have the same time twice; got 0"),
     (lambda t: change(t, "kind", 1, "b"), {}, "column 'kind' must be the same in all its rows; got 'b'"),
     (lambda t: change(t, "score", 1, 7.0), dict(label=None, targets=["score"]),
-     "column 'score' must be the same in all its rows; got 7.0; or say data.per_step=true"),
+     "column 'score' must be the same in all its rows; got 7.0; or set data.per_step=true"),
     (lambda t: change(t, "home", 1, 7), dict(group="home"), "column 'home' must be the same in all its rows"),
     (lambda t: t.slice(0, 0), {}, "rows must be at least one; got 0"),
     (lambda t: t, dict(features=["kind"], label=None), "column 'kind' must hold numbers"),

@@ -171,7 +171,7 @@ def test_a_file_that_is_trained_and_tested_on_is_named(tmp_path, caplog, source)
         name, config = "a.ts", TsDataConfig(train_path=str(tmp_path / "a.ts"), test_path=str(tmp_path / "." / "a.ts"))
     load_data(config)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"{name}: both trained and tested on; the test figures say nothing of new data"]
+        f"{name}: both trained and tested on; the test figures say nothing about new data"]
 
 
 def test_csv_needs_no_more_than_python_and_parquet_says_what_it_needs(tmp_path, monkeypatch):

@@ -116,11 +116,11 @@ def test_an_encoder_by_itself_cannot_be_judged(tmp_path):
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (lambda run: (run / "encoder.safetensors").unlink(), "must hold a whole encoder"),
+    (lambda run: (run / "encoder.safetensors").unlink(), "must hold an intact encoder"),
     (lambda run: (run / "config.yaml").unlink(), "must hold the config.yaml of a trained run"),
     (lambda run: rename(run / "config.yaml", "batch_size", "size_of_old"),
      "data.size_of_old must be a field of this version.*written by another version"),
-    (lambda run: (run / "task.safetensors").write_bytes(b"no"), "must hold a whole encoder"),
+    (lambda run: (run / "task.safetensors").write_bytes(b"no"), "must hold an intact encoder"),
 ])
 def test_a_damaged_run_or_one_of_another_version_is_named(tmp_path, damage, message):
     run = untrained(tmp_path / "run")
@@ -133,7 +133,7 @@ def test_a_damaged_run_or_one_of_another_version_is_named(tmp_path, damage, mess
 def test_a_run_must_be_named_and_be_there(tmp_path):
     with pytest.raises(ConfigError, match="run must be the folder of a finished run; got None"):
         run_job(compose_app(["job=evaluate"]), tmp_path)
-    with pytest.raises(RunError, match=r"nowhere.*, which is no folder"):
+    with pytest.raises(RunError, match=r"nowhere.*, which is not a folder"):
         judge(tmp_path, "nowhere")
 
 
@@ -144,7 +144,7 @@ def test_other_data_may_be_named_on_the_command_line(tmp_path, run, monkeypatch)
     with pytest.raises(DataError, match=r"data=.*number of channels must be 12, as the encoder reads; got None"):
         judge(tmp_path, run, "data=parity", name="tokens")
     (tmp_path / "x.ts").write_text("")
-    with pytest.raises(ConfigError, match=r"job.input must be left out with other data; got .*x.ts'; or leave out"):
+    with pytest.raises(ConfigError, match=r"job.input must not be set with other data; got .*x.ts'; or leave out"):
         judge(tmp_path, run, f"job.input={tmp_path / 'x.ts'}", name="both")
 
 

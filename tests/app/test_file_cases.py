@@ -152,4 +152,4 @@ def test_a_link_that_leads_nowhere_is_no_file_less(tmp_path):
     with pytest.raises(DataError) as caught:
         read_source(TableDataConfig(train_path=str(tmp_path), sequence="id"))
     said = str(caught.value).replace(str(tmp_path), "DIR")
-    assert said == "DIR/2.csv: file must be there; got 'a link that leads nowhere, or no plain file'"
+    assert said == "DIR/2.csv: file must be there; got 'a broken link, or not a regular file'"

@@ -159,7 +159,7 @@ def test_order_and_labels_of_columns_change_nothing(tmp_path, runs):
 
 @cases(case=[
     (dict(skip=("b",)), "columns must be the model's 2 features: a, b; got no 'b'; add them, or rename the columns"),
-    (dict(more={"c": 1.0}), "got unknown 'c'; pass over what is no feature with job.ignore=[c]"),
+    (dict(more={"c": 1.0}), "got unknown 'c'; skip what is not a feature with job.ignore=[c]"),
     (dict(skip=("b",), more={"B": 1.0}), "got no 'b', and unknown 'B'"),
 ])
 @cases(name=["predict", "encode", "evaluate"])

@@ -62,7 +62,7 @@ def test_a_full_disk_below_the_state(small_disk, place, run):
     stream = ("job=stream", f"run={run}", "job.input=in.jsonl", "job.output=out.jsonl", "job.emit=embedding",
               "job.commit_seconds=0")
     one_line(command(place, *stream, f"job.state={small_disk}/state"), "job.state='", "No space left on device",
-             "make room on its disk, and start the job again")
+             "free some space on its disk, and start the job again")
     given = parse((place / "out.jsonl").read_text())
     shutil.copytree(str(small_disk / "state"), str(place / "state"))
     assert command(place, *stream, "job.state=state").code == 0
@@ -168,8 +168,8 @@ def test_a_setting_that_was_edited_is_named(tmp_path, cut, setting):
     with pytest.raises(RunError) as refusal:
         reopen(tmp_path / "run")
     said = str(refusal.value)
-    assert "must be gone on with in the settings that it began with; got in its config.yaml" in said
-    assert EDITS[setting][1] in said and "put them back, or train anew" in said
+    assert "must be resumed with the settings that it began with; got in its config.yaml" in said
+    assert EDITS[setting][1] in said and "put them back, or train again" in said
 
 
 def test_every_setting_that_was_edited_is_named(tmp_path, cut):

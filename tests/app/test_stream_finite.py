@@ -49,7 +49,7 @@ def test_a_row_that_is_too_large_is_named_and_leaves_its_session_as_it_was(tmp_p
     figures = serve(run, tmp_path / "in.jsonl", tmp_path / "state", tmp_path / "out", emit=emit, batch_rows=batch,
                     said=said)
     assert [text.split(":")[0] for text in said] == ["line 5", "line 10", "line 11", "line 31"]
-    assert "features must not be too large for the model; got 3e+38; the line is left out" in said[0]
+    assert "features must not be too large for the model; got 3e+38; the line is skipped" in said[0]
     assert figures["malformed"] == 4 and figures["rows"] == 40
     found = strict((tmp_path / "out").read_text())
     check(run, rows, [{**out, "row": number} for number, out in enumerate(found, 1)], emit=emit)
@@ -106,7 +106,7 @@ def test_a_result_that_is_not_finite_is_undone(tmp_path, runs, batch, snapshot, 
             store.commit()
     store.close()
     assert [line for line, _ in said] == [12, 14, 15] and engine.refused == 3
-    assert all("the result must be finite" in reason and "the session stays as it was" in reason for _, reason in said)
+    assert all("the result must be finite" in reason and "the session is unchanged" in reason for _, reason in said)
     made = [{"session": s, "step": int(n), "embedding": e.tolist()} for one in found
             for s, n, e in zip(one.sessions, one.steps, one.embedding)]
     check(run, rows, [{**out, "row": number} for number, out in enumerate(made, 1)])

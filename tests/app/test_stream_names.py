@@ -83,7 +83,7 @@ def test_any_order_and_form_of_the_same_names_gives_the_same_bytes(tmp_path):
 
 @cases(case=[
     ("session,x,y", "got no 'z'; add them, or rename the columns; or choose the columns, in the run's order, with job"),
-    ("session,x,y,z,w", "got unknown 'w'; pass over what is no feature with job.ignore=[w]; or choose"),
+    ("session,x,y,z,w", "got unknown 'w'; skip what is not a feature with job.ignore=[w]; or choose"),
     ("session,x,y,z,z", "must have different names; got 'z' twice"),
 ])
 def test_a_header_that_does_not_fit_is_refused(case):
@@ -95,7 +95,7 @@ def test_a_header_that_does_not_fit_is_refused(case):
 @cases(case=[
     ('{"session": "a", "x": 1, "y": 2}', "the object must have the run's feature 'z'; got ['session', 'x', 'y']"),
     ('{"session": "a", "x": 1, "y": 2, "z": 3, "w": 4}',
-     "must have no keys but the session and the run's features; got 'w'; pass over it with job.ignore"),
+     "must have no keys but the session and the run's features; got 'w'; skip it with job.ignore"),
     ('{"session": "a", "features": {"x": 1, "y": 2, "w": 4}}', "the run's feature 'z'"),
     ('{"x": 1, "y": 2, "z": 3}', "the object must have 'session'"),
 ])

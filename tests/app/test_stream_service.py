@@ -101,7 +101,7 @@ def test_malformed_rows_are_named_and_lose_nothing(tmp_path, runs):
     figures = serve(run, tmp_path / "in.jsonl", tmp_path / "state", tmp_path / "out", said=said, batch_rows=6)
     found = parse((tmp_path / "out").read_text())
     assert [text.split(":")[0] for text in said] == ["line 12", "line 13", "line 21"]
-    assert "features must be 3 numbers; got 2; the line is left out" in said[1]
+    assert "features must be 3 numbers; got 2; the line is skipped" in said[1]
     assert [out["row"] for out in found] == [*range(1, 11), *range(14, 21), *range(22, 35)]
     check(run, rows, [{**out, "row": i} for i, out in enumerate(found, 1)])
     assert figures["malformed"] == 3 and figures["rows"] == 30
@@ -320,11 +320,11 @@ def test_a_run_that_cannot_stream_is_refused_with_the_reason(tmp_path, change):
         reason = "run must be the folder of a finished run; got "
     elif change == "empty":
         run.mkdir()
-        reason = "must hold a whole encoder; load_encoder: "
+        reason = "must hold an intact encoder; load_encoder: "
     elif change == "damaged":
         make_run(run)
         (run / "task.safetensors").write_bytes((run / "task.safetensors").read_bytes()[:-1])
-        reason = "must hold a whole encoder; myfla.task file"
+        reason = "must hold an intact encoder; myfla.task file"
     else:
         make_run(run)
         make_run(tmp_path / "other", hidden_size=16).joinpath("encoder.json").replace(run / "encoder.json")

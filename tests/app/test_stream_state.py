@@ -167,7 +167,7 @@ def test_damage_is_noticed(tmp_path, damage):
         with sqlite3.connect(str(path)) as db:
             db.execute(edit)
         db.close()
-    with pytest.raises(RunError, match=r"job.state=.* must be a whole state folder that can be written; got: "):
+    with pytest.raises(RunError, match=r"job.state=.* must be an intact state folder that can be written; got: "):
         store = Store(tmp_path, FACTS)
         store.fetch(["a"])
         list(store.journal(3))
@@ -175,5 +175,5 @@ def test_damage_is_noticed(tmp_path, damage):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"job.state=.*file/state' must be a whole state folder that can be written"):
+    with pytest.raises(RunError, match=r"job.state=.*file/state' must be an intact state folder that can be written"):
         Store(tmp_path / "file" / "state", FACTS)

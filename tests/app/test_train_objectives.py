@@ -130,7 +130,7 @@ def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch):
     ([NEXT, "encoder.direction=bidirectional"], "encoder.direction must be causal with job.objec"),
     ([NEXT, "encoder.state_weaving=true"], "encoder.state_weaving must be false with job.objective"),
     ([NEXT, "encoder.stem=patch", "encoder.stem_stride=2"], "encoder.stem must be none where each"),
-    (["job.objective=regress"], "job.objective must be classify for data whose targets are no numbers"),
+    (["job.objective=regress"], "job.objective must be classify for targets that are not numbers"),
     (["data=parity", "encoder.input_size=3"], "encoder.input_size must be null for the tokens of data=synthetic"),
     (["data=parity", "encoder.vocab_size=5"], "encoder.vocab_size must be 2, the token ids of data=synthetic"),
     (["job.test_pieces=4", "encoder.direction=bidirectional"], "job.test_pieces must be null with an encoder"),

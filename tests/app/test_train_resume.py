@@ -168,7 +168,7 @@ def test_a_killed_process_goes_on_from_the_command_line(tmp_path, whole, stage):
     assert figures(tmp_path / "run")["overrides"] == list(SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}, "it goes on in its own folder"
     again = run_app(tmp_path, "run=run", "resume=true")
-    assert again.returncode == 1 and "must be a run that was cut off; it has ended, with metrics.json" in again.stderr
+    assert again.returncode == 1 and "must be an interrupted run; this one has ended, with metrics.json" in again.stderr
 
 
 def begin_or_go_on(folder, *overrides):
@@ -223,26 +223,26 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
         train(tmp_path / "run")
     with pytest.raises(RunError, match=r"^run must be the folder of a finished run; got .*nowhere', which is no"):
         go_on(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"^run must be the folder of the run to go on with, for resume=true"):
+    with pytest.raises(ConfigError, match=r"^run must be the folder of the run to resume, for resume=true"):
         compose_app(["resume=true"])
     checkpoint = tmp_path / "run" / "checkpoints" / "fit-last.ckpt"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[:-3])
-    with pytest.raises(RunError, match=r"must hold whole checkpoints; .*fit-last.ckpt.*train anew"):
+    with pytest.raises(RunError, match=r"must hold intact checkpoints; .*fit-last.ckpt.*train again"):
         go_on(tmp_path / "run")
     checkpoint.write_bytes(content)
     start = tmp_path / "run" / "checkpoints" / "start.json"
     text = start.read_text()
     start.write_text(text.replace("270", "271"))
-    with pytest.raises(RunError, match=r"must be gone on with on the same data; got .*270.* before .*271"):
+    with pytest.raises(RunError, match=r"must be resumed on the same data; got .*270.* before .*271"):
         go_on(tmp_path / "run")
     for damaged, words in ((text[:-9], "must be a readable file of JSON"), ("[1]", "must hold one JSON object; got li"),
-                           ("{}", "must hold 'data', 'overrides' and 'config'; got nothing; train anew")):
+                           ("{}", "must hold 'data', 'overrides' and 'config'; got nothing; train again")):
         start.write_text(damaged)
         with pytest.raises(RunError, match=f"start.json {words}"):
             go_on(tmp_path / "run")
     start.unlink()
-    with pytest.raises(RunError, match=r"must be a run that had begun to train; it has no checkpoints/start.json"):
+    with pytest.raises(RunError, match=r"must be a run that has begun to train; it has no checkpoints/start.json"):
         go_on(tmp_path / "run")
 
 

@@ -243,12 +243,13 @@ def test_tables_go_between_their_marks(tmp_path):
     case = ("ops", "rule", "1 x 2", "forward", "float32", 1)
     row = Row(*case, "myfla", seconds=0.5, ratio=1.0, peak_bytes=2e6, share=0.25, goal="twice the speed")
     slow, gone = Row(*case, "loop", seconds=1.0, ratio=2.0), Row(*case, "peer", status="missing", reason="no module")
-    document.insert(path, {"cpu ops": report.markdown([row, slow, gone])})
+    part = Row(*case[:3], "backward", *case[4:], "loop", status="not run", reason="too slow")
+    document.insert(path, {"cpu ops": report.markdown([row, slow, gone, part])})
     text = path.read_text()
     assert text.startswith("a\n<!--") and text.endswith("<!-- end cpu ops -->\nb\n") and "old" not in text
-    assert "| rule, float32 | myfla | share of floor | loop | peer |" in text
-    assert "| 1 x 2, forward, 1 thread | 500.0 (2.0 MB) | 0.25 | 1000 (2.00x) | missing |" in text
-    assert "- peer missing: no module" in text and "- 1 x 2, forward, 1 thread: myfla twice the speed" in text
+    assert "| rule, float32 | myfla | share of floor | loop |" in text
+    assert "| 1 x 2, forward, 1 thread | 500.0 (2.0 MB) | 0.25 | 1000 (2.00x) |" in text
+    assert "- loop not run: too slow" in text and "peer" not in text and "twice the speed" not in text
     document.insert(path, {"cpu ops": "new"})
     assert path.read_text() == "a\n<!-- benchmark cpu ops -->\nnew\n<!-- end cpu ops -->\nb\n"
     with raises(ValueError, "no lines '<!-- benchmark cpu decode -->'", "add them where the table belongs"):

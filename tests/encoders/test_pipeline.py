@@ -191,7 +191,7 @@ def test_pieces_that_would_need_the_whole_are_refused(tmp_path, case):
     (["", "a", "b", "c"], [1, 2, 3]),
     (["Unnamed: 0", "a", "b", "c"], [1, 2, 3]),
     (["a", "b"], "must be the model's 3 features: a, b, c; got no 'c'; add them, or rename the columns"),
-    (["a", "b", "c", "d"], "got unknown 'd'; pass over what is no feature with job.ignore=[d]"),
+    (["a", "b", "c", "d"], "got unknown 'd'; skip what is not a feature with job.ignore=[d]"),
     (["a", "b", "cc"], "got no 'c', and unknown 'cc'"),
     (["alpha", "b", "c", "alphas"], "got no 'a', and unknown 'alpha', 'alphas'; rename them, or pass over what is no"),
     (["a", "a", "b", "c"], "must have different names; got 'a' twice; rename one of them"),

@@ -233,7 +233,7 @@ def test_what_is_no_config_is_refused():
         TinyStrategy().build(GatedDeltaNetEncoderConfig(input_size=3))
     with raises(ConfigError, "encoder.name must be a string; got None"):
         build_encoder({"input_size": 3})
-    with raises(ConfigError, "encoder.num_layer is no field of encoder 'rwkv7'; got 2; did you mean 'num_layers'?"):
+    with raises(ConfigError, "encoder.num_layer is not a field of encoder 'rwkv7'; got 2; did you mean 'num_layers'?"):
         build_encoder({"name": "rwkv7", "num_layer": 2})
 
 

@@ -252,7 +252,7 @@ def test_refusals_name_field_and_way_out(tmp_path):
         config = Run(tmp_path)
         config.run = None
         run(config, tmp_path)
-    with pytest.raises(RunError, match="must hold a whole encoder"):
+    with pytest.raises(RunError, match="must hold an intact encoder"):
         run(Run(tmp_path), tmp_path)
     with pytest.raises(ConfigError, match=r"job\.format"):
         ExportJobConfig(format="tensorrt")

@@ -20,7 +20,7 @@ def _heads() -> Dict[str, Any]:
 
     headless = "\n".join(body.splitlines()[1:]) + "\n"
     no_names = (
-        "write a line of names above it, or say data.header=false: the columns are then 1, 2, 3, ...; where these "
+        "write a line of names above it, or set data.header=false: the columns are then 1, 2, 3, ...; where these "
         "are names, say data.header=true"
     )
     four = "id,t,x,kind,code\n" + "".join(
@@ -50,7 +50,7 @@ def _heads() -> Dict[str, Any]:
             Want(
                 plain,
                 [
-                    "DIR/a.csv: column 'index' is left out as a row number; to read it, name it in data.features",
+                    "DIR/a.csv: column 'index' is left out as a row number; to read it, list it in data.features",
                     kept + "index (row number)",
                 ],
             ),
@@ -61,7 +61,7 @@ def _heads() -> Dict[str, Any]:
             Want(
                 {"a": [5, 1], "b": [4, 2], "c": [8, 3]},
                 [
-                    "DIR/a.csv: column 'n' is left out as a row number; to read it, name it in data.features",
+                    "DIR/a.csv: column 'n' is left out as a row number; to read it, list it in data.features",
                     "1 feature: x; left out: n (row number)",
                 ],
             ),
@@ -80,7 +80,7 @@ def _heads() -> Dict[str, Any]:
             Want(
                 {"a": [5, 1], "b": [4, 2], "c": [8, 3], "d": [6, 0]},
                 [
-                    "DIR/a.csv: column 'code' is left out as a copy of the label; to read it, name it in data.features",
+                    "DIR/a.csv: column 'code' is left out as a copy of the label; to read it, list it in data.features",
                     "1 feature: x; left out: code (copy of the label)",
                 ],
             ),
@@ -102,7 +102,7 @@ def _heads() -> Dict[str, Any]:
             Want(
                 None,
                 [
-                    "DIR/a.csv: column 'code' is left out as a copy of the label; to read it, name it in data.features",
+                    "DIR/a.csv: column 'code' is left out as a copy of the label; to read it, list it in data.features",
                     "1 feature: x; left out: code (copy of the label)",
                 ],
             ),
@@ -130,7 +130,7 @@ def _heads() -> Dict[str, Any]:
             Want(
                 {"a": [5], "b": [1], "c": [7]},
                 [
-                    "DIR/a.csv: column 'z' is left out as a copy of kind; to read it, name it in data.features",
+                    "DIR/a.csv: column 'z' is left out as a copy of kind; to read it, list it in data.features",
                     "1 feature: x; left out: z (copy of kind)",
                 ],
             ),
@@ -229,7 +229,7 @@ def _heads() -> Dict[str, Any]:
             {"a.csv": "id,t,kind,note\na,0,up,so\nb,0,down,so\n"},
             AUTO,
             (
-                "data.features must name columns of DIR/a.csv, which has none of numbers left; got None; left "
+                "data.features must name columns of DIR/a.csv, which has no column of numbers left; got None; left "
                 "out: note "
                 "(text)"
             ),

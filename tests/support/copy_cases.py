@@ -13,7 +13,7 @@ VALUES = [[5.5, 1.25], [4.0, 2.0], [8.0, 3.5], [6.25, 0.5], [7.0, 2.75], [1.0, 9
 def _says(column: str, why: str, rest: str, named: bool = False) -> List[str]:
     if named:
         return [f"DIR: column {column!r} is a {why}", rest]
-    return [f"DIR: column {column!r} is left out as a {why}; to read it, name it in data.features",
+    return [f"DIR: column {column!r} is left out as a {why}; to read it, list it in data.features",
             f"{rest}; left out: {column} ({why})"]
 
 

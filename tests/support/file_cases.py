@@ -68,21 +68,21 @@ def _numbers() -> Dict[str, Any]:
             "1 of 4 cells is no number, the first '?' in a.csv, row 2",
             2,
             "?",
-            "leave the cell empty if it is missing, or say data.na_values=['?']",
+            "leave the cell empty if it is missing, or set data.na_values=['?']",
         ),
         "dash": (
             "1 2 - -",
             "2 of 4 cells are no numbers, the first '-' in a.csv, row 3",
             3,
             "-",
-            "leave the cell empty if it is missing, or say data.na_values=['-']",
+            "leave the cell empty if it is missing, or set data.na_values=['-']",
         ),
         "NA": (
             "1 2 3 NA",
             "1 of 4 cells is no number, the first 'NA' in a.csv, row 4",
             4,
             "NA",
-            "leave the cell empty if it is missing, or say data.na_values=['NA']",
+            "leave the cell empty if it is missing, or set data.na_values=['NA']",
         ),
         "one percent": (
             "1 2 3 5%",
@@ -104,7 +104,7 @@ def _numbers() -> Dict[str, Any]:
             "1 of 4 cells is no number, the first '1,234.5' in a.csv, row 4",
             4,
             "1,234.5",
-            "say data.decimal=comma, or data.thousands=comma",
+            "set data.decimal=comma, or data.thousands=comma",
         ),
         "Python's underscore": (
             "1 2 3 1_000",
@@ -234,7 +234,7 @@ def _marks() -> Dict[str, Any]:
                     [
                         "DIR/a.csv: the comma is before the fraction in y",
                         "1 feature: y; left out: x (numbers such as '1.234', "
-                        "whose point may part thousands: say data.decimal=point or data.thousands=point)",
+                        "whose point may separate thousands: set data.decimal=point or data.thousands=point)",
                     ],
                 ),
             ),

@@ -106,7 +106,7 @@ def _folders() -> Dict[str, Any]:
         "nothing there": (
             {},
             by_id,
-            "data: path must be an existing CSV or Parquet file, or a folder of such; got 'DIR/gone'",
+            "data: path must be an existing CSV or Parquet file, or a folder of them; got 'DIR/gone'",
         ),
         "a spreadsheet": (
             {"a.xlsx": b"PK\x03\x04"},
@@ -177,7 +177,7 @@ def _shapes() -> Dict[str, Any]:
             {"a.csv": "kind,x_0,x_1,y_0,y_1\nup,1,2,3,4\ndown,4,5,6,7\n"},
             {"layout": "wide", "label": "kind"},
             "data.features must name the steps of DIR/a.csv, which has several series of numbered columns; got None; "
-            "they begin with 'x_', 'y_'; a row is one series: for several channels use a row a step, or lists",
+            "they begin with 'x_', 'y_'; a row is one series: for several channels use one row a step, or lists",
         ),
         "wide of two series, one named": (
             {"a.csv": "kind,x_0,x_1,y_0,y_1\nup,1,2,3,4\ndown,4,5,6,7\n"},
@@ -195,7 +195,7 @@ def _shapes() -> Dict[str, Any]:
             (
                 "data.sequence must name the column that says which rows of DIR/a.csv belong together; got "
                 "None; or say "
-                "data.layout=wide for a row a sequence and a column a step, or data.window=STEPS to cut one "
+                "data.layout=wide for one row a sequence and one column a step, or data.window=STEPS to cut one "
                 "long recording; "
                 "there are no columns of lists"
             ),
@@ -243,7 +243,7 @@ def _shapes() -> Dict[str, Any]:
         "windows with a target that changes": (
             {"a.csv": log.replace("sit", "1").replace("run", "2")},
             {"window": 4, "time": "t", "targets": ["act"]},
-            ("DIR/a.csv: column 'act' must be the same in all steps of a window; got 2.0; or say data.per_step=true"),
+            ("DIR/a.csv: column 'act' must be the same in all steps of a window; got 2.0; or set data.per_step=true"),
         ),
     }
 

@@ -17,7 +17,7 @@ def _labels() -> Dict[str, Any]:
         return labelled(*KINDS, times=times)
 
     plain = {"a": [1.5, 2.5], "b": [4.5, 3.5]}
-    ways = "say data.ids=per_file if these are two sequences, or data.ids=global if it is one"
+    ways = "set data.ids=per_file if these are two sequences, or data.ids=global if it is one"
     cases: Dict[str, Any] = {
         f"label {name}": (
             {"a.csv": labelled(one, one, "up", "up")},

@@ -238,7 +238,7 @@ def _lists() -> Dict[str, Any]:
                 (
                     "data.sequence must name the column that says which rows of DIR/a.parquet belong "
                     "together; got None; or say "
-                    "data.layout=wide for a row a sequence and a column a step, or data.window=STEPS to cut "
+                    "data.layout=wide for one row a sequence and one column a step, or data.window=STEPS to cut "
                     "one long recording; "
                     "there are no columns of lists"
                 ),

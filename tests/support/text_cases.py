@@ -36,7 +36,7 @@ def _texts() -> Dict[str, Any]:
                 {"a.csv": text.encode("latin-1")},
                 {**X, "encoding": "utf-8"},
                 "DIR/a.csv: cannot be read as csv: 'utf-8' codec can't decode byte 0xf6 in position 28: "
-                "invalid start byte; say with data.encoding what it is",
+                "invalid start byte; set data.encoding",
             ),
             "UTF-16 without a mark": (
                 {"a.csv": text.encode("utf-16-le")},

@@ -133,5 +133,5 @@ def test_the_objective_must_have_its_targets():
         task_spec("classify", data_of(target_names=["x"]))
     with pytest.raises(ConfigError, match=r"job.objective must be next_step for data without classes"):
         task_spec("classify", data_of())
-    with pytest.raises(ConfigError, match=r"job.objective must be classify for data whose targets are no numbers"):
+    with pytest.raises(ConfigError, match=r"job.objective must be classify for targets that are not numbers"):
         task_spec("regress", data_of(classes=["a", "b"]))

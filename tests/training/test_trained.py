@@ -65,7 +65,7 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path, change):
     tensors, facts = read_sealed(path, "myfla.task", ValueError)
     reasons = {"nothing": "which is no folder", "another version": "version must be 2; got 9; it was written by",
                "another task": "task must be a task's description", "another encoder": "tensors must be",
-               "cut": "must hold a whole encoder; myfla.task file"}
+               "cut": "must hold an intact encoder; myfla.task file"}
     if change == "another version":
         write_sealed(path, "myfla.task", tensors, {**facts, "version": 9})
     elif change == "another task":

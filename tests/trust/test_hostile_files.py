@@ -128,7 +128,7 @@ def test_a_path_in_a_manifest_reads_nothing_elsewhere(name, tmp_path):
     _reseal(folder, files={name: entry})
     with raises(CheckpointError, "must name one file, NAME.safetensors in its own folder"):
         load_encoder(folder)
-    with raises(RunError, "must hold a whole encoder"):
+    with raises(RunError, "must hold an intact encoder"):
         load_run(folder, "prediction")
 
 

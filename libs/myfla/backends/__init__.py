@@ -1,8 +1,8 @@
-"""Whose code computes a rule: chosen in the open.
+"""Whose code computes a rule.
 
 ==========  ===========================================================================================
 auto        the rule below
-naive       the token loop that is this library's specification: slow, for checks
+naive       the loop over tokens that is this library's specification: slow, for checks
 torch       this library's PyTorch code, on every device
 native      compiled kernels for CPUs, from the distribution myfla-native
 compiled    torch, through ``torch.compile``, which fuses single steps and what stands around the rule; on a GPU,

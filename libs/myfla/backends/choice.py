@@ -86,8 +86,8 @@ AUTO = ("fla", "native", "torch")
 BACKENDS = ("auto", *TABLE)
 
 AUTO_RULE = (
-    "fla for CUDA tensors in bfloat16 or float16, at every length, where fla imports and its kernels are sound for "
-    "what is asked (a result, or gradients too); native for CPU tensors in float32, bfloat16 or float16 where "
+    "fla for CUDA tensors in bfloat16 or float16, at every length, where fla can be imported and its kernels are "
+    "correct for the call (forward, or gradients too); native for CPU tensors in float32, bfloat16 or float16 where "
     "myfla-native is installed; torch for everything else. naive and compiled are never chosen"
 )
 
@@ -151,20 +151,20 @@ def choose(
 def why_not(
     backend: str, kernel: official.Kernel, queries: torch.Tensor, keys: torch.Tensor, *others: Optional[torch.Tensor]
 ) -> Optional[str]:
-    """Why a backend cannot compute a call, and for ``auto`` why it does not choose fla; None if nothing speaks against
-    it."""
+    """Why a backend cannot compute a call, and for ``auto`` why it does not choose fla; None if there is no reason
+    against it."""
     call = Call(kernel, queries, keys, others)
     return TABLE["fla"].declines(call) if backend == "auto" else TABLE[backend].cannot(call)
 
 
 def refusal(who: str, backend: str, problem: str) -> BackendError:
     """The error for a choice that cannot be honoured."""
-    rule = f"cannot be honoured here: {problem}"
+    rule = f"cannot be used here: {problem}"
     return BackendError(message(who, "backend", rule, backend, "use backend='auto' or 'torch'"))
 
 
 def tell(who: str, backend: str, device: str, chosen: str) -> None:
-    """One log line the first time that an op is computed by somebody on a device."""
+    """One log line the first time that a backend computes an op on a device."""
     key = (who, device, chosen)
     if key not in _told:
         _told.add(key)

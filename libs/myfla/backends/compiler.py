@@ -75,9 +75,9 @@ class Compiled:
         if not self._limit_told:
             self._limit_told = True
             _log.warning(
-                "%s: calls of more kinds than the %d graphs that are compiled for one function; those beyond are "
-                "computed uncompiled, which is slower (raise torch._dynamo.config.recompile_limit, or bring the calls "
-                "to fewer dtypes, options and shapes)", self._function.__name__, GRAPHS,
+                "%s: more kinds of calls than the %d graphs that are compiled for one function; further calls are "
+                "computed uncompiled, which is slower (raise torch._dynamo.config.recompile_limit, or use fewer "
+                "dtypes, options and shapes)", self._function.__name__, GRAPHS,
             )  # fmt: skip
         return self._function(*given, **named)
 

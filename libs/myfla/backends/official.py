@@ -1,4 +1,4 @@
-"""The official kernels: imported when somebody wants them, and what is known of where they are sound."""
+"""The official kernels: imported when they are needed, and where they are known to be correct."""
 
 import functools
 import importlib

@@ -163,7 +163,7 @@ def _is_ours(layer: type) -> bool:
 
 @functools.lru_cache(maxsize=None)
 def _called_names(module: ModuleType) -> FrozenSet[str]:
-    """Read from the source, so that layers which somebody has wrapped are no obstacle."""
+    """Read from the source, so that wrapped layers work too."""
     try:
         tree = ast.parse(inspect.getsource(module))
     except (OSError, TypeError):  # remote code without a file

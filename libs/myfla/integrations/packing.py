@@ -1,4 +1,4 @@
-"""Packed sequences in transformers: what a model is told about them, and what its functions hear of that."""
+"""Packed sequences in transformers: what a model gets, and what its functions see of it."""
 
 from typing import Any, Dict, Mapping, Optional
 
@@ -10,7 +10,7 @@ __all__ = ["packed_kwargs", "packed_offsets"]
 
 
 def packed_kwargs(position_ids: torch.Tensor) -> Dict[str, Any]:
-    """What a model's forward is to be told about sequences that are packed in one row.
+    """Keywords for a model's forward pass with sequences that are packed in one row.
 
     From positions alone transformers parts the sequences in its attention layers, but not in its gated delta rule:
     that needs the offsets, and the convolution the sequence numbers. (`transformers.DataCollatorWithFlattening` gives
@@ -51,7 +51,7 @@ def packed_kwargs(position_ids: torch.Tensor) -> Dict[str, Any]:
 
 
 def packed_offsets(kwargs: Mapping[str, Any]) -> Optional[torch.Tensor]:
-    """The offsets ``[N + 1]`` of packed sequences that a model's keywords tell of, by whichever name; None if none.
+    """The offsets ``[N + 1]`` of packed sequences in a model's keywords, by whichever name; None if there are none.
 
     Example:
         >>> packed_offsets({"seq_idx": torch.tensor([[0, 0, 1]]), "use_cache": False}).tolist()

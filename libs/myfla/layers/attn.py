@@ -133,9 +133,9 @@ class Attention(nn.Module):
 
         Args:
             hidden_states: ``[B, T, hidden_size]``.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may stand anywhere and
-                hold anything, NaN too.
-            past_key_values: a `Cache` to go on from. With ``use_cache`` the new keys and values are put into it;
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may be anywhere and
+                contain anything, NaN too.
+            past_key_values: a `Cache` to continue from. With ``use_cache`` the new keys and values are put into it;
                 without, it is read only.
             output_attentions: accepted and ignored.
             use_cache: keep keys and values.

@@ -79,7 +79,7 @@ def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int, x: torch.
     every, valid = torch.stack([is_one.all(), (is_one | (mask == 0)).all()]).tolist()
     if not valid:
         strange = mask[~(is_one | (mask == 0))][0].item()
-        raise value_error(who, field, "must hold 0 and 1 only", strange, "an additive mask has no place here")
+        raise value_error(who, field, "must hold 0 and 1 only", strange, "additive masks are not supported")
     return None if every else is_one.to(torch.int64)
 
 

@@ -24,8 +24,8 @@ class LayerCall(NamedTuple):
     """One call of a layer, as its mixing part sees it.
 
     Attributes:
-        recurrent_state: ``[N, HV, K, V]`` to go on from, or None.
-        conv_state: what the layer's convolutions go on from, or None.
+        recurrent_state: ``[N, HV, K, V]`` to continue from, or None.
+        conv_state: the state that the layer's convolutions continue from, or None.
         keep: whether the states after the call are wanted.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences, or None.
         chunks: whether the rule takes its chunk form.
@@ -80,9 +80,9 @@ class RecurrentLayer(nn.Module, abc.ABC):
 
         Args:
             hidden_states: ``[B, T, hidden_size]``; T may be 0.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may stand anywhere and
-                hold anything, NaN too; they are taken out, so that states and outputs are those of the tokens alone.
-            past_key_values: a `Cache` to go on from. With ``use_cache`` this layer's states in it are replaced and
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may be anywhere and
+                contain anything, NaN too; they are taken out, so that states and outputs are those of the tokens alone.
+            past_key_values: a `Cache` to continue from. With ``use_cache`` this layer's states in it are replaced and
                 its tokens counted; without, it is read only.
             use_cache: keep the final states.
             output_attentions: accepted and ignored.

@@ -184,9 +184,9 @@ class RWKV7Attention(nn.Module):
 
         Args:
             hidden_states: ``[B, T, hidden_size]``; T may be 0.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may stand anywhere and
-                hold anything, NaN too; they are taken out, so that states and outputs are those of the tokens alone.
-            past_key_values: a `Cache` to go on from. With ``use_cache`` this layer's states in it are replaced and
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may be anywhere and
+                contain anything, NaN too; they are taken out, so that states and outputs are those of the tokens alone.
+            past_key_values: a `Cache` to continue from. With ``use_cache`` this layer's states in it are replaced and
                 its tokens counted; without, it is read only.
             use_cache: keep the final states.
             output_attentions: accepted and ignored.

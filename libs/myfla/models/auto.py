@@ -31,7 +31,7 @@ MODELS: Dict[str, Classes] = {
 
 
 def load_config(folder: Union[str, Path], **overrides: Any) -> ModelConfig:
-    """The config of a checkpoint folder, of the class that its ``model_type`` tells.
+    """The config of a checkpoint folder, of the class that its ``model_type`` names.
 
     Raises:
         CheckpointError: no folder, no ``config.json``, or a model that this library does not have.

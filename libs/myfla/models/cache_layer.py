@@ -18,7 +18,7 @@ _BATCHED = ("recurrent_state", "conv_state", "ffn_state")
 class FLALayer:
     """One layer's slot of a `Cache`.
 
-    Every update builds a new ``state`` dict, so one that was read before stays as it was; tensors are never written.
+    Every update builds a new ``state`` dict, so one that was read before does not change; tensors are never written.
 
     Attributes:
         state: dict with ``recurrent_state`` (``[N, HV, K, V]``), ``conv_state``, ``ffn_state`` and ``attn_state``,
@@ -49,7 +49,7 @@ class FLALayer:
 
     @property
     def batch_size(self) -> Optional[int]:
-        """N, or None where no state tells it."""
+        """N, or None without a state."""
         if self.state is None:
             return None
         for field in FIELDS:
@@ -208,7 +208,7 @@ class FLALayer:
                 batch = tensor.shape[0] if batch is None else batch
                 if tensor.shape[0] != batch:
                     rule = f"must have this layer's batch size {batch}"
-                    hint = "call reset(), or select the rows that go on"
+                    hint = "call reset(), or select the rows that continue"
                     raise CacheError(message("Cache.update", path, rule, tensor.shape[0], hint))
 
     def _append(

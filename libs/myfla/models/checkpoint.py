@@ -18,7 +18,7 @@ SHOWN = 5
 
 
 class WeightFiles:
-    """The tensors of a checkpoint folder, looked up by name and read one by one.
+    """The tensors of a checkpoint folder, found by name and read one by one.
 
     Args:
         folder: holds ``model.safetensors``, or ``model.safetensors.index.json`` and the files it names.
@@ -117,7 +117,7 @@ class WeightFiles:
 
 
 def check_names(folder: Union[str, Path], needed: Iterable[str], found: Iterable[str], config: str) -> None:
-    """Refuse weights of which some are missing, or that nobody needs.
+    """Refuse weights of which some are missing or superfluous.
 
     Args:
         folder: where they come from.
@@ -136,14 +136,14 @@ def check_names(folder: Union[str, Path], needed: Iterable[str], found: Iterable
             got += f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             hint = "the weights and config.json must be of one model"
             if missing and names == {"lm_head.weight"}:
-                hint = "the folder holds a model without output map; load it with myfla.models.load_backbone"
+                hint = "the folder holds a model without an output projection; load it with myfla.models.load_backbone"
             raise CheckpointError(f"{folder}: weights {rule} {config}; {got}; {hint}")
 
 
 def check_shape(path: Path, name: str, found: Tuple[int, ...], needed: Tuple[int, ...]) -> None:
     """Refuse a tensor that does not fit."""
     if tuple(found) != tuple(needed):
-        rule = f"must have shape {list(needed)} as config.json tells"
+        rule = f"must have shape {list(needed)} as config.json says"
         raise CheckpointError(message(str(path), name, rule, list(found), "the config is of another model"))
 
 
@@ -155,4 +155,4 @@ def _why(path: Path) -> str:
         return "this is a pickle, which is never opened; convert it with safetensors"
     if head.startswith(b"version"):
         return "this is a Git LFS pointer; fetch the file itself"
-    return "the file is cut short, damaged or foreign; fetch it again"
+    return "the file is cut short, damaged or of another kind; fetch it again"

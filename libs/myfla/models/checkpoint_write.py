@@ -1,4 +1,4 @@
-"""Writing checkpoint folders as the official library reads them, each file whole or not at all."""
+"""Writing checkpoint folders as the official library reads them, each file completely or not at all."""
 
 import json
 import re
@@ -65,7 +65,8 @@ def _save(tensors: Dict[str, torch.Tensor], path: Path, temporary: Path) -> None
     try:
         save_file(tensors, str(temporary), {"format": "pt"})
     except SafetensorError as problem:  # a full disk comes as this, too
-        raise OSError(f"save_pretrained: {path} must be written whole; got: {problem}; what was there stays") from None
+        raise OSError(f"save_pretrained: {path} must be written completely; got: {problem}; the old files are "
+                      "unchanged") from None
 
 
 def _plain(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:

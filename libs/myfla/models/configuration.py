@@ -134,7 +134,7 @@ def read_json(who: str, folder: Union[str, Path], name: str = CONFIG_NAME) -> Tu
     """
     path = Path(folder)
     if not path.exists():
-        hint = "model hubs are not asked; download the files first and give their folder"
+        hint = "model hubs are not contacted; download the files first and give their folder"
         raise CheckpointError(message(who, "folder", "must be an existing folder", str(folder), hint))
     if path.is_dir():
         path = path / name

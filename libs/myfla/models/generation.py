@@ -66,7 +66,7 @@ class GenerationMixin:
 
         Args:
             input_ids: ``[B, T]`` integers, T at least 1.
-            attention_mask: ``[B, T]`` of 0 and 1. Pads may stand anywhere (left is usual). If not given and there is a
+            attention_mask: ``[B, T]`` of 0 and 1. Pads may be anywhere (left is usual). If not given and there is a
                 padding token other than the end tokens, its places in the prompt count as pads.
             max_new_tokens: how many tokens to add; 20 if neither this nor ``max_length`` is given.
             max_length: tokens at the end, prompt and pads included.
@@ -124,7 +124,7 @@ class GenerationMixin:
         return GenerateOutput(sequences, scores, cache)
 
     def _default(self, told: dict, name: str) -> Any:
-        """A setting: as told, or of the generation config, or of the config."""
+        """A setting: as given, or of the generation config, or of the config."""
         if name in told:
             return told[name]
         found = self.generation_config.get(name)

@@ -78,7 +78,7 @@ class LanguageModel(Module):
         shift_labels: Optional[torch.Tensor] = None,
         **kwargs: Any,
     ) -> Union[Tuple[Any, ...], CausalLMOutputWithPast]:
-        """Read tokens, tell the next ones, and how surprising the labels are.
+        """Read tokens; predict the next ones, and the loss of the labels.
 
         Args:
             input_ids, attention_mask, inputs_embeds, past_key_values, use_cache, output_attentions,

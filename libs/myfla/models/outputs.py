@@ -47,7 +47,7 @@ class ModelOutput(Mapping):
 
 @dataclasses.dataclass(eq=False)
 class BaseModelOutputWithPast(ModelOutput):
-    """What a model without output map returns.
+    """What a model without an output projection returns.
 
     Attributes:
         last_hidden_state: ``[B, T, hidden_size]``, after the last norm.

@@ -1,4 +1,4 @@
-"""What every model can do beside computing: begin, be read from a folder and be written to one."""
+"""What every model can do besides computing: be initialised, read from a folder, and written to one."""
 
 import copy
 import json
@@ -89,7 +89,7 @@ class FLAPreTrainedModel(nn.Module):
                 module.gradient_checkpointing = on
 
     def tie_weights(self) -> None:
-        """Make the output map the embedding, if the config says so; a model without output map has nothing to tie."""
+        """Make the output map the embedding, if the config says so; one without an output map has nothing to tie."""
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
@@ -104,8 +104,8 @@ class FLAPreTrainedModel(nn.Module):
     ) -> Model:
         """Read an official checkpoint folder: ``config.json`` and one or several safetensors files.
 
-        A model without output map reads the folder of one with it, and leaves the map out. Older RWKV-7 names are
-        converted. Every tensor must be there and none may be left over. Nothing is ever unpickled.
+        A model without an output projection can read the folder of one that has it, and omits it. Older RWKV-7
+        names are converted. Every tensor must be there and none may be left over. Nothing is ever unpickled.
 
         Args:
             folder: a local folder.

@@ -40,7 +40,7 @@ class Sampler:
         self.temperature = 1.0 if temperature is None else temperature
         self.top_k, self.top_p = top_k or 0, 1.0 if top_p is None else top_p
         if not _number(self.temperature) or not 0 < self.temperature < float("inf"):
-            hint = "for the likeliest token each time use do_sample=False"
+            hint = "for the most likely token each time use do_sample=False"
             raise value_error("generate", "temperature", "must be a positive number", temperature, hint)
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
             raise value_error("generate", "top_k", "must be an integer from 0", top_k)

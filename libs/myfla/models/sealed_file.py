@@ -1,6 +1,6 @@
-"""Tensors in a safetensors file that notices every change to itself.
+"""Tensors in a safetensors file in which every change is detected.
 
-safetensors refuses a truncated file but loads one with a flipped bit in silence, so the file carries a SHA-256 of
+safetensors refuses a truncated file but loads one with a flipped bit without an error, so the file carries a SHA-256 of
 itself, taken with the digest's own place filled with zeros. Files are written under another name, synced, and then
 renamed: a reader sees the old file or the new one, never half of one.
 """
@@ -28,7 +28,7 @@ def write_sealed(path: Union[str, Path], kind: str, tensors: Dict[str, torch.Ten
     """Write tensors and JSON facts to one file, atomically.
 
     Args:
-        path: the file; what stands there is replaced.
+        path: the file; an existing one is replaced.
         kind: what the file is, e.g. ``"myfla.cache"``; the reader must ask for the same.
         tensors: by name, any device and layout.
         facts: anything that JSON can hold.

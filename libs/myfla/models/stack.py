@@ -84,10 +84,10 @@ class Stack(Module):
 
         Args:
             input_ids: ``[B, T]`` integers.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may stand anywhere; they
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may be anywhere; they
                 change neither the states nor what is computed for tokens. What is returned at pads has no meaning.
             inputs_embeds: ``[B, T, hidden_size]`` in place of ``input_ids``.
-            past_key_values: a `Cache` to go on from, or its legacy form. With ``use_cache`` it is advanced.
+            past_key_values: a `Cache` to continue from, or its legacy form. With ``use_cache`` it is advanced.
             use_cache: keep states; by default as the config says in evaluation, and not in training.
             output_attentions: refused with a warning; there are none.
             output_hidden_states: return the input of every block too.

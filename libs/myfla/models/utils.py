@@ -23,7 +23,7 @@ class Cache(FLACache):
     """The state of a stack of layers for N sequences.
 
     It speaks the official protocol (`FLACache`); recurrent states are ``[N, HV, K, V]``. Tensors in a cache are never
-    written, so `fork` costs nothing and stays what it was; only one that `in_place` made has its states written over.
+    written, so `fork` costs nothing and does not change; only one that `in_place` made has its states written over.
 
     ``get_seq_length()`` counts positions, pads included, as the official cache does; ``lengths`` counts the real
     tokens of each row.
@@ -156,7 +156,7 @@ class Cache(FLACache):
     def stack(cls, caches: Sequence["Cache"]) -> "Cache":
         """One cache whose rows are those of several, in order: sessions at different positions as one batch.
 
-        A cache that has not begun counts as one row of zeros (or as many as its lengths tell).
+        An empty cache counts as one row of zeros (or as many as it has lengths).
 
         Raises:
             CacheError: no cache, or caches of different models, layers, head sizes, dtypes or devices.

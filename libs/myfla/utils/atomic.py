@@ -11,7 +11,7 @@ __all__ = ["replacing", "write_atomic"]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the same folder; what was written there takes the place of ``path`` at the end.
+    """Give a temporary name in the same folder; at the end, it replaces ``path``.
 
     A reader, or a reader after a crash, sees the old file or the new one, never half of one. After an error the old one
     stands, and nothing is left behind.

@@ -1,4 +1,4 @@
-"""Error messages in one form: who, which field, the rule, what came, the way out."""
+"""Error messages in one form: who, which field, the rule, the value, what to do."""
 
 import difflib
 from typing import Any, Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ def value_error(who: str, field: str, rule: str, got: Any, hint: str = "") -> Va
         who: the function or class that was called, e.g. ``"GatedDeltaNet"``.
         field: the argument's name.
         rule: what must hold, worded to follow the name, e.g. ``"must be a multiple of num_heads=2"``.
-        got: what came; shown with ``repr``.
+        got: the value that was given; shown with ``repr``.
         hint: the way out, if there is more to say than the rule.
 
     Example:
@@ -55,7 +55,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_keyword(who: str, name: str, known: Sequence[str]) -> TypeError:
-    """The `TypeError` for a keyword that nobody reads; names the nearest valid one."""
+    """The `TypeError` for an unknown keyword; names the nearest valid one."""
     hint = nearest(name, known) or "known: " + ", ".join(known)
     return TypeError(f"{who}: unknown keyword {name!r}; {hint}")
 

@@ -1,4 +1,4 @@
-"""Packed sequences in shapes that do not depend on the offsets, for whoever records operations."""
+"""Packed sequences in shapes that do not depend on the offsets, for compilers and exporters."""
 
 from typing import Tuple
 
@@ -41,7 +41,7 @@ def pack_all(mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """Rows with pads as packed sequences, and all pads as one more sequence after them.
 
     Args:
-        mask: ``[B, T]``, True at tokens; pads may stand anywhere.
+        mask: ``[B, T]``, True at tokens; pads may be anywhere.
 
     Returns:
         ``[B * T]`` int64: which position of the flattened batch comes where; and the offsets ``[B + 2]`` int32.

@@ -12,7 +12,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 def check_tensor(who: str, field: str, x: Any, beside: Optional[torch.Tensor] = None, name: str = "x") -> None:
-    """Refuse what is no tensor, or lies on another device.
+    """Refuse what is not a tensor, or is on another device.
 
     Args:
         who, field: the caller and its argument, for the message.

@@ -1,4 +1,4 @@
-"""Samples of several calls in turn, so that whatever else the machine does hits all of them alike."""
+"""Samples of several calls in turn, so that other work on the machine affects all of them alike."""
 
 import gc
 import math

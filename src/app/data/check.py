@@ -47,12 +47,12 @@ def warn_shared(train: Iterable[Path], test: Iterable[Path]) -> None:
     """Say so if a file is both trained and tested on."""
     shared = sorted({path.resolve() for path in train} & {path.resolve() for path in test})
     if shared:
-        log.warning("%s: both trained and tested on; the test figures say nothing of new data",
+        log.warning("%s: both trained and tested on; the test figures say nothing about new data",
                     ", ".join(path.name for path in shared[:5]))
 
 
 def _of_one_group(part: SequenceSet) -> SequenceSet:
-    """Without windows that share steps with two groups: either would tell of the other."""
+    """Without windows that share steps with two groups: each would reveal the other."""
     if part.groups is None or bool((part.groups >= 0).all()):
         return part
     return part.subset((part.groups >= 0).nonzero().flatten().tolist())
@@ -82,7 +82,7 @@ def _check_classes(who: str, data: SequenceData) -> None:
     if len(known) < 2:
         names = ", ".join(classes[i] for i in known) or "none"
         raise data_error(who, "training set", "must have sequences of at least two classes", names,
-                         "there is nothing to tell apart")
+                         "there is nothing to classify")
     for name, part in data.tests:
         unknown = [classes[i] for i in _classes(part) if i not in known]
         if unknown:

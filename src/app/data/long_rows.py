@@ -12,7 +12,7 @@ from cfg.data import TableDataConfig
 
 __all__ = ["Names", "Order", "check_written", "order_rows"]
 
-_WAYS = "say data.ids=per_file if these are two sequences, or data.ids=global if it is one"
+_WAYS = "set data.ids=per_file if these are two sequences, or data.ids=global if it is one"
 
 
 class Names:
@@ -137,7 +137,7 @@ def order_rows(table: Table, config: TableDataConfig) -> Order:
     label = np.concatenate(labels)[order] if labels else None
     if label is not None and not config.per_step and config.window is None:
         label = _one_each(table, known, str(config.label), label, label_names.names, starts, ends,
-                          " or say data.per_step=true")
+                          " or set data.per_step=true")
     group = np.concatenate(groups)[order] if groups else None
     if group is not None:
         group = _one_each(table, known, str(config.group), group, group_names.names, starts, ends, "")

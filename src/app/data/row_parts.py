@@ -178,7 +178,7 @@ def _check_ids(table: Table, config: TableDataConfig, names: List[str], files: L
         for i, key in enumerate(keys):
             if key in seen:
                 other = files[seen[key]]
-                hint = "" if other == files[i] else "say data.ids=per_file if these are two sequences"
+                hint = "" if other == files[i] else "set data.ids=per_file if these are two sequences"
                 raise data_error(table.path, f"column {config.sequence!r}", "must name each sequence once",
                                  names[i] if other == files[i] else f"{names[i]} in {other} and {files[i]}", hint)
             seen[key] = i

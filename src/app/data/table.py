@@ -1,4 +1,4 @@
-"""One's own CSV or Parquet tables: ``data=table data.train_path=A.parquet data.sequence=id data.label=class``.
+"""Your own CSV or Parquet tables: ``data=table data.train_path=A.parquet data.sequence=id data.label=class``.
 
 Layouts: long (a row a step, the rows of a sequence anywhere, put in order by a time column), lists (a row a sequence,
 each feature a list), wide (a row a sequence, a column a step), and windows of long recordings. Rows are read block by
@@ -43,7 +43,7 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
             without labels and targets. None: all.
 
     Raises:
-        DataError: a missing or damaged file, an unknown column, a value that is no number, labels or groups that
+        DataError: a missing or damaged file, an unknown column, a value that is not a number, labels or groups that
             change within a sequence, or pyarrow is not installed (Parquet).
         ConfigError: settings that name columns the file does not have.
     """
@@ -57,7 +57,7 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
     first = read(tables[0], config, features, choose)
     for name, why in first.copies.items():
         if config.features is None:
-            log.warning("%s: column %r is left out as a %s; to read it, name it in data.features", tables[0].path, name,
+            log.warning("%s: column %r is left out as a %s; to read it, list it in data.features", tables[0].path, name,
                         why)
             left_out[name] = why
         else:
@@ -75,7 +75,7 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
 
 
 def _schema(table: Table, config: TableDataConfig, features: List[str], left_out: Dict[str, str]) -> InputSchema:
-    """What the table's columns are, to whoever reads other tables for the same model."""
+    """What the table's columns are, for reading other tables for the same model."""
     def column(name: str, why: str = "") -> Column:
         return Column(name, table.facts[name].type, why)
 

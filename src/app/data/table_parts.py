@@ -56,7 +56,7 @@ def without(table: Table, features: List[str], copies: Dict[str, str]) -> List[s
         first = next(iter(copies))
         raise data_error(table.path, "features", "must be more than copies of what is known",
                          ", ".join(f"{name} ({why})" for name, why in copies.items()),
-                         f"name with data.features what to read, e.g. data.features=[{first}]")
+                         f"list in data.features what to read, e.g. data.features=[{first}]")
     return kept
 
 
@@ -95,7 +95,7 @@ def _same_in_all(table: Table, order: Order, values: np.ndarray, names: List[str
         row, column = np.argwhere(~same)[0]
         name = order.names[np.searchsorted(order.ends, row, side="right")]
         raise data_error(table.path, f"sequence {name!r}, column {names[column]!r}", "must be the same in all its rows",
-                         float(values[row, column]), "or say data.per_step=true")
+                         float(values[row, column]), "or set data.per_step=true")
     return np.ascontiguousarray(first)
 
 
@@ -121,7 +121,7 @@ def finite(block: Block, values: np.ndarray, names: List[str], missing: str, tar
         raise block.error(row, names[column], "must have a value", None, "give it one, or leave the sequence out")
     if np.isnan(value):
         raise block.error(row, names[column], "must be a finite number", value,
-                          "say with data.missing=mean or data.missing=forward what to put there")
+                          "set data.missing=mean or data.missing=forward to replace it")
     hint = "correct it" if targets else "correct it, or leave the column out of data.features"
     rule = "must be finite in 32 bits" if np.isfinite(value) else "must be a finite number"
     raise block.error(row, names[column], rule, value, hint)

@@ -1,7 +1,7 @@
-"""One's own text: ``data=text data.train_path=FOLDER job.objective=next_step``, as bytes or through a tokenizer.
+"""Your own text: ``data=text data.train_path=FOLDER job.objective=next_step``, as bytes or through a tokenizer.
 
-A sequence is a window of ``data.window`` steps and the token after it. Neighbouring windows tell of each other, so
-that splits keep them together: by file where there are many, else by a fiftieth of the text.
+A sequence is a window of ``data.window`` steps and the token after it. Neighbouring windows resemble each other, so
+splits keep them together: by file where there are many, else by a fiftieth of the text.
 """
 
 from pathlib import Path

@@ -56,7 +56,7 @@ def read_ts(path: Union[str, Path], missing: bool = False, targets: bool = True)
 
     Raises:
         DataError: the file is missing, has no header or no sequences, or a line breaks the format; the message names
-            the file, the line, the channel and what came.
+            the file, the line, the channel and the value.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -123,7 +123,7 @@ def _read_channel(who: str, text: str, missing: bool) -> List[float]:
         if not math.isfinite(value):
             unknown = word.strip() in ("?", "NaN", "nan")
             if not (unknown and missing):
-                hint = "say with data.missing=mean or data.missing=forward what to put there" if unknown else ""
+                hint = "set data.missing=mean or data.missing=forward to replace it" if unknown else ""
                 raise data_error(who, f"step {step}", "must be a finite number", word, hint)
         elif abs(value) > LARGEST:
             raise data_error(who, f"step {step}", "must be finite in 32 bits", word)

@@ -1,4 +1,4 @@
-"""One's own `.ts` files: ``data=ts data.train_path=A_TRAIN.ts data.test_path=A_TEST.ts``."""
+"""Your own `.ts` files: ``data=ts data.train_path=A_TRAIN.ts data.test_path=A_TEST.ts``."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -14,7 +14,7 @@ _INSTEAD = "take the archive's .ts file of the same name, or write it as a table
 
 
 class Header(NamedTuple):
-    """What a file says of itself.
+    """What the header of a file says.
 
     Attributes:
         labels: ``classes``, ``values`` or ``none``.

@@ -56,7 +56,7 @@ class Views(Sequence[Tensor]):
 
 
 def empty_array(shape: Tuple[int, ...], dtype: Any, scratch: Optional[str]) -> np.ndarray:
-    """An array to fill: in memory if it is small, else in a file without a name, gone when nobody uses it any more.
+    """An array to fill: in memory if it is small, else in a file without a name, gone when it is no longer used.
 
     Args:
         shape, dtype: of numpy.

@@ -21,7 +21,7 @@ def cut(part: Part, table: Table, config: TableDataConfig) -> Part:
     """Windows of ``config.window`` steps, one beginning every ``config.stride``; the steps behind the last whole one
     are left out. A window's class is the one that most of its steps have (of equals, the one that comes first).
 
-    Windows of one recording tell of each other. So that no step is on both sides of a split, recordings are groups, or
+    Windows of one recording resemble each other. So that no step is on both sides of a split, recordings are groups, or
     where there are few, contiguous stretches of them; a window that lies in two stretches has group -1, and
     `app.data.check.checked` leaves it out where a split follows.
 
@@ -88,7 +88,7 @@ def _same(values: np.ndarray, first: np.ndarray, size: int, table: Table, config
             column = int(np.argwhere(inside != inside[0])[0][1])
             raise data_error(table.path, f"column {(config.targets or [''])[column]!r}",
                              "must be the same in all steps of a window", float(inside[:, column].max()),
-                             "or say data.per_step=true")
+                             "or set data.per_step=true")
     return np.ascontiguousarray(values[first])
 
 

@@ -31,7 +31,7 @@ def require(form: str) -> None:
 
 
 def write_part(path: Path, part: Encoded, per_step: bool) -> None:
-    """Write a part, whole or not at all.
+    """Write a part, completely or not at all.
 
     Parquet has a row for each sequence: ``sequence`` (its number in the input, from 0), ``steps``, ``embedding``; or
     for each step: ``sequence``, ``step`` (from 0), ``embedding``; with names also ``name``. Safetensors has

@@ -1,8 +1,8 @@
 """Which parts an output has, which are missing, and who makes them.
 
 A part holds the sequences ``[i * size, (i + 1) * size)`` of the input, whoever makes it; so parts of any number of
-processes, and of a process that was killed and one that went on, fit together. A part has its name only once it is
-whole.
+processes, and of a process that was killed and one that went on, fit together. A part gets its name when it is
+complete.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def find_place(environment: Optional[Mapping[str, str]] = None) -> Place:
 
 
 def file_facts(path: Path) -> Dict[str, Any]:
-    """What tells one input from another: size, and a digest of a megabyte at each end; of a folder, of its files."""
+    """What identifies an input: size, and a digest of a megabyte at each end; of a folder, of its files."""
     digest, size = hashlib.sha256(), 0
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         size += file.stat().st_size

@@ -14,8 +14,8 @@ __all__ = ["staged"]
 def staged(folder: Path, last: str) -> Iterator[Path]:
     """Give a folder to write to; at the end, its files take their places in ``folder``.
 
-    Each file is there whole or not at all, and ``last`` comes after the others: who finds it finds them all. After an
-    error nothing is there; what a killed writer has left behind is removed by the next one.
+    Each file is there completely or not at all, and ``last`` comes after the others: if it exists, all exist. After an
+    error nothing is there; what a killed writer has left is removed by the next one.
 
     Args:
         folder: receives the files; made if it is missing.

@@ -73,7 +73,7 @@ def run(config: AppConfig, folder: Path) -> float:
         "inputs": pipeline.facts(),
     }
     if "loss" not in first.figures:
-        raise RunError(f"{job.input or f'data={source.name}'} must have a target to judge by; got none in its test set")
+        raise RunError(f"{job.input or f'data={source.name}'} must have targets to evaluate; got none in its test set")
     write_config(dataclasses.replace(config, encoder=trained.encoder.config, data=source), folder / "config.yaml")
     ids = parts[first_name].identity
     write_results(folder, results, trained.encoder, spec, first, batches(first_name), ids)

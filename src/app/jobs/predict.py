@@ -1,4 +1,4 @@
-"""``job=predict``: what a trained run says of sequences without targets, to CSV, Parquet or JSON lines."""
+"""``job=predict``: predictions of a trained run for sequences without targets, to CSV, Parquet or JSON lines."""
 
 import logging
 import time

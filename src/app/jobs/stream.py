@@ -94,7 +94,7 @@ def _say(text: str) -> None:
 
 
 def _own_stdout() -> int:
-    """A descriptor of standard output that nobody else knows: what others print goes to standard error."""
+    """A descriptor of standard output for the output alone: everything else that is printed goes to standard error."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
@@ -105,7 +105,7 @@ def _own_stdout() -> int:
 
 
 def _stop_on_signals(service: Service) -> None:
-    """The first signal asks to end after the step at hand; a second one ends at once, which loses nothing either."""
+    """The first signal ends the job after the current step; a second one ends at once, which loses nothing either."""
 
     def stop(number: int, frame: Any) -> None:
         service.stopping = True

@@ -63,7 +63,7 @@ def half_life_figure(memory: Dict[str, Any], length: Optional[float] = None) -> 
 
 @drawing
 def strength_figure(memory: Dict[str, Any]) -> Figure:
-    """How strongly is written: for each layer, the distribution over tokens (and channels), a line for each head."""
+    """Write strengths: for each layer, the distribution over tokens (and channels), a line for each head."""
     layers = _rows(memory)
     figure = Figure(figsize=(5.2, 0.7 + 0.62 * len(layers)), layout="constrained")
     axes = figure.subplots()

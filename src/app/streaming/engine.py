@@ -25,10 +25,10 @@ class Engine:
         store: the state folder.
         memory: bytes for the states in memory.
         emit: ``prediction`` or ``embedding``.
-        complain: called with the line of a row that is left out and the reason.
+        complain: called with the line of a row that is skipped and the reason.
 
     Attributes:
-        refused: rows that were left out: too large for the model, or with a result that is not finite.
+        refused: rows that were skipped: too large for the model, or with a result that is not finite.
         seq: number of the next row, counted from 1 since the state folder began.
         evicted, returned: sessions that went to disk, and that came back.
         repeated: rows of the journal that were taken in again.
@@ -49,7 +49,7 @@ class Engine:
         """Take rows in, in order, and note them in the journal.
 
         Rows of different sessions share a call of the model; so do several rows of one session, in their order. A row
-        that the model cannot take, or answers with what is not finite, is left out and leaves its session as it was.
+        that the model cannot take, or whose result is not finite, is skipped and does not change its session.
         """
         good = self.model.takes(rows.features)
         if not good.all():
@@ -101,7 +101,7 @@ class Engine:
         """A step some of whose results are not finite: undone, then done again, the sessions in question row by row."""
         self._undo(rows.sessions)
         if len(good) == 1:
-            self._refuse(rows.lines[0], "the result must be finite; got nan or infinity; the session stays as it was")
+            self._refuse(rows.lines[0], "the result must be finite; got nan or infinity; the session is unchanged")
             return []
         bad = {rows.sessions[place] for place in np.flatnonzero(~good).tolist()}
         apart = np.array([name in bad for name in rows.sessions])

@@ -1,4 +1,4 @@
-"""Output as a folder of Parquet files, each written whole.
+"""Output as a folder of Parquet files, each written completely.
 
 Rows wait in the store, where a commit puts them, until there are enough for a file or it is time for one. A file gets
 its name once it is complete; one that a kill left without its commit is made again from the same rows.

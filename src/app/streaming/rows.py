@@ -1,4 +1,4 @@
-"""Lines to rows: a session and its features, checked; what is no row is named with its line and left out."""
+"""Lines to rows: a session and its features, checked; what is not a row is reported with its line and skipped."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
 
 class _Malformed(ValueError):
-    """Why a line is no row."""
+    """Why a line is not a row."""
 
 
 class Reader:
@@ -176,7 +176,7 @@ def json_reader(session: str, features: Optional[Sequence[str]], schema: Optiona
         if not known.issuperset(given):
             odd = next(key for key in given if key not in known)
             raise _Malformed(f"the object must have no keys but the session and the run's features; got {_short(odd)}; "
-                             "pass over it with job.ignore")
+                             "skip it with job.ignore")
         return [given[key] for key in named.names] if named is not None else []
 
     return parse

@@ -28,7 +28,7 @@ class Service:
         say: shows a line to the operator; never on standard output.
 
     Attributes:
-        stopping: set it to end after the step at hand.
+        stopping: set it to end after the current step.
         begun: whether the first commit has been made; before, the input may still be refused.
     """
 
@@ -173,7 +173,7 @@ class Service:
         return Reader(parse, width, self._complain, self.engine.model.missing), is_csv
 
     def _complain(self, number: int, reason: str) -> None:
-        self._say(f"line {number}: {reason}; the line is left out")
+        self._say(f"line {number}: {reason}; the line is skipped")
 
     def _check_again(self, lines: List[Line], done: int) -> None:
         """Of the lines that were sent again, the last that is done must be the one that was seen."""

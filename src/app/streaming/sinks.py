@@ -1,4 +1,4 @@
-"""Where the output goes, such that a kill neither loses a line nor writes one twice.
+"""Where the output goes, so that a kill neither loses a line nor writes one twice.
 
 A sink works in three beats: `add` what a step gave; `stage`, just before a commit, to hand over what the commit must
 hold; `release`, right after it. JSON lines in a file are written first and committed by their length: a restart cuts
@@ -106,8 +106,8 @@ def _by_name(names: Sequence[str], number: str) -> str:
 
 def cannot_write(where: str, problem: OSError) -> RunError:
     """The error where output can no longer be written."""
-    return RunError(f"{where} cannot be written: {problem.strerror or problem}; mend that, e.g. make room on the disk, "
-                    "and start the job again: it goes on behind the last row whose answer it gave")
+    return RunError(f"{where} cannot be written: {problem.strerror or problem}; correct that, e.g. free some "
+                    "space on the disk, and start the job again: it continues after the last row that it has answered")
 
 
 class Sink:

@@ -5,7 +5,7 @@ taken in since the states themselves were last written. After a kill, the states
 States that were written early, because their session was idle, say how many rows they hold, so that none is repeated
 twice. SQLite keeps a transaction whole through kills and power cuts.
 
-Damage to the file is not met in silence: SQLite checks its own structure when the folder is opened (a third of a second
+Damage to the file is detected: SQLite checks its own structure when the folder is opened (a third of a second
 for a gigabyte), and every row carries a CRC-32 of its content.
 """
 
@@ -282,14 +282,15 @@ class Store:
         if "locked" in text:
             return RunError(f"job.state={str(self.folder)!r} must not be in use by another job; got a locked file; "
                             "end the other job, or use another folder")
-        return RunError(f"job.state={str(self.folder)!r} must be a whole state folder that can be written; got: {text}")
+        return RunError(f"job.state={str(self.folder)!r} must be an intact state folder that can be written; "
+                        f"got: {text}")
 
     def _lost(self, text: str) -> str:
         """What to say where the disk takes no more, or has gone."""
         if not (self.folder / FILE).exists():
             reason, way = f"its {FILE} is no longer there", "put it back, or use another folder"
         else:
-            reason, way = _disk_says(self.folder) or text, "make room on its disk"
+            reason, way = _disk_says(self.folder) or text, "free some space on its disk"
         return (f"job.state={str(self.folder)!r} cannot be written: {reason}; {way}, and start the job again: it goes "
                 "on behind the last row whose answer it gave")
 
@@ -311,7 +312,7 @@ def _disk_says(folder: Path) -> str:
 
 
 def _check_head(path: Path) -> None:
-    """SQLite takes a few bytes of nothing for a new file; the states that were in it would be lost in silence."""
+    """SQLite takes an almost empty file for a new one; the states in it would be lost without a warning."""
     for log in ("-wal", "-shm", "-journal"):
         if os.path.lexists(f"{path}{log}"):
             check_regular(f"{path}{log}")

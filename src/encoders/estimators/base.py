@@ -1,4 +1,4 @@
-"""What all estimators share: parameters, training, and what is said of sequences afterwards."""
+"""What all estimators share: parameters, training and prediction."""
 
 import dataclasses
 import tempfile
@@ -145,7 +145,7 @@ class SequenceEstimator(TaggedEstimator):
         return found
 
     def _fit(self, data: SequenceData, objective: str) -> None:
-        """Train, and keep what came of it."""
+        """Train, and keep the result."""
         train_with = _training(type(self).__name__)
         config = self._config(objective)
         with isolated(self.threads), tempfile.TemporaryDirectory(prefix="myfla-fit-") as folder:

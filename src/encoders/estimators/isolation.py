@@ -1,4 +1,4 @@
-"""A call leaves nothing behind: generators, threads, switches, warnings and loggers are as they were."""
+"""A call leaves nothing behind: generators, threads, switches, warnings and loggers are restored."""
 
 import contextlib
 import logging

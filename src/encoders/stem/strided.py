@@ -3,7 +3,7 @@
 ``patch`` folds ``stride`` steps into one and projects them. ``conv`` halves the sequence log2(stride) times: each time
 a convolution that looks back ``kernel_size`` steps, RMSNorm, GELU. Either way a sequence of L steps leaves with
 ``ceil(L / stride)``; the end of the sequence closes the last one, as if zeros followed. That is also why there is no
-streaming with a stem: in a stream nobody knows that end.
+streaming with a stem: in a stream that end is unknown.
 """
 
 from typing import Any, List, Tuple

@@ -36,7 +36,7 @@ def encode(encoder: Encoder, data: Prepared, span: range, batch_tokens: int, per
         encoder: that reads prepared data.
         data: all sequences, as the encoder gets them.
         span: which.
-        batch_tokens: most tokens in a call, pads included; a longer sequence is taken by itself.
+        batch_tokens: most tokens in a call, pads included; a longer sequence is computed alone.
         per_step: the hidden state of each step, in place of the pooled embedding.
     """
     rows, steps = encode_many(encoder, [data.lengths[i] for i in span], lambda place: data[span[place]].x, batch_tokens,

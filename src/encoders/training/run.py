@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 def prepare(config: AppConfig, data: SequenceData, task: TaskSpec) -> Tuple[Learner, SequenceDataModule]:
-    """What `train` goes on from; nothing is written yet.
+    """What `train` continues from; nothing is written yet.
 
     Args:
         config: with the encoder's sizes filled in.
@@ -62,7 +62,7 @@ def train(module: Learner, parts: SequenceDataModule, data: SequenceData, config
     Args:
         module, parts: as `prepare` made them.
         data, config: as `prepare` was given them.
-        folder: receives ``metrics.csv`` and checkpoints; a training that was cut off there is gone on with.
+        folder: receives ``metrics.csv`` and checkpoints; an interrupted training there is resumed.
         watch: as in `encoders.training.loop.fit.fit`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The config of a finished run, as it was."""
+"""The config of a finished run."""
 
 import dataclasses
 from pathlib import Path
@@ -43,7 +43,7 @@ def read_config(run: Path) -> AppConfig:
         PluginError, UnknownEncoderError: its encoder is not installed.
     """
     if not run.is_dir():
-        raise RunError(f"run must be the folder of a finished run; got {str(run)!r}, which is no folder")
+        raise RunError(f"run must be the folder of a finished run; got {str(run)!r}, which is not a folder")
     path = run / CONFIG
     try:
         values = read_plain_yaml(path)
@@ -64,7 +64,7 @@ def read_config(run: Path) -> AppConfig:
     except (PluginError, UnknownEncoderError) as problem:
         raise type(problem)(f"run={str(run)!r}: {problem}") from None
     except (OSError, YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
-        hint = "it is damaged, or was written by another version of this package: use that one, or train anew"
+        hint = "it is damaged, or was written by another version of this package: use that one, or train again"
         raise RunError(f"run={str(run)!r} must hold the {CONFIG} of a trained run; {problem}; {hint}") from None
 
 

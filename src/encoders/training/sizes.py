@@ -34,7 +34,7 @@ def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> Encode
                            "an encoder that has seen the next step need not predict it")
     if task.shifts and config.data.own_scale:
         raise config_error("data.own_scale", "must be false with job.objective=next_step", True,
-                           "the scale of a whole sequence tells of the steps that are to be predicted")
+                           "the scale of a whole sequence reveals the steps that are to be predicted")
     if task.per_step and config.job.crop:
         raise config_error("job.crop", "must be 0 where each step has a target", config.job.crop)
     pieces = config.job.test_pieces

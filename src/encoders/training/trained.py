@@ -91,21 +91,22 @@ def load_trained(run: Union[str, Path], device: Any = "cpu") -> Trained:
     """
     folder = Path(run)
     if not folder.is_dir():
-        raise RunError(f"run must be the folder of a finished run; got {str(folder)!r}, which is no folder")
+        raise RunError(f"run must be the folder of a finished run; got {str(folder)!r}, which is not a folder")
     try:
         encoder, pipeline = read_encoder(folder, device=device)
         if not (folder / TASK).exists():
             return Trained(folder, encoder, None, pipeline)
         return Trained(folder, encoder, _load_task(folder / TASK, encoder, pipeline, device), pipeline)
     except (CheckpointError, RuntimeError) as problem:  # torch says with a RuntimeError that there is no such device
-        raise RunError(f"run={str(folder)!r} must hold a whole encoder; {problem}") from None
+        raise RunError(f"run={str(folder)!r} must hold an intact encoder; {problem}") from None
 
 
 def _load_task(path: Path, encoder: Encoder, pipeline: Optional[InputPipeline], device: Any) -> Task:
     tensors, facts = read_sealed(path, KIND, CheckpointError)
     if facts.get("version") != VERSION:
         raise CheckpointError(message(str(path), "version", f"must be {VERSION}", facts.get("version"),
-                                      "it was written by another version of this package; use that one, or train anew"))
+                                      "it was written by another version of this package; use that one, or train "
+                                      "again"))
     try:
         task = build_task(TaskSpec.from_facts(facts["task"]), encoder.config.hidden_size)
     except (KeyError, TypeError) as problem:

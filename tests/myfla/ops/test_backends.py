@@ -207,7 +207,7 @@ def test_without_a_compiler_compiled_is_refused_by_name(monkeypatch):
     monkeypatch.delattr(torch, "compile", raising=False)
     compiler.compiler_problem.cache_clear()
     version = re.escape(torch.__version__)
-    with pytest.raises(BackendError, match=rf"cannot be honoured here: torch\.compile.*PyTorch 2\.3.*{version}"):
+    with pytest.raises(BackendError, match=rf"cannot be used here: torch\.compile.*PyTorch 2\.3.*{version}"):
         LAYERS["gated_deltanet"](backend="compiled")
     compiler.compiler_problem.cache_clear()
 

@@ -83,7 +83,7 @@ def test_no_number_of_calls_is_refused(vary, limit, caplog):
     kinds = 6 if vary.startswith("dtypes") else 2 * limit + 3
     told = [r.getMessage() for r in caplog.records if r.name.startswith("myfla")]
     assert len(told) == (limit < min(kinds, 2 * limit + 3))  # once, however many calls are beyond the limit
-    assert all("unrolled: calls of more kinds than the" in line for line in told)
+    assert all("unrolled: more kinds of calls than the" in line for line in told)
     assert all("computed uncompiled" in line and "recompile_limit" in line for line in told)
 
 

@@ -132,8 +132,8 @@ class RWKV7FeedForward(nn.Module):
 
         Args:
             x: ``[B, T, D]``.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count); pads may stand anywhere.
-            state: a `Cache` to go on from; its ``ffn_state [N, D]`` is replaced, no token is counted.
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count); pads may be anywhere.
+            state: a `Cache` to continue from; its ``ffn_state [N, D]`` is replaced, no token is counted.
             cu_seqlens: ``[N + 1]`` int offsets of N sequences packed in one row; the mask is then ignored.
             use_cache: write to ``state``; False reads it only.
 

@@ -75,7 +75,7 @@ def _run_official(call: Call) -> Result:
 
 def _naive_problem(call: Call) -> Optional[str]:
     if by_token_only(call):
-        return "the specification knows neither gk nor gv nor a beta for each channel"
+        return "the specification has neither gk nor gv nor a beta for each channel"
     return None
 
 

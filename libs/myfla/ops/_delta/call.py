@@ -14,7 +14,7 @@ Result = Tuple[torch.Tensor, torch.Tensor]
 
 
 class Call(NamedTuple):
-    """What an op was asked for.
+    """One call of an op.
 
     Attributes:
         who: the op, for messages.

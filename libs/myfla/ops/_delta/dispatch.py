@@ -13,7 +13,7 @@ from myfla.utils.tracing import tracing
 __all__ = ["Backend", "on_request", "register", "run", "select"]
 
 Reason = Callable[[Call], Optional[str]]
-"""Why not, or None where nothing speaks against it."""
+"""Why not, or None where there is no reason against it."""
 
 
 def on_request(call: Call) -> Optional[str]:

@@ -19,7 +19,7 @@ NATIVE = {"gated_delta": "GATED", "kda": "KDA", "dplr": "DPLR"}
 def native_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot compute a call, or None."""
     if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) == 2 and call.more[1] is not None):
-        return "the compiled kernels know no gate of value channels; leave it out"
+        return "the compiled kernels do not support a gate of value channels; leave it out"
     tensors = call_tensors(call)
     return None if native(*tensors) is not None else why_not_native(*tensors)
 

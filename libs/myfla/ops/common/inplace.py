@@ -1,4 +1,4 @@
-"""``inplace_final_state``: the explicit leave to write the caller's state, where nobody else looks at it."""
+"""``inplace_final_state``: the explicit permission to overwrite the caller's state."""
 
 from typing import Optional
 

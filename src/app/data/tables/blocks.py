@@ -35,7 +35,7 @@ class Block:
         return data_error(self.file, f"row {self.row + place + 1}, column {column!r}", rule, got, hint)
 
     def numbers(self, name: str) -> np.ndarray:
-        """``[rows]`` float64, NaN where there is nothing."""
+        """``[rows]`` float64, NaN where it is empty."""
         raise NotImplementedError
 
     def texts(self, name: str) -> List[Optional[str]]:
@@ -109,12 +109,12 @@ class TextBlock(Block):
 
 
 def remedy(cell: str) -> str:
-    """What to do about a cell that is no number."""
+    """What to do about a cell that is not a number."""
     text = cell.strip()
     if text.endswith("%"):
         return "write it without the sign"
     if text in ("?", "-", "--", "*", "NA", "N/A", "n/a", "null", "None", "NULL", "na"):
-        return f"leave the cell empty if it is missing, or say data.na_values=['{text}']"
+        return f"leave the cell empty if it is missing, or set data.na_values=['{text}']"
     if "," in text and any(c.isdigit() for c in text):
-        return "say data.decimal=comma, or data.thousands=comma"
+        return "set data.decimal=comma, or data.thousands=comma"
     return "correct it, or leave the column out of data.features"

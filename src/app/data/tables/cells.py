@@ -65,13 +65,13 @@ def holds(cells: Any, text: str) -> bool:
 
 
 def is_missing(cell: Optional[str], marks: Marks = POINT) -> bool:
-    """Whether a cell holds nothing."""
+    """Whether a cell is empty."""
     return not cell or not cell.strip() or cell.strip() in marks.missing
 
 
 def numbers(cells: Any, marks: Marks = POINT) -> Tuple[np.ndarray, Optional[int]]:
-    """``[rows]`` float64, each the nearest to what is written, NaN where there is nothing; and the place of the first
-    cell that is no number, or None. After such a cell the array means nothing.
+    """``[rows]`` float64, each the nearest to what is written, NaN where it is empty; and the place of the first
+    cell that is not a number, or None. After such a cell the array means nothing.
 
     Example:
         >>> numbers(["1", "", "-2.5e3"])

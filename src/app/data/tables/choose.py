@@ -92,7 +92,7 @@ def _steps(fits: List[str], names: List[str], path: str) -> List[str]:
     if len(chosen) > 1:
         raise config_error("data.features", f"must name the steps of {path}, which has several series of numbered "
                            "columns", None, f"they begin with {', '.join(map(repr, chosen[:8]))}; a row is one series: "
-                           "for several channels use a row a step, or lists")
+                           "for several channels use one row a step, or lists")
     return [name for name in fits if words.get(name) == chosen[0]]
 
 
@@ -100,7 +100,7 @@ def _none(table: Table, config: TableDataConfig, rest: Dict[str, Fact]) -> Excep
     found = ", ".join(f"{name} ({fact.why})" for name, fact in rest.items() if fact.why)
     if config.arranged == "lists" and any(fact.kind == NUMBER for fact in rest.values()):
         return config_error("data.sequence", f"must name the column that says which rows of {table.path} belong "
-                            "together", None, "or say data.layout=wide for a row a sequence and a column a step, or "
-                            "data.window=STEPS to cut one long recording; there are no columns of lists")
-    return config_error("data.features", f"must name columns of {table.path}, which has none of numbers left", None,
-                        f"left out: {found}" if found else "")
+                            "together", None, "or set data.layout=wide for one row a sequence and one column a step, "
+                            "or data.window=STEPS to cut one long recording; there are no columns of lists")
+    return config_error("data.features", f"must name columns of {table.path}, which has no column of numbers left",
+                        None, f"left out: {found}" if found else "")

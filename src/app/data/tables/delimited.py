@@ -71,8 +71,8 @@ class Delimited:
         self._headless = headless
         if config.header is None and _is_row(first, rows[1:], named):
             raise data_error(self.who, "first line", "must name the columns", first[:5],
-                             "write a line of names above it, or say data.header=false: the columns are then 1, 2, 3, "
-                             "...; where these are names, say data.header=true")
+                             "write a line of names above it, or set data.header=false: the columns are then 1, 2, 3, "
+                             "...; if these are names, set data.header=true")
         twice = [name for name in self.names if name and self.names.count(name) > 1]
         if twice:
             places = [str(i + 1) for i, name in enumerate(self.names) if name == twice[0]]
@@ -141,7 +141,7 @@ class Delimited:
         return io.TextIOWrapper(_bytes(self.path), encoding=self.encoding, newline="")
 
     def _unreadable(self, problem: Exception) -> DataError:
-        hint = "; say with data.encoding what it is" if isinstance(problem, UnicodeError) else ""
+        hint = "; set data.encoding" if isinstance(problem, UnicodeError) else ""
         return DataError(f"{self.who}: cannot be read as csv: {problem}{hint}")
 
 
@@ -190,7 +190,7 @@ def _decodes(path: Path, encoding: str) -> Tuple[bool, bool]:
             for piece in iter(lambda: file.read(_PIECE), b""):
                 if b"\0" in piece:
                     raise data_error(str(path), "file", "must be text", "a byte of zero",
-                                     "say data.encoding=utf-16-le if it is UTF-16 without a mark")
+                                     "set data.encoding=utf-16-le if it is UTF-16 without a byte order mark")
                 plain = plain and b'"' not in piece and piece.count(b"\r") == piece.count(b"\r\n")
                 decoder.decode(piece)
             decoder.decode(b"", True)

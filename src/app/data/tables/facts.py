@@ -14,7 +14,7 @@ NUMBER, TEXT, DATE, LISTS, TEXTS, ODD, EMPTY, INDEX, FOLDER, OTHER = (
 
 
 class Odd(NamedTuple):
-    """A cell that is no number.
+    """A cell that is not a number.
 
     Attributes:
         file, row: where, rows from 1.
@@ -37,7 +37,7 @@ class Fact(NamedTuple):
         type: in the file's words, e.g. ``int64``.
         why: what to say where it is no input; "" for numbers and lists of numbers.
         marks: how its numbers are written, in text files.
-        odd: the first cell that is no number.
+        odd: the first cell that is not a number.
     """
 
     name: str

@@ -47,11 +47,11 @@ def find_files(path: str) -> List[Found]:
     as are all files below such folders.
 
     Raises:
-        DataError: there is none, they are of several kinds, or one is no plain file.
+        DataError: there is none, they are of several kinds, or one is not a regular file.
     """
     place = Path(path)
     if not place.exists():
-        raise data_error("data", "path", "must be an existing CSV or Parquet file, or a folder of such", path)
+        raise data_error("data", "path", "must be an existing CSV or Parquet file, or a folder of them", path)
     if place.is_file():
         kind = kind_of(place, alone=True)
         if kind is None:
@@ -64,7 +64,7 @@ def find_files(path: str) -> List[Found]:
         kind = kind_of(file)
         if kind is not None and not file.is_dir() and not any(part.startswith((".", "_")) for part in inside.parts):
             if not file.is_file():
-                raise data_error(str(file), "file", "must be there", "a link that leads nowhere, or no plain file")
+                raise data_error(str(file), "file", "must be there", "a broken link, or not a regular file")
             found.append(Found(file, inside.as_posix(), kind, folder_cells(inside)))
     kinds = {file.kind for file in found}
     if len(kinds) != 1:

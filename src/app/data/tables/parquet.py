@@ -145,8 +145,8 @@ class ArrowBlock(Block):
         column = self._column(name)
         if not _is_list(column.type):
             raise data_error(self.file, f"column {name!r}", "must hold lists, one for each sequence",
-                             str(column.type), "or say with data.sequence which column names them, or data.layout=wide "
-                             "for a row a sequence and a column a step")
+                             str(column.type), "or set data.sequence to the column that names them, or "
+                             "data.layout=wide for one row a sequence and one column a step")
         sizes = np.nan_to_num(self._floats(pc.list_value_length(column), name)).astype(np.int64)
         flat = column.flatten()
         if len(flat) != sizes.sum():  # old versions keep what stands under a missing list of fixed size

@@ -99,8 +99,8 @@ class Tally:
                 settled = (comma and not point) if way.marks.decimal == "," else not comma
                 if not settled:
                     mine = "comma" if other == "point" else "point"
-                    why = (f"numbers such as {first!r}, whose {mine} may part thousands: say data.decimal={mine} or "
-                           f"data.thousands={mine}")
+                    why = (f"numbers such as {first!r}, whose {mine} may separate thousands: set "
+                           f"data.decimal={mine} or data.thousands={mine}")
                     return Fact(name, ODD, "text", why, way.marks)
             if not self.flags or self.flags == way.good:
                 return Fact(name, NUMBER, "boolean" if self.flags else "number", "", way.marks)

@@ -60,7 +60,7 @@ def group_split(groups: Tensor, fraction: float, seed: int) -> Tuple[List[int], 
     names, sizes = groups.unique(return_counts=True)
     if len(names) < 2:
         raise data_error("data", "groups", "must be at least two, to hold one out", len(names),
-                         "groups stay whole: there must be one to train on, one to validate on and, without a test "
+                         "groups are not split: there must be one to train on, one to validate on and, without a test "
                          "file, one to test on")
     wanted, count = fraction * len(groups), 0
     held: List[int] = []

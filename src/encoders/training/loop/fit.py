@@ -64,7 +64,7 @@ def fit(
 
     With validation data, training ends after ``job.patience`` epochs without a better validation loss and the module
     is left with the weights of the best epoch, as far as ``callbacks`` say so; without, it is left with those of the
-    last. What an earlier call for the same folder and stage has left there is gone on from.
+    last. It continues from what an earlier call for the same folder and stage has left there.
 
     Args:
         module: fresh.
@@ -76,7 +76,7 @@ def fit(
         watch: callbacks of Lightning, and functions that are called with each epoch's row of figures.
 
     Raises:
-        RunError: the validation loss is never finite, or a checkpoint cannot be gone on from.
+        RunError: the validation loss is never finite, or a checkpoint cannot be resumed.
     """
     place, wanted = folder / CHECKPOINTS, config.callbacks
     record, last = place / f"{stage}.done", place / f"{stage}-last.ckpt"
@@ -120,7 +120,7 @@ def fit(
         if score is None or not math.isfinite(score):
             which = "no epoch had a" if best is not None else "the last epoch did not have a"
             raise RunError(f"training diverged: {which} finite val_loss; lower job.learning_rate, "
-                           "or look for huge values in the data")
+                           "or check the data for huge values")
     if best is not None:
         epoch = load_weights(module, config, folder, stage)
     figures = {name: float(value) for name, value in table.epochs[epoch].items() if name.startswith(("train_", "val_"))}
@@ -151,7 +151,7 @@ def load_weights(module: lightning.LightningModule, config: AppConfig, folder: P
 
 
 def _not_whole(folder: Path, problem: CheckpointError) -> RunError:
-    return RunError(f"run={str(folder)!r} must hold whole checkpoints; {problem}; train anew")
+    return RunError(f"run={str(folder)!r} must hold intact checkpoints; {problem}; train again")
 
 
 def _everything(trainer: lightning.Trainer) -> Dict[str, Any]:

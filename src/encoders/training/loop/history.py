@@ -22,7 +22,7 @@ class EpochTable(Checkpoint):
     Args:
         path: the CSV file; written anew after every epoch, so that a run that is cut off leaves its record.
         constants: columns with one value in every row, e.g. ``{"stage": "fit"}``.
-        rows: rows of an earlier stage to go on from.
+        rows: rows of an earlier stage to continue from.
         listeners: called with each new row.
     """
 

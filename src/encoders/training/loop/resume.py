@@ -1,4 +1,4 @@
-"""What makes a run that was cut off go on as if it had not been: checkpoints with all that moves."""
+"""How an interrupted run continues as if nothing had happened: checkpoints with all that moves."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional

@@ -1,4 +1,4 @@
-"""What a trained task says of many sequences, in parts that memory holds."""
+"""The predictions of a trained task for many sequences, in parts that memory holds."""
 
 from typing import Iterator, NamedTuple
 
@@ -47,7 +47,7 @@ def answer_many(encoder: Encoder, task: Task, pipeline: InputPipeline, sequences
         task: its head, on the same device.
         pipeline: of the same run.
         sequences: prepared by it.
-        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is taken by itself.
+        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
 
     Raises:
         RunError: what the encoder says is not finite.

@@ -15,7 +15,7 @@ __all__ = ["Evaluation", "Prediction", "evaluate", "to_device"]
 
 
 class Prediction(NamedTuple):
-    """What is said about a set of sequences, on the CPU, in the order of the batches.
+    """Predictions for a set of sequences, on the CPU, in the order of the batches.
 
     Attributes:
         embeddings: ``[N, hidden_size]``, the pooled output of the encoder.

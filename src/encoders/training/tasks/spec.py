@@ -66,6 +66,6 @@ def task_spec(objective: str, data: SequenceData) -> TaskSpec:
         return TaskSpec(objective, "classes", len(data.classes), data.per_step, list(data.classes))
     if data.target_names is None:
         hint = "classify" if data.classes else "next_step"
-        raise config_error(key, f"must be {hint} for data whose targets are no numbers", objective,
+        raise config_error(key, f"must be {hint} for targets that are not numbers", objective,
                            f"use job.objective={hint}")
     return TaskSpec(objective, "values", len(data.target_names), data.per_step, list(data.target_names))

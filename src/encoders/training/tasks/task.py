@@ -51,7 +51,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def predict(self, outputs: Tensor) -> Dict[str, Tensor]:
-        """What is said, by name of the column: ``predicted`` and ``probability``, or ``value``."""
+        """Predictions, by name of the column: ``predicted`` and ``probability``, or ``value``."""
         raise NotImplementedError
 
     def tensors(self) -> Dict[str, Tensor]:

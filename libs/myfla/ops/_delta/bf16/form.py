@@ -37,7 +37,7 @@ Shape = Tuple[int, Tuple[int, int], torch.dtype]
 
 
 class Options(NamedTuple):
-    """What both directions are told beside the tensors."""
+    """What both directions get besides the tensors."""
 
     layout: Layout
     scale: float  # factor on q
@@ -91,7 +91,7 @@ class Family(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward needs beside the inputs."""
+    """What the backward needs besides the inputs."""
 
     prepared: Prepared
     A_inv: torch.Tensor  # [M, C, C]

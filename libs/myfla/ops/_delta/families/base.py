@@ -17,7 +17,7 @@ Sizes = Dict[str, Tuple[int, ...]]
 
 
 class Plan(NamedTuple):
-    """What both directions of one call are told beside its tensors."""
+    """What both directions of one call get besides its tensors."""
 
     family: "Family"
     scale: float  # factor on q
