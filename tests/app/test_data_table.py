@@ -132,7 +132,7 @@ def test_order_may_be_by_points_in_time_and_missing_values_may_stand(tmp_path):
         row["kind"] = kind
     table = pa.Table.from_pylist(rows)
     config = dict(train_path=write(tmp_path / "a.parquet", table), sequence="id", time="t", label="kind")
-    with pytest.raises(DataError, match=r"row 1, column 'x' must be a finite number; got nan; say with data.missing"):
+    with pytest.raises(DataError, match=r"row 1, column 'x' must be a finite number; got nan; set data.missing"):
         load_data(TableDataConfig(**config))
     data = load_data(TableDataConfig(missing="mean", **config))
     both = [part.sequences[i] for part in (data.train, data.test) for i in range(len(part))]

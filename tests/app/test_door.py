@@ -60,7 +60,7 @@ def test_what_hydra_reads_stays_hydra_s(argument):
     (["data=ts", "data.train_path=gone.ts"], "error: data.train_path must be an existing file or folder; got "
      "'gone.ts'; relative paths start from"),
     (["job=encode", "run=no run", "job.output=x"], "error: run must be the folder of a finished run; got 'no "
-    "run', which is no "
+    "run', which is not a "
      "folder"),
 ])
 def test_it_is_refused_before_torch_is_loaded(tmp_path, settings, said):

@@ -22,7 +22,7 @@ REFUSED = {
     "one class only": (lambda rows: [{**row, "kind": "a"} for row in rows], {}, DataError,
                        "training set must have sequences of at least two classes; got 'a'"),
     "NaN features": (lambda rows: [{**row, "x": "nan" if row["t"] == 3 else row["x"]} for row in rows], {}, DataError,
-                     "column 'x' must be a finite number; got nan; say with data.missing"),
+                     "column 'x' must be a finite number; got nan; set data.missing"),
 }
 COLUMNS = {"data.sequence": "id", "data.time": "t", "data.label": "kind"}
 

@@ -20,8 +20,8 @@ def _heads() -> Dict[str, Any]:
 
     headless = "\n".join(body.splitlines()[1:]) + "\n"
     no_names = (
-        "write a line of names above it, or set data.header=false: the columns are then 1, 2, 3, ...; where these "
-        "are names, say data.header=true"
+        "write a line of names above it, or set data.header=false: the columns are then 1, 2, 3, ...; if these "
+        "are names, set data.header=true"
     )
     four = "id,t,x,kind,code\n" + "".join(
         f"{'abcd'[i // 2]},{i % 2},{v},{'uv'[i // 2 % 2]},{'73'[i // 2 % 2]}\n"
@@ -113,7 +113,7 @@ def _heads() -> Dict[str, Any]:
             Want(
                 plain,
                 [
-                    "DIR/a.csv: column 'no' is left out as a copy of the sequence's number; to read it, name it in "
+                    "DIR/a.csv: column 'no' is left out as a copy of the sequence's number; to read it, list it in "
                     "data.features",
                     kept + "kind (text), no (copy of the sequence's number)",
                 ],
@@ -145,7 +145,7 @@ def _heads() -> Dict[str, Any]:
             AUTO,
             (
                 "DIR/a.csv: features must be more than copies of what is known; got 'code (copy of the "
-                "label)'; name with "
+                "label)'; list in "
                 "data.features what to read, e.g. data.features=[code]"
             ),
         ),

@@ -200,7 +200,7 @@ def _marks() -> Dict[str, Any]:
                     {"a": [1, 2], "b": [3, 4.5]},
                     [
                         "1 feature: y; left out: x (numbers such as '1,234', whose comma may "
-                        "part thousands: say data.decimal=comma or data.thousands=comma)"
+                        "separate thousands: set data.decimal=comma or data.thousands=comma)"
                     ],
                 ),
             ),
@@ -208,8 +208,8 @@ def _marks() -> Dict[str, Any]:
                 {"a.csv": column(["1,234", "2,500", "3", "4"], ";", ("1", "2", "3", "4"))},
                 X,
                 "DIR/a.csv: column 'x' must hold numbers of one kind; got \"numbers such as '1,234', whose "
-                "comma may part "
-                'thousands: say data.decimal=comma or data.thousands=comma"',
+                "comma may separate "
+                'thousands: set data.decimal=comma or data.thousands=comma"',
             ),
             "comma between thousands, said": (
                 {"a.csv": column(["1,234", "2,500", "3", "1,234,567.5"], ";")},

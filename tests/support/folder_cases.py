@@ -89,7 +89,7 @@ def _folders() -> Dict[str, Any]:
             {**by_id, "features": ["z"]},
             (
                 "DIR/1.csv: row 3001, column 'z' must hold numbers; got '?'; leave the cell empty if it is "
-                "missing, or say "
+                "missing, or set "
                 "data.na_values=['?']"
             ),
         ),
@@ -154,8 +154,8 @@ def _shapes() -> Dict[str, Any]:
             {"a.csv": "kind,t0,t1,t2\nup,1,,3\ndown,4,5,6\n"},
             {"layout": "wide", "label": "kind"},
             (
-                "DIR/a.csv: row 1, column 't1' must be a finite number; got nan; say with data.missing=mean or "
-                "data.missing=forward what to put there"
+                "DIR/a.csv: row 1, column 't1' must be a finite number; got nan; set data.missing=mean or "
+                "data.missing=forward to replace it"
             ),
         ),
         "wide with a gap, filled": (
@@ -194,7 +194,7 @@ def _shapes() -> Dict[str, Any]:
             {"label": "kind"},
             (
                 "data.sequence must name the column that says which rows of DIR/a.csv belong together; got "
-                "None; or say "
+                "None; or set "
                 "data.layout=wide for one row a sequence and one column a step, or data.window=STEPS to cut one "
                 "long recording; "
                 "there are no columns of lists"

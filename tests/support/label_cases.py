@@ -67,7 +67,7 @@ def _labels() -> Dict[str, Any]:
                 AUTO,
                 (
                     "DIR/a.csv: sequence 'a', column 'kind' must be the same in all its rows; got 'down'; "
-                    "correct it or say "
+                    "correct it or set "
                     "data.per_step=true"
                 ),
             ),
@@ -136,15 +136,14 @@ def _labels() -> Dict[str, Any]:
             "time with a comma of either kind": (
             {"a.csv": timed('"1,500"', '"2,500"', "0", "1")},
             AUTO,
-            "DIR/a.csv: column 't' must hold numbers of one kind; got \"numbers such as '1,500', whose comma may part "
-            "thousands: say data.decimal=comma or data.thousands=comma\"",
+            "DIR/a.csv: column 't' must hold numbers of one kind; got \"numbers such as '1,500', whose "
+            "comma may separate thousands: set data.decimal=comma or data.thousands=comma\"",
         ),
         "a target with a comma of either kind": (
             {"a.csv": labelled('"1,500"', '"1,500"', '"2,250"', '"2,250"')},
             {**AUTO, "label": None, "targets": ["kind"]},
             "DIR/a.csv: column 'kind' must hold numbers of one kind; got \"numbers such as '1,500', whose "
-            "comma may part "
-            "thousands: say data.decimal=comma or data.thousands=comma\"",
+            "comma may separate thousands: set data.decimal=comma or data.thousands=comma\"",
         ),
         "ids in two numbers": (
             {"a.csv": labelled(*KINDS, ids=["1", "1", "1.0", "1.0"])},  # type: ignore[arg-type]
@@ -180,8 +179,8 @@ def _labels() -> Dict[str, Any]:
                 {"a.csv": column(["1", "", "3", "4"])},
                 {**X, "missing": "error"},
                 (
-                    "DIR/a.csv: row 2, column 'x' must be a finite number; got nan; say with data.missing=mean or "
-                    "data.missing=forward what to put there"
+                    "DIR/a.csv: row 2, column 'x' must be a finite number; got nan; set data.missing=mean or "
+                    "data.missing=forward to replace it"
                 ),
             ),
             "a value infinite": (

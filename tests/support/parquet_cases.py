@@ -94,8 +94,8 @@ def _numbers() -> Dict[str, Any]:
                 {"a.parquet": table(id=IDS, x=[1, None, 3, 4])},
                 {"sequence": "id"},
                 (
-                    "DIR/a.parquet: row 2, column 'x' must be a finite number; got nan; say with data.missing=mean or "
-                    "data.missing=forward what to put there"
+                    "DIR/a.parquet: row 2, column 'x' must be a finite number; got nan; set data.missing=mean or "
+                    "data.missing=forward to replace it"
                 ),
             ),
             "numbers in a dictionary": (

@@ -182,8 +182,8 @@ def _lists() -> Dict[str, Any]:
                 {"a.parquet": table(x=[[1.0], [2.0, None]])},
                 {},
                 (
-                    "DIR/a.parquet: row 2, column 'x' must be a finite number; got nan; say with data.missing=mean or "
-                    "data.missing=forward what to put there"
+                    "DIR/a.parquet: row 2, column 'x' must be a finite number; got nan; set data.missing=mean or "
+                    "data.missing=forward to replace it"
                 ),
             ),
             "lists with an id": (
@@ -237,7 +237,7 @@ def _lists() -> Dict[str, Any]:
                 {"label": "kind"},
                 (
                     "data.sequence must name the column that says which rows of DIR/a.parquet belong "
-                    "together; got None; or say "
+                    "together; got None; or set "
                     "data.layout=wide for one row a sequence and one column a step, or data.window=STEPS to cut "
                     "one long recording; "
                     "there are no columns of lists"

@@ -42,8 +42,8 @@ def _texts() -> Dict[str, Any]:
                 {"a.csv": text.encode("utf-16-le")},
                 X,
                 (
-                    "DIR/a.csv: file must be text; got 'a byte of zero'; say data.encoding=utf-16-le if it is "
-                    "UTF-16 without a "
+                    "DIR/a.csv: file must be text; got 'a byte of zero'; set data.encoding=utf-16-le if it is UTF-16 "
+                    "without a byte order "
                     "mark"
                 ),
             ),

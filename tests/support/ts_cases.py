@@ -43,8 +43,8 @@ TS_CASES: Dict[str, Any] = {
         HEAD + "1,2:?:up\n",
         {},
         (
-            "DIR/a.ts, line 7, channel 2: step 1 must be a finite number; got '?'; say with data.missing=mean or "
-            "data.missing=forward what to put there"
+            "DIR/a.ts, line 7, channel 2: step 1 must be a finite number; got '?'; set data.missing=mean or "
+            "data.missing=forward to replace it"
         ),
     ),
     "numbers to predict": (

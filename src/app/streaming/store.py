@@ -291,8 +291,8 @@ class Store:
             reason, way = f"its {FILE} is no longer there", "put it back, or use another folder"
         else:
             reason, way = _disk_says(self.folder) or text, "free some space on its disk"
-        return (f"job.state={str(self.folder)!r} cannot be written: {reason}; {way}, and start the job again: it goes "
-                "on behind the last row whose answer it gave")
+        return (f"job.state={str(self.folder)!r} cannot be written: {reason}; {way}, and start the job again: it "
+                "continues after the last row that it has answered")
 
 
 def _disk_says(folder: Path) -> str:

@@ -54,5 +54,5 @@ def check_finite_rows(rows: Sequence[Tensor], span: range) -> None:
     """
     for number, row in zip(span, rows):
         if not bool(torch.isfinite(row).all()):
-            raise RunError(f"sequence {number + 1}: its embedding must be finite; got NaN or infinity; look "
+            raise RunError(f"sequence {number + 1}: its embedding must be finite; got NaN or infinity; find "
                            "where it begins with encoders.check_finite, or leave the sequence out")
