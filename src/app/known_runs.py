@@ -31,7 +31,7 @@ def check_run(run: str) -> None:
     folder = Path(run)
     if folder.is_dir() and ((folder / MARK).exists() or (folder / "encoder.safetensors").exists()):
         return
-    got = "has no encoder in it" if folder.is_dir() else "is no folder"
+    got = "has no encoder in it" if folder.is_dir() else "is not a folder"
     if (folder / "checkpoints").is_dir():
         got += f"; its training was interrupted: resume it with run={run} resume=true"
     others = known_runs()

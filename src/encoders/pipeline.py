@@ -172,7 +172,7 @@ def _names(names: Optional[Sequence[str]]) -> Optional[Tuple[str, ...]]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 

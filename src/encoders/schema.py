@@ -209,7 +209,7 @@ def _numbered_as(first: str, names: Sequence[str]) -> Dict[str, int]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 

@@ -193,7 +193,7 @@ def test_pieces_that_would_need_the_whole_are_refused(tmp_path, case):
     (["a", "b"], "must be the model's 3 features: a, b, c; got no 'c'; add them, or rename the columns"),
     (["a", "b", "c", "d"], "got unknown 'd'; skip what is not a feature with job.ignore=[d]"),
     (["a", "b", "cc"], "got no 'c', and unknown 'cc'"),
-    (["alpha", "b", "c", "alphas"], "got no 'a', and unknown 'alpha', 'alphas'; rename them, or pass over what is no"),
+    (["alpha", "b", "c", "alphas"], "got no 'a', and unknown 'alpha', 'alphas'; rename them, or skip what is not a"),
     (["a", "a", "b", "c"], "must have different names; got 'a' twice; rename one of them"),
 ])
 def test_columns_are_found_by_name(case):
@@ -215,7 +215,7 @@ def test_a_near_name_is_suggested():
 def test_channels_without_names_go_by_position_or_number():
     schema = InputSchema.unnamed(2)
     assert schema.match(["u", "v"], "x") == [0, 1] and schema.match(["channel_2", "channel_1"], "x") == [1, 0]
-    with raises(InputError, "x: columns must be 2, as the model reads; got 3: u, v, w; pass over", "ignore=[...]"):
+    with raises(InputError, "x: columns must be 2, as the model reads; got 3: u, v, w; skip", "ignore=[...]"):
         schema.match(["u", "v", "w"], "x")
     assert schema.match(["u", "v", "w"], "x", ["v"]) == [0, 2]
 

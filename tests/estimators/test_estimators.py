@@ -229,7 +229,7 @@ def test_what_does_not_do_is_named(row):
 def test_what_a_folder_does_not_hold_is_named(fitted, tmp_path):
     with pytest.raises(NotFittedError):
         SequenceClassifier().predict(sequences())
-    with raises(RunError, "which is no folder"):
+    with raises(RunError, "which is not a folder"):
         SequenceClassifier.load(tmp_path / "none")
     fitted.save(tmp_path / "a")
     with raises(RunError, "must hold a model for regress; got one for classify; use SequenceClassifier.load"):

@@ -59,7 +59,7 @@ def _folders() -> Dict[str, Any]:
         "numbers in one file, text in the next": (
             {"1.csv": "id,x,z\na,1,1\na,2,1\n", "2.csv": "id,x,z\nb,3,?\nb,5,2\n"},
             by_id,
-            Want(both, ["1 feature: x; left out: z (1 of 4 cells is no number, the first '?' in 2.csv, row 1)"]),
+            Want(both, ["1 feature: x; left out: z (1 of 4 cells is not a number, the first '?' in 2.csv, row 1)"]),
         ),
         "nothing in one file, numbers in the next": (
             {"1.csv": "id,x\na,\na,\n", "2.csv": "id,x\nb,3\nb,5\n"},
@@ -81,7 +81,7 @@ def _folders() -> Dict[str, Any]:
             by_id,
             Want(
                 {"a": [1.0] * 3000 + [1.5]},
-                ["1 feature: x; left out: z (1 of 3001 cells is no number, the first '?' in 1.csv, row 3001)"],
+                ["1 feature: x; left out: z (1 of 3001 cells is not a number, the first '?' in 1.csv, row 3001)"],
             ),
         ),
         "an odd cell far below, named": (

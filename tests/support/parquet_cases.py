@@ -144,7 +144,7 @@ def _numbers() -> Dict[str, Any]:
                 {"sequence": "id", "features": ["x"]},
                 ("DIR/a.parquet: row 4, column 'x' must hold numbers; got '5%'; write it without the sign"),
             ),
-            "columns that are no numbers": (
+            "columns that are not numbers": (
                 {
                     "a.parquet": table(
                         id=IDS,

@@ -63,7 +63,7 @@ def test_a_folder_that_does_not_fit_is_named(tmp_path, change):
     path = tmp_path / "task.safetensors"
     make(tmp_path, "classes")
     tensors, facts = read_sealed(path, "myfla.task", ValueError)
-    reasons = {"nothing": "which is no folder", "another version": "version must be 2; got 9; it was written by",
+    reasons = {"nothing": "which is not a folder", "another version": "version must be 2; got 9; it was written by",
                "another task": "task must be a task's description", "another encoder": "tensors must be",
                "cut": "must hold an intact encoder; myfla.task file"}
     if change == "another version":
