@@ -64,7 +64,7 @@ def open_run_data(
         path: of a file in the format of the run's data, all of which becomes ``train``; None for whole data sets.
         targets: whether they are needed.
         choose: which sequences of the file are needed, as in `app.data.read_source`; without ``targets``.
-        ignore: columns of a table to pass over; all others must be known to the run.
+        ignore: columns of a table to skip; all others must be known to the run.
 
     Raises:
         ConfigError, DataError, InputError, RunError: no such data, or of another kind than the encoder reads.

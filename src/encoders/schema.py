@@ -77,7 +77,7 @@ class InputSchema:
 
     @property
     def others(self) -> FrozenSet[str]:
-        """Columns that are passed over without a word: those that the training table had, and pandas' row numbers."""
+        """Columns that are skipped without a message: those that the training table had, and pandas' row numbers."""
         time = [] if self.time is None else [self.time.name]
         return frozenset([*ROW_NUMBERS, *time, *(column.name for column in self.left_out), *(n for _, n in self.roles)])
 
@@ -99,13 +99,13 @@ class InputSchema:
     def match(self, names: Sequence[str], who: str, ignore: Sequence[str] = (), option: str = "ignore") -> List[int]:
         """Where the features stand among the columns of other data.
 
-        Columns that the training table had beside its features, and pandas' row numbers, are passed over. Without names
+        Columns that the training table had beside its features, and pandas' row numbers, are skipped. Without names
         of its own (`named`), a model takes what remains by position, unless all its ``channel_N`` are there.
 
         Args:
             names: of the columns, in order.
             who: whose they are, for messages: a file, an argument.
-            ignore: further columns to pass over.
+            ignore: further columns to skip.
             option: the setting or argument that holds ``ignore``, for messages.
 
         Returns:

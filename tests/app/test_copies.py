@@ -68,7 +68,7 @@ def test_steps_of_a_row_go_by_name_and_copies_stay_out(tmp_path, wide_run):
               "c": {"code": [7.0] * 6, "high": high, "kind": KINDS, "low": low}}
     found = {predicted(tmp_path, wide_run, write(tmp_path / f"{name}.csv", one)) for name, one in tables.items()}
     assert len(found) == 1
-    with raises(InputError, "x.csv: columns must be the model's 2 steps: low, high; got unknown 'age'; pass over"):
+    with raises(InputError, "x.csv: columns must be the model's 2 steps: low, high; got unknown 'age'; skip"):
         predicted(tmp_path, wide_run, write(tmp_path / "x.csv", {"low": low, "high": high, "age": low}))
     over = write(tmp_path / "y.csv", {"low": low, "age": low, "high": high})
     assert {predicted(tmp_path, wide_run, over, "job.ignore=[age]")} == found

@@ -58,7 +58,7 @@ class Reader:
         """Rows of lines.
 
         Args:
-            lines: in order; empty ones are passed over.
+            lines: in order; empty ones are skipped.
             first: number of the first line.
         """
         numbers: List[int] = []
@@ -140,7 +140,7 @@ def json_reader(session: str, features: Optional[Sequence[str]], schema: Optiona
         features: keys of the features; None: one key, ``features``, with a list or an object of features by name; or,
             where the run's features have names, an object whose keys are these.
         schema: of the run.
-        ignore: keys to pass over, in an object of features by name.
+        ignore: keys to skip, in an object of features by name.
     """
     named = schema if schema is not None and schema.named else None
     known = named.others.union(ignore, named.names, [session]) if named is not None else frozenset()

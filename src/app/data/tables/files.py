@@ -43,7 +43,7 @@ def kind_of(path: Path, alone: bool = False) -> Optional[str]:
 
 
 def find_files(path: str) -> List[Found]:
-    """The file, or the tables below a folder in natural order. Names that begin with ``.`` or ``_`` are passed over,
+    """The file, or the tables below a folder in natural order. Names that begin with ``.`` or ``_`` are skipped,
     as are all files below such folders.
 
     Raises:

@@ -57,7 +57,7 @@ class ParquetFile:
 
         Args:
             columns: to read.
-            wanted: ``[rows]`` bool; row groups without any of them are passed over. None: all.
+            wanted: ``[rows]`` bool; row groups without any of them are skipped. None: all.
             size: most rows of a batch.
         """
         import pyarrow.parquet

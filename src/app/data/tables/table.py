@@ -126,7 +126,7 @@ class Table:
 
         Args:
             columns: to read.
-            wanted: ``[rows]`` bool; row groups of Parquet without any of them are passed over. None: all.
+            wanted: ``[rows]`` bool; row groups of Parquet without any of them are skipped. None: all.
 
         Raises:
             DataError: damage that shows only now.
