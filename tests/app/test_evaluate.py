@@ -111,7 +111,7 @@ def test_a_run_on_made_up_data_has_no_files_to_replace(tmp_path):
 
 def test_an_encoder_by_itself_cannot_be_judged(tmp_path):
     build_encoder({"name": "rwkv7", "input_size": 12}).save(tmp_path / "alone")
-    with pytest.raises(RunError, match=r"must hold a task .* to be judged; got an encoder by itself"):
+    with pytest.raises(RunError, match=r"must hold a task .* to be evaluated; got an encoder by itself"):
         judge(tmp_path, tmp_path / "alone")
 
 

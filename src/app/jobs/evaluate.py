@@ -44,7 +44,7 @@ def run(config: AppConfig, folder: Path) -> float:
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
     trained = load_trained(config.run, find_device(config.trainer.accelerator))
-    task, pipeline = with_task(trained, config.run, "be judged")
+    task, pipeline = with_task(trained, config.run, "be evaluated")
     spec = task.spec
     data, source = open_run_data(trained, config, job.input, targets=not spec.shifts, ignore=job.ignore)
     sets = sets_to_judge(spec, data, job.input or f"data={source.name}")

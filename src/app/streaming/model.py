@@ -96,7 +96,7 @@ class StreamModel:
         return hidden, embedding, [*new, *pooled, *kept]
 
     def predict(self, hidden: torch.Tensor, embedding: torch.Tensor) -> Answers:
-        """What the task says of every row, by its hidden state or by the embedding so far, ``[total, hidden_size]``."""
+        """Predictions for every row, by its hidden state or by the embedding so far, ``[total, hidden_size]``."""
         task, pipeline = self._head
         return answer(task, pipeline, task(EncoderOutput(hidden, embedding, None, embedding)))
 

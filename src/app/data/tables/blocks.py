@@ -104,8 +104,8 @@ class TextBlock(Block):
 
     def _no_lists(self, name: str) -> DataError:
         return self.error(0, name, "must hold lists, one for each sequence", as_list(self._cells[name])[0],
-                          "Parquet has them; or name with data.sequence the column that says which rows belong "
-                          "together, or say data.layout=wide for a row a sequence and a column a step")
+                          "Parquet has them; or set data.sequence to the column that says which rows belong "
+                          "together, or set data.layout=wide for one row a sequence and one column a step")
 
 
 def remedy(cell: str) -> str:
