@@ -108,7 +108,7 @@ def check_values(pipeline: InputPipeline, x: Tensor, first: int = 0, who: str = 
         return
     place = wrong.nonzero()[0].tolist()
     value, name = float(x[tuple(place)]), pipeline.schema.names[place[-1]]
-    hint = "; train with data.missing=mean or data.missing=forward to say what to put there" if value != value else ""
+    hint = "; train with data.missing=mean or data.missing=forward to replace missing values" if value != value else ""
     raise InputError(f"{who} must be finite, as in training; got {value} at step {place[-2] + first}, {name!r}{hint}")
 
 

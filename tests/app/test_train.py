@@ -130,7 +130,7 @@ def test_an_encoder_that_does_not_fit_the_data_is_refused_before_training(tmp_pa
 
 
 def test_a_run_that_is_not_gone_on_with_and_devices_that_are_not_there_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"^run must be null with job=train; got 'old'; to go on with it, say resume"):
+    with pytest.raises(ConfigError, match=r"^run must be null with job=train; got 'old'; to resume it, set resume"):
         check_start(compose_app([*QUICK, "run=old"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match=r"^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):

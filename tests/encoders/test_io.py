@@ -130,7 +130,7 @@ def test_what_is_missing_is_named(tmp_path, saved):
     with refused("encoder.json", "must be a readable file; got No such file"):
         load_encoder(tmp_path / "nowhere")
     os.remove(str(saved / "encoder.json"))
-    with refused("encoder.json", "must stand beside the weights", "got no such file; copy both files"):
+    with refused("encoder.json", "must lie beside the weights", "got no such file; copy both files"):
         load_encoder(saved)
 
 

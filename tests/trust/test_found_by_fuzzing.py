@@ -75,7 +75,7 @@ def test_no_tokens_at_all_have_a_loss_too(name, shape):
 @cases(content=[b"\0", b"\0" * 4096, b"x", b"SQLite format 2\0"])
 def test_a_state_file_of_nothing_is_no_new_one(content, tmp_path):
     (tmp_path / FILE).write_bytes(content)
-    with raises(RunError, "must be a whole state folder", "the file is not a database"):
+    with raises(RunError, "must be an intact state folder", "the file is not a database"):
         Store(tmp_path, {"model": "m"})
     assert (tmp_path / FILE).read_bytes() == content
 

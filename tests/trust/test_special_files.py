@@ -80,7 +80,7 @@ def test_a_file_of_any_kind_is_refused_where_it_is_not_regular(kind, special, tm
 def test_every_file_of_a_state_folder_is_looked_at_first(name, special, tmp_path):
     assert FILE == "state.sqlite"
     special(str(tmp_path / name))
-    with at_once(), pytest.raises(RunError, match=r"job.state=.* must be a whole state folder"):
+    with at_once(), pytest.raises(RunError, match=r"job.state=.* must be an intact state folder"):
         Store(tmp_path, {"model": "m"})
 
 
