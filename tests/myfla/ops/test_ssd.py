@@ -95,6 +95,8 @@ def test_half_inputs_are_rounded_once_at_the_end(dtype):
     want, last = loop(**wide)
     y, final = chunk_ssd(**given, output_final_state=True, state_v_first=True)
     assert y.dtype == dtype and final.dtype == torch.float32
+    narrow = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+    assert torch.equal(y, chunk_ssd(**narrow)[0].to(dtype))
     assert_close(final, last, rms=2e-6)
     assert_close(y, want, rms={torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype])
 
