@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.utils.autograd import backward_through
+from myfla.utils.constants import number
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.native import native
@@ -82,14 +83,14 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
 
 
 def l2norm_(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """`l2norm` of what the caller owns on a CPU, written over it; no autograd, no checks.
+    """`l2norm` of what the caller owns, written over it; no autograd, no checks.
 
     Example:
         >>> l2norm_(torch.zeros(1, 2))
         tensor([[0., 0.]])
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.mul_(length.mul_(length).add_(eps).rsqrt_())
+    return x.mul_(length.mul_(length).add_(number(eps, x.dtype)).rsqrt_())
 
 
 def _rstd(x: torch.Tensor, eps: float) -> torch.Tensor:

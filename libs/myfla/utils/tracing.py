@@ -92,4 +92,6 @@ def tracing(*tensors: Optional[torch.Tensor]) -> bool:
     for x in tensors:
         if x is not None and x.is_meta:
             return True
-    return compiling() or transforming() or recording()
+    if _is_compiling is not None and _is_compiling():
+        return True
+    return (_transform is not None and _transform() is not None) or recording()

@@ -21,10 +21,6 @@ def on_request(call: Call) -> Optional[str]:
     return "it is only taken where it is asked for"
 
 
-def _no_reserve(call: Call) -> Optional[str]:
-    return None
-
-
 class Backend(NamedTuple):
     """One implementation of the rules.
 
@@ -33,16 +29,20 @@ class Backend(NamedTuple):
         choice: what a caller asks for by ``backend=``; several may answer to one.
         run: computes a call.
         problem: why it cannot compute a call.
-        reserve: why ``auto`` shall not choose it though it could.
+        reserve: why ``auto`` shall not choose it though it could; by default nothing.
         families: names of the families that it has a form of; by default all.
+        takes_plain: whether it may be the one for a `Call` that is ``plain``; of the others none is asked.
+        missing: why it is not there in this process, or None; asked once.
     """
 
     name: str
     choice: str
     run: Callable[[Call], Result]
     problem: Reason
-    reserve: Reason = _no_reserve
+    reserve: Optional[Reason] = None
     families: Optional[Container[str]] = None
+    takes_plain: bool = False
+    missing: Optional[Callable[[], Optional[str]]] = None
 
     def refuses(self, call: Call) -> Optional[str]:
         """Why it cannot compute a call, or None."""
@@ -52,6 +52,8 @@ class Backend(NamedTuple):
 
 
 _registry: List[Backend] = []
+_of_plain: List[Backend] = []
+"""Those of a plain decoding step, which would take as long over the others as over its arithmetic."""
 
 
 def register(backend: Backend, before: Optional[str] = None) -> None:
@@ -65,6 +67,7 @@ def register(backend: Backend, before: Optional[str] = None) -> None:
     if backend.name in names:
         raise ValueError(f"register: backend {backend.name!r} is already there")
     _registry.insert(len(names) if before is None else names.index(before), backend)
+    _of_plain.clear()
 
 
 def select(call: Call, choice: str) -> Backend:
@@ -77,18 +80,25 @@ def select(call: Call, choice: str) -> Backend:
     Raises:
         BackendError: no such choice, or none that answers to it can compute this here; the message says why.
     """
+    asked, reasons = _registry, []
     if choice not in ("auto", "torch"):
         choices.check_backend(call.who, choice)
-    reasons = []
-    for backend in _registry:
-        if backend.choice == choice:
-            reason = backend.refuses(call)
-        elif choice == "auto":
-            reason = backend.reserve(call) or backend.refuses(call)
-        else:
+    elif call.plain:
+        if not _of_plain:
+            there = (one for one in _registry if one.takes_plain and (one.missing is None or one.missing() is None))
+            _of_plain.extend(there)
+        asked = _of_plain
+    for backend in asked:
+        if choice == "auto":
+            reason = None if backend.reserve is None else backend.reserve(call)
+        elif backend.choice != choice:
             continue
+        else:
+            reason = None
         if reason is None:
-            if not tracing():
+            reason = backend.refuses(call)
+        if reason is None:
+            if call.plain or not tracing():
                 choices.tell(call.who, choice, call.x[0].device.type, backend.choice)
             return backend
         reasons.append(reason)

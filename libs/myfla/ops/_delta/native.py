@@ -26,8 +26,8 @@ def native_problem(call: Call) -> Optional[str]:
 
 def native_reserve(call: Call) -> Optional[str]:
     """Why ``auto`` shall not choose the compiled kernels for a call that they can compute, or None."""
-    by_channel = call.family.name == "kda" or any(x is not None for x in call.more)
-    if call.form == "recurrent" and by_channel:
+    by_channel = call.family is KDA or (len(call.more) > 0 and any(x is not None for x in call.more))
+    if by_channel and call.form == "recurrent":
         return "the compiled kernels of KDA do not give the same bits for every split of a sequence"
     return None
 

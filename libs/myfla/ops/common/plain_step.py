@@ -4,7 +4,7 @@ from typing import Any, Iterable
 
 import torch
 
-from myfla.utils.autograd import records
+from myfla.utils.autocast import autocast_enabled
 from myfla.utils.tracing import tracing
 
 __all__ = ["are_plain"]
@@ -13,7 +13,8 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def are_plain(state: Any, tensors: Iterable[Any]) -> bool:
-    """Whether nothing but the op looks at these: tensors on a CPU, no subclass, no autograd, no compiler or transform.
+    """Whether nothing but the op looks at these: tensors on a CPU, no subclass, and neither autograd nor autocast nor a
+    compiler or transform at work.
 
     With the right sizes, which the op knows, no check of such a call can fail; one row's decoding step would take about
     as long over them as over its arithmetic. False says nothing: the checks do.
@@ -26,8 +27,11 @@ def are_plain(state: Any, tensors: Iterable[Any]) -> bool:
         >>> are_plain(torch.zeros(1), [torch.zeros(2)]), are_plain(torch.zeros(1), [3])
         (True, False)
     """
-    given = (state, *tensors)
-    for x in given:
-        if type(x) is not torch.Tensor or x.dtype not in _NARROW or x.device.type != "cpu":
+    graph = torch.is_grad_enabled()
+    for x in (state, *tensors):
+        if type(x) is not torch.Tensor or x.dtype not in _NARROW or not x.is_cpu:
             return False
-    return state.dtype is torch.float32 and state.is_contiguous() and not records(*given) and not tracing()
+        if graph and x.requires_grad:
+            return False
+    alone = not tracing() and not autocast_enabled("cpu")
+    return alone and state.dtype is torch.float32 and state.is_contiguous()

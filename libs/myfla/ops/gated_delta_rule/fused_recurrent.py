@@ -91,18 +91,21 @@ def fused_recurrent_gated_delta_rule(
         >>> state.item()
         1.0
     """
-    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    if legacy:
+        state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     plain = gk is gv is cu_seqlens is None and not state_v_first
     if plain and is_plain_step(q, k, v, g, beta, initial_state, activation):
-        activation.check(NAME, g, v.shape[2])
+        changes = activation.changes()
+        if changes or allow_neg_eigval:
+            activation.check(NAME, g, v.shape[2])
         call = Call(
             NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, q.shape[3]),
-            None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None,
-            inplace=inplace_final_state,
+            None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if changes else None,
+            inplace=inplace_final_state, plain=True,
         )  # fmt: skip
         o, final = run(call, backend)
-        if inplace_final_state and initial_state is not None:
+        if inplace_final_state and initial_state is not None and final is not initial_state:
             final = put_back(initial_state, final)
         return o, final if output_final_state else None
     check_shapes(NAME, q, k, v)

@@ -63,8 +63,9 @@ def fused_recurrent_rwkv7(
     if inplace_final_state and not plain:
         check_inplace("fused_recurrent_rwkv7", initial_state, v, *keys.values())
     o, final = run_tokens(
-        "fused_recurrent_rwkv7", tensors, scale, initial_state, False, cu_seqlens, rows, backend, inplace_final_state
-    )
+        "fused_recurrent_rwkv7", tensors, scale, initial_state, False, cu_seqlens, rows, backend, inplace_final_state,
+        plain,
+    )  # fmt: skip
     return o, final if output_final_state else None
 
 
@@ -122,6 +123,6 @@ def fused_mul_recurrent_rwkv7(
         check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())
     o, final = run_tokens(
         "fused_mul_recurrent_rwkv7", tensors, scale, initial_state, reverse, cu_seqlens, rows, backend,
-        inplace_final_state,
+        inplace_final_state, plain,
     )  # fmt: skip
     return o, final if output_final_state else None

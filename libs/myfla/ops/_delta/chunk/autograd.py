@@ -11,7 +11,7 @@ from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.residuals import Residuals
 from myfla.ops._delta.families.base import Family, Plan, Tensors
 from myfla.ops._delta.layout import ChunkLayout
-from myfla.ops._delta.recurrent.loop import token_loop
+from myfla.ops._delta.recurrent.loop import one_token, token_loop
 from myfla.ops._delta.traced.chunks import traced_chunks
 from myfla.ops._delta.tuning import block_chunks, chunk_tokens, keeps_states, states_together
 from myfla.utils.autograd import backward_through, records
@@ -72,6 +72,8 @@ def _filled(call: Call, wider: int, taller: int) -> Call:
 
 def loop_rule(call: Call) -> Result:
     """The recurrent form of a checked call; differentiated as the chunk form, where that knows the call's inputs."""
+    if call.plain:
+        return one_token(call, torch.float32)
     if not records(*call_tensors(call)) or by_token_only(call):
         return token_loop(call)
     call, plan = _planned(call)

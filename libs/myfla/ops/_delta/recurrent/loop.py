@@ -9,14 +9,15 @@ from typing import Any, Iterable, Iterator, List, Sequence, Tuple
 import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, is_step
-from myfla.ops._delta.recurrent.step import StepRule, as_dtype, reader
+from myfla.ops._delta.recurrent.step import Read, StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
 from myfla.ops._delta.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
+from myfla.utils.constants import number
 from myfla.utils.tracing import tracing
 
-__all__ = ["token_loop"]
+__all__ = ["one_token", "token_loop"]
 
 SEGMENT = 1 << 16
 """Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
@@ -29,11 +30,11 @@ def token_loop(call: Call) -> Result:
 
 @without_autocast
 def _run(v: torch.Tensor, call: Call) -> Result:
-    rule, dtype, given, x = call.family.step, call_dtype(call), call.initial_state, call.family.step.tokens(call)
+    rule, dtype, given = call.family.step, call_dtype(call), call.initial_state
     recorded = tracing(v) or records(*call_tensors(call))
     (batch, tokens, heads, value), key = v.shape, call.x[1].shape[3]
     if is_step(call) and given is not None and not recorded:
-        return _one_token(rule, call, x, given, dtype)
+        return one_token(call, dtype)
     layout = TokenLayout(batch, tokens, call.cu_seqlens, v.device)
     if given is None:
         state = v.new_zeros(layout.rows, heads, key, value, dtype=dtype)
@@ -41,7 +42,7 @@ def _run(v: torch.Tensor, call: Call) -> Result:
         state = layout.sort(as_dtype(given, dtype)).contiguous()
     if not layout.active:
         return v.new_zeros(v.shape, dtype=call.out_dtype), layout.unsort(state.clone() if state is given else state)
-    steps = _steps(layout, rule, x, call, dtype, recorded)
+    steps = _steps(layout, rule, call, dtype, recorded)
     active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
     # The state that is returned is no view: a compiler would make another graph for each shape of what lies behind one.
     if recorded:
@@ -57,24 +58,24 @@ def _run(v: torch.Tensor, call: Call) -> Result:
     return as_dtype(o, call.out_dtype), layout.unsort(final)
 
 
-def _one_token(rule: StepRule, call: Call, x: Sequence[Any], given: torch.Tensor, dtype: torch.dtype) -> Result:
-    """A token for each row and nothing else, as decoding has it: the same operations with less around them."""
-    v = call.x[2]
+def one_token(call: Call, dtype: torch.dtype) -> Result:
+    """A token for each row that has a state, and nothing else, as decoding has it: the same operations with less around
+    them. Autocast is off, and nobody records."""
+    rule, given = call.family.step, call.initial_state
     old = as_dtype(given, dtype).contiguous()
     new = old if call.inplace or old is not given else old.new_empty(old.shape)
-    rows, (key, value) = v.shape[0] * v.shape[2], old.shape[2:]
-    steps = rule.ready([t if t is None else t.squeeze(1) for t in x], [rows], [v.shape[0]], call, dtype, False)
-    flat = old.view(-1, key, value)
-    (o,) = _written(rule, steps, (rows,), flat, flat if new is old else new.view(-1, key, value))
-    return as_dtype(o.mul_(call.scale).view(v.shape), call.out_dtype), new
+    flat = old.flatten(0, 1)
+    step = rule.single(rule.tokens(call), flat.shape[0], call, dtype, False)
+    o = _update(rule, reader(flat), flat, flat if new is old else new.flatten(0, 1), step, _block(flat))
+    return as_dtype(o.mul_(number(call.scale, dtype)).view(call.x[2].shape), call.out_dtype), new
 
 
 def _steps(
-    layout: TokenLayout, rule: StepRule, x: Sequence[Any], call: Call, dtype: torch.dtype, recorded: bool
+    layout: TokenLayout, rule: StepRule, call: Call, dtype: torch.dtype, recorded: bool
 ) -> Iterator[Tuple[torch.Tensor, ...]]:
     """Every token made ready, many tokens at a time."""
     heads, size = call.x[2].shape[2], max(call.x[1].shape[3], call.x[2].shape[3])
-    flat = [t if t is None else layout.flat(t) for t in x]
+    flat = [t if t is None else layout.flat(t) for t in rule.tokens(call)]
     for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
         yield from rule.ready(part, [count * heads for count in counts], counts, call, dtype, recorded)
 
@@ -83,20 +84,30 @@ def _written(
     rule: StepRule, steps: Iterable[Any], active: Sequence[int], state: torch.Tensor, new: torch.Tensor
 ) -> List[torch.Tensor]:
     """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
-    outputs, (rows, key, value), read = [], state.shape, reader(state)
-    whole = state.numel() <= STEP_WHOLE or state.device.type != "cpu"
-    block = rows if whole else max(1, STEP_BLOCK // max(1, key * value))
+    outputs, rows, read, block = [], state.shape[0], reader(state), _block(state)
     for step, count in zip(steps, active):
         if count < rows and new is not state:
             new[count:] = state[count:]  # sequences without a token
         old, now = (state, new) if count == rows else (state[:count], new[:count])
-        if count <= block:
-            outputs.append(rule.update(read, old, now, *step))
-        else:
-            parts = zip(*(t.split(block) for t in (old, now, *step)))
-            outputs.append(torch.cat([rule.update(read, *part) for part in parts]))
+        outputs.append(_update(rule, read, old, now, step, block))
         state = new
     return outputs
+
+
+def _block(state: torch.Tensor) -> int:
+    """How many matrices of ``state [M, K, V]`` one round of a step's operations works on; 0 for all of them."""
+    if state.numel() <= STEP_WHOLE or state.device.type != "cpu":
+        return 0
+    return max(1, STEP_BLOCK // state[0].numel())
+
+
+def _update(
+    rule: StepRule, read: Read, old: torch.Tensor, new: torch.Tensor, step: Sequence[torch.Tensor], block: int
+) -> torch.Tensor:
+    """`StepRule.update`, so many matrices at a time."""
+    if not block:
+        return rule.update(read, old, new, *step)
+    return torch.cat([rule.update(read, *part) for part in zip(*(t.split(block) for t in (old, new, *step)))])
 
 
 def _recorded(

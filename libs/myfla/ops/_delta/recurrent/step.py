@@ -46,6 +46,10 @@ class StepRule:
         """
         raise NotImplementedError
 
+    def single(self, x: Tokens, many: int, call: Call, dtype: torch.dtype, recorded: bool) -> Sequence[Any]:
+        """`ready` of one token of ``many`` matrices; ``x`` are ``[N, ...]`` or, as they were given, ``[N, 1, ...]``."""
+        return next(self.ready(x, [many], [len(x[2])], call, dtype, recorded))
+
     def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         """Write the state after ``state [M, K, V]`` into ``new``, which may be the same; returns o ``[M, V]``."""
         raise NotImplementedError
@@ -101,23 +105,26 @@ class DeltaStep(StepRule):
     def ready(
         self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
     ) -> Iterator[Any]:
-        q, k, v, g, beta, gk, gv = x
-        (heads, value), key = v.shape[-2:], k.shape[-1]
+        vectors = zip(*(_by_token(t, rows) for t in self._vectors(x, call, dtype, recorded)))
+        for many, ready, given in zip(rows, vectors, zip(*(_by_token(t, counts) for t in x[3:]))):
+            yield (*ready, *_gates(many, given, call, dtype))
+
+    def single(self, x: Tokens, many: int, call: Call, dtype: torch.dtype, recorded: bool) -> Sequence[Any]:
+        return (*self._vectors(x, call, dtype, recorded), *_gates(many, x[3:], call, dtype))
+
+    def _vectors(self, x: Tokens, call: Call, dtype: torch.dtype, recorded: bool) -> Tuple[torch.Tensor, ...]:
+        """Key over query ``[M, 2, K]``, the key ``[M, K, 1]``, their product ``[M, 1]`` and the value ``[M, V]``, M for
+        all tokens."""
+        q, k, v = x[:3]
+        (own, key), (heads, value) = k.shape[-2:], v.shape[-2:]
         read = torch.stack((as_dtype(k, dtype), as_dtype(q, dtype)), dim=-2)
         if call.l2norm:
-            read = l2norm(read) if recorded or read.device.type != "cpu" else l2norm_(read)
-        if heads != k.shape[-2]:
-            read = read.repeat_interleave(heads // k.shape[-2], dim=-3)
+            read = l2norm(read) if recorded else l2norm_(read)
+        if heads != own:
+            read = read.repeat_interleave(heads // own, dim=-3)
         read = read.view(-1, 2, key)
         keys, queries = read.unbind(1)
-        match, values = (keys * queries).sum(-1, keepdim=True), as_dtype(v, dtype).reshape(-1, value)
-        vectors, gates = (read, keys.unsqueeze(2), match, values), (g, beta, gk, gv)
-        if len(rows) == 1:
-            yield (*vectors, *_gates(rows[0], key, value, gates, call, dtype))
-            return
-        each = zip(rows, zip(*(t.split(rows) for t in vectors)), zip(*(_by_token(t, counts) for t in gates)))
-        for many, ready, given in each:
-            yield (*ready, *_gates(many, key, value, given, call, dtype))
+        return read, keys.unsqueeze(2), (keys * queries).sum(-1, keepdim=True), as_dtype(v, dtype).reshape(-1, value)
 
     def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         rows, k, match, v, beta, *decays = step
@@ -139,9 +146,7 @@ class DeltaStep(StepRule):
         return torch.addcmul(of_query, match, delta), torch.addcmul(state, k, delta.unsqueeze(1))
 
 
-def _gates(
-    many: int, key: int, value: int, given: Sequence[Any], call: Call, dtype: torch.dtype
-) -> List[torch.Tensor]:
+def _gates(many: int, given: Sequence[Any], call: Call, dtype: torch.dtype) -> List[torch.Tensor]:
     """beta ``[M, 1 or V]`` and the decays ``[M, K or 1, V or 1]`` of one token with M = ``many``."""
     g, beta, gk, gv = given
     if call.activation is not None:
@@ -151,9 +156,9 @@ def _gates(
     if g is not None:
         ready.append(as_dtype(g, dtype).reshape(many, 1, 1).exp())
     if gk is not None:
-        ready.append(as_dtype(gk, dtype).reshape(many, key, 1).exp())
+        ready.append(as_dtype(gk, dtype).reshape(many, gk.shape[-1], 1).exp())
     if gv is not None:
-        ready.append(as_dtype(gv, dtype).reshape(many, 1, value).exp())
+        ready.append(as_dtype(gv, dtype).reshape(many, 1, gv.shape[-1]).exp())
     return ready
 
 

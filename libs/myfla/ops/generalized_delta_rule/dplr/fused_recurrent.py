@@ -71,7 +71,7 @@ def fused_recurrent_dplr_delta_rule(
     if inplace_final_state and not plain:
         check_inplace(NAME, initial_state, q, k, v, a, b, gk)
     o, final = run_tokens(
-        NAME, (q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows, backend, inplace_final_state
+        NAME, (q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows, backend, inplace_final_state, plain
     )
     return o, final if output_final_state else None
 
@@ -79,6 +79,7 @@ def fused_recurrent_dplr_delta_rule(
 def run_tokens(
     who: str, x: Tuple[torch.Tensor, ...], scale: float, initial_state: Optional[torch.Tensor], reverse: bool,
     cu_seqlens: Optional[torch.Tensor], rows: int, backend: str, inplace: bool,
+    plain: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """The recurrent form of checked arguments, for every name that it goes by.
 
@@ -92,13 +93,16 @@ def run_tokens(
         rows: N.
         backend: what the caller asked for.
         inplace: write the final state into ``initial_state``, and return that.
+        plain: whether it is a plain decoding step.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype and the final states ``[N, H, K, V]``.
     """
     out_dtype = x[2].dtype
     x = tuple(reverse_sequences(t, cu_seqlens) for t in x) if reverse else x
-    call = Call(who, DPLR, "recurrent", x, initial_state, scale, cu_seqlens, rows, out_dtype, inplace=inplace)
+    call = Call(
+        who, DPLR, "recurrent", x, initial_state, scale, cu_seqlens, rows, out_dtype, inplace=inplace, plain=plain
+    )
     o, final = run(call, backend)
     o = reverse_sequences(o, cu_seqlens) if reverse else o
     return o, put_back(initial_state, final) if inplace and initial_state is not None else final
