@@ -98,7 +98,7 @@ def _traced_problem(call: Call) -> Optional[str]:
 def _run_traced(call: Call) -> Result:
     if is_step(call) and call.form == "recurrent":
         fused = call.x[0].device.type == "cuda" and compiling() and not exporting()
-        return call.family.traced_step(call) if fused or call.family.name == "dplr" else token_loop(call)
+        return call.family.traced_step(call) if fused else token_loop(call)
     if by_token_only(call):
         return token_loop(call)
     if takes_graph_ops():

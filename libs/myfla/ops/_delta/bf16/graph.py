@@ -18,6 +18,7 @@ from myfla.ops._delta.bf16.gated_delta import GATED_DELTA
 from myfla.ops._delta.bf16.kda import KDA
 from myfla.ops._delta.bf16.layout import chunk_size as choose_chunk
 from myfla.ops._delta.bf16.layout import count_parts
+from myfla.ops._delta.version import op_name
 from myfla.utils.graph_op import one_by_one
 
 __all__ = ["graph_chunks"]
@@ -46,12 +47,13 @@ def _make(family: Family) -> None:
         return
     count = len(family.inputs) + 1
     inputs = ", ".join(["Tensor? initial_state", *(f"Tensor {name}" for name in family.inputs)])
-    name = f"myfla::bf16_{family.name}"
+    name = f"bf16_{family.name}"
     op = torch.library.custom_op(
-        name, functools.partial(_forward, family), mutates_args=(), schema=f"({inputs}, {_OPTIONS}) -> Tensor[]"
-    )
+        op_name(name), functools.partial(_forward, family), mutates_args=(),
+        schema=f"({inputs}, {_OPTIONS}) -> Tensor[]",
+    )  # fmt: skip
     op_bwd = torch.library.custom_op(
-        f"{name}_backward", functools.partial(_backward, family), mutates_args=(),
+        op_name(f"{name}_backward"), functools.partial(_backward, family), mutates_args=(),
         schema=f"({inputs}, Tensor[] kept, Tensor do, Tensor dfinal, {_OPTIONS}) -> Tensor[]",
     )  # fmt: skip
     op.register_fake(functools.partial(_promised, family))
@@ -68,11 +70,11 @@ def _make_packed(family: Family, name: str, inputs: str) -> Any:
     """The operation for packed sequences."""
     count = len(family.inputs) + 1
     op = torch.library.custom_op(
-        name, functools.partial(_packed_forward, family), mutates_args=(),
+        op_name(name), functools.partial(_packed_forward, family), mutates_args=(),
         schema=f"({inputs}, {_OPTIONS}) -> (Tensor, Tensor)",
     )  # fmt: skip
     op_bwd = torch.library.custom_op(
-        f"{name}_backward", functools.partial(_packed_backward, family), mutates_args=(),
+        op_name(f"{name}_backward"), functools.partial(_packed_backward, family), mutates_args=(),
         schema=f"({inputs}, Tensor do, Tensor dfinal, {_OPTIONS}) -> Tensor[]",
     )
 

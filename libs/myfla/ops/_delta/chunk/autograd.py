@@ -1,6 +1,5 @@
 """The one autograd Function of all families."""
 
-import math
 from typing import Any, Optional, Tuple
 
 import torch
@@ -22,10 +21,6 @@ LANES = 16
 """Head sizes of some families are filled up to a multiple of this: products of odd sizes are slow, and depend on
 alignment."""
 
-LARGEST = 4 * 1024 * 1024
-"""Numbers in one tensor (16 MB of float32): a C library maps larger requests anew, and gives back to the system what
-many small ones leave behind; either way every page of the next call's is a fault."""
-
 
 def make_plan(
     family: Family, x: Tensors, scale: float, l2norm: bool, cu_seqlens: Optional[torch.Tensor], sequences: int,
@@ -43,9 +38,9 @@ def make_plan(
     chunks = family.block_factor * block_chunks(together * group * chunk * max(key, value), device)
     layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, device, chunks, states // (together * group), together)
     if for_graph:  # what is kept depends on nothing but sizes
-        return Plan(family, scale, l2norm, layout, dtype, out_dtype, True, False, math.inf)
+        return Plan(family, scale, l2norm, layout, dtype, out_dtype, True, False)
     short = keeps_states(layout.total * value_heads * key * value, device)
-    return Plan(family, scale, l2norm, layout, dtype, out_dtype, short, short, LARGEST)
+    return Plan(family, scale, l2norm, layout, dtype, out_dtype, short, short)
 
 
 def chunk_rule(call: Call) -> Result:
@@ -100,22 +95,20 @@ class ChunkRule(torch.autograd.Function):
         ctx: Any, plan: Plan, call: Optional[Call], cu_seqlens: Optional[torch.Tensor],
         initial_state: Optional[torch.Tensor], *x: torch.Tensor,
     ) -> Result:  # fmt: skip
-        saved = []
+        kept = None
         if call is None:
-            saved = Residuals.of(plan, x).empty(x[2], plan.dtype)
-            o, final = chunk_fwd(x[2], x, initial_state, plan, saved)
+            kept = Residuals.empty(plan, x)
+            o, final = chunk_fwd(x[2], x, initial_state, plan, kept)
         else:
             o, final = token_loop(call._replace(x=x, initial_state=initial_state))
-        ctx.save_for_backward(cu_seqlens, initial_state, *x, *saved)
+        ctx.save_for_backward(cu_seqlens, initial_state, *x, kept)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
     def backward(ctx: Any, do: Optional[torch.Tensor], dfinal: Optional[torch.Tensor]) -> Any:
-        plan, (cu_seqlens, initial_state, *rest) = ctx.plan, ctx.saved_tensors
-        count = len(plan.family.inputs)
-        x, saved = rest[:count], rest[count:]
+        plan, (cu_seqlens, initial_state, *x, kept) = ctx.plan, ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
             def formula(state: Optional[torch.Tensor], *x: torch.Tensor) -> Result:
                 return traced_chunks(
@@ -124,9 +117,9 @@ class ChunkRule(torch.autograd.Function):
 
             found = backward_through(formula, (initial_state, *x), ctx.needs_input_grad[3:], (do, dfinal))
             return (None, None, None, *found)
-        if not saved:
-            saved = Residuals.of(plan, x).empty(x[2], plan.dtype)
-            chunk_fwd(x[2], x, initial_state, plan, saved)
+        if kept is None:
+            kept = Residuals.empty(plan, x)
+            chunk_fwd(x[2], x, initial_state, plan, kept)
         do = torch.zeros_like(x[2]) if do is None else do
-        grads, dinitial = chunk_bwd(do, dfinal, x, plan, saved, initial_state is None)
+        grads, dinitial = chunk_bwd(do, dfinal, x, plan, kept, initial_state is None)
         return (None, None, None, None if initial_state is None else dinitial.to(initial_state.dtype), *grads)

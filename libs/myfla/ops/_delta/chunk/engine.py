@@ -16,6 +16,7 @@ from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.layout import Block, sort_rows, unsort_rows
 from myfla.ops._delta.workspace import Buffers, Workspace, part, split_heads
 from myfla.utils.autocast import without_autocast
+from myfla.utils.pages import in_huge_pages
 
 __all__ = ["chunk_bwd", "chunk_fwd"]
 
@@ -23,7 +24,7 @@ __all__ = ["chunk_bwd", "chunk_fwd"]
 @without_autocast
 def chunk_fwd(
     v: torch.Tensor, x: Tensors, initial_state: Optional[torch.Tensor], plan: Plan,
-    saved: Optional[Tensors],
+    kept: Optional[torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Outputs and final states.
 
@@ -32,34 +33,33 @@ def chunk_fwd(
         x: the family's tensors.
         initial_state: ``[N, HV, K, V]`` or None.
         plan: how.
-        saved: the tensors of `Residuals`, which are filled; None if there is no backward.
+        kept: the tensor of `Residuals`, which is filled; None if there is no backward.
 
     Returns:
         o ``[B, T, HV, V]`` in ``plan.out_dtype``, final states ``[N, HV, K, V]`` in ``plan.dtype``.
     """
     heads, key, value = v.shape[2], x[1].shape[3], v.shape[3]
-    out = v.new_empty(v.shape, dtype=plan.out_dtype)
+    out = in_huge_pages(v.new_empty(v.shape, dtype=plan.out_dtype))
     final = _states(initial_state, plan, (heads, key, value), v)
-    residuals = Residuals.of(plan, x)
-    for few, many in head_groups(plan, x[1].shape[2], heads):
+    residuals, groups = Residuals(plan, x, kept), head_groups(plan, x[1].shape[2], heads)
+    workspace = Workspace(v, plan.dtype, largest_block(plan) * groups[0][1].stop)
+    for few, many in groups:
         states, mine = part(final, many, 1), [part(t, few if t.shape[2] != heads else many, 2) for t in x]
         running, count = states.contiguous().view(-1, key, value), states.shape[1]
-        workspace = Workspace(v, plan.dtype, largest_block(plan) * count)
-        kept = residuals.of_heads(saved, many.start) if saved else {}
+        parts = residuals.of_heads(many.start)
         for group in plan.layout.groups:
             for block in group:
-                here = residuals.of_block(kept, block, count) if kept else {}
+                here = residuals.of_block(parts, block, count)
                 buffers = Buffers(workspace, block.size * count, here)
                 fresh = initial_state is None and block.wave == 0
-                _forward_block(block, mine, plan, buffers, running, residuals.complete, fresh, part(out, many, 2))
+                _forward_block(block, mine, plan, buffers, running, fresh, part(out, many, 2))
         if not states.is_contiguous():  # else they were worked on in place
             states.copy_(running.view(states.shape))
     return out, unsort_rows(plan.layout, final)
 
 
 def _forward_block(
-    block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, complete: bool, fresh: bool,
-    out: torch.Tensor,
+    block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, fresh: bool, out: torch.Tensor,
 ) -> None:
     heads, chunk, value = out.shape[2], block.chunk, out.shape[3]
     c, A_inv = plan.family.prepare(block, x, plan, buffers), None
@@ -69,7 +69,7 @@ def _forward_block(
     else:
         A_inv = buffers.get("A_inv_T", chunk, chunk).transpose(1, 2)  # the solver, too, hands over columns
         unit_lower_inverse(c.system, A_inv, buffers.workspace)
-    if states is not None and not complete:
+    if states is not None and not plan.keep_states:
         states.copy_(running[block.states(heads)])
         states = None
     o = buffers.temporary("o", chunk, value)
@@ -80,7 +80,7 @@ def _forward_block(
 
 @without_autocast
 def chunk_bwd(
-    do: torch.Tensor, dfinal: Optional[torch.Tensor], x: Tensors, plan: Plan, saved: Tensors, fresh: bool
+    do: torch.Tensor, dfinal: Optional[torch.Tensor], x: Tensors, plan: Plan, kept: torch.Tensor, fresh: bool
 ) -> Tuple[List[torch.Tensor], torch.Tensor]:
     """Gradients of x (each in its own dtype) and of the initial state.
 
@@ -88,28 +88,28 @@ def chunk_bwd(
         do: ``[B, T, HV, V]`` gradient of the outputs.
         dfinal: ``[N, HV, K, V]`` gradient of the final states, or None.
         x, plan: as given to `chunk_fwd`.
-        saved: what it kept.
+        kept: what it filled.
         fresh: whether there was no initial state; what is returned as its gradient is then undefined.
     """
     heads, key, value = do.shape[2], x[1].shape[3], do.shape[3]
-    grads = [t.new_empty(t.shape) for t in x]
+    grads = [in_huge_pages(t.new_empty(t.shape)) for t in x]
     dinitial = _states(dfinal, plan, (heads, key, value), do)
-    residuals = Residuals.of(plan, x)
-    for few, many in head_groups(plan, x[1].shape[2], heads):
+    residuals, groups = Residuals(plan, x, kept), head_groups(plan, x[1].shape[2], heads)
+    workspace = Workspace(do, plan.dtype, largest_block(plan) * groups[0][1].stop)
+    for few, many in groups:
         dstates, mine, written = part(dinitial, many, 1), [], []
         for t, grad in zip(x, grads):
             at = few if t.shape[2] != heads else many
             mine.append(part(t, at, 2))
             written.append(part(grad, at, 2))
         running, count = dstates.contiguous().view(-1, key, value), dstates.shape[1]
-        workspace = Workspace(do, plan.dtype, largest_block(plan) * count)
-        kept = residuals.of_heads(saved, many.start)
+        parts = residuals.of_heads(many.start)
         for group in plan.layout.groups:
             for block in reversed(group):
-                here = residuals.of_block(kept, block, count)
+                here = residuals.of_block(parts, block, count)
                 buffers = Buffers(workspace, block.size * count, here, again=True)
                 _backward_block(
-                    block, mine, plan, buffers, running, residuals.complete, fresh and block.wave == 0,
+                    block, mine, plan, buffers, running, fresh and block.wave == 0,
                     dfinal is None and block is group[-1], part(do, many, 2), written,
                 )  # fmt: skip
         if not dstates.is_contiguous():  # else they were worked on in place
@@ -118,12 +118,12 @@ def chunk_bwd(
 
 
 def _backward_block(
-    block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, complete: bool, fresh: bool,
-    last: bool, do: torch.Tensor, grads: Tensors,
+    block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, fresh: bool, last: bool,
+    do: torch.Tensor, grads: Tensors,
 ) -> None:
     heads, chunk, (key, value) = do.shape[2], block.chunk, running.shape[1:]
     c, v_new, states = plan.family.prepare(block, x, plan, buffers), buffers.kept["v_new"], buffers.kept["states"]
-    if not complete:
+    if not plan.keep_states:
         first, states = states, buffers.temporary("states", key, value)
         states[: first.shape[0]].copy_(first)
         recompute_states(block, heads, c, v_new, states)
@@ -146,7 +146,7 @@ def _backward_block(
 
 def largest_block(plan: Plan) -> int:
     """Number of chunks in the largest block."""
-    return max([block.size for group in plan.layout.groups for block in group], default=0)
+    return max((block.size for group in plan.layout.groups for block in group), default=0)
 
 
 def _states(given: Optional[torch.Tensor], plan: Plan, sizes: Tuple[int, int, int], like: torch.Tensor) -> torch.Tensor:

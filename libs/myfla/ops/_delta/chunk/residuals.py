@@ -1,56 +1,49 @@
-"""What the forward of the chunk form keeps for its backward."""
+"""What the forward of the chunk form keeps for its backward: one tensor, and where in it each part lies."""
 
 import math
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
 from myfla.ops._delta.families.base import Family, Plan, Sizes, Tensors
 from myfla.ops._delta.layout import Block
+from myfla.utils.pages import in_huge_pages
+
+__all__ = ["APART", "Residuals", "head_groups"]
+
+APART = 5 * 16
+"""Numbers between one part and the next, an odd number of cache lines of float32: what is read and written at one time
+shall not lie at the same place of a page."""
 
 
 class _Part(NamedTuple):
-    tensor: int  # which of those that are kept
     start: int
     matrices: int
     shape: Tuple[int, ...]  # of a matrix
 
 
 class Residuals:
-    """Which tensors there are, and where in them each named part of some value heads lies.
+    """Where each named part of some value heads lies.
 
     Args:
         plan: of the call.
-        groups: how many value heads are worked on together, one group after another.
-        key, value: K and V.
+        x: its tensors.
+        kept: the tensor; None where there is no backward, and so nothing to keep.
 
     Attributes:
-        sizes: of the tensors.
-        complete: whether the states before every chunk are kept.
+        size: numbers in the tensor.
     """
 
-    def __init__(self, plan: Plan, groups: Sequence[int], key: int, value: int) -> None:
-        layout, chunk = plan.layout, plan.layout.chunk
-        shapes = _shapes(plan.family, chunk, key, value, plan.keep_tokens)
-        self.complete, self.sizes = plan.keep_states, [0]
+    def __init__(self, plan: Plan, x: Tensors, kept: Optional[torch.Tensor]) -> None:
+        layout, self.plan, self.kept, self.size = plan.layout, plan, kept, 0
+        shapes = _shapes(plan.family, layout.chunk, x[1].shape[3], x[2].shape[3], plan.keep_tokens)
         self.parts: Dict[int, Dict[str, _Part]] = {}  # by the first head of a group
-        first = 0
-        for heads in groups:
-            parts = self.parts[first] = {}
+        for _, many in head_groups(plan, x[1].shape[2], x[2].shape[2]):
+            parts = self.parts[many.start] = {}
             for name, shape in shapes.items():
-                count = layout.openings if name == "states" and not self.complete else layout.total
-                size = -(-heads * count * math.prod(shape) // 16) * 16  # every part is aligned
-                if self.sizes[-1] and self.sizes[-1] + size > plan.largest_kept:
-                    self.sizes.append(0)
-                parts[name] = _Part(len(self.sizes) - 1, self.sizes[-1], heads * count, shape)
-                self.sizes[-1] += size
-            first += heads
-
-    @classmethod
-    def of(cls, plan: Plan, x: Tensors) -> "Residuals":
-        """Those of a call with the tensors x."""
-        groups = [many.stop - many.start for _, many in head_groups(plan, x[1].shape[2], x[2].shape[2])]
-        return cls(plan, groups, x[1].shape[3], x[2].shape[3])
+                chunks = layout.openings if name == "states" and not plan.keep_states else layout.total
+                parts[name] = _Part(self.size, (many.stop - many.start) * chunks, shape)
+                self.size += -(-parts[name].matrices * math.prod(shape) // 16) * 16 + APART
 
     @staticmethod
     def each(family: Family, chunk: int, key: int, value: int) -> List[Tuple[int, ...]]:
@@ -58,24 +51,29 @@ class Residuals:
         again."""
         return list(_shapes(family, chunk, key, value, False).values())
 
-    def empty(self, like: torch.Tensor, dtype: torch.dtype) -> List[torch.Tensor]:
-        """The tensors, unwritten."""
-        return [like.new_empty(size, dtype=dtype) for size in self.sizes]
+    @classmethod
+    def empty(cls, plan: Plan, x: Tensors) -> torch.Tensor:
+        """The tensor, unwritten."""
+        return in_huge_pages(x[2].new_empty(cls(plan, x, None).size, dtype=plan.dtype))
 
-    def of_heads(self, tensors: Sequence[torch.Tensor], first: int) -> Dict[str, torch.Tensor]:
+    def of_heads(self, first: int) -> Dict[str, torch.Tensor]:
         """By name what belongs to the group that begins with a value head, ``[matrices, ...]``: views."""
+        if self.kept is None:
+            return {}
         return {
-            name: tensors[tensor].narrow(0, start, matrices * math.prod(shape)).view(matrices, *shape)
-            for name, (tensor, start, matrices, shape) in self.parts[first].items()
+            name: self.kept.narrow(0, start, matrices * math.prod(shape)).view(matrices, *shape)
+            for name, (start, matrices, shape) in self.parts[first].items()
         }
 
     def of_block(self, of_heads: Dict[str, torch.Tensor], block: Block, heads: int) -> Dict[str, torch.Tensor]:
         """By name what belongs to a block; of the states those before every chunk, or those that it begins with."""
-        span = block.span(heads)
-        if self.complete and span.start == 0 and span.stop == of_heads["states"].shape[0]:
+        span, complete = block.span(heads), self.plan.keep_states
+        if not of_heads:
+            return of_heads
+        if complete and span.start == 0 and span.stop == of_heads["states"].shape[0]:
             return of_heads
         found = {name: x[span] for name, x in of_heads.items()}
-        if not self.complete:
+        if not complete:
             found["states"] = of_heads["states"][block.opening(heads)]
         return found
 
@@ -84,7 +82,7 @@ def head_groups(plan: Plan, heads: int, value_heads: int) -> List[Tuple[slice, s
     """Which heads of q and k, and which of v, are worked on together."""
     step, group = plan.layout.block_heads or heads, value_heads // heads
     firsts = range(0, heads, step)
-    return [(slice(a, a + step), slice(a * group, min(a + step, heads) * group)) for a in firsts]
+    return [(slice(a, min(a + step, heads)), slice(a * group, min(a + step, heads) * group)) for a in firsts]
 
 
 def _shapes(family: Family, chunk: int, key: int, value: int, tokens: bool) -> Sizes:

@@ -27,7 +27,6 @@ class Plan(NamedTuple):
     out_dtype: torch.dtype
     keep_states: bool  # keep the states before every chunk, not only before every block
     keep_tokens: bool  # keep what `Family.residuals` calls quickly found again
-    largest_kept: float  # numbers in one tensor of what is kept
 
 
 class Family:

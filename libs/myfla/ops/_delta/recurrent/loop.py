@@ -4,7 +4,7 @@ Every token is computed from slices of one shape, so that a sequence fed in piec
 one.
 """
 
-from typing import Any, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Iterable, Iterator, List, Sequence, Tuple, cast
 
 import torch
 
@@ -61,7 +61,7 @@ def _run(v: torch.Tensor, call: Call) -> Result:
 def one_token(call: Call, dtype: torch.dtype) -> Result:
     """A token for each row that has a state, and nothing else, as decoding has it: the same operations with less around
     them. Autocast is off, and nobody records."""
-    rule, given = call.family.step, call.initial_state
+    rule, given = call.family.step, cast(torch.Tensor, call.initial_state)
     old = as_dtype(given, dtype).contiguous()
     new = old if call.inplace or old is not given else old.new_empty(old.shape)
     flat = old.flatten(0, 1)

@@ -15,8 +15,9 @@ import torch
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors
 from myfla.ops._delta.chunk.autograd import make_plan
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
-from myfla.ops._delta.chunk.residuals import Residuals
+from myfla.ops._delta.chunk.residuals import APART, Residuals
 from myfla.ops._delta.families.base import Family, Plan
+from myfla.ops._delta.version import op_name
 from myfla.utils.graph_op import custom_op, one_by_one
 
 __all__ = ["graph_rule"]
@@ -57,11 +58,11 @@ def _kept_size(family: Family, given: Tuple[Any, ...]) -> Any:
     else:
         chunks = tokens // chunk + cu_seqlens.shape[0] - 1
     shapes = Residuals.each(family, chunk, key, value)
-    return chunks * heads * sum(math.prod(shape) for shape in shapes) + 16 * len(shapes) * heads
+    return chunks * heads * sum(math.prod(shape) for shape in shapes) + (16 + APART) * len(shapes) * heads
 
 
 def _make(family: Family) -> Tuple[Any, Any]:
-    """The operation ``myfla::NAME`` and its backward."""
+    """The operation ``myfla::chunk_NAME_DIGEST`` and its backward."""
     names, count = family.inputs, len(family.inputs)
     inputs = ", ".join(f"Tensor {x}" for x in names) + ", Tensor? initial_state, Tensor? cu_seqlens, " + _OPTIONS
 
@@ -69,20 +70,20 @@ def _make(family: Family) -> Tuple[Any, Any]:
         x, state, plan = _plan(family, given)
         kept = x[2].new_empty(_kept_size(family, given) if given[-1] else 0, dtype=plan.dtype)
         with torch.no_grad():
-            o, final = chunk_fwd(x[2], x, state, plan, [kept] if given[-1] else None)
+            o, final = chunk_fwd(x[2], x, state, plan, kept if given[-1] else None)
         return o, final, kept
 
     def backward(*given: Any) -> List[torch.Tensor]:
         *call, kept, do, dfinal = given
         x, state, plan = _plan(family, tuple(call))
         with torch.no_grad():
-            grads, dinitial = chunk_bwd(do, dfinal, x, plan, [kept], state is None)
+            grads, dinitial = chunk_bwd(do, dfinal, x, plan, kept, state is None)
         return grads if state is None else [*grads, dinitial.to(state.dtype)]
 
     results = "(Tensor, Tensor, Tensor)"
-    op = custom_op(f"myfla::chunk_{family.name}", forward, mutates_args=(), schema=f"({inputs}) -> {results}")
+    op = custom_op(op_name(f"chunk_{family.name}"), forward, mutates_args=(), schema=f"({inputs}) -> {results}")
     op_backward = custom_op(
-        f"myfla::chunk_{family.name}_backward", backward, mutates_args=(),
+        op_name(f"chunk_{family.name}_backward"), backward, mutates_args=(),
         schema=f"({inputs}, Tensor kept, Tensor do, Tensor dfinal) -> Tensor[]",
     )  # fmt: skip
 
