@@ -7,6 +7,7 @@ from myfla.backends import compiler
 from myfla.layers import GatedDeltaNet, KimiDeltaAttention, RWKV7Attention
 from myfla.models.utils import Cache
 from myfla.ops._delta import native_graph
+from myfla.ops._delta.version import op_name
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.kda import chunk_kda
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_recurrent_rwkv7
@@ -17,6 +18,9 @@ pytestmark = pytest.mark.skipif(
     custom_op is None or compiler.compiler_problem("cpu") is not None, reason="no torch.compile that takes operations"
 )
 PACKED = torch.tensor([0, 0, 7, 8, 30])
+RULE, RULE_BACKWARD = (
+    op_name(name).replace("::", ".") + ".default" for name in ("native_rule", "native_rule_backward")
+)
 
 
 def gated(op, T=30, cu=None, **more):
@@ -92,13 +96,13 @@ def test_a_rule_is_one_operation_with_the_eager_numbers_and_gradients(graphs, ca
     make, op = RULES[rule]
     call, tensors = make(op, cu=PACKED if cu else None, backend=backend)
     got, want = gradients(graphs(call), tensors), gradients(call, tensors)
-    assert graphs.found == [["myfla.native_rule.default"], ["myfla.native_rule_backward.default"]]
+    assert graphs.found == [[RULE], [RULE_BACKWARD]]
     for a, b in zip(got, want):
         assert_close(a, b, rms=2e-6, largest=1e-4)
     with torch.no_grad():
         for a, b in zip(graphs(call)(*tensors), call(*tensors)):
             assert_close(a, b, rms=2e-6, largest=1e-4)
-    assert graphs.found[2:] == [["myfla.native_rule.default"]]
+    assert graphs.found[2:] == [[RULE]]
 
 
 def test_half_formats_keep_theirs(graphs):
@@ -139,7 +143,7 @@ def test_a_layer_trains_and_goes_on_from_a_cache_in_one_graph(graphs, kind):
         results.append([y.detach(), *(p.grad.clone() for p in layer.parameters() if p.grad is not None)])
     for a, b in zip(*results):
         assert_close(a, b, rms=1e-5, largest=1e-3)
-    assert ["myfla.native_rule.default"] in graphs.found and ["myfla.native_rule_backward.default"] in graphs.found
+    assert [RULE] in graphs.found and [RULE_BACKWARD] in graphs.found
     layer.eval()
     with torch.no_grad():
         cache = Cache()
@@ -154,7 +158,7 @@ def test_a_layer_trains_and_goes_on_from_a_cache_in_one_graph(graphs, kind):
         states = (cache[0]["recurrent_state"], cache[0]["conv_state"])
         for a, b in zip(graphs(step)(x, *states), step(x, *states)):
             assert_close(a, b, rms=2e-6, largest=1e-4)
-    assert graphs.found[-1] == ["myfla.native_rule.default"]
+    assert graphs.found[-1] == [RULE]
 
 
 @cases(dtype=[torch.float64, torch.float32])

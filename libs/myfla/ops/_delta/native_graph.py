@@ -11,6 +11,7 @@ import torch
 
 from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors
 from myfla.ops._delta.native import NATIVE
+from myfla.ops._delta.version import op_name
 from myfla.utils.autograd import records
 from myfla.utils.graph_op import custom_op, one_by_one, takes_graph_ops
 from myfla.utils.native import graph_takes_native, native
@@ -96,10 +97,10 @@ def _differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> 
 
 def _make() -> Tuple[Any, Any]:
     forward = custom_op(
-        "myfla::native_rule", _forward, mutates_args=(), schema=f"({_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor)"
+        op_name("native_rule"), _forward, mutates_args=(), schema=f"({_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor)"
     )
     backward = custom_op(
-        "myfla::native_rule_backward", _backward, mutates_args=(),
+        op_name("native_rule_backward"), _backward, mutates_args=(),
         schema=f"({_SCHEMA}, Tensor error, Tensor do, Tensor dfinal) -> Tensor[]",
     )  # fmt: skip
     forward.register_fake(_shapes_forward)
