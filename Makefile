@@ -11,6 +11,7 @@
 # make test-native-long  the same fuzzer for 10,000 random calls of each kind
 # make docs       the documents as a site, in site/; every link is checked
 # make surface    write the list of public names anew, after a change to them
+# make settings the reference of all settings, docs/settings.md, anew, after a change to them
 # make clean      remove the virtual environment and what runs and builds left
 #
 # PYTHON=python3.11      which Python makes the virtual environment
@@ -28,7 +29,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help demo test test-basic test-slow lint docs surface test-mutants test-matrix native native-wheels test-native test-native-long clean
+.PHONY: help demo test test-basic test-slow lint docs surface settings test-mutants test-matrix native native-wheels test-native test-native-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -65,6 +66,9 @@ test-mutants: $(VENV)/.test
 
 surface: $(VENV)/.test
 	$(BIN)/python tests/support/surface.py
+
+settings: $(VENV)/.test
+	$(BIN)/python tools/settings.py
 
 native: $(VENV)/.app
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps ./libs/myfla_native

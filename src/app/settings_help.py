@@ -1,17 +1,17 @@
 """``--help GROUP``: the choices of a group of the config, and every setting of one of them with its meaning."""
 
 import dataclasses
-import inspect
 import re
 import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+from app.settings_table import settings_of, written
 from cfg.hydra_versions import version_base
 from cfg.paths import conf_dir
 from cfg.validation import ConfigError, nearest
 
-__all__ = ["group_help", "meanings"]
+__all__ = ["group_help"]
 
 WIDTH = 110
 
@@ -49,25 +49,6 @@ def group_help(arguments: Sequence[str]) -> Optional[str]:
     if shown != option and len(options) > 1:
         lines += ["", f"Settings of another one: --help {group}=NAME"]
     return "\n".join(lines)
-
-
-def meanings(config_class: type) -> Dict[str, str]:
-    """What the docstrings of a config class and its bases say of each field, by the field's name.
-
-    Example:
-        >>> from cfg.trainer import TrainerConfig
-        >>> meanings(TrainerConfig)["devices"]
-        'how many of them, on each machine.'
-    """
-    found: Dict[str, str] = {}
-    for part in reversed(config_class.__mro__):
-        section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(part) or "", re.M | re.S)
-        if part is object or section is None:
-            continue
-        for names, text in re.findall(r"^    (\w[\w, ]*): (.*?)(?=^    \w|\Z)", section.group(1), re.M | re.S):
-            for name in names.split(","):
-                found[name.strip()] = " ".join(text.replace("``", "").split())
-    return found
 
 
 def _groups() -> Dict[str, List[str]]:
@@ -117,13 +98,12 @@ def _settings(group: str, option: str) -> Optional[List[str]]:
     kind = None if node is None else OmegaConf.get_type(node)
     if kind is None or not dataclasses.is_dataclass(kind):
         return None
-    said, lines = meanings(kind), []
+    lines: List[str] = []
     plain = OmegaConf.to_container(node, resolve=False)
     values = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-    for field in dataclasses.fields(kind):
-        value = values[field.name]
-        shown = {None: "null", True: "true", False: "false", "???": "(must be set)"}.get(
-            value if isinstance(value, (str, bool, type(None))) else "", value)
-        lines.append(f"  {group}.{field.name}={shown}")
-        lines += textwrap.wrap(said.get(field.name, ""), WIDTH, initial_indent="      ", subsequent_indent="      ")
+    for setting in settings_of(kind):
+        lines.append(f"  {group}.{setting.name}={written(values[setting.name])}")
+        unit = f" In {setting.unit}." if setting.unit else ""
+        text = f"{setting.meaning} Must be {setting.rule}.{unit}".strip()
+        lines += textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")
     return lines

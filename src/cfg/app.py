@@ -1,7 +1,7 @@
 """The application's whole config, and its schemas in Hydra's ConfigStore."""
 
 from dataclasses import dataclass, field
-from typing import Any, List, Optional, Type, TypeVar
+from typing import Any, Dict, List, Optional, Type, TypeVar
 
 from omegaconf import MISSING
 
@@ -21,7 +21,7 @@ from cfg.stream import StreamJobConfig
 from cfg.trainer import TrainerConfig
 from cfg.validation import ConfigError, Fields, config_error
 
-__all__ = ["AppConfig", "register_configs"]
+__all__ = ["GROUPS", "AppConfig", "register_configs"]
 
 Job = TypeVar("Job", bound=JobConfig)
 
@@ -31,6 +31,10 @@ class AppConfig:
     """One run: an encoder, its data, a job, a trainer.
 
     Args:
+        encoder: what turns a sequence into an embedding: see its group.
+        data: where the sequences come from: see its group.
+        job: what is done: see its group.
+        trainer: on which device, how long and how exactly: see its group.
         callbacks: early stopping, checkpoints, and the like.
         logger: where else to send the figures of every epoch.
         run: folder of a finished run, for jobs that use one; or, with ``resume``, of one that was interrupted.
@@ -78,6 +82,18 @@ class AppConfig:
                                "metrics.csv has the learning rate of every epoch; logger=tensorboard shows every step")
 
 
+GROUPS: Dict[str, Dict[str, Type[Any]]] = {
+    "data": {**DATA_CONFIGS},
+    "job": {**JOB_CONFIGS, "predict": PredictJobConfig, "evaluate": EvaluateJobConfig, "encode": EncodeJobConfig,
+            "stream": StreamJobConfig, "export": ExportJobConfig, "bench": BenchJobConfig,
+            "describe": DescribeJobConfig},
+    "trainer": {"lightning": TrainerConfig},
+    "callbacks": {"lightning": CallbacksConfig},
+    "logger": {**LOGGER_CONFIGS},
+}
+"""The classes behind each group of settings, encoders apart, by the name of their schema."""
+
+
 class _RootFields(Fields):
     """Fields at the top of the config: the key has no prefix."""
 
@@ -93,11 +109,7 @@ def register_configs() -> None:
     # For hydra.run.dir: a run that goes on does so in its own folder.
     register_resolver("run_dir", lambda resume, run, new: run if resume and run else new)
     store_config(name="app_schema", node=AppConfig, provider="app")
-    jobs = {**JOB_CONFIGS, "stream": StreamJobConfig, "export": ExportJobConfig, "describe": DescribeJobConfig,
-            "bench": BenchJobConfig, "evaluate": EvaluateJobConfig, "encode": EncodeJobConfig,
-            "predict": PredictJobConfig}
-    for group, classes in (("data", DATA_CONFIGS), ("job", jobs), ("trainer", {"lightning": TrainerConfig}),
-                           ("callbacks", {"lightning": CallbacksConfig}), ("logger", LOGGER_CONFIGS)):
+    for group, classes in GROUPS.items():
         for name, config_class in classes.items():
             store_config(group=f"{group}/schema", name=name, node=config_class, provider="app")
     register_encoder_configs()

@@ -17,10 +17,10 @@ class BenchJobConfig(JobConfig):
     ``.threads``).
 
     Args:
-        batch: sequences in a call of prefill and in a training step.
-        lengths: tokens of each of them; every length is measured.
-        sessions: for decoding, how many sequences take one token each in a call; every number is measured.
-        rounds: samples of each figure, taken in turn; the median counts.
+        batch (sequences): sequences in a call of prefill and in a training step.
+        lengths (tokens): tokens of each of them; every length is measured.
+        sessions (sequences): for decoding, how many sequences take one token each in a call; every number is measured.
+        rounds (samples): samples of each figure, taken in turn; the median counts.
         memory: measure peak memory too, each figure in a process of its own.
 
     Raises:
@@ -45,6 +45,7 @@ class BenchJobConfig(JobConfig):
 
 
 def _sizes(fields: Fields, name: str, values: Any) -> None:
+    rule = fields.rule(name, "a list of different integers from 1")
     good = isinstance(values, list) and values and all(type(v) is int and 1 <= v <= 1 << 24 for v in values)
     if not good or len(set(values)) < len(values):
-        raise fields.error(name, "must be a list of different integers from 1", values)
+        raise fields.error(name, rule, values)

@@ -16,9 +16,9 @@ class CallbacksConfig:
         name: label of the preset.
         early_stopping: end after ``job.patience`` epochs without a better validation loss; false: train for all of
             ``trainer.max_epochs``.
-        min_delta: by how much the loss must fall to count as better, for early stopping.
+        min_delta (loss): by how much the loss must fall to count as better, for early stopping.
         best_weights: end with the weights of the epoch with the lowest validation loss; false: with the last ones.
-        checkpoint_steps: write a checkpoint after so many steps of an epoch too, for epochs that take hours;
+        checkpoint_steps (batches): write a checkpoint after so many steps of an epoch too, for epochs that take hours;
             null: after every epoch only.
         learning_rate_monitor: log the learning rate of every step; ``metrics.csv`` has that of every epoch.
 

@@ -38,8 +38,7 @@ class CheckConfig:
         fields = Fields(self, "checks")
         fields.text("metric")
         for bar in ("at_least", "at_most"):
-            if getattr(self, bar) is not None:
-                fields.number(bar, -1e30, 1e30)
+            fields.number(bar, -1e30, 1e30, optional=True)
         if self.at_least is None and self.at_most is None:
             raise fields.error("at_least", "must be set, or checks.at_most", None, "a check needs a bar")
         fields.choice("of", WAYS)

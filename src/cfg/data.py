@@ -19,13 +19,13 @@ class DataConfig:
 
     Args:
         name: the source, as `app.data.SOURCES` knows it.
-        batch_size: sequences in a batch, all processes together.
-        batch_tokens: most tokens in a batch, instead of ``batch_size``: sequences of similar length form a batch, and
-            padding counts; null for none.
+        batch_size (sequences): sequences in a batch, all processes together.
+        batch_tokens (tokens): most tokens in a batch, instead of ``batch_size``: sequences of similar length form a
+            batch, and padding counts; null for none.
         packed: concatenate the sequences of a batch (``cu_seqlens``) instead of padding them; the
             loss is the same.
-        validation_fraction: share of each class of the training set that is held out to choose the epoch on.
-        test_fraction: share that is held out as a test set, if the source has none.
+        validation_fraction (share): share of each class of the training set that is held out to choose the epoch on.
+        test_fraction (share): share that is held out as a test set, if the source has none.
         standardize: scale every channel to mean 0 and standard deviation 1, measured on training data only.
         missing: how a missing value (NaN) is treated: ``error``, ``mean`` (of its channel, in training) or
             ``forward`` (the value before it, else the first after it).
@@ -104,14 +104,14 @@ class SyntheticDataConfig(DataConfig):
       often in some sequences and hardly ever in others, in the test sets one at the start, and the read at the end
 
     Args:
-        task: which of them.
-        train_length: steps of the training (and validation) sequences.
-        test_lengths: steps of the test sets; figures of the first are ``test_...``, of the others
+        task: which of the tasks above.
+        train_length (steps): steps of the training (and validation) sequences.
+        test_lengths (steps): steps of the test sets; figures of the first are ``test_...``, of the others
             ``test_<length>_...``.
-        train_sequences, test_sequences: how many, the latter for each length.
-        modulus: of ``counting``.
-        pairs: of ``recall``.
-        symbols: of ``memory``; of ``recall`` keys and values together.
+        train_sequences, test_sequences (sequences): how many, the latter for each length.
+        modulus: what ``counting`` counts modulo.
+        pairs: of keys and values in a sequence of ``recall``.
+        symbols: how many ``memory`` has to tell apart; of ``recall``, keys and values together.
         data_seed: fixes the sequences; the run's ``seed`` does not change them.
     """
 
@@ -136,9 +136,9 @@ class SyntheticDataConfig(DataConfig):
         fields.integer("pairs", 1, 1 << 16)
         fields.integer("symbols", 2, 1 << 20)
         fields.integer("data_seed", 0, (1 << 31) - 1)
-        lengths = self.test_lengths
+        rule, lengths = fields.rule("test_lengths", "a list of integers from 2"), self.test_lengths
         if not isinstance(lengths, list) or not lengths or not all(type(n) is int and n >= 2 for n in lengths):
-            raise fields.error("test_lengths", "must be a list of integers from 2", lengths)
+            raise fields.error("test_lengths", rule, lengths)
         if len(set(lengths)) < len(lengths):
             raise fields.error("test_lengths", "must be different lengths", lengths)
         if self.task == "recall":
@@ -169,7 +169,7 @@ class TableDataConfig(DataConfig):
         group: column; sequences of one group are never on both sides of a split.
         ids: ``per_file``: the same id in two files is two sequences; ``global``: it is one; null: refused without
             ``time``, else one whose parts must not overlap.
-        window, stride: cut sequences into windows of so many steps, one every ``stride`` steps (null: without
+        window, stride (steps): cut sequences into windows of so many steps, one every ``stride`` steps (null: without
             overlap).
         separator: between the cells of a CSV file: comma, semicolon, tab, space, pipe, or the character; null:
             detected.
@@ -213,19 +213,18 @@ class TableDataConfig(DataConfig):
             _names(fields, name, getattr(self, name))
         fields.flag("per_step")
         for name, known in (("layout", LAYOUTS), ("ids", IDS), ("decimal", ("point", "comma"))):
-            if getattr(self, name) is not None:
-                fields.choice(name, known)
+            fields.choice(name, known, optional=True)
         for name in ("window", "stride"):
             fields.integer(name, 1, 1 << 24, optional=True)
         for name in ("separator", "thousands"):
-            value = getattr(self, name)
+            rule, value = fields.rule(name, f"one of {', '.join(MARKS)}, one character, or null"), getattr(self, name)
             if value is not None and value not in MARKS and not (isinstance(value, str) and len(value) == 1
                                                                   and value not in '"\r\n'):
-                raise fields.error(name, f"must be one of {', '.join(MARKS)}, one character, or null", value)
-        if self.header is not None:
-            fields.flag("header")
+                raise fields.error(name, rule, value)
+        fields.flag("header", optional=True)
+        rule = fields.rule("na_values", "a list of texts")
         if not isinstance(self.na_values, list) or not all(isinstance(n, str) for n in self.na_values):
-            raise fields.error("na_values", "must be a list of texts", self.na_values, "e.g. ['?','-']")
+            raise fields.error("na_values", rule, self.na_values, "e.g. ['?','-']")
         self._check_together(fields)
 
     def _check_together(self, fields: Fields) -> None:
@@ -270,8 +269,9 @@ class TableDataConfig(DataConfig):
 
 
 def _names(fields: Fields, name: str, value: Any) -> None:
+    rule = fields.rule(name, "a list of columns or null")
     if value is not None and not (isinstance(value, list) and value and all(isinstance(n, str) and n for n in value)):
-        raise fields.error(name, "must be a list of columns or null", value)
+        raise fields.error(name, rule, value)
 
 
 @dataclass
@@ -281,9 +281,9 @@ class TextDataConfig(DataConfig):
     Args:
         train_path, test_path: a file, or a folder with all its files that fit ``pattern``; without a test file,
             ``test_fraction`` is held out.
-        pattern: of the names of files in a folder.
+        pattern: which names of files in a folder are read.
         tokenizer: a tokenizer file of Hugging Face (``tokenizer.json``); null: bytes.
-        window: steps of a sequence.
+        window (steps): steps of a sequence.
         scratch: folder for the working copy of large texts; null: the system's folder for temporary files.
     """
 

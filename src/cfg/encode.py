@@ -51,7 +51,7 @@ class PredictJobConfig(JobConfig):
         ignore: columns of a table to skip; all others must be known to the run.
         output: a new file, ``.csv``, ``.parquet`` or ``.jsonl``; null: ``predictions.csv`` in this job's own folder.
         probabilities: of classes: ``all``, or that of the ``predicted`` one alone, where there are very many.
-        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
+        batch_tokens (tokens): most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
@@ -93,8 +93,8 @@ class EncodeJobConfig(JobConfig):
         output: folder for the parts.
         format: ``parquet`` or ``safetensors``.
         per: one embedding a ``sequence``, or one a ``step``.
-        part_sequences: sequences in a part.
-        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
+        part_sequences (sequences): sequences in a part.
+        batch_tokens (tokens): most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.

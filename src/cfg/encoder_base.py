@@ -25,27 +25,29 @@ class EncoderConfig:
 
     Args:
         name: the strategy to build, as the factory knows it.
-        input_size: channels of real-valued input ``[B, T, input_size]``; null until it is known from the data.
-        vocab_size: for input of token ids ``[B, T]`` instead; exactly one of the two is set when the encoder is built.
+        input_size (channels): channels of real-valued input ``[B, T, input_size]``; null until it is known from the
+            data.
+        vocab_size (token ids): for input of token ids ``[B, T]`` instead; exactly one of the two is set when the
+            encoder is built.
         embedding_std: standard deviation of the token vectors at the start. With small ones (0.02) a model
             learns recall faster, with large ones (1) to track a state.
-        hidden_size: width of the stack and of the embedding.
-        num_layers: residual blocks (per block, a bidirectional encoder has two mixers and two MLPs).
+        hidden_size (channels): width of the stack and of the embedding.
+        num_layers (blocks): residual blocks (per block, a bidirectional encoder has two mixers and two MLPs).
         direction: ``causal`` (can be fed in pieces) or ``bidirectional``.
         pooling: how the hidden states of a sequence become one embedding: ``mean``, ``last``, ``max`` or ``attention``.
-        mlp_ratio: inner width of the MLP, as a multiple of ``hidden_size``.
+        mlp_ratio (times hidden_size): inner width of the MLP, as a multiple of ``hidden_size``.
         norm_eps: epsilon of every normalisation.
-        dropout: probability on both branches of a block, in training.
+        dropout (probability): probability on both branches of a block, in training.
         state_weaving: begin each layer with the final state of the layer before it (TempoPFN, arXiv 2510.25502):
             every token then knows the whole sequence, so that the encoder cannot be fed in pieces.
         stem: what stands between real-valued input and the stack: ``none`` (a projection of each step), ``patch``
             (``stem_stride`` steps become one), ``conv`` (log2(``stem_stride``) convolutions, each of stride 2) or
             ``inception`` (three blocks of convolutions of three widths). With ``patch`` or ``conv`` the encoder cannot
             be fed in pieces; with ``inception`` it can, if it is causal.
-        stem_stride: how many times shorter; a power of two for ``conv``; 1, 2, 4 or 8 for ``inception``, 1 if it is
-            causal. Null: 8; for ``inception`` 4, or 1.
-        stem_kernel: steps that each convolution of ``conv`` looks back, or the widest of ``inception`` sees. Null: 8;
-            39 for ``inception``.
+        stem_stride (steps): how many times shorter; a power of two for ``conv``; 1, 2, 4 or 8 for ``inception``, 1 if
+            it is causal. Null: 8; for ``inception`` 4, or 1.
+        stem_kernel (steps): steps that each convolution of ``conv`` looks back, or the widest of ``inception`` sees.
+            Null: 8; 39 for ``inception``.
         pretrained: folder of an official checkpoint (``config.json`` and safetensors) whose sizes and weights the
             blocks, the last norm and, for token ids, the embedding take over. Fields left at their defaults follow the
             checkpoint; one that is set and contradicts it is an error.

@@ -21,9 +21,11 @@ class DeltaHeadsConfig(EncoderConfig):
     Args:
         num_heads, head_dim: query/key heads and their size, free of ``hidden_size``.
         expand_v: value head size over ``head_dim``; the product must be a whole number.
-        num_v_heads: value heads, a multiple of ``num_heads``; null means ``num_heads``.
+        num_v_heads (heads): value heads, a multiple of ``num_heads``; null means ``num_heads``.
         mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
-        use_short_conv, conv_size, conv_bias: the short convolutions, as in the layer.
+        use_short_conv: a short causal convolution in front of queries, keys and values.
+        conv_size (steps): how many steps it sees.
+        conv_bias: whether it adds a bias.
         backend: whose code computes the rule: ``auto``, ``naive``, ``torch``, ``compiled`` or ``fla``. A choice of this
             machine: it is not saved with the encoder.
     """
@@ -65,7 +67,9 @@ class GatedDeltaNetEncoderConfig(DeltaHeadsConfig):
     """An encoder of GatedDeltaNet layers; the fields are the layer's arguments (`myfla.layers.GatedDeltaNet`).
 
     Args:
-        use_gate, allow_neg_eigval, output_gate_activation: as in the layer.
+        use_gate: multiply the output by a gate of the input.
+        allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
+        output_gate_activation: of that gate.
         attn: which layers are softmax attention (`myfla.layers.Attention`) instead: ``{layers: [1, 3], num_heads: 4}``,
             perhaps with ``num_kv_heads``, ``qkv_bias``, ``window_size`` and ``rope_theta``; null for none.
 
@@ -82,7 +86,9 @@ class GatedDeltaNetEncoderConfig(DeltaHeadsConfig):
 
     def validate(self) -> None:
         super().validate()
-        Fields(self, "encoder").choice("output_gate_activation", GATE_ACTIVATIONS)
+        fields = Fields(self, "encoder")
+        fields.choice("output_gate_activation", GATE_ACTIVATIONS)
+        fields.rule("attn", "null or a mapping with layers and num_heads")
         if self.attn is not None:
             self.attn = check_attention(self.attn, self.hidden_size, self.num_layers)
 
@@ -92,7 +98,8 @@ class KDAEncoderConfig(DeltaHeadsConfig):
     """An encoder of Kimi Delta Attention layers (`myfla.layers.KimiDeltaAttention`).
 
     Args:
-        allow_neg_eigval, safe_gate: as in the layer.
+        allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
+        safe_gate: keep the log decay of a step above ``lower_bound``.
         lower_bound: least log decay of a step, a negative number; null for none. ``safe_gate`` needs one.
 
     Example:
@@ -109,9 +116,8 @@ class KDAEncoderConfig(DeltaHeadsConfig):
     def validate(self) -> None:
         super().validate()
         fields = Fields(self, "encoder")
-        if self.lower_bound is not None:
-            fields.number("lower_bound", -1000, 0, open_high=True)
-        elif self.safe_gate:
+        fields.number("lower_bound", -1000, 0, open_high=True, optional=True)
+        if self.lower_bound is None and self.safe_gate:
             raise fields.error("lower_bound", "must be set with encoder.safe_gate=true", None, "use -5.0")
 
 
@@ -120,8 +126,10 @@ class GatedDeltaProductEncoderConfig(DeltaHeadsConfig):
     """An encoder of Gated DeltaProduct layers (`myfla.layers.GatedDeltaProduct`).
 
     Args:
-        use_output_gate, use_forget_gate, allow_neg_eigval: as in the layer.
-        num_householder: steps of the delta rule for each token.
+        use_output_gate: multiply the output by a gate of the input.
+        use_forget_gate: let the state decay at every token.
+        allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
+        num_householder (steps): steps of the delta rule for each token.
 
     Example:
         >>> GatedDeltaProductEncoderConfig(input_size=12, num_householder=3).name
@@ -144,7 +152,7 @@ class GDN2EncoderConfig(DeltaHeadsConfig):
     """An encoder of Gated DeltaNet 2 layers (`myfla.layers.GatedDeltaNet2`).
 
     Args:
-        allow_neg_eigval: as in the layer.
+        allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
 
     Example:
         >>> GDN2EncoderConfig(input_size=12).name
@@ -160,7 +168,10 @@ class CombaEncoderConfig(DeltaHeadsConfig):
     """An encoder of Comba layers (`myfla.layers.Comba`).
 
     Args:
-        use_output_gate, use_output_correction, use_inner_decay, correction_factor: as in the layer.
+        use_output_gate: multiply the output by a gate of the input.
+        use_output_correction: take a learned share of the key that erases from the query that reads the state.
+        use_inner_decay: scale the key that erases by a learned share; false: it is the key that writes.
+        correction_factor: the share of ``use_output_correction`` at the start.
 
     Example:
         >>> CombaEncoderConfig(input_size=12, correction_factor=0.02).name

@@ -18,12 +18,14 @@ class WidthHeadsConfig(EncoderConfig):
     """What the encoders of this file share; the fields are the layers' arguments.
 
     Args:
-        num_heads: heads; the channels of all keys, and of all values, must be a multiple of it. null means the largest
-            number up to 4 that fits.
-        expand_k, expand_v: size of all keys, and of all values, over ``hidden_size``.
+        num_heads (heads): heads; the channels of all keys, and of all values, must be a multiple of it. null means the
+            largest number up to 4 that fits.
+        expand_k, expand_v (times hidden_size): size of all keys, and of all values, over ``hidden_size``.
         mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
-        use_short_conv, conv_size, conv_bias: the short convolutions, as in the layer.
-        backend: as in `GatedDeltaNetEncoderConfig`.
+        use_short_conv: a short causal convolution in front of queries, keys and values.
+        conv_size (steps): how many steps it sees.
+        conv_bias: whether it adds a bias.
+        backend: whose code computes the rule, as for ``gated_deltanet``.
     """
 
     num_heads: Optional[int] = None
@@ -71,7 +73,11 @@ class DeltaNetEncoderConfig(WidthHeadsConfig):
     """An encoder of DeltaNet layers (`myfla.layers.DeltaNet`).
 
     Args:
-        use_beta, use_gate, allow_neg_eigval, qk_activation, qk_norm: as in the layer.
+        use_beta: learn how strongly each token writes; false: 1 for all.
+        use_gate: multiply the output by a gate of the input.
+        allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
+        qk_activation: activation of queries and keys.
+        qk_norm: how queries and keys are normalised: to length 1 or to sum 1.
 
     Example:
         >>> DeltaNetEncoderConfig(input_size=12, qk_norm="sum").name
@@ -99,9 +105,12 @@ class GLAEncoderConfig(WidthHeadsConfig):
     """An encoder of gated linear attention layers (`myfla.layers.GatedLinearAttention`).
 
     Args:
-        num_kv_heads: heads of keys and values, which divide those of queries; null means as many.
+        num_kv_heads (heads): heads of keys and values, which divide those of queries; null means as many.
         feature_map: activation of queries and keys, or null for none.
-        use_output_gate, gate_fn, gate_logit_normalizer, gate_low_rank_dim: as in the layer.
+        use_output_gate: multiply the output by a gate of the input.
+        gate_fn: activation of that gate.
+        gate_logit_normalizer: divides the log of the decay; a larger one forgets more slowly.
+        gate_low_rank_dim (channels): rank of the projection that makes the decay.
         clamp_min: least log decay of a step, a negative number; null for none.
 
     Example:
@@ -126,11 +135,9 @@ class GLAEncoderConfig(WidthHeadsConfig):
         if self.num_kv_heads is not None and self.resolved_num_heads % self.num_kv_heads:
             raise fields.error("num_kv_heads", f"must divide the number of heads, {self.resolved_num_heads}",
                                self.num_kv_heads)
-        if self.feature_map is not None:
-            fields.choice("feature_map", ACTIVATIONS)
+        fields.choice("feature_map", ACTIVATIONS, optional=True)
         fields.flag("use_output_gate")
         fields.choice("gate_fn", ACTIVATIONS)
         fields.integer("gate_logit_normalizer", 1, 4096)
         fields.integer("gate_low_rank_dim", 1, 1 << 16)
-        if self.clamp_min is not None:
-            fields.number("clamp_min", -1000, 0, open_high=True)
+        fields.number("clamp_min", -1000, 0, open_high=True, optional=True)

@@ -16,14 +16,20 @@ class Mamba2EncoderConfig(EncoderConfig):
     """An encoder of Mamba-2 layers; the fields are the layer's arguments (`myfla.layers.Mamba2`).
 
     Args:
-        expand: channels inside the layer over ``hidden_size``; the product must be a whole number.
-        head_dim: channels of one head, which divide those; null means as many as make the largest number of heads up
-            to 4 that fits.
-        state_size: numbers that a head keeps for each of its channels.
+        expand (times hidden_size): channels inside the layer over ``hidden_size``; the product must be a whole number.
+        head_dim (channels): channels of one head, which divide those; null means as many as make the largest number of
+            heads up to 4 that fits.
+        state_size (numbers a channel): numbers that a head keeps for each of its channels.
         n_groups: pairs of B and C, which heads share.
-        conv_kernel, use_conv_bias, hidden_act, D_has_hdim, rmsnorm, norm_before_gate, use_bias: as in the layer.
-        dt_min, dt_max: between which the time steps begin; small ones forget slowly.
-        backend: as in `GatedDeltaNetEncoderConfig`.
+        conv_kernel (steps): how many steps the short convolution sees.
+        use_conv_bias: whether it adds a bias.
+        hidden_act: activation behind it.
+        D_has_hdim: a weight of the skip for each channel; false: one for each head.
+        rmsnorm: normalise the output.
+        norm_before_gate: normalise it before the gate; false: behind it.
+        use_bias: whether the projections add a bias.
+        dt_min, dt_max (time steps): between which the time steps begin; small ones forget slowly.
+        backend: whose code computes the rule, as for ``gated_deltanet``.
 
     Example:
         >>> Mamba2EncoderConfig(input_size=12, state_size=32).resolved_head_dim

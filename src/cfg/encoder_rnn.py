@@ -14,7 +14,7 @@ class RNNEncoderConfig(EncoderConfig):
     """What encoders of PyTorch's own recurrent layers have.
 
     Args:
-        state_size: width of the recurrent state; null means ``hidden_size``.
+        state_size (channels): width of the recurrent state; null means ``hidden_size``.
     """
 
     state_size: Optional[int] = None

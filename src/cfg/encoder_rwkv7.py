@@ -16,12 +16,12 @@ class RWKV7EncoderConfig(EncoderConfig):
     Args:
         num_heads, head_dim: their product is ``hidden_size``. Give one, both or neither; with neither, the head is
             the largest divisor of ``hidden_size`` up to 64.
-        value_dim: width of the values, a multiple of the number of heads; null means ``hidden_size``.
+        value_dim (channels): width of the values, a multiple of the number of heads; null means ``hidden_size``.
         decay_low_rank_dim, gate_low_rank_dim, a_low_rank_dim, v_low_rank_dim: ranks of the four LoRAs; null means
             the layer's rule.
-        mode: ``chunk`` or ``fused_recurrent``, as in the layer.
+        mode: ``chunk`` or ``fused_recurrent``, for long input without gradients.
         fuse_norm: the official flag; chooses how keys are normalised.
-        backend: as in `GatedDeltaNetEncoderConfig`.
+        backend: whose code computes the rule, as for ``gated_deltanet``.
 
     Example:
         >>> RWKV7EncoderConfig(input_size=12, hidden_size=96).resolved_head_dim

@@ -23,11 +23,12 @@ class ExportJobConfig(JobConfig):
             and for a causal encoder ``step``, one token with the states as inputs and outputs; ``safetensors`` writes
             the weights.
         graphs: ``all`` that the encoder can have, ``whole`` or ``step``.
-        length: tokens of ``encoder``, whose sizes are fixed then. Null: any number of sequences of any length.
-        context: how many tokens before its own a layer of softmax attention without a window sees at most in ``step``,
-            whose states have a fixed size; within so many tokens it equals PyTorch. Needed for such encoders only.
-        batch: sequences that a graph of fixed size takes at once.
-        steps: how many tokens are streamed in the comparison.
+        length (tokens): tokens of ``encoder``, whose sizes are fixed then. Null: any number of sequences of any length.
+        context (tokens): how many tokens before its own a layer of softmax attention without a window sees at most in
+            ``step``, whose states have a fixed size; within so many tokens it equals PyTorch. Needed for such encoders
+            only.
+        batch (sequences): sequences that a graph of fixed size takes at once.
+        steps (tokens): how many tokens are streamed in the comparison.
         tolerance: largest difference, in units of the largest number compared (or of 1, where that is smaller).
 
     Raises:

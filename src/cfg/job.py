@@ -40,18 +40,19 @@ class TrainJobConfig(JobConfig):
         objective: ``classify`` (cross-entropy) or ``regress`` (squared error), one target a sequence or a step, as the
             data have them; ``next_step``: at each step, the next token or the next features.
         learning_rate: peak of AdamW's learning rate; half a cosine takes it to zero.
-        warmup: share of all steps in which the learning rate rises to its peak.
+        warmup (share): share of all steps in which the learning rate rises to its peak.
         weight_decay: of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have none.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing (share): share of the target spread over all classes.
         class_weights: ``balanced``: each class counts the same in training, however many examples it has; or ``none``.
-        noise: standard deviation of the Gaussian noise on every training value, in units of the (standardised) input.
-        offset: standard deviation of the random shift of every channel of a training sequence, the same at all its
-            steps; stands for other microphones, rooms and days. Not with ``next_step``.
-        crop: largest share of a training sequence that is cut off: each time another part of at least ``1 - crop`` of
-            it is learned from. For one target a sequence.
-        patience: stop after this many epochs without a better validation loss.
-        test_pieces: steps; the test sequences are fed in pieces of so many, as a stream is, each beginning in the state
-            in which the one before ended; null: whole.
+        noise (standard deviations): standard deviation of the Gaussian noise on every training value, in units of the
+            (standardised) input.
+        offset (standard deviations): standard deviation of the random shift of every channel of a training sequence,
+            the same at all its steps; stands for other microphones, rooms and days. Not with ``next_step``.
+        crop (share): largest share of a training sequence that is cut off: each time another part of at least ``1 -
+            crop`` of it is learned from. For one target a sequence.
+        patience (epochs): stop after this many epochs without a better validation loss.
+        test_pieces (steps): steps; the test sequences are fed in pieces of so many, as a stream is, each beginning in
+            the state in which the one before ended; null: whole.
         test_carry: false lets each piece begin from nothing: the encoder then sees no further than one piece.
         baselines: measure simple methods on the same split as well; see `app.baselines.measure`.
         refit: once validation has chosen the number of epochs, train afresh on training and validation data together.

@@ -34,7 +34,7 @@ class WandbLoggerConfig(LoggerConfig):
     """Weights & Biases.
 
     Args:
-        project: that the run belongs to.
+        project: the project of Weights & Biases that the run belongs to.
         offline: write to the run's folder only, to be sent later with ``wandb sync``.
         entity: user or team; null for the default one.
     """

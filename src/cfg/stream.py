@@ -31,12 +31,12 @@ class StreamJobConfig(JobConfig):
         state: folder that keeps the state; null: ``stream_state`` in the run's folder.
         first_row: for standard input after a restart: the number of the first row that is sent, or ``next`` if the
             sender continues with the first row that is not done yet. Rows that are done already are skipped.
-        batch_rows: most rows in one step.
-        memory_mb: memory for the states of sessions; beyond it the longest idle ones go to disk.
-        commit_seconds: under load, rows are acknowledged together this often; without load, at once.
-        snapshot_seconds: how often the states themselves are written; a restart repeats what came after.
-        threads: threads of torch; null leaves torch's choice. One thread never waits for a core that another program
-            uses.
+        batch_rows (rows): most rows in one step.
+        memory_mb (MiB): memory for the states of sessions; beyond it the longest idle ones go to disk.
+        commit_seconds (seconds): under load, rows are acknowledged together this often; without load, at once.
+        snapshot_seconds (seconds): how often the states themselves are written; a restart repeats what came after.
+        threads (threads): threads of torch; null leaves torch's choice. One thread never waits for a core that another
+            program uses.
         device: where the encoder runs, e.g. ``cpu`` or ``cuda``.
 
     Raises:
@@ -79,19 +79,20 @@ class StreamJobConfig(JobConfig):
         fields.integer("threads", 1, 1 << 10, optional=True)
 
     def _check_features(self, fields: Fields) -> None:
-        names = self.features
+        rule, names = fields.rule("features", "a list of names or null"), self.features
         if names is None:
             return
         if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-            raise fields.error("features", "must be a list of names or null", names)
+            raise fields.error("features", rule, names)
         if len(set(names)) < len(names) or self.session in names:
             raise fields.error("features", f"must be different names, none of them job.session={self.session}", names)
 
     def _check_first_row(self, fields: Fields) -> None:
+        rule = fields.rule("first_row", "an integer from 1, or next")
         if self.first_row == "next":
             return
         if isinstance(self.first_row, bool) or not isinstance(self.first_row, int) or self.first_row < 1:
-            raise fields.error("first_row", "must be an integer from 1, or next", self.first_row)
+            raise fields.error("first_row", rule, self.first_row)
         if self.first_row != 1 and self.input is not None:
             raise fields.error("first_row", "must be left out with job.input", self.first_row,
                                "a file is continued where it was left")

@@ -18,15 +18,15 @@ class TrainerConfig:
 
     Args:
         name: label of the preset.
-        max_epochs: length of the schedule; early stopping may end before.
-        limit_batches: most batches of an epoch, for a quick trial; null for all.
+        max_epochs (epochs): length of the schedule; early stopping may end before.
+        limit_batches (batches): most batches of an epoch, for a quick trial; null for all.
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.
-        devices: how many of them, on each machine.
-        num_nodes: machines, under torchrun or SLURM.
+        devices (devices): how many of them, on each machine.
+        num_nodes (machines): machines, under torchrun or SLURM.
         strategy: ``auto``; ``ddp``: every process has the whole model; ``fsdp`` (GPU): each has a part of it.
         precision: ``32-true``, ``64-true``, ``16-mixed`` or ``bf16-mixed``.
-        threads: threads of torch on the CPU; null leaves torch's choice.
+        threads (threads): threads of torch on the CPU; null leaves torch's choice.
         progress: show a progress bar; without a terminal, a line from time to time.
 
     Raises:
@@ -50,8 +50,7 @@ class TrainerConfig:
         fields.text("name")
         fields.integer("max_epochs", 1, 1 << 20)
         fields.integer("limit_batches", 1, 1 << 30, optional=True)
-        if self.gradient_clip_val is not None:
-            fields.number("gradient_clip_val", 0, 1e9, open_low=True)
+        fields.number("gradient_clip_val", 0, 1e9, open_low=True, optional=True)
         fields.choice("accelerator", ACCELERATORS)
         fields.integer("devices", 1, 1 << 10)
         fields.integer("num_nodes", 1, 1 << 16)

@@ -4,9 +4,9 @@ import dataclasses
 import difflib
 import math
 import numbers
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, ClassVar, Dict, Iterable, Optional, Sequence, Type
 
-__all__ = ["ConfigError", "Fields", "config_error", "known_fields", "nearest"]
+__all__ = ["ConfigError", "Fields", "config_error", "known_fields", "nearest", "rules_of"]
 
 
 class ConfigError(ValueError):
@@ -61,6 +61,28 @@ def known_fields(config: Any, prefix: str = "") -> Any:
     return config
 
 
+def rules_of(config_class: Type[Any], **given: Any) -> Dict[str, str]:
+    """What each field of a config must be, by name, in the words of its errors: the checks themselves say it.
+
+    Args:
+        config_class: to be made, with its defaults.
+        given: values of fields that have none.
+
+    Example:
+        >>> from cfg.trainer import TrainerConfig
+        >>> rules_of(TrainerConfig)["max_epochs"]
+        'an integer from 1 to 1048576'
+    """
+    needed = {field.name: "x" for field in dataclasses.fields(config_class)
+              if field.default == "???" and field.name != "name"}
+    before, Fields.noted = Fields.noted, {}
+    try:
+        config_class(**{**needed, **given})
+        return Fields.noted
+    finally:
+        Fields.noted = before
+
+
 class Fields:
     """Checks the fields of one config object and stores them back in their plain type.
 
@@ -75,58 +97,79 @@ class Fields:
         3
     """
 
+    #: Rules by field, while `rules_of` asks for them.
+    noted: ClassVar[Optional[Dict[str, str]]] = None
+
     def __init__(self, owner: Any, prefix: str) -> None:
         self.owner, self.prefix = owner, prefix
 
     def integer(self, name: str, low: int, high: int, optional: bool = False) -> Any:
         """An integer from ``low`` to ``high``; ``None`` passes if ``optional``. A bool is not an integer."""
+        rule = self.rule(name, f"an integer from {low} to {high}{' or null' if optional else ''}")
         value = getattr(self.owner, name)
         if value is None and optional:
             return None
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
-            raise self.error(name, f"must be an integer from {low} to {high}{' or null' if optional else ''}", value)
+            raise self.error(name, rule, value)
         return self._store(name, int(value))
 
-    def number(self, name: str, low: float, high: float, open_low: bool = False, open_high: bool = False) -> float:
-        """A finite number in the interval; an open end is itself refused."""
+    def number(self, name: str, low: float, high: float, open_low: bool = False, open_high: bool = False,
+               optional: bool = False) -> Any:
+        """A finite number in the interval; an open end is itself refused; ``None`` passes if ``optional``."""
+        ends = f"{'above' if open_low else 'from'} {low:g} {'and below' if open_high else 'to'} {high:g}"
+        rule = self.rule(name, f"a finite number {ends}{' or null' if optional else ''}")
         value = getattr(self.owner, name)
+        if value is None and optional:
+            return None
         number = _finite(value)
         inside = number is not None and low <= number <= high
         if not inside or (open_low and number == low) or (open_high and number == high):
-            ends = f"{'above' if open_low else 'from'} {low:g} {'and below' if open_high else 'to'} {high:g}"
-            raise self.error(name, f"must be a finite number {ends}", value)
+            raise self.error(name, rule, value)
         return self._store(name, number)
 
-    def flag(self, name: str) -> bool:
-        """True or False, nothing that merely looks like it."""
+    def flag(self, name: str, optional: bool = False) -> Any:
+        """True or False, nothing that merely looks like it; ``None`` passes if ``optional``."""
+        rule = self.rule(name, "true or false" + (" or null" if optional else ""))
         value = getattr(self.owner, name)
+        if value is None and optional:
+            return None
         if not isinstance(value, bool):
-            raise self.error(name, "must be true or false", value)
+            raise self.error(name, rule, value)
         return value
 
-    def choice(self, name: str, choices: Sequence[str]) -> str:
-        """One of the listed words."""
+    def choice(self, name: str, choices: Sequence[str], optional: bool = False) -> Any:
+        """One of the listed words; ``None`` passes if ``optional``."""
+        rule = self.rule(name, "one of " + ", ".join(choices) + (" or null" if optional else ""))
         value = getattr(self.owner, name)
+        if value is None and optional:
+            return None
         if not isinstance(value, str) or value not in choices:
-            raise self.error(name, "must be one of " + ", ".join(choices), value, nearest(value, choices))
+            raise self.error(name, rule, value, nearest(value, choices))
         return value
 
     def text(self, name: str, optional: bool = False) -> Any:
         """A non-empty string; ``None`` passes if ``optional``. OmegaConf's ``???`` (missing) does not."""
+        rule = self.rule(name, "a non-empty string" + (" or null" if optional else ""))
         value = getattr(self.owner, name)
         if value is None and optional:
             return None
         if not isinstance(value, str) or not value.strip() or value == "???":
-            raise self.error(name, "must be a non-empty string" + (" or null" if optional else ""), value)
+            raise self.error(name, rule, value)
         return value
 
     def names(self, name: str) -> Any:
         """A list of different non-empty strings, which may be empty."""
-        value = getattr(self.owner, name)
+        rule, value = self.rule(name, "a list of different names"), getattr(self.owner, name)
         fine = isinstance(value, (list, tuple)) and all(isinstance(one, str) and one for one in value)
         if not fine or len(set(value)) < len(value):
-            raise self.error(name, "must be a list of different names", value)
+            raise self.error(name, rule, value)
         return self._store(name, list(value))
+
+    def rule(self, name: str, words: str) -> str:
+        """``must be `` and the words; `rules_of` then knows them, for a field that is checked by hand as well."""
+        if Fields.noted is not None:
+            Fields.noted.setdefault(name, words)
+        return f"must be {words}"
 
     def error(self, name: str, rule: str, got: Any, hint: str = "") -> ConfigError:
         """The error for field ``name``, with the prefix in front."""

@@ -14,6 +14,7 @@ from app.export.formats import write_torch_export
 from app.export.modules import EncoderStep, WholeEncoder
 from app.export.parity import compare_step, compare_whole, require
 from app.jobs.export import run
+from cfg.app import AppConfig
 from cfg.export import ExportJobConfig
 from cfg.validation import ConfigError
 from encoders import load_encoder
@@ -29,11 +30,9 @@ exports = pytest.mark.skipif(
     not hasattr(getattr(torch, "compiler", None), "is_exporting"), reason="torch.export as used came with PyTorch 2.7")
 
 
-class Run:
-    """What the job reads of the application's config."""
-
-    def __init__(self, folder, **job):
-        self.run, self.seed, self.job = str(folder), 0, ExportJobConfig(**job)
+def app_config(folder, **job):
+    """The application's config, as far as the job reads it."""
+    return AppConfig(run=str(folder), job=ExportJobConfig(**job))
 
 
 def run_sample(folder):
@@ -110,7 +109,7 @@ def test_after_more_tokens_than_its_context_attention_sees_the_last_ones():
 
 def export_attention(folder, format, **job):
     with_attention(window_size=5).save(folder / "run")
-    assert run(Run(folder / "run", format=format, **job), folder / "out") <= 1e-5
+    assert run(app_config(folder / "run", format=format, **job), folder / "out") <= 1e-5
     inputs = json.loads((folder / "out" / "export.json").read_text())["inputs"]
     assert inputs["layer1_attn_state_0"]["shape"] == [1, 5, 4]
     assert inputs["seen"] == {"shape": [1], "dtype": "int64"}
@@ -134,7 +133,7 @@ def test_attention_without_a_window_asks_for_a_context(tmp_path):
     small_encoder("gated_deltanet", attn={"layers": [0], "num_heads": 2}).save(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"job\.context must be given for an encoder whose layer 0 is attention "
                        r"without a window; got None; job\.context=N: a stream of N tokens equals PyTorch's"):
-        run(Run(tmp_path / "run", format="torch_export"), tmp_path / "out")
+        run(app_config(tmp_path / "run", format="torch_export"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(ConfigError, match=r"job\.context must be"):
         ExportJobConfig(context=0)
@@ -160,7 +159,7 @@ def test_the_job_writes_a_step_that_equals_pytorch_and_runs_alone(name, format, 
     encoder.save(tmp_path / "run")
     out.mkdir()
     more = dict(length=20) if format == "torch_export" else dict(graphs="step")
-    worst = run(Run(tmp_path / "run", format=format, batch=2, **more), out)
+    worst = run(app_config(tmp_path / "run", format=format, batch=2, **more), out)
     facts = json.loads((out / "export.json").read_text())
     assert 0 < worst <= 1e-5 and facts["steps"] == 200
     assert next(iter(facts["inputs"])) == "x" and all(s["shape"][0] == 2 for s in facts["inputs"].values())
@@ -174,7 +173,7 @@ def test_onnx_of_a_fixed_length_equals_pytorch(name, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     small_encoder(name).save(tmp_path / "run")
-    assert run(Run(tmp_path / "run", format="onnx", length=40), tmp_path) <= 1e-5
+    assert run(app_config(tmp_path / "run", format="onnx", length=40), tmp_path) <= 1e-5
     assert (tmp_path / "encoder.onnx").exists()
 
 
@@ -182,7 +181,7 @@ def test_weights_come_back_and_list_alone(tmp_path):
     encoder, out = small_encoder("rwkv7"), tmp_path / "out"
     encoder.save(tmp_path / "run")
     out.mkdir()
-    assert run(Run(tmp_path / "run", format="safetensors"), out) == 0
+    assert run(app_config(tmp_path / "run", format="safetensors"), out) == 0
     assert len(run_sample(out)) == len(encoder.state_dict())
 
 
@@ -201,7 +200,7 @@ def test_an_export_that_is_cut_off_leaves_nothing(stop_at, tmp_path, monkeypatch
         return replace(source, target)
 
     monkeypatch.setattr(Path, "replace", stopping)
-    config = Run(tmp_path / "run", format="safetensors")
+    config = app_config(tmp_path / "run", format="safetensors")
     with pytest.raises(KeyboardInterrupt):
         run(config, out)
     assert len(moved) == stop_at and not list(out.iterdir())
@@ -213,7 +212,7 @@ def test_an_export_that_is_cut_off_leaves_nothing(stop_at, tmp_path, monkeypatch
 
 def test_an_older_export_is_left_alone(tmp_path):
     small_encoder("rwkv7").save(tmp_path / "run")
-    config = Run(tmp_path / "run", format="safetensors")
+    config = app_config(tmp_path / "run", format="safetensors")
     run(config, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with pytest.raises(RunError, match=r"hydra\.run\.dir must be a folder without another export's export\.json; got "
@@ -249,18 +248,18 @@ def test_a_graph_that_computes_something_else_is_refused():
 
 def test_refusals_name_field_and_way_out(tmp_path):
     with pytest.raises(ConfigError, match=r"run must be the folder of a finished run.*job=export run="):
-        config = Run(tmp_path)
+        config = app_config(tmp_path)
         config.run = None
         run(config, tmp_path)
     with pytest.raises(RunError, match="must hold an intact encoder"):
-        run(Run(tmp_path), tmp_path)
+        run(app_config(tmp_path), tmp_path)
     with pytest.raises(ConfigError, match=r"job\.format"):
         ExportJobConfig(format="tensorrt")
     with pytest.raises(ConfigError, match=r"job\.graphs must be one of all, whole, step"):
         ExportJobConfig(graphs="both")
     small_encoder("gated_deltanet", direction="bidirectional").save(tmp_path / "both")
     with pytest.raises(RunError, match=r"job\.graphs must be whole for this run: run=.*both' must hold an enco"):
-        run(Run(tmp_path / "both", graphs="step"), tmp_path / "out")
+        run(app_config(tmp_path / "both", graphs="step"), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"job\.length"):
         ExportJobConfig(length=1)
 
@@ -305,7 +304,7 @@ def test_a_whole_model_runs_raw_data_of_any_size(case, tmp_path):
         needs_onnx()
     trained = trained_run(tmp_path / "run", kind, name, direction, **more)
     out = tmp_path / "out"
-    assert run(Run(tmp_path / "run", format=form, graphs="whole"), out) <= 1e-5
+    assert run(app_config(tmp_path / "run", format=form, graphs="whole"), out) <= 1e-5
     facts = json.loads((out / "export.json").read_text())
     assert facts["encoder_inputs"]["x"]["shape"] == ["batch", "length", 3] and "inputs" not in facts
     assert facts["classes" if kind != "values" else "targets"] == trained.task.spec.names
@@ -338,5 +337,5 @@ def test_a_model_that_no_graph_fits_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.export, "export", failing)
     with pytest.raises(RunError, match=r"job\.length must be given for this encoder, of which PyTorch makes no graph "
                        r"for every length: Constraints violated; job\.length=TOKENS"):
-        run(Run(tmp_path / "run", format="torch_export"), tmp_path / "out")
+        run(app_config(tmp_path / "run", format="torch_export"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

@@ -11,13 +11,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import writers
 from app.jobs.export import run as export
+from cfg.app import AppConfig
 from cfg.export import ExportJobConfig
 from children import as_nobody, finish, kill_after, needs_fork, start
 from encoders import load_encoder
@@ -173,7 +173,7 @@ def test_shards_of_two_models_are_never_read_as_one(stop_at, tmp_path, monkeypat
 def test_an_export_that_is_killed_leaves_whole_files_and_the_next_one_clears_up(tmp_path):
     encoder, draw = small_encoder("rwkv7", hidden_size=64), random.Random(7)
     encoder.save(tmp_path / "run")
-    config = SimpleNamespace(run=str(tmp_path / "run"), seed=0, job=ExportJobConfig(format="safetensors"))
+    config = AppConfig(run=str(tmp_path / "run"), job=ExportJobConfig(format="safetensors"))
     for number in range(12):
         out = tmp_path / str(number)
         out.mkdir()
