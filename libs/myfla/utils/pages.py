@@ -28,7 +28,8 @@ def in_huge_pages(x: torch.Tensor) -> torch.Tensor:
         torch.Size([3])
     """
     size = x.numel() * x.element_size()
-    if size < LEAST or _ADVICE is None or sys.platform != "linux" or not x.is_cpu or type(x) is not torch.Tensor:
+    ordinary = type(x) is torch.Tensor and x.device.type == "cpu"
+    if size < LEAST or not ordinary or _ADVICE is None or sys.platform != "linux":
         return x
     first, last = -(-x.data_ptr() // HUGE) * HUGE, (x.data_ptr() + size) // HUGE * HUGE
     _madvise()(ctypes.c_void_p(first), ctypes.c_size_t(last - first), ctypes.c_int(_ADVICE))
