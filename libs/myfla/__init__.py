@@ -17,7 +17,7 @@ A recurrent state is ``[N, HV, K, V]``.
 import importlib
 from typing import Any, List
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PACKAGES = ("layers", "models")  # whose names can be had from here, as officially
 

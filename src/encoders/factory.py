@@ -201,7 +201,7 @@ def register_strategy(strategy: Type["EncoderStrategy"]) -> Type["EncoderStrateg
         >>> register_strategy(GRUEncoderStrategy)
         Traceback (most recent call last):
           ...
-        ValueError: register_strategy: name must be a new one; got 'gru', which is taken by built-in 0.1.0; give the \
+        ValueError: register_strategy: name must be a new one; got 'gru', which is taken by built-in 0.2.0; give the \
 strategy and its config another name
     """
     default_registry().register(strategy)
