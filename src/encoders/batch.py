@@ -1,7 +1,7 @@
 """Which positions of a batch are tokens: one layout for `lengths`, masks and packed sequences.
 
 The stack sees either a dense batch ``[B, T, ...]`` with a token at every position, or tokens packed as
-``[1, total, ...]`` with ``cu_seqlens``; never a pad (but see `Layout.real`). What stands in a pad is not read, so it
+``[1, total, ...]`` with ``cu_seqlens``; never a pad (but see `Layout.real`). The content of pads is not read, so it
 may be NaN. Inside a compiler the values of lengths and masks cannot be looked at, and are not checked.
 """
 

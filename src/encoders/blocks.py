@@ -1,4 +1,4 @@
-"""The residual block, and what one pass down the stack has in common."""
+"""The residual block, and what one pass through the stack has in common."""
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
@@ -24,7 +24,7 @@ class StackCall(NamedTuple):
     use_cache: bool = False
 
     def state(self, layer_idx: int) -> Dict[str, Any]:
-        """What the cache holds for a layer: ``recurrent_state``, ``conv_state``, ...; empty before the first call."""
+        """The cache of a layer: ``recurrent_state``, ``conv_state``, ...; empty before the first call."""
         if self.cache is None or len(self.cache) <= layer_idx:
             return {}
         return self.cache[layer_idx] or {}
@@ -55,7 +55,7 @@ class PreNormBlock(nn.Module):
         mixer_norm, mlp_norm: normalisations of ``[..., D]``.
         dropout: probability on both branches, in training.
 
-    Example (a mixer that leaves its input as it is, and hands the carry down):
+    Example (a mixer that returns its input, and the carry):
         >>> class Same(nn.Module):
         ...     def forward(self, x, call, carry):
         ...         return x, carry
@@ -78,7 +78,7 @@ class PreNormBlock(nn.Module):
         Args:
             hidden: ``[B, T, D]`` or ``[1, total, D]``, the stack's dtype.
             call: see `StackCall`.
-            carry: what the block above handed down, None at the first. The stack does not look into it.
+            carry: what the block above returned, None for the first. The stack does not use it.
 
         Returns:
             ``(hidden, carry)`` for the block below.

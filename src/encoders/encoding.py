@@ -1,4 +1,4 @@
-"""Many sequences to embeddings, those of like length together, in the order in which they came."""
+"""Many sequences to embeddings, those of similar length together, in their original order."""
 
 from typing import Any, Callable, Iterator, List, Optional, Protocol, Sequence, Tuple, Union
 

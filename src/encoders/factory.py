@@ -81,7 +81,7 @@ class Registry:
             self._strategies.pop(offer.name, None)
 
     def names(self) -> List[str]:
-        """Names that were registered, in order; nothing is imported to tell."""
+        """Names that were registered, in order; nothing is imported."""
         return list(self._offers)
 
     def offer(self, name: str) -> Offer:

@@ -1,4 +1,4 @@
-"""Finding where numbers stop being finite: which part of an encoder, which sequence, which step."""
+"""Finds where numbers stop being finite: which part of an encoder, which sequence, which step."""
 
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Tuple
@@ -17,16 +17,16 @@ class NotFiniteError(ArithmeticError):
 
 @contextmanager
 def check_finite(encoder: Encoder) -> Iterator[None]:
-    """Check, while the block runs, what every part of an encoder hands down.
+    """Check, while the block runs, the output of every part of an encoder.
 
     Each check waits for the device; use it to look for a fault, not always.
 
     Args:
-        encoder: of any strategy; it is as before afterwards.
+        encoder: of any strategy; it does not change.
 
     Raises:
         TypeError: no encoder.
-        NotFiniteError: at the first part that hands down a NaN or an infinity, in the order of computation; with the
+        NotFiniteError: at the first part that returns a NaN or an infinity, in the order of computation; with the
             first sequence and the first step in it that has one. Steps are counted over real tokens, and from the end
             in blocks that read backwards. In a chunk form a bad token also shows at the earlier ones of its chunk.
 

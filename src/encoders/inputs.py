@@ -1,4 +1,4 @@
-"""The way in: a projection of real-valued features, or an embedding of token ids, and what is refused at the door."""
+"""The way in: a projection of real-valued features, or an embedding of token ids, and what is refused."""
 
 from typing import Any, Tuple
 

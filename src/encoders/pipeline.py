@@ -100,7 +100,7 @@ class InputPipeline:
 
     @property
     def needs_whole(self) -> bool:
-        """Whether a step depends on others of its sequence, so that a sequence must be there whole."""
+        """Whether a step depends on others of its sequence, so that a whole sequence is needed."""
         return self.own_scale or self.missing == "forward"
 
     def transform(self, x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class InputPipeline:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "InputPipeline":
-        """What `facts` gave. Raises InputError where something else stands."""
+        """What `facts` gave. Raises InputError for anything else."""
         try:
             schema = None if facts["schema"] is None else InputSchema.from_facts(facts["schema"])
             mean, std = (tuple(float(value) for value in facts[key]) for key in ("mean", "std"))

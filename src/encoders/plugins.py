@@ -1,4 +1,4 @@
-"""Finding plugins and calling their hook, each on its own: what is wrong with one is kept as a record about it."""
+"""Finding plugins and calling their hook: an error of one is recorded and does not affect the others."""
 
 import inspect
 import re

@@ -180,7 +180,7 @@ class InputSchema:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "InputSchema":
-        """What `facts` gave. Raises InputError where something else stands."""
+        """What `facts` gave. Raises InputError for anything else."""
         try:
             features, left_out = ([Column(*map(_text, column)) for column in facts[key]] for key in
                                   ("features", "left_out"))

@@ -29,9 +29,9 @@ class Cache(FLACache):
     tokens of each row.
 
     Attributes:
-        fingerprint: a name for the model and settings the states belong to, set by whoever builds the model; it goes
-            along with every copy and into the file.
-        inplace: whether layers may write over the recurrent states; only where nobody else can see them.
+        fingerprint: a name for the model and settings the states belong to, set by the code that builds the model; it
+            goes along with every copy and into the file.
+        inplace: whether layers may write over the recurrent states; only where nothing else uses them.
 
     Example:
         >>> cache = Cache()

@@ -13,7 +13,7 @@ _kept: Dict[Tuple[float, torch.dtype], torch.Tensor] = {}
 
 
 def number(value: float, dtype: torch.dtype) -> torch.Tensor:
-    """A number as a tensor ``[]`` on the CPU, which nobody may write.
+    """A number as a tensor ``[]`` on the CPU, which must not be written to.
 
     An operation makes a tensor of each Python number that it is given, and that costs more than what it computes: two
     of them are an eighth of one row's decoding step. What a mode makes in place of a tensor (a fake one, say) is not

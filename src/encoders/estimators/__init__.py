@@ -1,1 +1,1 @@
-"""Encoders as scikit-learn's and aeon's users know them: fit, predict, transform; trained as the application trains."""
+"""Encoders with the interface of scikit-learn and aeon: fit, predict, transform; trained as the application trains."""

@@ -1,4 +1,4 @@
-"""Sequences in the forms in which people hold them in Python."""
+"""Sequences in the usual forms of Python."""
 
 from typing import Any, List, NamedTuple, Optional
 

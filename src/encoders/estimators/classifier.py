@@ -43,7 +43,7 @@ class SequenceClassifier(ClassifierMixin, SequenceEstimator):
             groups: ``[n]``; sequences of one group (a person) are on one side of the split that chooses the epoch.
 
         Raises:
-            InputError, DataError, ConfigError: data or settings that do not do; all are ValueErrors.
+            InputError, DataError, ConfigError: invalid data or settings; all are ValueErrors.
         """
         sequences = self._read(X)
         labels = class_labels(y, len(sequences.values), f"{type(self).__name__}.fit")

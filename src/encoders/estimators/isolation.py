@@ -19,7 +19,7 @@ _VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
 
 @contextlib.contextmanager
 def isolated(threads: Optional[int]) -> Iterator[None]:
-    """Inside, random generators may be seeded and switches set, and other libraries are quiet; then all is as before.
+    """Inside, random generators may be seeded, switches set, and other libraries are quiet; afterwards all is restored.
 
     Args:
         threads: of torch on the CPU; None leaves their number.

@@ -1,4 +1,4 @@
-"""Targets in the forms in which people hold them in Python."""
+"""Targets in the usual forms of Python."""
 
 import warnings
 from typing import Any, List, NamedTuple, Optional

@@ -1,4 +1,4 @@
-"""What the estimators need of scikit-learn, where it is not installed: parameters by name, and a score."""
+"""What the estimators need from scikit-learn if it is not installed: parameters by name, and a score."""
 
 import inspect
 from typing import Any, Dict, List

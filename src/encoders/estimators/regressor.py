@@ -46,7 +46,7 @@ class SequenceRegressor(RegressorMixin, SequenceEstimator):
             groups: ``[n]``; sequences of one group (a person) are on one side of the split that chooses the epoch.
 
         Raises:
-            InputError, DataError, ConfigError: data or settings that do not do; all are ValueErrors.
+            InputError, DataError, ConfigError: invalid data or settings; all are ValueErrors.
         """
         sequences = self._read(X)
         count = len(sequences.values)

@@ -1,4 +1,4 @@
-"""scikit-learn's base classes where it is installed, else small ones of our own; and what it wants to know of us."""
+"""The base classes of scikit-learn if it is installed, else small replacements; and the tags that it asks for."""
 
 from typing import Any
 

@@ -14,10 +14,10 @@ __all__ = ["SequenceEncoder"]
 
 
 class SequenceEncoder(TransformerMixin, SequenceEstimator):
-    """One vector for each sequence, for any estimator of scikit-learn behind it in a pipeline.
+    """One vector for each sequence, for any estimator of scikit-learn after it in a pipeline.
 
-    Trained on ``y``: to tell classes (strings, integers) or to say numbers (fractions, tables); without ``y`` to say
-    each next step, with a causal encoder. Arguments and training: `encoders.estimators.base.SequenceEstimator`.
+    Trained on ``y``: to predict classes (strings, integers) or numbers (fractions, tables); without ``y``, each
+    next step, with a causal encoder. Arguments and training: `encoders.estimators.base.SequenceEstimator`.
 
     Attributes:
         history_: one row of figures for each epoch.
@@ -46,7 +46,7 @@ class SequenceEncoder(TransformerMixin, SequenceEstimator):
             groups: ``[n]``; sequences of one group (a person) are on one side of the split that chooses the epoch.
 
         Raises:
-            InputError, DataError, ConfigError: data or settings that do not do; all are ValueErrors.
+            InputError, DataError, ConfigError: invalid data or settings; all are ValueErrors.
         """
         sequences, who = self._read(X), f"{type(self).__name__}.fit"
         count, channels = len(sequences.values), sequences.values[0].shape[1]

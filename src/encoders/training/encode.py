@@ -1,4 +1,4 @@
-"""Sequences to embeddings, those of like length together, in the order in which they came."""
+"""Sequences to embeddings, those of similar length together, in their original order."""
 
 from typing import List, NamedTuple, Optional, Sequence
 

@@ -72,7 +72,7 @@ def fused_recurrent_gated_delta_rule(
         use_qk_l2norm_in_kernel, use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval,
             state_v_first, cu_seqlens: as `chunk_gated_delta_rule`.
         inplace_final_state: write the final state into ``initial_state``, which must be contiguous and float32
-            (float64), and return that. For decoding, where nobody else looks at the old state; not with autograd.
+            (float64), and return that. For decoding, where nothing else uses the old state; not with autograd.
         backend: whose code computes, see `myfla.backends`. ``naive`` knows neither gk nor gv nor a beta for channels.
         **legacy: ``transpose_state_layout``, ``head_first=False``.
 

@@ -48,7 +48,7 @@ def scan(
         running: ``[N * HV, K, V]`` states of all sequences, before and after.
         v_new: ``[M, C, V]``, written.
         o: ``[M, C, V]``, written: ``q_in h (+ o_v)``.
-        states: ``[M, K, V]`` states before each chunk, written; None if nobody wants them.
+        states: ``[M, K, V]`` states before each chunk, written; None if they are not needed.
         fresh: whether the states before are zero.
     """
     if by_transitions(running.device, running.shape[0]):

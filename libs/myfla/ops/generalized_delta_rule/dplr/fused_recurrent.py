@@ -48,7 +48,7 @@ def fused_recurrent_dplr_delta_rule(
         reverse: walk every sequence from its last token to its first.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         inplace_final_state: write the final state into ``initial_state``, which must be contiguous and float32
-            (float64), and return that. For decoding, where nobody else looks at the old state; not with autograd.
+            (float64), and return that. For decoding, where nothing else uses the old state; not with autograd.
         backend: whose code computes, see `myfla.backends`.
 
     Returns:
