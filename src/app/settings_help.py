@@ -1,12 +1,15 @@
 """``--help GROUP``: the choices of a group of the config, and every setting of one of them with its meaning."""
 
 import dataclasses
+import inspect
 import re
 import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from app.settings_table import settings_of, written
+from cfg.app import GROUPS
+from cfg.encoder import ENCODER_CONFIGS
 from cfg.hydra_versions import version_base
 from cfg.paths import conf_dir
 from cfg.validation import ConfigError, nearest
@@ -75,7 +78,14 @@ def _purpose(group: str, name: str) -> str:
         comments.append(line.lstrip("# "))
     said = [line for line in comments if not line.startswith(("python -m", "torchrun"))]
     text = " ".join(said).split(" Fields")[0].split(". ")[0].rstrip(".")
-    return "" if text.startswith("Fields") else text
+    return _said(group, name) if text.startswith("Fields") or not text else text
+
+
+def _said(group: str, name: str) -> str:
+    """The first words of the docstring of a choice's class; "" where it has none of its own."""
+    kind = ENCODER_CONFIGS.get(name) if group == "encoder" else GROUPS.get(group, {}).get(name)
+    first = (inspect.getdoc(kind) or "").split("\n\n")[0] if kind is not None else ""
+    return re.split(r"[;(.]", " ".join(first.replace("`", "").split()))[0].strip()
 
 
 def _default(group: str) -> Optional[str]:
