@@ -3,12 +3,13 @@
 from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from app.plots.history import loss_figure, rate_figure
+from app.plots.history import judged, loss_figure, rate_figure
 from app.plots.memory import half_life_figure, strength_figure
-from app.plots.predictions import confusion_figure, residual_figure
+from app.plots.predictions import confusion_figure, place_figure, residual_figure
 from app.plots.projection import MARKS, MOST_NAMED, projection_figure
 from app.plots.style import categories
 from app.projection import principal_plane
@@ -36,19 +37,22 @@ class Picture(NamedTuple):
     legend: Sequence[Tuple[str, str, str]] = ()
 
 
-def history_pictures(rows: Sequence[Dict[str, Any]], epoch: Optional[int]) -> List[Picture]:
-    """Losses; validation accuracy and learning rate.
+def history_pictures(rows: Sequence[Dict[str, Any]], epoch: Optional[int], tokens: bool = False) -> List[Picture]:
+    """Losses; how well validation data are told, and the learning rate.
 
     Args:
         rows: of ``metrics.csv``; those of the stage ``fit`` are drawn.
         epoch: that validation chose.
+        tokens: the task is to say the next token.
     """
     mine = [row for row in rows if row.get("stage", "fit") == "fit"]
-    more = "Accuracy and learning rate" if any("val_accuracy" in row for row in mine) else "Learning rate"
+    label, points = judged(mine, tokens)
+    word = label.split(",")[0]
+    more = f"{word[0].upper()}{word[1:]} and learning rate" if points else "Learning rate"
     return [
         Picture("loss", "Loss", loss_figure(mine, epoch),
                 "By epoch; the one with the lowest validation loss is chosen."),
-        Picture("rate", more, rate_figure(mine, epoch), "At the end of each epoch."),
+        Picture("rate", more, rate_figure(mine, epoch, tokens), "At the end of each epoch."),
     ]
 
 
@@ -68,7 +72,10 @@ def quality_pictures(spec: TaskSpec, test: Evaluation) -> List[Picture]:
             figure = residual_figure(truth[known].double().numpy(), predicted[known].double().numpy(), names)
             found.append(Picture("residuals", "Predicted and true values", figure,
                                  f"Right: errors, all {int(known.sum()):,} of them.{more}"))
-    return [*found, _embeddings(spec, test)]
+    if spec.per_step:
+        places = _places(spec, test)
+        found += [] if places is None else [places]
+    return [*found, *_embeddings(spec, test)]
 
 
 def memory_pictures(memory: Dict[str, Any], lengths: Tensor) -> List[Picture]:
@@ -94,20 +101,41 @@ def memory_pictures(memory: Dict[str, Any], lengths: Tensor) -> List[Picture]:
     ]
 
 
-def _embeddings(spec: TaskSpec, test: Evaluation) -> Picture:
+def _places(spec: TaskSpec, test: Evaluation) -> Optional[Picture]:
+    """How good the predictions are, by the step's place in its sequence."""
     prediction = test.prediction
+    places = torch.cat([torch.arange(int(n)) for n in prediction.lengths])
+    if spec.kind == "classes":
+        known = prediction.targets >= 0
+        good = (prediction.columns["predicted"] == prediction.targets).double()
+        label, what = "right, %", "Share of the steps that are told right"
+        good = 100 * good
+    else:
+        known = ~prediction.targets.isnan().any(-1)
+        good = (prediction.columns["value"] - prediction.targets).double().square().mean(-1).sqrt()
+        label, what = "error", "Mean error (root of the mean over the values)"
+    if not bool(known.any()) or int(places[known].max()) == int(places[known].min()):
+        return None
+    figure = place_figure(places[known].numpy(), good[known].numpy(), label, 100 if spec.kind == "classes" else None)
+    return Picture("places", "By place in the sequence", figure, f"{what}, by the step's number.")
+
+
+def _embeddings(spec: TaskSpec, test: Evaluation) -> List[Picture]:
+    prediction = test.prediction
+    if spec.per_step and len(set(prediction.lengths.tolist())) == 1:
+        return []  # nothing to colour them by
     points, shares = principal_plane(prediction.embeddings)
     title, caption = "Embeddings", f"{len(points):,} test sequences in the plane of their largest variance (PCA)"
     draw = partial(projection_figure, points.numpy(), shares)
     if spec.per_step:
         figure = draw(values=prediction.lengths.double().numpy(), value_name="steps")
-        return Picture("embeddings", title, figure, f"{caption}, coloured by length.")
+        return [Picture("embeddings", title, figure, f"{caption}, coloured by length.")]
     targets = prediction.targets
     if spec.kind == "values":
         figure = draw(values=targets[:, 0].double().numpy(), value_name=spec.name(0))
-        return Picture("embeddings", title, figure, f"{caption}, coloured by their true {spec.name(0)}.")
+        return [Picture("embeddings", title, figure, f"{caption}, coloured by their true {spec.name(0)}.")]
     figure = draw(classes=targets.numpy())
     named = spec.names is not None and spec.outputs <= MOST_NAMED
     legend = [(colour, MARKS[i // 10 % len(MARKS)][1], spec.name(i))
               for i, colour in enumerate(categories(spec.outputs))] if named else []
-    return Picture("embeddings", title, figure, f"{caption}, coloured by their true class.", legend)
+    return [Picture("embeddings", title, figure, f"{caption}, coloured by their true class.", legend)]

@@ -8,8 +8,10 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 import torch
 
 from app.baselines.measure import FIGURE, better
+from app.cases import class_scores, worst_cases
 from app.figures import FIGURES, shown_figures
 from app.page.run_page import write_run_page
+from app.page.run_tables import cases_section, classes_table
 from app.pictures import Picture, history_pictures, memory_pictures, quality_pictures
 from app.plots.style import save_png
 from app.remember import measure_memory
@@ -32,7 +34,7 @@ MEMORY = "memory.json"
 
 def write_results(
     folder: Path, results: Mapping[str, Any], encoder: Encoder, task: TaskSpec, test: Evaluation,
-    batches: Iterable[Batch], ids: Identity, chosen: Optional[Fit] = None,
+    batches: Iterable[Batch], ids: Identity, chosen: Optional[Fit] = None, training_note: str = "",
 ) -> None:
     """Write what is known of a test set, with pictures and a page, and at last the figures.
 
@@ -52,6 +54,7 @@ def write_results(
         batches: of the same, for the layers' memory.
         ids: of its sequences.
         chosen: the training, where there was one.
+        training_note: what is to be known of its losses.
     """
     prediction = test.prediction
     tensors = {"embeddings": prediction.embeddings, "lengths": prediction.lengths, "targets": prediction.targets}
@@ -60,12 +63,14 @@ def write_results(
     memory = _memory(encoder, batches)
     if memory is not None:
         write_json(memory, folder / MEMORY)
-    groups = _groups(task, test, memory, chosen)
+    groups = _groups(task, test, memory, chosen, training_note)
     for _, _, pictures in groups:
         for picture in pictures:
             save_png(picture.figure, folder / f"{picture.name}.png")
     config = (folder / "config.yaml").read_text(encoding="utf-8")
-    write_run_page(folder, results, config, groups)
+    scores = [] if test.confusion is None or task.names is None else class_scores(test.confusion, task.names)
+    cases = cases_section(*worst_cases(task, prediction, ids), classes_table(scores))
+    write_run_page(folder, results, config, groups, [cases])
     write_json(dict(results), folder / RESULTS)
 
 
@@ -81,10 +86,14 @@ def _memory(encoder: Encoder, batches: Iterable[Batch]) -> Optional[Dict[str, An
 
 
 def _groups(
-    task: TaskSpec, test: Evaluation, memory: Optional[Dict[str, Any]], chosen: Optional[Fit]
+    task: TaskSpec, test: Evaluation, memory: Optional[Dict[str, Any]], chosen: Optional[Fit],
+    training_note: str,
 ) -> List[Tuple[str, str, List[Picture]]]:
     """Sections of the page: title, what they show, pictures."""
-    groups = [] if chosen is None else [("Training", "", history_pictures(chosen.rows, chosen.epoch))]
+    tokens = task.shifts and task.kind == "classes"
+    groups: List[Tuple[str, str, List[Picture]]] = []
+    if chosen is not None:
+        groups.append(("Training", training_note, history_pictures(chosen.rows, chosen.epoch, tokens)))
     groups.append(("Test", "", quality_pictures(task, test)))
     if memory is not None:
         note = f"Measured on {memory['tokens']:,} steps of the test set, head by head."

@@ -34,9 +34,9 @@ def classified(names, per_step=False):
     matrix = torch.zeros(len(names), len(names), dtype=torch.long)
     for true, guess in zip(truth.tolist(), said.tolist()):
         matrix[true, guess] += 1
-    lengths = torch.arange(count) + 1
+    lengths = torch.tensor([2, count - 2]) if per_step else torch.arange(count) + 1
     columns = {"predicted": said, "probability": torch.full((count,), 0.5)}
-    prediction = Prediction(torch.randn(count, 4), lengths, columns, truth)
+    prediction = Prediction(torch.randn(len(lengths), 4), lengths, columns, truth)
     spec = TaskSpec("classify", "classes", len(names), per_step, list(names))
     return spec, Evaluation(prediction, {"accuracy": 0.8}, matrix.tolist(), 1.0)
 
@@ -115,7 +115,8 @@ def test_any_number_of_classes_is_drawn(classes):
 
 def test_steps_are_coloured_by_length_and_one_epoch_is_enough():
     spec, test = classified(["a", "b"], per_step=True)
-    assert "coloured by length" in quality_pictures(spec, test)[1].caption
+    assert [picture.name for picture in quality_pictures(spec, test)] == ["confusion", "places", "embeddings"]
+    assert "coloured by length" in quality_pictures(spec, test)[2].caption
     for picture in history_pictures([{"epoch": 1, "train_loss": 0.0, "learning_rate": 0.0}], None):
         assert "<svg" in to_svg(picture.figure, "x", "x")
 

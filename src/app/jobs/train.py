@@ -10,7 +10,9 @@ import torch
 
 from app.baselines.measure import measure_baselines
 from app.data import load_data
+from app.data_summary import summarise
 from app.devices import check_devices
+from app.loss_note import loss_note
 from app.reopening import begin, reopen
 from app.report import say_baselines, show_results, write_results
 from app.run_folder import in_sweep, is_first_process, overrides
@@ -52,6 +54,7 @@ def run(config: AppConfig, folder: Path) -> float:
     task = task_spec(job.objective, data)
     config = dataclasses.replace(config, encoder=with_checkpoint_sizes(encoder_for(config, data, task)))
     module, parts = prepare(config, data, task)
+    split = {"training": parts.train, "validation": parts.validation, **parts.tests}
     if is_first_process():  # not before all has been built: what is refused leaves nothing
         begin(folder, config, data, given)
     outcome = train(module, parts, data, config, folder)
@@ -84,13 +87,15 @@ def run(config: AppConfig, folder: Path) -> float:
         "overrides": given,
         "inputs": parts.pipeline.facts(),
     }
+    results["data_summary"] = summarise(split, task)
     if job.baselines:
         results["baselines"] = measure_baselines(parts.prepared(parts.train), parts.prepared(parts.tests["test"]), task,
                                                  data.vocab_size)
     module.encoder.save(folder, parts.pipeline)
     save_task(folder, module.task)
     ids = parts.prepared(parts.tests["test"]).identity
-    write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), ids, first)
+    write_results(folder, results, module.encoder, task, tests["test"], parts.test_batches(), ids, first,
+                  loss_note(config, first.figures))
     say_baselines(results, task.kind)
     show_results(results, folder, brief=in_sweep())
     return first.figures["val_loss"]

@@ -9,6 +9,7 @@ __all__ = ["Markup", "cards", "code", "details", "figure", "grid", "join", "lege
            "table", "tag"]
 
 _HERE = Path(__file__).parent
+_NARROW = 3  # columns that a phone has room for; of more, a row is shown as lines with the columns' names
 
 
 class Markup(str):
@@ -62,12 +63,15 @@ def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], right: Sequence
     """A table that scrolls by itself where it is too wide; None is an empty cell; ``best`` marks the first row."""
     sides = ["num" if column in right else "txt" for column in columns]
 
-    def line(kind: str, cells: Sequence[Any], marked: bool = False) -> Markup:
+    def line(cells: Sequence[Any], marked: bool = False) -> Markup:
         more = {"class_": "best"} if marked else {}
-        return tag("tr", *(tag(kind, cell, class_=side) for cell, side in zip(cells, sides)), **more)
+        return tag("tr", *(tag("td", cell, class_=side, data_label=column) for cell, side, column in
+                           zip(cells, sides, columns)), **more)
 
-    body = tag("tbody", *(line("td", row, best and i == 0) for i, row in enumerate(rows)))
-    return tag("div", tag("table", tag("thead", line("th", columns)), body), class_="scroll", tabindex="0")
+    head = tag("tr", *(tag("th", column, class_=side) for column, side in zip(columns, sides)))
+    body = tag("tbody", *(line(row, best and i == 0) for i, row in enumerate(rows)))
+    wide = {"class_": "wide"} if len(columns) > _NARROW else {}
+    return tag("div", tag("table", tag("thead", head), body, **wide), class_="scroll", tabindex="0")
 
 
 def code(text: str) -> Markup:

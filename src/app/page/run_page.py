@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
-from app.baselines.measure import FIGURE, better
-from app.figures import FIGURES, shown_figures
+from app.figures import shown_figures
 from app.page import html
 from app.page.html import Markup, join, section, tag
+from app.page.run_tables import baselines_section, data_section
 from app.pictures import Picture
 from app.plots.style import to_svg
 from encoders.pipeline import InputPipeline
@@ -20,7 +20,8 @@ REPORT = "report.html"
 
 
 def write_run_page(
-    folder: Path, results: Mapping[str, Any], config: str, groups: Sequence[Tuple[str, str, List[Picture]]]
+    folder: Path, results: Mapping[str, Any], config: str, groups: Sequence[Tuple[str, str, List[Picture]]],
+    tables: Sequence[Optional[Markup]] = (),
 ) -> Path:
     """Write the page of a run.
 
@@ -29,14 +30,15 @@ def write_run_page(
         results: as in ``metrics.json``.
         config: the whole config, as YAML.
         groups: sections with ``(title, note, pictures)``; one without pictures is left out.
+        tables: sections that follow them.
 
     Returns:
         its path.
     """
     title = f"{results['encoder']} on {results['data']}"
     sections = [_section(name, note, pictures) for name, note, pictures in groups if pictures]
-    parts = [html.cards(_cards(results)), _baselines(results), *sections, _inputs(results), _settings(results, config),
-             _files(folder)]
+    parts = [html.cards(_cards(results)), baselines_section(results), *sections, *tables,
+             data_section(results.get("data_summary")), _inputs(results), _settings(results, config), _files(folder)]
     text = html.page(title, _lead(results), *parts)
     path = folder / REPORT
     write_atomic(path, text.encode("utf-8"))
@@ -85,27 +87,6 @@ def _section(name: str, note: str, pictures: List[Picture]) -> Markup:
     return section(name, html.grid(*drawn), note=note or None)
 
 
-def _baselines(results: Mapping[str, Any]) -> Optional[Markup]:
-    """Simple methods on the same split, the best first, this run among them."""
-    found = results.get("baselines")
-    if not found:
-        return None
-    kind = "classes" if "test_accuracy" in results else "values"
-    key, label = FIGURE[kind]
-    form = {name: form for name, _, form in FIGURES}[key]
-    own = results.get(f"test_{key}")
-    rows = [(name, figures[key]) for name, figures in found.items()]
-    rows += [] if own is None else [(tag("strong", f"this run ({results['encoder']})"), own)]
-    rows.sort(key=lambda row: -row[1] if kind == "classes" else row[1])
-    ahead = [] if own is None else better(found, own, kind)
-    note = "Trained and judged on the same sequences."
-    if ahead:
-        note = f"{ahead[0][0]} does better than this run. {note}"
-    return section("Beside simple methods", html.table(["method", f"test {label}"],
-                                                       [(name, form.format(value)) for name, value in rows],
-                                                       right=[f"test {label}"]), note=note)
-
-
 def _inputs(results: Mapping[str, Any]) -> Optional[Markup]:
     """The columns that the run read, and those that it left out."""
     if "inputs" not in results:
@@ -125,7 +106,7 @@ def _inputs(results: Mapping[str, Any]) -> Optional[Markup]:
 
 
 def _settings(results: Mapping[str, Any], config: str) -> Markup:
-    elsewhere = ("overrides", "inputs", "baselines")
+    elsewhere = ("overrides", "inputs", "baselines", "data_summary")
     rows = [(name, _value(value)) for name, value in results.items() if name not in elsewhere]
     return section(
         "Settings", html.paragraph("To run it again:"), html.code(repeat_command(results.get("overrides", []))),

@@ -10,7 +10,7 @@ from app.page.html import Markup, join, section, tag
 from app.page.run_page import repeat_command
 from app.plots.effects import MOST_VALUES, effect_figure
 from app.plots.style import to_svg
-from app.sweep.groups import SEED, Figure, Group, figures_of, shown, shown_spread, shown_value
+from app.sweep.groups import SEED, Figure, Group, figures_of, shown, shown_spread, shown_value, tied
 from app.sweep.jobs import Row
 from app.sweep.table import short_names
 from myfla.utils.atomic import write_atomic
@@ -88,9 +88,14 @@ def _means(groups: List[Group], rows: List[Row]) -> Optional[Markup]:
     for one in groups:
         count = f"{len(one.rows)}" + (f", {len(one.failed)} failed" if one.failed else "")
         settings = (shown_value(value) or tag("span", "default", class_="quiet") for value in one.settings.values())
-        cells.append([*settings, count, *(_cell(figure, one) for figure in figures)])
-    note = f"Sorted by {figures[0].label}; mean \u00b1 standard deviation where there are several seeds."
-    table = html.table(columns, cells, right=columns[len(groups[0].settings):], best=bool(groups[0].rows))
+        ties = one is not groups[0] and tied(groups[0], one, figures[0].key)
+        mark = "best" if one is groups[0] and one.rows else "\u2248 best" if ties else ""
+        cells.append([mark, *settings, count, *(_cell(figure, one) for figure in figures)])
+    columns = ["", *columns]
+    note = f"Sorted by {figures[0].label}; mean \u00b1 standard deviation where there are several seeds. " + (
+        "\u2248: these seeds do not tell it from the best (the means differ by less than two standard errors)."
+        if any(len(one.rows) > 1 for one in groups) else "One seed each: small differences are chance.")
+    table = html.table(columns, cells, right=columns[1 + len(groups[0].settings):], best=bool(groups[0].rows))
     return section("All settings", table, note=note)
 
 

@@ -5,7 +5,7 @@ from typing import List, Optional, Sequence, Tuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from app.plots.style import ACCENT, SECOND, clean, drawing, label_ticks, plain_numbers
+from app.plots.style import ACCENT, SECOND, clean, drawing, label_ticks, plain_numbers, within
 
 __all__ = ["MOST_VALUES", "effect_figure"]
 
@@ -38,7 +38,10 @@ def effect_figure(name: str, values: Sequence[str], panels: Sequence[Tuple[str, 
             means = [(place, float(np.mean([v for v, p in zip(y, x) if p == place]))) for place in sorted(set(x))]
             for place, mean in means:
                 part.plot([place - 0.24, place + 0.24], [mean, mean], color=SECOND, linewidth=2.4)
-            part.plot(*zip(*means), color=SECOND, linewidth=0.9, alpha=0.6) if means else None
+            if means and numbers is not None:  # between words there is nothing
+                part.plot(*zip(*means), color=SECOND, linewidth=0.9, alpha=0.6)
+        if good and np.min(np.asarray(y, dtype=float)) >= 0:
+            within(part, low=0, high=100 if "accuracy" in label or "right" in label or "F1" in label else None)
         part.set_ylabel(clean(label, 34))
         part.grid(False, axis="x")
     last = axes[-1]

@@ -1,15 +1,17 @@
 """The way of a training: losses, a figure of the validation set, the learning rate."""
 
+import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from app.plots.style import ACCENT, GREY, MUTED, SECOND, drawing, plain_numbers
+from app.plots.style import ACCENT, GREY, MUTED, SECOND, drawing, plain_numbers, within
 
-__all__ = ["loss_figure", "rate_figure"]
+__all__ = ["judged", "loss_figure", "rate_figure"]
 
 _SHARES = ("val_accuracy", "val_sequence_accuracy", "val_last_accuracy")
+_LARGEST = 700.0  # of a loss whose exponential is still a number
 
 
 @drawing
@@ -28,6 +30,8 @@ def loss_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None
     if losses and min(losses) > 0 and max(losses) > 4 * min(losses):
         axes.set_yscale("log")
         plain_numbers(axes.yaxis, minor=max(losses) < 100 * min(losses))
+    elif losses and min(losses) >= 0:
+        within(axes, low=0)
     axes.set_ylabel("loss")
     _mark(axes, best_epoch, f"chosen epoch, {best_epoch}")
     axes.legend(frameon=False, labelcolor=MUTED)
@@ -36,14 +40,22 @@ def loss_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None
 
 
 @drawing
-def rate_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None) -> Figure:
-    """Accuracy on validation data, where there is one, and the learning rate; arguments as for `loss_figure`."""
-    accuracy = next((name for name in _SHARES if _points(rows, name)), None)
+def rate_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None, tokens: bool = False) -> Figure:
+    """How well validation data are told, where there are any, and the learning rate; arguments as for `loss_figure`.
+
+    Args:
+        tokens: the task is to say the next token: the figure is the perplexity.
+    """
+    label, points = judged(rows, tokens)
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    axes = figure.subplots(2 if accuracy else 1, 1, sharex=True, squeeze=False)[:, 0]
-    if accuracy:
-        _line(axes[0], [(epoch, 100 * value) for epoch, value in _points(rows, accuracy)], ACCENT, "")
-        axes[0].set_ylabel("validation\naccuracy, %")
+    axes = figure.subplots(2 if points else 1, 1, sharex=True, squeeze=False)[:, 0]
+    if points:
+        _line(axes[0], points, ACCENT, "")
+        axes[0].set_ylabel(f"validation\n{label}")
+        if label == "accuracy, %":
+            within(axes[0], low=0, high=100)
+        else:
+            within(axes[0], low=0)
     _line(axes[-1], _points(rows, "learning_rate"), GREY, "")
     axes[-1].set_ylim(bottom=0)
     plain_numbers(axes[-1].yaxis)
@@ -53,6 +65,22 @@ def rate_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None
     _epochs(axes[-1])
     figure.align_ylabels()
     return figure
+
+
+def judged(rows: Sequence[Dict[str, Any]], tokens: bool = False) -> Tuple[str, List[Tuple[int, float]]]:
+    """What is best to see of the validation, with its points: perplexity of tokens, accuracy of classes, or RMSE.
+
+    Example:
+        >>> judged([{"epoch": 1, "val_rmse": 0.5}])
+        ('RMSE', [(1, 0.5)])
+    """
+    losses = _points(rows, "val_loss")
+    if tokens and losses:
+        return "perplexity", [(epoch, math.exp(min(loss, _LARGEST))) for epoch, loss in losses]
+    accuracy = next((name for name in _SHARES if _points(rows, name)), None)
+    if accuracy:
+        return "accuracy, %", [(epoch, 100 * value) for epoch, value in _points(rows, accuracy)]
+    return "RMSE", _points(rows, "val_rmse")
 
 
 def _mark(axes: Any, epoch: Optional[int], label: Optional[str]) -> None:

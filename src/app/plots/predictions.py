@@ -1,6 +1,6 @@
 """How good predictions are: a confusion matrix for classes, residuals for values."""
 
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -8,14 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from app.plots.style import ACCENT, INK, MUTED, SECOND, SURFACE, clean, drawing, label_ticks, no_frame
+from app.plots.style import ACCENT, INK, MUTED, SECOND, SURFACE, clean, drawing, label_ticks, no_frame, within
 
-__all__ = ["MOST_CLASSES", "confusion_figure", "residual_figure"]
+__all__ = ["MOST_CLASSES", "confusion_figure", "place_figure", "residual_figure"]
 
 MOST_CLASSES = 30
 """Up to so many classes, a matrix has its counts and names."""
 
-_MOST_POINTS, _MOST_VALUES = 3000, 4
+_MOST_POINTS, _MOST_VALUES, _MOST_PLACES = 3000, 4, 60
 
 
 @drawing
@@ -78,14 +78,38 @@ def residual_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[st
         left.scatter(true[::step], said[::step], s=11, color=ACCENT, alpha=0.55, linewidth=0)
         left.set_xlim(low, high)
         left.set_ylim(low, high)
-        left.set_xlabel(f"true {clean(names[i])}")
-        left.set_ylabel(f"predicted {clean(names[i])}")
+        left.set_xlabel(f"true {clean(names[i], 18)}")
+        left.set_ylabel(f"predicted {clean(names[i], 16)}")
         right.hist(said - true, bins=min(40, max(10, len(true) // 8)), color=ACCENT, alpha=0.8)
         right.axvline(0, color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)))
         right.set_xlabel("predicted - true")
         right.grid(False, axis="x")
         right.set_yticks([])
         right.xaxis.set_major_locator(MaxNLocator(4))
+    return figure
+
+
+@drawing
+def place_figure(places: np.ndarray, figures: np.ndarray, label: str, high: Optional[float] = None) -> Figure:
+    """The mean of a figure by the place of a step in its sequence; many places are put together.
+
+    Args:
+        places: ``[N]``, the number of each step. figures: ``[N]``, of each step, at least 0.
+        label: of the figure.
+        high: that it cannot be above.
+    """
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axes = figure.subplots()
+    edges = np.unique(np.linspace(0, places.max() + 1, min(_MOST_PLACES, int(places.max()) + 1) + 1).round())
+    bins = np.digitize(places, edges) - 1
+    counts = np.bincount(bins, minlength=len(edges) - 1)
+    means = np.bincount(bins, figures, len(edges) - 1)[counts > 0] / counts[counts > 0]
+    centres = ((edges[:-1] + edges[1:] - 1) / 2)[counts > 0]
+    axes.plot(centres, means, color=ACCENT, marker="o" if len(centres) < 20 else None, markersize=4)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    within(axes, low=0, high=high)
     return figure
 
 

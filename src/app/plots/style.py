@@ -6,7 +6,7 @@ import warnings
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, TypeVar, cast
+from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from myfla.utils.atomic import write_atomic
 
 __all__ = ["ACCENT", "CATEGORIES", "GREY", "INK", "MUTED", "SECOND", "SURFACE", "categories", "clean", "drawing",
-           "label_ticks", "no_frame", "plain_numbers", "save_png", "to_svg"]
+           "label_ticks", "no_frame", "plain_numbers", "save_png", "to_svg", "within"]
 
 INK, MUTED, GRID, SURFACE = "#1c2230", "#6a7280", "#e1e4e9", "#fefefe"
 ACCENT, SECOND, GREY = "#2d6cb6", "#d97a1f", "#969ca8"
@@ -85,6 +85,16 @@ def plain_numbers(axis: Any, minor: bool = False) -> None:
         axis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.set_minor_formatter(FuncFormatter(number))
         axis.grid(True, which="minor")
+
+
+def within(axes: Axes, low: Optional[float] = None, high: Optional[float] = None) -> None:
+    """Keep the vertical axis from showing what cannot be: below ``low`` or above ``high``, with room for a line."""
+    bottom, top = axes.get_ylim()
+    room = 0.03 * (top - bottom)
+    axes.set_ylim(bottom if low is None else max(bottom, low - room), top if high is None else min(top, high + room))
+    if low is not None or high is not None:
+        ticks = [tick for tick in axes.get_yticks() if (low is None or tick >= low) and (high is None or tick <= high)]
+        axes.set_yticks([tick for tick in ticks if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]])
 
 
 def no_frame(axes: Axes) -> None:

@@ -7,7 +7,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 from app.figures import FIGURES, parts_of, word
 from app.sweep.jobs import AIMS, Row, aim_of
 
-__all__ = ["Figure", "Group", "figures_of", "group", "mean_and_spread", "shown", "shown_spread", "shown_value"]
+__all__ = ["Figure", "Group", "figures_of", "group", "mean_and_spread", "shown", "shown_spread", "shown_value", "tied"]
 
 SEED = "seed"
 
@@ -64,6 +64,20 @@ def group(rows: List[Row]) -> List[Group]:
     made = [_group(dict(zip(names, values)), mine, keys) for values, mine in found.items()]
     aim = aim_of(rows) or ""
     return sorted(made, key=lambda one: _finite(one.spread.get(aim, (math.inf, None))[0]))
+
+
+def tied(best: Group, other: Group, key: str) -> bool:
+    """Whether the seeds do not tell two groups apart: their means differ by less than two standard errors.
+
+    Args:
+        best, other: of several jobs each; of a single one nothing can be said.
+        key: of the figure.
+    """
+    (first, a), (second, b) = best.spread.get(key, (math.nan, None)), other.spread.get(key, (math.nan, None))
+    if a is None or b is None:
+        return False
+    error = math.sqrt(a * a / len(best.rows) + b * b / len(other.rows))
+    return abs(first - second) <= 2 * error
 
 
 def mean_and_spread(values: List[float]) -> Tuple[float, Optional[float]]:

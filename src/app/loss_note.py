@@ -1,0 +1,34 @@
+"""Why a training loss lies above the validation loss, where it does."""
+
+from typing import Mapping
+
+from cfg.app import AppConfig
+
+__all__ = ["loss_note"]
+
+_CHANGES = {"noise": "noise", "offset": "random shifts", "amplitude": "random factors", "warp": "warped time",
+            "crop": "random parts"}
+
+
+def loss_note(config: AppConfig, figures: Mapping[str, float]) -> str:
+    """A sentence for people; "" where the training loss is not the larger one.
+
+    Args:
+        config: of the run.
+        figures: of the chosen epoch, with ``train_loss`` and, where there was validation, ``val_loss``.
+    """
+    train, held = figures.get("train_loss"), figures.get("val_loss")
+    if train is None or held is None or not train > held:
+        return ""
+    job, reasons = config.job, []
+    smoothing = getattr(job, "label_smoothing", 0)
+    if smoothing and getattr(job, "objective", "") != "regress":
+        reasons.append(f"label smoothing {smoothing:g}")
+    if config.encoder.dropout:
+        reasons.append(f"dropout {config.encoder.dropout:g}")
+    reasons += [f"{word} ({name} {getattr(job, name):g})" for name, word in _CHANGES.items() if getattr(job, name, 0)]
+    if getattr(job, "class_weights", "none") == "balanced":
+        reasons.append("class weights")
+    listed = "with " + ", ".join(reasons) + ", and " if reasons else ""
+    return (f"The training loss lies above the validation loss: it is measured {listed}as a mean over the epoch, while "
+            "the weights still move; the validation loss at its end, without any of that.")
