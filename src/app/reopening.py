@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
 from app.errors import RunError
 from app.run_folder import CHECKPOINTS, RESULTS, in_sweep, overrides, read_json, write_json
 from cfg.app import AppConfig
+from cfg.job import TrainJobConfig
 from cfg.validation import config_error
 from encoders.training.run_config import CONFIG, read_config, write_config
 
@@ -20,6 +21,8 @@ __all__ = ["begin", "edited", "reopen"]
 log = logging.getLogger(__name__)
 
 START = "start.json"
+LONGER = ("trainer.max_epochs", "job.patience")
+"""What may be given beside ``resume=true``, to train for longer, also where the run has ended."""
 FREE = ("trainer.threads", "trainer.progress", "data.train_path", "data.test_path", "data.scratch", "logger.")
 """What may be edited between two starts: it changes no number. Files may have moved, and must be as large as before."""
 
@@ -43,6 +46,8 @@ def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str
         if before != sizes:
             raise RunError(f"run={str(folder)!r} must be resumed on the same data; got [sequences, steps] "
                            f"{sizes}, before {before}; put the old data back, or train again")
+        if _longer():
+            _open_again(folder, config, sizes, given)
         return
     write_config(config, folder / CONFIG)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,23 +64,60 @@ def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
     """
     for override in overrides():
         key = override.lstrip("+~").split("=", 1)[0]
-        if key not in ("run", "resume", "job"):
-            raise config_error(key, "must be left out with resume=true", override, "settings come from the run")
+        if key not in ("run", "resume", "job", *LONGER):
+            raise config_error(key, "must be left out with resume=true", override, "settings come from the run; "
+                               f"to train for longer, give {' or '.join(LONGER)}")
     if in_sweep():
         raise config_error("resume", "must be false in a sweep", True, "resume one run at a time")
-    if (folder / RESULTS).exists():
-        raise RunError(f"run={str(folder)!r} must be an interrupted run; this one has ended, with {RESULTS}")
+    longer = _longer()
+    if (folder / RESULTS).exists() and not longer:
+        raise RunError(f"run={str(folder)!r} must be an interrupted run; this one has ended, with {RESULTS}; to train "
+                       "it for longer, give trainer.max_epochs=N as well")
     config = read_config(folder)
     start = _read_start(folder)
     changes = edited(start["config"], json.loads(json.dumps(dataclasses.asdict(config))))
-    refused = {key: values for key, values in changes.items() if not key.startswith(FREE)}
+    refused = {key: values for key, values in changes.items() if not key.startswith(FREE) and key not in longer}
     if refused:
         listed = ", ".join(f"{key}={now!r} (before: {before!r})" for key, (before, now) in refused.items())
         raise RunError(f"run={str(folder)!r} must be resumed with the settings that it began with; got in its "
                        f"{CONFIG} {listed}; put them back, or train again")
     for key, (before, now) in changes.items():
         log.info("%s=%r, edited since the run began with %r", key, now, before)
-    return config, start["overrides"]
+    return _with(config, longer, int(start["config"]["trainer"]["max_epochs"])), start["overrides"]
+
+
+def _longer() -> Dict[str, int]:
+    """The settings of `LONGER` that the command line gives."""
+    given = (override.lstrip("+~").partition("=") for override in overrides())
+    found = {key: value for key, _, value in given if key in LONGER}
+    for key, value in found.items():
+        if not value.isdigit():
+            raise config_error(key, "must be an integer", value)
+    return {key: int(value) for key, value in found.items()}
+
+
+def _with(config: AppConfig, longer: Mapping[str, int], before: int) -> AppConfig:
+    """The config with a longer schedule."""
+    if not longer:
+        return config
+    epochs = longer.get("trainer.max_epochs", before)
+    if epochs < before:
+        raise config_error("trainer.max_epochs", f"must be at least {before}, as many as the run has", epochs)
+    job = config.job_as(TrainJobConfig)
+    job = dataclasses.replace(job, patience=longer.get("job.patience", job.patience))
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=epochs), job=job)
+
+
+def _open_again(folder: Path, config: AppConfig, sizes: Dict[str, Any], given: List[str]) -> None:
+    """Make of a run that has ended one that was cut off, with a longer schedule.
+
+    Killed on the way, it is mended by the same command.
+    """
+    facts = {"data": sizes, "overrides": given, "config": dataclasses.asdict(config)}
+    write_json(facts, folder / CHECKPOINTS / START)
+    write_config(config, folder / CONFIG)
+    for path in (folder / RESULTS, *(folder / CHECKPOINTS).glob("*.done"), *(folder / CHECKPOINTS).glob("refit-*")):
+        path.unlink(missing_ok=True)
 
 
 def edited(before: Any, now: Any, key: str = "") -> Dict[str, Tuple[Any, Any]]:

@@ -8,6 +8,7 @@ from cfg.validation import Fields
 __all__ = ["JOB_CONFIGS", "JobConfig", "TrainJobConfig"]
 
 OBJECTIVES = ("classify", "regress", "next_step")
+SCHEDULES = ("cosine", "linear", "constant")
 CLASS_WEIGHTS = ("none", "balanced")
 
 
@@ -40,6 +41,7 @@ class TrainJobConfig(JobConfig):
         objective: ``classify`` (cross-entropy) or ``regress`` (squared error), one target a sequence or a step, as the
             data have them; ``next_step``: at each step, the next token or the next features.
         learning_rate: peak of AdamW's learning rate; half a cosine takes it to zero.
+        schedule: of the learning rate behind the warm-up: ``cosine`` and ``linear`` end at zero, ``constant`` stays.
         warmup (share): share of all steps in which the learning rate rises to its peak.
         weight_decay: of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have none.
         label_smoothing (share): share of the target spread over all classes.
@@ -61,6 +63,7 @@ class TrainJobConfig(JobConfig):
     name: str = "train"
     objective: str = "classify"
     learning_rate: float = 2e-3
+    schedule: str = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.2
     label_smoothing: float = 0.1
@@ -79,6 +82,7 @@ class TrainJobConfig(JobConfig):
         fields = Fields(self, "job")
         fields.choice("objective", OBJECTIVES)
         fields.number("learning_rate", 0, 10, open_low=True)
+        fields.choice("schedule", SCHEDULES)
         fields.number("warmup", 0, 1)
         fields.number("weight_decay", 0, 100)
         fields.number("label_smoothing", 0, 1, open_high=True)

@@ -15,7 +15,7 @@ def test_help_lists_commands_choices_and_settings(tmp_path):
     assert done.returncode == 0, done.stderr
     encoders = "encoder: " + ", ".join(sorted(ENCODER_CONFIGS))
     for part in ["Typical commands", "python -m app -m encoder=", encoders, "job: ",
-                 "data: counting, japanese_vowels", "trainer: cpu, ddp, fsdp, gpu",
+                 "data: counting, japanese_vowels", "trainer: cpu, ddp, debug, fsdp, gpu, overfit",
                  "logger: csv, mlflow, tensorboard, wandb", "experiment: ", "allow_neg_eigval: false",
                  "max_epochs:", "--hydra-help"]:
         assert part in done.stdout, part

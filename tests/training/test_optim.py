@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from encoders import build_encoder
-from encoders.training.loop.optim import cosine_with_warmup, parameter_groups
+from encoders.training.loop.optim import parameter_groups, rate_factor
 
 
 class Small(nn.Module):
@@ -44,8 +44,8 @@ def test_decay_rates_of_gated_deltanet_are_not_decayed():
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    factors = [cosine_with_warmup(step, 10, 100) for step in range(101)]
+    factors = [rate_factor(step, 10, 100) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == 1.0 == factors[9]
     assert factors[:10] == sorted(factors[:10]) and factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[100] == pytest.approx(0.0, abs=1e-12)
-    assert cosine_with_warmup(0, 0, 1) == 1.0 and cosine_with_warmup(7, 0, 5) == pytest.approx(0.0, abs=1e-12)
+    assert rate_factor(0, 0, 1) == 1.0 and rate_factor(7, 0, 5) == pytest.approx(0.0, abs=1e-12)

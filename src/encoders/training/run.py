@@ -47,6 +47,8 @@ def prepare(config: AppConfig, data: SequenceData, task: TaskSpec) -> Tuple[Lear
         task: what is to be learned of them.
     """
     parts = SequenceDataModule(data, config.data, config.seed, task=task)
+    if config.trainer.overfit_batches is not None:
+        parts.keep(config.trainer.overfit_batches)
     module = _fresh(config, task, parts)
     log.info("%s", parts.pipeline.describe())
     log.info("%s: %d parameters; %d sequences to train on, %d to validate, %d to test", config.encoder.name,

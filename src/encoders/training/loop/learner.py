@@ -11,7 +11,7 @@ from cfg.job import TrainJobConfig
 from encoders.stack import Encoder
 from encoders.training.data.batches import Batch
 from encoders.training.loop.crop import crop
-from encoders.training.loop.optim import cosine_with_warmup, parameter_groups
+from encoders.training.loop.optim import parameter_groups, rate_factor
 from encoders.training.tasks.mean import WeightedMean
 from encoders.training.tasks.scores import Scores
 from encoders.training.tasks.task import Task
@@ -105,8 +105,8 @@ class Learner(lightning.LightningModule):
                   {"params": parts[False], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
         total = self._steps()
-        warmup = round(self.config.warmup * total)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_with_warmup(step, warmup, total))
+        warmup, kind = round(self.config.warmup * total), self.config.schedule
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, warmup, total, kind))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _steps(self) -> int:
@@ -116,7 +116,8 @@ class Learner(lightning.LightningModule):
         after this is the checkpoint read that says where in the data to go on.
         """
         batches, limit = len(self.trainer.datamodule.train_dataloader()), self.trainer.limit_train_batches
-        return self.trainer.max_epochs * (min(batches, limit) if isinstance(limit, int) else batches)
+        batches = min(batches, limit) if isinstance(limit, int) else batches
+        return self.trainer.max_epochs * -(-batches // self.trainer.accumulate_grad_batches)
 
 
 def class_weights(targets: Any, classes: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, Dict, List
 
 from torch import nn
 
-__all__ = ["cosine_with_warmup", "parameter_groups"]
+__all__ = ["parameter_groups", "rate_factor"]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> List[Dict[str, Any]]:
@@ -32,14 +32,19 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> List[Dict[str, A
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor of the learning rate at ``step``: up in a straight line, then half a cosine down to zero.
+def rate_factor(step: int, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
+    """Factor of the learning rate at ``step``: up in a straight line, then by ``schedule`` half a cosine or a straight
+    line down to zero, or constant.
 
     Example:
-        >>> [round(cosine_with_warmup(step, 2, 6), 3) for step in range(7)]
+        >>> [round(rate_factor(step, 2, 6), 3) for step in range(7)]
         [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+        >>> [rate_factor(step, 2, 6, "linear") for step in range(7)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

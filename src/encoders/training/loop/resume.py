@@ -65,7 +65,9 @@ class WholeCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
         done = batch_idx + 1
-        if self.steps is not None and done % self.steps == 0 and done < trainer.num_training_batches:
+        # Not between batches whose gradients belong together: a checkpoint does not hold gradients.
+        every = None if self.steps is None else self.steps * trainer.accumulate_grad_batches
+        if every is not None and done % every == 0 and done < trainer.num_training_batches:
             self._save(trainer, done)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

@@ -28,6 +28,8 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
         precision=trainer.precision,
         max_epochs=trainer.max_epochs,
         limit_train_batches=trainer.limit_batches,
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
+        detect_anomaly=trainer.detect_anomaly,
         gradient_clip_val=trainer.gradient_clip_val,
         deterministic=config.deterministic,
         default_root_dir=folder,
