@@ -18,17 +18,12 @@ class TrainerConfig:
 
     Args:
         name: label of the preset.
-<<<<<<< HEAD
         max_epochs (epochs): length of the schedule; early stopping may end before.
         limit_batches (batches): most batches of an epoch, for a quick trial; null for all.
-=======
-        max_epochs: length of the schedule; early stopping may end before.
-        limit_batches: most batches of an epoch, for a quick trial; null for all.
-        accumulate_grad_batches: batches whose gradients make one step, where a batch of that size does not fit.
-        overfit_batches: learn only so many batches, and validate on the same: a trial of whether it learns at all;
+        accumulate_grad_batches (batches): batches whose gradients make one step, where a batch of that size does not fit.
+        overfit_batches (batches): learn only so many batches, and validate on the same: a trial of whether it learns at all;
             null: all of the training set.
         detect_anomaly: let PyTorch name the operation that made a NaN in a gradient; slow.
->>>>>>> 2ec7eb3 (Accumulated gradients, schedules, trainer=debug and overfit, longer training of a run that has ended)
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.
         devices (devices): how many of them, on each machine.
@@ -62,15 +57,10 @@ class TrainerConfig:
         fields.text("name")
         fields.integer("max_epochs", 1, 1 << 20)
         fields.integer("limit_batches", 1, 1 << 30, optional=True)
-<<<<<<< HEAD
-        fields.number("gradient_clip_val", 0, 1e9, open_low=True, optional=True)
-=======
         fields.integer("accumulate_grad_batches", 1, 1 << 20)
         fields.integer("overfit_batches", 1, 1 << 20, optional=True)
         fields.flag("detect_anomaly")
-        if self.gradient_clip_val is not None:
-            fields.number("gradient_clip_val", 0, 1e9, open_low=True)
->>>>>>> 2ec7eb3 (Accumulated gradients, schedules, trainer=debug and overfit, longer training of a run that has ended)
+        fields.number("gradient_clip_val", 0, 1e9, open_low=True, optional=True)
         fields.choice("accelerator", ACCELERATORS)
         fields.integer("devices", 1, 1 << 10)
         fields.integer("num_nodes", 1, 1 << 16)
