@@ -20,8 +20,8 @@ class TrainerConfig:
         name: label of the preset.
         max_epochs (epochs): length of the schedule; early stopping may end before.
         limit_batches (batches): most batches of an epoch, for a quick trial; null for all.
-        accumulate_grad_batches (batches): batches whose gradients make one step, where a batch of that size does not fit.
-        overfit_batches (batches): learn only so many batches, and validate on the same: a trial of whether it learns at all;
+        accumulate_grad_batches (batches): so many make one step together, where a batch of that size does not fit.
+        overfit_batches (batches): learn only so many, and validate on the same: a trial of whether it learns at all;
             null: all of the training set.
         detect_anomaly: let PyTorch name the operation that made a NaN in a gradient; slow.
         gradient_clip_val: largest norm of the gradient; null for no clipping.
