@@ -11,7 +11,7 @@ from transformers import Mamba2Config
 from transformers.cache_utils import DynamicCache
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from hf_small_models import in_float64
+from hf_small_models import OLD, in_float64
 from myfla.layers import Mamba2
 from myfla.models.utils import Cache
 from myfla.testing import assert_close, cases
@@ -45,7 +45,9 @@ def draw(*shape, dtype, seed=1):
 
 @cases(name=list(SIZES), dtype=list(CLOSE), tokens=[1, 5, 70])
 def test_outputs_and_gradients_are_equal(name, dtype, tokens):
-    theirs, ours, _ = pair(name, dtype)
+    theirs, ours, config = pair(name, dtype)
+    if config.n_groups > 1 and OLD:
+        pytest.skip("transformers' own norm knows no groups")
     x, do = (draw(2, tokens, 32, dtype=dtype, seed=seed) for seed in (1, 2))
     found = []
     with in_float64("mamba2") if dtype == torch.float64 else torch.enable_grad():

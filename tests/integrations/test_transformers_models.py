@@ -24,16 +24,18 @@ from hf_gradients import (
     joined,
     logits_and_gradients,
 )
-from hf_small_models import CONFIGS, CONVOLUTIONS, build, in_float64, plain_transformers, tokens
+from hf_small_models import CONFIGS, CONVOLUTIONS, OLD, build, in_float64, plain_transformers, tokens
 from myfla.integrations.hf_models import model_files
 from myfla.integrations.transformers import packed_kwargs, use_myfla
 from myfla.testing import assert_close, cases, rms_error
 
 FAMILIES = sorted(CONFIGS)
+STEPPING = [family for family in FAMILIES if not (OLD and family == "falcon_h1")]
 # The attention of the first two picks blocks of the row it stands in: packed sequences are no rows to it. Of the others
 # transformers itself keeps the offsets: from the layers (mamba2 with a head, inkling) or from attention (granite).
 PACKABLE = [family for family in FAMILIES if family not in (
-    "qwen4_exp", "glm5_next", "mamba2", "inkling", "inkling2", "granitemoehybrid")]
+    "qwen4_exp", "glm5_next", "mamba2", "inkling", "inkling2", "granitemoehybrid",
+    *(("falcon_h1", "nemotron_h") if OLD else ()))]
 # Of these, transformers computes the same in pieces as in one: its one-token step of Mamba-2 leaves the limit of time
 # steps out, which two of these set, and bamba counts positions anew in every piece.
 SPLITTABLE = [family for family in FAMILIES if family not in ("glm5_next", "mamba2", "zamba2", "bamba")]
@@ -53,7 +55,7 @@ def cache_name(model):
     return next(name for name in ("cache", "cache_params", "past_key_values") if name in known)
 
 
-@cases(family=[family for family in FAMILIES if family in SPLITTABLE or family == "glm5_next"])
+@cases(family=[family for family in STEPPING if family in SPLITTABLE or family == "glm5_next"])
 def test_a_cached_step_after_a_training_pass_equals_the_whole(family):
     model, ids = build(family).double().train(), tokens(2, 12)
     name = cache_name(model)
@@ -68,6 +70,8 @@ def test_a_cached_step_after_a_training_pass_equals_the_whole(family):
 
 @cases(family=FAMILIES, length=[1, 5, 64, 130])
 def test_logits_and_gradients_equal_transformers(family, length):
+    if length == 1 and family not in STEPPING:
+        pytest.skip("transformers' own gives two tokens")
     model, ids = build(family), tokens(2, length)
     theirs = in_theirs(family, model, ids)
     with use_myfla():
@@ -94,7 +98,7 @@ def test_a_gpu_computes_the_same(family):
             assert_close(model(ids, use_cache=False).logits, want, rms=1e-6)
 
 
-@cases(family=FAMILIES, length=[5, 70])
+@cases(family=[family for family in FAMILIES if not (OLD and family == "nemotron_h")], length=[5, 70])
 def test_in_float64_nothing_differs(family, length):
     model, ids = build(family), tokens(2, length)
     with use_myfla(), in_float64(family):
@@ -128,7 +132,7 @@ def test_padded_batches_equal_transformers(family, side):
     assert_true(family, model, ours, ids, attention_mask=mask)
 
 
-@cases(family=FAMILIES, how=[("whole", 1), ("left padded", 1), ("left padded", 3)])
+@cases(family=STEPPING, how=[("whole", 1), ("left padded", 1), ("left padded", 3)])
 def test_generated_tokens_equal_transformers(family, how):
     prompts, beams = how
     model, ids = build(family), tokens(2, 9)
@@ -145,7 +149,7 @@ def test_generated_tokens_equal_transformers(family, how):
     assert got.tolist() == want.tolist()
 
 
-@cases(family=FAMILIES, cuts=[(2, 3, 70), (64, 65, 66, 72), (70, 71), (71, 72)])
+@cases(family=STEPPING, cuts=[(2, 3, 70), (64, 65, 66, 72), (70, 71), (71, 72)])
 def test_any_split_through_the_cache_equals_transformers_and_the_whole(family, cuts):
     model, ids = build(family), tokens(2, 73)
     name = cache_name(model)
@@ -178,6 +182,8 @@ def test_packed_sequences_equal_the_same_sequences_alone(family):
 
 def test_packed_sequences_of_mamba2_without_a_head_equal_the_same_sequences_alone():
     """The model with a head does not hand the offsets down; and two rows are as good as one."""
+    if OLD:
+        pytest.skip("transformers does not hand the offsets down")
     model, ids = build("mamba2").backbone, tokens(2, 50)
     lengths = [[20, 3, 27], [49, 1]]
     numbers = torch.tensor([[n for n, length in enumerate(row) for _ in range(length)] for row in lengths])

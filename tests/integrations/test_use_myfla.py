@@ -15,7 +15,7 @@ import transformers
 from transformers.integrations import hub_kernels
 from transformers.utils.import_utils import is_flash_linear_attention_available
 
-from hf_small_models import CONFIGS, CONVOLUTIONS, build, plain_transformers, tokens
+from hf_small_models import CONFIGS, CONVOLUTIONS, OLD, build, plain_transformers, tokens
 from myfla.integrations import hf_models, hf_rules
 from myfla.integrations.hf_models import model_files, targets
 from myfla.integrations.transformers import packed_kwargs, use_myfla
@@ -56,7 +56,8 @@ def test_the_rule_the_convolution_and_the_norm_of_every_family_are_replaced(fami
     assert len(names) == len(set(names)) == 4
     assert len(set(names) & set(hf_models.RULES)) == 2
     layers = [target.owner.__name__ for target in found if target.owner is not module_of(family)]
-    assert len([name for name in layers if name.endswith(hf_models.NORM)]) == 1
+    own_norm = not (OLD and family == "nemotron_h")
+    assert len([name for name in layers if name.endswith(hf_models.NORM)]) == own_norm
     assert layers[1:] in ([], ["Qwen3NextGatedDeltaNet"])
 
 
@@ -91,7 +92,7 @@ def test_models_from_before_inside_and_after_the_block_follow_it():
         assert len(calls) == 12
 
 
-@cases(family=FAMILIES)
+@cases(family=[family for family in FAMILIES if not (OLD and family == "falcon_h1")])
 def test_cpu_tensors_never_reach_what_transformers_would_have_called(family):
     model, ids = build(family), tokens(2, 9)
     module = module_of(family)

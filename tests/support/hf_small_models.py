@@ -6,6 +6,8 @@ import inspect
 import types
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -66,7 +68,7 @@ CONFIGS = {
         n_routed_experts=4, moe_intermediate_size=16, moe_shared_expert_intermediate_size=16)),
     "zamba2": ("zamba2", dict(
         WIDTH, layers_block_type=["mamba", "hybrid", "mamba", "hybrid"], mamba_d_state=6, mamba_ngroups=2,
-        n_mamba_heads=8, intermediate_size=48, chunk_size=16, adapter_rank=4, num_mem_blocks=2)),
+        n_mamba_heads=8, intermediate_size=48, chunk_size=16, adapter_rank=4)),
     "lfm2": ("lfm2", CONVOLUTION),
     "lfm2_moe": ("lfm2_moe", dict(CONVOLUTION, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)),
     "lfm3": ("lfm3", dict(CONVOLUTION, head_dim=8, sliding_window=16)),
@@ -74,6 +76,9 @@ CONFIGS = {
     "inkling2": ("inkling2_text", dict(INKLING, log_scaling_n_floor=64, n_layers_per_attn_res_block=2)),
 }
 assert CONFIGS.keys() == hf_models.FAMILIES
+OLD = Version(transformers.__version__) < Version("5.23")
+"""There transformers' own Falcon-H1 makes two tokens of one, Nemotron-H takes another family's norm, and Mamba-2's norm
+knows no groups; and none of the three hands the offsets of packed sequences to its layers."""
 CONVOLUTIONS = ("lfm2", "lfm2_moe", "lfm3", "inkling", "inkling2")
 """Those that have a short convolution and no rule."""
 CONFIGS = {family: config for family, config in CONFIGS.items() if config[0] in CONFIG_MAPPING}

@@ -109,8 +109,8 @@ def rms_norm_gated(layer: Any, hidden_states: torch.Tensor, gate: Any = None) ->
     """The forward of transformers' norm with an output gate, which stands between the rule and the projection out.
 
     Args:
-        layer: has ``weight``, ``variance_epsilon`` and ``activation``, the gate's; Mamba-2's has ``group_size`` or
-            ``n_groups`` instead of the last, and perhaps ``norm_before_gate``.
+        layer: has ``weight``, ``variance_epsilon`` and ``activation``, the gate's; Mamba-2's has none of
+            the last, but perhaps ``group_size`` or ``n_groups``, and ``norm_before_gate``.
         hidden_states: ``[..., D]``.
         gate: the same; Mamba-2's norm also goes without.
 
@@ -119,7 +119,7 @@ def rms_norm_gated(layer: Any, hidden_states: torch.Tensor, gate: Any = None) ->
     """
     weight, eps = layer.weight, layer.variance_epsilon
     if not hasattr(layer, "activation"):
-        size = getattr(layer, "group_size", None) or hidden_states.shape[-1] // layer.n_groups
+        size = getattr(layer, "group_size", hidden_states.shape[-1] // getattr(layer, "n_groups", 1))
         return rmsnorm_fn(
             hidden_states, weight, None, gate, eps, size, norm_before_gate=getattr(layer, "norm_before_gate", False)
         )
