@@ -134,7 +134,7 @@ def test_processes_share_the_parts_and_a_lone_one_finishes_them(tmp_path, run, t
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(world))
         out = start(tmp_path, run, *arguments)
-        assert "not whole yet" in capsys.readouterr().out and not (out / "done.json").exists()
+        assert "not complete yet" in capsys.readouterr().out and not (out / "done.json").exists()
         there = sorted(int(path.stem[5:]) for path in out.glob("part-*"))
         assert there == [part for part in range(7) if part % world <= rank]
     monkeypatch.delenv("RANK")

@@ -22,7 +22,7 @@ def damage(case, folder):
         for path in list(folder.iterdir()):
             path.unlink()
         folder.rmdir()
-        return "must be an existing folder", "hubs are not asked"
+        return "must be an existing folder", "hubs are not contacted"
     if case == "no config":
         config.unlink()
         return "config.json", "beside the weights"
