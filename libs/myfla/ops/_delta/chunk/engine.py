@@ -72,7 +72,7 @@ def _forward_block(
     if states is not None and not plan.keep_states:
         states.copy_(running[block.states(heads)])
         states = None
-    o = buffers.temporary("o", chunk, value)
+    o = c.v_in  # a wave's values have been read before its outputs are written
     scan(block, heads, c, A_inv, running, v_new, o, states, fresh)
     o.baddbmm_(c.A_qk, v_new)
     block.store(split_heads(o, heads), out)

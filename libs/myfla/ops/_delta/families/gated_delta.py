@@ -70,7 +70,8 @@ class GatedDelta(Family):
             torch.bmm(qk, keys.transpose(1, 2), out=A)
             refine_system(A[:, chunk:], keys, keys, decays.beta)
             halves(A, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(plan.scale)
-        A_beta = buffers.get("A_beta", 2 * chunk, chunk)
+        inference = not buffers.again and not buffers.kept  # nobody asks for A again
+        A_beta = A if inference else buffers.get("A_beta", 2 * chunk, chunk)
         if not buffers.known("A_beta"):
             torch.mul(A, decays.beta.transpose(1, 2), out=A_beta)
         qk_in = torch.mul(qk, decays.qk_in, out=buffers.temporary("qk_in", 2 * chunk, key))
