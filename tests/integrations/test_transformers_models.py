@@ -34,7 +34,7 @@ STEPPING = [family for family in FAMILIES if not (OLD and family == "falcon_h1")
 # The attention of the first two picks blocks of the row it stands in: packed sequences are no rows to it. Of the others
 # transformers itself keeps the offsets: from the layers (mamba2 with a head, inkling) or from attention (granite).
 PACKABLE = [family for family in FAMILIES if family not in (
-    "qwen4_exp", "glm5_next", "mamba2", "inkling", "inkling2", "granitemoehybrid",
+    "qwen4_exp", "glm5_next", "mamba2", "inkling", "inkling2", "inkling2_loop", "granitemoehybrid",
     *(("falcon_h1", "nemotron_h") if OLD else ()))]
 # Of these, transformers computes the same in pieces as in one: its one-token step of Mamba-2 leaves the limit of time
 # steps out, which two of these set, and bamba counts positions anew in every piece.

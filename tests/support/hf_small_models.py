@@ -44,6 +44,8 @@ INKLING = dict(
     WIDTH, num_key_value_heads=2, head_dim=8, swa_num_attention_heads=4, swa_num_key_value_heads=2, swa_head_dim=8,
     sliding_window_size=16, d_rel=4, rel_extent=64, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
 )  # fmt: skip
+INKLING2 = dict(
+    INKLING, log_scaling_n_floor=64, n_layers_per_attn_res_block=2, unpadded_vocab_size=VOCABULARY)
 VISION = dict(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32)
 
 CONFIGS = {
@@ -73,13 +75,15 @@ CONFIGS = {
     "lfm2_moe": ("lfm2_moe", dict(CONVOLUTION, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)),
     "lfm3": ("lfm3", dict(CONVOLUTION, head_dim=8, sliding_window=16)),
     "inkling": ("inkling_text", dict(INKLING, intermediate_size=48)),
-    "inkling2": ("inkling2_text", dict(INKLING, log_scaling_n_floor=64, n_layers_per_attn_res_block=2)),
+    "inkling2": ("inkling2_text", INKLING2),
+    "inkling2_loop": ("inkling2_loop_text", dict(
+        INKLING2, loop_layer_index_start=2, loop_layer_index_end=4, loop_num_passes=2, loop_gate_rank=4)),
 }
 assert CONFIGS.keys() == hf_models.FAMILIES
 OLD = Version(transformers.__version__) < Version("5.23")
 """There transformers' own Falcon-H1 makes two tokens of one, Nemotron-H takes another family's norm, and Mamba-2's norm
 knows no groups; and none of the three hands the offsets of packed sequences to its layers."""
-CONVOLUTIONS = ("lfm2", "lfm2_moe", "lfm3", "inkling", "inkling2")
+CONVOLUTIONS = ("lfm2", "lfm2_moe", "lfm3", "inkling", "inkling2", "inkling2_loop")
 """Those that have a short convolution and no rule."""
 CONFIGS = {family: config for family, config in CONFIGS.items() if config[0] in CONFIG_MAPPING}
 """By family that the installed version has: its configuration's name, and what differs from the large models'."""

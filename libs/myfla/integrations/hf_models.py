@@ -44,7 +44,7 @@ FAMILIES = frozenset((
     "bailing_hybrid", "glm5_next", "kimi_linear", "lara_mini", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_next",
     "qwen4_exp",
     "bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2",
-    "inkling", "inkling2", "lfm2", "lfm2_moe", "lfm3",
+    "inkling", "inkling2", "inkling2_loop", "lfm2", "lfm2_moe", "lfm3",
 ))  # fmt: skip
 """Families that are tested: with a delta rule, with Mamba-2, with a short convolution alone. A newer transformers may
 have more."""
