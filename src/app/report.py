@@ -165,7 +165,8 @@ def show_results(results: Mapping[str, Any], folder: Path, brief: bool = False) 
 
     rows = list(figures)
     if "epoch" in results:
-        rows.append(("chosen epoch", f"{results['epoch']} of {results['epochs']}"))
+        chosen = "val_loss" in results
+        rows.append(("chosen epoch" if chosen else "epochs", f"{results['epoch']} of {results['epochs']}"))
         rows.append(("training", f"{results['fit_seconds']:.1f} s, {results['train_tokens_per_s']:,.0f} tokens/s"))
     rows.append(("encoding", f"{results['encode_sequences_per_s']:,.0f} sequences/s, "
                              f"{results['encode_tokens_per_s']:,.0f} tokens/s"))

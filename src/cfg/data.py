@@ -19,12 +19,14 @@ class DataConfig:
 
     Args:
         name: the source, as `app.data.SOURCES` knows it.
-        batch_size (sequences): sequences in a batch, all processes together.
+        batch_size (sequences): sequences in a batch, all processes together. Null, here and below: as the training data
+            suggest (`encoders.training.settle`).
         batch_tokens (tokens): most tokens in a batch, instead of ``batch_size``: sequences of similar length form a
             batch, and padding counts; null for none.
         packed: concatenate the sequences of a batch (``cu_seqlens``) instead of padding them; the
             loss is the same.
-        validation_fraction (share): share of each class of the training set that is held out to choose the epoch on.
+        validation_fraction (share): share of each class of the training set that is held out to choose the epoch on;
+            0: none is, and the whole schedule is trained.
         test_fraction (share): share that is held out as a test set, if the source has none.
         standardize: scale every channel to mean 0 and standard deviation 1, measured on training data only.
         missing: how a missing value (NaN) is treated: ``error``, ``mean`` (of its channel, in training) or
@@ -38,14 +40,14 @@ class DataConfig:
     """
 
     name: str = "???"
-    batch_size: int = 16
+    batch_size: Optional[int] = 16
     batch_tokens: Optional[int] = None
     packed: bool = False
-    validation_fraction: float = 0.2
+    validation_fraction: Optional[float] = 0.2
     test_fraction: float = 0.2
     standardize: bool = True
     missing: str = "error"
-    own_scale: bool = False
+    own_scale: Optional[bool] = False
 
     def __post_init__(self) -> None:
         self.validate()
@@ -54,14 +56,14 @@ class DataConfig:
         """Check every field. A subclass calls ``super().validate()`` and then checks its own."""
         fields = Fields(self, "data")
         fields.text("name")
-        fields.integer("batch_size", 1, 1 << 20)
+        fields.integer("batch_size", 1, 1 << 20, optional=True)
         fields.integer("batch_tokens", 1, 1 << 30, optional=True)
         fields.flag("packed")
-        fields.number("validation_fraction", 0, 1, open_low=True, open_high=True)
+        fields.number("validation_fraction", 0, 1, open_high=True, optional=True)
         fields.number("test_fraction", 0, 1, open_low=True, open_high=True)
         fields.flag("standardize")
         fields.choice("missing", MISSING)
-        fields.flag("own_scale")
+        fields.flag("own_scale", optional=True)
 
 
 @dataclass

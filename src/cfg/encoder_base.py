@@ -13,7 +13,7 @@ __all__ = ["BACKENDS", "DIRECTIONS", "MODES", "POOLINGS", "STEMS", "EncoderConfi
 
 DIRECTIONS = ("causal", "bidirectional")
 POOLINGS = ("mean", "last", "max", "attention")
-STEMS = ("none", "patch", "conv", "inception")
+STEMS = ("none", "patch", "conv", "inception", "auto")
 INCEPTION_STRIDES = (1, 2, 4, 8)
 BACKENDS = ("auto", "naive", "torch", "native", "compiled", "fla")  # as in myfla.backends, which needs torch
 MODES = ("chunk", "fused_recurrent")
@@ -43,7 +43,8 @@ class EncoderConfig:
         stem: what stands between real-valued input and the stack: ``none`` (a projection of each step), ``patch``
             (``stem_stride`` steps become one), ``conv`` (log2(``stem_stride``) convolutions, each of stride 2) or
             ``inception`` (three blocks of convolutions of three widths). With ``patch`` or ``conv`` the encoder cannot
-            be fed in pieces; with ``inception`` it can, if it is causal.
+            be fed in pieces; with ``inception`` it can, if it is causal. ``auto``: training chooses by its data
+            (`encoders.training.settle`); ``none`` where there are none.
         stem_stride (steps): how many times shorter; a power of two for ``conv``; 1, 2, 4 or 8 for ``inception``, 1 if
             it is causal. Null: 8; for ``inception`` 4, or 1.
         stem_kernel (steps): steps that each convolution of ``conv`` looks back, or the widest of ``inception`` sees.
@@ -116,7 +117,7 @@ class EncoderConfig:
                                f"use {lower} or {2 * lower}")
         if self.stem == "conv" and kernel < min(stride, 2):
             raise fields.error("stem_kernel", "must be at least 2, the stride of each convolution", kernel)
-        if self.stem != "none" and self.vocab_size is not None:
+        if self.stem not in ("none", "auto") and self.vocab_size is not None:
             raise fields.error("stem", "must be none for token ids (encoder.vocab_size is set)", self.stem)
         if self.stem == "inception":
             self._check_inception(fields)
@@ -153,7 +154,7 @@ class EncoderConfig:
             return f"encoder.direction={self.direction}"
         if self.state_weaving:
             return "encoder.state_weaving=true"
-        return None if self.stem in ("none", "inception") else f"encoder.stem={self.stem}"
+        return None if self.stem in ("none", "inception", "auto") else f"encoder.stem={self.stem}"
 
     @property
     def intermediate_size(self) -> int:

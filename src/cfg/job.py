@@ -40,7 +40,8 @@ class TrainJobConfig(JobConfig):
     Args:
         objective: ``classify`` (cross-entropy) or ``regress`` (squared error), one target a sequence or a step, as the
             data have them; ``next_step``: at each step, the next token or the next features.
-        learning_rate: peak of AdamW's learning rate; half a cosine takes it to zero.
+        learning_rate: peak of AdamW's learning rate. Null, here and for what follows: as the training data suggest
+            (`encoders.training.settle`).
         schedule: of the learning rate behind the warm-up: ``cosine`` and ``linear`` end at zero, ``constant`` stays.
         warmup (share): share of all steps in which the learning rate rises to its peak.
         weight_decay: of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have none.
@@ -50,6 +51,10 @@ class TrainJobConfig(JobConfig):
             (standardised) input.
         offset (standard deviations): standard deviation of the random shift of every channel of a training sequence,
             the same at all its steps; stands for other microphones, rooms and days. Not with ``next_step``.
+        amplitude (standard deviations): standard deviation of the random factor, around 1, of every channel of a
+            training sequence, the same at all its steps.
+        warp (logarithm): largest part by which a training sequence is stretched or shrunk in time each time it is seen:
+            0.3 makes of 100 steps 74 to 135. For one target a sequence.
         crop (share): largest share of a training sequence that is cut off: each time another part of at least ``1 -
             crop`` of it is learned from. For one target a sequence.
         patience (epochs): stop after this many epochs without a better validation loss.
@@ -62,15 +67,17 @@ class TrainJobConfig(JobConfig):
 
     name: str = "train"
     objective: str = "classify"
-    learning_rate: float = 2e-3
+    learning_rate: Optional[float] = 2e-3
     schedule: str = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.2
-    label_smoothing: float = 0.1
+    label_smoothing: Optional[float] = 0.1
     class_weights: str = "none"
-    noise: float = 0.0
-    offset: float = 0.3
-    crop: float = 0.0
+    noise: Optional[float] = 0.0
+    offset: Optional[float] = 0.3
+    amplitude: Optional[float] = 0.0
+    warp: Optional[float] = 0.0
+    crop: Optional[float] = 0.0
     patience: int = 20
     test_pieces: Optional[int] = None
     test_carry: bool = True
@@ -81,15 +88,15 @@ class TrainJobConfig(JobConfig):
         super().validate()
         fields = Fields(self, "job")
         fields.choice("objective", OBJECTIVES)
-        fields.number("learning_rate", 0, 10, open_low=True)
         fields.choice("schedule", SCHEDULES)
         fields.number("warmup", 0, 1)
         fields.number("weight_decay", 0, 100)
-        fields.number("label_smoothing", 0, 1, open_high=True)
         fields.choice("class_weights", CLASS_WEIGHTS)
-        fields.number("noise", 0, 100)
-        fields.number("offset", 0, 100)
-        fields.number("crop", 0, 1, open_high=True)
+        fields.number("learning_rate", 0, 10, open_low=True, optional=True)
+        fields.number("label_smoothing", 0, 1, open_high=True, optional=True)
+        fields.number("crop", 0, 1, open_high=True, optional=True)
+        for name, most in (("noise", 100), ("offset", 100), ("amplitude", 100), ("warp", 3)):
+            fields.number(name, 0, most, optional=True)
         fields.integer("patience", 1, 1 << 20)
         fields.integer("test_pieces", 1, 1 << 30, optional=True)
         fields.flag("test_carry")

@@ -18,7 +18,10 @@ class TrainerConfig:
 
     Args:
         name: label of the preset.
-        max_epochs (epochs): length of the schedule; early stopping may end before.
+        max_epochs (epochs): length of the schedule; early stopping may end before. Null: ``max_steps``, or as the
+            training data suggest (`encoders.training.settle`).
+        max_steps (steps): length of the schedule in optimizer steps, instead of ``max_epochs``: in as few passes as
+            hold them, each of as many batches, so up to one step a pass more.
         limit_batches (batches): most batches of an epoch, for a quick trial; null for all.
         accumulate_grad_batches (batches): so many make one step together, where a batch of that size does not fit.
         overfit_batches (batches): learn only so many, and validate on the same: a trial of whether it learns at all;
@@ -38,7 +41,8 @@ class TrainerConfig:
     """
 
     name: str = "cpu"
-    max_epochs: int = 20
+    max_epochs: Optional[int] = 20
+    max_steps: Optional[int] = None
     limit_batches: Optional[int] = None
     accumulate_grad_batches: int = 1
     overfit_batches: Optional[int] = None
@@ -55,7 +59,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         fields = Fields(self, "trainer")
         fields.text("name")
-        fields.integer("max_epochs", 1, 1 << 20)
+        fields.integer("max_epochs", 1, 1 << 20, optional=True)
+        fields.integer("max_steps", 1, 1 << 40, optional=True)
         fields.integer("limit_batches", 1, 1 << 30, optional=True)
         fields.integer("accumulate_grad_batches", 1, 1 << 20)
         fields.integer("overfit_batches", 1, 1 << 20, optional=True)

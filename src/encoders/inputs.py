@@ -32,7 +32,7 @@ def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) ->
     if config.input_size is None:
         raise value_error("build_encoder", "encoder.input_size", "must be set, or encoder.vocab_size", None,
                           "input_size is the number of channels of x")
-    if config.stem != "none":
+    if config.stem not in ("none", "auto"):
         return build_stem(config, config.input_size, device=device, dtype=dtype)
     return nn.Linear(config.input_size, config.hidden_size, device=device, dtype=dtype)
 

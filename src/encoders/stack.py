@@ -196,7 +196,7 @@ class Encoder(nn.Module):
         if self.weaving is not None and (cache is not None or use_cache):
             hint = "a layer begins where the one before it ended, at the end of the sequence; build it without"
             raise value_error("encoder", "cache", "cannot be used with state_weaving=True", got, hint)
-        if self.config.stem not in ("none", "inception") and (cache is not None or use_cache):
+        if self.config.stem in ("patch", "conv") and (cache is not None or use_cache):
             hint = "the end of a sequence closes its last step; build it with encoder.stem=none"
             raise value_error("encoder", "cache", f"cannot be used with stem={self.config.stem!r}", got, hint)
         if cache is None:

@@ -87,7 +87,8 @@ def test_what_hydra_refuses_is_named_too(tmp_path, override, parts):
     ("override", "message"),
     [
         ("data.batch_size=0", "data.batch_size must be an integer from 1"),
-        ("data.validation_fraction=1", "data.validation_fraction must be a finite number above 0 and below 1; got 1.0"),
+        ("data.validation_fraction=1",
+         "data.validation_fraction must be a finite number from 0 and below 1 or null; got 1.0"),
         ("data.validation_fraction=nan", "data.validation_fraction must be a finite number"),
         ("job.learning_rate=0", "job.learning_rate must be a finite number above 0"),
         ("job.learning_rate=inf", "job.learning_rate must be a finite number"),

@@ -12,6 +12,7 @@ from encoders.scaling import own_scale
 from encoders.training.data.batches import collate, pack
 from encoders.training.data.sequences import Sample
 from encoders.training.loop.crop import crop
+from encoders.training.loop.warp import warp
 from myfla.testing import cases, raises
 
 
@@ -92,3 +93,31 @@ def test_a_run_on_its_own_scale_trains_and_is_read_again_but_cannot_stream(tmp_p
     run_job(compose_app(settings), tmp_path)
     with pytest.raises(RunError, match=r"got data.own_scale=true: the scale of a sequence is known at its end"):
         load_model(tmp_path, "embedding")
+
+
+@cases(form=[collate, pack], most=[0.0, 0.3, 1.0])
+def test_a_warped_sequence_is_the_same_way_at_another_pace(form, most):
+    lengths = [100, 40, 17, 5, 3, 1]
+    for _ in range(20):
+        got = warp(batch_of(lengths, form), most)
+        assert got.targets.tolist() == list(range(6))
+        for i, (part, n) in enumerate(zip(parts_of(got), lengths)):
+            if n < 4:
+                assert len(part) == n
+            assert max(min(n, 4), n * math.exp(-most) - 0.51) <= len(part) <= n * math.exp(most) + 0.51
+            even = torch.linspace(0, n - 1, len(part))
+            assert torch.allclose(part[:, 1], even, atol=1e-4) and (part[:, 0] == i).all()
+
+
+def test_warping_reads_between_steps_and_never_beyond_a_sequence():
+    x = torch.tensor([[0.0, 2.0, 8.0, 0.0, 4.0, 1e9, 1e9, 1e9]]).T[None]
+    batch = collate([Sample(x[0], torch.tensor(0))])._replace(lengths=torch.tensor([5]))
+    lengths = set()
+    for _ in range(50):
+        got = warp(batch, 0.5)
+        lengths.add(int(got.lengths))
+        places = torch.linspace(0, 4, int(got.lengths), dtype=torch.float64)
+        low = places.floor().long().clamp(max=3)
+        want = torch.lerp(x[0, low, 0].double(), x[0, low + 1, 0].double(), places - low)
+        assert torch.allclose(got.x[0, : int(got.lengths), 0].double(), want, atol=1e-5)
+    assert len(lengths) > 3

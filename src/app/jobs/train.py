@@ -19,8 +19,10 @@ from app.run_folder import in_sweep, is_first_process, overrides
 from cfg.app import AppConfig
 from cfg.job import TrainJobConfig
 from encoders import with_checkpoint_sizes
+from encoders.training.loop.fit import Fit
 from encoders.training.loop.quiet import quiet
 from encoders.training.run import prepare, train, whole
+from encoders.training.settle import settle
 from encoders.training.sizes import encoder_for
 from encoders.training.tasks.predict import Evaluation, evaluate
 from encoders.training.tasks.spec import task_spec
@@ -37,7 +39,7 @@ def run(config: AppConfig, folder: Path) -> float:
     """Train, test, and write everything below ``folder``.
 
     Returns:
-        the best validation loss.
+        the best validation loss; the last training loss where nothing is held out.
 
     Raises:
         ConfigError, DataError, PluginError, UnknownEncoderError: before anything is trained.
@@ -50,8 +52,10 @@ def run(config: AppConfig, folder: Path) -> float:
     check_devices(config.trainer)
     torch.set_num_threads(config.trainer.threads or _DEFAULT_THREADS)
     torch.use_deterministic_algorithms(config.deterministic)
-    job, data = config.job_as(TrainJobConfig), load_data(config.data)
-    task = task_spec(job.objective, data)
+    data = load_data(config.data)
+    task = task_spec(config.job_as(TrainJobConfig).objective, data)
+    config, chosen = settle(config, data, task)
+    job = config.job_as(TrainJobConfig)
     config = dataclasses.replace(config, encoder=with_checkpoint_sizes(encoder_for(config, data, task)))
     module, parts = prepare(config, data, task)
     split = {"training": parts.train, "validation": parts.validation, **parts.tests}
@@ -60,7 +64,7 @@ def run(config: AppConfig, folder: Path) -> float:
     outcome = train(module, parts, data, config, folder)
     parts, first, last = outcome.parts, outcome.first, outcome.last
     if not is_first_process():
-        return first.figures["val_loss"]
+        return _aim(first)
     module = whole(outcome, config, folder)
     module.to(_device(config))
     how = (job.test_pieces, job.test_carry)
@@ -81,7 +85,8 @@ def run(config: AppConfig, folder: Path) -> float:
         "validation_sequences": len(data.train) - len(parts.train),
         "test_sequences": len(parts.tests["test"]),
         "seed": config.seed,
-        "refit": job.refit,
+        "chosen": chosen,
+        "refit": last is not first,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "overrides": given,
@@ -98,7 +103,12 @@ def run(config: AppConfig, folder: Path) -> float:
                   loss_note(config, first.figures))
     say_baselines(results, task.kind)
     show_results(results, folder, brief=in_sweep())
-    return first.figures["val_loss"]
+    return _aim(first)
+
+
+def _aim(fit: Fit) -> float:
+    """What a search minimises: the validation loss; that of the training where nothing was held out."""
+    return fit.figures.get("val_loss", fit.figures["train_loss"])
 
 
 def _device(config: AppConfig) -> str:

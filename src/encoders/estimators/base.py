@@ -20,6 +20,7 @@ from encoders.estimators.tags import TaggedEstimator, check_is_fitted
 from encoders.training.data.prepared import Prepared
 from encoders.training.data.sequences import SequenceData, SequenceSet
 from encoders.training.encode import encode
+from encoders.training.settle import settle
 from encoders.training.sizes import encoder_for
 from encoders.training.tasks.answers import Answers
 from encoders.training.tasks.many import BATCH_TOKENS, PART, answer_many
@@ -33,8 +34,9 @@ Callbacks = Optional[Sequence[Any]]
 class SequenceEstimator(TaggedEstimator):
     """The parameters and the training of `SequenceClassifier`, `SequenceRegressor` and `SequenceEncoder`.
 
-    Training is that of ``python -m app``, with its defaults, in a folder that is removed afterwards: a share of the
-    sequences is held out to choose the epoch on, then, with ``refit``, all are trained on for as long.
+    Training is that of ``python -m app``, with its defaults, in a folder that is removed afterwards. What is not given
+    is chosen from the data (`encoders.training.settle`): of a small set nothing is held out; else a share is, to choose
+    the epoch on, and then, with ``refit``, all are trained on for as long.
 
     Args:
         encoder: name of any strategy, a mapping with ``name`` and fields of its config, or a config.
@@ -150,6 +152,7 @@ class SequenceEstimator(TaggedEstimator):
         config = self._config(objective)
         with isolated(self.threads), tempfile.TemporaryDirectory(prefix="myfla-fit-") as folder:
             task = task_spec(objective, data)
+            config, _ = settle(config, data, task)
             config = dataclasses.replace(config, encoder=with_checkpoint_sizes(encoder_for(config, data, task)))
             torch.use_deterministic_algorithms(config.deterministic)
             module, parts = train_with.prepare(config, data, task)

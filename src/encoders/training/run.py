@@ -46,20 +46,20 @@ def prepare(config: AppConfig, data: SequenceData, task: TaskSpec) -> Tuple[Lear
         data: with test sets, or without.
         task: what is to be learned of them.
     """
-    parts = SequenceDataModule(data, config.data, config.seed, task=task)
+    parts = SequenceDataModule(data, config.data, config.seed, validate=config.data.validation_fraction != 0, task=task)
     if config.trainer.overfit_batches is not None:
         parts.keep(config.trainer.overfit_batches)
     module = _fresh(config, task, parts)
     log.info("%s", parts.pipeline.describe())
     log.info("%s: %d parameters; %d sequences to train on, %d to validate, %d to test", config.encoder.name,
-             sum(p.numel() for p in module.parameters()), len(parts.train), len(parts.validation),
+             sum(p.numel() for p in module.parameters()), len(parts.train), len(parts.validation or ()),
              sum(map(len, parts.tests.values())))
     return module, parts
 
 
 def train(module: Learner, parts: SequenceDataModule, data: SequenceData, config: AppConfig, folder: Path,
           watch: Sequence[Any] = ()) -> Outcome:
-    """Train, and with ``job.refit`` train again on training and validation data together.
+    """Train, and with ``job.refit`` train again on training and validation data together, where there are any.
 
     Args:
         module, parts: as `prepare` made them.
@@ -72,7 +72,7 @@ def train(module: Learner, parts: SequenceDataModule, data: SequenceData, config
     """
     task = module.task.spec
     first = last = fit(module, parts, config, folder, watch=watch)
-    if config.job.refit:
+    if config.job.refit and parts.validation is not None:
         module, parts, last = _refit(config, data, task, folder, first, watch)
     return Outcome(module, parts, first, last)
 
@@ -82,14 +82,15 @@ def whole(outcome: Outcome, config: AppConfig, folder: Path) -> Learner:
     if config.trainer.strategy != "fsdp":
         return outcome.module
     module = _fresh(config, outcome.module.task.spec, outcome.parts)
-    load_weights(module, config, folder, "refit" if config.job.refit else "fit", sharded=False)
+    load_weights(module, config, folder, "fit" if outcome.last is outcome.first else "refit", sharded=False)
     return module
 
 
 def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,
            first: Fit, watch: Sequence[Any]) -> Tuple[Learner, SequenceDataModule, Fit]:
     """Train afresh on all training data, with a schedule as long as the number of epochs that validation chose."""
-    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=first.epoch))
+    trainer = dataclasses.replace(config.trainer, max_epochs=first.epoch, max_steps=None)
+    config = dataclasses.replace(config, trainer=trainer)
     parts = SequenceDataModule(data, config.data, config.seed, validate=False, task=task)
     module = _fresh(config, task, parts)
     return module, parts, fit(module, parts, config, folder, "refit", first.rows, watch)

@@ -35,8 +35,9 @@ def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> Encode
     if task.shifts and config.data.own_scale:
         raise config_error("data.own_scale", "must be false with job.objective=next_step", True,
                            "the scale of a whole sequence reveals the steps that are to be predicted")
-    if task.per_step and config.job.crop:
-        raise config_error("job.crop", "must be 0 where each step has a target", config.job.crop)
+    for name in ("crop", "warp"):
+        if task.per_step and getattr(config.job, name):
+            raise config_error(f"job.{name}", "must be 0 where each step has a target", getattr(config.job, name))
     pieces = config.job.test_pieces
     if pieces and encoder.needs_end is not None:
         raise config_error("job.test_pieces", "must be null with an encoder that cannot be fed in pieces", pieces,
@@ -44,7 +45,7 @@ def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> Encode
                            "inception")
     if pieces and config.data.packed:
         raise config_error("job.test_pieces", "must be null with data.packed=true", pieces)
-    if task.per_step and encoder.stem != "none" and encoder.shortening > 1:
+    if task.per_step and encoder.stem not in ("none", "auto") and encoder.shortening > 1:
         raise config_error("encoder.stem", "must be none where each step has a target", encoder.stem,
                            "a stem makes one step of several; encoder.stem=inception encoder.stem_stride=1 does not")
     if data.vocab_size is not None:

@@ -19,6 +19,8 @@ from encoders.training.tasks.spec import TaskSpec
 
 __all__ = ["SequenceDataModule", "loader"]
 
+USUAL_BATCH, USUAL_SHARE = 16, 0.2  # of a config that leaves the choice, where no training makes it
+
 
 def _check_steps(config: DataConfig, parts: Dict[str, Optional[SequenceSet]]) -> None:
     """A next step needs one before it."""
@@ -50,8 +52,8 @@ def loader(data: Prepared, config: DataConfig, per_step: bool, generator: Option
         generator: draws the order; None keeps it.
         rank, world, behind: as in `encoders.training.data.sampler.BatchSampler`.
     """
-    sampler = BatchSampler(data.lengths, config.batch_size, config.batch_tokens, config.packed, generator, rank, world,
-                           behind)
+    size = config.batch_size or USUAL_BATCH
+    sampler = BatchSampler(data.lengths, size, config.batch_tokens, config.packed, generator, rank, world, behind)
     join = partial(pack if config.packed else collate, per_step=per_step)
     return _Passes(data, batch_sampler=sampler, generator=generator, collate_fn=join)
 
@@ -81,7 +83,8 @@ class SequenceDataModule(lightning.LightningDataModule):
         self.train: SequenceSet = data.train
         self.validation: Optional[SequenceSet] = None
         if validate:
-            kept, held = split(data.train, config.validation_fraction, seed, data.classes, class_counts(data))
+            share = USUAL_SHARE if config.validation_fraction is None else config.validation_fraction
+            kept, held = split(data.train, share, seed, data.classes, class_counts(data))
             self.train, self.validation = data.train.subset(kept), data.train.subset(held)
         self.tests: Dict[str, SequenceSet] = dict(data.tests)
         if self.shift:
@@ -137,7 +140,7 @@ class SequenceDataModule(lightning.LightningDataModule):
             return InputPipeline.tokens(data.vocab_size, **names)
         config = self.config
         return InputPipeline.fit(self.train.sequences, data.schema, config.missing, config.standardize,
-                                 config.own_scale, **names)
+                                 bool(config.own_scale), **names)
 
     def _place(self) -> Sequence[int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -14,6 +14,7 @@ from cfg.app import AppConfig
 from encoders.errors import RunError
 from encoders.training import CHECKPOINTS
 from encoders.training.data.module import SequenceDataModule
+from encoders.training.loop.budget import passes
 from encoders.training.loop.callbacks import Throughput
 from encoders.training.loop.checkpoint_io import SafeCheckpointIO
 from encoders.training.loop.history import EpochTable
@@ -82,9 +83,10 @@ def fit(
     record, last = place / f"{stage}.done", place / f"{stage}-last.ckpt"
     listeners = [one for one in watch if not isinstance(one, Callback)]
     table, speed = EpochTable(folder / "metrics.csv", {"stage": stage}, earlier, listeners), Throughput()
+    epochs, limit = passes(config.trainer, len(data.train_dataloader()))
     callbacks: List[Callback] = [
         *(one for one in watch if isinstance(one, Callback)),
-        RandomState(), speed, TrainingProgress(stage, config.trainer.max_epochs, config.trainer.progress, speed)]
+        RandomState(), speed, TrainingProgress(stage, epochs, config.trainer.progress, speed)]
     best: Optional[ModelCheckpoint] = None
     if data.validation is not None and wanted.best_weights:
         best = ModelCheckpoint(place, f"{stage}-best", monitor="val_loss", save_weights_only=True,
@@ -104,6 +106,7 @@ def fit(
         return done
     validate = config.trainer.limit_batches if data.validation is not None else 0
     trainer = make_trainer(config, folder, callbacks=callbacks, limit_val_batches=validate,
+                           max_epochs=epochs, limit_train_batches=limit,
                            logger=make_logger(config, folder, stage),
                            log_every_n_steps=1 if wanted.learning_rate_monitor else None)
     start = time.perf_counter()

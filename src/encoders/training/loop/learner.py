@@ -12,6 +12,7 @@ from encoders.stack import Encoder
 from encoders.training.data.batches import Batch
 from encoders.training.loop.crop import crop
 from encoders.training.loop.optim import parameter_groups, rate_factor
+from encoders.training.loop.warp import warp
 from encoders.training.tasks.mean import WeightedMean
 from encoders.training.tasks.scores import Scores
 from encoders.training.tasks.task import Task
@@ -52,6 +53,8 @@ class Learner(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         if self.config.crop:
             batch = crop(batch, self.config.crop)
+        if self.config.warp:
+            batch = warp(batch, self.config.warp)
         outputs = self(batch._replace(x=self._augment(batch)))
         loss, weight = self.task.loss(outputs, batch.targets, self.config.label_smoothing, self.class_weight)
         self.train_loss.update(loss.detach(), weight)
@@ -73,13 +76,20 @@ class Learner(lightning.LightningModule):
         if not x.is_floating_point():
             return x
         if config.offset and not self.task.spec.shifts:
-            if batch.cu_seqlens is None:
-                x = x + config.offset * torch.randn_like(x[:, :1])
-            else:
-                x = x + (config.offset * torch.randn(len(batch.lengths), x.shape[2]).to(x))[batch.rows()]
+            x = x + self._of_each(batch, config.offset)
+        if config.amplitude:
+            x = x * (1 + self._of_each(batch, config.amplitude))
         if config.noise:
             x = x + config.noise * torch.randn_like(x)
         return x
+
+    @staticmethod
+    def _of_each(batch: Batch, std: float) -> Tensor:
+        """One random number for each channel of each sequence, in the shape of the features or ready to be spread."""
+        x = batch.x
+        if batch.cu_seqlens is None:
+            return std * torch.randn_like(x[:, :1])
+        return (std * torch.randn(len(batch.lengths), x.shape[2]).to(x))[batch.rows()]
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self.scores.update(self(batch), batch)

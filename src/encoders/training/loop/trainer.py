@@ -17,7 +17,7 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
     Args:
         config: the whole config.
         folder: of the run.
-        more: what the config does not hold: callbacks, logger, limits.
+        more: what the config does not hold: length, callbacks, logger, limits.
     """
     trainer = config.trainer
     return lightning.Trainer(
@@ -26,8 +26,6 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
         num_nodes=trainer.num_nodes,
         strategy=_strategy(trainer.strategy),
         precision=trainer.precision,
-        max_epochs=trainer.max_epochs,
-        limit_train_batches=trainer.limit_batches,
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         detect_anomaly=trainer.detect_anomaly,
         gradient_clip_val=trainer.gradient_clip_val,
