@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 from app.errors import RunError
 from app.run_folder import CHECKPOINTS, RESULTS, in_sweep, overrides, read_json, write_json
@@ -83,7 +83,7 @@ def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
                        f"{CONFIG} {listed}; put them back, or train again")
     for key, (before, now) in changes.items():
         log.info("%s=%r, edited since the run began with %r", key, now, before)
-    return _with(config, longer, int(start["config"]["trainer"]["max_epochs"])), start["overrides"]
+    return _with(config, longer, start["config"].get("trainer", {}).get("max_epochs")), start["overrides"]
 
 
 def _longer() -> Dict[str, int]:
@@ -96,16 +96,19 @@ def _longer() -> Dict[str, int]:
     return {key: int(value) for key, value in found.items()}
 
 
-def _with(config: AppConfig, longer: Mapping[str, int], before: int) -> AppConfig:
-    """The config with a longer schedule."""
+def _with(config: AppConfig, longer: Mapping[str, int], before: Optional[int]) -> AppConfig:
+    """The config with a longer schedule than ``before``; None where the run counts no epochs."""
     if not longer:
         return config
     epochs = longer.get("trainer.max_epochs", before)
-    if epochs < before:
-        raise config_error("trainer.max_epochs", f"must be at least {before}, as many as the run has", epochs)
+    if "trainer.max_epochs" in longer and (before is None or longer["trainer.max_epochs"] < before):
+        rule = "must be left out for a run whose length is no number of epochs" if before is None else (
+            f"must be at least {before}, as many as the run has")
+        raise config_error("trainer.max_epochs", rule, epochs)
     job = config.job_as(TrainJobConfig)
     job = dataclasses.replace(job, patience=longer.get("job.patience", job.patience))
-    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=epochs), job=job)
+    trainer = config.trainer if epochs is None else dataclasses.replace(config.trainer, max_epochs=epochs)
+    return dataclasses.replace(config, trainer=trainer, job=job)
 
 
 def _open_again(folder: Path, config: AppConfig, sizes: Dict[str, Any], given: List[str]) -> None:

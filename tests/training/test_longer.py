@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.jobs import run_job
+from app.reopening import _with
 from app.run_folder import CHECKPOINTS
 from app_runs import QUICK, compose_app, run_app
 from cfg.validation import ConfigError
@@ -94,3 +95,11 @@ def test_a_run_that_has_ended_is_trained_for_longer(tmp_path):
 def test_every_rule_names_its_key(override):
     with pytest.raises(ConfigError, match=override.split("=")[0]):
         compose_app([override])
+
+
+def test_a_run_whose_length_is_no_number_of_epochs_is_left_as_it_is():
+    config = compose_app([])
+    assert _with(config, {}, None) is config
+    assert _with(config, {"job.patience": 30}, None).job.patience == 30
+    with pytest.raises(ConfigError, match=r"trainer.max_epochs must be left out for a run whose length is no number"):
+        _with(config, {"trainer.max_epochs": 30}, None)
