@@ -19,6 +19,7 @@ from benchmarks.memory import peaks  # noqa: E402
 from benchmarks.rows import Row  # noqa: E402
 
 from myfla.testing import assert_close, cases, raises  # noqa: E402
+from myfla.utils.native import missing_native  # noqa: E402
 
 
 def _bench(folder, *arguments, first=()):
@@ -47,6 +48,16 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path):
     loops = [row for row in rows if row["section"] in ("ops", "rwkv7") and row["side"] == "token loop"]
     loops += [row for row in rows if row["section"] == "decode" and row["side"] == "plain operations"]
     assert len(loops) == 5 and all(row["error"] < 1e-5 for row in loops)  # other code, the same result
+
+
+def test_the_compiled_kernels_are_measured_or_missed_with_the_reason(tmp_path):
+    done = _bench(tmp_path, "native", "--quick", "--no-memory")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "benchmarks_cpu.json").read_text())["rows"]
+    assert {row["work"] for row in rows} == {"forward", "forward + backward", "step in place", "decoding, one row"}
+    assert all(row["status"] == "ok" for row in rows if row["side"] == "myfla")
+    for row in (row for row in rows if row["side"] == "myfla native"):
+        assert row["ratio"] > 0 if missing_native() is None else "myfla-native" in row["reason"], row
 
 
 def test_a_peer_that_cannot_be_imported_is_reported_as_missing(tmp_path):
