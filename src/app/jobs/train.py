@@ -54,7 +54,7 @@ def run(config: AppConfig, folder: Path) -> float:
     torch.use_deterministic_algorithms(config.deterministic)
     data = load_data(config.data)
     task = task_spec(config.job_as(TrainJobConfig).objective, data)
-    config, chosen = settle(config, data, task)
+    config, _ = settle(config, data, task)
     job = config.job_as(TrainJobConfig)
     config = dataclasses.replace(config, encoder=with_checkpoint_sizes(encoder_for(config, data, task)))
     module, parts = prepare(config, data, task)
@@ -85,7 +85,6 @@ def run(config: AppConfig, folder: Path) -> float:
         "validation_sequences": len(data.train) - len(parts.train),
         "test_sequences": len(parts.tests["test"]),
         "seed": config.seed,
-        "chosen": chosen,
         "refit": last is not first,
         "torch": torch.__version__,
         "python": platform.python_version(),
