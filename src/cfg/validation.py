@@ -71,7 +71,7 @@ def rules_of(config_class: Type[Any], **given: Any) -> Dict[str, str]:
     Example:
         >>> from cfg.trainer import TrainerConfig
         >>> rules_of(TrainerConfig)["max_epochs"]
-        'an integer from 1 to 1048576'
+        'an integer from 1 to 1048576 or null'
     """
     needed = {field.name: "x" for field in dataclasses.fields(config_class)
               if field.default == "???" and field.name != "name"}
