@@ -67,8 +67,8 @@ def meanings(config_class: type) -> Dict[str, Tuple[str, str]]:
 
     Example:
         >>> from cfg.trainer import TrainerConfig
-        >>> meanings(TrainerConfig)["max_epochs"]
-        ('epochs', 'length of the schedule; early stopping may end before.')
+        >>> meanings(TrainerConfig)["max_steps"][0]
+        'steps'
     """
     found: Dict[str, Tuple[str, str]] = {}
     for part in reversed(config_class.__mro__):

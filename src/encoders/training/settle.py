@@ -60,7 +60,7 @@ def facts_of(train: SequenceSet, channels: int, whole: bool) -> Facts:
     Example:
         >>> data = SequenceSet([torch.randn(90, 2), torch.randn(110, 2)], torch.tensor([0, 1]))
         >>> facts_of(data, 2, True)[:5]
-        (2, 100, 110, 2, True)
+        (2, 100, 108, 2, True)
     """
     lengths = torch.tensor(train.lengths, dtype=torch.float64)
     typical, longest = int(lengths.quantile(0.5)), round(float(lengths.quantile(0.9)))
