@@ -67,11 +67,12 @@ def whole(tmp_path_factory):
 def cut_at(monkeypatch, name, number):
     """Cut the run off at the ``number``-th call of a function: ``before`` it does anything."""
     from app.jobs import train as job
+    from encoders.training import run as training
     from encoders.training.loop.resume import WholeCheckpoint
 
     owner, attribute = {"epoch": (WholeCheckpoint, "on_train_epoch_end"),
                         "step": (WholeCheckpoint, "on_train_batch_end"),
-                        "refit": (job, "_refit"), "results": (job, "write_results")}[name]
+                        "refit": (training, "_refit"), "results": (job, "write_results")}[name]
     calls, original = [], getattr(owner, attribute)
 
     def cut(*args, **kwargs):
