@@ -70,8 +70,9 @@ def conv_layer_step(
     kind = parts[0].dtype
     fit = are_dense(kind, *parts, *([] if gate is None else [gate])) and are_dense(torch.float32, state)
     fit = fit and are_dense(weights[0].dtype, *weights) and all(t is None or are_dense(t.dtype, t) for t in others)
-    if biases != [None, None, None]:
-        fit = fit and None not in biases and are_dense(biases[0].dtype, *biases)
+    given = [bias for bias in biases if bias is not None]
+    if given:
+        fit = fit and len(given) == len(biases) and are_dense(given[0].dtype, *given)
     if not fit or not are_dense(kind, *(past[0] for past in states)):
         return None
     rows, heads, taps = x.shape[0], layer.num_v_heads, layer.conv_size
