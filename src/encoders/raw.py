@@ -136,11 +136,11 @@ def prepare(pipeline: InputPipeline, tokens: Tensor, layout: Layout, going_on: b
         if pipeline.own_scale:
             raise InputError(f"{WHO}: cache must be left out for an encoder trained with data.own_scale=true: the "
                              "scale of a sequence is known at its end; train with data.own_scale=false")
-        if not tracing() and bool(tokens.isnan().any()):
+        if not tracing() and not tokens.is_meta and bool(tokens.isnan().any()):
             raise InputError(f"{WHO}: x must be without missing values in pieces of sequences: with "
                              "data.missing=forward the value before may stand in an earlier piece; fill them in, or "
                              "give whole sequences")
-    if layout.cu_seqlens is None or not pipeline.needs_whole:
+    if layout.cu_seqlens is None or not pipeline.needs_whole or tokens.is_meta:
         return pipeline.transform(tokens)
     if tracing():
         raise InputError(f"{WHO}: lengths must be left out in a recorded graph of an encoder trained with "

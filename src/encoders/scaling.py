@@ -49,7 +49,7 @@ def fill_forward(x: Tensor) -> Tensor:
         [1.0, 1.0, 1.0, 2.0]
     """
     known = ~x.isnan()
-    if not tracing() and bool(known.all()):
+    if not tracing() and not x.is_meta and bool(known.all()):
         return x
     steps = torch.arange(x.shape[-2], device=x.device)[:, None].expand_as(x)
     count = known.long().cumsum(-2)  # of values so far; the step of the n-th value is noted in row n

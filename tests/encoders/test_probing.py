@@ -6,8 +6,7 @@ import torch
 
 from encoders import build_encoder
 from encoders.probing import probe
-from myfla.layers import GatedDeltaNet, RWKV7Attention
-from myfla.layers import rwkv7 as rwkv7_module
+from myfla.layers import GatedDeltaNet, RWKV7Attention, rwkv7_core
 from myfla.testing import cases
 from tiny_encoder import TinyConfig, TinyStrategy
 
@@ -45,13 +44,13 @@ def test_gates_of_rwkv7_are_what_its_recurrence_is_given(packed, monkeypatch):
     x = torch.randn(1, 10, 12, dtype=torch.float64)
     offsets = torch.tensor([0, 4, 10]) if packed else None
     given = {}
-    op = rwkv7_module.chunk_rwkv7
+    op = rwkv7_core.chunk_rwkv7
 
     def watch(r, w, k, v, a, b, **more):
         given.update(w=w, rate=-b / a)  # the recurrence gets -kk and kk a
         return op(r, w, k, v, a, b, **more)
 
-    monkeypatch.setattr(rwkv7_module, "chunk_rwkv7", watch)
+    monkeypatch.setattr(rwkv7_core, "chunk_rwkv7", watch)
     layer(x, cu_seqlens=offsets)
     w, a = layer.gates(x, offsets)
     torch.testing.assert_close(w, given["w"], rtol=1e-12, atol=0)

@@ -157,9 +157,13 @@ def wide_encoder(name, dtype, **changes):
     return small(name, dtype, scale=0.1, hidden_size=64, **heads, **changes)
 
 
+INCEPTION = dict(stem="inception", stem_kernel=9)
+
+
 def wide_subject(name, dtype):
-    """`wide_encoder` as a `Subject`."""
-    return _wrap(wide_encoder(name, dtype))
+    """`wide_encoder` as a `Subject`; of `ENCODERS` by their names there."""
+    encoder, changes = ("gated_deltanet", INCEPTION) if name == "inception" else (name, {})
+    return _wrap(wide_encoder(encoder, dtype, **changes))
 
 
 def _wrap(encoder):
@@ -185,7 +189,7 @@ ENCODERS: Dict[str, Callable[[torch.dtype], Subject]] = {
     "gated_deltanet": lambda dtype: _encoder("gated_deltanet", dtype),
     "rwkv7": lambda dtype: _encoder("rwkv7", dtype),
     "lstm": lambda dtype: _encoder("lstm", dtype),
-    "inception": lambda dtype: _encoder("gated_deltanet", dtype, stem="inception", stem_kernel=9),
+    "inception": lambda dtype: _encoder("gated_deltanet", dtype, **INCEPTION),
 }
 
 
