@@ -6,6 +6,7 @@ import json
 import pytest
 
 from app.sweep import collect
+from app.sweep.jobs import AIMS, aim_of
 from app_runs import QUICK, run_app
 
 
@@ -63,6 +64,15 @@ def test_rows_show_only_settings_that_differ(tmp_path):
     assert rows[0]["settings"] == {"a": "2", "b": ""} and rows[1]["settings"] == {"a": "1", "b": "x"}
     assert rows[3]["error"].startswith("ended without a result") and rows[3]["settings"] == {"a": "4", "b": ""}
     assert "metrics.json must be a readable file of JSON" in rows[4]["error"] and rows[4]["settings"]["a"] == "5"
+
+
+def test_trained_runs_are_never_in_the_order_of_their_test_data(tmp_path):
+    runs = {"0": {"train_loss": 0.3, "test_loss": 0.1}, "1": {"train_loss": 0.2, "test_loss": 0.9}}
+    for name, figures in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"overrides": [f"seed={name}"], **figures}))
+    rows = collect(tmp_path)
+    assert [row["job"] for row in rows] == ["1", "0"] and AIMS[aim_of(rows)] == "training loss"
 
 
 def test_a_sweep_that_works_exits_with_zero(tmp_path):
