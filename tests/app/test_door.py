@@ -78,15 +78,15 @@ def test_it_is_refused_before_torch_is_loaded(tmp_path, settings, said):
 
 
 @pytest.mark.parametrize(("settings", "said"), [
-    (dict(layout="tall"), "data.layout must be one of long, lists, wide; got 'tall'"),
-    (dict(ids="one"), "data.ids must be one of per_file, global; got 'one'"),
+    (dict(layout="tall"), "data.layout must be one of long, lists, wide or null; got 'tall'"),
+    (dict(ids="one"), "data.ids must be one of per_file, global or null; got 'one'"),
     (dict(separator="tabs"), "data.separator must be one of comma, semicolon, tab, space, pipe, point, apostrophe, one "
      "character, or null; got 'tabs'"),
     (dict(thousands="\n"), "data.thousands must be one of comma, semicolon, tab, space, pipe, point, apostrophe, one "
      "character, or null; got '\\n'"),
-    (dict(decimal=","), "data.decimal must be one of point, comma; got ','"),
+    (dict(decimal=","), "data.decimal must be one of point, comma or null; got ','"),
     (dict(decimal="comma", thousands="comma"), "data.thousands must differ from data.decimal; got 'comma'"),
-    (dict(header="no"), "data.header must be true or false; got 'no'"),
+    (dict(header="no"), "data.header must be true or false or null; got 'no'"),
     (dict(na_values=[1]), "data.na_values must be a list of texts; got [1]; e.g. ['?','-']"),
     (dict(window=0), "data.window must be an integer from 1 to 16777216 or null; got 0"),
     (dict(stride=2), "data.stride must be null without data.window; got 2"),
@@ -134,7 +134,7 @@ def refused(folder, *settings):
 def test_a_rare_class_is_named_with_the_counts_and_the_way_out(tmp_path, count):
     rare = "".join(f"r{i},0,1.5,rare\n" for i in range(count))
     (tmp_path / "a.csv").write_text(BODY + rare)
-    said = refused(tmp_path, "data=table", f"data.train_path={tmp_path / 'a.csv'}", *(
+    said = refused(tmp_path, "data=table", f"data.train_path={tmp_path / 'a.csv'}", "data.validation_fraction=0.2", *(
         f"data.{key}={value}" for key, value in COLUMNS.items()))
     assert said == ("data: training set must have two sequences of class 'rare' to validate on one; got 1; "
     "there were rare "

@@ -174,7 +174,8 @@ def test_data_that_does_not_fit_is_refused():
 
 
 @cases(case=[
-    (dict(stem="cnov"), "encoder.stem must be one of none, patch, conv, inception; got 'cnov'; did you mean 'conv'?"),
+    (dict(stem="cnov"),
+     "encoder.stem must be one of none, patch, conv, inception, auto; got 'cnov'; did you mean 'conv'?"),
     (dict(stem="inception", direction="bidirectional", stem_stride=3),
      "encoder.stem_stride must be 1, 2, 4 or 8 with encoder.stem=inception; got 3"),
     (dict(stem="inception", stem_stride=4),

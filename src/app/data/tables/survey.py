@@ -111,7 +111,7 @@ class Tally:
             return Fact(name, TEXT, "text", "text" if first.isidentifier() else f"text, such as {_short(first)!r}",
                         way.marks, way.odd)
         odd = (way.odd or Odd("", 0, ""))._replace(cells=way.bad)
-        verb = "is no number" if odd.cells == 1 else "are no numbers"
+        verb = "is not a number" if odd.cells == 1 else "are not numbers"
         why = (f"{odd.cells} of {way.good + way.bad} cells {verb}, the first {_short(odd.cell)!r} in {odd.file}, "
                f"row {odd.row}")
         return Fact(name, ODD, "text", why, way.marks, odd)
