@@ -133,7 +133,7 @@ def cut(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("cut") / "run"
     folder.mkdir()
-    config = compose_app([*QUICK])
+    config = compose_app([*QUICK, "data.batch_size=16", "job.learning_rate=0.002"])
     write_config(config, folder / "config.yaml")
     begin(folder, read_config(folder), load_data(config.data), [])
     return folder

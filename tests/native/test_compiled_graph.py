@@ -169,7 +169,8 @@ def test_what_is_not_theirs_stays_plain(graphs, plain, dtype):
         graphs(call)(*tensors)
     else:  # where the distribution is not installed
         plain(graphs(call), *tensors)
-    assert graphs.found == [["myfla.chunk_gated_delta.default"]]
+    (found,), = graphs.found
+    assert found.startswith("myfla.chunk_gated_delta_")
 
 
 def test_an_exported_program_has_no_operation_of_ours(native):

@@ -158,7 +158,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones(kind):
 
 def test_the_naive_backend_refuses_what_it_does_not_know():
     x = torch.ones(1, 2, 1, 2)
-    with pytest.raises(BackendError, match=r"knows neither gk.*'naive'.*or 'torch'"):
+    with pytest.raises(BackendError, match=r"has neither gk.*'naive'.*or 'torch'"):
         fused_recurrent_gated_delta_rule(x, x, x, gk=x, backend="naive")
 
 
