@@ -10,8 +10,9 @@ from myfla.testing import assert_close, rms_error
 CLOSE = 1e-5
 SAME = 1e-11  # in float64
 NOTHING = 1e-14  # of all gradients together: rounding, in float64
-# Of transformers' own mixing of residual streams, in float32 on both sides: differences of nearly equal numbers.
-STREAMS, CLOSE_STREAMS = ("_hc.scale", "_hc.base"), 5e-5
+# Of the mixing of residual streams, transformers' own code on both sides: in float32 it misses by that much, as
+# differences of nearly equal numbers (with and without myfla by the same, 1.90e-5 in a query of inkling2_loop).
+STREAMS, CLOSE_STREAMS = ("_hc.scale", "_hc.base", "_input.query"), 5e-5
 DECAYS = ("A_log", "dt_bias")  # sums over all tokens whose terms cancel
 
 
