@@ -10,9 +10,9 @@ from myfla.testing import assert_close, rms_error
 CLOSE = 1e-5
 SAME = 1e-11  # in float64
 NOTHING = 1e-14  # of all gradients together: rounding, in float64
-# Of the mixing of residual streams, transformers' own code on both sides: in float32 it misses by that much, as
-# differences of nearly equal numbers (with and without myfla by the same, 1.90e-5 in a query of inkling2_loop).
-STREAMS, CLOSE_STREAMS = ("_hc.scale", "_hc.base", "_input.query"), 5e-5
+# Of transformers' own mixing of residual streams, in float32 on both sides: differences of nearly equal numbers.
+STREAMS, CLOSE_STREAMS = ("_hc.scale", "_hc.base"), 5e-5
+QUERIES = "_input.query"  # of inkling2's residual streams, transformers' own code too
 DECAYS = ("A_log", "dt_bias")  # sums over all tokens whose terms cancel
 
 
@@ -54,7 +54,8 @@ def in_theirs(family, model, ids, pieces=None, **kwargs):
 def assert_true(family, model, ours, ids, **kwargs):
     """Logits and every single gradient are within the bound of the truth, which is returned.
 
-    Beyond it may only be decays, where transformers' own float32 misses by twice as much. A gradient that is
+    Beyond it may only be decays, where transformers' own float32 misses by twice as much, and queries of residual
+    streams, where it misses by as much, as the same code computes them on both sides. A gradient that is
     nothing but rounding in float64 (of the queries of attention to one token) has no digits: it is small beside all.
     """
     truth = in_truth(family, model, ids, **kwargs)
@@ -68,8 +69,9 @@ def assert_true(family, model, ours, ids, **kwargs):
     beyond = [name for name in errors if errors[name] > bounds[name]]
     theirs = in_theirs(family, model, ids, **kwargs)[1] if beyond else {}
     for name in beyond:
-        assert name.endswith(DECAYS), (name, errors[name])
-        assert 2 * errors[name] < rms_error(theirs[name].double(), truth[1][name]), name
+        assert name.endswith((*DECAYS, QUERIES)), (name, errors[name])
+        most = rms_error(theirs[name].double(), truth[1][name])
+        assert errors[name] < (1.02 * most if name.endswith(QUERIES) else most / 2), name
     assert_close(joined(ours[1]), joined(truth[1]), rms=CLOSE, name="all gradients")
     return truth
 

@@ -18,6 +18,7 @@ from myfla.utils.native import are_dense, native
 
 __all__ = ["StepGates", "conv_layer_step", "rwkv7_layer_step", "rwkv7_mix_step"]
 
+
 class StepGates(NamedTuple):
     """What a layer's gated delta rule takes beside q, k and v, for one token a row.
 

@@ -16,7 +16,6 @@ from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.layout import Block, sort_rows, unsort_rows
 from myfla.ops._delta.workspace import Buffers, Workspace, part, split_heads
 from myfla.utils.autocast import without_autocast
-from myfla.utils.pages import in_huge_pages
 
 __all__ = ["chunk_bwd", "chunk_fwd"]
 
@@ -39,7 +38,7 @@ def chunk_fwd(
         o ``[B, T, HV, V]`` in ``plan.out_dtype``, final states ``[N, HV, K, V]`` in ``plan.dtype``.
     """
     heads, key, value = v.shape[2], x[1].shape[3], v.shape[3]
-    out = in_huge_pages(v.new_empty(v.shape, dtype=plan.out_dtype))
+    out = v.new_empty(v.shape, dtype=plan.out_dtype)
     final = _states(initial_state, plan, (heads, key, value), v)
     residuals, groups = Residuals(plan, x, kept), head_groups(plan, x[1].shape[2], heads)
     workspace = Workspace(v, plan.dtype, largest_block(plan) * groups[0][1].stop)
@@ -92,7 +91,7 @@ def chunk_bwd(
         fresh: whether there was no initial state; what is returned as its gradient is then undefined.
     """
     heads, key, value = do.shape[2], x[1].shape[3], do.shape[3]
-    grads = [in_huge_pages(t.new_empty(t.shape)) for t in x]
+    grads = [t.new_empty(t.shape) for t in x]
     dinitial = _states(dfinal, plan, (heads, key, value), do)
     residuals, groups = Residuals(plan, x, kept), head_groups(plan, x[1].shape[2], heads)
     workspace = Workspace(do, plan.dtype, largest_block(plan) * groups[0][1].stop)

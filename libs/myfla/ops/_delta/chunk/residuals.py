@@ -7,7 +7,6 @@ import torch
 
 from myfla.ops._delta.families.base import Family, Plan, Sizes, Tensors
 from myfla.ops._delta.layout import Block
-from myfla.utils.pages import in_huge_pages
 
 __all__ = ["APART", "Residuals", "head_groups"]
 
@@ -54,7 +53,7 @@ class Residuals:
     @classmethod
     def empty(cls, plan: Plan, x: Tensors) -> torch.Tensor:
         """The tensor, unwritten."""
-        return in_huge_pages(x[2].new_empty(cls(plan, x, None).size, dtype=plan.dtype))
+        return x[2].new_empty(cls(plan, x, None).size, dtype=plan.dtype)
 
     def of_heads(self, first: int) -> Dict[str, torch.Tensor]:
         """By name what belongs to the group that begins with a value head, ``[matrices, ...]``: views."""
