@@ -1,14 +1,15 @@
 """Trainer configs: how Lightning runs the loop."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional, Tuple, get_args
 
 from cfg.validation import Fields
 
 __all__ = ["TrainerConfig"]
 
 ACCELERATORS = ("auto", "cpu", "gpu", "mps")
-PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed"]
+PRECISIONS: Tuple[Precision, ...] = get_args(Precision)
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 

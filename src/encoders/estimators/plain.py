@@ -1,7 +1,7 @@
 """What the estimators need from scikit-learn if it is not installed: parameters by name, and a score."""
 
 import inspect
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Protocol
 
 import numpy as np
 
@@ -38,14 +38,32 @@ class BaseEstimator:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
+class Predicts(Protocol):
+    """What a mixin's ``score`` is of."""
+
+    def predict(self, X: Any) -> Any:
+        """For each sequence."""
+
+
+class Transforms(Protocol):
+    """What a mixin's ``fit_transform`` is of."""
+
+    @property
+    def fit(self) -> Callable[..., Any]:
+        """``fit(X, y, **more)`` gives the estimator itself."""
+
+    def transform(self, X: Any) -> Any:
+        """For each sequence."""
+
+
 class ClassifierMixin:
     """``score`` is the accuracy."""
 
     _estimator_type = "classifier"
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self: Predicts, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of the sequences whose class is predicted, each counted by its weight."""
-        right = np.asarray(self.predict(X)) == np.asarray(y)  # type: ignore[attr-defined]
+        right = np.asarray(self.predict(X)) == np.asarray(y)
         return float(np.average(right, weights=sample_weight))
 
 
@@ -54,10 +72,10 @@ class RegressorMixin:
 
     _estimator_type = "regressor"
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self: Predicts, X: Any, y: Any, sample_weight: Any = None) -> float:
         """R squared, of several values their mean."""
         y = np.asarray(y, dtype=np.float64)
-        found = np.asarray(self.predict(X), dtype=np.float64).reshape(y.shape)  # type: ignore[attr-defined]
+        found = np.asarray(self.predict(X), dtype=np.float64).reshape(y.shape)
         mean = np.average(y, axis=0, weights=sample_weight)
         missed, spread = (np.average(square, axis=0, weights=sample_weight) for square in
                           ((y - found) ** 2, (y - mean) ** 2))
@@ -68,6 +86,6 @@ class RegressorMixin:
 class TransformerMixin:
     """``fit_transform`` is one after the other."""
 
-    def fit_transform(self, X: Any, y: Any = None, **more: Any) -> Any:
+    def fit_transform(self: Transforms, X: Any, y: Any = None, **more: Any) -> Any:
         """``fit(X, y).transform(X)``."""
-        return self.fit(X, y, **more).transform(X)  # type: ignore[attr-defined]
+        return self.fit(X, y, **more).transform(X)

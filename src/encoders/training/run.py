@@ -9,6 +9,7 @@ import lightning
 import torch
 
 from cfg.app import AppConfig
+from cfg.job import TrainJobConfig
 from encoders.build import build_encoder
 from encoders.training.data.module import SequenceDataModule
 from encoders.training.data.sequences import SequenceData
@@ -72,7 +73,7 @@ def train(module: Learner, parts: SequenceDataModule, data: SequenceData, config
     """
     task = module.task.spec
     first = last = fit(module, parts, config, folder, watch=watch)
-    if config.job.refit and parts.validation is not None:
+    if config.job_as(TrainJobConfig).refit and parts.validation is not None:
         module, parts, last = _refit(config, data, task, folder, first, watch)
     return Outcome(module, parts, first, last)
 
@@ -97,11 +98,12 @@ def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,
 
 
 def _fresh(config: AppConfig, spec: TaskSpec, parts: SequenceDataModule) -> Learner:
+    job = config.job_as(TrainJobConfig)
     lightning.seed_everything(config.seed, workers=True)
     encoder = build_encoder(config.encoder)
     task, targets, weight = build_task(spec, encoder.config.hidden_size), parts.train.targets, None
     if isinstance(task, Values) and not spec.shifts:
         task.measure(targets if isinstance(targets, torch.Tensor) else torch.cat(list(targets)))
-    if config.job.class_weights == "balanced" and not spec.shifts:
+    if job.class_weights == "balanced" and not spec.shifts:
         weight = class_weights(targets, spec.outputs)
-    return Learner(encoder, task, config.job, weight)
+    return Learner(encoder, task, job, weight)

@@ -6,6 +6,7 @@ from typing import Optional
 from cfg.app import AppConfig
 from cfg.data import DataConfig
 from cfg.encoder import EncoderConfig
+from cfg.job import TrainJobConfig
 from cfg.validation import config_error
 from encoders.training.data.sequences import SequenceData
 from encoders.training.tasks.spec import TaskSpec
@@ -26,7 +27,7 @@ def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> Encode
     Raises:
         ConfigError: a setting that does not fit the data or the task.
     """
-    encoder, source = config.encoder, f"data={config.data.name}"
+    encoder, job, source = config.encoder, config.job_as(TrainJobConfig), f"data={config.data.name}"
     if task.shifts and (encoder.direction != "causal" or encoder.state_weaving):
         key = "direction" if encoder.direction != "causal" else "state_weaving"
         wanted = "causal" if key == "direction" else "false"
@@ -36,9 +37,9 @@ def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> Encode
         raise config_error("data.own_scale", "must be false with job.objective=next_step", True,
                            "the scale of a whole sequence reveals the steps that are to be predicted")
     for name in ("crop", "warp"):
-        if task.per_step and getattr(config.job, name):
-            raise config_error(f"job.{name}", "must be 0 where each step has a target", getattr(config.job, name))
-    pieces = config.job.test_pieces
+        if task.per_step and getattr(job, name):
+            raise config_error(f"job.{name}", "must be 0 where each step has a target", getattr(job, name))
+    pieces = job.test_pieces
     if pieces and encoder.needs_end is not None:
         raise config_error("job.test_pieces", "must be null with an encoder that cannot be fed in pieces", pieces,
                            "use encoder.direction=causal, without encoder.state_weaving, with encoder.stem=none or "

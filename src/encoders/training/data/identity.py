@@ -35,4 +35,5 @@ class Identity(NamedTuple):
 
     def part(self, span: range) -> "Identity":
         """Those of a span."""
-        return Identity(*(None if held is None else held[span.start : span.stop] for held in self))
+        names, files = (None if held is None else held[span.start : span.stop] for held in (self.names, self.files))
+        return Identity(self.numbers[span.start : span.stop], names, files)

@@ -1,7 +1,7 @@
 """The Lightning data module: any source, split, standardised and batched."""
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import lightning
 import torch
@@ -98,7 +98,7 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     def keep(self, batches: int) -> None:
         """Train, and validate, on so many batches only; their sequences stand as far apart as can be."""
-        count = min(len(self.train), batches * self.config.batch_size)
+        count = min(len(self.train), batches * (self.config.batch_size or USUAL_BATCH))
         places = [i * len(self.train) // count for i in range(count)]
         self.train = self.validation = self.train.subset(places)
 
@@ -142,5 +142,5 @@ class SequenceDataModule(lightning.LightningDataModule):
         return InputPipeline.fit(self.train.sequences, data.schema, config.missing, config.standardize,
                                  bool(config.own_scale), **names)
 
-    def _place(self) -> Sequence[int]:
+    def _place(self) -> Tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -31,10 +31,11 @@ class BatchSampler(Sampler):
                  world: int = 1, behind: int = 0) -> None:
         self.generator, self.rank, self.world, self.behind = generator, rank, world, behind
         self._count = len(lengths)
-        self._classes = [length_class(n) for n in lengths] if batch_tokens is not None else None
-        if self._classes is None:
+        self._classes: Optional[List[int]] = None
+        if batch_tokens is None:
             self._sizes = [min(batch_size, self._count - i) for i in range(0, self._count, batch_size)]
         else:
+            self._classes = [length_class(n) for n in lengths]
             costs = self._classes if generator is None else sorted(self._classes)
             self._sizes = plan(costs, batch_tokens, packed)
 

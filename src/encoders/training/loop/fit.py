@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 
 from cfg.app import AppConfig
+from cfg.job import TrainJobConfig
 from encoders.errors import RunError
 from encoders.training import CHECKPOINTS
 from encoders.training.data.module import SequenceDataModule
@@ -93,7 +94,8 @@ def fit(
                                enable_version_counter=False)
         callbacks.append(best)
     if data.validation is not None and wanted.early_stopping:
-        callbacks.append(Patience("val_loss", min_delta=wanted.min_delta, patience=config.job.patience))
+        patience = config.job_as(TrainJobConfig).patience
+        callbacks.append(Patience("val_loss", min_delta=wanted.min_delta, patience=patience))
     if wanted.learning_rate_monitor:
         callbacks.append(LearningRateMonitor("step"))
     callbacks += [table, WholeCheckpoint(last, wanted.checkpoint_steps)]

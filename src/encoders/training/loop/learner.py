@@ -5,9 +5,11 @@ from typing import Any, Dict, List, Optional
 import lightning
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg.job import TrainJobConfig
+from cfg.validation import config_error
 from encoders.stack import Encoder
 from encoders.training.data.batches import Batch
 from encoders.training.loop.crop import crop
@@ -33,6 +35,8 @@ class Learner(lightning.LightningModule):
         class_weight: ``[classes]``, how much an example of each class counts in training; None for all the same.
     """
 
+    class_weight: Optional[Tensor]
+
     def __init__(self, encoder: Encoder, task: Task, config: TrainJobConfig,
                  class_weight: Optional[Tensor] = None) -> None:
         super().__init__()
@@ -56,7 +60,8 @@ class Learner(lightning.LightningModule):
         if self.config.warp:
             batch = warp(batch, self.config.warp)
         outputs = self(batch._replace(x=self._augment(batch)))
-        loss, weight = self.task.loss(outputs, batch.targets, self.config.label_smoothing, self.class_weight)
+        smoothing = self.config.label_smoothing or 0.0
+        loss, weight = self.task.loss(outputs, batch.targets, smoothing, self.class_weight)
         self.train_loss.update(loss.detach(), weight)
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         return loss * self._share(weight)
@@ -102,18 +107,21 @@ class Learner(lightning.LightningModule):
                                     gradient_clip_algorithm: Optional[str] = None) -> None:
         """As Lightning does; under FSDP the norm is over the pieces of all processes, which Lightning refuses."""
         if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val is not None:
-            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+            getattr(self.trainer.strategy.model, "clip_grad_norm_")(gradient_clip_val)  # of FullyShardedDataParallel
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def configure_optimizers(self) -> Dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        rate = self.config.learning_rate
+        if rate is None:
+            raise config_error("job.learning_rate", "must be a number once the training data are known", rate)
         parts: Dict[bool, List[nn.Parameter]] = {True: [], False: []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 parts[name.replace("_fsdp_wrapped_module.", "") in self._decayed].append(parameter)
         groups = [{"params": parts[True], "weight_decay": self.config.weight_decay},
                   {"params": parts[False], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=rate)
         total = self._steps()
         warmup, kind = round(self.config.warmup * total), self.config.schedule
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, warmup, total, kind))
@@ -125,9 +133,10 @@ class Learner(lightning.LightningModule):
         Lightning's ``estimated_stepping_batches`` would begin a pass over the data, which under FSDP is too early: only
         after this is the checkpoint read that says where in the data to go on.
         """
-        batches, limit = len(self.trainer.datamodule.train_dataloader()), self.trainer.limit_train_batches
+        data, limit = getattr(self.trainer, "datamodule"), self.trainer.limit_train_batches
+        batches = len(data.train_dataloader())
         batches = min(batches, limit) if isinstance(limit, int) else batches
-        return self.trainer.max_epochs * -(-batches // self.trainer.accumulate_grad_batches)
+        return (self.trainer.max_epochs or 1) * -(-batches // self.trainer.accumulate_grad_batches)
 
 
 def class_weights(targets: Any, classes: int) -> Tensor:

@@ -3,17 +3,22 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, Union
+from typing import Optional, Type, TypeVar, Union
+
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from cfg.app import AppConfig
+from cfg.logger import LoggerConfig, MlflowLoggerConfig, WandbLoggerConfig
+from cfg.validation import config_error
 from encoders.errors import RunError
 
 __all__ = ["finish", "make_logger"]
 
 EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+Settings = TypeVar("Settings", bound=LoggerConfig)
 
 
-def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Any, bool]:
+def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Logger, bool]:
     """What the figures of every epoch go to beside ``metrics.csv``.
 
     Args:
@@ -25,6 +30,7 @@ def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Any, bool]
         a Lightning logger, or False.
 
     Raises:
+        ConfigError: a logger's name with the settings of another.
         RunError: its package is not installed.
     """
     name = config.logger.name
@@ -39,37 +45,43 @@ def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Any, bool]
     return made
 
 
-def finish(logger: Union[Any, bool]) -> None:
+def finish(logger: Optional[Logger]) -> None:
     """Close the run at W&B: the next stage, or the next job of a sweep in this process, would otherwise write to it."""
-    if type(logger).__name__ == "WandbLogger":
+    if isinstance(logger, WandbLogger):
         logger.experiment.finish()
 
 
-def _tensorboard(config: AppConfig, folder: Path, stage: str) -> Any:
+def _tensorboard(config: AppConfig, folder: Path, stage: str) -> Logger:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(folder, name="tensorboard", version=stage)
 
 
-def _wandb(config: AppConfig, folder: Path, stage: str) -> Any:
-    from lightning.pytorch.loggers import WandbLogger
-
-    settings = config.logger
+def _wandb(config: AppConfig, folder: Path, stage: str) -> Logger:
+    settings = _settings(config, WandbLoggerConfig)
     return WandbLogger(name=f"{folder.name} {stage}", save_dir=folder, id=_key(folder, stage), project=settings.project,
                        offline=settings.offline, entity=settings.entity, resume="allow")
 
 
-def _mlflow(config: AppConfig, folder: Path, stage: str) -> Any:
+def _mlflow(config: AppConfig, folder: Path, stage: str) -> Logger:
     from lightning.pytorch.loggers import MLFlowLogger
     from mlflow.tracking import MlflowClient
 
-    settings, key = config.logger, _key(folder, stage)
+    settings, key = _settings(config, MlflowLoggerConfig), _key(folder, stage)
     store = settings.tracking_uri or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name(settings.experiment)
     known = [] if experiment is None else client.search_runs([experiment.experiment_id], f"tags.myfla = '{key}'")
     return MLFlowLogger(settings.experiment, f"{folder.name} {stage}", store, tags={"myfla": key},
                         run_id=known[0].info.run_id if known else None)
+
+
+def _settings(config: AppConfig, kind: Type[Settings]) -> Settings:
+    """Of the logger, with the fields that its kind has."""
+    if not isinstance(config.logger, kind):
+        name = config.logger.name
+        raise config_error("logger.name", "must come with the settings of that logger", name, f"use logger={name}")
+    return config.logger
 
 
 def _key(folder: Path, stage: str) -> str:

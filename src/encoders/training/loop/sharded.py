@@ -28,10 +28,13 @@ class ShardedStrategy(FSDPStrategy):
         """Every process reads the whole file and keeps its parts of the weights and of the optimizer's state."""
         checkpoint = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
         whole = (FullStateDictConfig(rank0_only=False), FullOptimStateDictConfig(rank0_only=False))
-        with FSDP.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *whole):
-            self.model.load_state_dict(checkpoint.pop("state_dict"))
-            if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+        model, module = self.model, self.lightning_module
+        if model is None or module is None:
+            raise RuntimeError("a checkpoint is loaded once Lightning has set the strategy up, not before")
+        with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT, *whole):
+            model.load_state_dict(checkpoint.pop("state_dict"))
+            if module.trainer.state.fn == TrainerFn.FITTING:
                 for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", [])):
-                    state = FSDP.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
-                    optimizer.load_state_dict(FSDP.optim_state_dict_to_load(self.model, optimizer, state))
+                    state = FSDP.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, model)
+                    optimizer.load_state_dict(FSDP.optim_state_dict_to_load(model, optimizer, state))
         return checkpoint

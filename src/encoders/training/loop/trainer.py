@@ -6,6 +6,7 @@ from typing import Any, Union
 import lightning
 
 from cfg.app import AppConfig
+from cfg.trainer import PRECISIONS
 from encoders.training.loop.checkpoint_io import SafeCheckpointIO
 
 __all__ = ["make_trainer"]
@@ -25,7 +26,7 @@ def make_trainer(config: AppConfig, folder: Path, **more: Any) -> lightning.Trai
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         strategy=_strategy(trainer.strategy),
-        precision=trainer.precision,
+        precision=next(one for one in PRECISIONS if one == trainer.precision),  # a str, as Lightning's literal
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         detect_anomaly=trainer.detect_anomaly,
         gradient_clip_val=trainer.gradient_clip_val,

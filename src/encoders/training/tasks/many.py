@@ -1,5 +1,6 @@
 """The predictions of a trained task for many sequences, in parts that memory holds."""
 
+from functools import partial
 from typing import Iterator, NamedTuple
 
 import torch
@@ -55,14 +56,18 @@ def answer_many(encoder: Encoder, task: Task, pipeline: InputPipeline, sequences
     per_step = task.spec.per_step
     for span in _spans(sequences, task.spec):
         lengths = [sequences.lengths[i] for i in span]
-        rows, steps = encode_many(encoder, lengths, lambda place, span=span: sequences[span[place]].x, batch_tokens,
-                                  per_step)
+        rows, steps = encode_many(encoder, lengths, partial(_input, sequences, span), batch_tokens, per_step)
         check_finite_rows(rows, span)
         joined = (torch.cat if per_step else torch.stack)(rows).to(task.head.weight.device)
         with torch.no_grad():
             found = answer(task, pipeline, task(EncoderOutput(joined, joined, None, steps)))
         on_cpu = {name: value.cpu() for name, value in found._asdict().items() if value is not None}
         yield Answered(span, steps, found._replace(**on_cpu))
+
+
+def _input(sequences: Prepared, span: range, place: int) -> Tensor:
+    """Of the sequence at a place of a span."""
+    return sequences[span[place]].x
 
 
 def _spans(sequences: Prepared, spec: TaskSpec) -> Iterator[range]:

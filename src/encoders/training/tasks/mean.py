@@ -13,6 +13,8 @@ class WeightedMean(Metric):
     """``sum(value * weight) / sum(weight)``; torchmetrics' own leaves out NaN, and a diverging loss has to be seen."""
 
     full_state_update = False
+    total: Tensor
+    weight: Tensor
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

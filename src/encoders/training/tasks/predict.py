@@ -4,8 +4,9 @@ import time
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from encoders.stack import Encoder
 from encoders.training.data.batches import Batch
 from encoders.training.tasks.pieces import encode_in_pieces
 from encoders.training.tasks.scores import Scores
@@ -56,7 +57,7 @@ class Evaluation(NamedTuple):
         return len(self.prediction.lengths) / max(self.seconds, 1e-9)
 
 
-def evaluate(encoder: nn.Module, task: Task, batches: Iterable[Batch], pieces: Optional[int] = None,
+def evaluate(encoder: Encoder, task: Task, batches: Iterable[Batch], pieces: Optional[int] = None,
              carry: bool = True) -> Evaluation:
     """Encode and judge all batches, on this process alone.
 

@@ -1,16 +1,16 @@
 """Figures of a task over many batches, on one process or several."""
 
 import math
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from encoders.training.data.batches import Batch
 from encoders.training.tasks.mean import WeightedMean
-from encoders.training.tasks.task import Task
+from encoders.training.tasks.task import Task, Values
 
 __all__ = ["Scores"]
 
@@ -32,7 +32,7 @@ class Scores(nn.Module):
 
     def __init__(self, task: Task, full: bool = False, together: bool = True) -> None:
         super().__init__()
-        how = {"sync_on_compute": together}
+        how: Dict[str, Any] = {"sync_on_compute": together}
         spec, self.full = task.spec, full
         self._task = [task]  # in a list, so that it is no part of this module
         self.loss = WeightedMean(**how)
@@ -66,10 +66,10 @@ class Scores(nn.Module):
             return
         self.loss.update(loss.detach(), weight)
         valid = task.has_target(targets)
-        if task.spec.kind == "classes":
-            self._classes(outputs.detach(), targets, valid, batch)
-        else:
+        if isinstance(task, Values):
             self._values(task, task.predict(outputs.detach())["value"][valid], targets[valid])
+        else:
+            self._classes(outputs.detach(), targets, valid, batch)
 
     def compute(self) -> Dict[str, float]:
         """The figures; none where no batch had a target."""
@@ -98,7 +98,8 @@ class Scores(nn.Module):
         """Forget everything."""
         self.count = 0
         for part in self.children():
-            part.reset()
+            if isinstance(part, Metric):  # as all are
+                part.reset()
 
     def _classes(self, outputs: Tensor, targets: Tensor, valid: Tensor, batch: Batch) -> None:
         predicted = outputs.argmax(-1)
@@ -119,7 +120,7 @@ class Scores(nn.Module):
         self.sequence.update((wrong[seen] == 0).float())
         self.last.update(right.flatten()[place[seen]].float())
 
-    def _values(self, task: Task, values: Tensor, targets: Tensor) -> None:
+    def _values(self, task: Values, values: Tensor, targets: Tensor) -> None:
         # No figure changes when both are shifted, and 1.7e9 +- 3 is nothing in 32 bits.
         values, targets = (values - task.target_mean).float(), (targets - task.target_mean).float()
         self.count += len(values)

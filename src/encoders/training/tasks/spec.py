@@ -56,6 +56,8 @@ def task_spec(objective: str, data: SequenceData) -> TaskSpec:
     if objective == "next_step":
         if data.vocab_size is not None:
             return TaskSpec(objective, "classes", data.vocab_size, True)
+        if data.input_size is None:
+            raise config_error(key, "must not be next_step for data of neither channels nor token ids", objective)
         return TaskSpec(objective, "values", data.input_size, True)
     if objective == "classify":
         if data.classes is None:

@@ -87,6 +87,9 @@ class Values(Task):
     on training targets.
     """
 
+    target_mean: Tensor
+    target_std: Tensor
+
     def __init__(self, spec: TaskSpec, hidden_size: int) -> None:
         super().__init__(spec, hidden_size)
         self.register_buffer("target_mean", torch.zeros(spec.outputs, dtype=torch.float64))
