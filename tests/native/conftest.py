@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from myfla.ops._delta import dispatch
 from myfla.utils import native as door
 
 DISTRIBUTION = Path(__file__).resolve().parents[2] / "libs" / "myfla_native"
@@ -61,7 +60,6 @@ def kernels():
 def native(kernels, monkeypatch):
     """`myfla` with its compiled kernels, for one test."""
     monkeypatch.setattr(door, "_installed", lambda: (kernels, None))
-    monkeypatch.setattr(dispatch, "_of_plain", [])  # which a process asks once what is installed
     yield kernels
     kernels.library.set_level(None)
 
@@ -73,7 +71,6 @@ def plain(monkeypatch):
     def run(function, *args, **kwargs):
         with monkeypatch.context() as context:
             context.setattr(door, "_installed", lambda: (None, "not for this call"))
-            context.setattr(dispatch, "_of_plain", [])
             return function(*args, **kwargs)
 
     return run

@@ -38,7 +38,6 @@ from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.ops._delta.traced.graph import graph_rule, make_graph_op
 from myfla.utils.autocast import without_autocast
 from myfla.utils.graph_op import takes_graph_ops
-from myfla.utils.native import missing_native
 from myfla.utils.tracing import compiling, exporting, tracing
 
 __all__ = ["run"]
@@ -161,7 +160,7 @@ for family in (GATED_DELTA, KDA, DPLR, GLA, SIMPLE_GLA):
 register(Backend("official", "fla", _run_official, _official_problem, _official_reserve))
 register(Backend("naive", "naive", _run_naive, _naive_problem, on_request))
 register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request))
-register(Backend("native", "native", run_native, native_problem, native_reserve, NATIVE, True, missing_native))
+register(Backend("native", "native", run_native, native_problem, native_reserve, NATIVE, takes_plain=True))
 register(Backend("native graph", "native", run_native_graph, native_graph_problem, native_reserve, NATIVE))
 register(_BF16_BACKEND)
 register(Backend("traced", "torch", _run_traced, _traced_problem))

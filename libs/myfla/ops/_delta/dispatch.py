@@ -32,7 +32,6 @@ class Backend(NamedTuple):
         reserve: why ``auto`` shall not choose it though it could; by default nothing.
         families: names of the families that it has a form of; by default all.
         takes_plain: whether it may be the one for a `Call` that is ``plain``; of the others none is asked.
-        missing: why it is not there in this process, or None; asked once.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Backend(NamedTuple):
     reserve: Optional[Reason] = None
     families: Optional[Container[str]] = None
     takes_plain: bool = False
-    missing: Optional[Callable[[], Optional[str]]] = None
 
     def refuses(self, call: Call) -> Optional[str]:
         """Why it cannot compute a call, or None."""
@@ -67,7 +65,7 @@ def register(backend: Backend, before: Optional[str] = None) -> None:
     if backend.name in names:
         raise ValueError(f"register: backend {backend.name!r} is already there")
     _registry.insert(len(names) if before is None else names.index(before), backend)
-    _of_plain.clear()
+    _of_plain[:] = [one for one in _registry if one.takes_plain]
 
 
 def select(call: Call, choice: str) -> Backend:
@@ -84,9 +82,6 @@ def select(call: Call, choice: str) -> Backend:
     if choice not in ("auto", "torch"):
         choices.check_backend(call.who, choice)
     elif call.plain:
-        if not _of_plain:
-            there = (one for one in _registry if one.takes_plain and (one.missing is None or one.missing() is None))
-            _of_plain.extend(there)
         asked = _of_plain
     for backend in asked:
         if choice == "auto":
