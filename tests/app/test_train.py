@@ -130,7 +130,8 @@ def test_an_encoder_that_does_not_fit_the_data_is_refused_before_training(tmp_pa
 
 
 def test_a_run_that_is_not_gone_on_with_and_devices_that_are_not_there_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"^run must be null with job=train; got 'old'; to resume it, set resume"):
+    with pytest.raises(ConfigError, match=r"^run must be null with job=train; got 'old'; to resume it, set "
+                       r"resume="):
         check_start(compose_app([*QUICK, "run=old"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match=r"^trainer.accelerator=gpu: No GPU found on this machine; use trainer=cpu$"):
@@ -200,7 +201,7 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
     done = run_python(tmp_path, "-c", script, *QUICK)
     assert done.returncode == 0, done.stdout
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout)
-    assert re.search(r"epoch [12]/2, batch \d+/\d+", plain)
+    assert re.search(r"epoch 2/2, batch (\d+)/\1\b", plain)
     assert re.search(r"2 epochs .*tokens/s", plain)
 
 

@@ -23,7 +23,7 @@ def test_one_bar_tells_of_every_batch_and_is_gone_at_the_end(tmp_path, monkeypat
     monkeypatch.setattr(progress, "_PAUSE", 0.0)
     with caplog.at_level(logging.INFO):
         text = shown(monkeypatch, tmp_path, True, "trainer.max_epochs=2", "trainer.limit_batches=3")
-    for part in ("fit: epoch 2/2, batch 3/3", "refit: epoch", "loss ", "val ", "tokens/s",
+    for part in ("fit: epoch 1/2, batch 1/3", "fit: epoch 2/2, batch 3/3", "refit: epoch", "loss ", "val ", "tokens/s",
                  "left"):
         assert part in text, part
     assert text.rstrip().endswith("\x1b[2K"), "the last thing that is drawn takes the bar away"

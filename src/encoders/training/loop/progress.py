@@ -69,7 +69,7 @@ class TrainingProgress(lightning.Callback):
         figures = self._figures({**before, **said}, trainer)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, description=f"{self.title}: {where}",
-                             figures=figures)
+                             figures=figures, refresh=True)
         else:
             log.info("%s: %s  %s", self.title, where, figures)
 
