@@ -232,7 +232,8 @@ def test_a_label_missing_in_the_test_set_is_named_and_a_class_missing_there_is_n
     assert rows != long_table().to_pylist()
     bare = write(tmp_path / "bare.csv", pa.Table.from_pylist(rows))
     settings = {**LONG, "label": "kind"}
-    with pytest.raises(DataError, match=r"bare.csv: sequence 'bob', column 'kind' must have a value; got None; give"):
+    with pytest.raises(DataError, match=r"bare.csv: sequence 'bob', column 'kind' must have a value; got None; give "
+                       r"it"):
         load_data(TableDataConfig(train_path=train, test_path=bare, **settings))
     lists = write(tmp_path / "lists.parquet", list_table())
     gone = write(tmp_path / "gone.parquet", change(list_table(), "kind", 1, None))

@@ -69,7 +69,8 @@ def test_the_encoder_of_a_run_is_described(tmp_path):
     assert facts["encoder"]["name"] == "rwkv7" and facts["encoder"]["hidden_size"] == 16 and facts["state"]
     done = run_app(tmp_path, "job=describe", f"run={folder}", "encoder=lstm")
     assert done.returncode == 1 and "error: encoder must be left out with job=describe; got" in done.stderr
-    with pytest.raises(RunError, match=r"run must be the folder of a finished run; got .nowhere., which is not a "):
+    with pytest.raises(RunError, match=r"run must be the folder of a finished run; got .nowhere., which is not a "
+                       r"folder"):
         run_job(compose_app(["job=describe", "run=nowhere"]), tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_python_examples_run(page, tmp_path):
 
 def test_the_pages_have_examples():
     counts = {path.name: len(examples(path)) for path in PAGES}
-    assert counts["README.md"] >= 2 and len([name for name in counts if counts[name]]) >= 7, counts
+    assert counts["README.md"] >= 3 and len([name for name in counts if counts[name]]) >= 7, counts
 
 
 def commands():

@@ -184,5 +184,6 @@ def test_csv_needs_no_more_than_python_and_parquet_says_what_it_needs(tmp_path, 
         f"data.{key}={value}" for key, value in COLUMNS.items())])
     check_start(config)
     assert load_data(config.data).input_size == 1
-    with pytest.raises(DataError, match=r"a.parquet: Parquet needs the package 'pyarrow'; pip install 'myfla.parquet"):
+    with pytest.raises(DataError, match=r"a.parquet: Parquet needs the package 'pyarrow'; pip install "
+                       r"'myfla.parquet.'"):
         check_start(compose_app(["data=table", f"data.train_path={tmp_path / 'a.parquet'}"]))

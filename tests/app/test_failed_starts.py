@@ -49,7 +49,8 @@ STARTS = [
     (["encoder.num_heads=0"], "encoder.num_heads must be an integer from 1"),
     (["encoder.num_haeds=2"], "did you mean 'encoder.num_heads'?"),
     (["encodr=rwkv7"], "encodr must be a setting that exists; got 'encodr=rwkv7'; did you mean 'encoder'?"),
-    (["encoder=rvkw7"], "got 'rvkw7'; did you mean 'rwkv7'?"),
+    (["encoder=rvkw7"], "encoder must be one of comba, delta_net, gated_deltanet, gated_deltaproduct, gdn2, gla, gru, "
+     "kda, lstm, mamba2, rwkv7; got 'rvkw7'; did you mean 'rwkv7'?"),
     (["encoder.use_gate=maybe"], "encoder.use_gate must be true or false; got 'maybe'"),
     (["encoder.num_heads=four"], "encoder.num_heads must be an integer; got 'four'"),
     (["job.learning_rate=fast"], "job.learning_rate must be a number; got 'fast'"),

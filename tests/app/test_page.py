@@ -77,7 +77,7 @@ def test_pages_close_what_they_open_and_escape_what_they_are_given():
     assert_nothing_is_loaded(text)
 
 
-def quality_pictures_take_the_colours_of_the_page_and_keep_their_text():
+def test_pictures_take_the_colours_of_the_page_and_keep_their_text():
     spec, test = classified(["first", "second", "third"])
     for picture in [*history_pictures(HISTORY, 3), *quality_pictures(spec, test)]:
         svg = to_svg(picture.figure, picture.name, picture.title)

@@ -277,7 +277,8 @@ def test_a_part_without_its_commit_is_made_again(tmp_path, monkeypatch, crash):
 def test_a_folder_of_other_parts_is_refused(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "part-00000001.parquet").write_text("precious")
-    with pytest.raises(RunError, match=r"job.output must be a new folder or the one of this state; .* has part-000000"):
+    with pytest.raises(RunError, match=r"job.output must be a new folder or the one of this state; .* has "
+                       r"part-0000000"):
         ParquetSink(tmp_path, None)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"job.output must be a folder that can be written; got .*File exists"):

@@ -35,8 +35,7 @@ def assert_same_curve(folder):
         assert a[2:] == pytest.approx(b[2:], abs=1e-4)
 
 
-@pytest.mark.parametrize("batches", [
-    pytest.param(name, marks=pytest.mark.slow) if name == "packed" else name for name in BATCHES])
+@cases(batches=list(BATCHES))
 def test_two_processes_learn_what_one_learns(tmp_path, batches):
     for name, more in (("one", ()), ("two", ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"))):
         done = run_app(tmp_path, *SETTINGS, *BATCHES[batches], *more, f"hydra.run.dir={name}")

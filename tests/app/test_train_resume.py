@@ -222,7 +222,8 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(patch, "epoch", 2)
         train(tmp_path / "run")
-    with pytest.raises(RunError, match=r"^run must be the folder of a finished run; got .*nowhere', which is no"):
+    with pytest.raises(RunError, match=r"^run must be the folder of a finished run; got .*nowhere', which is not "
+                       r"a folder"):
         go_on(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"^run must be the folder of the run to resume, for resume=true"):
         compose_app(["resume=true"])

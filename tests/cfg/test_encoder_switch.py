@@ -117,7 +117,8 @@ def test_own_flags_do_not_cross_over(pair):
 
 @cases(name=NAMES)
 def test_a_misspelt_field_is_answered_with_the_nearest(name):
-    with raises(ConfigError, f"encoder.hiden_size is not a field of encoder {name!r}; got 8; did you mean"):
+    with raises(ConfigError, f"encoder.hiden_size is not a field of encoder {name!r}; got 8; ",
+                "did you mean 'hidden_size'?"):
         from_mapping(ENCODER_CONFIGS[name], {"hiden_size": 8})
     with raises(ConfigError, f"encoder.zzz is not a field of encoder {name!r}; got 1; known: name, input_size"):
         from_mapping(ENCODER_CONFIGS[name], {"zzz": 1})
