@@ -2,7 +2,7 @@
 
 from typing import Any, List, Mapping, Tuple
 
-__all__ = ["FIGURES", "parts_of", "shown_figures", "word"]
+__all__ = ["FIGURES", "parts_of", "shown_epochs", "shown_figures", "word"]
 
 #: Key behind the part, label, format; in the order in which they are shown.
 FIGURES = (
@@ -32,6 +32,16 @@ def shown_figures(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
     """
     return [(f"{word(part)} {label}", form.format(results[f"{part}_{name}"])) for part in parts_of(results)
             for name, label, form in FIGURES if f"{part}_{name}" in results]
+
+
+def shown_epochs(results: Mapping[str, Any]) -> Tuple[str, str]:
+    """``(label, value)`` of the epoch of the weights; where nothing was held out, none was chosen.
+
+    Example:
+        >>> shown_epochs({"epoch": 3, "epochs": 9, "val_loss": 0.2}), shown_epochs({"epoch": 9, "epochs": 9})
+        (('chosen epoch', '3 of 9'), ('epochs', '9 of 9'))
+    """
+    return "chosen epoch" if "val_loss" in results else "epochs", f"{results['epoch']} of {results['epochs']}"
 
 
 def word(part: str) -> str:

@@ -42,16 +42,18 @@ def history_pictures(rows: Sequence[Dict[str, Any]], epoch: Optional[int], token
 
     Args:
         rows: of ``metrics.csv``; those of the stage ``fit`` are drawn.
-        epoch: that validation chose.
+        epoch: that the weights are of; marked where validation chose it.
         tokens: the task is to say the next token.
     """
     mine = [row for row in rows if row.get("stage", "fit") == "fit"]
     label, points = judged(mine, tokens)
     word = label.split(",")[0]
     more = f"{word[0].upper()}{word[1:]} and learning rate" if points else "Learning rate"
+    validated = any(row.get("val_loss") not in (None, "") for row in mine)
+    epoch = epoch if validated else None
+    caption = "By epoch; the one with the lowest validation loss is chosen." if validated else "By epoch."
     return [
-        Picture("loss", "Loss", loss_figure(mine, epoch),
-                "By epoch; the one with the lowest validation loss is chosen."),
+        Picture("loss", "Loss", loss_figure(mine, epoch), caption),
         Picture("rate", more, rate_figure(mine, epoch, tokens), "At the end of each epoch."),
     ]
 

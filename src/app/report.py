@@ -9,7 +9,7 @@ import torch
 
 from app.baselines.measure import FIGURE, better
 from app.cases import class_scores, worst_cases
-from app.figures import FIGURES, shown_figures
+from app.figures import FIGURES, shown_epochs, shown_figures
 from app.page.run_page import write_run_page
 from app.page.run_tables import cases_section, classes_table
 from app.pictures import Picture, history_pictures, memory_pictures, quality_pictures
@@ -165,8 +165,7 @@ def show_results(results: Mapping[str, Any], folder: Path, brief: bool = False) 
 
     rows = list(figures)
     if "epoch" in results:
-        chosen = "val_loss" in results
-        rows.append(("chosen epoch" if chosen else "epochs", f"{results['epoch']} of {results['epochs']}"))
+        rows.append(shown_epochs(results))
         rows.append(("training", f"{results['fit_seconds']:.1f} s, {results['train_tokens_per_s']:,.0f} tokens/s"))
     rows.append(("encoding", f"{results['encode_sequences_per_s']:,.0f} sequences/s, "
                              f"{results['encode_tokens_per_s']:,.0f} tokens/s"))

@@ -90,6 +90,13 @@ def test_pictures_take_the_colours_of_the_page_and_keep_their_text():
     assert sorted(counts) == sorted(text for text in texts if text.isdigit()) and "second" in texts
 
 
+def test_no_epoch_is_said_to_be_chosen_where_nothing_was_held_out():
+    alone = [{key: value for key, value in row.items() if not key.startswith("val_")} for row in HISTORY]
+    for rows, chosen in ((HISTORY, True), (alone, False)):
+        loss = history_pictures(rows, 3)[0]
+        assert ("is chosen" in loss.caption) == ("chosen epoch, 3" in to_svg(loss.figure, "l", "l")) == chosen
+
+
 def test_the_same_figures_give_the_same_picture():
     spec, test = classified(["a", "b"])
     first, again = (to_svg(quality_pictures(spec, test)[1].figure, "x", "x") for _ in range(2))

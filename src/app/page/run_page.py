@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
-from app.figures import shown_figures
+from app.figures import shown_epochs, shown_figures
 from app.page import html
 from app.page.html import Markup, join, section, tag
 from app.page.run_tables import baselines_section, data_section
@@ -68,7 +68,7 @@ def _lead(results: Mapping[str, Any]) -> str:
 def _cards(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
     found = shown_figures(results)
     if "epoch" in results:
-        found.append(("chosen epoch", f"{results['epoch']} of {results['epochs']}"))
+        found.append(shown_epochs(results))
     found.append(("parameters of the encoder", f"{results['encoder_parameters']:,}"))
     if "fit_seconds" in results:
         found.append(("training", f"{results['fit_seconds']:,.1f} s"))
