@@ -37,7 +37,7 @@ def test_split_keeps_every_class_on_both_sides():
     assert torch.tensor([0, 0, 1, 1])[held].tolist() == [0, 1]
     kept, held = stratified_split(torch.tensor([0, 0, 1, 1]), 0.99, seed=0)
     assert torch.tensor([0, 0, 1, 1])[kept].tolist() == [0, 1]
-    with pytest.raises(DataError, match="must have two sequences of class 1 to validate on one; got 1"):
+    with pytest.raises(DataError, match="must have two sequences of class 1, to hold one out; got 1"):
         stratified_split(torch.tensor([0, 0, 1]), 0.5, seed=0)
 
 

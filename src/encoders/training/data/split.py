@@ -60,8 +60,8 @@ def group_split(groups: Tensor, fraction: float, seed: int) -> Tuple[List[int], 
     names, sizes = groups.unique(return_counts=True)
     if len(names) < 2:
         raise data_error("data", "groups", "must be at least two, to hold one out", len(names),
-                         "groups are not split: there must be one to train on, one to validate on and, without a test "
-                         "file, one to test on")
+                         "groups are not split: there must be one to train on, one to test on without a test file, and "
+                         "one to validate on unless data.validation_fraction is 0")
     wanted, count = fraction * len(groups), 0
     held: List[int] = []
     for place in torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist():
@@ -105,9 +105,10 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, classes: Option
         if len(indices) < 2:
             name = label if classes is None else repr(classes[label])
             there = f"there were {counts}; " if counts else ""
-            raise data_error("data", "training set", f"must have two sequences of class {name} to validate on one",
+            raise data_error("data", "training set", f"must have two sequences of class {name}, to hold one out",
                              len(indices), there + "add some, leave the class out, or merge it with another; each "
-                             "class needs one to train on, one to validate on and, without a test file, one to test on")
+                             "class needs one to train on, one to test on without a test file, and one to validate on "
+                             "unless data.validation_fraction is 0")
         order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
         count = min(len(indices) - 1, max(1, round(fraction * len(indices))))
         held += order[:count]
