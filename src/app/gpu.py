@@ -27,7 +27,8 @@ def no_device(key: str, device: str, instead: str) -> RunError:
     """The error for a device that this machine does not have.
 
     Args:
-        key: of the setting that names it. device: its name there.
+        key: of the setting that names the device.
+        device: its name there.
         instead: what to say in its place.
     """
     kind = "Apple GPU" if device == "mps" else "GPU"

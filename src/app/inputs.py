@@ -28,8 +28,9 @@ def with_task(trained: Trained, run: str, what: str) -> Tuple[Task, InputPipelin
     """Task and input pipeline of a run that was trained.
 
     Args:
-        trained: the run. run: its folder, as it was named.
-        what: that they are for, in words.
+        trained: what the run left.
+        run: its folder as the user wrote it, for the message.
+        what: the verb that the message ends its "must hold a task to" with.
 
     Raises:
         RunError: there is nothing but an encoder.

@@ -29,7 +29,9 @@ def logistic_regression(x: Tensor, y: Tensor, test: Tensor, classes: int) -> Ten
     scikit-learn's ``LogisticRegression(C=1)`` on standardised features.
 
     Args:
-        x: ``[N, F]`` features. y: ``[N]`` classes. test: ``[M, F]``.
+        x: ``[N, F]`` features.
+        y: ``[N]`` classes.
+        test: ``[M, F]`` features.
         classes: how many.
 
     Returns:
@@ -57,7 +59,9 @@ def ridge_regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
     """Values of ``test`` by ridge regression; the penalty is the one with the lowest leave-one-out error.
 
     Args:
-        x: ``[N, F]`` features. y: ``[N, K]`` values. test: ``[M, F]``.
+        x: ``[N, F]`` features.
+        y: ``[N, K]`` values.
+        test: ``[M, F]`` features.
 
     Returns:
         ``[M, K]``.

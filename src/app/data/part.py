@@ -19,8 +19,10 @@ class Part(NamedTuple):
         labels: numbers of names, one a sequence, or one a row in their order; -1 where there is none.
         label_names: by number.
         values: ``[N, K]``, or ``[rows, K]`` per step; float64.
-        groups: one a sequence, as ``labels``. group_names: by number.
-        names: of the sequences, where they have some. files: that they come from.
+        groups: one a sequence, as ``labels``.
+        group_names: by number.
+        names: of the sequences, where they have some.
+        files: that they come from.
         copies: columns that say what they must not, and what.
     """
 

@@ -104,7 +104,8 @@ def finite(block: Block, values: np.ndarray, names: List[str], missing: str, tar
     """The values ``[rows, names]``, if none is infinite in 32 bits or, with ``missing`` of ``error``, NaN.
 
     Args:
-        block: that they come from. names: of the columns.
+        block: that they come from.
+        names: of the columns.
         missing: as ``data.missing``; ``keep`` for targets that may be missing.
         targets: whether they are targets; else features.
         sizes: how many of the rows belong to each row of the file, where these are lists.

@@ -94,7 +94,8 @@ def place_figure(places: np.ndarray, figures: np.ndarray, label: str, high: Opti
     """The mean of a figure by the place of a step in its sequence; many places are put together.
 
     Args:
-        places: ``[N]``, the number of each step. figures: ``[N]``, of each step, at least 0.
+        places: ``[N]``, the number of each step.
+        figures: ``[N]``, of each step, at least 0.
         label: of the figure.
         high: that it cannot be above.
     """

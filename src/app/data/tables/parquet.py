@@ -21,7 +21,9 @@ class ParquetFile:
         path: of the file.
 
     Attributes:
-        names: of the columns. facts: of them. rows: how many.
+        names: of the columns.
+        facts: of the columns.
+        rows: how many there are.
 
     Raises:
         DataError: it is empty, damaged, or pyarrow is not installed.

@@ -97,7 +97,8 @@ class Table:
 
     Attributes:
         facts: what each column is, by name, judged by all rows of all files.
-        counts: rows of each file. rows: of all.
+        counts: rows of each file.
+        rows: of all files.
     """
 
     def __init__(self, path: str, files: Sequence[Found], opened: Sequence[Any], config: TableDataConfig) -> None:
