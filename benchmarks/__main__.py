@@ -1,4 +1,4 @@
-"""``python -m benchmarks [ops rwkv7 decode layer varlen packing scaling startup hf]``: see ``--help``."""
+"""``python -m benchmarks [ops rwkv7 decode layer varlen packing scaling startup hf hf_mamba ...]``: see ``--help``."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ except ImportError:  # a bare checkout
 from benchmarks import machine, report  # noqa: E402
 from benchmarks.cases_scaling import SIDES  # noqa: E402
 from benchmarks.document import insert  # noqa: E402
+from benchmarks.hf_mamba import MODELS  # noqa: E402
 from benchmarks.inputs import WORKS  # noqa: E402
 from benchmarks.measure import Missing  # noqa: E402
 from benchmarks.plots import draw_scaling  # noqa: E402
@@ -40,8 +41,9 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=20.0, help="seconds after which a side gets no more samples")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    only = "of scaling, only these ops and kinds of work: " + ", ".join(map(repr, (*SIDES, *WORKS)))
-    parser.add_argument("--only", nargs="+", default=(), choices=(*SIDES, *WORKS), metavar="PART", help=only)
+    parts = (*SIDES, *WORKS, *MODELS)
+    only = "of scaling only these ops and works, of hf_mamba only these families: " + ", ".join(map(repr, parts))
+    parser.add_argument("--only", nargs="+", default=(), choices=parts, metavar="PART", help=only)
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks", help="folder for JSON and plots")
     parser.add_argument("--markdown", type=Path, help="document whose marked tables are replaced")

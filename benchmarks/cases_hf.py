@@ -1,10 +1,11 @@
-"""A Qwen3-Next-like model of transformers on its own functions and on ours: the model and work of `hf_models`."""
+"""Models of transformers on its own functions and on ours: one with the gated delta rule, and those with Mamba-2."""
 
 import functools
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
 
+from benchmarks import hf_mamba
 from benchmarks.inputs import largest_error
 from benchmarks.measure import Missing, Side, Work, time_in_turn
 from benchmarks.peers import OURS, optional, qwen3_next
@@ -12,33 +13,63 @@ from benchmarks.rows import Options, Row, rows_of
 
 TOKENS, DECODED = 2048, 32
 THEIRS = "transformers"
+QWEN = "Qwen3-Next-like model"
+MAMBA = "models of transformers"
+Works = Dict[str, Callable[[], torch.Tensor]]
 
 
 def run(options: Options) -> Iterator[List[Row]]:
-    """Prefill, decoding and a training step of the model, then the replaced functions alone."""
+    """Prefill, decoding and a training step of Qwen3-Next, then the replaced functions alone."""
     tokens = 64 if options.quick else TOKENS
-    try:
-        qwen3_next()  # before anything else imports transformers: with fla hidden
-        models = optional("benchmarks.hf_models")
-    except Missing as error:
-        yield [_row("prefill", tokens, THEIRS, 1, status="missing", reason=str(error))]
+    models = _models()
+    if isinstance(models, Missing):
+        yield [_missing("hf", QWEN, tokens, models)]
         return
     for threads in options.threads:
         torch.set_num_threads(threads)
-        yield from _cases(models, tokens, threads, options)
+        model = models.build(torch.float32)
+        works = {**_whole(models, model, tokens), **models.functions_alone(model, tokens)}
+        yield from _cases("hf", QWEN, "", models.FAMILY, works, tokens, options, threads)
 
 
-def _cases(models: Any, tokens: int, threads: int, options: Options) -> Iterator[List[Row]]:
-    model = models.build(torch.float32)
-    ids = torch.randint(0, model.config.vocab_size, (1, tokens))
-    whole = (models.prefill, models.decode, models.train)
-    works = {work.__name__: functools.partial(work, model, ids) for work in whole}
-    for name, work in {**works, **models.functions_alone(model, tokens)}.items():
-        sides = [Side(OURS, _with_myfla(work, models.FAMILY)), Side(THEIRS, lambda work=work: _tuple_of(work))]
+def run_mamba(options: Options) -> Iterator[List[Row]]:
+    """The same of every family with Mamba-2, and of one with short convolutions alone; ``--only`` names some."""
+    tokens = 64 if options.quick else TOKENS
+    models = _models()
+    if isinstance(models, Missing):
+        yield [_missing("hf_mamba", MAMBA, tokens, models)]
+        return
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for family in [name for name in hf_mamba.MODELS if name in options.only] or hf_mamba.MODELS:
+            works = _whole(models, hf_mamba.build(family), tokens)
+            yield from _cases("hf_mamba", MAMBA, f"{family}, ", family, works, tokens, options, threads)
+
+
+def _models() -> Any:
+    """What is done with a model, or why transformers is missing."""
+    try:
+        qwen3_next()  # before anything else imports transformers: with fla hidden
+        return optional("benchmarks.hf_models")
+    except Missing as error:
+        return error
+
+
+def _whole(models: Any, model: torch.nn.Module, tokens: int) -> Works:
+    """What is done with a whole model."""
+    ids = torch.randint(1, model.config.vocab_size, (1, tokens))
+    works = (models.prefill, models.decode, models.train)
+    return {work.__name__: functools.partial(work, model, ids) for work in works}
+
+
+def _cases(
+    section: str, op: str, name: str, family: str, works: Works, tokens: int, options: Options, threads: int
+) -> Iterator[List[Row]]:
+    for work, call in works.items():
+        sides = [Side(OURS, _with_myfla(call, family)), Side(THEIRS, lambda call=call: _tuple_of(call))]
         timings = time_in_turn(sides, options.rounds, 3 * options.patience, "cpu", largest_error)
-        count = DECODED if name == "decode" else tokens
-        blank = _row(name, count, "", threads)
-        case = {field: getattr(blank, field) for field in ("section", "op", "shape", "work", "dtype", "threads")}
+        count = DECODED if work == "decode" else tokens
+        case = dict(section=section, op=op, shape=f"{name}1 x {count}", work=work, dtype="float32", threads=threads)
         yield rows_of(timings, [OURS, THEIRS], threads == 1, tokens=count, **case)
 
 
@@ -59,5 +90,5 @@ def _tuple_of(work: Work) -> Callable[[], Tuple[torch.Tensor, ...]]:
     return lambda: (work().detach(),)
 
 
-def _row(work: str, tokens: int, side: str, threads: int, **more: Any) -> Row:
-    return Row("hf", "Qwen3-Next-like model", f"1 x {tokens}", work, "float32", threads, side, **more)
+def _missing(section: str, op: str, tokens: int, error: Missing) -> Row:
+    return Row(section, op, f"1 x {tokens}", "prefill", "float32", 1, THEIRS, status="missing", reason=str(error))

@@ -13,6 +13,7 @@ sides; the lines below the model's time the functions alone that `use_myfla` rep
 
 import argparse
 import functools
+import inspect
 import statistics
 import time
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 from transformers.models.qwen3_next import modeling_qwen3_next as modeling
 from transformers.utils import logging
 
+from myfla.integrations.hf_grouped import CACHES
 from myfla.integrations.transformers import use_myfla
 from myfla.testing import assert_close
 
@@ -47,10 +49,12 @@ def prefill(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def decode(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Sixteen tokens, one at a time."""
+    known = inspect.signature(model.forward).parameters
+    name = next(name for name in CACHES if name in known)
     with torch.no_grad():
         out = model(ids[:, :16], use_cache=True)
         for t in range(16, 32):
-            out = model(ids[:, t : t + 1], past_key_values=out.past_key_values)
+            out = model(ids[:, t : t + 1], **{name: getattr(out, name)}, use_cache=True)
     return out.logits
 
 
@@ -104,9 +108,7 @@ def _query_heads(layer: torch.nn.Module) -> int:
     return rule.call_args[0][0].shape[2]
 
 
-def compare(
-    name: str, work: Callable[[], torch.Tensor], rounds: int, close: float, family: str = FAMILY
-) -> None:
+def compare(name: str, work: Callable[[], torch.Tensor], rounds: int, close: float) -> None:
     """Time both sides in turn and print a line."""
     results: List[torch.Tensor] = []
     seconds: Dict[str, List[float]] = {side: [] for side in SIDES}
@@ -114,7 +116,7 @@ def compare(
         for side in SIDES:
             with ExitStack() as stack:
                 if side == "myfla":
-                    stack.enter_context(use_myfla(families=[family]))
+                    stack.enter_context(use_myfla(families=[FAMILY]))
                 start = time.process_time()
                 result = work()
                 spent = time.process_time() - start

@@ -31,6 +31,7 @@ SECTIONS: Dict[str, Dict[str, Runner]] = {
         "scaling": cases_scaling.run,
         "startup": cases_startup.run,
         "hf": cases_hf.run,
+        "hf_mamba": cases_hf.run_mamba,
     },
     "cuda": {"ops": cases_cuda.run, "decode": cases_cuda_decode.run, "scaling": cases_scaling.run},
 }

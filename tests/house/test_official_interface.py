@@ -12,7 +12,7 @@ import pytest
 
 from app_runs import ROOT
 from myfla.testing import cases
-from official_signatures import GOLDEN, describe
+from official_signatures import GOLDEN, describe, module_names
 
 RECORDED = json.loads(GOLDEN.read_text(encoding="utf-8"))
 MODULES = RECORDED["modules"]
@@ -24,15 +24,14 @@ ABSENT = {
     "BitLinear", "CausalConv1dFunctionCP", "FLAUnsupportedCacheGenerationMixin", "FastCausalConv1dFn", "FusedBitLinear",
     "FusedCrossEntropyLoss", "FusedKLDivLoss", "FusedLinearCrossEntropyLoss", "ImplicitLongConvolution",
     "LongConvolution", "NormParallel", "PositionalEmbedding", "causal_conv1d_cp", "causal_conv1d_cuda",
-    "chunk_iplr_delta_rule", "fast_causal_conv1d_fn", "fft_conv", "fused_chunk_delta_rule",
-    "fused_recurrent_iplr_delta_rule", "naive_chunk_comba", "naive_chunk_gdn2",
+    "chunk_iplr_delta_rule", "fast_causal_conv1d_fn", "fft_conv", "fused_recurrent_iplr_delta_rule",
 }  # fmt: skip
 """Names that official modules export and that are not here; the migration guide says so."""
 
 HALVES = re.compile(r"_(fwd|bwd)$|Function$")
 """The two halves of an official kernel, and the autograd function around them."""
 
-INTERNAL = {"backends", "utils", "ops.utils", "ops.common", "ops.kda"}
+INTERNAL = {"backends", "utils", "ops.utils", "ops.common"}
 """Packages whose names serve the official kernels, or a family that is not here."""
 
 DIFFERENT = {
@@ -46,6 +45,9 @@ DIFFERENT = {
     "FLALayer.reorder_cache": "the cache's, of all layers at once",
     "FLALayer.batch_repeat_interleave": "the cache's, of all layers at once",
     "FLALayer.batch_select_indices": "the cache's, of all layers at once",
+    "Mamba2.backend": "the official names of its convolution's code, 'cuda' and 'triton', are taken as 'auto'",
+    "Mamba2.cuda_kernels_forward": "the two halves of the official forward pass",
+    "Mamba2.torch_forward": "the two halves of the official forward pass",
     "prepare_inputs_for_generation": "a hook of transformers' generation, which myfla.models.hf has",
 }
 """Members and defaults that are absent or other, and why."""
@@ -110,6 +112,10 @@ def compared(name, official, value):
 
 def test_the_record_is_of_the_version_that_is_promised():
     assert RECORDED["version"] == "0.6.0" and len(MODULES) > 80 and len(DEFINED) > 250
+
+
+def test_the_record_has_every_module_that_both_packages_have():
+    assert {path for path in module_names() if path in RECORDED["paths"]} <= MODULES.keys()
 
 
 @cases(path=sorted(MODULES))

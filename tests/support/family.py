@@ -109,8 +109,8 @@ def truth(
     """The member's equations, one token after another, in float64.
 
     ``S <- diag(e^g) S``, then for each step ``S <- S + k (write * v - strength * S^T erase)^T``; ``o = scale S^T q``.
-    With ``p``, what is read is the state before it decays. With ``dt``, values and the log decay A are multiplied by
-    the time step, ``D v`` passes by the state, and z gates the outputs.
+    With ``p``, what is read is the state before it decays; with ``gv``, value channels decay as well. With ``dt``,
+    values and the log decay A are multiplied by the time step, ``D v`` passes by the state, and z gates the outputs.
     """
     x = {part: tensor.double() for part, tensor in given.items()}
     heads = {part: tensor.double() for part, tensor in per_head(name, x["v"].shape[2]).items()}
@@ -128,7 +128,7 @@ def truth(
     if "p" in x:
         erase = x["p"].repeat_interleave(group, 2)
     if "beta" in x:
-        strength = x["beta"].unsqueeze(-1)
+        strength = x["beta"] if x["beta"].dim() == 4 else x["beta"].unsqueeze(-1)
         write = strength.expand_as(x["v"])
     if "b" in x:
         erase, write = x["b"] * k, x["w"]
@@ -147,6 +147,7 @@ def truth(
         for t in range(start, stop):
             before = state
             state = g[row, t].exp().unsqueeze(-1) * state
+            state = x["gv"][row, t].exp().unsqueeze(1) * state if "gv" in x else state
             for j in range(t * steps, (t + 1) * steps):
                 read = torch.einsum("hkv,hk->hv", before if "p" in x else state, erase[row, j]) if corrects else 0
                 new = write[row, j] * x["v"][row, j] - strength[row, j] * read

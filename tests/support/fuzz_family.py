@@ -7,11 +7,18 @@ import torch
 
 import family
 import family_layers
-from myfla.ops.comba import naive_recurrent_comba
-from myfla.ops.gdn2 import naive_recurrent_gdn2
+from myfla.ops.comba import naive_chunk_comba, naive_recurrent_comba
+from myfla.ops.delta_rule.naive import delta_rule_chunkwise, delta_rule_parallel, delta_rule_recurrence
+from myfla.ops.gdn2 import naive_chunk_gdn2, naive_recurrent_gdn2
 from myfla.ops.gla import naive_recurrent_gla
 from myfla.ops.kda import fused_kda_gate, naive_chunk_kda, naive_recurrent_kda
-from myfla.ops.simple_gla import naive_recurrent_simple_gla
+from myfla.ops.simple_gla import (
+    fused_chunk_simple_gla,
+    naive_chunk_simple_gla,
+    naive_parallel_simple_gla,
+    naive_recurrent_simple_gla,
+    parallel_simple_gla,
+)
 from myfla.ops.ssd import mamba_chunk_scan_combined, naive_recurrent_ssd, selective_state_update
 
 MASK = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
@@ -50,6 +57,23 @@ def _naive_member(name, function, form="chunk", **options):
     def arguments():
         given = family.arguments(name, form, family.inputs(name, tokens=5, dtype=torch.float32))
         return {**given, **options, "initial_state": draw(2, 2, 8, 12), "output_final_state": True}
+
+    return Call(lambda dtype: function, arguments)
+
+
+def _heads_first(function, **options):
+    """The plain forms of the delta rule, ``[B, H, T, D]``."""
+    def arguments():
+        given = family.inputs("delta_rule", tokens=5, dtype=torch.float32)
+        return {**{name: x.transpose(1, 2).contiguous() for name, x in given.items()}, **options}
+
+    return Call(lambda dtype: function, arguments)
+
+
+def _weights(function, **options):
+    """A form that gives the weights of the values."""
+    def arguments():
+        return {**family.inputs("simple_gla", tokens=5, dtype=torch.float32), "scale": 0.5, **options}
 
     return Call(lambda dtype: function, arguments)
 
@@ -95,8 +119,20 @@ FAMILY: Dict[str, Call] = {
        for name, member in family.MEMBERS.items() for form in ("chunk", "recurrent")},
     **{f"{name}_packed": _member(name, "chunk", batch=1) for name in family.MEMBERS},
     "naive_recurrent_comba": _naive_member("comba", naive_recurrent_comba, scale=0.5),
+    "naive_chunk_comba": _naive_member("comba", naive_chunk_comba, scale=0.5, chunk_size=2),
     "naive_recurrent_gdn2": _naive_member("gdn2", naive_recurrent_gdn2, scale=0.5),
+    "naive_chunk_gdn2": _naive_member("gdn2", naive_chunk_gdn2, scale=0.5, chunk_size=2),
     "naive_recurrent_simple_gla": _naive_member("simple_gla", naive_recurrent_simple_gla, scale=0.5),
+    "naive_chunk_simple_gla": _naive_member("simple_gla", naive_chunk_simple_gla, scale=0.5, chunk_size=2),
+    "naive_parallel_simple_gla": _weights(naive_parallel_simple_gla),
+    "parallel_simple_gla": _weights(parallel_simple_gla, output_attentions=True),
+    "fused_chunk_simple_gla": _naive_member("simple_gla", fused_chunk_simple_gla, scale=0.5, cu_seqlens=None),
+    "delta_rule_recurrence": _heads_first(
+        delta_rule_recurrence, initial_state=draw(2, 2, 8, 12), output_final_state=True),
+    "delta_rule_chunkwise": _heads_first(delta_rule_chunkwise, chunk_size=2),
+    "delta_rule_parallel": _heads_first(delta_rule_parallel),
+    **{f"{name}_chunk_states": _naive_member(name, family.MEMBERS[name].chunk, return_intermediate_states=True)
+       for name in ("kda", "gdn2")},
     "naive_recurrent_kda": _naive_member("kda", naive_recurrent_kda, scale=0.5),
     "naive_chunk_kda": _naive_member("kda", naive_chunk_kda, scale=0.5, chunk_size=2),
     "naive_recurrent_gla": _naive_member("gla", naive_recurrent_gla, form="recurrent"),

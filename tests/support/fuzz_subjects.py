@@ -330,5 +330,5 @@ KNOWN_AS = {
     "chunk_dplr_delta_rule": "dplr_chunk", "fused_recurrent_dplr_delta_rule": "dplr_recurrent",
     "chunk_rwkv7": "rwkv7_chunk", "fused_recurrent_rwkv7": "rwkv7_recurrent",
     "fused_mul_recurrent_rwkv7": "rwkv7_fused_mul", "chunk_gdn": "gdn_chunk", "fused_recurrent_gdn": "gdn_recurrent",
-    "fused_chunk_gla": "chunk_gla", "fused_chunk_simple_gla": "chunk_simple_gla",
+    "fused_chunk_gla": "chunk_gla", "fused_chunk_delta_rule": "chunk_delta_rule",
 }  # fmt: skip

@@ -28,6 +28,13 @@ def module_names(package=OURS):
     return sorted(["", *(info.name[len(package) + 1 :] for info in inside)])
 
 
+def file_paths(package=OFFICIAL):
+    """Every file of a package that holds a module, by dotted path, whether or not it can be imported here."""
+    root = Path(importlib.import_module(package).__file__).parent
+    files = (path.relative_to(root).with_suffix("") for path in root.rglob("*.py"))
+    return sorted(".".join(part for part in path.parts if part != "__init__") for path in files)
+
+
 def arguments(function):
     """``[[name, kind, default], ...]``; defaults as text, None where there is none. None if it cannot be told."""
     try:
@@ -108,7 +115,7 @@ def main():
     warnings.simplefilter("ignore")
     sys.path[:0] = [str(GOLDEN.parents[3] / "libs")]
     version = importlib.import_module(OFFICIAL).__version__
-    recorded = {"version": version, **interface(OFFICIAL, module_names())}
+    recorded = {"version": version, "paths": file_paths(), **interface(OFFICIAL, module_names())}
     GOLDEN.write_text(json.dumps(recorded, indent=None, separators=(",", ":"), sort_keys=True) + "\n", encoding="utf-8")
     count, modules = len(recorded["definitions"]), len(recorded["modules"])
     print(f"{GOLDEN.name}: {count} functions and classes of {modules} modules")

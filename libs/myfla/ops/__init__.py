@@ -16,6 +16,7 @@ _WHERE = {
     "chunk_rwkv7": "rwkv7",
     "chunk_simple_gla": "simple_gla",
     "chunk_ssd": "ssd",
+    "fused_chunk_delta_rule": "delta_rule",
     "fused_chunk_gla": "gla",
     "fused_chunk_simple_gla": "simple_gla",
     "fused_recurrent_comba": "comba",
@@ -30,6 +31,7 @@ _WHERE = {
     "fused_recurrent_simple_gla": "simple_gla",
     "fused_recurrent_ssd": "ssd",
     "mamba_chunk_scan_combined": "ssd",
+    "parallel_simple_gla": "simple_gla",
     "selective_state_update": "ssd",
 }
 

@@ -215,7 +215,6 @@ def test_messages_name_the_field_and_the_way_out():
         (dict(use_gate_in_kernel=True, A_log=torch.zeros(4), safe_gate=True), ("lower_bound", "-5", "safe_gate")),
         (dict(lower_bound=1.0), ("lower_bound", "must be negative")),
         (dict(allow_neg_eigval=True), ("allow_neg_eigval", "use_beta_sigmoid_in_kernel=True")),
-        (dict(return_intermediate_states=True), ("return_intermediate_states", "must be False", "pieces")),
         (dict(cp_context=3), ("cp_context", "must be None", "split the batch")),
     ):
         with raises(ValueError, "chunk_kda", *parts):

@@ -1,14 +1,15 @@
 """Comba's rule in its plainest form: the specification."""
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
 from myfla.ops.common.member import check_like, check_member
+from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.tensors import check_scale
+from myfla.utils.tensors import check_scale, check_size
 
-__all__ = ["naive_recurrent_comba"]
+__all__ = ["naive_chunk_comba", "naive_recurrent_comba"]
 
 
 def naive_recurrent_comba(
@@ -43,14 +44,8 @@ def naive_recurrent_comba(
         >>> naive_recurrent_comba(x, x, 3 * x, x, x[..., 0], 0 * x[..., 0])[0].flatten().tolist()
         [3.0, 3.0]
     """
-    who = "naive_recurrent_comba"
-    check_member(who, q, k, v, {"beta": (beta, ()), "g": (g, ())}, initial_state, None, grouped=False)
-    check_like(who, "p", p, "k", k)
-    dtype = accumulation_dtype(q, k, v, p, beta, g, initial_state)
-    queries, k, v, p, beta, g = (x.to(dtype) for x in (q, k, v, p, beta, g))
-    scale = check_scale(who, scale, q.shape[3])
-    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    state = state if initial_state is None else state + initial_state.to(dtype)
+    queries, k, v, p, beta, g, scale, state = _prepared(
+        "naive_recurrent_comba", q, k, v, p, beta, g, scale, initial_state)
     rows = []
     for t in range(q.shape[1]):
         error = v[:, t, :, None] - (p[:, t, :, :, None] * state).sum(-2, keepdim=True)
@@ -58,3 +53,49 @@ def naive_recurrent_comba(
         rows.append((queries[:, t, :, :, None] * state).sum(-2) * scale)
     o = torch.stack(rows, dim=1) if rows else torch.zeros_like(v)
     return o.to(q.dtype), state if output_final_state else None
+
+
+def naive_chunk_comba(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    p: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    chunk_size: int = 64,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The same chunk by chunk (`myfla.ops.common.naive_chunk`). Mind the order: ``g`` before ``beta``.
+
+    Args:
+        q, k, v, p, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_comba`.
+        chunk_size: tokens in a chunk; any T.
+
+    Returns:
+        as `naive_recurrent_comba`.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> naive_chunk_comba(x, x, 3 * x, x, 0 * x[..., 0], x[..., 0])[0].flatten().tolist()
+        [3.0, 3.0]
+    """
+    queries, k, v, p, beta, g, scale, state = _prepared(
+        "naive_chunk_comba", q, k, v, p, beta, g, scale, initial_state)
+    check_size("naive_chunk_comba", "chunk_size", chunk_size, 1)
+    o, state = chunk_loop(queries, beta.unsqueeze(-1) * k, v, g, p, scale, state, chunk_size, before=True)
+    return o.to(q.dtype), state if output_final_state else None
+
+
+def _prepared(
+    who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: torch.Tensor, beta: torch.Tensor, g: torch.Tensor,
+    scale: Optional[float], initial_state: Optional[torch.Tensor],
+) -> Tuple[Any, ...]:  # fmt: skip
+    """The tensors in one dtype, the factor on q, and the first state, once everything fits."""
+    check_member(who, q, k, v, {"beta": (beta, ()), "g": (g, ())}, initial_state, None, grouped=False)
+    check_like(who, "p", p, "k", k)
+    dtype = accumulation_dtype(q, k, v, p, beta, g, initial_state)
+    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype)
+    state = state if initial_state is None else state + initial_state.to(dtype)
+    return (*(x.to(dtype) for x in (q, k, v, p, beta, g)), check_scale(who, scale, q.shape[3]), state)

@@ -9,7 +9,7 @@ from myfla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule
 from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
 from myfla.utils.dtypes import accumulation_dtype
 
-__all__ = ["chunk_delta_rule"]
+__all__ = ["chunk_delta_rule", "fused_chunk_delta_rule"]
 
 NAME = "chunk_delta_rule"
 KEYWORDS = (
@@ -73,3 +73,6 @@ def chunk_delta_rule(
         q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
         chunk_size=chunk_size, backend=backend,
     )  # fmt: skip
+
+
+fused_chunk_delta_rule = chunk_delta_rule  # the official name of a kernel that is gone

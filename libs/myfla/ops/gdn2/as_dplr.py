@@ -10,8 +10,8 @@ import torch
 
 from myfla.ops.common.member import check_member
 from myfla.ops.kda.gate import fused_kda_gate
+from myfla.ops.kda.inputs import KdaActivation
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.errors import value_error
 from myfla.utils.l2norm import l2norm
 
 __all__ = ["prepare"]
@@ -38,10 +38,9 @@ def prepare(
     key, value = (x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v))
     state = check_member(who, q, k, v, {"g": (g, (key,)), "b": (b, (key,)), "w": (w, (value,))}, initial_state,
                          cu_seqlens, state_v_first)  # fmt: skip
+    KdaActivation(use_gate, A_log, dt_bias, lower_bound, False, False).check(who, g)
     if use_gate:
-        if A_log is None and lower_bound is None:
-            raise value_error(who, "A_log", "is required with use_gate_in_kernel=True", None, "pass A_log [HV]")
-        g = fused_kda_gate(g, A_log, dt_bias, lower_bound=lower_bound)
+        g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     wide, dtype = accumulation_dtype(q, k, v, g, b, w, initial_state), q.dtype
     if l2norm_qk:
         q, k = l2norm(q, output_dtype=wide), l2norm(k, output_dtype=wide)

@@ -1,9 +1,11 @@
 """`chunk_gdn2`: the form for training and long inputs."""
 
-from typing import Any, Optional, Tuple
+import functools
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 
+from myfla.ops.common.chunk_states import with_chunk_states
 from myfla.ops.common.member import state_back
 from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
 from myfla.ops.gdn2.as_dplr import prepare
@@ -46,7 +48,7 @@ def chunk_gdn2(
     chunk_size: Optional[int] = None,
     backend: str = "auto",
     **legacy: Any,
-) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+) -> Tuple[Any, ...]:
     """Gated DeltaNet 2's rule, many tokens at a time.
 
     ``S <- diag(exp(g)) S;  S <- S + k (w * v - S^T (b * k))^T;  o = scale S^T q`` for every token. With
@@ -66,9 +68,11 @@ def chunk_gdn2(
             ``lower_bound sigmoid(exp(A_log) (g + dt_bias))``.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cu_seqlens_cpu, disable_recompute: official names; they change nothing here.
-        safe_gate: promises ``lower_bound <= g``, as officially; needs ``lower_bound`` with ``use_gate_in_kernel``.
+        safe_gate: official name of a promise that decays are bounded; changes nothing here. As officially, with
+            ``use_gate_in_kernel`` it needs a ``lower_bound`` from -5 to below 0.
         lower_bound: see above; a negative number.
-        return_intermediate_states: must be False.
+        return_intermediate_states: also return the state before every chunk of ``chunk_size`` tokens, 64 by default;
+            not only in inference mode, as officially.
         state_v_first: states, in and out, are ``[N, HV, V, K]``.
         cp_context: must be None; there is no context parallelism.
         A_log, dt_bias: ``[HV]`` and ``[HV * K]``, with ``use_gate_in_kernel``; dt_bias may be None.
@@ -77,7 +81,9 @@ def chunk_gdn2(
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
 
     Returns:
-        o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.
+        o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None; with
+        ``return_intermediate_states`` a third, ``[B, NT, HV, K, V]`` in the final states' layout and dtype: of packed
+        sequences all chunks of the first, then all of the second.
 
     Raises:
         ValueError: a shape, head count, offset or option that does not fit; the message says which.
@@ -90,17 +96,23 @@ def chunk_gdn2(
         [3.0, 3.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
-    unsupported = (("cp_context", cp_context), ("return_intermediate_states", return_intermediate_states or None))
-    for field, given in unsupported:
-        if given is not None:
-            raise value_error(NAME, field, "is not supported", given, "leave it out")
-    if safe_gate and use_gate_in_kernel and lower_bound is None:
-        raise value_error(NAME, "lower_bound", "must be given with safe_gate=True", None, "use -5.0")
+    if cp_context is not None:
+        raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
+    if safe_gate and use_gate_in_kernel and (lower_bound is None or not -5 <= lower_bound < 0):
+        raise value_error(NAME, "lower_bound", "must be from -5 to below 0 with safe_gate=True", lower_bound)
     arguments, dtype = prepare(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
         use_gate_in_kernel, A_log, dt_bias, lower_bound,
     )  # fmt: skip
-    o, final = chunk_dplr_delta_rule(
-        **arguments, scale=scale, output_final_state=output_final_state, chunk_size=chunk_size, backend=backend
-    )
-    return state_back((o.to(dtype), final), state_v_first)
+    options: Dict[str, Any] = {
+        "scale": scale, "output_final_state": True, "chunk_size": chunk_size, "backend": backend,
+    }  # fmt: skip
+    if not return_intermediate_states:
+        o, final = chunk_dplr_delta_rule(**arguments, **options)
+        return state_back((o.to(dtype), final if output_final_state else None), state_v_first)
+    rule = functools.partial(chunk_dplr_delta_rule, **options)
+    initial_state = arguments.pop("initial_state")
+    del arguments["cu_seqlens"]
+    o, final, states = with_chunk_states(rule, arguments, initial_state, cu_seqlens, chunk_size or 64)
+    o, last = state_back((o.to(dtype), final if output_final_state else None), state_v_first)
+    return o, last, states.transpose(3, 4).contiguous() if state_v_first else states

@@ -1,14 +1,15 @@
 """Gated DeltaNet 2's rule in its plainest form: the specification."""
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
 from myfla.ops.common.member import check_like, check_member
+from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.tensors import check_scale
+from myfla.utils.tensors import check_scale, check_size
 
-__all__ = ["naive_recurrent_gdn2"]
+__all__ = ["naive_chunk_gdn2", "naive_recurrent_gdn2"]
 
 
 def naive_recurrent_gdn2(
@@ -39,15 +40,7 @@ def naive_recurrent_gdn2(
         >>> naive_recurrent_gdn2(x, x, 3 * x, 0 * x, x, x)[0].flatten().tolist()
         [3.0, 3.0]
     """
-    who = "naive_recurrent_gdn2"
-    check_member(who, q, k, v, {}, initial_state, None, grouped=False)
-    for name, x, like, of in (("g", g, "k", k), ("b", b, "k", k), ("w", w, "v", v)):
-        check_like(who, name, x, like, of)
-    dtype = accumulation_dtype(q, k, v, g, b, w, initial_state)
-    queries, k, v, g, b, w = (x.to(dtype) for x in (q, k, v, g, b, w))
-    scale = check_scale(who, scale, q.shape[3])
-    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    state = state if initial_state is None else state + initial_state.to(dtype)
+    queries, k, v, g, b, w, scale, state = _prepared("naive_recurrent_gdn2", q, k, v, g, b, w, scale, initial_state)
     rows = []
     for t in range(q.shape[1]):
         state = state * g[:, t, :, :, None].exp()
@@ -56,3 +49,49 @@ def naive_recurrent_gdn2(
         rows.append((queries[:, t, :, :, None] * state).sum(-2) * scale)
     o = torch.stack(rows, dim=1) if rows else torch.zeros_like(v)
     return o.to(q.dtype), state if output_final_state else None
+
+
+def naive_chunk_gdn2(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    b: torch.Tensor,
+    w: torch.Tensor,
+    scale: Optional[float] = None,
+    initial_state: Optional[torch.Tensor] = None,
+    output_final_state: bool = False,
+    chunk_size: int = 64,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The same chunk by chunk (`myfla.ops.common.naive_chunk`).
+
+    Args:
+        q, k, v, g, b, w, scale, initial_state, output_final_state: as `naive_recurrent_gdn2`.
+        chunk_size: tokens in a chunk; any T.
+
+    Returns:
+        as `naive_recurrent_gdn2`.
+
+    Example:
+        >>> x = torch.ones(1, 2, 1, 1)
+        >>> naive_chunk_gdn2(x, x, 3 * x, 0 * x, x, x)[0].flatten().tolist()
+        [3.0, 3.0]
+    """
+    queries, k, v, g, b, w, scale, state = _prepared("naive_chunk_gdn2", q, k, v, g, b, w, scale, initial_state)
+    check_size("naive_chunk_gdn2", "chunk_size", chunk_size, 1)
+    o, state = chunk_loop(queries, k, w * v, g, b * k, scale, state, chunk_size)
+    return o.to(q.dtype), state if output_final_state else None
+
+
+def _prepared(
+    who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, b: torch.Tensor, w: torch.Tensor,
+    scale: Optional[float], initial_state: Optional[torch.Tensor],
+) -> Tuple[Any, ...]:  # fmt: skip
+    """The tensors in one dtype, the factor on q, and the first state, once everything fits."""
+    check_member(who, q, k, v, {}, initial_state, None, grouped=False)
+    for name, x, like, of in (("g", g, "k", k), ("b", b, "k", k), ("w", w, "v", v)):
+        check_like(who, name, x, like, of)
+    dtype = accumulation_dtype(q, k, v, g, b, w, initial_state)
+    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype)
+    state = state if initial_state is None else state + initial_state.to(dtype)
+    return (*(x.to(dtype) for x in (q, k, v, g, b, w)), check_scale(who, scale, q.shape[3]), state)

@@ -7,6 +7,8 @@ import torch
 from myfla.ops._delta.backends import run
 from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.kda import KDA
+from myfla.ops.common.chunk_states import with_chunk_states
+from myfla.ops.common.member import state_back
 from myfla.ops.gated_delta_rule.inputs import (
     check_per_token,
     check_shapes,
@@ -58,7 +60,7 @@ def chunk_kda(
     chunk_size: Optional[int] = None,
     backend: str = "auto",
     **legacy: Any,
-) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+) -> Tuple[Any, ...]:
     """Kimi Delta Attention's rule, many tokens at a time.
 
     ``S <- diag(exp(g)) S;  S <- S + k (beta (v - S^T k))^T;  o = scale S^T q`` for every token (arXiv 2510.26692).
@@ -83,7 +85,8 @@ def chunk_kda(
         lower_bound: least log decay of the gate; see ``use_gate_in_kernel``.
         disable_recompute, cu_seqlens_cpu, use_graph, max_num_seqs: official names; they choose between kernels there
             and change nothing here.
-        return_intermediate_states: must be False; states within a sequence come from calls on its pieces.
+        return_intermediate_states: also return the state before every chunk of ``chunk_size`` tokens, 64 by default;
+            not only in inference mode, as officially.
         state_v_first: states, in and out, are ``[N, HV, V, K]``.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cp_context: must be None; there is no context parallelism.
@@ -94,7 +97,9 @@ def chunk_kda(
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
 
     Returns:
-        o ``[B, T, HV, V]`` in v's dtype; the final states in float32 (or float64), or None.
+        o ``[B, T, HV, V]`` in v's dtype; the final states in float32 (or float64), or None; with
+        ``return_intermediate_states`` a third, ``[B, NT, HV, K, V]`` in the final states' layout and dtype: of packed
+        sequences all chunks of the first, then all of the second.
 
     Raises:
         ValueError: a shape, head count, offset or option that does not fit; the message says which.
@@ -115,8 +120,6 @@ def chunk_kda(
         raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
     if cp_context is not None:
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
-    if return_intermediate_states:
-        raise value_error(NAME, "return_intermediate_states", "must be False", True, "call the op on pieces instead")
     if safe_gate and use_gate_in_kernel and (lower_bound is None or not -5 <= lower_bound < 0):
         raise value_error(NAME, "lower_bound", "must be from -5 to below 0 with safe_gate=True", lower_bound)
     activation = KdaActivation(
@@ -125,11 +128,21 @@ def chunk_kda(
     activation.check(NAME, g)
     sequences = count_sequences(NAME, q, cu_seqlens)
     initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
-    call = Call(
-        NAME, KDA, "chunk", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
-        sequences, v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None, chunk_size,
-    )  # fmt: skip
-    o, final = run(call, backend)
-    if not output_final_state:
-        return o, None
-    return o, final.transpose(2, 3).contiguous() if state_v_first else final
+    scale = check_scale(NAME, scale, k.shape[3])
+
+    def compute(
+        initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], **x: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        call = Call(
+            NAME, KDA, "chunk", tuple(x[name] for name in KDA.inputs), initial_state, scale, cu_seqlens, sequences,
+            v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None, chunk_size,
+        )  # fmt: skip
+        return run(call, backend)
+
+    given = dict(q=q, k=k, v=v, g=g, beta=beta)
+    if not return_intermediate_states:
+        o, final = compute(initial_state, cu_seqlens, **given)
+        return state_back((o, final if output_final_state else None), state_v_first)
+    o, final, states = with_chunk_states(compute, given, initial_state, cu_seqlens, chunk_size or 64)
+    o, last = state_back((o, final if output_final_state else None), state_v_first)
+    return o, last, states.transpose(3, 4).contiguous() if state_v_first else states

@@ -12,6 +12,7 @@ from typing import List, Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import delta_loop
+from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.ops.gated_delta_rule.inputs import check_per_token, check_shapes, state_k_first
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tensors import check_scale, check_size
@@ -65,10 +66,7 @@ def naive_chunk_kda(
     output_final_state: bool = False,
     chunk_size: int = 64,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """Chunk by chunk, every step of the algebra on a line of its own.
-
-    With ``c`` the log decay summed from the chunk's start and ``<x, y>_ts = sum_d x_td y_sd exp(c_t - c_s)_d``, the
-    corrections of a chunk solve ``delta_t + beta_t <k, k>_ts delta_s = beta_t (v_t - (exp(c_t) k_t)^T S)`` over s < t.
+    """Chunk by chunk (`myfla.ops.common.naive_chunk`).
 
     Args:
         q, k, v, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_kda`.
@@ -84,25 +82,10 @@ def naive_chunk_kda(
     """
     x, scale, state = _prepared("naive_chunk_kda", q, k, v, g, beta, scale, initial_state)
     check_size("naive_chunk_kda", "chunk_size", chunk_size, 1)
-    outputs: List[torch.Tensor] = []
-    for start in range(0, q.shape[1], chunk_size):
-        qc, kc, vc, gc, bc = (t[:, start : start + chunk_size].transpose(1, 2) for t in x)
-        c, bc = gc.cumsum(-2), bc.unsqueeze(-1)
-        system = bc * _products(kc, kc, c, -1)
-        right = bc * (vc - (c.exp() * kc) @ state)
-        delta = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-        outputs.append(scale * ((c.exp() * qc) @ state + _products(qc, kc, c, 0) @ delta))
-        last = c[:, :, -1:]
-        state = last.transpose(-1, -2).exp() * state + (kc * (last - c).exp()).transpose(-1, -2) @ delta
-    o = torch.cat(outputs, dim=2).transpose(1, 2) if outputs else torch.zeros_like(x[2])
+    q, k, values, g, beta = x
+    writes = beta.unsqueeze(-1) * k
+    o, state = chunk_loop(q, writes, values, g, k, scale, state, chunk_size)
     return o.to(v.dtype), state if output_final_state else None
-
-
-def _products(x: torch.Tensor, y: torch.Tensor, c: torch.Tensor, diagonal: int) -> torch.Tensor:
-    """``<x, y>`` on and below the given diagonal, zero above."""
-    keep = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril(diagonal)[..., None]
-    decay = (c[..., :, None, :] - c[..., None, :, :]).masked_fill(~keep, -float("inf")).exp()
-    return (x[..., :, None, :] * y[..., None, :, :] * decay).sum(-1)
 
 
 def _prepared(

@@ -13,7 +13,7 @@ from myfla.ops.simple_gla.decays import given_decays
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_scale
 
-__all__ = ["chunk_simple_gla", "fused_chunk_simple_gla"]
+__all__ = ["chunk_simple_gla"]
 
 NAME = "chunk_simple_gla"
 KEYWORDS = (
@@ -83,6 +83,3 @@ def chunk_simple_gla(
     )  # fmt: skip
     o, final = run(call, backend)
     return state_back((o, final if output_final_state else None), state_v_first)
-
-
-fused_chunk_simple_gla = chunk_simple_gla  # the official name of another kernel
