@@ -11,9 +11,7 @@ import torch
 from myfla.integrations.packing import packed_offsets
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule as chunk_op
 from myfla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule as recurrent_op
-from myfla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_delta_rule
-from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.l2norm import l2norm
+from myfla.ops.kda import chunk_kda, fused_recurrent_kda
 
 Result = Tuple[torch.Tensor, Optional[torch.Tensor]]
 
@@ -65,10 +63,7 @@ def chunk_kimi_delta_attention(
     use_qk_l2norm_in_kernel: bool = False,
     **kwargs: Any,
 ) -> Result:
-    """``S <- diag(exp(g)) S;  S <- S + k (beta (v - S^T k))^T;  o = K^-1/2 S^T q`` (Kimi Linear, arXiv 2510.26692).
-
-    Computed by the rule with a diagonal-plus-low-rank transition: with ``a = exp(g) k`` and ``b = -beta k`` that one
-    erases what k finds after the decay.
+    """`myfla.ops.kda.chunk_kda` as transformers calls it.
 
     Args:
         query, key, g: ``[B, T, H, K]``; g is the log decay.
@@ -87,14 +82,10 @@ def chunk_kimi_delta_attention(
         >>> chunk_kimi_delta_attention(x, x, x, g=-x, beta=x[..., 0])[0].shape
         torch.Size([1, 3, 1, 2])
     """
-    wide = accumulation_dtype(query, key, value, g, beta, initial_state)
-    q, k = query.to(wide), key.to(wide)
-    if use_qk_l2norm_in_kernel:
-        q, k = l2norm(q), l2norm(k)
-    g, written = g.to(wide), k * beta.to(wide).unsqueeze(-1)
-    o, state = chunk_dplr_delta_rule(
-        q, written, value, k * g.exp(), -written, g, None, initial_state, output_final_state, packed_offsets(kwargs)
-    )
+    o, state = chunk_kda(
+        query, key, value, g, beta, initial_state=initial_state, output_final_state=output_final_state,
+        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=packed_offsets(kwargs),
+    )  # fmt: skip
     return o.to(query.dtype), state
 
 
@@ -116,8 +107,8 @@ def recurrent_kimi_delta_attention(
         >>> recurrent_kimi_delta_attention(x, x, x, g=-x, beta=x[..., 0])[0].flatten().tolist()[0] > 1
         True
     """
-    o, state = recurrent_op(
-        query, key, value, gk=g, beta=beta, initial_state=initial_state, output_final_state=output_final_state,
+    o, state = fused_recurrent_kda(
+        query, key, value, g, beta, initial_state=initial_state, output_final_state=output_final_state,
         use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=packed_offsets(kwargs),
     )  # fmt: skip
     return o.to(query.dtype), state
