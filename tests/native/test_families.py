@@ -1,20 +1,20 @@
-"""Every member of the family where the compiled kernels are installed: those they know, and those they do not."""
+"""Every member of the family where the compiled kernels are installed."""
 
 import torch
 
 import family
 import family_layers
 from myfla.models.utils import Cache
-from myfla.testing import assert_close, cases, raises
-from myfla.utils.errors import BackendError
+from myfla.testing import assert_close, cases
 
-UNKNOWN = ["gla", "simple_gla"]
+SUMS = ("gla", "simple_gla", "ssd")
+"""Those that correct nothing: the plain form trains them faster, the compiled kernels do the rest."""
+STEPS_IN_PYTORCH = ("kda",)
+"""Those whose recurrent form stays in PyTorch, for the same bits however a sequence is split."""
 
 
 @cases(name=list(family.MEMBERS), form=["chunk", "recurrent"], value_heads=[2, 4], tokens=[1, 37])
 def test_auto_equals_the_token_loop_with_every_gradient(native, name, form, value_heads, tokens):
-    if name in UNKNOWN:
-        value_heads = 2
     given = family.inputs(name, tokens=tokens, value_heads=value_heads, dtype=torch.float32)
     state = family.state_for(given)
     got, want = family.gradients(name, form, given, state), family.gradients(name, "truth", given, state)
@@ -22,10 +22,66 @@ def test_auto_equals_the_token_loop_with_every_gradient(native, name, form, valu
         assert_close(got[key], want[key], rms=2e-6, largest=1e-5, name=f"{name} {key}")
 
 
-@cases(name=UNKNOWN, form=["chunk", "recurrent"])
-def test_a_family_without_compiled_kernels_is_refused_by_its_name(native, name, form):
-    with raises(BackendError, name, "native", f"it has no form of {name}", "backend='auto'"):
-        family.run(name, form, family.inputs(name, dtype=torch.float32), backend="native")
+@cases(name=list(family.MEMBERS), form=["chunk", "recurrent"], cu=[None, (0, 0, 1, 20, 37)])
+def test_native_equals_the_token_loop_with_every_gradient(native, name, form, cu):
+    given = family.inputs(name, batch=2 if cu is None else 1, tokens=37, value_heads=4, dtype=torch.float32)
+    more = {} if cu is None else {"cu_seqlens": torch.tensor(cu)}
+    state = family.state_for(given, 2 if cu is None else 4)
+    got = family.gradients(name, form, given, state, backend="native", **more)
+    want = family.gradients(name, "truth", given, state, **more)
+    for key in want:
+        assert_close(got[key], want[key], rms=2e-6, largest=1e-5, name=f"{name} {key}")
+
+
+def computed(monkeypatch, kernels):
+    """The list to which every call of the compiled rules adds its name."""
+    calls = []
+    for name in ("forward", "backward", "step"):
+        own = getattr(kernels.rules, name)
+        monkeypatch.setattr(kernels.rules, name, lambda *x, own=own, name=name, **more: calls.append(name) or own(
+            *x, **more))
+    return calls
+
+
+@cases(name=list(family.MEMBERS), tokens=[1, 37], grads=[False, True], form=["chunk", "recurrent"])
+def test_auto_takes_the_compiled_kernels_where_they_fit(native, monkeypatch, name, tokens, grads, form):
+    calls = computed(monkeypatch, native)
+    given = family.inputs(name, tokens=tokens, value_heads=4, dtype=torch.float32)
+    if grads:
+        family.gradients(name, form, given, family.state_for(given))
+    else:
+        family.run(name, form, given)
+    kept = (name in SUMS and grads) or (name in STEPS_IN_PYTORCH and form == "recurrent")
+    wanted = [] if kept else ["forward", "backward"] if grads else ["forward"]
+    assert [call.replace("step", "forward") for call in calls] == wanted
+
+
+@cases(name=family_layers.ALL)
+def test_a_layers_decoding_takes_them_too(native, monkeypatch, name):
+    layer, cache, calls = family_layers.build(name, torch.float32), Cache(), computed(monkeypatch, native)
+    steps = []
+    for part in ("conv_layer_step",):
+        own = getattr(native.steps, part)
+        monkeypatch.setattr(native.steps, part, lambda *x, own=own, **more: steps.append(1) or own(*x, **more))
+    with torch.no_grad():
+        layer(torch.randn(2, 70, family_layers.D), past_key_values=cache, use_cache=True)
+        assert calls == ["forward"]
+        layer(torch.randn(2, 1, family_layers.D), past_key_values=cache, use_cache=True)
+    kept = layer.who == "KimiDeltaAttention"
+    assert len(calls) + len(steps) == (1 if kept else 2)
+
+
+# of ssd, PyTorch makes the time steps: the last bits of its softplus depend on where in memory a number lies
+@cases(name=[name for name in family.MEMBERS if name != "ssd"])
+def test_any_split_of_the_recurrent_form_gives_the_same_bits(native, name):
+    given = family.inputs(name, dtype=torch.float32, value_heads=4)
+    whole, last = family.run(name, "recurrent", given)
+    for cut in (1, 20, 36):
+        head = {key: x[:, : cut * (x.shape[1] // 37)] for key, x in given.items()}
+        tail = {key: x[:, cut * (x.shape[1] // 37) :] for key, x in given.items()}
+        o, state = family.run(name, "recurrent", head)
+        rest, final = family.run(name, "recurrent", tail, initial_state=state)
+        assert torch.equal(torch.cat([o, rest], 1), whole) and torch.equal(final, last)
 
 
 @cases(name=family_layers.ALL)

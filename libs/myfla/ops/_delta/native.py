@@ -1,24 +1,25 @@
 """The back end of compiled CPU kernels (`myfla.utils.native`): whole calls, under autograd."""
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
 
 from myfla.ops._delta.call import Call, Result, call_tensors
+from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.kda import KDA
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.native import native, why_not_native
 
-__all__ = ["NATIVE", "native_problem", "native_reserve", "run_native"]
+__all__ = ["NATIVE", "erasing_nothing", "native_problem", "native_reserve", "run_native"]
 
-NATIVE = {"gated_delta": "GATED", "kda": "KDA", "dplr": "DPLR"}
+NATIVE = {"gated_delta": "GATED", "kda": "KDA", "dplr": "DPLR", "gla": "DPLR", "simple_gla": "DPLR"}
 """The families that have compiled kernels, and what the package calls them."""
 
 
 def native_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot compute a call, or None."""
-    if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) == 2 and call.more[1] is not None):
+    if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) > 0 and call.more[-1] is not None):
         return "the compiled kernels do not support a gate of value channels; leave it out"
     tensors = call_tensors(call)
     return None if native(*tensors) is not None else why_not_native(*tensors)
@@ -29,6 +30,8 @@ def native_reserve(call: Call) -> Optional[str]:
     by_channel = call.family is KDA or (len(call.more) > 0 and any(x is not None for x in call.more))
     if by_channel and call.form == "recurrent":
         return "the compiled kernels of KDA do not give the same bits for every split of a sequence"
+    if not call.family.corrects and records(*call_tensors(call)):
+        return "the plain form trains faster where nothing is corrected"
     return None
 
 
@@ -48,8 +51,9 @@ def run_native(call: Call) -> Result:
 
 
 def _as_the_kernels_have_it(call: Call) -> Call:
-    """The kernels activate the gates of the gated rule; and decays of key channels are KDA, that of the head among
-    them."""
+    """The kernels activate the gates of the gated rule; decays of key channels are KDA, that of the head among them."""
+    if not call.family.corrects:
+        return call._replace(family=DPLR, x=erasing_nothing(call.x))
     if call.family.name != "gated_delta":
         return call.activated()
     if not call.more or call.more[0] is None:
@@ -58,6 +62,25 @@ def _as_the_kernels_have_it(call: Call) -> Call:
     q, k, v, g, beta = call.x
     decay = call.more[0] if g is None else call.more[0] + g.unsqueeze(-1)
     return call._replace(family=KDA, x=(q, k, v, decay, beta), more=())
+
+
+def erasing_nothing(x: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
+    """A rule that corrects nothing as DPLR's: ``a = b = 0``.
+
+    Args:
+        x: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]`` and g ``[B, T, HV]`` or ``[B, T, HV, K]``.
+
+    Returns:
+        q, k, v, a, b and gk as `families.dplr` has them.
+    """
+    q, k, v, g = x
+    group, shape = v.shape[2] // q.shape[2], (*v.shape[:3], k.shape[3])
+    if q.shape[2] == 1:
+        q, k = q.expand(shape), k.expand(shape)
+    elif group > 1:
+        q, k = q.repeat_interleave(group, 2), k.repeat_interleave(group, 2)
+    none = k.new_zeros(1).expand(shape)
+    return q, k, v, none, none, g if g.dim() == 4 else g.unsqueeze(-1).expand(shape)
 
 
 def _inputs(rules: Any, x: Tuple[Any, ...]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, List, Optional, Tuple
 import torch
 
 from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors
-from myfla.ops._delta.native import NATIVE
+from myfla.ops._delta.native import NATIVE, erasing_nothing
 from myfla.ops._delta.version import op_name
 from myfla.utils.autograd import records
 from myfla.utils.graph_op import custom_op, one_by_one, takes_graph_ops
@@ -43,7 +43,7 @@ def run_native_graph(call: Call) -> Result:
         q, k, v, g, beta = call.x
         b = None
     else:
-        q, k, v, beta, b, g = call.x
+        q, k, v, beta, b, g = erasing_nothing(call.x) if len(call.x) == 4 else call.x
     o, final, _ = OPS[0](
         NATIVE[call.family.name], q, k, v, g, beta, b, call.initial_state, call.cu_seqlens, float(call.scale),
         call.l2norm, call.out_dtype, records(*call.x, call.initial_state),
