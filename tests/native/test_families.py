@@ -9,8 +9,6 @@ from myfla.testing import assert_close, cases
 
 SUMS = ("gla", "simple_gla", "ssd")
 """Those that correct nothing: the plain form trains them faster, the compiled kernels do the rest."""
-STEPS_IN_PYTORCH = ("kda",)
-"""Those whose recurrent form stays in PyTorch, for the same bits however a sequence is split."""
 
 
 @cases(name=list(family.MEMBERS), form=["chunk", "recurrent"], value_heads=[2, 4], tokens=[1, 37])
@@ -51,8 +49,7 @@ def test_auto_takes_the_compiled_kernels_where_they_fit(native, monkeypatch, nam
         family.gradients(name, form, given, family.state_for(given))
     else:
         family.run(name, form, given)
-    kept = (name in SUMS and grads) or (name in STEPS_IN_PYTORCH and form == "recurrent")
-    wanted = [] if kept else ["forward", "backward"] if grads else ["forward"]
+    wanted = [] if name in SUMS and grads else ["forward", "backward"] if grads else ["forward"]
     assert [call.replace("step", "forward") for call in calls] == wanted
 
 
@@ -67,8 +64,7 @@ def test_a_layers_decoding_takes_them_too(native, monkeypatch, name):
         layer(torch.randn(2, 70, family_layers.D), past_key_values=cache, use_cache=True)
         assert calls == ["forward"]
         layer(torch.randn(2, 1, family_layers.D), past_key_values=cache, use_cache=True)
-    kept = layer.who == "KimiDeltaAttention"
-    assert len(calls) + len(steps) == (1 if kept else 2)
+    assert len(calls) + len(steps) == 2
 
 
 # of ssd, PyTorch makes the time steps: the last bits of its softplus depend on where in memory a number lies
@@ -82,6 +78,24 @@ def test_any_split_of_the_recurrent_form_gives_the_same_bits(native, name):
         o, state = family.run(name, "recurrent", head)
         rest, final = family.run(name, "recurrent", tail, initial_state=state)
         assert torch.equal(torch.cat([o, rest], 1), whole) and torch.equal(final, last)
+
+
+@cases(key=[8, 33], batch=[1, 3], dtype=[torch.float32, torch.bfloat16])
+def test_gates_of_kda_have_the_same_bits_in_any_split(native, monkeypatch, key, batch, dtype):
+    calls = computed(monkeypatch, native)
+    given = {name: torch.randn_like(x).to(dtype) for name, x in family.inputs(
+        "kda", batch, heads=2, value_heads=4, key=key, value=5).items()}
+    gates = dict(use_gate_in_kernel=True, A_log=torch.randn(4), dt_bias=torch.randn(4 * key),
+                 use_beta_sigmoid_in_kernel=True, use_qk_l2norm_in_kernel=True)
+    whole, last = family.run("kda", "recurrent", given, **gates)
+    for size in (1, 9):
+        outputs, state = [], None
+        for start in range(0, 37, size):
+            part = {name: x[:, start : start + size] for name, x in given.items()}
+            o, state = family.run("kda", "recurrent", part, initial_state=state, **gates)
+            outputs.append(o)
+        assert torch.equal(torch.cat(outputs, 1), whole) and torch.equal(state, last)
+    assert len(calls) == 1 + 37 + 5
 
 
 @cases(name=family_layers.ALL)

@@ -27,9 +27,6 @@ def native_problem(call: Call) -> Optional[str]:
 
 def native_reserve(call: Call) -> Optional[str]:
     """Why ``auto`` shall not choose the compiled kernels for a call that they can compute, or None."""
-    by_channel = call.family is KDA or (len(call.more) > 0 and any(x is not None for x in call.more))
-    if by_channel and call.form == "recurrent":
-        return "the compiled kernels of KDA do not give the same bits for every split of a sequence"
     if not call.family.corrects and records(*call_tensors(call)):
         return "the plain form trains faster where nothing is corrected"
     return None
@@ -55,13 +52,27 @@ def _as_the_kernels_have_it(call: Call) -> Call:
     if not call.family.corrects:
         return call._replace(family=DPLR, x=erasing_nothing(call.x))
     if call.family.name != "gated_delta":
-        return call.activated()
+        return _activated(call)
     if not call.more or call.more[0] is None:
         return call
-    call = call.activated()
+    call = _activated(call)
     q, k, v, g, beta = call.x
     decay = call.more[0] if g is None else call.more[0] + g.unsqueeze(-1)
     return call._replace(family=KDA, x=(q, k, v, decay, beta), more=())
+
+
+def _activated(call: Call) -> Call:
+    """`Call.activated`; in the recurrent form token by token, for the same bits however a sequence is split: the last
+    numbers of a tensor go through other code in PyTorch than the rest."""
+    if call.activation is None or call.form != "recurrent" or call.x[0].shape[1] == 0:
+        return call.activated()
+    g, beta = call.x[3:5]
+    steps = [
+        call.activation.gates(*(x if x is None else x[:, t : t + 1].contiguous() for x in (g, beta)))
+        for t in range(call.x[0].shape[1])
+    ]
+    made = (x[0] if len(x) == 1 else None if x[0] is None else torch.cat(x, 1) for x in map(list, zip(*steps)))
+    return call._replace(x=(*call.x[:3], *made), activation=None)
 
 
 def erasing_nothing(x: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
