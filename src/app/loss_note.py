@@ -7,7 +7,7 @@ from cfg.app import AppConfig
 __all__ = ["loss_note"]
 
 _CHANGES = {"noise": "noise", "offset": "random shifts", "amplitude": "random factors", "warp": "warped time",
-            "crop": "random parts"}
+            "crop": "random parts", "mask": "hidden stretches"}
 
 
 def loss_note(config: AppConfig, figures: Mapping[str, float]) -> str:

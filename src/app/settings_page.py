@@ -18,9 +18,9 @@ _HEAD = """# Settings
 Every key of the command line, with the default of its config class, which Python has. The presets in `conf/` set some
 others: encoders are bidirectional with a dropout of 0.2, and what training [chooses from the
 data](training.md#what-is-chosen-for-you) is null (`data.batch_size`, `data.validation_fraction`, `data.own_scale`,
-`trainer.max_epochs`, `job.learning_rate`, `job.label_smoothing`, `job.noise`, `job.offset`, `job.amplitude`,
-`job.warp`, `job.crop`) or auto (`encoder.stem`). `python -m app --help GROUP` and `--help GROUP=NAME` show the values
-of the presets. This page is made from the config classes in `src/cfg` by `make settings`.
+`trainer.max_epochs`, `job.learning_rate`, `job.offset`, `job.mask`) or auto (`encoder.stem`). `python -m app --help
+GROUP` and `--help GROUP=NAME` show the values of the presets. This page is made from the config classes in `src/cfg` by
+`make settings`.
 """
 _BASES: Dict[str, Type[Any]] = {"encoder": EncoderConfig, "data": DataConfig, "job": JobConfig, "logger": LoggerConfig}
 _ORDER = ("encoder", "data", "job", "trainer", "callbacks", "logger")

@@ -48,7 +48,7 @@ class EncoderConfig:
         stem_stride (steps): how many times shorter; a power of two for ``conv``; 1, 2, 4 or 8 for ``inception``, 1 if
             it is causal. Null: 8; for ``inception`` 4, or 1.
         stem_kernel (steps): steps that each convolution of ``conv`` looks back, or the widest of ``inception`` sees.
-            Null: 8; 39 for ``inception``.
+            Null: 8; 19 for ``inception``.
         pretrained: folder of an official checkpoint (``config.json`` and safetensors) whose sizes and weights the
             blocks, the last norm and, for token ids, the embedding take over. Fields left at their defaults follow the
             checkpoint; one that is set and contradicts it is an error.
@@ -142,7 +142,7 @@ class EncoderConfig:
     @property
     def widest_kernel(self) -> int:
         """Steps that a convolution of the stem sees at most, if there is one."""
-        return self.stem_kernel or (39 if self.stem == "inception" else 8)
+        return self.stem_kernel or (19 if self.stem == "inception" else 8)
 
     @property
     def needs_end(self) -> Optional[str]:

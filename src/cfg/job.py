@@ -40,7 +40,7 @@ class TrainJobConfig(JobConfig):
     Args:
         objective: ``classify`` (cross-entropy) or ``regress`` (squared error), one target a sequence or a step, as the
             data have them; ``next_step``: at each step, the next token or the next features.
-        learning_rate: peak of AdamW's learning rate. Null, here and for what follows: as the training data suggest
+        learning_rate: peak of AdamW's learning rate. Null, as for ``offset`` and ``mask``: as the training data suggest
             (`encoders.training.settle`).
         schedule: of the learning rate behind the warm-up: ``cosine`` and ``linear`` end at zero, ``constant`` stays.
         warmup (share): share of all steps in which the learning rate rises to its peak.
@@ -57,6 +57,8 @@ class TrainJobConfig(JobConfig):
             0.3 makes of 100 steps 74 to 135. For one target a sequence.
         crop (share): largest share of a training sequence that is cut off: each time another part of at least ``1 -
             crop`` of it is learned from. For one target a sequence.
+        mask (share): largest share of a training sequence that is hidden: each time another stretch is set to zero, the
+            mean. For one target a sequence.
         patience (epochs): stop after this many epochs without a better validation loss.
         test_pieces (steps): steps; the test sequences are fed in pieces of so many, as a stream is, each beginning in
             the state in which the one before ended; null: whole.
@@ -71,13 +73,14 @@ class TrainJobConfig(JobConfig):
     schedule: str = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.2
-    label_smoothing: Optional[float] = 0.1
+    label_smoothing: float = 0.1
     class_weights: str = "none"
-    noise: Optional[float] = 0.0
+    noise: float = 0.0
     offset: Optional[float] = 0.3
-    amplitude: Optional[float] = 0.0
-    warp: Optional[float] = 0.0
-    crop: Optional[float] = 0.0
+    amplitude: float = 0.0
+    warp: float = 0.0
+    crop: float = 0.0
+    mask: Optional[float] = 0.0
     patience: int = 20
     test_pieces: Optional[int] = None
     test_carry: bool = True
@@ -93,10 +96,12 @@ class TrainJobConfig(JobConfig):
         fields.number("weight_decay", 0, 100)
         fields.choice("class_weights", CLASS_WEIGHTS)
         fields.number("learning_rate", 0, 10, open_low=True, optional=True)
-        fields.number("label_smoothing", 0, 1, open_high=True, optional=True)
-        fields.number("crop", 0, 1, open_high=True, optional=True)
-        for name, most in (("noise", 100), ("offset", 100), ("amplitude", 100), ("warp", 3)):
-            fields.number(name, 0, most, optional=True)
+        fields.number("label_smoothing", 0, 1, open_high=True)
+        fields.number("offset", 0, 100, optional=True)
+        for name, most in (("noise", 100), ("amplitude", 100), ("warp", 3)):
+            fields.number(name, 0, most)
+        fields.number("crop", 0, 1, open_high=True)
+        fields.number("mask", 0, 1, optional=True)
         fields.integer("patience", 1, 1 << 20)
         fields.integer("test_pieces", 1, 1 << 30, optional=True)
         fields.flag("test_carry")

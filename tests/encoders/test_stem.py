@@ -87,7 +87,7 @@ def inception_by_hand(stem, x):
 def test_inception_is_windows_of_three_widths_and_a_largest_value(how, length):
     stem, x = bent(small("gated_deltanet", **how).input), torch.randn(1, length, 3, dtype=torch.float64)
     widths = [[conv.kernel_size[0] for conv in block.convs] for block in stem.blocks]
-    widest = how.get("stem_kernel", 39)
+    widest = how.get("stem_kernel", 19)
     assert widths == [[widest, (widest - 1) // 2, (widest - 1) // 4]] * 3
     hidden, layout = stem(x, make_layout(x))
     assert_close(hidden[0], inception_by_hand(stem, x[0]), rms=TIGHT)

@@ -12,6 +12,7 @@ from encoders.scaling import own_scale
 from encoders.training.data.batches import collate, pack
 from encoders.training.data.sequences import Sample
 from encoders.training.loop.crop import crop
+from encoders.training.loop.mask import mask
 from encoders.training.loop.warp import warp
 from myfla.testing import cases, raises
 
@@ -121,3 +122,19 @@ def test_warping_reads_between_steps_and_never_beyond_a_sequence():
         want = torch.lerp(x[0, low, 0].double(), x[0, low + 1, 0].double(), places - low)
         assert torch.allclose(got.x[0, : int(got.lengths), 0].double(), want, atol=1e-5)
     assert len(lengths) > 3
+
+
+@cases(form=[collate, pack], most=[0.0, 0.3, 1.0])
+def test_one_stretch_of_each_sequence_is_hidden_and_nothing_else(form, most):
+    lengths, shares = [100, 40, 17, 3, 1], []
+    batch = form([Sample(torch.full((n, 2), float(i + 1)), torch.tensor(i)) for i, n in enumerate(lengths)])
+    for _ in range(200):
+        got = batch._replace(x=mask(batch, most))
+        for i, (part, n) in enumerate(zip(parts_of(got), lengths)):
+            gone = (part == 0).all(1)
+            places = gone.nonzero().flatten()
+            assert len(part) == n and (part[~gone] == i + 1).all() and len(places) <= n * most + 1e-9
+            assert not len(places) or places[-1] - places[0] + 1 == len(places), "in one piece"
+        shares.append(float((parts_of(got)[0] == 0).float().mean()))
+    assert abs(sum(shares) / len(shares) - most / 2) <= 0.1 * most
+    assert most == 0 or (max(shares) > 0.9 * most and min(shares) < 0.1 * most)

@@ -49,8 +49,16 @@ def test_offset_is_one_shift_for_each_sequence_and_channel():
     assert seen[:, 0].unique().numel() == 64 * 3 and seen.std() == pytest.approx(0.5, rel=0.2)
 
 
+def test_a_stretch_of_each_sequence_is_hidden_in_training():
+    module, batch = make(mask=1.0, offset=0.0)
+    batch.x.fill_(1.0)
+    module.training_step(batch, 0)
+    hidden = (module.encoder.seen == 0).float().mean(dim=(1, 2))
+    assert hidden.mean() == pytest.approx(0.5, rel=0.3) and len(hidden.unique()) > 20
+
+
 def test_validation_and_prediction_see_the_data_as_they_are():
-    module, batch = make(offset=0.5, noise=0.5)
+    module, batch = make(offset=0.5, noise=0.5, mask=1.0)
     module.validation_step(batch, 0)
     assert torch.equal(module.encoder.seen, batch.x)
     evaluate(module.encoder, module.task, [batch])

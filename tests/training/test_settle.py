@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 
-import pytest
 import torch
 
 from app_runs import compose_app
@@ -142,6 +141,7 @@ def test_steps_become_as_few_passes_as_hold_them(case):
 
 @cases(case=[("trainer.max_steps=0", "trainer.max_steps must be an integer from 1"),
              ("job.warp=-1", "job.warp must be a finite number from 0 to 3"),
+             ("job.mask=1.5", "job.mask must be a finite number from 0 to 1"),
              ("job.amplitude=-1", "job.amplitude must be a finite number from 0 to 100"),
              ("data.validation_fraction=1", "data.validation_fraction must be a finite number from 0 and below 1")])
 def test_settings_that_break_a_rule_are_refused_by_name(case):
@@ -150,9 +150,14 @@ def test_settings_that_break_a_rule_are_refused_by_name(case):
         compose_app(["data=ts", "data.train_path=x", override])
 
 
-@pytest.mark.parametrize("override", ["job.warp=0.2"])
-def test_steps_with_targets_are_not_warped(override, tmp_path):
+@cases(name=["warp", "mask"])
+def test_steps_with_targets_are_neither_warped_nor_hidden(name, tmp_path):
     from app.jobs import run_job
 
-    with raises(ConfigError, "job.warp must be 0 where each step has a target; got 0.2"):
-        run_job(compose_app(["data=parity", "encoder.direction=causal", override]), tmp_path)
+    with raises(ConfigError, f"job.{name} must be 0 where each step has a target; got 0.2"):
+        run_job(compose_app(["data=parity", "encoder.direction=causal", f"job.{name}=0.2"]), tmp_path)
+
+
+def test_stretches_are_hidden_of_sequences_with_a_stem():
+    jobs = {n: settled(some([n] * 40))[0].job for n in (24, 100)}
+    assert {n: (job.mask, job.learning_rate) for n, job in jobs.items()} == {24: (0.0, 2e-3), 100: (0.3, 3e-3)}

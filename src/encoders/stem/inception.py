@@ -3,7 +3,7 @@
 Three blocks. In each, a 1x1 convolution makes the channels few, convolutions of three widths and a pooled branch read
 them, their channels stand side by side, batch norm; the block's input is added, then ReLU::
 
-    y = relu(norm([conv_9(b x), conv_19(b x), conv_39(b x), p maxpool_3(x)]) + r x)
+    y = relu(norm([conv_4(b x), conv_9(b x), conv_19(b x), p maxpool_3(x)]) + r x)
 
 Of a whole sequence the windows are centred, and the last blocks halve its length. The causal form looks back only:
 the steps that a window still needs are its state, which stands in a cache behind the layers' states. Zeros stand in
@@ -46,7 +46,7 @@ class InceptionStem(nn.Module):
     Example:
         >>> from encoders.batch import make_layout
         >>> x = torch.randn(2, 50, 3)
-        >>> hidden, layout = InceptionStem(3, 8, 4, 39, causal=False)(x, make_layout(x))
+        >>> hidden, layout = InceptionStem(3, 8, 4, 19, causal=False)(x, make_layout(x))
         >>> hidden.shape, layout.lengths.tolist()
         (torch.Size([2, 13, 8]), [13, 13])
     """

@@ -3,8 +3,8 @@
 A setting that was given is never touched, and nothing but the training set is looked at. The rules are few, and were
 found by cross-validation inside the training sets of eight public data sets (`.doc/90_operations/experiments.md`):
 
-- Whole, long sequences of few channels get a stem of convolutions in front of a bidirectional stack, and a little noise
-  and other amplitudes in training. Short ones get none, and shifts where their own levels differ.
+- Whole, long sequences of few channels get a stem of convolutions in front of a bidirectional stack, and a stretch of
+  each is hidden in training. Short ones get no stem, and shifts where their own levels differ.
 - Where the scale of whole sequences spans orders of magnitude, each is brought to its own.
 - A small set is trained on as a whole, for a number of optimizer steps: what could be held out of it would be too
   little to choose an epoch by. A large one, one with a target a step, or a training whose epochs were given, holds a
@@ -138,13 +138,10 @@ def _trainer(config: AppConfig, facts: Facts) -> Choices:
 
 def _job(config: AppConfig, facts: Facts) -> Choices:
     if not _small(config, facts):
-        return {"learning_rate": 2e-3, "label_smoothing": 0.1, "noise": 0.0, "offset": 0.3, "amplitude": 0.0,
-                "warp": 0.0, "crop": 0.0}
+        return {"learning_rate": 2e-3, "offset": 0.3, "mask": 0.0}
     if config.encoder.stem == "inception":
-        return {"learning_rate": 3e-3, "label_smoothing": 0.05, "noise": 0.05, "offset": 0.0, "amplitude": 0.1,
-                "warp": 0.0, "crop": 0.0}
-    return {"learning_rate": 2e-3, "label_smoothing": 0.1, "noise": 0.0, "offset": 0.3 if facts.levels > 0.1 else 0.0,
-            "amplitude": 0.0, "warp": 0.0, "crop": 0.0}
+        return {"learning_rate": 3e-3, "offset": 0.0, "mask": 0.3}
+    return {"learning_rate": 2e-3, "offset": 0.3 if facts.levels > 0.1 else 0.0, "mask": 0.0}
 
 
 def _describe(facts: Facts) -> str:

@@ -36,7 +36,7 @@ def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> Encode
     if task.shifts and config.data.own_scale:
         raise config_error("data.own_scale", "must be false with job.objective=next_step", True,
                            "the scale of a whole sequence reveals the steps that are to be predicted")
-    for name in ("crop", "warp"):
+    for name in ("crop", "warp", "mask"):
         if task.per_step and getattr(job, name):
             raise config_error(f"job.{name}", "must be 0 where each step has a target", getattr(job, name))
     pieces = job.test_pieces

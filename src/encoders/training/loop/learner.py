@@ -13,6 +13,7 @@ from cfg.validation import config_error
 from encoders.stack import Encoder
 from encoders.training.data.batches import Batch
 from encoders.training.loop.crop import crop
+from encoders.training.loop.mask import mask
 from encoders.training.loop.optim import parameter_groups, rate_factor
 from encoders.training.loop.warp import warp
 from encoders.training.tasks.mean import WeightedMean
@@ -31,7 +32,7 @@ class Learner(lightning.LightningModule):
     Args:
         encoder: an encoder as `encoders.build_encoder` makes it.
         task: the head and its loss.
-        config: learning rate and its schedule, weight decay, label smoothing, parts, noise and shifts.
+        config: learning rate and its schedule, weight decay, label smoothing, augmentation.
         class_weight: ``[classes]``, how much an example of each class counts in training; None for all the same.
     """
 
@@ -60,8 +61,7 @@ class Learner(lightning.LightningModule):
         if self.config.warp:
             batch = warp(batch, self.config.warp)
         outputs = self(batch._replace(x=self._augment(batch)))
-        smoothing = self.config.label_smoothing or 0.0
-        loss, weight = self.task.loss(outputs, batch.targets, smoothing, self.class_weight)
+        loss, weight = self.task.loss(outputs, batch.targets, self.config.label_smoothing, self.class_weight)
         self.train_loss.update(loss.detach(), weight)
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         return loss * self._share(weight)
@@ -76,7 +76,7 @@ class Learner(lightning.LightningModule):
         return weight * world / total.clamp(min=1e-20)
 
     def _augment(self, batch: Batch) -> Tensor:
-        """The features with noise and shifts; what becomes of pads does not matter, the encoder never sees them."""
+        """The features as they are learned from; what becomes of pads does not matter, the encoder never sees them."""
         x, config = batch.x, self.config
         if not x.is_floating_point():
             return x
@@ -86,7 +86,7 @@ class Learner(lightning.LightningModule):
             x = x * (1 + self._of_each(batch, config.amplitude))
         if config.noise:
             x = x + config.noise * torch.randn_like(x)
-        return x
+        return mask(batch._replace(x=x), config.mask) if config.mask else x
 
     @staticmethod
     def _of_each(batch: Batch, std: float) -> Tensor:
