@@ -5,6 +5,7 @@ import torch
 
 import family
 from myfla.testing import assert_close, cases, max_error
+from myfla.utils.errors import BackendError
 
 NAMES = list(family.MEMBERS)
 FORMS = ["chunk", "recurrent"]
@@ -110,5 +111,9 @@ def test_messages_name_the_op_that_was_called(name, form):
         given[part] = given[part][..., 0]
         with pytest.raises(ValueError, match=f"^{op.__name__}: "):
             family.run(name, form, given)
-    with pytest.raises(ValueError, match=f"^{op.__name__}: initial_state"):
-        family.run(name, form, family.inputs(name), initial_state=torch.zeros(1))
+    spoilt = [("initial_state", torch.zeros(1)), ("backend", "nobody's"), ("backend", "fla")]
+    spoilt += [("scale", "text")] if member.scaled else []
+    spoilt += [("chunk_size", 7)] if form == "chunk" else [("inplace_final_state", True)]
+    for field, value in spoilt:
+        with pytest.raises((ValueError, BackendError), match=f"^{op.__name__}: {field}"):
+            family.run(name, form, family.inputs(name), **{field: value})

@@ -3,7 +3,7 @@
 ``e^g S + k (beta (v - S^T p))^T`` is that rule with ``a = -p``, ``b = beta k`` and keys ``beta k``.
 """
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 
@@ -18,7 +18,7 @@ def prepare(
     who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: Optional[torch.Tensor], g: torch.Tensor,
     beta: Optional[torch.Tensor], initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor],
     l2norm_qk: bool,
-) -> Tuple[Dict[str, Any], torch.dtype]:  # fmt: skip
+) -> Tuple[Tuple[torch.Tensor, ...], torch.dtype]:  # fmt: skip
     """Check the op's arguments and turn them into those of the other rule.
 
     Args:
@@ -30,10 +30,10 @@ def prepare(
         l2norm_qk: normalise q, k and p.
 
     Returns:
-        keyword arguments of the rule, and the number format of the outputs.
+        q, k, v, a, b and gk of the rule, and the number format of the outputs.
     """
     per_token = {"g": (g, ()), **({} if beta is None else {"beta": (beta, ())})}
-    state = check_member(who, q, k, v, per_token, initial_state, cu_seqlens)
+    check_member(who, q, k, v, per_token, initial_state, cu_seqlens)
     p = k if p is None else p
     check_like(who, "p", p, "k", k)
     wide, dtype = accumulation_dtype(q, k, v, p, g, beta, initial_state), q.dtype
@@ -43,5 +43,4 @@ def prepare(
         q, k, p = (x.repeat_interleave(group, 2) for x in (q, k, p))
     g, v = g.to(wide).unsqueeze(-1), v.to(wide)
     writes = k if beta is None else k * beta.to(wide).unsqueeze(-1)
-    given = {"q": q, "k": writes, "v": v, "a": -p, "b": writes, "gk": g.expand(*k.shape)}
-    return {**given, "initial_state": state, "cu_seqlens": cu_seqlens}, dtype
+    return (q, writes, v, -p, writes, g.expand(*k.shape)), dtype

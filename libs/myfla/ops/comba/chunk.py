@@ -4,8 +4,9 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops.comba.as_dplr import prepare
-from myfla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_delta_rule
+from myfla.ops.common.run_member import run_member
 
 __all__ = ["chunk_comba"]
 
@@ -61,8 +62,8 @@ def chunk_comba(
         >>> chunk_comba(x, x, 3 * x, x, 0 * x[..., 0], x[..., 0])[0].flatten().tolist()
         [3.0, 3.0]
     """
-    arguments, dtype = prepare(NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel)
-    o, final = chunk_dplr_delta_rule(
-        **arguments, scale=scale, output_final_state=output_final_state, chunk_size=chunk_size, backend=backend
-    )
-    return o.to(dtype), final
+    x, dtype = prepare(NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel)
+    return run_member(
+        NAME, DPLR, "chunk", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
+        backend=backend, out_dtype=dtype, chunk_size=chunk_size,
+    )  # fmt: skip

@@ -4,8 +4,9 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops.comba.as_dplr import prepare
-from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import fused_recurrent_dplr_delta_rule
+from myfla.ops.common.run_member import run_member
 
 __all__ = ["fused_recurrent_comba"]
 
@@ -46,9 +47,8 @@ def fused_recurrent_comba(
         >>> fused_recurrent_comba(x, x, x, 3 * x, 0 * x[..., 0], x[..., 0])[0].flatten().tolist()
         [3.0, 3.0]
     """
-    arguments, dtype = prepare(NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel)
-    o, final = fused_recurrent_dplr_delta_rule(
-        **arguments, scale=scale, output_final_state=output_final_state, inplace_final_state=inplace_final_state,
-        backend=backend,
+    x, dtype = prepare(NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel)
+    return run_member(
+        NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
+        backend=backend, out_dtype=dtype, inplace=inplace_final_state,
     )  # fmt: skip
-    return o.to(dtype), final

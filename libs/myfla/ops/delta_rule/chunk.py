@@ -4,8 +4,9 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops.common.member import check_member
-from myfla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule
+from myfla.ops.common.run_member import run_member
 from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
 from myfla.utils.dtypes import accumulation_dtype
 
@@ -67,11 +68,12 @@ def chunk_delta_rule(
         torch.Size([1, 3, 1, 2])
     """
     take_legacy_keywords(NAME, legacy, False, KEYWORDS)
-    initial_state = check_member(NAME, q, k, v, {"beta": (beta, ())}, initial_state, cu_seqlens)
+    check_member(NAME, q, k, v, {"beta": (beta, ())}, initial_state, cu_seqlens)
     g = torch.zeros(v.shape[:3], dtype=accumulation_dtype(q, k, v, beta, initial_state), device=v.device)
-    return chunk_gated_delta_rule(
-        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
-        chunk_size=chunk_size, backend=backend,
+    return run_member(
+        NAME, GATED_DELTA, "chunk", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, l2norm=use_qk_l2norm_in_kernel,
+        chunk_size=chunk_size,
     )  # fmt: skip
 
 

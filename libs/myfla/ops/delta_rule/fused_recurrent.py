@@ -4,8 +4,9 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops.common.member import check_member
-from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
+from myfla.ops.common.run_member import run_member
 
 __all__ = ["fused_recurrent_delta_rule"]
 
@@ -56,8 +57,9 @@ def fused_recurrent_delta_rule(
     if beta is not None:
         per_token["beta"] = (beta, (v.shape[3],) if getattr(beta, "dim", int)() == 4 else ())
     check_member(NAME, q, k, v, per_token, initial_state, cu_seqlens)
-    return fused_recurrent_gated_delta_rule(
-        q, k, v, beta=beta, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-        use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, cu_seqlens=cu_seqlens,
-        inplace_final_state=inplace_final_state, backend=backend,
+    beta = v.new_ones(v.shape[:3]) if beta is None else beta
+    return run_member(
+        NAME, GATED_DELTA, "recurrent", (q, k, v, None, beta), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, l2norm=use_qk_l2norm_in_kernel,
+        inplace=inplace_final_state,
     )  # fmt: skip

@@ -5,7 +5,6 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops.gated_delta_product.steps import run_steps
-from myfla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule
 from myfla.utils.errors import value_error
 
 __all__ = ["chunk_gated_delta_product"]
@@ -69,7 +68,7 @@ def chunk_gated_delta_product(
     if cp_context is not None:
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     return run_steps(
-        NAME, chunk_gated_delta_rule, q, k, v, g, beta, num_householder, initial_state, cu_seqlens, scale=scale,
-        output_final_state=output_final_state, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
+        NAME, "chunk", q, k, v, g, beta, num_householder, initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, l2norm=use_qk_l2norm_in_kernel,
         chunk_size=chunk_size, backend=backend,
     )  # fmt: skip

@@ -5,7 +5,6 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops.gated_delta_product.steps import run_steps
-from myfla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule
 
 __all__ = ["fused_recurrent_gated_delta_product"]
 
@@ -47,7 +46,7 @@ def fused_recurrent_gated_delta_product(
         torch.Size([1, 3, 1, 2])
     """
     return run_steps(
-        NAME, fused_recurrent_gated_delta_rule, q, k, v, g, beta, num_householder, initial_state, cu_seqlens,
-        scale=scale, output_final_state=output_final_state, use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
-        inplace_final_state=inplace_final_state, backend=backend,
+        NAME, "recurrent", q, k, v, g, beta, num_householder, initial_state, cu_seqlens,
+        scale=scale, output_final_state=output_final_state, l2norm=use_qk_l2norm_in_kernel,
+        inplace=inplace_final_state, backend=backend,
     )  # fmt: skip

@@ -1,10 +1,12 @@
 """The gated delta product as a gated delta rule over ``n T`` steps: decay on a token's first, output after its last."""
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops.common.member import check_member
+from myfla.ops.common.run_member import run_member
 from myfla.ops.gated_delta_rule.inputs import check_per_token
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
@@ -14,7 +16,7 @@ __all__ = ["run_steps"]
 
 
 def run_steps(
-    who: str, rule: Callable[..., Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: Optional[torch.Tensor],
+    who: str, form: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: Optional[torch.Tensor],
     beta: torch.Tensor, num_householder: int, initial_state: Optional[torch.Tensor],
     cu_seqlens: Optional[torch.Tensor], **options: Any,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:  # fmt: skip
@@ -22,7 +24,7 @@ def run_steps(
 
     Args:
         who: the op's name.
-        rule: a gated delta rule.
+        form: ``"chunk"`` or ``"recurrent"``.
         q: ``[B, T, H, K]``.
         k: ``[B, n T, H, K]``.
         v: ``[B, n T, HV, V]``.
@@ -31,7 +33,7 @@ def run_steps(
         num_householder: n.
         initial_state: ``[N, HV, K, V]`` or None.
         cu_seqlens: ``[N + 1]`` offsets of tokens, or None.
-        **options: handed on.
+        **options: handed on to `run_member`.
 
     Returns:
         o ``[B, T, HV, V]`` and the final state ``[N, HV, K, V]`` or None.
@@ -45,7 +47,7 @@ def run_steps(
             got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
             raise value_error(who, name, f"must have num_householder * T = {n * q.shape[1]} steps", got)
     decay = {} if g is None else {"g": (g, ())}
-    initial_state = check_member(who, q, k[:, ::n], v[:, ::n], decay, initial_state, cu_seqlens)
+    check_member(who, q, k[:, ::n], v[:, ::n], decay, initial_state, cu_seqlens)
     check_per_token(who, "beta", beta, v)
     wide = accumulation_dtype(q, k, v, g, beta, initial_state)
     batch, tokens, value_heads = q.shape[0], q.shape[1], v.shape[2]
@@ -53,7 +55,9 @@ def run_steps(
     if n > 1:
         g, q = _on_step(g, n, 0), _on_step(q, n, n - 1)
         cu_seqlens = None if cu_seqlens is None else cu_seqlens * n
-    o, final = rule(q=q, k=k, v=v, g=g, beta=beta, initial_state=initial_state, cu_seqlens=cu_seqlens, **options)
+    o, final = run_member(
+        who, GATED_DELTA, form, (q, k, v, g, beta), initial_state, cu_seqlens, out_dtype=q.dtype, **options
+    )
     return o if n == 1 else o.view(batch, tokens, n, *o.shape[2:])[:, :, -1].contiguous(), final
 
 

@@ -4,7 +4,7 @@
 before it decays), ``b = k`` and values ``w * v``.
 """
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 
@@ -21,7 +21,7 @@ def prepare(
     who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, b: torch.Tensor, w: torch.Tensor,
     initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], state_v_first: bool, l2norm_qk: bool,
     use_gate: bool, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor], lower_bound: Optional[float],
-) -> Tuple[Dict[str, Any], torch.dtype]:  # fmt: skip
+) -> Tuple[Tuple[torch.Tensor, ...], torch.dtype]:  # fmt: skip
     """Check the op's arguments and turn them into those of the other rule.
 
     Args:
@@ -33,11 +33,11 @@ def prepare(
         l2norm_qk, use_gate, A_log, dt_bias, lower_bound: the op's options.
 
     Returns:
-        keyword arguments of the rule, and the number format of the outputs.
+        q, k, v, a, b and gk of the rule, and the number format of the outputs.
     """
     key, value = (x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v))
-    state = check_member(who, q, k, v, {"g": (g, (key,)), "b": (b, (key,)), "w": (w, (value,))}, initial_state,
-                         cu_seqlens, state_v_first)  # fmt: skip
+    check_member(who, q, k, v, {"g": (g, (key,)), "b": (b, (key,)), "w": (w, (value,))}, initial_state, cu_seqlens,
+                 state_v_first)  # fmt: skip
     KdaActivation(use_gate, A_log, dt_bias, lower_bound, False, False).check(who, g)
     if use_gate:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
@@ -48,5 +48,4 @@ def prepare(
     if group > 1:
         q, k = q.repeat_interleave(group, 2), k.repeat_interleave(group, 2)
     k, g = k.to(wide), g.to(wide)
-    given = {"q": q.to(wide), "k": k, "v": w.to(wide) * v.to(wide), "a": -(b.to(wide) * k) * g.exp(), "b": k, "gk": g}
-    return {**given, "initial_state": state, "cu_seqlens": cu_seqlens}, dtype
+    return (q.to(wide), k, w.to(wide) * v.to(wide), -(b.to(wide) * k) * g.exp(), k, g), dtype

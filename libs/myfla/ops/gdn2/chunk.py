@@ -1,15 +1,14 @@
 """`chunk_gdn2`: the form for training and long inputs."""
 
-import functools
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops.common.chunk_states import with_chunk_states
-from myfla.ops.common.member import state_back
+from myfla.ops.common.run_member import run_member
 from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
 from myfla.ops.gdn2.as_dplr import prepare
-from myfla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_delta_rule
 from myfla.utils.errors import value_error
 
 __all__ = ["chunk_gdn2"]
@@ -100,19 +99,23 @@ def chunk_gdn2(
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     if safe_gate and use_gate_in_kernel and (lower_bound is None or not -5 <= lower_bound < 0):
         raise value_error(NAME, "lower_bound", "must be from -5 to below 0 with safe_gate=True", lower_bound)
-    arguments, dtype = prepare(
+    x, dtype = prepare(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
         use_gate_in_kernel, A_log, dt_bias, lower_bound,
     )  # fmt: skip
-    options: Dict[str, Any] = {
-        "scale": scale, "output_final_state": True, "chunk_size": chunk_size, "backend": backend,
-    }  # fmt: skip
+
+    def compute(
+        initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], wanted: bool = True,
+        **x: torch.Tensor,
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        return run_member(
+            NAME, DPLR, "chunk", tuple(x[name] for name in DPLR.inputs), initial_state, cu_seqlens, scale=scale,
+            output_final_state=wanted, backend=backend, out_dtype=dtype, chunk_size=chunk_size,
+            state_v_first=state_v_first,
+        )  # fmt: skip
+
+    given = dict(zip(DPLR.inputs, x))
     if not return_intermediate_states:
-        o, final = chunk_dplr_delta_rule(**arguments, **options)
-        return state_back((o.to(dtype), final if output_final_state else None), state_v_first)
-    rule = functools.partial(chunk_dplr_delta_rule, **options)
-    initial_state = arguments.pop("initial_state")
-    del arguments["cu_seqlens"]
-    o, final, states = with_chunk_states(rule, arguments, initial_state, cu_seqlens, chunk_size or 64)
-    o, last = state_back((o.to(dtype), final if output_final_state else None), state_v_first)
-    return o, last, states.transpose(3, 4).contiguous() if state_v_first else states
+        return compute(initial_state, cu_seqlens, output_final_state, **given)
+    o, final, states = with_chunk_states(compute, given, initial_state, cu_seqlens, chunk_size or 64)
+    return o, final if output_final_state else None, states

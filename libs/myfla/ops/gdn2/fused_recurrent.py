@@ -4,10 +4,10 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.member import state_back
+from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops.common.run_member import run_member
 from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
 from myfla.ops.gdn2.as_dplr import prepare
-from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import fused_recurrent_dplr_delta_rule
 
 __all__ = ["fused_recurrent_gdn2"]
 
@@ -61,14 +61,11 @@ def fused_recurrent_gdn2(
         [3.0, 3.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
-    arguments, dtype = prepare(
+    x, dtype = prepare(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
         use_gate_in_kernel, A_log, dt_bias, lower_bound,
     )  # fmt: skip
-    o, final = fused_recurrent_dplr_delta_rule(
-        **arguments, scale=scale, output_final_state=output_final_state, inplace_final_state=inplace_final_state,
-        backend=backend,
+    return run_member(
+        NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
+        backend=backend, out_dtype=dtype, inplace=inplace_final_state, state_v_first=state_v_first,
     )  # fmt: skip
-    if inplace_final_state:
-        return o.to(dtype), final if final is None or not state_v_first else final.transpose(2, 3)
-    return state_back((o.to(dtype), final), state_v_first)
