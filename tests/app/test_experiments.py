@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 
 from app.data import japanese_vowels
@@ -14,14 +16,26 @@ from myfla.testing import cases
 FILES = Path(japanese_vowels.__file__).parent / "files"
 # PLAID's own files are not ours to ship: here, that others of their format go through.
 PLAID = [f"data.{part}_path={FILES / f'JapaneseVowels_{part.upper()}.ts'}" for part in ("train", "test")]
-NEEDS = {"plaid": PLAID, "plaid_no_stem": PLAID}
+WATCH = ["data.train_path=watch.parquet"]  # as tools/watch_table.py writes it; see `write_watch`
+NEEDS = {"plaid": PLAID, "plaid_no_stem": PLAID, "smartwatch": WATCH}
 EXPERIMENTS = sorted(path.stem for path in Path(conf_dir(), "experiment").glob("*.yaml"))
 SHORT = ["trainer.max_epochs=1", "trainer.progress=false", "encoder.hidden_size=16"]
 SYNTHETIC = ["data.train_sequences=40", "data.test_sequences=4"]
 
 
+def write_watch(path):
+    """Eight short recordings of four people with the columns of the real table."""
+    rows = [{"recording": i, "seconds": step / 50, "subject": i % 4, "exercise": "PEN" if i < 4 else "ROW",
+             **{name: float(i + step) for name in ("ax", "ay", "az", "wx", "wy", "wz")}}
+            for i in range(8) for step in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
 @cases(name=EXPERIMENTS)
-def test_every_experiment_runs(tmp_path, name):
+def test_every_experiment_runs(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    if name == "smartwatch":
+        write_watch("watch.parquet")
     settings = [f"experiment={name}", *NEEDS.get(name, ()), *SHORT]
     if compose_app(settings).data.name == "synthetic":
         settings += SYNTHETIC
