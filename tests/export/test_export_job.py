@@ -286,7 +286,14 @@ def needs_onnx():
         pytest.importorskip(package)
 
 
-WHOLE = [("classes", "gated_deltanet", "bidirectional", "onnx", {}),
+WHOLE = [("classes", "inception", "bidirectional", "onnx", {"stem_stride": 4}),
+         pytest.param(("classes", "gated_deltanet", "bidirectional", "onnx", {}), marks=pytest.mark.slow),
+         pytest.param(("values", "inception", "bidirectional", "torch_export", {"stem_stride": 8, "missing": "mean"}),
+                      marks=pytest.mark.slow),
+         pytest.param(("classes", "gated_deltanet", "bidirectional", "onnx",
+                       {"stem": "conv", "stem_stride": 4, "pooling": "attention"}), marks=pytest.mark.slow),
+         pytest.param(("values", "rwkv7", "causal", "torch_export", {"stem": "patch", "stem_stride": 3,
+                                                                     "own_scale": True}), marks=pytest.mark.slow),
          pytest.param(("classes", "rwkv7", "causal", "onnx", {"missing": "mean"}), marks=pytest.mark.slow),
          pytest.param(("values", "gated_deltanet", "causal", "onnx", {"missing": "forward"}), marks=pytest.mark.slow),
          pytest.param(("values", "rwkv7", "bidirectional", "onnx", {"own_scale": True}), marks=pytest.mark.slow),
@@ -311,7 +318,7 @@ def test_a_whole_model_runs_raw_data_of_any_size(case, tmp_path):
     assert facts["encoder_outputs"] == ["hidden", "embedding", "values" if kind == "values" else "logits"]
     assert len(run_sample(out)) == (3 if kind == "values" else 4)
     encoder = load_encoder(tmp_path / "run")
-    for batch, length in ((1, 3), (5, 37), (2, 130)):
+    for batch, length in ((1, 1), (2, 2), (1, 3), (3, 4), (2, 5), (5, 37), (2, 130)):
         x = WholeEncoder(trained.encoder, trained.pipeline).sample(batch, length)
         if form == "onnx":
             import onnxruntime

@@ -12,7 +12,7 @@ from myfla.layers.token_rows import TokenRows, read_rows
 from myfla.layers.utils import update_layer_cache
 from myfla.models.utils import Cache
 from myfla.utils.errors import refuse_unknown
-from myfla.utils.tracing import tracing
+from myfla.utils.tracing import is_one, tracing
 
 __all__ = ["LayerCall", "RecurrentLayer"]
 
@@ -152,7 +152,7 @@ class RecurrentLayer(nn.Module, abc.ABC):
 
     def _uses_chunks(self, q_len: int) -> bool:
         if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
-            return q_len != 1
+            return not is_one(q_len)
         if torch.is_grad_enabled() or self.training:
             return True
         return q_len > 64 and self.mode == "chunk"

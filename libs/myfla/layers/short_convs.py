@@ -19,6 +19,7 @@ from myfla.layers.settings import check_heads, check_settings, expanded
 from myfla.modules import ShortConvolution
 from myfla.modules.convolution import causal_conv1d
 from myfla.utils.errors import CacheError, message, refuse_unknown
+from myfla.utils.tracing import exporting
 
 __all__ = ["ConvLayer"]
 
@@ -135,10 +136,15 @@ class ConvLayer(RecurrentLayer):
         if not self.use_short_conv:
             return self._without_convs(parts), None
         states = (None, None, None) if call.conv_state is None else call.conv_state
-        rows = x.shape[0] * x.shape[1] + (0 if states[0] is None else len(states[0]) * self.conv_size)
-        small = x.is_cuda or rows * sum(self.conv_channels) <= FUSED_ON_CPU
+        # An exported graph serves all sizes: a choice by size would become a bound of them.
+        small = x.is_cuda or exporting() or self._conv_size(x, states) <= FUSED_ON_CPU
         fused = small and self._use_fused_qkv_conv(states, call.keep, call.cu_seqlens)
         return (self._one_conv if fused else self._three_convs)(parts, states, call)
+
+    def _conv_size(self, x: torch.Tensor, states: Any) -> int:
+        """Numbers that the three convolutions read."""
+        rows = x.shape[0] * x.shape[1] + (0 if states[0] is None else len(states[0]) * self.conv_size)
+        return rows * sum(self.conv_channels)
 
     def _project(self, x: torch.Tensor) -> Parts:
         """q, k and v ``[B, T, channels]``, not yet convolved."""

@@ -17,7 +17,7 @@ from myfla.modules.conv_functional import (
 )
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.tensors import check_tensor
-from myfla.utils.tracing import tracing
+from myfla.utils.tracing import is_one, tracing
 
 __all__ = ["ShortConvolution", "causal_conv1d", "causal_conv1d_update", "causal_conv1d_update_states"]
 
@@ -161,7 +161,7 @@ class ShortConvolution(nn.Conv1d):
         if torch.is_grad_enabled() or (cu_seqlens is not None and tracing(x)):
             return False
         if cu_seqlens is None:
-            return x.shape[1] == 1
+            return is_one(x.shape[1])
         N = x.shape[1]
         if x.shape[0] != 1 or N == 0 or not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.shape != (N + 1,):
             return False

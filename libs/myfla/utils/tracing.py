@@ -12,7 +12,7 @@ from typing import Optional
 
 import torch
 
-__all__ = ["compiling", "exporting", "recording", "tracing", "transforming"]
+__all__ = ["compiling", "exporting", "is_one", "recording", "tracing", "transforming"]
 
 _compiler = getattr(torch, "compiler", None)
 _is_compiling = getattr(_compiler, "is_compiling", None)
@@ -47,6 +47,16 @@ def exporting() -> bool:
         False
     """
     return getattr(_compiler, _export_flag, False)
+
+
+def is_one(size: int) -> bool:
+    """Whether a size is 1, as far as a choice may depend on it: a size that an exported graph leaves open is not.
+
+    Example:
+        >>> is_one(1), is_one(2)
+        (True, False)
+    """
+    return (isinstance(size, int) or not exporting()) and size == 1
 
 
 def transforming() -> bool:

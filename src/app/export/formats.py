@@ -1,15 +1,17 @@
 """One function per format: write the files, and return how each is run."""
 
+import contextlib
+import inspect
 import logging
 from pathlib import Path
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, ContextManager, List, Sequence
 
 import torch
 
 from app.errors import RunError
 from app.export.modules import EncoderStep, WholeEncoder
 
-__all__ = ["LONGEST", "write_onnx", "write_torch_export"]
+__all__ = ["LONGEST", "any_size", "write_onnx", "write_torch_export"]
 
 LONGEST = 1 << 16
 """Most tokens of a graph for any length."""
@@ -81,12 +83,26 @@ def _program(module: WholeEncoder, example: Sequence[torch.Tensor], dynamic: boo
     if not dynamic:
         return torch.export.export(module, tuple(example), strict=False)
     shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=LONGEST)},)
+    deferred = "prefer_deferred_runtime_asserts_over_guards"  # PyTorch 2.9
+    more = {deferred: True} if deferred in inspect.signature(torch.export.export).parameters else {}
     try:
-        return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False,
-                                   prefer_deferred_runtime_asserts_over_guards=True)
+        with any_size():
+            return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False, **more)
     except Exception as problem:  # PyTorch's exporter has many
         raise RunError(f"job.length must be given for this encoder, of which PyTorch makes no graph for every length: "
                        f"{str(problem).strip().splitlines()[0]}; job.length=TOKENS") from None
+
+
+def any_size() -> ContextManager[Any]:
+    """Record sizes that may be 1 at some lengths and not at others, as PyTorch's own ONNX exporter does.
+
+    A stem makes one step of several: without this, a graph would be refused because of the lengths at which it does.
+    """
+    from torch.fx.experimental import _config as settings
+
+    if not hasattr(settings, "backed_size_oblivious"):
+        return contextlib.nullcontext()
+    return settings.patch(backed_size_oblivious=True)  # type: ignore[no-any-return, attr-defined]
 
 
 def _input_names(module: WholeEncoder) -> List[str]:

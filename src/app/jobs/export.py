@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
 _WRITE = {"onnx": write_onnx, "torch_export": write_torch_export}
-_SIZES = ((3, 101), (1, 2), (2, 64), (1, 200), (4, 9))
+_SIZES = ((3, 101), (2, 1), (1, 2), (2, 64), (1, 200), (4, 9))
 """Sequences and tokens at which a graph for any size is compared."""
 
 FACTS, SAMPLE = "export.json", "sample.py"

@@ -4,7 +4,8 @@ from typing import Any, Dict, Union
 
 from cfg.encoder import EncoderConfig
 from encoders.stem.inception import InceptionStem
-from encoders.stem.strided import Stem, shorten
+from encoders.stem.rows import shorten
+from encoders.stem.strided import Stem
 
 __all__ = ["InceptionStem", "Stem", "build_stem", "shorten"]
 

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from encoders.batch import Layout
 from encoders.blocks import StackCall
 from encoders.stem.batch_norm import StepBatchNorm
-from encoders.stem.rows import as_rows, inside, pack_rows, repack_rows
-from encoders.stem.strided import shorten
+from encoders.stem.rows import inside, pack_rows, repack_rows, shorten, shortened, to_shorten, trim
 
 __all__ = ["InceptionBlock", "InceptionStem"]
 
@@ -86,8 +85,9 @@ class InceptionStem(nn.Module):
             what leaves, packed or dense as ``x`` was, and its layout; the same one where no length changes.
         """
         given, lengths, call = x, layout.lengths, call or StackCall()
-        rows = as_rows(x, layout).transpose(1, 2)
-        real = None if layout.cu_seqlens is None else inside(lengths, rows.shape[2])
+        rows, ragged = to_shorten(x, layout, self.stride)
+        rows = rows.transpose(1, 2)
+        real = inside(lengths, rows.shape[2]) if ragged else None
         before: Tuple[torch.Tensor, ...] = call.state(self.slot).get("conv_state") or ()
         after: List[torch.Tensor] = []
         batch = rows.shape[0]
@@ -103,7 +103,9 @@ class InceptionStem(nn.Module):
                 after = [torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in after]
             call.keep(self.slot, given, conv_state=tuple(after))
         rows = rows.transpose(1, 2)
-        return (repack_rows(rows, layout), layout) if self.stride == 1 else pack_rows(rows, lengths, layout)
+        if self.stride == 1:
+            return repack_rows(rows, layout), layout
+        return pack_rows(trim(rows, layout, self.stride), lengths, layout)
 
 
 class InceptionBlock(nn.Module):
@@ -159,7 +161,7 @@ class InceptionBlock(nn.Module):
         else:
             wide, pooled = _centred(narrow, self.widest), _centred(x, POOLED)
         if not x.numel():
-            return x.new_zeros(x.shape[0], self.output_size, -(-time // self.stride)), kept
+            return x.new_zeros(x.shape[0], self.output_size, shortened(time, self.stride)), kept
         parts = [conv(self._window(wide, kernel, time)) for conv, kernel in zip(self.convs, self.kernels)]
         # As max_pool1d, of which exporters make a graph of one length.
         seen = [pooled[:, :, first : first + time : self.stride] for first in range(POOLED)]

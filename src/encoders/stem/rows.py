@@ -3,12 +3,24 @@
 from typing import Tuple
 
 import torch
+import torch.nn.functional as F
 
 from encoders.batch import Layout, from_mask
 from myfla.utils.errors import value_error
 from myfla.utils.rows import to_rows
+from myfla.utils.tracing import exporting
 
-__all__ = ["as_rows", "inside", "pack_rows", "repack_rows"]
+__all__ = ["as_rows", "inside", "pack_rows", "repack_rows", "shorten", "shortened", "to_shorten", "trim"]
+
+
+def shorten(lengths: torch.Tensor, stride: int) -> torch.Tensor:
+    """``ceil(lengths / stride)``."""
+    return torch.div(lengths + (stride - 1), stride, rounding_mode="floor")
+
+
+def shortened(time: int, stride: int) -> int:
+    """``ceil(time / stride)``, of a size that may be a symbol of an exporter."""
+    return (time + stride - 1) // stride
 
 
 def inside(lengths: torch.Tensor, time: int) -> torch.Tensor:
@@ -42,6 +54,25 @@ def as_rows(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     places = inside(layout.lengths, longest).flatten().nonzero().flatten()
     rows = x.new_zeros(len(layout.lengths) * longest, x.shape[2])
     return rows.index_copy(0, places, x[0]).view(len(layout.lengths), longest, x.shape[2])
+
+
+def to_shorten(x: torch.Tensor, layout: Layout, stride: int) -> Tuple[torch.Tensor, bool]:
+    """`as_rows` for layers that make sequences shorter, and whether anything but sequences may stand in the rows.
+
+    In an exported graph each row gets ``stride`` zeros more, so that it still has two steps or more at the end: the
+    exporter takes a size that could be 1 for one that never is, and would refuse the lengths at which it is.
+    """
+    rows, ragged = as_rows(x, layout), layout.cu_seqlens is not None
+    if stride > 1 and exporting():
+        return F.pad(rows, (0, 0, 0, stride)), True
+    return rows, ragged
+
+
+def trim(rows: torch.Tensor, layout: Layout, stride: int) -> torch.Tensor:
+    """Shortened rows ``[N, T', D]`` without the steps that `to_shorten` added."""
+    if stride > 1 and exporting():
+        return rows[:, torch.arange(shortened(layout.time, stride), device=rows.device)]
+    return rows
 
 
 def pack_rows(rows: torch.Tensor, lengths: torch.Tensor, layout: Layout) -> Tuple[torch.Tensor, Layout]:

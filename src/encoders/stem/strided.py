@@ -6,6 +6,7 @@ a convolution that looks back ``kernel_size`` steps, RMSNorm, GELU. Either way a
 streaming with a stem: in a stream that end is unknown.
 """
 
+import math
 from typing import Any, List, Tuple
 
 import torch
@@ -13,10 +14,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from encoders.batch import Layout
-from encoders.stem.rows import as_rows, inside, pack_rows
+from encoders.stem.rows import inside, pack_rows, shorten, shortened, to_shorten, trim
 from myfla.modules.layernorm import RMSNorm
 
-__all__ = ["Stem", "shorten"]
+__all__ = ["Stem"]
 
 
 class Stem(nn.Module):
@@ -66,22 +67,18 @@ class Stem(nn.Module):
         Returns:
             the shorter data, packed or dense as ``x`` was, and its layout.
         """
-        packed, lengths, x = layout.cu_seqlens is not None, layout.lengths, as_rows(x, layout)
-        for i, (conv, stride) in enumerate(zip(self.convs, self.strides)):
-            steps = -(-x.shape[1] // stride)
+        lengths, stride = layout.lengths, math.prod(self.strides)
+        x, ragged = to_shorten(x, layout, stride)
+        for i, (conv, each) in enumerate(zip(self.convs, self.strides)):
+            steps = shortened(x.shape[1], each)
             if not x.shape[0] or not steps:
                 x = x.new_zeros(x.shape[0], steps, self.hidden_size)
             else:
-                missing = steps * stride - x.shape[1]
-                x = conv(F.pad(x.transpose(1, 2), (self.kernel_size - stride, missing))).transpose(1, 2)
-            lengths = shorten(lengths, stride)
+                missing = steps * each - x.shape[1]
+                x = conv(F.pad(x.transpose(1, 2), (self.kernel_size - each, missing))).transpose(1, 2)
+            lengths = shorten(lengths, each)
             if self.norms:
                 x = F.gelu(self.norms[i](x))
-            if packed and i + 1 < len(self.convs):  # what follows a sequence's end stays zero
+            if ragged and i + 1 < len(self.convs):  # what follows a sequence's end stays zero
                 x = torch.where(inside(lengths, steps)[..., None], x, x.new_zeros(()))
-        return pack_rows(x, lengths, layout)
-
-
-def shorten(lengths: torch.Tensor, stride: int) -> torch.Tensor:
-    """``ceil(lengths / stride)``."""
-    return torch.div(lengths + (stride - 1), stride, rounding_mode="floor")
+        return pack_rows(trim(x, layout, stride), lengths, layout)

@@ -6,6 +6,7 @@ import torch
 
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
+from myfla.utils.tracing import is_one
 
 __all__ = ["Call", "Result", "by_token_only", "call_dtype", "call_tensors", "is_step"]
 
@@ -113,7 +114,7 @@ def by_token_only(call: Call) -> bool:
 
 def is_step(call: Call) -> bool:
     """``call.is_step``, in code that a compiler reads too."""
-    return call.cu_seqlens is None and call.x[0].shape[1] == 1
+    return call.cu_seqlens is None and is_one(call.x[0].shape[1])
 
 
 def _with(call: Call, x: Tuple[Any, ...], activation: Any, l2norm: bool) -> Call:
