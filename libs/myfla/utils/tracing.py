@@ -8,7 +8,7 @@ same function, equal up to rounding. The one exception: a rule over many tokens 
 graph (`myfla.utils.graph_op`).
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
@@ -49,14 +49,14 @@ def exporting() -> bool:
     return getattr(_compiler, _export_flag, False)
 
 
-def is_one(size: int) -> bool:
+def is_one(size: Any) -> bool:
     """Whether a size is 1, as far as a choice may depend on it: a size that an exported graph leaves open is not.
 
     Example:
         >>> is_one(1), is_one(2)
         (True, False)
     """
-    return (isinstance(size, int) or not exporting()) and size == 1
+    return (isinstance(size, int) or not exporting()) and bool(size == 1)
 
 
 def transforming() -> bool:

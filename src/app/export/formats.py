@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import logging
 from pathlib import Path
-from typing import Any, Callable, ContextManager, List, Sequence
+from typing import Any, Callable, ContextManager, Dict, List, Sequence
 
 import torch
 
@@ -84,7 +84,7 @@ def _program(module: WholeEncoder, example: Sequence[torch.Tensor], dynamic: boo
         return torch.export.export(module, tuple(example), strict=False)
     shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=LONGEST)},)
     deferred = "prefer_deferred_runtime_asserts_over_guards"  # PyTorch 2.9
-    more = {deferred: True} if deferred in inspect.signature(torch.export.export).parameters else {}
+    more: Dict[str, Any] = {deferred: True} if deferred in inspect.signature(torch.export.export).parameters else {}
     try:
         with any_size():
             return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False, **more)
@@ -102,7 +102,7 @@ def any_size() -> ContextManager[Any]:
 
     if not hasattr(settings, "backed_size_oblivious"):
         return contextlib.nullcontext()
-    return settings.patch(backed_size_oblivious=True)  # type: ignore[no-any-return, attr-defined]
+    return settings.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 def _input_names(module: WholeEncoder) -> List[str]:
