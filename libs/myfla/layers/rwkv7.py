@@ -27,7 +27,7 @@ from myfla.modules.token_shift import token_shift
 from myfla.ops.rwkv7.key_gates import STRONGEST_DECAY
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import refuse_unknown, value_error
-from myfla.utils.tracing import tracing
+from myfla.utils.tracing import is_one, tracing
 
 __all__ = ["RWKV7Attention"]
 
@@ -254,7 +254,7 @@ class RWKV7Attention(nn.Module):
 
     def _uses_chunks(self, q_len: int) -> bool:
         if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
-            return q_len != 1
+            return not is_one(q_len)
         if torch.is_grad_enabled() or self.training:
             return True
         return q_len >= 64 and self.mode == "chunk"

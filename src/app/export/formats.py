@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import logging
+import re
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Dict, List, Sequence
 
@@ -16,6 +17,7 @@ __all__ = ["LONGEST", "any_size", "write_onnx", "write_torch_export"]
 LONGEST = 1 << 16
 """Most tokens of a graph for any length."""
 
+_NOT_ONE = re.compile(r"expression Ne\(.*, 1\) on")
 Runner = Callable[[Sequence[torch.Tensor]], List[torch.Tensor]]
 
 
@@ -87,7 +89,8 @@ def _program(module: WholeEncoder, example: Sequence[torch.Tensor], dynamic: boo
     more: Dict[str, Any] = {deferred: True} if deferred in inspect.signature(torch.export.export).parameters else {}
     try:
         with any_size():
-            return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False, **more)
+            return _without_bounds(
+                torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False, **more))
     except Exception as problem:  # PyTorch's exporter has many
         raise RunError(f"job.length must be given for this encoder, of which PyTorch makes no graph for every length: "
                        f"{str(problem).strip().splitlines()[0]}; job.length=TOKENS") from None
@@ -103,6 +106,19 @@ def any_size() -> ContextManager[Any]:
     if not hasattr(settings, "backed_size_oblivious"):
         return contextlib.nullcontext()
     return settings.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
+def _without_bounds(program: Any) -> Any:
+    """The graph without its checks that a size is not 1.
+
+    PyTorch records one where it asked how a tensor lies in memory. No value depends on that; the comparison with
+    PyTorch, at a length that is one step behind a stem too, shows it.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default and _NOT_ONE.search(str(node.args[-1])):
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def _input_names(module: WholeEncoder) -> List[str]:
