@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 import torch  # noqa: E402
 
 import truth  # noqa: E402
-from myfla.ops._delta.chunk import autograd as engine  # noqa: E402
+from myfla.ops._delta.chunk import plan  # noqa: E402
 from myfla.ops._delta.chunk import scan as chunk_scan  # noqa: E402
 from myfla.ops.gated_delta_rule import (  # noqa: E402
     chunk_gated_delta_rule,
@@ -117,8 +117,8 @@ def test_no_state_equals_a_state_of_zero(T, cu, ends, keeps):
     """Whatever is left out of the first chunk and of the last, and whether anybody asks for the final state."""
     cu = None if cu is None or T < 100 else torch.tensor(cu)
     given = make(B=1 if cu is not None else 2, T=T, HV=4, in_kernel=True, cu=cu)
-    chosen, found = engine.keeps_states, []
-    engine.keeps_states = lambda elements, device: keeps
+    chosen, found = plan.keeps_states, []
+    plan.keeps_states = lambda elements, device: keeps
     try:
         for told in (False, True):
             inputs = leaves(given)
@@ -131,7 +131,7 @@ def test_no_state_equals_a_state_of_zero(T, cu, ends, keeps):
                 loss = loss + (final * ends).square().sum()
             found.append((o, final, *torch.autograd.grad(loss, list(inputs.values()))))
     finally:
-        engine.keeps_states = chosen
+        plan.keeps_states = chosen
     for a, b in zip(*found):
         assert_close(a, b, 1e-13)
 
@@ -141,15 +141,15 @@ def test_heads_and_rows_in_groups_equal_all_at_once(states, HV, cu, in_kernel):
     cu = None if cu is None else torch.tensor(cu)
     given = make(B=1 if cu is not None else 3, T=100, HV=HV, in_kernel=in_kernel, cu=cu)
     found = []
-    chosen = engine.states_together
+    chosen = plan.states_together
     for together in (lambda elements, device: states, lambda elements, device: 1000):
         inputs = leaves(given)
-        engine.states_together = together
+        plan.states_together = together
         try:
             outputs = chunk_gated_delta_rule(**inputs, **options(in_kernel), cu_seqlens=cu, output_final_state=True)
             found.append((*outputs, *gradients(outputs, inputs).values()))
         finally:
-            engine.states_together = chosen
+            plan.states_together = chosen
     for a, b in zip(*found):
         assert_close(a, b, 1e-12)
 
@@ -159,18 +159,18 @@ def test_states_kept_for_the_backward_equal_states_found_again(blocks, transitio
     cu = None if cu is None else torch.tensor(cu)
     given = make(B=1 if cu is not None else 2, T=100, HV=HV, in_kernel=True, cu=cu)
     found = []
-    chosen = engine.keeps_states, engine.block_chunks, chunk_scan.by_transitions
+    chosen = plan.keeps_states, plan.block_chunks, chunk_scan.by_transitions
     for keeps in (True, False):
         inputs = leaves(given)
-        engine.keeps_states = lambda elements, device, keeps=keeps: keeps
-        engine.block_chunks = lambda elements, device: blocks
+        plan.keeps_states = lambda elements, device, keeps=keeps: keeps
+        plan.block_chunks = lambda elements, device: blocks
         chunk_scan.by_transitions = lambda device, matrices: transitions
         try:
             outputs = chunk_gated_delta_rule(**inputs, **options(True), cu_seqlens=cu, output_final_state=True)
             found.append((*outputs, *gradients(outputs, inputs, retain_graph=True).values()))
             again = gradients(outputs, inputs)
         finally:
-            engine.keeps_states, engine.block_chunks, chunk_scan.by_transitions = chosen
+            plan.keeps_states, plan.block_chunks, chunk_scan.by_transitions = chosen
         for a, b in zip(found[-1][2:], again.values()):
             assert torch.equal(a, b), "a backward pass has changed what was kept"
     for a, b in zip(*found):

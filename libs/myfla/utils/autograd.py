@@ -12,7 +12,11 @@ def records(*tensors: Optional[torch.Tensor]) -> bool:
         >>> records(torch.zeros(1), None)
         False
     """
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def backward_through(

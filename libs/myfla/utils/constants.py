@@ -1,33 +1,67 @@
-"""Numbers of eager decoding steps as tensors, made once."""
+"""Tensors of eager decoding steps that depend on nothing but numbers and sizes, made once."""
 
-from typing import Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 
-__all__ = ["number"]
+__all__ = ["bags_of_rows", "number"]
 
 MOST = 64
-"""Kept at most; then they are made again."""
+"""Numbers that are kept at most; then they are made again."""
 
-_kept: Dict[Tuple[float, torch.dtype], torch.Tensor] = {}
+MOST_BAGS = 8
+"""Indices that are kept at most: a model has a state or two."""
+
+_numbers: Dict[Any, torch.Tensor] = {}
+_bags: Dict[Any, Tuple[torch.Tensor, torch.Tensor]] = {}
 
 
 def number(value: float, dtype: torch.dtype) -> torch.Tensor:
     """A number as a tensor ``[]`` on the CPU, which must not be written to.
 
     An operation makes a tensor of each Python number that it is given, and that costs more than what it computes: two
-    of them are an eighth of one row's decoding step. What a mode makes in place of a tensor (a fake one, say) is not
-    kept.
+    of them are an eighth of one row's decoding step.
 
     Example:
         >>> number(0.5, torch.float32)
         tensor(0.5000)
     """
-    found = _kept.get((value, dtype))
+    found = _numbers.get((value, dtype))
     if found is None:
         found = torch.tensor(value, dtype=dtype, device="cpu")
-        if type(found) is torch.Tensor:
-            if len(_kept) >= MOST:
-                _kept.clear()
-            _kept[value, dtype] = found
+        _keep(_numbers, MOST, (value, dtype), found, found)
     return found
+
+
+def bags_of_rows(matrices: int, each: int, rows: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The bags of ``torch.embedding_bag`` that hold all rows of a matrix, ``each`` times for each of many matrices.
+
+    To make them costs a third of what such a call costs.
+
+    Args:
+        matrices: how many, one after another in the table.
+        each: bags of a matrix.
+        rows: of a matrix.
+
+    Returns:
+        the indices ``[matrices * each * rows]`` and the offsets ``[matrices * each]`` in int32, not to be written to.
+
+    Example:
+        >>> [x.tolist() for x in bags_of_rows(2, 2, 1)]
+        [[0, 0, 1, 1], [0, 1, 2, 3]]
+    """
+    found = _bags.get((matrices, each, rows))
+    if found is None:
+        index = torch.arange(matrices * rows, dtype=torch.int32, device="cpu").view(matrices, 1, rows)
+        index = index.expand(matrices, each, rows).reshape(-1)
+        found = index, torch.arange(0, matrices * each * rows, rows, dtype=torch.int32, device="cpu")
+        _keep(_bags, MOST_BAGS, (matrices, each, rows), found, index)
+    return found
+
+
+def _keep(kept: Dict[Any, Any], most: int, key: Any, made: Any, tensor: torch.Tensor) -> None:
+    """Remember what was made, but for what a mode makes in place of a tensor (a fake one, say)."""
+    if type(tensor) is torch.Tensor:
+        if len(kept) >= most:
+            kept.clear()
+        kept[key] = made

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import torch
 
-__all__ = ["compiling", "exporting", "is_one", "recording", "tracing", "transforming"]
+__all__ = ["compiling", "exporting", "is_one", "tracing", "transforming"]
 
 _compiler = getattr(torch, "compiler", None)
 _is_compiling = getattr(_compiler, "is_compiling", None)
@@ -73,22 +73,6 @@ def transforming() -> bool:
     return _transform() is not None
 
 
-def recording() -> bool:
-    """Whether ``torch.jit.trace``, ``make_fx`` or a ``FakeTensorMode`` is at work.
-
-    Example:
-        >>> recording()
-        False
-    """
-    if torch._C._get_tracing_state() is not None:
-        return True
-    if _mode is not None:
-        for key in _RECORDERS:
-            if _mode(key) is not None:
-                return True
-    return False
-
-
 def tracing(*tensors: Optional[torch.Tensor]) -> bool:
     """Whether plain operations are needed; see above.
 
@@ -104,4 +88,10 @@ def tracing(*tensors: Optional[torch.Tensor]) -> bool:
             return True
     if _is_compiling is not None and _is_compiling():
         return True
-    return (_transform is not None and _transform() is not None) or recording()
+    if (_transform is not None and _transform() is not None) or torch._C._get_tracing_state() is not None:
+        return True
+    if _mode is not None:
+        for key in _RECORDERS:
+            if _mode(key) is not None:
+                return True
+    return False

@@ -3,7 +3,6 @@
 import torch
 
 from myfla.ops._delta.chunk.decay import decay_mask
-from myfla.ops._delta.workspace import Buffers, Workspace
 from myfla.testing import cases
 
 
@@ -11,7 +10,7 @@ def pairs(g, dtype):
     """`decay_mask` of log decays ``g [M, C]``."""
     size, chunk = g.shape
     out = torch.full((size, chunk, chunk), float("nan"), dtype=dtype)
-    return decay_mask(g.cumsum(1), Buffers(Workspace(out, dtype, size), size, {}), out)
+    return decay_mask(g.cumsum(1), out)
 
 
 def draw(decay, chunk):

@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from dplr_cases import leaves, make, run
-from myfla.ops._delta.chunk import autograd as engine
+from myfla.ops._delta.chunk import plan
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
 from myfla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
 from myfla.testing import assert_close, cases, raises
@@ -128,7 +128,7 @@ def test_memory_grows_with_the_tokens(keeps, monkeypatch):
             run(chunk_dplr_delta_rule, inputs)
         return sum(sizes)
 
-    monkeypatch.setattr(engine, "keeps_states", lambda elements, device: keeps)
+    monkeypatch.setattr(plan, "keeps_states", lambda elements, device: keeps)
     small, large = kept(256), kept(1024)
     assert 3.5 * small < large < 4.1 * small
     one_input = 1024 * 2 * 32 * 4
@@ -138,10 +138,10 @@ def test_memory_grows_with_the_tokens(keeps, monkeypatch):
 @cases(blocks=[1, 3, 1000], decay=["layer", "spikes"], cu=[None, [0, 1, 17, 17, 60, 100]])
 def test_factors_kept_for_the_backward_equal_factors_found_again(blocks, decay, cu, monkeypatch):
     given = make(T=100, cu=cu, decay=decay)
-    monkeypatch.setattr(engine, "block_chunks", lambda elements, device: blocks)
+    monkeypatch.setattr(plan, "block_chunks", lambda elements, device: blocks)
     found = []
     for keeps in (True, False):
-        monkeypatch.setattr(engine, "keeps_states", lambda elements, device, keeps=keeps: keeps)
+        monkeypatch.setattr(plan, "keeps_states", lambda elements, device, keeps=keeps: keeps)
         inputs = leaves(given)
         outputs = run(chunk_dplr_delta_rule, inputs, cu=cu)
         loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in outputs)

@@ -96,12 +96,12 @@ def test_a_decay_of_minus_infinity_forgets_its_channel(form, channels):
 
 @cases(form=list(FORMS), T=[100], keeps=[True, False], blocks=[1, 3, 1000])
 def test_blocks_and_what_is_kept_change_rounding_only(form, T, keeps, blocks, monkeypatch):
-    from myfla.ops._delta.chunk import autograd as engine
+    from myfla.ops._delta.chunk import plan
 
     given = make(T=T, decay=2.0)
     want = with_grads(loop, given)
-    monkeypatch.setattr(engine, "keeps_states", lambda elements, device: keeps)
-    monkeypatch.setattr(engine, "block_chunks", lambda elements, device: blocks)
+    monkeypatch.setattr(plan, "keeps_states", lambda elements, device: keeps)
+    monkeypatch.setattr(plan, "block_chunks", lambda elements, device: blocks)
     got = with_grads(lambda **x: FORMS[form](**x, output_final_state=True), given)
     for key in want:
         assert_close(got[key], want[key], rms=1e-11, name=key)

@@ -26,7 +26,7 @@ from myfla.ops._delta.bf16.chunks import bf16_chunks, bf16_problem
 from myfla.ops._delta.bf16.graph import graph_chunks
 from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors, is_step
 from myfla.ops._delta.chunk.autograd import chunk_rule, loop_rule
-from myfla.ops._delta.dispatch import Backend, on_request, register, run
+from myfla.ops._delta.dispatch import Backend, register, run
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.gla import GLA, SIMPLE_GLA
@@ -45,10 +45,6 @@ __all__ = ["run"]
 _BF16 = {"gated_delta": gated_delta.GATED_DELTA, "kda": kda.KDA, "dplr": dplr.DPLR}
 
 
-def _anything(call: Call) -> Optional[str]:
-    return None
-
-
 def _why_not(choice: str, call: Call) -> Optional[str]:
     q, k, *others = call_tensors(call)
     return why_not(choice, call.family.kernels[call.form], q, k, *others)
@@ -59,8 +55,6 @@ def _official_problem(call: Call) -> Optional[str]:
 
 
 def _official_reserve(call: Call) -> Optional[str]:
-    if call.x[0].device.type != "cuda" or tracing(call.x[0]):
-        return "the official kernels run on CUDA devices only, uncompiled"
     return _why_not("auto", call)
 
 
@@ -90,10 +84,6 @@ def _naive(_: Any, call: Call) -> Result:
     return o.to(call.out_dtype), final
 
 
-def _traced_problem(call: Call) -> Optional[str]:
-    return None if tracing(call.x[0]) else "nobody records"
-
-
 def _run_traced(call: Call) -> Result:
     if is_step(call) and call.form == "recurrent":
         fused = call.x[0].device.type == "cuda" and compiling() and not exporting()
@@ -106,8 +96,6 @@ def _run_traced(call: Call) -> Result:
 
 
 def _bf16_problem(call: Call) -> Optional[str]:
-    if call.form != "chunk":
-        return "it takes the chunk form"
     if tracing(call.x[0]) and not takes_graph_ops():
         return "it is recorded by a compiler only"
     count = 5 if call.family is DPLR else 3
@@ -131,15 +119,12 @@ def _run_bf16(call: Call, fuse: bool = False) -> Result:
     )  # fmt: skip
 
 
-_BF16_BACKEND = Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16)
-
-
 def _compiled_problem(call: Call) -> Optional[str]:
     return _why_not("compiled", call)
 
 
 def _run_compiled(call: Call) -> Result:
-    if _BF16_BACKEND.refuses(call) is None:
+    if call.form == "chunk" and call.family.name in _BF16 and _bf16_problem(call) is None:
         return _run_bf16(call, fuse=True)
     return compiled(_compiled_rule)(call)
 
@@ -151,18 +136,22 @@ def _compiled_rule(call: Call) -> Result:
     return _run_traced(call)
 
 
-def _loop_problem(call: Call) -> Optional[str]:
-    return None if call.form == "recurrent" else "it takes the recurrent form"
-
-
 for family in (GATED_DELTA, KDA, DPLR, GLA, SIMPLE_GLA):
     make_graph_op(family)
-register(Backend("official", "fla", _run_official, _official_problem, _official_reserve))
-register(Backend("naive", "naive", _run_naive, _naive_problem, on_request))
-register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request))
-register(Backend("native", "native", run_native, native_problem, native_reserve, NATIVE, takes_plain=True))
-register(Backend("native graph", "native", run_native_graph, native_graph_problem, native_reserve, NATIVE))
-register(_BF16_BACKEND)
-register(Backend("traced", "torch", _run_traced, _traced_problem))
-register(Backend("loop", "torch", loop_rule, _loop_problem, takes_plain=True))
-register(Backend("plain", "torch", chunk_rule, _anything))
+register(Backend("official", "fla", _run_official, _official_problem, _official_reserve, device="cuda", recorded=False))
+register(Backend("naive", "naive", _run_naive, _naive_problem, on_request=True))
+register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request=True))
+register(
+    Backend(
+        "native", "native", run_native, native_problem, native_reserve, NATIVE, "cpu", recorded=False, takes_plain=True
+    )
+)
+register(
+    Backend(
+        "native graph", "native", run_native_graph, native_graph_problem, native_reserve, NATIVE, "cpu", recorded=True
+    )
+)
+register(Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16, form="chunk"))
+register(Backend("traced", "torch", _run_traced, recorded=True))
+register(Backend("loop", "torch", loop_rule, form="recurrent", takes_plain=True))
+register(Backend("plain", "torch", chunk_rule))

@@ -10,15 +10,10 @@ from myfla.backends import choice as choices
 from myfla.ops._delta.call import Call, Result
 from myfla.utils.tracing import tracing
 
-__all__ = ["Backend", "on_request", "register", "run", "select"]
+__all__ = ["Backend", "register", "run", "select"]
 
 Reason = Callable[[Call], Optional[str]]
 """Why not, or None where there is no reason against it."""
-
-
-def on_request(call: Call) -> Optional[str]:
-    """The reserve of a back end that ``auto`` never chooses."""
-    return "it is only taken where it is asked for"
 
 
 class Backend(NamedTuple):
@@ -28,25 +23,26 @@ class Backend(NamedTuple):
         name: its own.
         choice: what a caller asks for by ``backend=``; several may answer to one.
         run: computes a call.
-        problem: why it cannot compute a call.
+        problem: why it cannot compute a call; by default nothing.
         reserve: why ``auto`` shall not choose it though it could; by default nothing.
         families: names of the families that it has a form of; by default all.
+        device, form, recorded: where several could compute a call, it is asked about calls on this kind of device, of
+            this form, and that somebody records (`myfla.utils.tracing`) or that nobody does; by default about all.
+        on_request: it is only taken where it is asked for by name.
         takes_plain: whether it may be the one for a `Call` that is ``plain``; of the others none is asked.
     """
 
     name: str
     choice: str
     run: Callable[[Call], Result]
-    problem: Reason
+    problem: Optional[Reason] = None
     reserve: Optional[Reason] = None
     families: Optional[Container[str]] = None
+    device: Optional[str] = None
+    form: Optional[str] = None
+    recorded: Optional[bool] = None
+    on_request: bool = False
     takes_plain: bool = False
-
-    def refuses(self, call: Call) -> Optional[str]:
-        """Why it cannot compute a call, or None."""
-        if self.families is not None and call.family.name not in self.families:
-            return f"it has no form of {call.family.name}"
-        return self.problem(call)
 
 
 _registry: List[Backend] = []
@@ -78,23 +74,34 @@ def select(call: Call, choice: str) -> Backend:
     Raises:
         BackendError: no such choice, or none that answers to it can compute this here; the message says why.
     """
-    asked, reasons = _registry, []
-    if choice not in ("auto", "torch"):
+    asked, reasons, one_of_all, x = _registry, [], choice == "auto" or choice == "torch", call.x[0]
+    device, recorded = x.device.type, not call.plain and tracing(x)
+    if not one_of_all:
         choices.check_backend(call.who, choice)
     elif call.plain:
         asked = _of_plain
     for backend in asked:
         if choice == "auto":
-            reason = None if backend.reserve is None else backend.reserve(call)
+            if backend.on_request:
+                continue
         elif backend.choice != choice:
             continue
-        else:
-            reason = None
+        if one_of_all and (
+            backend.device not in (None, device)
+            or backend.form not in (None, call.form)
+            or backend.recorded not in (None, recorded)
+        ):
+            continue
+        reason = None
+        if backend.families is not None and call.family.name not in backend.families:
+            reason = f"it has no form of {call.family.name}"
+        elif backend.problem is not None:
+            reason = backend.problem(call)
+        if reason is None and choice == "auto" and backend.reserve is not None:
+            reason = backend.reserve(call)
         if reason is None:
-            reason = backend.refuses(call)
-        if reason is None:
-            if call.plain or not tracing():
-                choices.tell(call.who, choice, call.x[0].device.type, backend.choice)
+            if not recorded:
+                choices.tell(call.who, choice, device, backend.choice)
             return backend
         reasons.append(reason)
     raise choices.refusal(call.who, choice, reasons[0] if reasons else "nothing here answers to it")

@@ -9,7 +9,7 @@ A `Block` is what is worked on at one time: some rows, some waves, small enough 
 tensors are ``[M * heads, C, D]``, ordered by wave, then row, then head: a wave is one contiguous slice.
 """
 
-from typing import Iterator, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 
@@ -25,121 +25,96 @@ class Block:
         start: number of chunks that come before this block, over the whole layout.
         entered: number of states that the blocks before this one began with, over the whole layout.
         size: number of chunks, M.
+        full: of a dense batch how many waves have all their tokens; one more may have fewer.
+        begin: the first token of its first wave.
+        places: of packed sequences the token at each of the ``M * C`` positions; None for a dense batch.
+        holes: chunk and position of what lies past a packed sequence's end; None where nothing does.
+        real: the other ones of the ``M * C`` positions; None where that is all.
     """
 
     def __init__(
-        self,
-        layout: "ChunkLayout",
-        rows: Tuple[int, int],
-        wave: int,
-        counts: List[int],
-        start: int,
-        entered: int = 0,
+        self, layout: "ChunkLayout", rows: Tuple[int, int], wave: int, counts: List[int], start: int, entered: int
     ) -> None:
-        self.layout, self.rows, self.wave, self.counts, self.start = layout, rows, wave, counts, start
-        self.entered = entered
-        self.chunk, self.size = layout.chunk, sum(counts)
-
-    def span(self, heads: int) -> slice:
-        """Where this block's matrices lie among those of the whole layout."""
-        return slice(self.start * heads, (self.start + self.size) * heads)
+        self.chunk, self.rows, self.wave, self.counts, self.start = layout.chunk, rows, wave, counts, start
+        self.entered, self.size, self.begin, self.end = entered, sum(counts), wave * layout.chunk, layout.length
+        self.full = min(len(counts), (layout.length - self.begin) // layout.chunk)
+        self.places: Optional[torch.Tensor] = None
+        self.holes: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+        self.real: Optional[torch.Tensor] = None
+        if layout.index is None:
+            return
+        stop = start + self.size
+        self.places = layout.index[start:stop].reshape(-1)
+        first, last = layout.holes_before[start], layout.holes_before[stop]
+        if layout.hole is not None and layout.kept is not None and first != last:
+            self.holes = layout.hole[0][first:last] - start, layout.hole[1][first:last]
+            self.real = layout.kept[start * self.chunk - first : stop * self.chunk - last] - start * self.chunk
 
     def states(self, heads: int) -> slice:
         """Where the states that this block begins with lie among those of all sequences."""
         return slice(self.rows[0] * heads, (self.rows[0] + self.counts[0]) * heads)
-
-    def opening(self, heads: int) -> slice:
-        """Where they lie among the states that all blocks begin with."""
-        return slice(self.entered * heads, (self.entered + self.counts[0]) * heads)
 
     def load(self, x: torch.Tensor, out: torch.Tensor, pad: bool = True) -> torch.Tensor:
         """Copy this block's tokens into ``out``, converting and repeating heads as needed.
 
         Args:
             x: ``[B, T, H, D]``.
-            out: ``[M, HV, C, D]``, HV a multiple of H.
+            out: ``[M * HV, C, D]``, HV a multiple of H.
             pad: whether positions past a sequence's end must be zero. Without it, those of packed sequences hold
                 the last token of the same sequence instead, which costs less.
 
         Returns:
             ``out``.
         """
-        heads, repeat = x.shape[2], out.shape[1] // x.shape[2]
-        for source, first, c in self._pieces(x):
-            waves, rows = source.shape[:2]
-            piece = self._piece(out, waves, rows, first, c)
-            if c < self.chunk:
-                self._piece(out, waves, rows, first)[..., c:, :] = 0
-            if repeat == 1:
-                piece.copy_(source)
-            else:
-                piece.view(waves, rows, heads, repeat, c, piece.shape[-1]).copy_(source.unsqueeze(3))
-        holes = self.holes() if pad else None
-        if holes is not None:  # a mask over all would cost ten times as much
-            out.transpose(1, 2)[holes] = 0
+        (heads, size), chunk, many = x.shape[2:], self.chunk, out.shape[0] // max(self.size, 1)
+        if self.places is not None:
+            cut = out.view(self.size, heads, many // heads, chunk, size)
+            found = x[0].index_select(0, self.places).view(self.size, chunk, heads, 1, size)
+            cut.copy_(found.permute(0, 2, 3, 1, 4))
+            if pad and self.holes is not None:  # a mask over all would cost ten times as much
+                cut.flatten(1, 2).transpose(1, 2)[self.holes] = 0
+            return out
+        (first, last), full = self.rows, self.full
+        waves = out.view(len(self.counts), last - first, heads, many // heads, chunk, size)
+        if full:
+            waves[:full].copy_(self._chunks(x).unsqueeze(3))
+        if full < len(self.counts):
+            tail = x[first:last, self.begin + full * chunk : self.end].transpose(1, 2)
+            waves[full, ..., : tail.shape[2], :].copy_(tail.unsqueeze(2))
+            waves[full, ..., tail.shape[2] :, :] = 0
         return out
 
-    def store(self, buffer: torch.Tensor, out: torch.Tensor) -> None:
+    def store(self, found: torch.Tensor, out: torch.Tensor) -> None:
         """Write this block's tokens back, converting; heads that share one of ``out``'s are summed.
 
         Args:
-            buffer: ``[M, HV, C, D]``.
+            found: ``[M * HV, C, D]``.
             out: ``[B, T, H, D]``, written in place.
         """
-        if out.shape[2] != buffer.shape[1]:
-            buffer = buffer.view(buffer.shape[0], out.shape[2], -1, *buffer.shape[2:]).sum(2)
-        if self.layout.index is not None:
-            tokens, positions = self.tokens(self.layout.index)
-            found = buffer.transpose(1, 2).reshape(-1, out.shape[2], out.shape[3])
-            found = found if positions is None else found.index_select(0, positions)
-            out[0].index_copy_(0, tokens, found.to(out.dtype))
+        (heads, size), chunk, many = out.shape[2:], self.chunk, found.shape[0] // max(self.size, 1)
+        if many != heads:
+            found = found.view(self.size * heads, many // heads, chunk, size).sum(1)
+        if self.places is not None:
+            tokens = found.view(self.size, heads, chunk, size).transpose(1, 2).reshape(-1, heads, size)
+            places = self.places
+            if self.real is not None:
+                tokens, places = tokens.index_select(0, self.real), places.index_select(0, self.real)
+            out[0].index_copy_(0, places, tokens.to(out.dtype))
             return
-        for target, first, c in self._pieces(out):
-            waves, rows = target.shape[:2]
-            target.copy_(self._piece(buffer, waves, rows, first, c))
-
-    def holes(self) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
-        """Chunk and position of what lies past a packed sequence's end; None where nothing does."""
-        layout = self.layout
-        if layout.hole is None or layout.holes_before[self.start] == layout.holes_before[self.start + self.size]:
-            return None
-        at = slice(layout.holes_before[self.start], layout.holes_before[self.start + self.size])
-        return layout.hole[0][at] - self.start, layout.hole[1][at]
-
-    def tokens(self, index: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-        """The tokens of a packed block and their positions among its ``M * C`` (None: all, in order)."""
-        layout, index = self.layout, index[self.span(1)].reshape(-1)
-        if layout.kept is None or self.holes() is None:
-            return index, None
-        first, last = (i * self.chunk - layout.holes_before[i] for i in (self.start, self.start + self.size))
-        positions = layout.kept[first:last] - self.start * self.chunk
-        return index.index_select(0, positions), positions
-
-    def _piece(
-        self, matrices: torch.Tensor, waves: int, rows: int, first: int, tokens: Optional[int] = None
-    ) -> torch.Tensor:
-        """``[waves, rows, HV, C, D]`` of ``matrices [M, HV, C, D]``, from chunk ``first`` on, or of fewer tokens."""
-        part = matrices if waves * rows == self.size else matrices[first : first + waves * rows]
-        part = part.view((waves, rows, *part.shape[1:]))
-        return part if tokens in (None, self.chunk) else part[..., :tokens, :]
-
-    def _pieces(self, x: torch.Tensor) -> Iterator[Tuple[torch.Tensor, int, int]]:
-        """Views (packed: gathered copies) ``[waves, rows, H, c, D]`` of x, each with its first chunk and its c."""
-        layout, chunk, (heads, channels) = self.layout, self.chunk, x.shape[2:]
-        if layout.index is not None:
-            gathered = x[0].index_select(0, layout.index[self.span(1)].reshape(-1))
-            yield gathered.view(1, self.size, chunk, heads, channels).transpose(2, 3), 0, chunk
-            return
-        (first, last), begin = self.rows, self.wave * chunk
-        full = min(len(self.counts), (layout.length - begin) // chunk)
+        (first, last), full = self.rows, self.full
+        waves = found.view(len(self.counts), last - first, heads, chunk, size)
         if full:
-            row, token, head, channel = x.stride()  # one call instead of four: they cost as much as small copies
-            at = x.storage_offset() + first * row + begin * token
-            shape = (full, last - first, heads, chunk, channels)
-            yield x.as_strided(shape, (chunk * token, row, head, token, channel), at), 0, chunk
+            self._chunks(out).copy_(waves[:full])
         if full < len(self.counts):
-            tail = x[first:last, begin + full * chunk : layout.length]
-            yield tail.unsqueeze(0).transpose(2, 3), full * (last - first), tail.shape[1]
+            tail = out[first:last, self.begin + full * chunk : self.end].transpose(1, 2)
+            tail.copy_(waves[full, ..., : tail.shape[2], :])
+
+    def _chunks(self, x: torch.Tensor) -> torch.Tensor:
+        """Of ``[B, T, H, D]`` the chunks with all their tokens, a view ``[waves, rows, H, C, D]``."""
+        row, token, head, channel = x.stride()  # one call instead of four: they cost as much as small copies
+        shape = (self.full, self.rows[1] - self.rows[0], x.shape[2], self.chunk, x.shape[3])
+        at = x.storage_offset() + self.rows[0] * row + self.begin * token
+        return x.as_strided(shape, (self.chunk * token, row, head, token, channel), at)
 
 
 class ChunkLayout:
@@ -153,7 +128,6 @@ class ChunkLayout:
         device: where index tensors live.
         block_chunks: how many chunks a block may have, at least one wave of one row each.
         block_rows: how many sequences a block may have; by default only ``block_chunks`` limits them.
-        block_heads: how many heads of the keys are worked on at a time; by default all. For the caller to keep to.
 
     Attributes:
         rows: number of sequences, N.
@@ -176,9 +150,8 @@ class ChunkLayout:
         device: torch.device,
         block_chunks: int,
         block_rows: Optional[int] = None,
-        block_heads: Optional[int] = None,
     ) -> None:
-        self.chunk, self.length, self.block_heads = chunk, tokens, block_heads
+        self.chunk, self.length = chunk, tokens
         self.index: Optional[torch.Tensor] = None
         self.hole: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
         self.kept: Optional[torch.Tensor] = None

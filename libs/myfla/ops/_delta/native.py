@@ -9,7 +9,7 @@ from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.kda import KDA
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
-from myfla.utils.native import native, why_not_native
+from myfla.utils.native import missing_native, native, why_not_native
 
 __all__ = ["NATIVE", "erasing_nothing", "native_problem", "native_reserve", "run_native"]
 
@@ -21,6 +21,9 @@ def native_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot compute a call, or None."""
     if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) > 0 and call.more[-1] is not None):
         return "the compiled kernels do not support a gate of value channels; leave it out"
+    missing = missing_native()
+    if missing is not None:
+        return missing
     tensors = call_tensors(call)
     return None if native(*tensors) is not None else why_not_native(*tensors)
 

@@ -17,8 +17,9 @@ STEP_BLOCK = 1 << 20
 STEP_WHOLE = 4 * STEP_BLOCK
 """Elements of states up to which there is one round: the last cache holds them, and calls cost more."""
 
-KEPT_STATES = 4 * 1024 * 1024
-"""Elements of the states before every chunk (16 MB of float32) up to which they are kept for the backward."""
+KEPT_STATES = 1024 * 1024
+"""Elements of the states before every chunk (4 MB of float32) up to which they are kept for the backward: memory that
+is new at every call costs as much as the products that find larger ones again."""
 
 
 def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int:

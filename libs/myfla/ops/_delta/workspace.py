@@ -1,68 +1,110 @@
-"""Buffers of one call, used again for each of its blocks."""
+"""One tensor for all that a block of chunks works with, cut into named matrices."""
 
-import math
-from typing import Dict, Optional, Tuple
+from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
+__all__ = ["APART", "BlockShapes", "Buffers", "Parts", "Shapes", "Workspace"]
+
+Shape = Tuple[int, int]
+Shapes = Dict[str, Shape]
+"""By name the rows and columns of each of M matrices."""
+
+APART = 5 * 16
+"""Numbers between one part and the next, an odd number of cache lines of float32: what is read and written at one time
+shall not lie at the same place of a page."""
+
+
+class BlockShapes(NamedTuple):
+    """The tensors of one block.
+
+    Attributes:
+        kept: what the forward always keeps for its backward.
+        short: what is quickly found again, and so is kept of short inputs only.
+        forward, backward: what else either direction works on.
+        over: in the backward, in the place of what is named and no longer read.
+    """
+
+    kept: Shapes
+    short: Shapes
+    forward: Shapes
+    backward: Shapes
+    over: Mapping[str, Tuple[str, Shape]] = {}
+
+
+class Buffers(Dict[str, torch.Tensor]):
+    """One block's tensors by name, ``[M, ...]``, unwritten but for what the forward has kept.
+
+    Attributes:
+        inference: nobody asks for any of this again.
+        again: it is the backward, and what is `BlockShapes.kept` has been written.
+        known: what is `BlockShapes.short` has been written too.
+    """
+
+    inference = again = known = False
+
+
+class Parts:
+    """Where named parts lie in one tensor.
+
+    Args:
+        shapes: of each part's matrices.
+        matrices: how many there are of each.
+        start: where the first part begins.
+        over: parts in the place of others.
+
+    Attributes:
+        stop: where another part may begin.
+    """
+
+    def __init__(
+        self, shapes: Shapes, matrices: int, start: int = 0,
+        over: Optional[Mapping[str, Tuple[str, Shape]]] = None,
+    ) -> None:
+        sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
+        over = over or {}
+        for base, (rows, columns) in over.values():
+            sizes[base] = max(sizes[base], rows * columns)
+        starts: Dict[str, int] = {}
+        for name, size in sizes.items():
+            starts[name] = start
+            start += -(-matrices * size // 16) * 16 + APART
+        self.stop = start
+        self.parts = [(name, starts[name], shape) for name, shape in shapes.items()]
+        self.parts += [(name, starts[base], shape) for name, (base, shape) in over.items()]
+
+    def views(self, memory: torch.Tensor, matrices: int, first: int = 0) -> Dict[str, torch.Tensor]:
+        """By name so many matrices from the first on, ``[matrices, ...]``."""
+        zero = memory.storage_offset()
+        return {
+            name: memory.as_strided(
+                (matrices, rows, columns), (rows * columns, columns, 1), zero + start + first * rows * columns
+            )
+            for name, start, (rows, columns) in self.parts
+        }
+
 
 class Workspace:
-    """Named buffers on one device, as large as the largest block needs. It lives as long as one call.
+    """Buffers of one call, used again for each of its blocks.
 
     Args:
         like: tensor whose device is used.
-        dtype: dtype of the buffers, where `get` is not told another.
-        batch: largest number of matrices that will be asked for.
+        dtype: of the buffers.
+        shapes: of the buffers.
+        matrices: of the largest block.
+        over: see `BlockShapes`.
     """
 
-    def __init__(self, like: torch.Tensor, dtype: torch.dtype, batch: int) -> None:
-        self.device, self.dtype, self.batch = like.device, dtype, batch
-        self.buffers: Dict[Tuple[str, Optional[torch.dtype]], torch.Tensor] = {}
+    def __init__(
+        self, like: torch.Tensor, dtype: torch.dtype, shapes: Shapes, matrices: int,
+        over: Optional[Mapping[str, Tuple[str, Shape]]] = None,
+    ) -> None:
+        self.parts = Parts(shapes, matrices, over=over)
+        self.memory = like.new_empty(self.parts.stop, dtype=dtype)
+        self.found: Dict[int, Dict[str, torch.Tensor]] = {}
 
-    def get(self, name: str, batch: int, *shape: int, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
-        """An uninitialised ``[batch, *shape]`` tensor; the same memory for the same name."""
-        size, buffer = math.prod(shape), self.buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < self.batch * size:
-            buffer = torch.empty(self.batch * size, dtype=dtype or self.dtype, device=self.device)
-            self.buffers[name, dtype] = buffer
-        return buffer[: batch * size].view((batch, *shape))
-
-
-class Buffers:
-    """One block's tensors: what is kept for the backward in its place there, the rest in a `Workspace`.
-
-    Args:
-        workspace: for the rest.
-        batch: number of the block's matrices.
-        kept: by name, the block's part of what is kept.
-        again: whether what is kept has been written before.
-    """
-
-    def __init__(self, workspace: Workspace, batch: int, kept: Dict[str, torch.Tensor], again: bool = False) -> None:
-        self.workspace, self.batch, self.kept, self.again = workspace, batch, kept, again
-
-    def get(self, name: str, *shape: int) -> torch.Tensor:
-        """``[M, *shape]``: kept, or a buffer."""
-        found = self.kept.get(name)
-        return self.workspace.get(name, self.batch, *shape) if found is None else found
-
-    def known(self, name: str) -> bool:
-        """Whether `get` gives what an earlier call has written."""
-        return self.again and name in self.kept
-
-    def temporary(self, name: str, *shape: int, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
-        """``[M, *shape]``: a buffer."""
-        return self.workspace.get(name, self.batch, *shape, dtype=dtype)
-
-
-def part(x: torch.Tensor, at: slice, axis: int = 0) -> torch.Tensor:
-    """``x[at]``, or along another axis; x itself where that is all, which costs no call."""
-    if at.start == 0 and at.stop >= x.shape[axis]:
-        return x
-    return x[at] if axis == 0 else x.narrow(axis, at.start, min(at.stop, x.shape[axis]) - at.start)
-
-
-def split_heads(matrices: torch.Tensor, heads: int) -> torch.Tensor:
-    """``[M * heads, C, D]`` as ``[M, heads, C, D]``, a view."""
-    shape: Tuple[int, ...] = (matrices.shape[0] // heads, heads, *tuple(matrices.shape[1:]))
-    return matrices.view(shape)
+    def views(self, matrices: int) -> Dict[str, torch.Tensor]:
+        """The buffers of a block of so many matrices."""
+        if matrices not in self.found:
+            self.found[matrices] = self.parts.views(self.memory, matrices)
+        return self.found[matrices]

@@ -95,7 +95,8 @@ def chunk_gated_delta_rule(
         >>> o.shape, state.shape
         (torch.Size([1, 3, 1, 2]), torch.Size([1, 1, 1, 2]))
     """
-    state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    if legacy:
+        state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     check_shapes(NAME, q, k, v)
     check_per_token(NAME, "g", g, v)
     check_per_token(NAME, "beta", beta, v)

@@ -7,40 +7,17 @@ import torch.nn.functional as F
 
 from myfla.ops._delta.call import Call, Result, by_token_only, call_dtype, call_tensors
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
-from myfla.ops._delta.chunk.residuals import Residuals
-from myfla.ops._delta.families.base import Family, Plan, Tensors
-from myfla.ops._delta.layout import ChunkLayout
+from myfla.ops._delta.chunk.plan import plan_call
+from myfla.ops._delta.families.base import Plan
 from myfla.ops._delta.recurrent.loop import one_token, token_loop
 from myfla.ops._delta.traced.chunks import traced_chunks
-from myfla.ops._delta.tuning import block_chunks, chunk_tokens, keeps_states, states_together
 from myfla.utils.autograd import backward_through, records
 
-__all__ = ["chunk_rule", "loop_rule", "make_plan"]
+__all__ = ["chunk_rule", "loop_rule"]
 
 LANES = 16
 """Head sizes of some families are filled up to a multiple of this: products of odd sizes are slow, and depend on
 alignment."""
-
-
-def make_plan(
-    family: Family, x: Tensors, scale: float, l2norm: bool, cu_seqlens: Optional[torch.Tensor], sequences: int,
-    chunk_size: Optional[int], dtype: torch.dtype, out_dtype: torch.dtype,
-    for_graph: bool = False,
-) -> Plan:
-    """Cut the tokens into chunks, and these into blocks whose buffers and states fit the device's caches."""
-    k, v = x[1], x[2]
-    (batch, tokens, heads, key), (value_heads, value), device = k.shape, v.shape[2:], k.device
-    typical = tokens if cu_seqlens is None else -(-tokens // max(sequences, 1))
-    chunk = chunk_size or min(family.largest_chunk, chunk_tokens(typical, key, value, device))
-    group = value_heads // heads
-    states = states_together(key * value, device)
-    together = max(1, min(heads, states // group))
-    chunks = family.block_factor * block_chunks(together * group * chunk * max(key, value), device)
-    layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, device, chunks, states // (together * group), together)
-    if for_graph:  # what is kept depends on nothing but sizes
-        return Plan(family, scale, l2norm, layout, dtype, out_dtype, True, False)
-    short = keeps_states(layout.total * value_heads * key * value, device)
-    return Plan(family, scale, l2norm, layout, dtype, out_dtype, short, short)
 
 
 def chunk_rule(call: Call) -> Result:
@@ -78,7 +55,7 @@ def loop_rule(call: Call) -> Result:
 def _planned(call: Call) -> Tuple[Call, Plan]:
     call = call.activated(whole=True)
     call = call if call.family.fuses_l2norm else call.normalised()
-    return call, make_plan(
+    return call, plan_call(
         call.family, call.x, call.scale, call.l2norm, call.cu_seqlens, call.sequences, call.chunk_size,
         call_dtype(call), call.out_dtype,
     )  # fmt: skip
@@ -97,7 +74,7 @@ class ChunkRule(torch.autograd.Function):
     ) -> Result:  # fmt: skip
         kept = None
         if call is None:
-            kept = Residuals.empty(plan, x)
+            kept = x[2].new_empty(plan.kept, dtype=plan.dtype)
             o, final = chunk_fwd(x[2], x, initial_state, plan, kept)
         else:
             o, final = token_loop(call._replace(x=x, initial_state=initial_state))
@@ -118,7 +95,7 @@ class ChunkRule(torch.autograd.Function):
             found = backward_through(formula, (initial_state, *x), ctx.needs_input_grad[3:], (do, dfinal))
             return (None, None, None, *found)
         if kept is None:
-            kept = Residuals.empty(plan, x)
+            kept = x[2].new_empty(plan.kept, dtype=plan.dtype)
             chunk_fwd(x[2], x, initial_state, plan, kept)
         do = torch.zeros_like(x[2]) if do is None else do
         grads, dinitial = chunk_bwd(do, dfinal, x, plan, kept, initial_state is None)

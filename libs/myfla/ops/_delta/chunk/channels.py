@@ -20,7 +20,7 @@ import torch
 from myfla.ops._delta.chunk.decay import wide_dtype
 from myfla.ops._delta.chunk.levels import Levels
 from myfla.ops._delta.layout import Block
-from myfla.ops._delta.workspace import Buffers, split_heads
+from myfla.ops._delta.workspace import Buffers
 
 __all__ = ["LIMIT", "Channels", "Tokens", "token_grads", "weigh_tokens"]
 
@@ -49,15 +49,14 @@ class Channels(NamedTuple):
     levels: Optional[Levels]  # of the matrices beyond the limit
 
 
-def exp_decays(block: Block, gk: torch.Tensor, buffers: Buffers, exp_g: torch.Tensor) -> Optional[torch.Tensor]:
+def exp_decays(block: Block, gk: torch.Tensor, exp_g: torch.Tensor) -> Optional[torch.Tensor]:
     """Fill ``exp_g [M, C + 1, K]``; returns the indices of the matrices beyond the limit, or None.
 
     Summed in float64 where there is one: rounding errors of a float32 sum would be the largest of all. Every matrix is
     judged by itself, so that no row and no earlier token feels another's decay; a NaN counts as within.
     """
-    heads, chunk, key = gk.shape[2], block.chunk, gk.shape[3]
-    steps = buffers.temporary("steps", chunk, key, dtype=wide_dtype(gk.device, exp_g.dtype))
-    block.load(gk, split_heads(steps, heads))
+    shape = (exp_g.shape[0], block.chunk, gk.shape[3])
+    steps = block.load(gk, gk.new_empty(shape, dtype=wide_dtype(gk.device, exp_g.dtype)))
     exp_g[:, :1].fill_(1.0)
     exp_g[:, 1:].copy_(torch.cumsum(steps, 1, out=steps).exp_())
     flat = exp_g.flatten(1)
@@ -131,7 +130,7 @@ def token_grads(
         dg_last: ``[M, K, 1]`` gradient of g_last.
         buffers: for what comes in between.
     """
-    key, kinds = dleft.shape[2], dA.shape[2] // chunk
+    kinds = dA.shape[2] // chunk
     ends = (dg_last * c.g_last).transpose(1, 2)
     keep_seen(dA, chunk)
     exact = None if c.levels is None else c.levels.grads(dA, dleft, dout, ends)
@@ -141,8 +140,8 @@ def token_grads(
         own.append(diagonal.clone().unsqueeze(-1))
         diagonal.zero_()
     dleft.baddbmm_(dA, c.right)
-    dright = torch.bmm(dA.transpose(1, 2), c.left, out=buffers.temporary("dright", kinds * chunk, key))
-    flow = buffers.temporary("flow", 2 * chunk, key)
+    dright = torch.bmm(dA.transpose(1, 2), c.left, out=buffers["dright"])
+    flow = buffers["flow"]
     crossing, handed = flow[:, :chunk], flow[:, chunk:]
     queries, dqueries = c.left[:, :chunk], dleft[:, :chunk]
     torch.mul(queries, dqueries, out=crossing)
@@ -158,7 +157,7 @@ def token_grads(
             torch.mul(outs[:, kind], douts[:, kind], out=handed)
     ones = torch.ones(chunk, chunk, dtype=flow.dtype, device=flow.device)
     sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1).expand(flow.shape[0], -1, -1)
-    dgk = torch.bmm(sums, flow, out=buffers.temporary("dgk", chunk, key)).add_(ends)
+    dgk = torch.bmm(sums, flow, out=buffers["dgk"]).add_(ends)
     dright.addcmul_(dout, c.exp_g[:, chunk:])
     for kind in range(kinds):
         dqueries.addcmul_(rights[:, kind], own[kind])

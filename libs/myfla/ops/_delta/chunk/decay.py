@@ -7,12 +7,11 @@ Differences are taken before the exponential and in float64 where the device has
 """
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import torch
 
 from myfla.ops._delta.layout import Block
-from myfla.ops._delta.workspace import Buffers, split_heads
 from myfla.utils.dtypes import has_float64
 
 FLOOR = -1000.0
@@ -30,50 +29,55 @@ def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 class TokenDecays(NamedTuple):
     """The numbers that stand beside every token."""
 
-    g_last_exp: torch.Tensor  # [M, 1, 1]  decay from the chunk's start to its end
+    qk_in: torch.Tensor  # [M, 2C, 1]  scale exp_g, of a query that reads, over exp_g, of a key that reads
+    k_out: torch.Tensor  # [M, C, 1]  beta exp_g_to_end, the factor of a key that writes
     exp_g_to_end: torch.Tensor  # [M, C, 1]
     beta: torch.Tensor  # [M, C, 1]
-    k_out: torch.Tensor  # [M, C, 1]  beta exp_g_to_end, the factor of a key that writes
-    qk_in: torch.Tensor  # [M, 2C, 1]  scale exp_g, of a query that reads, over exp_g, of a key that reads
+    g_last_exp: torch.Tensor  # [M, 1, 1]  decay from the chunk's start to its end
+
+    @classmethod
+    def of(cls, decays: torch.Tensor, chunk: int) -> "TokenDecays":
+        """Views of one tensor ``[M, 5C, 1]``."""
+        qk_in, k_out, to_end, beta = decays.split((2 * chunk, chunk, chunk, chunk), 1)
+        return cls(qk_in, k_out, to_end, beta, qk_in[:, 2 * chunk - 1 :])
 
 
-def token_decays(
-    block: Block, g: torch.Tensor, beta: Optional[torch.Tensor], scale: float, dtype: torch.dtype
-) -> Tuple[torch.Tensor, TokenDecays]:
-    """``c [M, C]``, in float64 where there is, and the decays of one block.
+def weigh_decays(
+    block: Block, g: torch.Tensor, beta: Optional[torch.Tensor], scale: float, out: TokenDecays
+) -> torch.Tensor:
+    """Write the decays of one block; returns ``c [M, C]``, in float64 where there is.
 
     Args:
         block: which chunks.
         g, beta: ``[B, T, HV]``; beta is one where it is None.
         scale: the queries' factor.
-        dtype: what is computed in.
+        out: written.
     """
-    heads, chunk = g.shape[2], block.chunk
-    c = g.new_empty(block.size * heads, chunk, 1, dtype=wide_dtype(g.device, dtype))
-    block.load(g.unsqueeze(-1), split_heads(c, heads))
-    c = c.clamp_(min=FLOOR).cumsum_(1)
-    weight = g.new_empty(c.shape, dtype=dtype)
+    chunk = block.chunk
+    c = torch.empty(out.beta.shape, dtype=wide_dtype(g.device, out.beta.dtype), device=g.device)
+    block.load(g.unsqueeze(-1), c)
     if beta is None:
-        weight.fill_(1.0)
+        out.beta.fill_(1.0)
     else:
-        block.load(beta.unsqueeze(-1), split_heads(weight, heads))
-    exp_g, to_end = _exp(c.clone(), weight), _exp(c[:, -1:] - c, weight)
-    return c[..., 0], TokenDecays(exp_g[:, -1:], to_end, weight, weight * to_end, torch.cat([exp_g * scale, exp_g], 1))
+        block.load(beta.unsqueeze(-1), out.beta)
+    c, least = c.clamp_(min=FLOOR).cumsum_(1), LEAST[c.dtype]
+    exp_g = out.qk_in[:, chunk:].copy_(c.clamp(min=least).exp_())
+    torch.mul(exp_g, scale, out=out.qk_in[:, :chunk])
+    out.exp_g_to_end.copy_((c[:, -1:] - c).clamp_(min=least).exp_())
+    torch.mul(out.beta, out.exp_g_to_end, out=out.k_out)
+    return c[..., 0]
 
 
-def decay_mask(c: torch.Tensor, buffers: Buffers, out: torch.Tensor) -> torch.Tensor:
+def decay_mask(c: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """``exp(c_i - c_j)``, the factor of the products of a chunk's queries and keys with its keys.
 
     Args:
         c: ``[M, C]``.
-        buffers: for what comes in between.
         out: ``[M, C, C]``, written; zero for ``j > i``.
     """
-    chunk = c.shape[1]
-    difference = buffers.temporary("difference", chunk, chunk, dtype=c.dtype)
-    torch.sub(c[:, :, None], c[:, None, :], out=difference)
     least = LEAST[out.dtype]
-    out.copy_(difference).tril_().clamp_(min=least).exp_()  # the rest, which would overflow, is made one, and then zero
+    # the rest, which would overflow, is made one, and then zero
+    out.copy_(c[:, :, None] - c[:, None, :]).tril_().clamp_(min=least).exp_()
     return torch.threshold_(out, math.exp(least + 1), 0.0).tril_()
 
 
@@ -90,8 +94,3 @@ def sums_between(g: torch.Tensor) -> torch.Tensor:
     sums = torch.where(below, g.unsqueeze(-2), g.new_zeros(())).cumsum(-3)
     upper = torch.ones(size, size, dtype=torch.bool, device=g.device).triu(1).unsqueeze(-1)
     return sums.masked_fill(upper, -float("inf"))
-
-
-def _exp(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``exp(x)`` in the dtype of ``like``, computed in that of x, which is overwritten."""
-    return torch.empty_like(x, dtype=like.dtype).copy_(x.clamp_(min=LEAST[x.dtype]).exp_())

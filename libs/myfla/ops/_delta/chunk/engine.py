@@ -4,17 +4,16 @@ A block is what stays in the processor's caches. Its family prepares it; the tri
 chunk and the outputs are the same for all (`contract`).
 """
 
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
 from myfla.ops._delta.chunk.contract import ChunkGrads
 from myfla.ops._delta.chunk.inverse import unit_lower_inverse
-from myfla.ops._delta.chunk.residuals import Residuals, head_groups
 from myfla.ops._delta.chunk.scan import ScanGrads, recompute_states, scan, scan_bwd
-from myfla.ops._delta.families.base import Plan, Tensors
+from myfla.ops._delta.families.base import HeadGroup, Plan, Tensors
 from myfla.ops._delta.layout import Block, sort_rows, unsort_rows
-from myfla.ops._delta.workspace import Buffers, Workspace, part, split_heads
+from myfla.ops._delta.workspace import Buffers, Workspace
 from myfla.utils.autocast import without_autocast
 
 __all__ = ["chunk_bwd", "chunk_fwd"]
@@ -22,8 +21,7 @@ __all__ = ["chunk_bwd", "chunk_fwd"]
 
 @without_autocast
 def chunk_fwd(
-    v: torch.Tensor, x: Tensors, initial_state: Optional[torch.Tensor], plan: Plan,
-    kept: Optional[torch.Tensor],
+    v: torch.Tensor, x: Tensors, initial_state: Optional[torch.Tensor], plan: Plan, kept: Optional[torch.Tensor]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Outputs and final states.
 
@@ -32,49 +30,49 @@ def chunk_fwd(
         x: the family's tensors.
         initial_state: ``[N, HV, K, V]`` or None.
         plan: how.
-        kept: the tensor of `Residuals`, which is filled; None if there is no backward.
+        kept: ``[plan.kept]``, which is filled; None if there is no backward.
 
     Returns:
         o ``[B, T, HV, V]`` in ``plan.out_dtype``, final states ``[N, HV, K, V]`` in ``plan.dtype``.
     """
-    heads, key, value = v.shape[2], x[1].shape[3], v.shape[3]
+    shapes, (heads, key, value) = plan.shapes, plan.sizes
     out = v.new_empty(v.shape, dtype=plan.out_dtype)
-    final = _states(initial_state, plan, (heads, key, value), v)
-    residuals, groups = Residuals(plan, x, kept), head_groups(plan, x[1].shape[2], heads)
-    workspace = Workspace(v, plan.dtype, largest_block(plan) * groups[0][1].stop)
-    for few, many in groups:
-        states, mine = part(final, many, 1), [part(t, few if t.shape[2] != heads else many, 2) for t in x]
-        running, count = states.contiguous().view(-1, key, value), states.shape[1]
-        parts = residuals.of_heads(many.start)
-        for group in plan.layout.groups:
-            for block in group:
-                here = residuals.of_block(parts, block, count)
-                buffers = Buffers(workspace, block.size * count, here)
-                fresh = initial_state is None and block.wave == 0
-                _forward_block(block, mine, plan, buffers, running, fresh, part(out, many, 2))
+    final = _states(initial_state, plan, v)
+    own = dict(shapes.forward)
+    if kept is None or not plan.keep_tokens:
+        own.update(shapes.short)
+    if kept is None:
+        own.update(shapes.kept)
+    workspace = Workspace(v, plan.dtype, own, plan.largest)
+    for group in plan.groups:
+        *mine, o = _of_group(group, heads, (*x, out))
+        states = final[:, group.many]
+        running = states.contiguous().view(-1, key, value)
+        for blocks in plan.layout.groups:
+            for block in blocks:
+                buffers = _buffers(workspace, block, group, plan, kept, False)
+                _forward_block(block, mine, plan, buffers, running, initial_state is None and block.wave == 0, o)
         if not states.is_contiguous():  # else they were worked on in place
             states.copy_(running.view(states.shape))
     return out, unsort_rows(plan.layout, final)
 
 
 def _forward_block(
-    block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, fresh: bool, out: torch.Tensor,
+    block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, fresh: bool, out: torch.Tensor
 ) -> None:
-    heads, chunk, value = out.shape[2], block.chunk, out.shape[3]
-    c, A_inv = plan.family.prepare(block, x, plan, buffers), None
-    v_new, states = buffers.get("v_new", chunk, value), buffers.kept.get("states")
+    heads, c, v_new, A_inv = out.shape[2], plan.family.prepare(block, x, plan, buffers), buffers["v_new"], None
+    states = buffers.get("states")
     if c.system is None:
         v_new.copy_(c.v_in)
     else:
-        A_inv = buffers.get("A_inv_T", chunk, chunk).transpose(1, 2)  # the solver, too, hands over columns
-        unit_lower_inverse(c.system, A_inv, buffers.workspace)
+        A_inv = buffers["A_inv_T"].transpose(1, 2)  # the solver, too, hands over columns
+        unit_lower_inverse(c.system, A_inv)
     if states is not None and not plan.keep_states:
         states.copy_(running[block.states(heads)])
         states = None
     o = c.v_in  # a wave's values have been read before its outputs are written
     scan(block, heads, c, A_inv, running, v_new, o, states, fresh)
-    o.baddbmm_(c.A_qk, v_new)
-    block.store(split_heads(o, heads), out)
+    block.store(o.baddbmm_(c.A_qk, v_new), out)
 
 
 @without_autocast
@@ -90,27 +88,25 @@ def chunk_bwd(
         kept: what it filled.
         fresh: whether there was no initial state; what is returned as its gradient is then undefined.
     """
-    heads, key, value = do.shape[2], x[1].shape[3], do.shape[3]
+    shapes, (heads, key, value) = plan.shapes, plan.sizes
     grads = [t.new_empty(t.shape) for t in x]
-    dinitial = _states(dfinal, plan, (heads, key, value), do)
-    residuals, groups = Residuals(plan, x, kept), head_groups(plan, x[1].shape[2], heads)
-    workspace = Workspace(do, plan.dtype, largest_block(plan) * groups[0][1].stop)
-    for few, many in groups:
-        dstates, mine, written = part(dinitial, many, 1), [], []
-        for t, grad in zip(x, grads):
-            at = few if t.shape[2] != heads else many
-            mine.append(part(t, at, 2))
-            written.append(part(grad, at, 2))
-        running, count = dstates.contiguous().view(-1, key, value), dstates.shape[1]
-        parts = residuals.of_heads(many.start)
-        for group in plan.layout.groups:
-            for block in reversed(group):
-                here = residuals.of_block(parts, block, count)
-                buffers = Buffers(workspace, block.size * count, here, again=True)
-                _backward_block(
-                    block, mine, plan, buffers, running, fresh and block.wave == 0,
-                    dfinal is None and block is group[-1], part(do, many, 2), written,
-                )  # fmt: skip
+    dinitial = _states(dfinal, plan, do)
+    own = dict(shapes.backward)
+    if not plan.keep_tokens:
+        own.update(shapes.short)
+    if not plan.keep_states:
+        own["states"] = (key, value)
+    workspace = Workspace(do, plan.dtype, own, plan.largest, shapes.over)
+    for group in plan.groups:
+        *mine, dout = _of_group(group, heads, (*x, do))
+        written = _of_group(group, heads, grads)
+        dstates = dinitial[:, group.many]
+        running = dstates.contiguous().view(-1, key, value)
+        for blocks in plan.layout.groups:
+            for block in reversed(blocks):
+                buffers = _buffers(workspace, block, group, plan, kept, True)
+                last = dfinal is None and block is blocks[-1]
+                _backward_block(block, mine, plan, buffers, running, fresh and block.wave == 0, last, dout, written)
         if not dstates.is_contiguous():  # else they were worked on in place
             dstates.copy_(running.view(dstates.shape))
     return grads, unsort_rows(plan.layout, dinitial)
@@ -120,37 +116,49 @@ def _backward_block(
     block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, fresh: bool, last: bool,
     do: torch.Tensor, grads: Tensors,
 ) -> None:
-    heads, chunk, (key, value) = do.shape[2], block.chunk, running.shape[1:]
-    c, v_new, states = plan.family.prepare(block, x, plan, buffers), buffers.kept["v_new"], buffers.kept["states"]
+    heads, c = do.shape[2], plan.family.prepare(block, x, plan, buffers)
+    v_new, states, out, dv_new = buffers["v_new"], buffers["states"], buffers["out"], buffers["dv_new"]
     if not plan.keep_states:
-        first, states = states, buffers.temporary("states", key, value)
-        states[: first.shape[0]].copy_(first)
         recompute_states(block, heads, c, v_new, states)
-    rows, A_inv_T = c.qk_in.shape[1], None if c.system is None else buffers.kept["A_inv_T"]
-    out = buffers.temporary("out", rows, value)
-    above = out[:, :chunk]
-    block.load(do, split_heads(above, heads))
-    dv_new = torch.bmm(c.A_qk.transpose(1, 2), above, out=buffers.temporary("dv_new", chunk, value))
-    dv_in = dv_new if A_inv_T is None else buffers.temporary("dv_in", chunk, value)
-    after = None if c.kv is None else buffers.temporary("after", key, value)
+    torch.bmm(c.A_qk.transpose(1, 2), block.load(do, out[:, : block.chunk]), out=dv_new)
     d = ScanGrads(
-        out, dv_new, dv_in, buffers.temporary("dqk_in", rows, key), buffers.temporary("dk_out", chunk, key),
-        torch.empty_like(c.g_last), after,
+        out, dv_new, buffers.get("dv_in", dv_new), buffers["dqk_in"], buffers["dk_out"], torch.empty_like(c.g_last),
+        buffers.get("after"),
     )  # fmt: skip
-    room = buffers.workspace.get("room", block.counts[0] * heads, key, value)
-    scan_bwd(block, heads, c, A_inv_T, states, v_new, running, d, room, fresh, last)
-    found = ChunkGrads(out, dv_in, d.qk_in, d.k_out, d.g_last, after, v_new)
+    scan_bwd(block, heads, c, buffers.get("A_inv_T"), states, v_new, running, d, fresh, last)
+    found = ChunkGrads(out, d.v_in, d.qk_in, d.k_out, d.g_last, d.after, v_new)
     plan.family.prepare_bwd(block, x, plan, buffers, c, found, grads)
 
 
-def largest_block(plan: Plan) -> int:
-    """Number of chunks in the largest block."""
-    return max((block.size for group in plan.layout.groups for block in group), default=0)
+def _buffers(
+    workspace: Workspace, block: Block, group: HeadGroup, plan: Plan, kept: Optional[torch.Tensor], again: bool
+) -> Buffers:
+    """What a block works with: its part of what is kept, and of the workspace the rest."""
+    heads = group.heads
+    buffers = Buffers(workspace.views(block.size * heads))
+    buffers.inference, buffers.again, buffers.known = kept is None, again, again and plan.keep_tokens
+    if kept is None:
+        return buffers
+    buffers.update(group.parts.views(kept, block.size * heads, block.start * heads))
+    if plan.keep_states:
+        buffers.update(group.states.views(kept, block.size * heads, block.start * heads))
+        return buffers
+    opening = group.states.views(kept, block.counts[0] * heads, block.entered * heads)
+    if again:
+        buffers["states"][: block.counts[0] * heads].copy_(opening["states"])
+    else:
+        buffers.update(opening)
+    return buffers
 
 
-def _states(given: Optional[torch.Tensor], plan: Plan, sizes: Tuple[int, int, int], like: torch.Tensor) -> torch.Tensor:
+def _of_group(group: HeadGroup, heads: int, tensors: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    """The group's heads of tensors ``[B, T, heads, ...]``."""
+    return [t[:, :, group.many if t.shape[2] == heads else group.few] for t in tensors]
+
+
+def _states(given: Optional[torch.Tensor], plan: Plan, like: torch.Tensor) -> torch.Tensor:
     """``[N, HV, K, V]`` of ours alone, in the layout's order; zeros if there is none."""
-    shape = (plan.layout.rows, *sizes)
+    shape = (plan.layout.rows, *plan.sizes)
     if given is None:
         return like.new_zeros(shape, dtype=plan.dtype)
     return like.new_empty(shape, dtype=plan.dtype).copy_(sort_rows(plan.layout, given))

@@ -4,15 +4,11 @@ from typing import Optional
 
 import torch
 
-from myfla.ops._delta.workspace import Workspace
-
 LEAF = 16
 """Blocks of this size are solved by substitution; larger ones are put together from them."""
 
 
-def unit_lower_inverse(
-    lower: torch.Tensor, out: Optional[torch.Tensor] = None, workspace: Optional[Workspace] = None
-) -> torch.Tensor:
+def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) -> torch.Tensor:
     """``(I + strictly_lower(lower))^-1``.
 
     Diagonal blocks of `LEAF` rows are solved by substitution; then neighbours are joined, doubling the size:
@@ -22,7 +18,6 @@ def unit_lower_inverse(
     Args:
         lower: ``[M, C, C]``, float32 or float64; the diagonal and everything above it are not read.
         out: where the result goes; a new tensor by default.
-        workspace: buffers for what comes in between, in the dtype of ``lower``; new tensors by default.
 
     Returns:
         ``[M, C, C]`` of the same dtype, zero above the diagonal, one on it.
@@ -32,28 +27,22 @@ def unit_lower_inverse(
         tensor([[[ 1.,  0.],
                  [-3.,  1.]]])
     """
-    matrices, size, _ = lower.shape
-    workspace = Workspace(lower, lower.dtype, matrices) if workspace is None else workspace
+    size = lower.shape[1]
     if size <= LEAF:
-        # Of a view the solver's own copies take half as long again.
-        found = _substitute(workspace.get("leaves", *lower.shape).copy_(lower), workspace)
-        return found.clone() if out is None else out.copy_(found)
+        found = _substitute(lower.contiguous())  # of a view the solver's own copies take half as long again
+        return found if out is None else out.copy_(found)
     inverse = torch.zeros_like(lower) if out is None else out.zero_()
     whole = size - size % LEAF
-    leaves = _diagonal_blocks(lower, whole)
-    leaves = workspace.get("leaves", *leaves.shape).copy_(leaves)
-    _diagonal_blocks(inverse, whole).copy_(_substitute(leaves, workspace))
+    _diagonal_blocks(inverse, whole).copy_(_substitute(_diagonal_blocks(lower, whole).contiguous()))
     if whole < size:
-        inverse[:, whole:, whole:] = _substitute(lower[:, whole:, whole:], workspace)
+        inverse[:, whole:, whole:] = _substitute(lower[:, whole:, whole:])
     step = LEAF
     while step < size:
         for start in range(0, size - step, 2 * step):
             top, bottom = slice(start, start + step), slice(start + step, min(start + 2 * step, size))
-            shape = (matrices, bottom.stop - bottom.start, step)
-            corner, joined = workspace.get("corner", *shape), workspace.get("joined", *shape)
-            torch.bmm(lower[:, bottom, top], inverse[:, top, top], out=corner)
+            corner = torch.bmm(lower[:, bottom, top], inverse[:, top, top])
             # Not straight into the strided result: such a batch of products runs one by one.
-            inverse[:, bottom, top] = torch.bmm(inverse[:, bottom, bottom], corner, out=joined).neg_()
+            inverse[:, bottom, top] = torch.bmm(inverse[:, bottom, bottom], corner).neg_()
         step *= 2
     return inverse
 
@@ -65,14 +54,14 @@ def _diagonal_blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
     return matrix.as_strided(shape, (batch, LEAF * (row + column), row, column), matrix.storage_offset())
 
 
-def _substitute(lower: torch.Tensor, workspace: Workspace) -> torch.Tensor:
+def _substitute(lower: torch.Tensor) -> torch.Tensor:
     """The inverse of small blocks ``[M, ...]``, row by row."""
     size = lower.shape[-1]
     one = torch.eye(size, dtype=lower.dtype, device=lower.device)
     if lower.device.type != "mps":
         # From the right: on a CPU rows then need no transposed copies, and that is half of the time.
         # Of this layout the solver takes both sides as they are.
-        found = workspace.get("solved", *lower.shape).copy_(one).transpose(-2, -1)
+        found = torch.empty_like(lower).copy_(one).transpose(-2, -1)
         return torch.linalg.solve_triangular(lower, found, upper=False, left=False, unitriangular=True, out=found)
     return _row_by_row(lower)
 

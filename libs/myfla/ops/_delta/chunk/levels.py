@@ -48,8 +48,8 @@ class Levels:
         self.chunk, self.size = block.chunk, 1 << max(0, block.chunk - 1).bit_length()
         self.strong, self.late, self.dtype = strong, late, left.dtype
         heads, key = gk.shape[2:]
-        steps = gk.new_empty(block.size, heads, self.chunk, key, dtype=wide_dtype(gk.device, left.dtype))
-        steps = self._filled(block.load(gk, steps).view(-1, self.chunk, key).index_select(0, strong)).squeeze(1)
+        steps = gk.new_empty(block.size * heads, self.chunk, key, dtype=wide_dtype(gk.device, left.dtype))
+        steps = self._filled(block.load(gk, steps).index_select(0, strong)).squeeze(1)
         self.finite = steps >= FLOOR
         self.c = steps.clamp_(min=FLOOR).cumsum(1)
         self.exclusive = F.pad(self.c[:, :-1], (0, 0, 1, 0))

@@ -9,7 +9,7 @@ multiplications, a quarter of the launches: best on GPUs where one step's matric
 """
 
 from itertools import repeat
-from typing import Any, Iterable, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -30,8 +30,7 @@ def by_transitions(device: torch.device, matrices: int) -> bool:
 def waves(block: Block, heads: int, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Any, ...]]:
     """For each wave of a block its part of each tensor ``[M, ...]``; None for None."""
     sizes = [count * heads for count in block.counts]
-    parts: Iterable[Any] = (repeat(None) if x is None else x.split(sizes) for x in tensors)
-    return zip(*parts)
+    return zip(*[repeat(None) if x is None else x.split(sizes) for x in tensors])
 
 
 def scan(
@@ -54,9 +53,11 @@ def scan(
     if by_transitions(running.device, running.shape[0]):
         return _scan_by_transitions(block, heads, c, A_inv, running, v_new, o, states)
     k_in = None if A_inv is None else c.k_in
-    given = waves(block, heads, c.g_last, c.q_in, k_in, A_inv, c.k_out.transpose(1, 2), c.v_in, c.kv, c.o_v)
-    steps = zip(given, waves(block, heads, v_new, o), handovers(block, heads, running, states))
-    for (g, q, k, inverse, k_out, value, kv, o_v), (new, out), (state, after) in steps:
+    steps = waves(
+        block, heads, c.g_last, c.q_in, k_in, A_inv, c.k_out.transpose(1, 2), c.v_in, c.kv, c.o_v, v_new, o
+    )
+    for step, (state, after, following) in zip(steps, handovers(block, heads, running, states)):
+        g, q, k, inverse, k_out, value, kv, o_v, new, out = step
         if inverse is not None:
             torch.bmm(inverse, value if fresh else value.baddbmm_(k, state, alpha=-1), out=new)
         if fresh:
@@ -68,13 +69,11 @@ def scan(
         if kv is None and fresh:
             torch.bmm(k_out, new, out=after)
         else:
-            _decayed(state, g, kv, after).baddbmm_(k_out, new)
+            torch.mul(state, g, out=after) if kv is None else torch.addcmul(kv, state, g, out=after)
+            after.baddbmm_(k_out, new)
+        if following is not None:
+            following.copy_(after[: following.shape[0]])
         fresh = False
-
-
-def _decayed(state: torch.Tensor, g: torch.Tensor, kv: Optional[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-    """``g state (+ kv)``."""
-    return torch.mul(state, g, out=out) if kv is None else torch.addcmul(kv, state, g, out=out)
 
 
 def recompute_states(block: Block, heads: int, c: Chunks, v_new: torch.Tensor, states: torch.Tensor) -> None:
@@ -87,7 +86,11 @@ def recompute_states(block: Block, heads: int, c: Chunks, v_new: torch.Tensor, s
     steps = list(waves(block, heads, c.g_last, c.k_out.transpose(1, 2), c.kv, v_new, states))
     for (g, k_out, kv, new, state), (*_, after) in zip(steps, steps[1:]):
         rows = after.shape[0]
-        _decayed(state[:rows], g[:rows], None if kv is None else kv[:rows], after).baddbmm_(k_out[:rows], new[:rows])
+        if kv is None:
+            torch.mul(state[:rows], g[:rows], out=after)
+        else:
+            torch.addcmul(kv[:rows], state[:rows], g[:rows], out=after)
+        after.baddbmm_(k_out[:rows], new[:rows])
 
 
 class ScanGrads(NamedTuple):
@@ -104,7 +107,7 @@ class ScanGrads(NamedTuple):
 
 def scan_bwd(
     block: Block, heads: int, c: Chunks, A_inv_T: Optional[torch.Tensor], states: torch.Tensor, v_new: torch.Tensor,
-    running: torch.Tensor, d: ScanGrads, room: torch.Tensor, fresh: bool = False, last: bool = False,
+    running: torch.Tensor, d: ScanGrads, fresh: bool = False, last: bool = False,
 ) -> None:
     """From the last chunk to the first.
 
@@ -115,7 +118,6 @@ def scan_bwd(
         v_new: ``[M, C, V]``.
         running: ``[N * HV, K, V]`` gradients of the states of all sequences, after and before.
         d: where the gradients go.
-        room: ``[at least one wave, K, V]`` for products of states.
         fresh: whether the states before were zero; their gradients are then undefined.
         last: whether the gradients of the states after are zero.
     """
@@ -124,10 +126,12 @@ def scan_bwd(
     running = running[block.rows[0] * heads :]
     dh, dh_T, by_channel = running, running.transpose(1, 2), c.g_last.shape[1] > 1
     below = None if A_inv_T is None else d.out[:, block.chunk :]
-    given = waves(block, heads, c.g_last, c.qk_in.transpose(1, 2), c.k_out, A_inv_T, states, v_new)
-    found = waves(block, heads, d.out, below, d.v_new, d.v_in, d.qk_in, d.k_out, d.g_last, d.after)
-    for step, (one, two) in reversed(list(enumerate(zip(given, found)))):
-        (g, qk, k_out, inverse, state, new), (out, minus, dnew, dv, dqk, dk_out, dg, after) = one, two
+    parts = waves(
+        block, heads, c.g_last, c.qk_in.transpose(1, 2), c.k_out, A_inv_T, states, v_new,
+        d.out, below, d.v_new, d.v_in, d.qk_in, d.k_out, d.g_last, d.after,
+    )  # fmt: skip
+    for step, wave in reversed(list(enumerate(parts))):
+        g, qk, k_out, inverse, state, new, out, minus, dnew, dv, dqk, dk_out, dg, after = wave
         if dh.shape[0] != g.shape[0]:
             dh = running[: g.shape[0]]
             dh_T = dh.transpose(1, 2)
@@ -147,8 +151,7 @@ def scan_bwd(
         if first or last:
             dg.zero_()
         else:
-            product = torch.mul(state, dh, out=room[: g.shape[0]])
-            torch.sum(product, 2 if by_channel else (1, 2), keepdim=True, out=dg)
+            torch.sum(state * dh, 2 if by_channel else (1, 2), keepdim=True, out=dg)
         if after is not None:
             after.copy_(dh)
         if last:
@@ -160,8 +163,9 @@ def scan_bwd(
 
 def handovers(
     block: Block, heads: int, running: torch.Tensor, kept: Optional[torch.Tensor]
-) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-    """For each wave the states it is handed and where it puts those that it hands on.
+) -> List[Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]]:
+    """For each wave the states it is handed, where it puts those that it hands on, and, where sequences end, to where
+    the others of these are then copied.
 
     Args:
         block, heads: as `scan`.
@@ -169,23 +173,22 @@ def handovers(
         kept: ``[M, K, V]``, where what each wave is handed stays; None to work in place in ``running``.
     """
     running = running[block.rows[0] * heads :]
+    steps: List[Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]] = []
     if kept is None:
         state = running
         for count in block.counts:
             if state.shape[0] != count * heads:
                 state = running[: count * heads]
-            yield state, state
-        return
-    places = [place for place, in waves(block, heads, kept)]
+            steps.append((state, state, None))
+        return steps
+    places = kept.split([count * heads for count in block.counts])
     places[0].copy_(running[: places[0].shape[0]])
     for place, following in zip(places, places[1:]):
-        rows = following.shape[0]
-        if place.shape[0] == rows:
-            yield place, following
-        else:  # sequences end between these two
-            yield place, running[: place.shape[0]]
-            following.copy_(running[:rows])
-    yield places[-1], running[: places[-1].shape[0]]
+        if place.shape[0] == following.shape[0]:
+            steps.append((place, following, None))
+        else:
+            steps.append((place, running[: place.shape[0]], following))
+    return [*steps, (places[-1], running[: places[-1].shape[0]], None)]
 
 
 def _scan_by_transitions(
@@ -200,8 +203,10 @@ def _scan_by_transitions(
     stored = stored if c.kv is None else stored.add_(c.kv)
     states = torch.empty_like(stored) if states is None else states
     steps = waves(block, heads, _transition(c, w), stored)
-    for (transition, fill), (state, after) in zip(steps, handovers(block, heads, running, states)):
+    for (transition, fill), (state, after, following) in zip(steps, handovers(block, heads, running, states)):
         torch.baddbmm(fill, transition, state, out=after)
+        if following is not None:
+            following.copy_(after[: following.shape[0]])
     if w is not None:
         v_new.baddbmm_(w, states, alpha=-1)
     torch.bmm(c.q_in, states, out=o)

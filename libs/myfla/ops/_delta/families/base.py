@@ -1,6 +1,6 @@
 """What a family gives to the engine."""
 
-from typing import Any, ClassVar, Dict, NamedTuple, Sequence, Tuple
+from typing import Any, ClassVar, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 
@@ -10,10 +10,19 @@ from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.layout import Block, ChunkLayout
 from myfla.ops._delta.recurrent.step import StepRule
 from myfla.ops._delta.tuning import chunk_tokens
-from myfla.ops._delta.workspace import Buffers
+from myfla.ops._delta.workspace import BlockShapes, Buffers, Parts
 
 Tensors = Sequence[torch.Tensor]
-Sizes = Dict[str, Tuple[int, ...]]
+
+
+class HeadGroup(NamedTuple):
+    """Heads that are worked on together."""
+
+    few: slice  # of queries and keys
+    many: slice  # of values
+    heads: int  # of values
+    parts: Parts  # where what they keep lies among all that is kept
+    states: Parts  # and their states
 
 
 class Plan(NamedTuple):
@@ -26,7 +35,12 @@ class Plan(NamedTuple):
     dtype: torch.dtype  # of sums and states
     out_dtype: torch.dtype
     keep_states: bool  # keep the states before every chunk, not only before every block
-    keep_tokens: bool  # keep what `Family.residuals` calls quickly found again
+    keep_tokens: bool  # keep what is `BlockShapes.short`
+    sizes: Tuple[int, int, int]  # HV, K, V
+    shapes: BlockShapes
+    groups: List[HeadGroup]
+    kept: int  # numbers of what is kept
+    largest: int  # matrices of the largest block
 
 
 class Family:
@@ -40,7 +54,6 @@ class Family:
         inputs: names of its tensors.
         largest_chunk: most tokens in a chunk that are worth it.
         traced_chunk: tokens in a chunk of plain operations. It does not follow T, so that one graph serves every T.
-        block_factor: how many times the usual block of chunks is worked on together.
         fuses_l2norm: whether `prepare` normalises queries and keys; otherwise they come normalised.
         fills_heads: whether head sizes are filled up to whole vectors.
         corrects: whether there is a triangular system, the delta rule's correction.
@@ -52,7 +65,6 @@ class Family:
     inputs: Tuple[str, ...] = ()
     largest_chunk = 64
     traced_chunk = 16
-    block_factor = 1
     fuses_l2norm = False
     fills_heads = False
     corrects = True
@@ -63,9 +75,8 @@ class Family:
         """Tokens in a chunk of a compiled graph, which serves every length."""
         return min(self.largest_chunk, chunk_tokens(1 << 20, x[1].shape[3], x[2].shape[3], x[2].device))
 
-    def residuals(self, chunk: int, key: int, value: int) -> Tuple[Sizes, Sizes]:
-        """Shapes, for each matrix, of what `prepare` leaves for the backward: what always is kept, and what is quickly
-        found again, which is kept of short inputs only."""
+    def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
+        """The tensors that `prepare` and `prepare_bwd` find in their buffers, beside the engine's own."""
         raise NotImplementedError
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:

@@ -12,18 +12,17 @@ import torch
 
 from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR, Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
-from myfla.ops._delta.chunk.channels import Channels, token_grads
+from myfla.ops._delta.chunk.channels import token_grads
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import sums_between
 from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
-from myfla.ops._delta.families.rows import load_rows, store_rows
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import dplr_loop
 from myfla.ops._delta.recurrent.step import DplrStep
 from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.traced.step import dplr_step
-from myfla.ops._delta.workspace import Buffers
+from myfla.ops._delta.workspace import BlockShapes, Buffers
 
 __all__ = ["DPLR"]
 
@@ -38,50 +37,49 @@ class Dplr(ChannelFamily):
     kernels: ClassVar[Dict[str, Kernel]] = {"chunk": CHUNK_DPLR, "recurrent": RECURRENT_DPLR}
     step = DplrStep()
 
+    def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
+        shapes, kv = super().shapes(chunk, key, value), {"values": (chunk, value), "kv": (key, value)}
+        return shapes._replace(
+            forward={**shapes.forward, **kv, "o_v": (chunk, value)},
+            backward={**shapes.backward, **kv, "after": (key, value), "written": (2 * chunk, value),
+                      "dout_keys": (2 * chunk, key)},
+        )  # fmt: skip
+
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
-        q, k, v, a, b, gk = x
-        heads, chunk, key, value = v.shape[2], block.chunk, k.shape[3], v.shape[3]
+        (q, k, v, a, b, gk), chunk = x, block.chunk
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
-            for source, target, factor, pad in (
-                (q, left[:, :chunk], plan.scale, False), (a, left[:, chunk:], -1.0, False),
-                (b, right[:, :chunk], 1.0, True), (k, right[:, chunk:], 1.0, True),
-            ):  # fmt: skip
-                load_rows(block, source, heads, target, pad)
-                if factor != 1.0:
-                    target.mul_(factor)
+            block.load(q, left[:, :chunk], pad=False).mul_(plan.scale)
+            block.load(a, left[:, chunk:], pad=False).mul_(-1.0)
+            block.load(b, right[:, :chunk])
+            block.load(k, right[:, chunk:])
 
         c = self.weigh(block, gk, load, buffers)
-        values = load_rows(block, v, heads, buffers.temporary("values", chunk, value))
-        k_out, keys = c.out[:, :chunk], c.out[:, chunk:].transpose(1, 2)
-        kv = torch.bmm(keys, values, out=buffers.temporary("kv", key, value))
+        values = block.load(v, buffers["values"], pad=False)
+        kv = torch.bmm(c.out[:, chunk:].transpose(1, 2), values, out=buffers["kv"])
         v_in, o_v = values, None
         if not buffers.again:
-            v_in = torch.bmm(c.A[:, chunk:, chunk:], values, out=buffers.temporary("v_in", chunk, value)).neg_()
-            o_v = torch.bmm(c.A[:, :chunk, chunk:], values, out=buffers.temporary("o_v", chunk, value))
+            v_in = torch.bmm(c.A[:, chunk:, chunk:], values, out=buffers["v_in"]).neg_()
+            o_v = torch.bmm(c.A[:, :chunk, chunk:], values, out=buffers["o_v"])
         A_qb, system = c.A[:, :chunk, :chunk], c.A[:, chunk:, :chunk]
-        return Chunks(c.g_last, c.left, k_out, A_qb, v_in, system, kv, o_v, extra=(c, values))
+        return Chunks(c.g_last, c.left, c.out[:, :chunk], A_qb, v_in, system, kv, o_v, extra=c)
 
     def prepare_bwd(
         self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
-        c: Channels = p.extra[0]
-        values, chunk, key = p.extra[1], block.chunk, x[1].shape[3]
-        heads, value, size = x[2].shape[2], x[2].shape[3], values.shape[0]
-        dkv = d.kv if d.kv is not None else values.new_zeros(size, key, value)
-        written = buffers.temporary("written", 2 * chunk, value)
+        c, chunk, values, dkv = p.extra, block.chunk, buffers["values"], buffers["after"]
+        written, dout = buffers["written"], buffers["dout_keys"]
         written[:, :chunk].copy_(d.v_new)
         written[:, chunk:].copy_(values)
-        dA = torch.bmm(d.out, written.transpose(1, 2), out=buffers.temporary("dA", 2 * chunk, 2 * chunk))
-        dout = buffers.temporary("dout_keys", 2 * chunk, key)
+        dA = torch.bmm(d.out, written.transpose(1, 2), out=buffers["dA"])
         dout[:, :chunk].copy_(d.k_out)
         dout[:, chunk:].copy_(torch.bmm(values, dkv.transpose(1, 2), out=d.k_out))
         dv = torch.bmm(c.A[:, :, chunk:].transpose(1, 2), d.out, out=values).baddbmm_(c.out[:, chunk:], dkv)
-        store_rows(block, dv, heads, grads[2])
+        block.store(dv, grads[2])
         dleft, dright, dgk = token_grads(c, self.before, chunk, dA, d.qk_in, dout, d.g_last, buffers)
         dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
         for found, out in zip((dq, dright[:, chunk:], da, dright[:, :chunk], dgk), (grads[0], grads[1], *grads[3:])):
-            store_rows(block, found, heads, out)
+            block.store(found, out)
 
     def naive(self, call: Call) -> Result:
         x = [t.to(call_dtype(call)) for t in call.x]

@@ -11,22 +11,22 @@ tokens from t on, hand-overs by tokens before t, the state's own way, and pairs 
 has only the terms that cross, so nothing cancels: it is exact to rounding for strong decays too.
 """
 
-from typing import Any, ClassVar, Dict, Tuple
+from typing import Any, ClassVar, Dict
 
 import torch
 
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE, Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
-from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, token_decays
-from myfla.ops._delta.families.base import Family, Plan, Sizes, Tensors
-from myfla.ops._delta.families.rows import halves, load_rows, refine_system, store_rows
+from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, weigh_decays
+from myfla.ops._delta.families.base import Family, Plan, Tensors
+from myfla.ops._delta.families.rows import refine_system
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops._delta.recurrent.step import DeltaStep
 from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.traced.step import delta_step
-from myfla.ops._delta.workspace import Buffers
+from myfla.ops._delta.workspace import BlockShapes, Buffers
 
 __all__ = ["GATED_DELTA"]
 
@@ -40,59 +40,56 @@ class GatedDelta(Family):
     name = "gated_delta"
     inputs = ("q", "k", "v", "g", "beta")
     traced_chunk = 32
-    block_factor = 2  # a call less matters more here than a buffer that a second cache holds whole
     fuses_l2norm = True
     kernels: ClassVar[Dict[str, Kernel]] = {"chunk": CHUNK_GATED_DELTA_RULE, "recurrent": RECURRENT_GATED_DELTA_RULE}
     step = DeltaStep()
 
-    def residuals(self, chunk: int, key: int, value: int) -> Tuple[Sizes, Sizes]:
-        always: Sizes = {"decay_mask": (chunk, chunk), "A": (2 * chunk, chunk), "rstd": (2 * chunk, 1)}
-        short: Sizes = {"qk": (2 * chunk, key), "k_out": (chunk, key), "A_beta": (2 * chunk, chunk)}
-        return always, short
+    def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
+        square, tall, rows = (chunk, chunk), (2 * chunk, chunk), (2 * chunk, key)
+        return BlockShapes(
+            kept={"decays": (5 * chunk, 1), "decay_mask": square, "A": tall, "rstd": (2 * chunk, 1)},
+            short={"qk": rows, "k_out": (chunk, key), "A_beta": tall},
+            forward={"qk_in": rows, "v_in": (chunk, value)},
+            backward={"qk_in": rows, "dA": tall, "across": square},
+            over={"product": ("out", rows), "pairs": ("out", tall)},
+        )
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
-        q, k, v, g, beta = x
-        heads, chunk, key = v.shape[2], block.chunk, k.shape[3]
-        c, decays = token_decays(block, g, beta, plan.scale, plan.dtype)
-        qk = buffers.get("qk", 2 * chunk, key)
-        keys = qk[:, chunk:]
-        if not buffers.known("qk"):
-            load_rows(block, q, heads, qk[:, :chunk])
-            load_rows(block, k, heads, keys)
+        (q, k, v, g, beta), chunk = x, block.chunk
+        qk, A, k_out, d = buffers["qk"], buffers["A"], buffers["k_out"], TokenDecays.of(buffers["decays"], chunk)
+        A_beta = A if buffers.inference else buffers["A_beta"]  # where nobody asks for A again
+        keys, values = qk[:, chunk:], v[:, :0]
+        if not buffers.known:
+            block.load(q, qk[:, :chunk], pad=False)
+            block.load(k, keys, pad=False)
             if plan.l2norm:
-                rstd = buffers.get("rstd", 2 * chunk, 1)
+                rstd = buffers["rstd"]
                 if not buffers.again:
                     torch.linalg.vector_norm(qk, dim=-1, keepdim=True, out=rstd).square_().add_(EPSILON).rsqrt_()
                 qk.mul_(rstd)
-        A = buffers.get("A", 2 * chunk, chunk)
         if not buffers.again:
-            mask = decay_mask(c, buffers, buffers.get("decay_mask", chunk, chunk))
+            values = block.load(v, buffers["v_in"], pad=False)
+            mask = decay_mask(weigh_decays(block, g, beta, plan.scale, d), buffers["decay_mask"])
             torch.bmm(qk, keys.transpose(1, 2), out=A)
-            refine_system(A[:, chunk:], keys, keys, decays.beta)
-            halves(A, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(plan.scale)
-        inference = not buffers.again and not buffers.kept  # nobody asks for A again
-        A_beta = A if inference else buffers.get("A_beta", 2 * chunk, chunk)
-        if not buffers.known("A_beta"):
-            torch.mul(A, decays.beta.transpose(1, 2), out=A_beta)
-        qk_in = torch.mul(qk, decays.qk_in, out=buffers.temporary("qk_in", 2 * chunk, key))
-        k_out = buffers.get("k_out", chunk, key)
-        if not buffers.known("k_out"):
-            torch.mul(keys, decays.k_out, out=k_out)
-        values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
-        return Chunks(decays.g_last_exp, qk_in, k_out, A_beta[:, :chunk], values, A_beta[:, chunk:], extra=decays)
+            refine_system(A[:, chunk:], keys, keys, d.beta)
+            A.view(-1, 2, chunk, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(plan.scale)
+        if not buffers.known:
+            torch.mul(A, d.beta.transpose(1, 2), out=A_beta)
+            torch.mul(keys, d.k_out, out=k_out)
+        qk_in = torch.mul(qk, d.qk_in, out=buffers["qk_in"])
+        return Chunks(d.g_last_exp, qk_in, k_out, A_beta[:, :chunk], values, A_beta[:, chunk:], extra=d)
 
     def prepare_bwd(
         self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
-        heads, chunk, key = x[2].shape[2], block.chunk, x[1].shape[3]
         decays: TokenDecays = p.extra
-        beta, qk, A = decays.beta, buffers.get("qk", 2 * chunk, key), buffers.get("A", 2 * chunk, chunk)
+        chunk, beta, qk, A = block.chunk, decays.beta, buffers["qk"], buffers["A"]
         keys, weight = qk[:, chunk:], beta.transpose(1, 2)
 
         # Through the state.
         dqk, dk_out = d.qk_in.mul_(decays.qk_in), d.k_out
-        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers.temporary("dA", 2 * chunk, chunk))
-        product = buffers.temporary("out", 2 * chunk, key)  # products to be summed take the place of what is read
+        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
+        product = buffers["product"]
         read = torch.mul(qk, dqk, out=product).sum(-1, keepdim=True)
         wrote = torch.mul(keys, dk_out, out=product[:, :chunk]).sum(-1, keepdim=True).mul_(decays.exp_g_to_end)
         crossing = read[:, :chunk] + read[:, chunk:]
@@ -101,20 +98,20 @@ class GatedDelta(Family):
         dg[:, 1:].add_(handed[:, :-1].cumsum(1))
 
         # Within the chunk.
-        halves(dA, chunk)[:, 1].diagonal(dim1=1, dim2=2).zero_()
-        pairs = torch.mul(dA, A, out=buffers.temporary("out", 2 * chunk, chunk))
+        both = dA.view(-1, 2, chunk, chunk)
+        both[:, 1].diagonal(dim1=1, dim2=2).zero_()
+        pairs = torch.mul(dA, A, out=buffers["pairs"])
         diagonal = pairs.diagonal(dim1=1, dim2=2)
         own = diagonal.unsqueeze(-1).clone()
         diagonal.zero_()
         wrote.add_(pairs.sum(1).unsqueeze(-1))
         pairs.mul_(weight)
         read.add_(pairs.sum(-1, keepdim=True))
-        both = halves(pairs, chunk)
-        across = torch.add(both[:, 0], both[:, 1], out=buffers.temporary("across", chunk, chunk))
+        across = torch.add(pairs[:, :chunk], pairs[:, chunk:], out=buffers["across"])
         earlier = torch.ones(chunk, chunk, dtype=A.dtype, device=A.device).triu_(1)  # sums over the tokens before each
         before = across.view(-1, chunk) @ earlier
         dg.add_(before.view(-1, chunk, chunk).tril_().sum(1).unsqueeze(-1))
-        halves(dA, chunk).mul_(buffers.get("decay_mask", chunk, chunk).unsqueeze(1))[:, 0].mul_(plan.scale)
+        both.mul_(buffers["decay_mask"].unsqueeze(1))[:, 0].mul_(plan.scale)
         dA.mul_(weight)
         dqk.baddbmm_(dA, keys)
         dk_out.mul_(decays.k_out).baddbmm_(dA.transpose(1, 2), qk)
@@ -124,10 +121,10 @@ class GatedDelta(Family):
         if plan.l2norm:
             read[:, :chunk].addcmul_(own, beta)
             read[:, chunk:].addcmul_(dbeta, beta)
-            dqk.addcmul_(qk, read, value=-1).mul_(buffers.get("rstd", 2 * chunk, 1))
+            dqk.addcmul_(qk, read, value=-1).mul_(buffers["rstd"])
         found = dqk[:, :chunk], dqk[:, chunk:], d.v_in, dg, dbeta
         for one, out in zip(found, grads):
-            store_rows(block, one, heads, out if out.dim() == 4 else out.unsqueeze(-1))
+            block.store(one, out if out.dim() == 4 else out.unsqueeze(-1))
 
     def naive(self, call: Call) -> Result:
         return naive_delta(call)

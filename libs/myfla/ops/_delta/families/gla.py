@@ -5,25 +5,24 @@ linear attention, arXiv 2312.06635). No triangular system is to be solved: ``v_n
 `chunk.contract`. The gradient of a log decay collects what crosses its step, as in `gated_delta`.
 """
 
-from typing import Any, ClassVar, Dict, Tuple
+from typing import Any, ClassVar, Dict
 
 import torch
 
 from myfla.backends.official import Kernel
 from myfla.ops._delta.call import Call, Result
-from myfla.ops._delta.chunk.channels import Channels, token_grads
+from myfla.ops._delta.chunk.channels import token_grads
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
-from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, token_decays
-from myfla.ops._delta.families.base import Family, Plan, Sizes, Tensors
+from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, weigh_decays
+from myfla.ops._delta.families.base import Family, Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
-from myfla.ops._delta.families.rows import load_rows, store_rows
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import gla_loop
 from myfla.ops._delta.recurrent.step import GlaStep
 from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.traced.step import gla_step
-from myfla.ops._delta.workspace import Buffers
+from myfla.ops._delta.workspace import BlockShapes, Buffers
 
 __all__ = ["GLA", "SIMPLE_GLA"]
 
@@ -65,58 +64,61 @@ class SimpleGla(_Sum):
 
     name = "simple_gla"
     traced_chunk = 32
-    block_factor = 2
     kernels: ClassVar[Dict[str, Kernel]] = {
         "chunk": Kernel("fla.ops.simple_gla", "chunk_simple_gla"),
         "recurrent": Kernel("fla.ops.simple_gla", "fused_recurrent_simple_gla"),
     }
 
-    def residuals(self, chunk: int, key: int, value: int) -> Tuple[Sizes, Sizes]:
-        return {"decay_mask": (chunk, chunk), "A": (chunk, chunk)}, {"q": (chunk, key), "k": (chunk, key)}
+    def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
+        square, rows = (chunk, chunk), (chunk, key)
+        return BlockShapes(
+            kept={"decays": (5 * chunk, 1), "decay_mask": square, "A": square},
+            short={"q": rows, "k": rows},
+            forward={"q_in": rows, "k_out": rows, "v_in": (chunk, value)},
+            backward={"q_in": rows, "k_out": rows, "dA": square, "pairs": square},
+            over={"product": ("out", rows)},
+        )
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
-        q, k, v, g = x
-        heads, chunk, key = v.shape[2], block.chunk, k.shape[3]
-        c, decays = token_decays(block, g, None, plan.scale, plan.dtype)
-        queries, keys, A = buffers.get("q", chunk, key), buffers.get("k", chunk, key), buffers.get("A", chunk, chunk)
-        if not buffers.known("q"):
-            load_rows(block, q, heads, queries)
-            load_rows(block, k, heads, keys, pad=True)  # no beta makes pads write nothing
+        (q, k, v, g), chunk = x, block.chunk
+        queries, keys, A, d = buffers["q"], buffers["k"], buffers["A"], TokenDecays.of(buffers["decays"], chunk)
+        values = v[:, :0]
+        if not buffers.known:
+            block.load(q, queries, pad=False)
+            block.load(k, keys)  # no beta makes pads write nothing
         if not buffers.again:
-            mask = decay_mask(c, buffers, buffers.get("decay_mask", chunk, chunk))
+            values = block.load(v, buffers["v_in"], pad=False)
+            mask = decay_mask(weigh_decays(block, g, None, plan.scale, d), buffers["decay_mask"])
             torch.bmm(queries, keys.transpose(1, 2), out=A).mul_(mask).mul_(plan.scale)
-        q_in = torch.mul(queries, decays.qk_in[:, :chunk], out=buffers.temporary("q_in", chunk, key))
-        k_out = torch.mul(keys, decays.k_out, out=buffers.temporary("k_out", chunk, key))
-        values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
-        return Chunks(decays.g_last_exp, q_in, k_out, A, values, extra=decays)
+        q_in = torch.mul(queries, d.qk_in[:, :chunk], out=buffers["q_in"])
+        return Chunks(d.g_last_exp, q_in, torch.mul(keys, d.k_out, out=buffers["k_out"]), A, values, extra=d)
 
     def prepare_bwd(
         self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
-        heads, chunk, key = x[2].shape[2], block.chunk, x[1].shape[3]
         decays: TokenDecays = p.extra
-        queries, keys, A = buffers.get("q", chunk, key), buffers.get("k", chunk, key), buffers.get("A", chunk, chunk)
+        chunk, queries, keys, A = block.chunk, buffers["q"], buffers["k"], buffers["A"]
 
         # Through the state.
         dq, dk = d.qk_in.mul_(decays.qk_in[:, :chunk]), d.k_out.mul_(decays.k_out)
-        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers.temporary("dA", chunk, chunk))
-        product = buffers.temporary("product", chunk, key)
+        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
+        product = buffers["product"]
         read = torch.mul(queries, dq, out=product).sum(-1, keepdim=True)
         dg = read.flip(1).cumsum_(1).flip(1).add_(d.g_last * decays.g_last_exp)
         wrote = torch.mul(keys, dk, out=product).sum(-1, keepdim=True)
         dg[:, 1:].add_(wrote[:, :-1].cumsum(1))
 
         # Within the chunk.
-        pairs = torch.mul(dA, A, out=buffers.temporary("pairs", chunk, chunk))
+        pairs = torch.mul(dA, A, out=buffers["pairs"])
         pairs.diagonal(dim1=1, dim2=2).zero_()  # a token's read of itself crosses no step
         earlier = torch.ones(chunk, chunk, dtype=A.dtype, device=A.device).triu_(1)  # sums over the tokens before each
         before = pairs.view(-1, chunk) @ earlier
         dg.add_(before.view(-1, chunk, chunk).tril_().sum(1).unsqueeze(-1))
-        dA.mul_(buffers.get("decay_mask", chunk, chunk)).mul_(plan.scale)
+        dA.mul_(buffers["decay_mask"]).mul_(plan.scale)
         dq.baddbmm_(dA, keys)
         dk.baddbmm_(dA.transpose(1, 2), queries)
         for found, out in zip((dq, dk, d.v_in, dg), (*grads[:3], grads[3].unsqueeze(-1))):
-            store_rows(block, found, heads, out)
+            block.store(found, out)
 
     def plain(self, x: Tensors, scale: float) -> Chunks:
         q, k, v, g = x
@@ -138,26 +140,23 @@ class Gla(ChannelFamily, _Sum):
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
         q, k, v, g = x
-        heads, chunk = v.shape[2], block.chunk
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
-            load_rows(block, q, heads, left).mul_(plan.scale)
-            load_rows(block, k, heads, right, pad=True)  # no beta makes pads write nothing
+            block.load(q, left, pad=False).mul_(plan.scale)
+            block.load(k, right)  # no beta makes pads write nothing
 
         c = self.weigh(block, g, load, buffers)
-        values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
+        values = v[:, :0] if buffers.again else block.load(v, buffers["v_in"], pad=False)
         return Chunks(c.g_last, c.left, c.out, c.A, values, extra=c)
 
     def prepare_bwd(
         self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
-        c: Channels = p.extra
-        chunk, heads = block.chunk, x[2].shape[2]
-        store_rows(block, d.v_in, heads, grads[2])
-        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers.temporary("dA", chunk, chunk))
-        dleft, dright, dg = token_grads(c, self.before, chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
+        block.store(d.v_in, grads[2])
+        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
+        dleft, dright, dg = token_grads(p.extra, self.before, block.chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
         for found, out in zip((dleft.mul_(plan.scale), dright, dg), (grads[0], grads[1], grads[3])):
-            store_rows(block, found, heads, out)
+            block.store(found, out)
 
     def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:
         if call.form == "chunk":

@@ -14,18 +14,18 @@ import torch
 
 from myfla.backends.official import Kernel
 from myfla.ops._delta.call import Call, Result
-from myfla.ops._delta.chunk.channels import Channels, token_grads
+from myfla.ops._delta.chunk.channels import token_grads
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import sums_between
 from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
 from myfla.ops._delta.families.gated_delta import naive_delta, official_options
-from myfla.ops._delta.families.rows import load_rows, refine_system, store_rows
+from myfla.ops._delta.families.rows import refine_system
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.recurrent.step import KdaStep
 from myfla.ops._delta.traced.step import kda_step
-from myfla.ops._delta.workspace import Buffers, split_heads
+from myfla.ops._delta.workspace import BlockShapes, Buffers
 
 __all__ = ["KDA"]
 
@@ -40,36 +40,38 @@ class Kda(ChannelFamily):
     }
     step = KdaStep()
 
+    def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
+        shapes = super().shapes(chunk, key, value)
+        return shapes._replace(kept={"beta": (chunk, 1), **shapes.kept})
+
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
-        q, k, v, g, beta = x
-        heads, chunk = v.shape[2], block.chunk
-        weight = g.new_empty(block.size * heads, chunk, 1, dtype=plan.dtype)
-        block.load(beta.unsqueeze(-1), split_heads(weight, heads))
+        (q, k, v, g, beta), chunk, weight = x, block.chunk, buffers["beta"]
+        if not buffers.again:
+            block.load(beta.unsqueeze(-1), weight)
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
-            load_rows(block, q, heads, left[:, :chunk]).mul_(plan.scale)
-            load_rows(block, k, heads, left[:, chunk:])
+            block.load(q, left[:, :chunk], pad=False).mul_(plan.scale)
+            block.load(k, left[:, chunk:], pad=False)
             torch.mul(left[:, chunk:], weight, out=right)
 
-        c = self.weigh(block, g, load, buffers)
+        c, values = self.weigh(block, g, load, buffers), v[:, :0]
         if not buffers.again:
             refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, c.levels)
-        values = v[:, :0] if buffers.again else load_rows(block, v, heads, buffers.temporary("v_in", chunk, v.shape[3]))
-        return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=(c, weight))
+            values = block.load(v, buffers["v_in"], pad=False)
+        return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)
 
     def prepare_bwd(
         self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
-        c: Channels = p.extra[0]
-        weight, chunk, key, heads = p.extra[1], block.chunk, x[1].shape[3], x[2].shape[2]
-        store_rows(block, d.v_in, heads, grads[2])
-        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers.temporary("dA", 2 * chunk, chunk))
+        c, weight, chunk = p.extra, buffers["beta"], block.chunk
+        block.store(d.v_in, grads[2])
+        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
         dleft, dright, dg = token_grads(c, self.before, chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
-        keys = load_rows(block, x[1], heads, buffers.temporary("keys", chunk, key))
+        keys = block.load(x[1], buffers["dk_out"], pad=False)
         dbeta = torch.mul(keys, dright, out=keys).sum(-1, keepdim=True)
         dq, dk = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].addcmul_(dright, weight)
         for found, out in zip((dq, dk, dg, dbeta), (grads[0], grads[1], grads[3], grads[4].unsqueeze(-1))):
-            store_rows(block, found, heads, out)
+            block.store(found, out)
 
     def naive(self, call: Call) -> Result:
         return naive_delta(call)

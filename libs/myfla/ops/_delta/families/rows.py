@@ -1,12 +1,10 @@
-"""Tokens of a block in rows of matrices, and back."""
+"""Products of keys with keys where rounding adds up."""
 
 from typing import Optional
 
 import torch
 
 from myfla.ops._delta.chunk.levels import Levels
-from myfla.ops._delta.layout import Block
-from myfla.ops._delta.workspace import split_heads
 
 
 def refine_system(
@@ -33,19 +31,3 @@ def refine_system(
     rows, columns = (x.index_select(0, at).double() for x in (left, right))
     fine = torch.bmm(rows, columns.transpose(1, 2)).to(system.dtype)
     system.index_copy_(0, at, torch.where(late.index_select(0, at), fine, system.index_select(0, at)))
-
-
-def halves(tall: torch.Tensor, chunk: int) -> torch.Tensor:
-    """``[M, R C, D]`` as ``[M, R, C, D]``."""
-    return tall.view(tall.shape[0], -1, chunk, tall.shape[2])
-
-
-def load_rows(block: Block, x: torch.Tensor, heads: int, out: torch.Tensor, pad: bool = False) -> torch.Tensor:
-    """Fill ``out [M, C, D]`` from ``x [B, T, H, D]``, its heads repeated to ``heads``."""
-    block.load(x, split_heads(out, heads), pad)
-    return out
-
-
-def store_rows(block: Block, found: torch.Tensor, heads: int, out: torch.Tensor) -> None:
-    """Write ``found [M, C, D]`` to ``out [B, T, H, D]``; heads that share one of ``out``'s are summed."""
-    block.store(split_heads(found, heads), out)

@@ -62,12 +62,14 @@ def one_token(call: Call, dtype: torch.dtype) -> Result:
     """A token for each row that has a state, and nothing else, as decoding has it: the same operations with less around
     them. Autocast is off, and nobody records."""
     rule, given = call.family.step, cast(torch.Tensor, call.initial_state)
-    old = as_dtype(given, dtype).contiguous()
+    old = given if call.plain else as_dtype(given, dtype).contiguous()
     new = old if call.inplace or old is not given else old.new_empty(old.shape)
     flat = old.flatten(0, 1)
-    step = rule.single(rule.tokens(call), flat.shape[0], call, dtype, False)
-    o = _update(rule, reader(flat), flat, flat if new is old else new.flatten(0, 1), step, _block(flat))
-    return as_dtype(o.mul_(number(call.scale, dtype)).view(call.x[2].shape), call.out_dtype), new
+    after, block = flat if new is old else new.flatten(0, 1), _block(flat)
+    step, read = rule.single(call, flat.shape[0], dtype), reader(flat)
+    o = _update(rule, read, flat, after, step, block) if block else rule.update(read, flat, after, *step)
+    o = o.mul_(number(call.scale, dtype)).view(call.x[2].shape)
+    return o if o.dtype is call.out_dtype else o.to(call.out_dtype), new
 
 
 def _steps(

@@ -10,11 +10,12 @@ from typing import Any, Callable, Iterator, List, Sequence, Tuple
 import torch
 
 from myfla.ops._delta.call import Call
+from myfla.utils.constants import bags_of_rows
 from myfla.utils.l2norm import l2norm, l2norm_
 
 __all__ = ["DeltaStep", "DplrStep", "GlaStep", "KdaStep", "StepRule"]
 
-LARGE = 1 << 18
+LARGE = 1 << 17
 """Elements of all states from which on bags are worth their call."""
 
 _HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
@@ -46,9 +47,10 @@ class StepRule:
         """
         raise NotImplementedError
 
-    def single(self, x: Tokens, many: int, call: Call, dtype: torch.dtype, recorded: bool) -> Sequence[Any]:
-        """`ready` of one token of ``many`` matrices; ``x`` are ``[N, ...]`` or, as they were given, ``[N, 1, ...]``."""
-        return next(self.ready(x, [many], [len(x[2])], call, dtype, recorded))
+    def single(self, call: Call, many: int, dtype: torch.dtype) -> Sequence[Any]:
+        """`ready` of a call's one token of ``many`` matrices."""
+        x = self.tokens(call)
+        return next(self.ready(x, [many], [len(x[2])], call, dtype, False))
 
     def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         """Write the state after ``state [M, K, V]`` into ``new``, which may be the same; returns o ``[M, V]``."""
@@ -84,8 +86,7 @@ def reader(states: torch.Tensor) -> Read:
 
 def _read_bags(rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     count, key, value = matrices.shape
-    index = torch.arange(count * key, dtype=torch.int32).view(count, 1, key).expand(count, 2, key).reshape(-1)
-    starts = torch.arange(0, 2 * count * key, key, dtype=torch.int32)
+    index, starts = bags_of_rows(count, 2, key)
     table, weights = matrices.view(-1, value), rows.reshape(-1)
     return torch.embedding_bag(table, index, starts, False, 0, False, weights)[0].view(count, 2, value)
 
@@ -109,22 +110,25 @@ class DeltaStep(StepRule):
         for many, ready, given in zip(rows, vectors, zip(*(_by_token(t, counts) for t in x[3:]))):
             yield (*ready, *_gates(many, given, call, dtype))
 
-    def single(self, x: Tokens, many: int, call: Call, dtype: torch.dtype, recorded: bool) -> Sequence[Any]:
-        return (*self._vectors(x, call, dtype, recorded), *_gates(many, x[3:], call, dtype))
+    def single(self, call: Call, many: int, dtype: torch.dtype) -> Sequence[Any]:
+        x = self.tokens(call)
+        return (*self._vectors(x, call, dtype, False), *_gates(many, x[3:], call, dtype))
 
     def _vectors(self, x: Tokens, call: Call, dtype: torch.dtype, recorded: bool) -> Tuple[torch.Tensor, ...]:
         """Key over query ``[M, 2, K]``, the key ``[M, K, 1]``, their product ``[M, 1]`` and the value ``[M, V]``, M for
         all tokens."""
         q, k, v = x[:3]
         (own, key), (heads, value) = k.shape[-2:], v.shape[-2:]
-        read = torch.stack((as_dtype(k, dtype), as_dtype(q, dtype)), dim=-2)
+        if not q.dtype is k.dtype is v.dtype is dtype:  # a conversion to the same costs a microsecond
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        read = torch.stack((k, q), dim=-2)
         if call.l2norm:
             read = l2norm(read) if recorded else l2norm_(read)
         if heads != own:
             read = read.repeat_interleave(heads // own, dim=-3)
         read = read.view(-1, 2, key)
         keys, queries = read.unbind(1)
-        return read, keys.unsqueeze(2), (keys * queries).sum(-1, keepdim=True), as_dtype(v, dtype).reshape(-1, value)
+        return read, keys.unsqueeze(2), (keys * queries).sum(-1, keepdim=True), v.reshape(-1, value)
 
     def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         rows, k, match, v, beta, *decays = step
@@ -152,13 +156,12 @@ def _gates(many: int, given: Sequence[Any], call: Call, dtype: torch.dtype) -> L
     if call.activation is not None:
         gate, beta = call.activation.gates(gk if g is None else g, beta)
         g, gk = (None, gate) if g is None else (gate, gk)
-    ready = [as_dtype(beta, dtype).reshape(many, beta.numel() // many if many else 1)]
-    if g is not None:
-        ready.append(as_dtype(g, dtype).reshape(many, 1, 1).exp())
-    if gk is not None:
-        ready.append(as_dtype(gk, dtype).reshape(many, gk.shape[-1], 1).exp())
-    if gv is not None:
-        ready.append(as_dtype(gv, dtype).reshape(many, 1, gv.shape[-1]).exp())
+    beta = beta if beta.dtype is dtype else beta.to(dtype)
+    ready = [beta.reshape(many, beta.numel() // many if many else 1)]
+    for decay, shape in ((g, (many, 1, 1)), (gk, (many, -1, 1)), (gv, (many, 1, -1))):
+        if decay is not None:
+            decay = decay if decay.dtype is dtype else decay.to(dtype)
+            ready.append(decay.reshape(shape).exp())
     return ready
 
 

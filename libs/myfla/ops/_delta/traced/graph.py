@@ -7,15 +7,13 @@ of what goes from one direction to the other, so it is one tensor, as large as a
 """
 
 import functools
-import math
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors
-from myfla.ops._delta.chunk.autograd import make_plan
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
-from myfla.ops._delta.chunk.residuals import APART, Residuals
+from myfla.ops._delta.chunk.plan import most_kept, plan_call
 from myfla.ops._delta.families.base import Family, Plan
 from myfla.ops._delta.version import op_name
 from myfla.utils.graph_op import custom_op, one_by_one
@@ -42,7 +40,7 @@ def _plan(family: Family, given: Tuple[Any, ...]) -> Tuple[List[torch.Tensor], O
     count = len(family.inputs)
     x, (state, cu_seqlens, scale, l2norm, dtype, out_dtype) = list(given[:count]), given[count : count + 6]
     sequences = x[0].shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    plan = make_plan(
+    plan = plan_call(
         family, x, scale, l2norm, cu_seqlens, sequences, family.graph_chunk(x), dtype, out_dtype, for_graph=True
     )
     return x, state, plan
@@ -57,8 +55,7 @@ def _kept_size(family: Family, given: Tuple[Any, ...]) -> Any:
         chunks = batch * ((tokens + chunk - 1) // chunk)
     else:
         chunks = tokens // chunk + cu_seqlens.shape[0] - 1
-    shapes = Residuals.each(family, chunk, key, value)
-    return chunks * heads * sum(math.prod(shape) for shape in shapes) + (16 + APART) * len(shapes) * heads
+    return most_kept(family, chunk, key, value, chunks, heads)
 
 
 def _make(family: Family) -> Tuple[Any, Any]:
