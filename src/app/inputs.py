@@ -7,6 +7,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 import torch
 
 from app.data import load_data, read_source
+from app.data.class_names import class_name
 from app.data.tables import column_names
 from app.errors import RunError, data_error
 from app.run_folder import overrides
@@ -99,7 +100,7 @@ def sets_to_judge(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[st
         raise data_error(who, "targets", f"must be {wanted} for each {steps}, as in the run", got)
     if spec.kind == "values":
         return sets
-    known = list(spec.names or ())
+    known = [class_name(name) for name in spec.names or ()]
     unknown = [name for name in names if name not in known]
     table = torch.tensor([known.index(name) if name in known else IGNORE - 1 for name in names])
     return [(name, _renumbered(part, table, unknown, known, who)) for name, part in sets]

@@ -37,6 +37,21 @@ def _labels() -> Dict[str, Any]:
     }
     cases.update(
         {
+            f"label {name}": (
+                {"a.csv": labelled(one, one, other, other)},
+                AUTO,
+                Want(plain, None, sorted([first, second]), {"a": first, "b": second}),
+            )
+            for name, one, other, first, second in (
+                ("True of pandas", "True", "False", "true", "false"),
+                ("TRUE of R", "TRUE", "FALSE", "true", "false"),
+                ("whole numbers written as fractions", "2.0", "1.0", "2", "1"),
+                ("numbers that are names", "1.00x", "01.0", "1.00x", "01.0"),
+            )
+        }
+    )
+    cases.update(
+        {
             "label empty": (
                 {"a.csv": labelled("", "", "up", "up")},
                 AUTO,

@@ -28,6 +28,11 @@ TS_CASES: Dict[str, Any] = {
         FOUND,
     ),
     "spaces around labels": (HEAD + "1,2:3,4: up \n5:6:\tdown\n", {}, FOUND),
+    "labels as pandas writes them": (
+        HEAD.replace("up down", "True False") + "1,2:3,4:True\n5:6:FALSE\n",
+        {},
+        Want([[[1, 3], [2, 4]], [[5, 6]]], None, ["true", "false"], targets=["true", "false"]),
+    ),
     "spaces in a line": (HEAD + "  1, 2 : 3,4:up\n5:6:down\n", {}, FOUND),
     "empty lines": (HEAD.replace("\n", "\n\n") + "\n1,2:3,4:up\n\n5:6:down\n\n", {}, FOUND),
     "one channel": (FLAT, {}, Want([[1, 2], [3]])),

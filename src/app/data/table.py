@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from app.data.check import warn_shared
+from app.data.class_names import class_name
 from app.data.long_rows import check_written
 from app.data.part import Part
 from app.data.row_parts import read_lists, read_wide
@@ -94,7 +95,7 @@ def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) ->
     found = {part.label_names[code] for part in parts if part.labels is not None
              for code in np.unique(part.labels).tolist() if code >= 0}
     check_written(tables[0].path, str(config.label), found)
-    return sorted(found, key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name))
+    return sorted(set(map(class_name, found)), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name))
 
 
 def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], groups: Dict[str, int]) -> SequenceSet:
@@ -106,7 +107,7 @@ def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], g
     flat: Any = None
     if part.labels is not None and classes is not None:
         place = {name: i for i, name in enumerate(classes)}
-        codes = np.array([*(place.get(name, IGNORE) for name in part.label_names), IGNORE], dtype=np.int64)
+        codes = np.array([*(place.get(class_name(name), IGNORE) for name in part.label_names), IGNORE], dtype=np.int64)
         flat = torch.from_numpy(codes[part.labels])  # -1, where there is none, is the last
     elif part.values is not None:
         flat = torch.from_numpy(part.values)

@@ -22,6 +22,7 @@ from typing import Any, List, NamedTuple, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from app.data.class_names import class_name
 from app.data.ts_header import Header, read_header, read_lines
 from app.errors import data_error
 from encoders.training.data.sequences import IGNORE, SequenceSet
@@ -107,8 +108,9 @@ def _label(who: str, word: str, header: Header, targets: bool) -> Any:
         if targets and (not math.isfinite(value) or abs(value) > LARGEST):
             raise data_error(who, "number after the last ':'", "must be finite in 32 bits", word[:40])
         return value
-    if word in header.classes:
-        return header.classes.index(word)
+    name = class_name(word)
+    if name in header.classes:
+        return header.classes.index(name)
     if not targets:
         return IGNORE
     hint = "a row without a label is for job=encode and job=predict" if word == "?" else ""

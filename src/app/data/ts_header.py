@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from app.data.class_names import class_name
 from app.errors import DataError, data_error
 
 __all__ = ["Header", "read_header", "read_lines"]
@@ -100,10 +101,11 @@ def _header(path: Path, found: Dict[str, List[str]]) -> Header:
                          " ".join(words), "or write '@targetLabel true' where the labels are numbers")
     if len(words) < 3:
         raise data_error(str(path), "@classLabel", "must name at least two classes", words[1:])
-    twice = [name for name in words[1:] if words[1:].count(name) > 1]
+    names = [class_name(word) for word in words[1:]]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise data_error(str(path), "@classLabel", "must name each class once", twice[0])
-    return Header("classes", words[1:], channels)
+    return Header("classes", names, channels)
 
 
 def _channels(path: Path, found: Dict[str, List[str]]) -> Optional[int]:
