@@ -1,17 +1,5 @@
-"""``python -m app`` and the command ``myfla``."""
+"""``python -m app``, and its entry for programs of your own."""
 
-import sys
-
-from app.shadows import shadowed
+from myfla_command import main
 
 __all__ = ["main"]
-
-
-def main() -> None:
-    """The command line; also the console script ``myfla``."""
-    problem = shadowed()
-    if problem is not None:
-        sys.exit(f"error: {problem}")
-    from app.command import run_command  # only now: it imports what could be somebody else's
-
-    run_command(sys.argv[1:])

@@ -167,3 +167,23 @@ def test_the_advertised_sweep_has_eight_legal_jobs():
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     flags = {(c.use_gate, c.use_short_conv, c.allow_neg_eigval) for c in (compose_app(job).encoder for job in jobs)}
     assert len(jobs) == len(flags) == 8
+
+
+@pytest.mark.parametrize("name", ["app", "cfg", "encoders", "myfla"])
+@pytest.mark.parametrize("form", ["{}.py", "{}/__init__.py"])
+def test_another_module_of_our_name_is_reported(tmp_path, name, form):
+    """By the console script, whatever the name; Python itself looks for `app` before anything of ours can run."""
+    other = tmp_path / form.format(name)
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("raise RuntimeError('this is somebody else')")
+    path = [str(tmp_path), str(ROOT / "src"), str(ROOT / "libs")]
+    message = (f"error: the package {name!r} must be the one of this application; got {other}, which has its name and "
+               "comes first; rename it, take its folder off PYTHONPATH, or use the command `myfla` in place of "
+               "`python -m app`")
+    commands = [("-c", f"import sys; sys.path[:1] = {path!r}; from myfla_command import main; main()", "--version")]
+    if name != "app":
+        commands.append(("-c", f"import sys, runpy; sys.path[:1] = {path!r}; sys.argv = ['app', '--version']; "
+                         "runpy.run_module('app', run_name='__main__')"))
+    for command in commands:
+        done = run_python(tmp_path, *command)
+        assert done.returncode == 1 and done.stderr.strip() == message and not done.stdout

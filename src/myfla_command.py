@@ -1,12 +1,26 @@
-"""Other modules with the names of ours: reported before one of them is used by mistake."""
+"""The console script ``myfla``.
 
+A module of its own, so that it can tell where Python would import another ``app`` than ours: ``python -m app`` cannot.
+"""
+
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Optional, Sequence
 
-__all__ = ["shadowed"]
+__all__ = ["main", "shadowed"]
 
-OURS = ("cfg", "encoders", "myfla")
+OURS = ("app", "cfg", "encoders", "myfla")
+
+
+def main() -> None:
+    """The command line; ends the process with a message where a module of somebody else has the name of one of ours."""
+    problem = shadowed()
+    if problem is not None:
+        sys.exit(f"error: {problem}")
+    from app.command import run_command  # only now: it imports what could be somebody else's
+
+    run_command(sys.argv[1:])
 
 
 def shadowed(names: Sequence[str] = OURS) -> Optional[str]:
@@ -16,7 +30,7 @@ def shadowed(names: Sequence[str] = OURS) -> Optional[str]:
         >>> shadowed() is None
         True
     """
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parent
     for name in names:
         spec = find_spec(name)
         origin = None if spec is None else spec.origin
@@ -25,7 +39,8 @@ def shadowed(names: Sequence[str] = OURS) -> Optional[str]:
         if origin is None or Path(origin).resolve().parents[1] not in _roots(here):
             found = origin or ", ".join(spec.submodule_search_locations or ())
             return (f"the package {name!r} must be the one of this application; got {found}, which has its name and "
-                    "comes first; run the command `myfla` from another folder, or rename it")
+                    "comes first; rename it, take its folder off PYTHONPATH, or use the command `myfla` in place of "
+                    "`python -m app`")
     return None
 
 
