@@ -95,7 +95,8 @@ def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) ->
     found = {part.label_names[code] for part in parts if part.labels is not None
              for code in np.unique(part.labels).tolist() if code >= 0}
     check_written(tables[0].path, str(config.label), found)
-    return sorted(set(map(class_name, found)), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name))
+    names = set(map(class_name, found))
+    return sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name))
 
 
 def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], groups: Dict[str, int]) -> SequenceSet:
