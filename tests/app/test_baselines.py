@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.baselines.linear import logistic_regression, ridge_regression
-from app.baselines.measure import measure_baselines
+from app.baselines.measure import better, measure_baselines
 from app.baselines.rocket import padded
 from app.jobs import run_job
 from app_runs import QUICK, compose_app
@@ -149,3 +149,15 @@ def test_they_can_be_left_out(tmp_path):
     run_job(compose_app([*QUICK, "job.baselines=false", "job.refit=false", "trainer.max_epochs=1"]), tmp_path)
     assert "baselines" not in json.loads((tmp_path / "metrics.json").read_text())
     assert "Beside simple methods" not in (tmp_path / "report.html").read_text()
+
+
+@cases(case=[("classes", "accuracy"), ("values", "rmse")])
+def test_a_tie_is_not_a_win(case):
+    kind, figure = case
+    exact = 25 / 28
+    own = float(torch.tensor(exact, dtype=torch.float32))
+    assert own != exact
+    for value in (own, exact, own * (1 - 1e-8), own * (1 + 1e-8)):
+        assert better({"simple": {figure: value}}, own, kind) == []
+    ahead, behind = (exact + 0.01, exact - 0.01) if kind == "classes" else (exact - 0.01, exact + 0.01)
+    assert better({"a": {figure: behind}, "b": {figure: ahead}}, own, kind) == [("b", ahead)]

@@ -64,15 +64,15 @@ def measure_baselines(train: Prepared, test: Prepared, task: TaskSpec,
 
 
 def better(found: Dict[str, Dict[str, float]], own: float, kind: str) -> List[Tuple[str, float]]:
-    """The methods that do better than ``own``, the best first.
+    """The methods that do better than ``own``, the best first; by more than the rounding of 32 bits.
 
     Example:
         >>> better({"a": {"accuracy": 0.5}, "b": {"accuracy": 0.9}, "c": {"accuracy": 0.8}}, 0.7, "classes")
         [('b', 0.9), ('c', 0.8)]
     """
-    sign = -1 if kind == "classes" else 1
+    sign, margin = -1 if kind == "classes" else 1, 1e-6 * abs(own)
     ahead = [(name, figures[FIGURE[kind][0]]) for name, figures in found.items()
-             if sign * figures[FIGURE[kind][0]] < sign * own]
+             if sign * figures[FIGURE[kind][0]] < sign * own - margin]
     return sorted(ahead, key=lambda one: sign * one[1])
 
 
