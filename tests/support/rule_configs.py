@@ -51,7 +51,7 @@ def draw(seed: int) -> Config:
     K, V = choose.choice(sizes), choose.choice(sizes)
     H = choose.choice((1, 1, 2, 3))
     HV = H * (choose.choice((1, 1, 2, 3)) if kind != "dplr" else 1)
-    T = choose.choice((0, 1, 1, 2, 3, 5, 15, 16, 17, 31, 32, 33, 40))
+    T = choose.choice((0, 1, 1, 2, 3, 5, 15, 16, 17, 31, 32, 33, 40, 140, 300))  # a state is kept every 128
     B, cu = choose.choice((1, 2, 3)), None
     if choose.random() < 0.4:
         cuts = sorted(choose.randint(0, T) for _ in range(choose.randint(0, 4)))

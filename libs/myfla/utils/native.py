@@ -15,9 +15,10 @@ from torch.autograd import forward_ad
 
 from myfla.utils.tracing import compiling, tracing
 
-__all__ = ["INTERFACE", "are_dense", "graph_takes_native", "missing_native", "native", "native_level", "why_not_native"]
+__all__ = ["INTERFACE", "are_dense", "graph_takes_native", "missing_native", "native", "native_level", "native_package",
+           "why_not_native"]  # fmt: skip
 
-INTERFACE = 2
+INTERFACE = 3
 """What these files can call. A `myfla_native` with another number is left alone."""
 
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -104,6 +105,11 @@ def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:
 def missing_native() -> Optional[str]:
     """Why there are no compiled kernels in this process, or None; not looked for while a compiler records."""
     return None if compiling() else _installed()[1]
+
+
+def native_package() -> Any:
+    """The package whatever a call is, for the shapes of a recorded one; only where there are kernels."""
+    return _installed()[0]
 
 
 def native_level() -> str:

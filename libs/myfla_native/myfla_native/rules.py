@@ -11,14 +11,15 @@ import torch
 
 from myfla_native.library import DTYPES, declare, threads
 
-__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "declines", "forward", "step"]
+__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "declines", "forward", "kept_size", "step"]
 
 GATED, KDA, DPLR = 0, 1, 2
 """One decay for a head, one for each key channel, and the diagonal-plus-low-rank rule (RWKV-7)."""
 
-_CALL = Struct("=12qd72q")  # mn_rule
+_CALL = Struct("=12qd78q")  # mn_rule
 _GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
 _NONE = (0,) * 6
+_KEPT = 128  # MN_KEPT
 _forward = declare("mn_rule_forward", "p")
 _backward = declare("mn_rule_backward", "p")
 _step = declare("mn_rule_step", "p")
@@ -74,26 +75,34 @@ def forward(
         want_final: make final states if there is no room for them.
 
     Returns:
-        o ``[B, T, HV, V]``; the final states, or None; what `backward` needs ``[B, T, HV, V]``, or None.
+        o ``[B, T, HV, V]``; the final states, or None; what `backward` needs, `kept_size` float32, or None.
     """
     v = inputs.v
     o = _empty(v.shape, dtype=out_dtype or v.dtype)
-    error = _empty(v.shape, dtype=torch.float32) if keep else None
+    kept = _empty((kept_size(rule, inputs),), dtype=torch.float32) if keep else None
     rule = _packed(rule)
     if final is None and want_final:
         final = _empty(_state_shape(rule, inputs), dtype=torch.float32)
-    _forward(_call(rule, inputs, initial_state, final, o, error))
-    return o, final, error
+    _forward(_call(rule, inputs, initial_state, final, o, kept))
+    return o, final, kept
+
+
+def kept_size(rule: Rule, inputs: Inputs) -> int:
+    """How many float32 a forward keeps: what each token corrects ``[B, T, HV, V]``, and states."""
+    v, cu = inputs.v, rule.cu_seqlens
+    batch, tokens, heads, value = v.shape
+    slots = batch * (tokens // _KEPT) if cu is None else tokens // _KEPT + cu.shape[0] - 1
+    return heads * value * (batch * tokens + slots * inputs.k.shape[3])
 
 
 def backward(
-    rule: Rule, inputs: Inputs, initial_state: Optional[torch.Tensor], error: torch.Tensor, do: Optional[torch.Tensor],
+    rule: Rule, inputs: Inputs, initial_state: Optional[torch.Tensor], kept: torch.Tensor, do: Optional[torch.Tensor],
     dfinal: Optional[torch.Tensor],
 ) -> Tuple[List[Optional[torch.Tensor]], torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Gradients of `forward`.
 
     Args:
-        rule, inputs, initial_state, error: as there, and what it kept.
+        rule, inputs, initial_state, kept: as there, and what it kept.
         do, dfinal: gradients of its results; None counts as zero.
 
     Returns:
@@ -111,7 +120,7 @@ def backward(
     for x in gates:
         words += _NONE if x is None else (x.data_ptr(), x.stride(0), 0, x.stride(1), 0, 0)
     words += _state(dinitial)
-    _backward(_call(rule, inputs, initial_state, None, None, error) + _GRADIENTS.pack(*words))
+    _backward(_call(rule, inputs, initial_state, None, None, kept) + _GRADIENTS.pack(*words))
     dA_log, ddt_bias = (None if x is None else x.sum(0) for x in gates)
     return grads, dinitial, dA_log, ddt_bias
 
@@ -138,7 +147,7 @@ def step(
     _step(_CALL.pack(
         kind, rows, 1, groups, heads, key, value, 0, l2norm, A_log is not None, beta_scale, threads(), scale,
         *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
-        *_vector(A_log), *_vector(dt_bias), *_state(state), *_state(final), *_tensor(o), *_NONE,
+        *_vector(A_log), *_vector(dt_bias), *_state(state), *_state(final), *_tensor(o), *_NONE, *_NONE,
     ))  # fmt: skip
     return o
 
@@ -167,18 +176,22 @@ def _state_shape(rule: Rule, inputs: Inputs) -> Tuple[int, int, int, int]:
 
 def _call(
     rule: Rule, inputs: Inputs, initial: Optional[torch.Tensor], final: Optional[torch.Tensor],
-    o: Optional[torch.Tensor], error: Optional[torch.Tensor],
+    o: Optional[torch.Tensor], kept: Optional[torch.Tensor],
 ) -> bytes:
     """An ``mn_rule``."""
     q, k, v, g, beta, b = inputs
     _, tokens, groups, key = q.shape
     heads, value = v.shape[2:]
-    cu = rule.cu_seqlens
+    cu, error, states = rule.cu_seqlens, _NONE, _NONE
+    if kept is not None:
+        row, token, state, first = tokens * heads * value, heads * value, key * value, kept.data_ptr()
+        error = (first, row, token, value, 1, 0)
+        states = (first + 4 * v.shape[0] * row, heads * state, value, state, 1, 0)
     return _CALL.pack(
         rule.kind, v.shape[0] if cu is None else cu.numel() - 1, tokens, groups, heads, key, value,
         0 if cu is None else cu.data_ptr(), rule.l2norm, rule.A_log is not None, rule.beta_scale, threads(), rule.scale,
         *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
-        *_vector(rule.A_log), *_vector(rule.dt_bias), *_state(initial), *_state(final), *_tensor(o), *_tensor(error),
+        *_vector(rule.A_log), *_vector(rule.dt_bias), *_state(initial), *_state(final), *_tensor(o), *error, *states,
     )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def conv_layer_step(
         v.x.data_ptr(), values, values, V, 1, dtype,
         *(_NONE if g is None else (g.data_ptr(), HV, HV, 1, 0, DTYPES[g.dtype])),
         beta.data_ptr(), HV, HV, 1, 0, DTYPES[beta.dtype], *_NONE, *_vector(A_log), *_vector(dt_bias),
-        state.data_ptr(), size, V, K * V, 1, 0, final.data_ptr(), size, V, K * V, 1, 0, *_NONE, *_NONE,
+        state.data_ptr(), size, V, K * V, 1, 0, final.data_ptr(), size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
     ) + _LAYER.pack(
         *words, q.state.shape[2], DTYPES[q.weight.dtype], 0 if q.bias is None else DTYPES[q.bias.dtype],
         0 if gate is None else gate.data_ptr(), GATES[activation], 0 if weight is None else weight.data_ptr(),
@@ -136,7 +136,7 @@ def rwkv7_layer_step(
         DPLR, N, 1, H, H, K, V, 0, False, False, 0, threads(), 1.0,
         r.data_ptr(), keys, keys, K, 1, dtype, k.data_ptr(), keys, keys, K, 1, dtype,
         v.data_ptr(), values, values, V, 1, dtype, *_NONE, *_NONE, *_NONE, *_NONE, *_NONE,
-        state.data_ptr(), size, V, K * V, 1, 0, final.data_ptr(), size, V, K * V, 1, 0, *_NONE, *_NONE,
+        state.data_ptr(), size, V, K * V, 1, 0, final.data_ptr(), size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
     ) + _RWKV7.pack(
         w.data_ptr(), a.data_ptr(), gate.data_ptr(), 0 if v_first is None else v_first.data_ptr(),
         0 if v_gate is None else v_gate.data_ptr(), dtype, k_k.data_ptr(), k_a.data_ptr(), r_k.data_ptr(),

@@ -128,8 +128,8 @@ class _Rule(torch.autograd.Function):
     def forward(ctx, rules, call, *tensors):
         *x, A_log, dt_bias, state = tensors
         rule = _rule(rules, call, A_log, dt_bias)
-        o, final, error = rules.forward(rule, _inputs(rules, tuple(x)), state, out_dtype=call.out_dtype, keep=True)
-        ctx.save_for_backward(*tensors, error)
+        o, final, kept = rules.forward(rule, _inputs(rules, tuple(x)), state, out_dtype=call.out_dtype, keep=True)
+        ctx.save_for_backward(*tensors, kept)
         # what is saved must not be held by the call as well
         ctx.rules, ctx.call = rules, call._replace(x=(), initial_state=None)
         ctx.set_materialize_grads(False)
@@ -137,7 +137,7 @@ class _Rule(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, do, dfinal):
-        *tensors, error = ctx.saved_tensors
+        *tensors, kept = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
         if do is None and dfinal is None:
             return (None,) * (2 + len(tensors))
@@ -145,7 +145,7 @@ class _Rule(torch.autograd.Function):
             return (None, None, *backward_through(_plain(ctx.call), tensors, needs, [do, dfinal]))
         *x, A_log, dt_bias, state = tensors
         rule, inputs = _rule(ctx.rules, ctx.call, A_log, dt_bias), _inputs(ctx.rules, tuple(x))
-        grads, dstate, dA_log, ddt_bias = ctx.rules.backward(rule, inputs, state, error, do, dfinal)
+        grads, dstate, dA_log, ddt_bias = ctx.rules.backward(rule, inputs, state, kept, do, dfinal)
         q, k, v, g, beta, b = grads
         of_x = (q, k, v, g, beta) if len(x) == 5 else (q, k, v, beta, b, g)
         found = (*of_x, dA_log, ddt_bias, dstate)

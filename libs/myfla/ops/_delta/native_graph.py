@@ -14,7 +14,7 @@ from myfla.ops._delta.native import NATIVE, erasing_nothing
 from myfla.ops._delta.version import op_name
 from myfla.utils.autograd import records
 from myfla.utils.graph_op import custom_op, one_by_one, takes_graph_ops
-from myfla.utils.native import graph_takes_native, native
+from myfla.utils.native import graph_takes_native, native_package
 
 __all__ = ["native_graph_problem", "run_native_graph"]
 
@@ -52,30 +52,31 @@ def run_native_graph(call: Call) -> Result:
 
 
 def _rule(kind: str, scale: float, l2norm: bool, cu_seqlens: Optional[torch.Tensor]) -> Tuple[Any, Any]:
-    rules = native().rules
+    rules = native_package().rules
     return rules, rules.Rule(getattr(rules, kind), scale, l2norm, None, None, 0, cu_seqlens)
 
 
 def _forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     kind, q, k, v, g, beta, b, state, cu_seqlens, scale, l2norm, out_dtype, keep = given
     rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
-    o, final, error = rules.forward(rule, rules.Inputs(q, k, v, g, beta, b), state, out_dtype=out_dtype, keep=keep)
-    return o, final, v.new_empty(0, dtype=torch.float32) if error is None else error
+    o, final, kept = rules.forward(rule, rules.Inputs(q, k, v, g, beta, b), state, out_dtype=out_dtype, keep=keep)
+    return o, final, v.new_empty(0, dtype=torch.float32) if kept is None else kept
 
 
 def _backward(*given: Any) -> List[torch.Tensor]:
-    kind, q, k, v, g, beta, b, state, cu_seqlens, scale, l2norm, _, error, do, dfinal = given
+    kind, q, k, v, g, beta, b, state, cu_seqlens, scale, l2norm, _, kept, do, dfinal = given
     rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
-    grads, dstate, _, _ = rules.backward(rule, rules.Inputs(q, k, v, g, beta, b), state, error, do, dfinal)
+    grads, dstate, _, _ = rules.backward(rule, rules.Inputs(q, k, v, g, beta, b), state, kept, do, dfinal)
     return [dx for dx in grads if dx is not None] + ([] if state is None else [dstate.to(state.dtype)])
 
 
 def _shapes_forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _, _, k, v, _, _, _, _, cu_seqlens, _, _, out_dtype, keep = given
+    kind, q, k, v, g, beta, b, _, cu_seqlens, scale, l2norm, out_dtype, keep = given
+    rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
     rows = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     final = v.new_empty((rows, v.shape[2], k.shape[3], v.shape[3]), dtype=torch.float32)
-    error = v.new_empty(v.shape if keep else (0,), dtype=torch.float32)
-    return v.new_empty(v.shape, dtype=out_dtype), final, error
+    kept = rules.kept_size(rule, rules.Inputs(q, k, v, g, beta, b)) if keep else 0
+    return v.new_empty(v.shape, dtype=out_dtype), final, v.new_empty(kept, dtype=torch.float32)
 
 
 def _shapes_backward(*given: Any) -> List[torch.Tensor]:
@@ -89,8 +90,8 @@ def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -
 
 
 def _differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> Any:
-    *tensors, error = ctx.saved_tensors
-    found = iter(OPS[1](ctx.kind, *tensors, *ctx.options, error, do, dfinal))
+    *tensors, kept = ctx.saved_tensors
+    found = iter(OPS[1](ctx.kind, *tensors, *ctx.options, kept, do, dfinal))
     grads = [None if x is None else next(found) for x in tensors[:-1]]
     return (None, *grads, None, None, None, None, None)
 
@@ -101,7 +102,7 @@ def _make() -> Tuple[Any, Any]:
     )
     backward = custom_op(
         op_name("native_rule_backward"), _backward, mutates_args=(),
-        schema=f"({_SCHEMA}, Tensor error, Tensor do, Tensor dfinal) -> Tensor[]",
+        schema=f"({_SCHEMA}, Tensor kept, Tensor do, Tensor dfinal) -> Tensor[]",
     )  # fmt: skip
     forward.register_fake(_shapes_forward)
     backward.register_fake(_shapes_backward)

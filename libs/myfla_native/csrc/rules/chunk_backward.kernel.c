@@ -1,201 +1,160 @@
-/* Backward of the gated delta rule, C = MN_TOKENS tokens at a time, in products of matrices.
+/* Backward of the gated delta rule, C tokens at a time, in products of matrices.
  *
  * Within a chunk, with D_ij = d_{j+1} ... d_i for j <= i, rise_i = d_1 ... d_i, fall_j = D_Cj, the states S before and
- * the gradient G_S of the state after it:
+ * the gradient G of the state after it, q with its scale:
  *
  *     P = D (q k^T),  N = D (k k^T) below the diagonal                                 C x C
- *     du = P^T go + fall k G_S;   x = beta lambda,  lambda_i = du_i - sum_{j>i} N_ji x_j;   dv = x, dbeta = lambda e
+ *     du = P^T go + fall k G;   x = beta lambda,  lambda_i = du_i - sum_{j>i} N_ji x_j;   dv = x, dbeta = lambda e
  *     dP = D (go u^T),  dN = -D (x u^T);   dq = rise S go + dP k
- *     dk = -rise S x + dN k + fall G_S u + dP^T q + dN^T k;   G_S <- d_1 ... d_C G_S + (rise q)^T go - (rise k)^T x
+ *     dk = -rise S x + fall G u + dP^T q + (dN + dN^T) k;   G <- d_1 ... d_C G + (rise q)^T go - (rise k)^T x
  *
  * Gradients of channels are computed transposed, so that the states are read as they lie. Every term of a log decay's
  * gradient has that decay as a factor: none of them cancel, however strong the decay. */
-#include "rules/gradients.h"
-#include "rules/products.h"
-#include "rules/token_job.h"
+#include "rules/chunk_products.h"
+#include "rules/walk_back.h"
 
-enum { C = MN_TOKENS };
-
-typedef struct {
-    block of;              /* of.go [2C, Vp]: go over -x */
-    float *qk;             /* [Kp, 2C] */
-    float *rising, *fallk; /* [2C, Kp] rise q over rise k; [C, Kp] */
-    float *out, *u;        /* [Vp, 2C] go, -x; [Vp, C] */
-    float *reads, *writes; /* [Kp, 2C] gradients by what reads the state; [Kp, C] by what writes it */
-    float *du;             /* [C, Vp] */
-    float D[C * C], P[C * C], N[C * C], dP[C * C], dN[C * C], pairs[2 * C * C];
-    float rise[C], fall[C];
-} chunk;
-
-/* Products of decays, and the keys as they reach the chunk's end. */
-MN_INLINE void decays(chunk *x, int64_t Kp) {
-    const float *d = x->of.in.decay;
-    for (int i = 0; i < C; i++) {
-        x->rise[i] = i ? x->rise[i - 1] * d[i] : d[0];
-        for (int j = 0; j < C; j++) x->D[i * C + j] = j < i ? x->D[(i - 1) * C + j] * d[i] : j == i;
+/* P and N from the products of rows. */
+MN_INLINE void decay_scores(chunk *x, float scale) {
+    for (int i = 0; i < C * C; i += MN_W) {
+        vf D = vf_load(x->D + i);
+        vf_store(x->PN + i, vf_load(x->PN + i) * D * scale);
+        vf_store(x->PN + C * C + i, vf_load(x->PN + C * C + i) * D);
     }
-    memcpy(x->fall, x->D + (C - 1) * C, sizeof x->fall);
-    for (int i = 0; i < C; i++)
-        for (int64_t j = i * Kp; j < (i + 1) * Kp; j += MN_W)
-            vf_store(x->fallk + j, vf_load(x->of.in.k + j) * x->fall[i]);
+    for (int i = 0; i < C; i++) x->PN[C * C + i * C + i] = 0;
 }
 
-/* x and what becomes of it. */
-MN_INLINE void solve(chunk *x, int64_t Vp) {
-    block *b = &x->of;
-    for (int i = C - 1; i >= 0; i--) {
-        vf strength = {0};
-        for (int64_t j = 0; j < Vp; j += MN_W) {
-            vf lambda = vf_load(x->du + i * Vp + j);
-            for (int l = i + 1; l < C; l++) lambda -= vf_load(b->dv + l * Vp + j) * x->N[l * C + i];
-            strength += lambda * vf_load(b->error + i * Vp + j);
-            vf solution = lambda * b->in.beta[i];
-            vf_store(b->dv + i * Vp + j, solution);
-            vf_store(b->go + (C + i) * Vp + j, -solution);
-        }
-        b->dbeta[i] = mn_sum(strength);
-    }
-}
-
-/* Gradients of the log decays: each of all the terms that its decay is a factor of. */
-MN_INLINE void log_decays(chunk *x, const float *of_rise, const float *of_fall, float of_last) {
-    float column[C] = {0}, fallen[C] = {0}, risen = 0;
-    for (int t = 1; t < C; t++) fallen[t] = fallen[t - 1] + of_fall[t - 1];
+/* What gradients of P and N add to those of the log decays: a term of row i and column j to those from j + 1 to i. And
+ * the gradients themselves, as products take them. */
+MN_INLINE void undecay_scores(chunk *x, float scale) {
+    vf below[C / MN_W] = {{0}};
+    float dP[C * C], dN[C * C], turned[C * C];
     for (int t = C - 1; t >= 0; t--) {
-        float sum = 0;
-        risen += of_rise[t];
-        for (int j = 0; j < C; j++) {
-            column[j] += x->dP[t * C + j] * x->P[t * C + j] + x->dN[t * C + j] * x->N[t * C + j];
-            if (j < t) sum += column[j];
+        vf sum = {0};
+        for (int j = 0; j < C / MN_W; j++) {
+            int at = t * C + j * MN_W;
+            vf D = vf_load(x->D + at), of_P = vf_load(x->dPN + at), of_N = -vf_load(x->dPN + C * C + at);
+            below[j] += of_P * vf_load(x->PN + at) + of_N * vf_load(x->PN + C * C + at);
+            sum += below[j] * vf_load(ONES_BEFORE + C - t + j * MN_W);
+            vf_store(dP + at, of_P * D * scale);
+            vf_store(dN + at, of_N * D);
         }
-        x->of.ddecay[t] = sum + risen + fallen[t] + of_last;
+        vf_store(x->parts + t * MN_W, sum);
+        dN[t * C + t] = 0;
     }
-}
-
-static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp) {
-    block *b = &x->of;
-    const float *q = b->in.q, *k = b->in.k;
-    decays(x, Kp);
-    float last = x->rise[C - 1];
-    mn_transpose(q, Kp, C, Kp, x->qk, 2 * C);
-    mn_transpose(k, Kp, C, Kp, x->qk + C, 2 * C);
-    mn_product(C, C, Kp, q, Kp, 1, x->qk + C, 2 * C, x->P, C, 0);
-    mn_product(C, C, Kp, k, Kp, 1, x->qk + C, 2 * C, x->N, C, 0);
-    for (int i = 0; i < C; i++) {
-        for (int j = 0; j < C; j++) x->P[i * C + j] *= x->D[i * C + j];
-        for (int j = 0; j < C; j++) x->N[i * C + j] *= j < i ? x->D[i * C + j] : 0;
-        for (int64_t j = i * Kp; j < (i + 1) * Kp; j += MN_W) {
-            vf_store(x->rising + j, vf_load(q + j) * x->rise[i]);
-            vf_store(x->rising + C * Kp + j, vf_load(k + j) * x->rise[i]);
-        }
-    }
-    mn_product(C, Vp, Kp, x->fallk, Kp, 1, G, Vp, x->du, Vp, 0);
-    mn_product(C, Vp, C, x->P, 1, C, b->go, Vp, x->du, Vp, 1);
-    solve(x, Vp);
-
-    mn_transpose(b->go, Vp, 2 * C, Vp, x->out, 2 * C);
-    mn_transpose(b->u, Vp, C, Vp, x->u, C);
-    mn_product(C, 2 * C, Vp, b->u, Vp, 1, x->out, 2 * C, x->pairs, 2 * C, 0);
-    mn_transpose(x->pairs, 2 * C, C, C, x->dP, C);
-    mn_transpose(x->pairs + C, 2 * C, C, C, x->dN, C);
-
-    float of_rise[2 * C] = {0}, of_fall[C] = {0}, of_last = 0;
-    mn_product(Kp, 2 * C, Vp, S, Vp, 1, x->out, 2 * C, x->reads, 2 * C, 0);
-    mn_product(Kp, C, Vp, G, Vp, 1, x->u, C, x->writes, C, 0);
-    for (int64_t i = 0; i < Kp; i++) {
-        float *reads = x->reads + i * 2 * C, *writes = x->writes + i * C, *qk = x->qk + i * 2 * C;
-        for (int j = 0; j < 2 * C; j++) {
-            reads[j] *= x->rise[j % C];
-            of_rise[j] += reads[j] * qk[j];
-        }
-        for (int j = 0; j < C; j++) {
-            writes[j] *= x->fall[j];
-            of_fall[j] += writes[j] * qk[C + j];
-        }
-    }
-    vf inner = {0};
-    for (int64_t i = 0; i < Kp * Vp; i += MN_W) inner += vf_load(S + i) * vf_load(G + i);
-    of_last = mn_sum(inner) * last;
-    for (int j = 0; j < C; j++) of_rise[j] += of_rise[C + j];
-    log_decays(x, of_rise, of_fall, of_last);
-
+    for (int i = 0; i < C; i += MN_W) vf_store(x->ddecay + i, mn_sums(x->parts + i * MN_W, MN_W));
+    mn_transpose(dP, C, C, C, x->mix, 3 * C);
+    mn_transpose(dN, C, C, C, turned, C);
     for (int i = 0; i < C; i++)
-        for (int j = 0; j < C; j++) {
-            x->dP[i * C + j] *= x->D[i * C + j];
-            x->dN[i * C + j] *= j < i ? x->D[i * C + j] : 0;
+        for (int j = 0; j < C; j += MN_W) {
+            vf_store(x->mix + i * 3 * C + C + j, vf_load(dP + i * C + j));
+            vf_store(x->mix + i * 3 * C + 2 * C + j, vf_load(dN + i * C + j) + vf_load(turned + i * C + j));
         }
-    mn_transpose(x->dP, C, C, C, x->pairs, 2 * C);
-    mn_transpose(x->dN, C, C, C, x->pairs + C, 2 * C);
-    mn_product(Kp, 2 * C, C, k, 1, Kp, x->pairs, 2 * C, x->reads, 2 * C, 1);
-    mn_product(Kp, C, C, q, 1, Kp, x->dP, C, x->writes, C, 1);
-    mn_product(Kp, C, C, k, 1, Kp, x->dN, C, x->writes, C, 1);
-    for (int64_t i = 0; i < Kp; i++)
-        for (int j = 0; j < C; j++) x->writes[i * C + j] += x->reads[i * 2 * C + C + j];
-    mn_transpose(x->reads, 2 * C, Kp, C, b->dq, Kp);
-    mn_transpose(x->writes, C, Kp, C, b->dk, Kp);
-    mn_product(Kp, Vp, 2 * C, x->rising, 1, Kp, b->go, Vp, G, Vp, last);
 }
 
-/* The rest of a chunk whose sequence ends in it: tokens that change nothing. */
-MN_INLINE void complete(chunk *x, int64_t n, int64_t Kp, int64_t Vp) {
-    block *b = &x->of;
-    mn_zero(b->in.q + n * Kp, (C - n) * Kp);
-    mn_zero(b->in.k + n * Kp, (C - n) * Kp);
-    mn_zero(b->go + n * Vp, (C - n) * Vp);
-    mn_zero(b->error + n * Vp, (C - n) * Vp);
-    mn_zero(b->u + n * Vp, (C - n) * Vp);
-    for (int64_t t = n; t < C; t++) b->in.decay[t] = 1, b->in.beta[t] = 0;
+/* Everything of a chunk whose rows and gates are there: x, dqk, dbeta, ddecay; G moves on. */
+static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp, float scale) {
+    scores(x->qk, 2 * C, C, Kp, x->PN);
+    decay_scores(x, scale);
+    solve(x, G, Kp, Vp);
+    mn_transpose(x->go, Vp, C, Vp, x->out, 3 * C);
+    mn_transpose(x->x, Vp, C, Vp, x->out + C, 3 * C);
+    mn_transpose(x->error, Vp, C, Vp, x->out + 2 * C, 3 * C);
+    times_columns(x->out + 2 * C, Vp, 3 * C, x->beta);
+    scores(x->out, 3 * C, 2 * C, Vp, x->dPN);
+    undecay_scores(x, scale);
+
+    float rises[2 * C], rising[CHANNELS * 2 * C], last = x->rise[C - 1], risen[C], fallen[C];
+    vf inner = {0}, rise[C / MN_W] = {{0}}, fall[C / MN_W] = {{0}};
+    for (int i = 0; i < C; i++) rises[i] = x->rise[i] * scale, rises[C + i] = -x->rise[i];
+    for (int64_t i = 0; i < Kp; i += CHANNELS, S += CHANNELS * Vp, G += CHANNELS * Vp) {
+        const float *qk = x->qk + i * 2 * C;
+        for (int j = 0; j < C / MN_W; j++)
+            gradients_of_channels(x, S, G, Vp, qk, x->dqk + i * 2 * C, rises, j * MN_W, &rise[j], &fall[j]);
+        for (int r = 0; r < CHANNELS * 2 * C; r += MN_W)
+            vf_store(rising + r, vf_load(qk + r) * vf_load(rises + r % (2 * C)));
+        update(G, G, last, rising, x->go, x->x, Vp, S, &inner, 1);
+    }
+    for (int j = 0; j < C / MN_W; j++) vf_store(risen + j * MN_W, rise[j]), vf_store(fallen + j * MN_W, fall[j]);
+    float before = mn_sum(inner) * last, after = 0;
+    for (int t = 0; t < C; t++) x->ddecay[t] += before, before += fallen[t];
+    for (int t = C - 1; t >= 0; t--) x->ddecay[t] += after += risen[t];
 }
 
-static void rows_of_state(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V, int put) {
-    int64_t Kp = mn_whole(K), Vp = mn_whole(V), place = mn_place(x, n, 0, head);
-    if (!put && (!x->at || K < Kp)) mn_zero(S, Kp * Vp);
-    for (int64_t i = 0; x->at && i < K; i++) {
-        if (put) mn_scatter(x, place + i * x->token, S + i * Vp, V, x->channel);
-        else mn_gather(S + i * Vp, x, place + i * x->token, V, x->channel);
+/* Gradients of rows as they came, from those of rows of length one, T and dT [Kp, 2C]. */
+MN_INLINE void put_columns(chunk *x, const mn_tensor *to, mn_part at, int64_t head, const mn_rule *c, const float *dT,
+                           const float *T, const float *unit) {
+    int64_t Kp = mn_whole(c->K);
+    float raw[MN_W * MN_W];
+    for (int j = 0; j < C; j += MN_W) {
+        vf sum[4] = {{0}}, factor = vf_load(unit + j);
+        for (int64_t i = 0; c->l2norm && i < Kp; i += 4)
+            for (int m = 0; m < 4; m++) sum[m] += vf_load(dT + (i + m) * 2 * C + j) * vf_load(T + (i + m) * 2 * C + j);
+        vf along = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        for (int64_t i = 0; i < Kp; i += MN_W) {
+            for (int m = 0; m < MN_W; m++) {
+                int64_t from = (i + m) * 2 * C + j;
+                vf_store(raw + m * MN_W, (vf_load(dT + from) - vf_load(T + from) * along) * factor);
+            }
+            mn_transpose(raw, MN_W, MN_W, MN_W, x->row + j * Kp + i, Kp);
+        }
+    }
+    for (int64_t t = 0; t < at.count; t++) mn_put(to, at.row, at.first + t, head, x->row + t * Kp, c->K);
+}
+
+static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *G, float *sums,
+                 double *gate) {
+    chunk *x = block;
+    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = at.head / group;
+    int64_t row = at.row, first = at.first, n = at.count, part = at.head % group;
+    expect(&g->dv, row, first, at.head, c->V, 1);
+    if (part + 1 == group) expect(&g->dq, row, first, query, c->K, 1), expect(&g->dk, row, first, query, c->K, 1);
+    decays(x, c, row, first, n, at.head);
+    take(x->go, &g->go, row, first, n, at.head, c->V, -C);
+    take(x->error, &c->error, row, first, n, at.head, c->V, -C);
+    take_columns(x, x->qk, x->q_unit, &c->q, row, first, n, query, c, -C);
+    take_columns(x, x->qk + C, x->k_unit, &c->k, row, first, n, query, c, -C);
+    if (c->l2norm) times_columns(x->qk, Kp, 2 * C, x->q_unit), times_columns(x->qk + C, Kp, 2 * C, x->k_unit);
+    one_chunk(x, S, G, Kp, Vp, (float)c->scale);
+    for (int64_t i = 0; part && i < Kp * 2 * C; i += MN_W) vf_store(x->dqk + i, vf_load(x->dqk + i) + vf_load(sums + i));
+    if (part + 1 < group) memcpy(sums, x->dqk, (size_t)(Kp * 2 * C) * sizeof *sums);
+    else {
+        put_columns(x, &g->dq, at, query, c, x->dqk, x->qk, x->q_unit);
+        put_columns(x, &g->dk, at, query, c, x->dqk + C, x->qk + C, x->k_unit);
+    }
+    for (int64_t t = 0; t < n; t++) {
+        mn_put(&g->dv, row, first + t, at.head, x->x + t * Vp, c->V);
+        if (g->dg.at) mn_put_decay(c, g, row, first + t, at.head, x->ddecay[t], gate);
+        if (g->dbeta.at) mn_put_strength(c, g, row, first + t, at.head, x->dbeta[t]);
     }
 }
 
-static void value_head(chunk *x, const mn_rule *c, const mn_rule_grad *g, int64_t n, int64_t head, float *sums,
-                       float *states) {
-    block *b = &x->of;
-    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), size = Kp * Vp, row, first, tokens;
-    mn_span(c, n, &row, &first, &tokens);
-    int64_t chunks = mn_blocks(tokens, C);
-    float *G = states + mn_max(chunks, 1) * size;
-    double gate[2] = {0, 0};
-    rows_of_state(states, &c->initial, n, head, c->K, c->V, 0);
-    for (int64_t i = 0; i + 1 < chunks; i++) { /* the states before the chunks */
-        float *next = states + (i + 1) * size;
-        fill(b, c, NULL, row, first + i * C, C, head, MN_GATED);
-        decays(x, Kp);
-        mn_product_from(Kp, Vp, C, x->fallk, 1, Kp, b->u, Vp, next, Vp, next - size, x->rise[C - 1]);
-    }
-    rows_of_state(G, &g->gfinal, n, head, c->K, c->V, 0);
-    for (int64_t i = chunks - 1; i >= 0; i--) {
-        int64_t begin = first + i * C, count = mn_min(C, tokens - i * C);
-        fill(b, c, g, row, begin, count, head, MN_GATED);
-        if (count < C) complete(x, count, Kp, Vp);
-        one_chunk(x, states + i * size, G, Kp, Vp);
-        hand_back(b, c, g, row, begin, count, head, sums + i * C * 2 * Kp, gate, MN_GATED);
-    }
-    rows_of_state(G, &g->dinitial, n, head, c->K, c->V, 1);
-    if (c->gate) mn_put_gate(c, g, n, head, gate);
+static void forth(void *block, const mn_rule *c, mn_part at, const float *S, float *next) {
+    chunk *x = block;
+    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), query = at.head / (c->HV / c->H);
+    decays(x, c, at.row, at.first, C, at.head);
+    take(x->error, &c->error, at.row, at.first, C, at.head, c->V, C);
+    take_columns(x, x->qk, x->k_unit, &c->k, at.row, at.first, C, query, c, C);
+    for (int t = 0; t < C; t++) x->fall[t] *= x->k_unit[t] * x->beta[t];
+    times_columns(x->qk, Kp, 2 * C, x->fall);
+    for (int64_t i = 0; i < Kp; i += CHANNELS)
+        update(next + i * Vp, S + i * Vp, x->rise[C - 1], x->qk + i * 2 * C, x->error, x->error, Vp, S, NULL, 0);
+}
+
+/* States in rows [Kp, Vp], the rest zero. */
+static void get_rows(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V) {
+    int64_t Vp = mn_whole(V), place = mn_place(x, n, 0, head);
+    if (!x->at || K < mn_whole(K)) mn_zero(S, mn_whole(K) * Vp);
+    for (int64_t i = 0; x->at && i < K; i++) mn_gather(S + i * Vp, x, place + i * x->token, V, x->channel);
+}
+static void put_rows(const mn_tensor *x, int64_t n, int64_t head, const float *S, int64_t K, int64_t V) {
+    int64_t Vp = mn_whole(V), place = mn_place(x, n, 0, head);
+    for (int64_t i = 0; x->at && i < K; i++) mn_scatter(x, place + i * x->token, S + i * Vp, V, x->channel);
 }
 
 void MN_VARIANT(mn_chunk_backward)(const void *args, int64_t begin, int64_t end, int slot) {
     const mn_token_job *job = args;
-    const mn_rule *c = job->call;
-    int64_t K = mn_padded(c->K), V = mn_padded(c->V), group = c->HV / c->H;
     chunk x;
-    block *b = &x.of;
-    float *next = mn_tokens_in(&b->in, job->scratch + slot * job->floats, c->K, c->V, MN_GATED);
-    float **of_values[] = {&b->go, &x.out, &b->error, &b->dv, &b->u, &x.du, &x.u};
-    float **of_keys[] = {&x.qk, &x.rising, &x.reads, &x.fallk, &x.writes, &b->dq, &b->dk};
-    for (int i = 0; i < 7; i++, next += (i < 3 ? 2 : 1) * C * V) *of_values[i] = next;
-    for (int i = 0; i < 7; i++, next += (i < 4 ? 2 : 1) * C * K) *of_keys[i] = next;
-    float *sums = next;
-    if (group > 1) next += mn_blocks(job->tokens, C) * C * 2 * K;
+    float *rest = mn_chunk_in(&x, job->scratch + slot * job->floats, job->call->K, job->call->V);
     for (int64_t i = begin; i < end; i++)
-        for (int64_t j = 0; j < group; j++) value_head(&x, c, job->grad, i / c->H, i % c->H * group + j, sums, next);
+        mn_walk_back(&x, job, i / job->call->H, i % job->call->H, rest, forth, back, get_rows, put_rows);
 }

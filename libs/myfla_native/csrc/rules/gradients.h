@@ -1,4 +1,4 @@
-/* The backward of a few tokens of one head, whoever computes it: what it reads and hands back. `*.kernel.c` only. */
+/* The backward of a few tokens of one head, token by token: what it reads and hands back. `*.kernel.c` only. */
 #ifndef MN_GRADIENTS_H
 #define MN_GRADIENTS_H
 
@@ -9,7 +9,7 @@ typedef struct {
     float *go, *error, *u;         /* [C, Vp] */
     float *dv;                     /* [C, Vp] */
     float *dq, *dk, *da, *db, *dd; /* [C, Kp]; dd: of the log decay */
-    float dbeta[MN_TOKENS], ddecay[MN_TOKENS], u_out[MN_TOKENS], v_out[MN_TOKENS];
+    float dbeta[MN_TOKENS], u_out[MN_TOKENS], v_out[MN_TOKENS];
     float *states; /* [C + 1, Kp, 4 W] */
     float *parts;  /* [MN_W, SUMS, MN_W] */
 } block;
@@ -30,12 +30,12 @@ MN_INLINE void fill(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t r
                 vf_store(b->u + j, vf_load(b->error + j) * b->in.beta[t]);
         if (g && g->go.at) mn_get_on(b->go + t * Vp, &g->go, row, first + t, head, c->V, ahead);
         else if (g) mn_zero(b->go + t * Vp, Vp);
-        b->dbeta[t] = b->ddecay[t] = 0;
+        b->dbeta[t] = 0;
     }
     if (!g) return;
     mn_zero(b->dq, n * Kp);
     mn_zero(b->dk, n * Kp);
-    if (rule != MN_GATED) mn_zero(b->dd, n * Kp);
+    mn_zero(b->dd, n * Kp);
     if (rule == MN_DPLR) mn_zero(b->da, n * Kp), mn_zero(b->db, n * Kp);
 }
 
@@ -48,7 +48,7 @@ MN_INLINE void undo_unit(float *dx, const float *unit, float factor, int64_t who
 /* Gradients of the inputs from those of what `fill` made of them. The heads of a group add to dq and dk in sums,
  * [T, 2, Kp]; the last writes them. */
 MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
-                         int64_t head, float *sums, double *gate, const int rule) {
+                         int64_t head, float *sums, const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = head / group, part = head % group;
     float scale = (float)c->scale;
     for (int64_t t = 0; t < n; t++) {
@@ -80,8 +80,7 @@ MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int6
             mn_put(&g->dbeta, row, first + t, query, b->da + t * Kp, c->K);
             mn_put(&g->db, row, first + t, query, b->db + t * Kp, c->K);
         }
-        if (rule != MN_GATED && g->dg.at) mn_put(&g->dg, row, first + t, head, b->dd + t * Kp, c->K);
-        if (rule == MN_GATED && g->dg.at) mn_put_decay(c, g, row, first + t, head, b->ddecay[t], gate);
+        if (g->dg.at) mn_put(&g->dg, row, first + t, head, b->dd + t * Kp, c->K);
         if (rule != MN_DPLR && g->dbeta.at) mn_put_strength(c, g, row, first + t, head, b->dbeta[t]);
     }
 }

@@ -39,7 +39,11 @@ typedef struct {
     mn_tensor initial, final; /* [N, HV, K, V]; float32 final, any initial; either may be missing, or be the other */
     mn_tensor o;              /* [.., HV, V] */
     mn_tensor error;          /* e (DPLR: u) [.., HV, V] in float32, kept for the backward; may be missing */
+    mn_tensor kept;           /* states [slot, HV, K, V] in float32, with error: see mn_slot */
 } mn_rule;
+
+/* The forward keeps the state after every MN_KEPT tokens for the backward, which finds those between again. */
+enum { MN_KEPT = 128 };
 
 /* What the backward reads and writes beside the call: gradients in their tensors' shapes. */
 typedef struct {
@@ -56,6 +60,13 @@ MN_INLINE void mn_span(const mn_rule *c, int64_t n, int64_t *row, int64_t *first
     *row = cu ? 0 : n;
     *first = cu ? cu[n] : 0;
     *tokens = cu ? cu[n + 1] - cu[n] : c->T;
+}
+
+/* Where the state after i * MN_KEPT tokens of sequence n is kept, i > 0: of N (T / MN_KEPT) slots, or T / MN_KEPT + N of
+ * packed sequences. */
+MN_INLINE int64_t mn_slot(const mn_rule *c, int64_t n, int64_t i) {
+    const int64_t *cu = (const int64_t *)(intptr_t)c->cu_seqlens;
+    return (cu ? cu[n] / MN_KEPT + n : n * (c->T / MN_KEPT)) + i - 1;
 }
 
 #endif

@@ -1,7 +1,6 @@
 /* Backward of KDA and DPLR, token by token from the last to the first; exact for every decay of channels.
  *
- * A first walk keeps the state before every block of MN_TOKENS tokens; with what the forward kept, e or u, it needs no
- * sums. A block's states are then found again, and walked back. With D the gradient of S after a token has been read,
+ * States are found again with what the forward kept, e or u: that needs no sums. With D the gradient of S after a token has been read,
  * D <- D + q go^T, and S its state before:
  *
  *     KDA    de = beta (D^T k);   D <- D - k de^T                                       (now of d S)
@@ -12,6 +11,7 @@
 #include "rules/token_job.h"
 #include "rules/gradients.h"
 #include "rules/states.h"
+#include "rules/walk_back.h"
 
 /* What a pass sums over value channels, one vector of partial sums for each key channel: */
 enum {
@@ -163,70 +163,67 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
     }
 }
 
-MN_INLINE void value_head(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t n, int64_t head, float *sums,
-                          float *checkpoints, const int rule) {
-    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), size = Kp * Vp, row, first, tokens;
-    mn_span(c, n, &row, &first, &tokens);
-    int64_t blocks = mn_blocks(tokens, MN_TOKENS);
-    float *D = checkpoints + mn_max(blocks, 1) * size;
-    mn_get_state(checkpoints, &c->initial, n, head, c->K, c->V);
-    for (int64_t i = 0; i + 1 < blocks; i++) { /* the states before blocks */
-        float *S = checkpoints + i * size;
-        fill(b, c, NULL, row, first + i * MN_TOKENS, MN_TOKENS, head, rule);
-        for (int64_t p = 0; p < Vp;) {
-            int nv = mn_panel(Vp - p);
-            const float *from = S + p * Kp;
-            float *to = S + size + p * Kp;
-            for (int64_t t = 0; t < MN_TOKENS; t++, from = to) {
-                const float *k = b->in.k + t * Kp, *w = rule == MN_DPLR ? b->in.b + t * Kp : k, *d = b->in.d + t * Kp;
-                const float *u = b->u + t * Vp + p, *v = b->in.v + t * Vp + p;
-                if (nv == 4) advance(to, from, d, w, k, u, v, Kp, 4, rule);
-                else if (nv == 2) advance(to, from, d, w, k, u, v, Kp, 2, rule);
-                else advance(to, from, d, w, k, u, v, Kp, 1, rule);
-            }
-            p += nv * MN_W;
+MN_INLINE void forth(void *block_, const mn_rule *c, mn_part at, const float *S, float *next, const int rule) {
+    block *b = block_;
+    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
+    fill(b, c, NULL, at.row, at.first, MN_TOKENS, at.head, rule);
+    for (int64_t p = 0; p < Vp;) {
+        int nv = mn_panel(Vp - p);
+        const float *from = S + p * Kp;
+        float *to = next + p * Kp;
+        for (int64_t t = 0; t < MN_TOKENS; t++, from = to) {
+            const float *k = b->in.k + t * Kp, *w = rule == MN_DPLR ? b->in.b + t * Kp : k, *d = b->in.d + t * Kp;
+            const float *u = b->u + t * Vp + p, *v = b->in.v + t * Vp + p;
+            if (nv == 4) advance(to, from, d, w, k, u, v, Kp, 4, rule);
+            else if (nv == 2) advance(to, from, d, w, k, u, v, Kp, 2, rule);
+            else advance(to, from, d, w, k, u, v, Kp, 1, rule);
         }
+        p += nv * MN_W;
     }
-    double gate[2] = {0, 0};
-    mn_get_state(D, &g->gfinal, n, head, c->K, c->V);
-    for (int64_t i = blocks - 1; i >= 0; i--) {
-        int64_t begin = first + i * MN_TOKENS, count = mn_min(MN_TOKENS, tokens - i * MN_TOKENS);
-        fill(b, c, g, row, begin, count, head, rule);
-        for (int64_t p = 0; p < Vp;) {
-            int nv = mn_panel(Vp - p);
-            const float *S = checkpoints + i * size + p * Kp;
-            if (nv == 4) panel(b, S, D + p * Kp, count, p, Kp, Vp, 4, rule);
-            else if (nv == 2) panel(b, S, D + p * Kp, count, p, Kp, Vp, 2, rule);
-            else panel(b, S, D + p * Kp, count, p, Kp, Vp, 1, rule);
-            p += nv * MN_W;
-        }
-        hand_back(b, c, g, row, begin, count, head, sums + i * MN_TOKENS * 2 * Kp, gate, rule);
-    }
-    mn_put_state(&g->dinitial, n, head, D, c->K, c->V);
 }
 
-MN_INLINE void group_of_heads(const mn_token_job *job, int64_t n, int64_t query, float *room, const int rule) {
-    const mn_rule *c = job->call;
-    int64_t K16 = mn_padded(c->K), V16 = mn_padded(c->V), group = c->HV / c->H;
-    block b;
-    float *next = mn_tokens_in(&b.in, room, c->K, c->V, rule);
-    float **of_values[] = {&b.go, &b.error, &b.dv, &b.u}, **of_keys[] = {&b.dq, &b.dk, &b.da, &b.db, &b.dd};
-    for (int i = 0; i < 4; i++, next += MN_TOKENS * V16) *of_values[i] = next;
-    for (int i = 0; i < 5; i++, next += MN_TOKENS * K16) *of_keys[i] = next;
-    if (rule == MN_DPLR) b.u = b.error;
-    b.parts = next, next += MN_W * MN_W * SUMS;
-    b.states = next, next += (MN_TOKENS + 1) * K16 * MN_PANEL * MN_W;
-    float *sums = next;
-    if (group > 1) next += mn_blocks(job->tokens, MN_TOKENS) * MN_TOKENS * 2 * K16;
-    for (int64_t i = 0; i < group; i++) value_head(&b, c, job->grad, n, query * group + i, sums, next, rule);
+MN_INLINE void back(void *block_, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *states, float *D,
+                    float *sums, const int rule) {
+    block *b = block_;
+    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
+    fill(b, c, g, at.row, at.first, at.count, at.head, rule);
+    for (int64_t p = 0; p < Vp;) {
+        int nv = mn_panel(Vp - p);
+        const float *S = states + p * Kp;
+        if (nv == 4) panel(b, S, D + p * Kp, at.count, p, Kp, Vp, 4, rule);
+        else if (nv == 2) panel(b, S, D + p * Kp, at.count, p, Kp, Vp, 2, rule);
+        else panel(b, S, D + p * Kp, at.count, p, Kp, Vp, 1, rule);
+        p += nv * MN_W;
+    }
+    hand_back(b, c, g, at.row, at.first, at.count, at.head, sums, rule);
 }
+
+#define ONE_RULE(name, rule)                                                                                           \
+    static void forth_##name(void *b, const mn_rule *c, mn_part at, const float *S, float *next) {                     \
+        forth(b, c, at, S, next, rule);                                                                                \
+    }                                                                                                                  \
+    static void back_##name(void *b, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *D,    \
+                            float *sums, double *gate) {                                                               \
+        (void)gate;                                                                                                    \
+        back(b, c, g, at, S, D, sums, rule);                                                                           \
+    }
+ONE_RULE(kda, MN_KDA)
+ONE_RULE(dplr, MN_DPLR)
 
 void MN_VARIANT(mn_token_backward)(const void *args, int64_t begin, int64_t end, int slot) {
     const mn_token_job *job = args;
     const mn_rule *c = job->call;
-    float *room = job->scratch + slot * job->floats;
-    for (int64_t i = begin; i < end; i++) {
-        if (c->rule == MN_KDA) group_of_heads(job, i / c->H, i % c->H, room, MN_KDA);
-        else group_of_heads(job, i / c->H, i % c->H, room, MN_DPLR);
-    }
+    int64_t K = mn_padded(c->K), V = mn_padded(c->V), H = c->H;
+    int kda = c->rule == MN_KDA;
+    block b;
+    float *next = mn_tokens_in(&b.in, job->scratch + slot * job->floats, c->K, c->V, (int)c->rule);
+    float **of_values[] = {&b.go, &b.error, &b.dv, &b.u}, **of_keys[] = {&b.dq, &b.dk, &b.da, &b.db, &b.dd};
+    for (int i = 0; i < 4; i++, next += MN_TOKENS * V) *of_values[i] = next;
+    for (int i = 0; i < 5; i++, next += MN_TOKENS * K) *of_keys[i] = next;
+    if (!kda) b.u = b.error;
+    b.parts = next, next += MN_W * MN_W * SUMS;
+    b.states = next, next += (MN_TOKENS + 1) * K * MN_PANEL * MN_W;
+    for (int64_t i = begin; i < end; i++)
+        mn_walk_back(&b, job, i / H, i % H, next, kda ? forth_kda : forth_dplr, kda ? back_kda : back_dplr, mn_get_state,
+                     mn_put_state);
 }

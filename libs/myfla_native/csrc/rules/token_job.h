@@ -12,7 +12,6 @@ typedef struct {
     const mn_rule_grad *grad; /* in the backward */
     float *scratch;
     int64_t floats; /* for each slot */
-    int64_t tokens; /* of the longest sequence */
 } mn_token_job;
 
 /* Floats that a block of tokens takes, for any width of vectors. */
@@ -21,17 +20,18 @@ MN_INLINE int64_t mn_forward_floats(int64_t K, int64_t V) {
     return mn_tokens_floats(K, V) + (mn_padded(K) + 2 * MN_TOKENS) * mn_padded(V);
 }
 
-enum { MN_MOST_W = 16, MN_MOST_SUMS = 5 };
-MN_INLINE int64_t mn_backward_floats(const mn_rule *c, int64_t tokens) {
-    int64_t K = mn_padded(c->K), V = mn_padded(c->V), blocks = mn_max(1, mn_blocks(tokens, MN_TOKENS));
-    return mn_tokens_floats(K, V) + MN_TOKENS * (4 * V + 5 * K) + MN_MOST_W * MN_MOST_W * MN_MOST_SUMS +
-           (MN_TOKENS + 1) * K * 4 * MN_MOST_W + (c->HV > c->H ? blocks * MN_TOKENS * 2 * K : 0) + (blocks + 1) * K * V;
+/* The backward's: states before MN_TOKENS tokens, and what the value heads of a query head add up (`walk_back.h`). */
+enum { MN_BLOCKS = MN_KEPT / MN_TOKENS };
+MN_INLINE int64_t mn_walk_floats(const mn_rule *c) {
+    int64_t K = mn_padded(c->K), group = c->HV / c->H;
+    return (MN_BLOCKS + group) * K * mn_padded(c->V) + (group > 1 ? MN_KEPT * 2 * K : 0) + mn_padded(4 * group);
 }
+MN_INLINE int64_t mn_chunk_floats(int64_t K, int64_t V) { return MN_TOKENS * (5 * mn_padded(K) + 6 * mn_padded(V)); }
 
-MN_INLINE int64_t mn_chunks_floats(const mn_rule *c, int64_t tokens) {
-    int64_t K = mn_padded(c->K), V = mn_padded(c->V), blocks = mn_max(1, mn_blocks(tokens, MN_TOKENS));
-    return mn_tokens_floats(K, V) + MN_TOKENS * (10 * V + 11 * K) + (c->HV > c->H ? blocks * MN_TOKENS * 2 * K : 0) +
-           (blocks + 1) * K * V;
+enum { MN_MOST_W = 16, MN_MOST_SUMS = 5 };
+MN_INLINE int64_t mn_backward_floats(int64_t K, int64_t V) {
+    return mn_tokens_floats(K, V) + MN_TOKENS * (4 * mn_padded(V) + 5 * mn_padded(K)) +
+           MN_MOST_W * MN_MOST_W * MN_MOST_SUMS + (MN_TOKENS + 1) * mn_padded(K) * 4 * MN_MOST_W;
 }
 
 /* Item i of a job: forward and step take (sequence, value head), the backward (sequence, query head). */

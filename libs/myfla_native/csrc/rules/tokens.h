@@ -36,7 +36,7 @@ MN_INLINE float *mn_tokens_in(mn_tokens *b, float *room, int64_t K, int64_t V, i
 MN_INLINE void mn_finish_dots(float *out, float *parts, int64_t n) {
     int64_t t = 0;
     for (; t + MN_W <= n; t += MN_W) vf_store(out + t, mn_sums(parts + t * MN_W, MN_W));
-    for (; t < n; t++) out[t] = mn_sum(vf_load(parts + t * MN_W));
+    for (; n % MN_W && t < n; t++) out[t] = mn_sum(vf_load(parts + t * MN_W));
 }
 MN_INLINE void mn_start_dot(float *part, const float *a, const float *b, int64_t whole) {
     vf sum = vf_load(a) * vf_load(b);

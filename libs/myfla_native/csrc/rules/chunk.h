@@ -1,0 +1,103 @@
+/* C = MN_TOKENS tokens of one value head: what the backward in chunks reads and makes. For `*.kernel.c` only.
+ *
+ * Where tokens meet tokens, or channels of states, they lie in columns: a vector is one channel of MN_W tokens. */
+#ifndef MN_CHUNK_H
+#define MN_CHUNK_H
+
+#include "rules/gates.h"
+#include "rules/token_job.h"
+#include "rules/transpose.h"
+
+enum { C = MN_TOKENS };
+
+typedef struct {
+    float *qk, *dqk;                     /* [Kp, 2C] q and k of length one, and the gradients of those */
+    float *out;                          /* [Vp, 3C] go, x, u */
+    float *go, *error, *x;               /* [C, Vp] */
+    float *row;                          /* [C, Kp] q, k and their gradients as they come and go */
+    float decay[C], beta[C], q_unit[C], k_unit[C], dbeta[C], ddecay[C];
+    float rise[C], fall[C], D[C * C];
+    float PN[2 * C * C], dPN[2 * C * C]; /* P over N; gradients of those before the decays */
+    float mix[3 * C * C];                /* [C, 3C] dP^T, dP, dN + dN^T */
+    float parts[C * MN_W];
+} chunk;
+
+MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
+    int64_t Kp = mn_padded(K), Vp = mn_padded(V);
+    x->qk = next, next += 2 * C * Kp;
+    x->dqk = next, next += 2 * C * Kp;
+    x->row = next, next += C * Kp;
+    x->out = next, next += 3 * C * Vp;
+    x->go = next, next += C * Vp;
+    x->error = next, next += C * Vp;
+    x->x = next, next += C * Vp;
+    return next;
+}
+
+/* From place C - i on: zeros with a one at i; and ones before i, then zeros. */
+static const float ONE_AT[2 * C] = {[C] = 1};
+static const float ONES_BEFORE[2 * C] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+/* Ask for C rows of n channels from `token` on, to be read or written: no processor guesses where they lie. */
+MN_INLINE void expect(const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n, const int to_write) {
+    int64_t width = mn_width((int)x->dtype);
+    for (int64_t t = 0; x->at && t < C; t++) {
+        uintptr_t next = (uintptr_t)x->at + (uintptr_t)(mn_place(x, row, token + t, head) * width);
+        for (int64_t i = 0; i < n * width; i += 64) __builtin_prefetch((const void *)(next + (uintptr_t)i), to_write);
+    }
+}
+
+/* Rows of n channels of `count` tokens, of the rest of C zeros. The chunk that comes next begins `ahead` further on. */
+MN_INLINE void take(float *to, const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
+                    int64_t ahead) {
+    int64_t whole = mn_whole(n);
+    if (!x->at) count = 0;
+    expect(x, row, first + ahead, head, n, 0);
+    for (int64_t t = 0; t < count; t++) mn_get(to + t * whole, x, row, first + t, head, n);
+    mn_zero(to + count * whole, (C - count) * whole);
+}
+
+/* The same for q or k, as columns of T [Kp, 2C]; `unit` is what makes them of length one. */
+MN_INLINE void take_columns(chunk *x, float *T, float *unit, const mn_tensor *from, int64_t row, int64_t first,
+                            int64_t count, int64_t head, const mn_rule *c, int64_t ahead) {
+    int64_t Kp = mn_whole(c->K);
+    take(x->row, from, row, first, count, head, c->K, ahead);
+    mn_transpose(x->row, Kp, C, Kp, T, 2 * C);
+    for (int j = 0; j < C; j += MN_W) {
+        vf sum[4] = {{0}};
+        for (int64_t i = 0; c->l2norm && i < Kp; i += 4)
+            for (int m = 0; m < 4; m++) {
+                vf a = vf_load(T + (i + m) * 2 * C + j);
+                sum[m] += a * a;
+            }
+        vf_store(unit + j, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    }
+    for (int j = 0; j < C; j++) unit[j] = c->l2norm ? 1 / sqrtf(unit[j] + 1e-6f) : 1;
+}
+
+/* Columns of T [whole, step], each times its factor. */
+MN_INLINE void times_columns(float *T, int64_t whole, int64_t step, const float *factors) {
+    for (int64_t i = 0; i < whole; i++, T += step)
+        for (int j = 0; j < C; j += MN_W) vf_store(T + j, vf_load(T + j) * vf_load(factors + j));
+}
+
+/* Gates of `count` tokens, for the rest such that change nothing; and the products of decays. */
+MN_INLINE void decays(chunk *x, const mn_rule *c, int64_t row, int64_t first, int64_t count, int64_t head) {
+    for (int64_t t = 0; t < C; t++) {
+        x->decay[t] = t < count ? mn_log_decay(c, row, first + t, head) : 0;
+        x->beta[t] = t < count ? mn_strength(c, row, first + t, head) : 0;
+    }
+    for (int t = 0; t < C; t += MN_W) vf_store(x->decay + t, vf_exp(vf_load(x->decay + t)));
+    vf above[C / MN_W] = {{0}};
+    float rise = 1;
+    for (int i = 0; i < C; i++) {
+        x->rise[i] = rise *= x->decay[i];
+        for (int j = 0; j < C / MN_W; j++) {
+            above[j] = above[j] * x->decay[i] + vf_load(ONE_AT + C - i + j * MN_W);
+            vf_store(x->D + i * C + j * MN_W, above[j]);
+        }
+    }
+    memcpy(x->fall, x->D + (C - 1) * C, sizeof x->fall);
+}
+
+#endif

@@ -1,0 +1,33 @@
+/* Rows become columns. For `*.kernel.c` only. */
+#ifndef MN_TRANSPOSE_H
+#define MN_TRANSPOSE_H
+
+#include "rules/row_sums.h"
+
+/* to [columns, rows] from a [rows, columns], both whole vectors: in blocks, whose halves change places in turn. */
+static __attribute__((noinline)) void mn_transpose(const float *a, int64_t lda, int64_t rows, int64_t columns,
+                                                   float *to, int64_t ldt) {
+    for (int64_t r = 0; r < rows; r += MN_W)
+        for (int64_t c = 0; c < columns; c += MN_W) {
+            vf x[MN_W];
+            for (int i = 0; i < MN_W; i++) x[i] = vf_load(a + (r + i) * lda + c);
+#define MN_EXCHANGE(width)                                                                                             \
+    for (int i = 0; i < MN_W; i++)                                                                                     \
+        if (!(i & width)) {                                                                                            \
+            vf low = MN_LOW_##width(x[i], x[i + width]), high = MN_HIGH_##width(x[i], x[i + width]);                   \
+            x[i] = low, x[i + width] = high;                                                                           \
+        }
+#if MN_W == 16
+            MN_EXCHANGE(8)
+#endif
+#if MN_W >= 8
+            MN_EXCHANGE(4)
+#endif
+            MN_EXCHANGE(2)
+            MN_EXCHANGE(1)
+#undef MN_EXCHANGE
+            for (int i = 0; i < MN_W; i++) vf_store(to + (c + i) * ldt + r, x[i]);
+        }
+}
+
+#endif
