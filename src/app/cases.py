@@ -1,4 +1,4 @@
-"""How well each class is told, and which test sequences are told worst."""
+"""Scores of each class, and the test sequences with the worst predictions."""
 
 from typing import Any, List, NamedTuple, Sequence, Tuple
 
@@ -16,8 +16,7 @@ WORST = 10
 
 
 class ClassScore(NamedTuple):
-    """Of one class: how many test targets it has, the share of them that is found (recall), the share of what is said
-    to be it that is (precision), and the harmonic mean of the two."""
+    """One class: how many test targets it has, recall, precision, and the harmonic mean of the two."""
 
     name: str
     size: int
@@ -47,9 +46,9 @@ def class_scores(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Li
 
 
 def worst_cases(task: TaskSpec, prediction: Prediction, ids: Identity) -> Tuple[List[str], List[List[Any]]]:
-    """A table of the test sequences that are told worst: columns and rows.
+    """A table of the test sequences with the worst predictions: columns and rows.
 
-    Of classes the wrong ones, those that are said with the highest probability first; of values the largest errors, in
+    Of classes the wrong predictions, those with the highest probability first; of values the largest errors, in
     standard deviations of the true ones; per step the sequences with the fewest steps right, or the largest errors.
 
     Args:

@@ -1,4 +1,4 @@
-"""Whether the runs of a sweep show what its config says they must."""
+"""Whether the runs of a sweep meet the conditions of its config."""
 
 from typing import Any, Dict, List, NamedTuple, Sequence
 
@@ -13,9 +13,9 @@ class Verdict(NamedTuple):
     """One check and its result.
 
     Attributes:
-        check: the bar in words.
+        check: the condition in words.
         runs: how many runs counted.
-        value: what was compared with the bar (mean, or the run farthest to the wrong side); None without a figure.
+        value: what was compared with the threshold (the mean, or the worst run); None without a figure.
         passed: whether it is met; never without runs, nor if one of them failed or has no such figure.
         reason: why there is nothing to compare, or "".
     """

@@ -63,17 +63,17 @@ def _run(config: DictConfig) -> Optional[float]:
 
 
 def _record_failure(error: Exception, folder: Path, own: bool) -> float:
-    """Leave the reason for the table at the end of the sweep, which sets the exit code, and let the siblings run."""
+    """Write the reason down for the table at the end of the sweep, which sets the exit code; other jobs go on."""
     known = isinstance(error, USER_ERRORS)
     reason = f"{type(error).__name__}: {error}"
     log.error("job failed: %s", reason, exc_info=None if known else error)
     if own:  # else another run is at work there, or was
         write_json({"overrides": overrides(), "error": reason}, folder / FAILURE)
-    return math.inf  # the worst that a search can find; it would trip over NaN
+    return math.inf  # the worst value for a search, which cannot handle NaN
 
 
 def run_command(arguments: List[str]) -> None:
-    """Do what a command line says; ends the process where it cannot.
+    """Run a command line; end the process with a message on an error of the user.
 
     Args:
         arguments: without the program's name.
@@ -86,7 +86,7 @@ def run_command(arguments: List[str]) -> None:
     register_plugin_configs()
     register_sweep_table()
     wanted_raw = os.environ.get(_RAW) == "1"
-    logging.raiseExceptions = False  # a full disk is said once, not with a traceback for every line of the log
+    logging.raiseExceptions = False  # a full disk is reported once, not with a traceback for every line of the log
     arguments = plain_paths(arguments)
     sys.argv[1:] = arguments  # Hydra reads them there, and so do the processes that Lightning starts
     try:
@@ -115,7 +115,7 @@ def run_command(arguments: List[str]) -> None:
 
 
 def _check_streams() -> None:
-    """A file that is opened where standard output was closed would get what is printed."""
+    """Refuse a closed standard output: the next file that is opened would receive what is printed."""
     if sys.stderr is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for as long as the process runs

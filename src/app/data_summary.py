@@ -1,4 +1,4 @@
-"""What was learned from and judged on, in numbers: for the report and ``metrics.json``."""
+"""The sizes of the training, validation and test sets, for the report and ``metrics.json``."""
 
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse on the command line, in the words of this application: which key, what to do."""
+"""Errors of Hydra and OmegaConf about a command line, reworded: which key, and what to do."""
 
 import re
 from typing import Any, Dict, List, Sequence

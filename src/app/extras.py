@@ -1,4 +1,4 @@
-"""Launchers and sweepers that come with an extra: reported before Hydra says that it does not know them."""
+"""Launchers and sweepers that need an extra: reported before Hydra calls them unknown."""
 
 from importlib.util import find_spec
 from typing import Optional, Sequence

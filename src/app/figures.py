@@ -18,13 +18,13 @@ FIGURES = (
 
 
 def parts_of(results: Mapping[str, Any]) -> List[str]:
-    """What was judged: ``test``, further test sets, ``val``."""
+    """The parts that were evaluated: ``test``, further test sets, ``val``."""
     parts = [key[: -len("_loss")] for key in results if key.endswith("_loss") and not key.startswith("train")]
     return sorted(parts, key=lambda part: (part == "val", part != "test"))
 
 
 def shown_figures(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
-    """``(label, value)`` of everything that was judged.
+    """``(label, value)`` of everything that was evaluated.
 
     Example:
         >>> shown_figures({"test_loss": 0.1, "test_accuracy": 0.9865, "val_loss": 0.2, "val_rmse": 3})

@@ -1,4 +1,4 @@
-"""Whether there can be a GPU at all, told without torch."""
+"""Whether there can be a GPU at all, without loading torch."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ _AMD = "/dev/kfd"
 
 
 def surely_no_gpu() -> bool:
-    """True where neither NVIDIA's driver nor AMD's is there; torch has the last word on all else."""
+    """True where neither NVIDIA's nor AMD's driver is present; all else is for torch to decide."""
     if os.path.exists(_AMD):
         return False
     try:
@@ -29,7 +29,7 @@ def no_device(key: str, device: str, instead: str) -> RunError:
     Args:
         key: of the setting that names the device.
         device: its name there.
-        instead: what to say in its place.
+        instead: the setting that works instead.
     """
     kind = "Apple GPU" if device == "mps" else "GPU"
     return RunError(f"{key}={device}: No {kind} found on this machine; use {instead}")

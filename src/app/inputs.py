@@ -130,7 +130,7 @@ def _load_file(chosen: DataConfig, path: str, targets: bool, choose: Any) -> Seq
 
 
 def _by_name(trained: Trained, chosen: DataConfig, path: Optional[str], ignore: Sequence[str]) -> DataConfig:
-    """The config with the run's columns, in the run's order, once the table is seen to have them."""
+    """The config with the run's columns, in the run's order, after a check that the table has them."""
     schema = None if trained.pipeline is None else trained.pipeline.schema
     if not isinstance(chosen, TableDataConfig) or schema is None or not (schema.named or schema.steps):
         return chosen

@@ -1,4 +1,4 @@
-"""The runs that are there, for who names one that is not. Needs no torch."""
+"""The runs that exist, for the error about one that does not. Needs no torch."""
 
 from pathlib import Path
 from typing import List
@@ -23,10 +23,10 @@ def known_runs(most: int = MOST) -> List[str]:
 
 
 def check_run(run: str) -> None:
-    """Make sure that a folder is there, and holds a saved encoder.
+    """Make sure that a folder exists and holds a saved encoder.
 
     Raises:
-        RunError: it does not; naming the runs that are there.
+        RunError: it does not; names the runs that exist.
     """
     folder = Path(run)
     if folder.is_dir() and ((folder / MARK).exists() or (folder / "encoder.safetensors").exists()):

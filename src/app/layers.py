@@ -1,4 +1,4 @@
-"""An encoder taken apart: its modules, their parameters, and the shapes that pass through them."""
+"""The modules of an encoder, their parameters, and the shapes that pass through them."""
 
 from typing import Any, Dict, List, NamedTuple, Optional
 

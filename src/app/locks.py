@@ -1,4 +1,4 @@
-"""One writer at a time: locks that the system lets go of when their process ends, however it ends."""
+"""One writer at a time: locks that the system releases when their process ends, however it ends."""
 
 import os
 from contextlib import suppress
@@ -12,7 +12,7 @@ _FAR = 1 << 40  # on Windows a lock is on bytes, which others cannot read
 
 
 def lock_file(file: Any) -> bool:
-    """Lock an open file for this process alone; False if another has it. It is let go with the file.
+    """Lock an open file for this process alone; False if another has it. Closing the file releases it.
 
     Args:
         file: an open file, or its descriptor.
@@ -64,7 +64,7 @@ class FolderLock:
             file.close()  # whoever had it has removed it since
 
     def leave(self) -> None:
-        """Let go, and remove the file."""
+        """Release the lock and remove the file."""
         if self._file is None:
             return
         if os.name != "nt":  # where an open file cannot be removed

@@ -1,4 +1,4 @@
-"""Why a training loss lies above the validation loss, where it does."""
+"""Why a training loss is larger than the validation loss, where it is."""
 
 from typing import Mapping
 
@@ -11,7 +11,7 @@ _CHANGES = {"noise": "noise", "offset": "random shifts", "amplitude": "random fa
 
 
 def loss_note(config: AppConfig, figures: Mapping[str, float]) -> str:
-    """A sentence for people; "" where the training loss is not the larger one.
+    """A sentence for the report; "" where the training loss is not the larger one.
 
     Args:
         config: of the run.

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine that a figure was measured on."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ def describe_machine() -> Dict[str, Any]:
 
 
 def machine_line(facts: Dict[str, Any]) -> str:
-    """One line for people."""
+    """One line of text."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     gpus = "".join(f", {gpu}" for gpu in facts["gpus"])
     return f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads{gpus}; {versions}"

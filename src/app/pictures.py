@@ -38,12 +38,12 @@ class Picture(NamedTuple):
 
 
 def history_pictures(rows: Sequence[Dict[str, Any]], epoch: Optional[int], tokens: bool = False) -> List[Picture]:
-    """Losses; how well validation data are told, and the learning rate.
+    """Losses; the validation figure, and the learning rate.
 
     Args:
         rows: of ``metrics.csv``; those of the stage ``fit`` are drawn.
         epoch: that the weights are of; marked where validation chose it.
-        tokens: the task is to say the next token.
+        tokens: the task is to predict the next token.
     """
     mine = [row for row in rows if row.get("stage", "fit") == "fit"]
     label, points = judged(mine, tokens)

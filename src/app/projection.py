@@ -16,7 +16,7 @@ def principal_plane(embeddings: Tensor) -> Tuple[Tensor, List[float]]:
 
     Returns:
         ``(points [N, 2] float64, shares)``: shares of the variance, of both axes. The sign of an axis is such that its
-        largest loading is positive; a plane that is not there is filled up with zeros.
+        largest loading is positive; missing components are zeros.
 
     Example:
         >>> points, shares = principal_plane(torch.tensor([[0.0, 1.0], [4.0, 1.0]]))

@@ -78,7 +78,8 @@ def measure_memory(
         most_tokens: no further batch is read after so many tokens.
 
     Returns:
-        None if the strategy does not tell, else values for JSON: ``tokens`` read, ``strength_name`` and ``strongest``
+        None if the strategy does not report it, else values for JSON: ``tokens`` read, ``strength_name`` and
+            ``strongest``
         (the end of its range), ``quantiles`` (which), and ``layers``, a list of ``layer``, ``backward`` and ``heads``.
         A head has ``half_life`` (of the mean log decay; the median of its channels), ``channels`` (of each),
         ``quantiles`` (over tokens and channels), ``strength`` (the mean) and ``strength_histogram``.
@@ -117,5 +118,5 @@ def _middle(values: List[float]) -> float:
 
 
 def _round(value: float) -> float:
-    """Six digits: the file is for people too."""
+    """Six digits: people read the file too."""
     return float(f"{value:.6g}")

@@ -28,7 +28,7 @@ FREE = ("trainer.threads", "trainer.progress", "data.train_path", "data.test_pat
 
 
 def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str]) -> None:
-    """Write down what a restart must find unchanged; or check it, where this is a restart.
+    """Write what a restart must find unchanged, or check it if this is a restart.
 
     Args:
         folder: of the run.
@@ -52,7 +52,7 @@ def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str
     write_config(config, folder / CONFIG)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"data": sizes, "overrides": given, "config": dataclasses.asdict(config)}
-    write_json(facts, path)  # last: who finds it finds the config
+    write_json(facts, path)  # last: where it exists, the config does too
 
 
 def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
@@ -112,9 +112,8 @@ def _with(config: AppConfig, longer: Mapping[str, int], before: Optional[int]) -
 
 
 def _open_again(folder: Path, config: AppConfig, sizes: Dict[str, Any], given: List[str]) -> None:
-    """Make of a run that has ended one that was cut off, with a longer schedule.
-
-    Killed on the way, it is mended by the same command.
+    """Turn a finished run into an interrupted one with a longer schedule. If this is killed, the same command repairs
+    it.
     """
     facts = {"data": sizes, "overrides": given, "config": dataclasses.asdict(config)}
     write_json(facts, folder / CHECKPOINTS / START)

@@ -1,4 +1,4 @@
-"""What a run leaves and shows at its end."""
+"""The results that a run writes and shows at its end."""
 
 import csv
 import logging
@@ -36,14 +36,14 @@ def write_results(
     folder: Path, results: Mapping[str, Any], encoder: Encoder, task: TaskSpec, test: Evaluation,
     batches: Iterable[Batch], ids: Identity, chosen: Optional[Fit] = None, training_note: str = "",
 ) -> None:
-    """Write what is known of a test set, with pictures and a page, and at last the figures.
+    """Write the results on a test set, with pictures and a page, and the figures last.
 
     - ``predictions.csv``: true and predicted class of every test sequence (or step), with the probability; or true and
       predicted values; with the sequence's id and file
     - ``embeddings.safetensors``: ``embeddings``, ``lengths`` and ``targets`` of the test sequences, in order
     - ``memory.json``: see `app.remember.measure_memory`
     - the pictures as PNG, and all of it on one page, ``report.html``
-    - ``metrics.json``, last: a folder with it is a run that ended well
+    - ``metrics.json``, last: a folder with it is a run that succeeded
 
     Args:
         folder: with ``config.yaml``.
@@ -54,7 +54,7 @@ def write_results(
         batches: of the same, for the layers' memory.
         ids: of its sequences.
         chosen: the training, where there was one.
-        training_note: what is to be known of its losses.
+        training_note: a remark on its losses, or "".
     """
     prediction = test.prediction
     tensors = {"embeddings": prediction.embeddings, "lengths": prediction.lengths, "targets": prediction.targets}

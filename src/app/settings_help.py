@@ -1,4 +1,4 @@
-"""``--help GROUP``: the choices of a group of the config, and every setting of one of them with its meaning."""
+"""``--help GROUP``: the choices of a config group, or every setting of one choice with its meaning."""
 
 import dataclasses
 import inspect

@@ -1,5 +1,5 @@
-"""Every setting with its meaning, unit, default and range: the docstrings of the config classes say what it means,
-their checks what it may be. Needs no torch."""
+"""Every setting with its meaning, unit, default and range: meanings are in the docstrings of the config classes, ranges
+in their checks. Needs no torch."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ class Setting(NamedTuple):
 
     Attributes:
         name: of the field.
-        owner: the class that declares it, in which its meaning is written.
+        owner: the class that declares it, whose docstring has its meaning.
         default: ``"???"`` where it must be set.
         rule: what it must be.
         unit: of a number, or "".

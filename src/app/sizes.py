@@ -1,4 +1,4 @@
-"""The encoder's config, completed by what the data say."""
+"""The encoder's config, completed from the data."""
 
 import dataclasses
 from pathlib import Path

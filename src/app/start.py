@@ -37,7 +37,7 @@ class Refused(SystemExit):
 
 
 def leave_places() -> None:
-    """Let go of the folders that this process has taken; see `Workplace.leave`."""
+    """Release the folders that this process has locked; see `Workplace.leave`."""
     while _places:
         _places.pop().leave()
 
@@ -113,7 +113,7 @@ def _is_used(folder: Path) -> bool:
 
 
 def _reason(refused: List[Tuple[List[str], Exception]], jobs: int) -> Exception:
-    """The error of a sweep some of whose jobs cannot start."""
+    """The error of a sweep with jobs that cannot start."""
     texts: Dict[str, str] = {}
     for overrides, error in refused:
         known = isinstance(error, (HydraException, OmegaConfBaseException))

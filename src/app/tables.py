@@ -24,7 +24,7 @@ def show_table(
         columns: names, one for each cell of a row.
         rows: cells; None is left empty.
         title: above the table.
-        right: columns whose cells stand to the right, as numbers do.
+        right: columns that are aligned to the right, as numbers are.
     """
     from rich import box
     from rich.table import Table

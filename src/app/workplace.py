@@ -51,7 +51,7 @@ class Workplace:
             raise
 
     def leave(self) -> None:
-        """The run is over: let go of the folder, and remove it where nothing but Hydra's record of the start is in it.
+        """The run is over: release the folder, and remove it if it holds nothing but Hydra's record of the start.
 
         Calling it again changes nothing.
         """

@@ -106,7 +106,7 @@ def register_configs() -> None:
 
     Calling it again changes nothing.
     """
-    # For hydra.run.dir: a run that goes on does so in its own folder.
+    # For hydra.run.dir: a resumed run continues in its own folder.
     register_resolver("run_dir", lambda resume, run, new: run if resume and run else new)
     store_config(name="app_schema", node=AppConfig, provider="app")
     for group, classes in GROUPS.items():

@@ -18,8 +18,8 @@ class BenchJobConfig(JobConfig):
 
     Args:
         batch (sequences): sequences in a call of prefill and in a training step.
-        lengths (tokens): tokens of each of them; every length is measured.
-        sessions (sequences): for decoding, how many sequences take one token each in a call; every number is measured.
+        lengths (tokens): lengths of these sequences; each one is measured.
+        sessions (sequences): for decoding: sequences that get one token each in a call; each number is measured.
         rounds (samples): samples of each figure, taken in turn; the median counts.
         memory: measure peak memory too, each figure in a process of its own.
 

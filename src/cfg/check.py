@@ -1,4 +1,4 @@
-"""What the runs of a sweep must reach: a bar for a figure, for all runs or for those with certain settings."""
+"""Thresholds that the runs of a sweep must reach: all of them, or those with certain settings."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
@@ -12,12 +12,12 @@ WAYS = ("mean", "each")
 
 @dataclass
 class CheckConfig:
-    """One bar, checked when a sweep has ended; a sweep that misses one ends with exit code 1.
+    """One threshold, checked when a sweep has ended; a sweep that misses one ends with exit code 1.
 
     Args:
         metric: a figure of ``metrics.json``, e.g. ``test_accuracy``.
         where: settings that a run must have been given to count, e.g. ``{encoder.use_gate: false}``; all runs if empty.
-        at_least, at_most: the bar; one of them or both.
+        at_least, at_most: the threshold; one of them or both.
         of: ``mean`` of the runs, or ``each`` of them.
 
     Raises:

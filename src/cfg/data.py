@@ -251,7 +251,7 @@ class TableDataConfig(DataConfig):
 
     @property
     def arranged(self) -> str:
-        """The layout, where it is not given by what else is."""
+        """The layout: the one that is set, or the one that the other settings imply."""
         return self.layout or ("long" if self.sequence is not None or self.window is not None else "lists")
 
     @property

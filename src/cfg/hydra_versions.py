@@ -1,4 +1,4 @@
-"""What is written differently for Hydra 1.3 and 1.4 and OmegaConf 2.3 and 2.4."""
+"""Differences between Hydra 1.3 and 1.4, and between OmegaConf 2.3 and 2.4."""
 
 import inspect
 from typing import Any, Callable, Dict, Optional, Sequence
@@ -28,7 +28,7 @@ def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
 
 
 def version_base() -> Dict[str, Any]:
-    """The keyword that asks Hydra 1.3 for its newest ways; 1.4 has no others and warns of the keyword."""
+    """The keyword that asks Hydra 1.3 for its newest behaviour; 1.4 has no other and warns about the keyword."""
     return {} if _TRUSTS else {"version_base": "1.3"}
 
 

@@ -24,9 +24,10 @@ class TrainerConfig:
         max_steps (steps): length of the schedule in optimizer steps, instead of ``max_epochs``: in as few passes as
             hold them, each of as many batches, so up to one step a pass more.
         limit_batches (batches): most batches of an epoch, for a quick trial; null for all.
-        accumulate_grad_batches (batches): so many make one step together, where a batch of that size does not fit.
-        overfit_batches (batches): learn only so many, and validate on the same: a trial of whether it learns at all;
-            null: all of the training set.
+        accumulate_grad_batches (batches): how many batches make one optimizer step together, for batches that do not
+            fit into memory at once.
+        overfit_batches (batches): train on this many batches only and validate on the same ones, to see whether the
+            model learns at all; null: the whole training set.
         detect_anomaly: let PyTorch name the operation that made a NaN in a gradient; slow.
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.

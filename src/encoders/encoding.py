@@ -104,7 +104,7 @@ def batches_of_like_length(lengths: Sequence[int], most: int) -> Iterator[List[i
 
 
 def _plain(encoder: Encodes) -> InputPipeline:
-    """Of an encoder that has none: data as they are."""
+    """The pipeline of an encoder that has none: it leaves data as they are."""
     config = encoder.config
     if config.vocab_size is not None:
         return InputPipeline.tokens(config.vocab_size)

@@ -1,4 +1,4 @@
-"""The way in: a projection of real-valued features, or an embedding of token ids, and what is refused."""
+"""The input layer: a projection of features or an embedding of token ids, and checks of the data."""
 
 from typing import Any, Tuple
 
@@ -52,7 +52,7 @@ def enter(entry: nn.Module, x: torch.Tensor, layout: Layout, call: StackCall) ->
 
 
 def alone(entry: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What single steps become by themselves.
+    """What the input layer makes of single steps, each without its neighbours.
 
     Args:
         entry: what `build_input` made, of features, for an encoder that can be fed in pieces.

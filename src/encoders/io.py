@@ -87,7 +87,7 @@ def read_encoder(path: Union[str, Path], device: Any = None) -> Tuple[Encoder, O
 
 
 def _remedy(origin: str) -> str:
-    """How to come by the strategy that a manifest tells of."""
+    """How to get the strategy that a manifest names."""
     how, _, place = origin.partition(" ")
     if how != RUN_TIME:
         return f"install {origin}"

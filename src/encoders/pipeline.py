@@ -127,7 +127,7 @@ class InputPipeline:
         return x.double() * std + mean
 
     def describe(self) -> str:
-        """One line for people.
+        """One line of text about the pipeline.
 
         Example:
             >>> InputPipeline.fit([torch.zeros(2, 3)], classes=["no", "yes"]).describe()
@@ -142,7 +142,7 @@ class InputPipeline:
         return text
 
     def facts(self) -> Dict[str, Any]:
-        """For JSON, which gives back the same numbers bit for bit."""
+        """Plain values for JSON; the numbers are read back bit for bit."""
         return {"schema": None if self.schema is None else self.schema.facts(), "missing": self.missing,
                 "own_scale": self.own_scale, "mean": list(self.mean), "std": list(self.std),
                 "classes": None if self.classes is None else list(self.classes),
@@ -150,7 +150,7 @@ class InputPipeline:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "InputPipeline":
-        """What `facts` gave. Raises InputError for anything else."""
+        """The pipeline of such `facts`. Raises InputError for anything else."""
         try:
             schema = None if facts["schema"] is None else InputSchema.from_facts(facts["schema"])
             mean, std = (tuple(float(value) for value in facts[key]) for key in ("mean", "std"))

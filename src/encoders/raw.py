@@ -1,4 +1,4 @@
-"""Raw data in any form that people have them in: arrays, lists, tensors, columns by name; one sequence or many."""
+"""Raw data in the usual forms: arrays, lists, tensors, columns by name; one sequence or many."""
 
 from typing import Any, List, Mapping, Optional, Tuple
 
@@ -78,7 +78,7 @@ def open_batch(pipeline: InputPipeline, x: Any, given: Tuple[Any, ...]) -> Tuple
 
 
 def place(x: Tensor, device: torch.device) -> Tensor:
-    """A batch where the encoder is.
+    """Move a batch to the encoder's device.
 
     Raises:
         InputError: it is on the device ``meta``, without data, and the encoder is not.

@@ -1,4 +1,4 @@
-"""The pooling of an encoder over all that a sequence has shown so far, for every token of a stream.
+"""The pooling of an encoder over all tokens of a sequence so far, for every token of a stream.
 
 After each token, the running embedding is what `Encoder` returns for the whole sequence up to there. What has to be
 kept between calls is of fixed size: sums (in float64, so that long streams stay exact), counts, or a maximum.
@@ -48,7 +48,7 @@ class RunningPooling:
         self._kept = None if kept is None else kept(pooling, hidden_size)
 
     def start(self, batch: int, device: Any = None) -> State:
-        """The state of sequences that have shown nothing: tensors ``[batch, ...]``, float64."""
+        """The state of sequences that have no tokens yet: tensors ``[batch, ...]``, float64."""
         identity = () if self._kept is None else self._kept.identity
         return tuple(torch.full((batch, *shape), first, dtype=torch.float64, device=device)
                      for shape, first in identity)

@@ -27,7 +27,7 @@ FORMAT_VERSION = 2  # 1 had no input pipeline
 
 
 class Savable(Protocol):
-    """What is written of an encoder."""
+    """What `save_encoder` needs of an encoder."""
 
     config: EncoderConfig
     strategy: BlockBuilder

@@ -18,7 +18,7 @@ class Column(NamedTuple):
 
     Attributes:
         name: as in the header.
-        type: in the words of the file's format, e.g. ``double`` or ``timestamp[us]``; of a time column its unit.
+        type: as the file's format names it, e.g. ``double`` or ``timestamp[us]``; of a time column its unit.
         reason: why it is left out, as people read it; "" for one that is used.
     """
 
@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class InputSchema:
-    """What a model reads, and what else stood in the table that it was trained on.
+    """The columns that a model reads, and the others of the table that it was trained on.
 
     Attributes:
         features: what it reads, in order.
@@ -37,7 +37,7 @@ class InputSchema:
             data are matched by position.
         time: the column that orders the steps.
         left_out: columns that are no input, each with its reason.
-        roles: ``(role, column)`` of those with a part of their own: ``sequence``, ``label``, ``target``, ``group``.
+        roles: ``(role, column)`` of the columns with a special meaning: ``sequence``, ``label``, ``target``, ``group``.
         steps: columns of a table with a row a sequence, each of which is a step of its one channel.
 
     Example:
@@ -97,7 +97,7 @@ class InputSchema:
         return text
 
     def match(self, names: Sequence[str], who: str, ignore: Sequence[str] = (), option: str = "ignore") -> List[int]:
-        """Where the features stand among the columns of other data.
+        """Find the features among the columns of other data.
 
         Columns that the training table had beside its features, and pandas' row numbers, are skipped. Without names
         of its own (`named`), a model takes what remains by position, unless all its ``channel_N`` are there.
@@ -139,7 +139,7 @@ class InputSchema:
 
     def match_steps(self, names: Sequence[str], who: str, ignore: Sequence[str] = (), option: str = "ignore"
                     ) -> List[str]:
-        """The steps among the columns of another table with a row a sequence, in order.
+        """Find the steps among the columns of another table with one row per sequence, in order.
 
         Steps that are numbered (``t0``, ``t1``, ...) may be fewer or more than the model was trained on; those up to
         the last one of the shorter table must be the same. Without numbers all must be there.
@@ -180,7 +180,7 @@ class InputSchema:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "InputSchema":
-        """What `facts` gave. Raises InputError for anything else."""
+        """The schema of such `facts`. Raises InputError for anything else."""
         try:
             features, left_out = ([Column(*map(_text, column)) for column in facts[key]] for key in
                                   ("features", "left_out"))
@@ -195,7 +195,7 @@ class InputSchema:
 
 
 def _numbered(names: Sequence[str]) -> Optional[Dict[str, int]]:
-    """The number behind each name, where one word and different numbers are all that they are made of; else None."""
+    """The number at the end of each name, if the names are one word with different numbers; else None."""
     found = _numbered_as(names[0], names) if names else {}
     return found if found and len(set(found.values())) == len(names) else None
 

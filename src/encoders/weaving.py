@@ -54,7 +54,7 @@ class StateWeaving(nn.Module):
 
 
 class Pass:
-    """One way through the blocks, with what they hand down: a carry, and with weaving their last states.
+    """One pass through the blocks with what each passes on: a carry, and with weaving its last state.
 
     Args:
         call: see `StackCall`.

@@ -1,4 +1,4 @@
-"""How good simple methods are on the split that a run was trained and tested on."""
+"""Simple methods, measured on the split that a run was trained and tested on."""
 
 import logging
 import math
@@ -98,7 +98,7 @@ def _figures(said: Tensor, truth: Tensor, task: TaskSpec) -> Dict[str, float]:
 
 
 def _persistence(test: Prepared) -> Dict[str, float]:
-    """Of features on the scale that they are predicted on: each next step is like the one before it."""
+    """Predict each step of the features as the one before it, on the scale of the predictions."""
     missed = torch.cat([(test[i].x - test[i].target).double().flatten() for i in range(len(test))])
     return {"rmse": math.sqrt(float(missed.square().mean())), "mae": float(missed.abs().mean())}
 

@@ -1,4 +1,4 @@
-"""A few numbers that sum a sequence up."""
+"""A few numbers that summarise a sequence."""
 
 from typing import Callable, List
 

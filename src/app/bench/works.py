@@ -56,7 +56,7 @@ class Place(NamedTuple):
         return torch.autocast(self.device.split(":")[0], dtype=DTYPES[self.precision])
 
     def wait(self) -> None:
-        """Until the device has finished."""
+        """Wait until the device has finished."""
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
         elif self.device == "mps":

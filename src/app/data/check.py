@@ -1,4 +1,4 @@
-"""What every source's data must be, whatever its format; and the test set where the source has none."""
+"""Checks of the data of every source, and a test set where the source has none."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def checked(data: SequenceData, config: DataConfig) -> SequenceData:
-    """The data with a test set, and nothing in them that training or testing would trip over.
+    """The data with a test set, checked for what would make training or testing fail.
 
     Without a test set, ``config.test_fraction`` of the sequences are split off, always the same ones, so that runs of
     different seeds can be compared.
@@ -44,7 +44,7 @@ def checked(data: SequenceData, config: DataConfig) -> SequenceData:
 
 
 def warn_shared(train: Iterable[Path], test: Iterable[Path]) -> None:
-    """Say so if a file is both trained and tested on."""
+    """Warn if a file is both trained and tested on."""
     shared = sorted({path.resolve() for path in train} & {path.resolve() for path in test})
     if shared:
         log.warning("%s: both trained and tested on; the test figures say nothing about new data",

@@ -1,4 +1,4 @@
-"""What can be said about files before torch is loaded: whether they are there, and what their headers say."""
+"""Checks of data files before torch is loaded: that they exist, and that their headers fit."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The order of the rows of a long table: which sequence each belongs to, and where in it it stands."""
+"""The order of the rows of a long table: which sequence each belongs to, and its place in it."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple

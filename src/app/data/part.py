@@ -1,4 +1,4 @@
-"""What the reading of one table gives."""
+"""What reading one table gives."""
 
 from typing import Dict, List, NamedTuple, Optional
 
@@ -23,7 +23,7 @@ class Part(NamedTuple):
         group_names: by number.
         names: of the sequences, where they have some.
         files: that they come from.
-        copies: columns that say what they must not, and what.
+        copies: columns that reveal the target, and how.
     """
 
     sequences: Views

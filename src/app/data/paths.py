@@ -1,4 +1,4 @@
-"""The files that a config names: there, and regular, before anything is opened. Needs no torch."""
+"""Checks that the files that a config names exist and are regular files. Needs no torch."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def check_data_paths(config: "DataConfig", missing: bool = False) -> None:
 
 
 def check_path(key: str, path: str) -> None:
-    """Make sure of one file or folder; ``key`` is the setting that names it."""
+    """Check one file or folder; ``key`` is the setting that names it."""
     place = Path(path)
     if place.is_dir():
         for entry in _entries(place):

@@ -1,4 +1,4 @@
-"""Tables of a row a sequence, its steps in lists or in columns: rows to sequences."""
+"""Tables with one row for each sequence, its steps in lists or in columns: rows to sequences."""
 
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -92,7 +92,7 @@ def _list_copies(table: Table, config: TableDataConfig, features: List[str], hea
 
 
 class _Heads:
-    """What rows that are whole sequences say beside their features."""
+    """Names, labels, groups and targets of rows that are whole sequences."""
 
     def __init__(self, table: Table, config: TableDataConfig, lengths: Optional[np.ndarray]) -> None:
         """Read them, of all rows; ``lengths`` ``[rows]`` of their lists, for labels and targets that are one a step."""

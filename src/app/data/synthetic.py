@@ -22,7 +22,7 @@ ELEMENTS = list(permutations(range(3)))
 
 
 class Task(NamedTuple):
-    """How one task is made.
+    """The rule of one task.
 
     Attributes:
         draw: ``draw(config, count, length, generator, train)``: tokens and targets ``[count, length]`` int64.

@@ -46,7 +46,7 @@ def read_long(table: Table, config: TableDataConfig, features: List[str], choose
 
 
 def without(table: Table, features: List[str], copies: Dict[str, str]) -> List[str]:
-    """The features that say no more than they may.
+    """The features without those that reveal the target.
 
     Raises:
         DataError: there is none.

@@ -15,7 +15,7 @@ _INSTEAD = "take the archive's .ts file of the same name, or write it as a table
 
 
 class Header(NamedTuple):
-    """What the header of a file says.
+    """The header of a file.
 
     Attributes:
         labels: ``classes``, ``values`` or ``none``.

@@ -1,4 +1,4 @@
-"""Which parts an output has, which are missing, and who makes them.
+"""Which parts an output has, which are missing, and which process makes them.
 
 A part holds the sequences ``[i * size, (i + 1) * size)`` of the input, whoever makes it; so parts of any number of
 processes, and of a process that was killed and one that went on, fit together. A part gets its name when it is
@@ -88,7 +88,7 @@ class Plan:
             raise self._unusable(problem) from None
 
     def begin(self) -> None:
-        """Make the folder and write the facts down, the same by all.
+        """Make the folder and write the facts, which are the same for all processes.
 
         Raises:
             RunError: it cannot be written.

@@ -1,4 +1,4 @@
-"""How far it is: a bar on a terminal, elsewhere a line now and then."""
+"""Progress: a bar on a terminal, elsewhere a line in intervals."""
 
 import logging
 import time

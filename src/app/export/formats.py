@@ -111,8 +111,8 @@ def any_size() -> ContextManager[Any]:
 def _without_bounds(program: Any) -> Any:
     """The graph without its checks that a size is not 1.
 
-    PyTorch records one where it asked how a tensor lies in memory. No value depends on that; the comparison with
-    PyTorch, at a length that is one step behind a stem too, shows it.
+    PyTorch records one where it has asked for a tensor's memory layout, on which no value depends. The comparison with
+    PyTorch covers such a size: a sequence of one step.
     """
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default and _NOT_ONE.search(str(node.args[-1])):

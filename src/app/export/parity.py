@@ -1,4 +1,4 @@
-"""What a written file computes, against PyTorch."""
+"""Compare what a written file computes with PyTorch."""
 
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
@@ -34,7 +34,7 @@ def compare_whole(module: WholeEncoder, run: Runner, sizes: Sequence[Tuple[int, 
 
 
 def require(figures: Dict[str, Any], tolerance: float) -> None:
-    """Refuse files that compute something else.
+    """Refuse files whose results differ.
 
     Raises:
         RunError: a difference above the tolerance, or not a number.

@@ -1,4 +1,4 @@
-"""``job=encode``: embeddings of many sequences, by one process or several, and again after every kill."""
+"""``job=encode``: embeddings of many sequences, by one process or several; it continues after an interruption."""
 
 import logging
 import time

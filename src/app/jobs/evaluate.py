@@ -1,4 +1,4 @@
-"""``job=evaluate``: a trained run, judged on its own or another test set."""
+"""``job=evaluate``: evaluate a trained run on its own or another test set."""
 
 import dataclasses
 import platform

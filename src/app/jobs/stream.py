@@ -45,7 +45,7 @@ def run(config: AppConfig, folder: Path) -> float:
             raise config_error(key, "must be left out with job=stream", override, "they come from the run")
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    output = _own_stdout()  # first: a model says on its way in what computes it
+    output = _own_stdout()  # first: loading a model logs which backend computes it
     model = load_model(Path(config.run), job.emit, job.device)
     state = Path(job.state) if job.state is not None else Path(config.run) / "stream_state"
     facts = {"model": model.key, "emit": job.emit, "input_size": model.input_size,

@@ -38,7 +38,7 @@ def section(title: str, *parts: Any, note: Any = None) -> Markup:
 
 
 def figure(svg: str, caption: Any, *below: Any) -> Markup:
-    """A picture from `app.plots.style.to_svg`, its caption, and what belongs to it."""
+    """A picture from `app.plots.style.to_svg`, its caption, and further parts."""
     return tag("figure", tag("div", Markup(svg), class_="picture"), *below, tag("figcaption", caption))
 
 
@@ -84,7 +84,7 @@ def paragraph(*parts: Any) -> Markup:
 
 
 def details(summary: str, *parts: Any) -> Markup:
-    """What is shown when asked for."""
+    """A section that opens on a click."""
     return tag("details", tag("summary", summary), *parts)
 
 

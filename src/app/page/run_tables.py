@@ -40,7 +40,7 @@ def classes_table(scores: List[ClassScore]) -> Optional[Markup]:
 
 
 def cases_section(columns: List[str], rows: List[List[Any]], *more: Any) -> Optional[Markup]:
-    """The test sequences that are told worst."""
+    """The test sequences with the worst predictions."""
     if not rows and not any(more):
         return None
     table = html.table(columns, rows, right=columns[-1:]) if rows else None

@@ -1,4 +1,4 @@
-"""The way of a training: losses, a figure of the validation set, the learning rate."""
+"""The course of a training: losses, a figure of the validation set, the learning rate."""
 
 import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -41,10 +41,10 @@ def loss_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None
 
 @drawing
 def rate_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None, tokens: bool = False) -> Figure:
-    """How well validation data are told, where there are any, and the learning rate; arguments as for `loss_figure`.
+    """The validation figure, where there is one, and the learning rate; arguments as for `loss_figure`.
 
     Args:
-        tokens: the task is to say the next token: the figure is the perplexity.
+        tokens: the task is to predict the next token: the figure is the perplexity.
     """
     label, points = judged(rows, tokens)
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
@@ -68,7 +68,8 @@ def rate_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None
 
 
 def judged(rows: Sequence[Dict[str, Any]], tokens: bool = False) -> Tuple[str, List[Tuple[int, float]]]:
-    """What is best to see of the validation, with its points: perplexity of tokens, accuracy of classes, or RMSE.
+    """The most telling figure of the validation set, with its points: perplexity of tokens, accuracy of classes, or
+    RMSE.
 
     Example:
         >>> judged([{"epoch": 1, "val_rmse": 0.5}])

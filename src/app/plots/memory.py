@@ -24,7 +24,8 @@ def _rows(memory: Dict[str, Any]) -> List[Tuple[str, List[Dict[str, Any]]]]:
 
 @drawing
 def half_life_figure(memory: Dict[str, Any], length: Optional[float] = None) -> Figure:
-    """Half-life of every head: where its tokens lie, and a dot for the whole; for layers of channels, a dot for each.
+    """Half-life of every head: its distribution over tokens, and a dot for the whole; for layers of channels, a dot for
+    each.
 
     Args:
         memory: as `app.remember.measure_memory` gives it.

@@ -1,4 +1,4 @@
-"""How pictures look, and how they become files: PNG for folders, SVG for pages that can be light or dark."""
+"""The style of pictures, and writing them: PNG for folders, SVG for pages that can be light or dark."""
 
 import io
 import re
@@ -88,7 +88,7 @@ def plain_numbers(axis: Any, minor: bool = False) -> None:
 
 
 def within(axes: Axes, low: Optional[float] = None, high: Optional[float] = None) -> None:
-    """Keep the vertical axis from showing what cannot be: below ``low`` or above ``high``, with room for a line."""
+    """Keep impossible values off the vertical axis: below ``low`` or above ``high``, with room for a line."""
     bottom, top = axes.get_ylim()
     room = 0.03 * (top - bottom)
     axes.set_ylim(bottom if low is None else max(bottom, low - room), top if high is None else min(top, high + room))
@@ -98,7 +98,7 @@ def within(axes: Axes, low: Optional[float] = None, high: Optional[float] = None
 
 
 def no_frame(axes: Axes) -> None:
-    """Take the spines away."""
+    """Hide the frame."""
     for spine in axes.spines.values():
         spine.set_visible(False)
 
@@ -117,7 +117,7 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
     Args:
         figure: made under `drawing`.
         name: a word that no other picture of the page has; ids begin with it.
-        title: says to those who cannot see it what is shown.
+        title: describes it for screen readers.
 
     Returns:
         markup that fills its place, takes the page's font and its colours, and loads nothing.

@@ -1,4 +1,4 @@
-"""Rows to outputs: who is in memory, one step of the model, the journal, and what a restart repeats."""
+"""Rows to outputs: sessions in memory, one step of the model, the journal, and its replay after a restart."""
 
 import time
 from typing import Callable, List, Optional, Sequence, Set, Tuple
@@ -18,7 +18,7 @@ BLOCK = 1024  # sessions written at once, so that copies of their states stay sm
 
 
 class Engine:
-    """Sessions in motion.
+    """Advances the sessions of a stream.
 
     Args:
         model: see `StreamModel`.

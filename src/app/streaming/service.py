@@ -20,7 +20,7 @@ __all__ = ["Service"]
 
 
 class Service:
-    """One input, one engine, one sink, and the promise that they stay in step.
+    """One input, one engine and one sink, kept consistent.
 
     Args:
         config: of the job.
@@ -68,7 +68,7 @@ class Service:
         return self._figures()
 
     def _turn(self, lines: Lines) -> bool:
-        """Take what is there; commit where it is time. False if nothing came."""
+        """Read what is there; commit if it is time. False if nothing came."""
         start = time.perf_counter()
         found = lines.take(self.config.batch_rows, wait=not self._pending)
         if not found:

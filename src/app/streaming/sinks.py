@@ -1,6 +1,5 @@
-"""Where the output goes, so that a kill neither loses a line nor writes one twice.
-
-A sink works in three beats: `add` what a step gave; `stage`, just before a commit, to hand over what the commit must
+"""Outputs that lose no line and write none twice when the process is killed. A sink works in three steps: `add` what a
+step gave; `stage`, just before a commit, to hand over what the commit must
 hold; `release`, right after it. JSON lines in a file are written first and committed by their length: a restart cuts
 off what was not committed. For standard output, which cannot be cut, lines are committed first and then written, and
 a few bytes of shared memory on disk say how far: see `StdoutSink`.
@@ -116,7 +115,7 @@ class Sink:
     kind = ""
 
     def add(self, output: Output) -> None:
-        """Take what a step gave."""
+        """Add the output of a step."""
         raise NotImplementedError
 
     def stage(self, store: Store) -> Dict[str, Any]:
@@ -127,7 +126,7 @@ class Sink:
         """After the commit: deliver.
 
         Args:
-            final: now is the time to round things off: at the end, and now and then.
+            final: complete open files as well: at the end, and in intervals.
 
         Returns:
             Whether there is something new for another commit.
@@ -135,13 +134,13 @@ class Sink:
         return False
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close files."""
 
     def abandon(self, begun: bool) -> None:
-        """Let go of files after an error, whatever they say.
+        """Close files after an error and ignore further ones.
 
         Args:
-            begun: whether something was committed; else what was made for it goes again.
+            begun: whether something was committed; else new files are removed.
         """
 
 

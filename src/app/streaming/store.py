@@ -1,6 +1,5 @@
-"""The state folder: one SQLite file in which input, output and state move together.
-
-What a kill may not part is one transaction: how far the input is read, what was written, and the journal of the rows
+"""The state folder: one SQLite file in which input, output and state advance together. What must stay consistent when
+the process is killed is one transaction: how far the input is read, what was written, and the journal of the rows
 taken in since the states themselves were last written. After a kill, the states come back by repeating the journal.
 States that were written early, because their session was idle, say how many rows they hold, so that none is repeated
 twice. SQLite keeps a transaction whole through kills and power cuts.
@@ -286,7 +285,7 @@ class Store:
                         f"got: {text}")
 
     def _lost(self, text: str) -> str:
-        """What to say where the disk takes no more, or has gone."""
+        """The message for a disk that is full or missing."""
         if not (self.folder / FILE).exists():
             reason, way = f"its {FILE} is no longer there", "put it back, or use another folder"
         else:

@@ -54,7 +54,7 @@ class SweepTable(Callback):
         write_json({"checks": [verdict._asdict() for verdict in verdicts]}, folder / "checks.json")
         _write_page(folder, rows, groups, verdicts)
         if any("error" in row for row in rows) or not all(verdict.passed for verdict in verdicts):
-            # Hydra turns exceptions of callbacks into warnings; an exit is none.
+            # Hydra turns exceptions of callbacks into warnings, but not an exit.
             raise SystemExit(1)
 
 

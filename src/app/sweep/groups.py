@@ -45,7 +45,7 @@ class Group(NamedTuple):
 
 
 def figures_of(rows: List[Row]) -> List[Figure]:
-    """What the jobs can be compared by, what is minimised first."""
+    """The figures by which jobs are compared; the one that is minimised comes first."""
     aim = aim_of(rows)
     found = [] if aim is None else [Figure(aim, AIMS[aim], "{:.4g}")]
     for part in dict.fromkeys(part for row in rows for part in parts_of(row)):
@@ -67,7 +67,7 @@ def group(rows: List[Row]) -> List[Group]:
 
 
 def tied(best: Group, other: Group, key: str) -> bool:
-    """Whether the seeds do not tell two groups apart: their means differ by less than two standard errors.
+    """Whether two groups differ by less than their seeds do: their means differ by less than two standard errors.
 
     Args:
         best, other: of several jobs each; of a single one nothing can be said.

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, from what they left in their folders."""
+"""The jobs of a sweep, read from their folders."""
 
 import math
 from pathlib import Path
@@ -58,7 +58,7 @@ def _read(job: Path) -> Optional[Row]:
         if (job / name).is_file():
             try:
                 return read_json(job / name)
-            except RunError as problem:  # one job's damage is no reason to lose the table of all
+            except RunError as problem:  # a damaged job must not hide the others
                 reason = str(problem)
     record = job / ".hydra" / "overrides.yaml"  # Hydra writes it before the job starts
     if record.is_file():

@@ -43,7 +43,8 @@ def host_config() -> Dict[str, Any]:
 
 
 def make(entry: Dict[str, Any], seed: int) -> Encoder:
-    """An encoder through the factory, with every parameter moved: fresh RWKV-7 layers add nothing to their input."""
+    """An encoder from the factory with noise added to every parameter: fresh RWKV-7 layers add nothing to their
+    input."""
     torch.manual_seed(seed)
     encoder = build_encoder(entry, dtype=torch.float64).eval()
     with torch.no_grad():
@@ -148,7 +149,7 @@ def check_switch(config: Dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run every step; the number of the process's exit."""
+    """Run every step and return the exit code."""
     config = host_config()
     steps: List[Tuple[str, Callable[[], str]]] = [("factory", lambda: check_factory(config))]
     for i, entry in enumerate(config["encoders"]):

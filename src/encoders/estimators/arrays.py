@@ -16,7 +16,7 @@ LAYOUTS = ("channels_first", "channels_last")
 
 
 class Sequences(NamedTuple):
-    """What was read.
+    """Sequences in a uniform format.
 
     Attributes:
         values: ``[T_i, C]`` float64 each.

@@ -120,11 +120,11 @@ class SequenceEstimator(TaggedEstimator):
         return made
 
     def _facts(self) -> Dict[str, Any]:
-        """What is saved of the kind of estimator."""
+        """What is saved in addition for this kind of estimator."""
         return {}
 
     def _adopt(self, facts: Mapping[str, Any]) -> None:
-        """Take what `_facts` gave."""
+        """Restore what `_facts` returned."""
 
     def _config(self, objective: str) -> AppConfig:
         short = {key: getattr(self, name) for name, key in SHORT.items()}
@@ -209,7 +209,7 @@ def _training(who: str) -> Any:
 
 
 def _place(device: str) -> str:
-    """Of PyTorch, for what a trainer calls ``auto`` or ``gpu``."""
+    """The PyTorch device for a trainer's ``auto`` or ``gpu``."""
     if device in ("gpu", "auto") and torch.cuda.is_available():
         return "cuda"
     return "mps" if device == "mps" else "cpu"

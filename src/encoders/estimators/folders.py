@@ -1,4 +1,4 @@
-"""An estimator's folder: that of a run, with the parameters and labels that only Python knows."""
+"""An estimator's folder: a run's folder, with the estimator's parameters and labels."""
 
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence, Tuple

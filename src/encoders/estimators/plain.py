@@ -39,14 +39,14 @@ class BaseEstimator:
 
 
 class Predicts(Protocol):
-    """What a mixin's ``score`` is of."""
+    """An object that predicts, as ``score`` of the mixins needs."""
 
     def predict(self, X: Any) -> Any:
         """For each sequence."""
 
 
 class Transforms(Protocol):
-    """What a mixin's ``fit_transform`` is of."""
+    """An object that fits and transforms, as ``fit_transform`` needs."""
 
     @property
     def fit(self) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ class RegressorMixin:
 
 
 class TransformerMixin:
-    """``fit_transform`` is one after the other."""
+    """``fit_transform`` calls ``fit``, then ``transform``."""
 
     def fit_transform(self: Transforms, X: Any, y: Any = None, **more: Any) -> Any:
         """``fit(X, y).transform(X)``."""

@@ -59,7 +59,7 @@ def make_config(encoder: Any, objective: str, settings: Mapping[str, Any], seed:
 
 
 def settings_of(config: AppConfig) -> Dict[str, Any]:
-    """The settings by which a run's config differs from a new one's, so that `make_config` gives it once more."""
+    """The settings in which a run's config differs from a new one; `make_config` makes the same config from them."""
     found: Dict[str, Any] = {}
     plain = make_config(config.encoder.name, _objective(config), {}, config.seed, "cpu", None, False)
     for name in ("encoder", *_PARTS):
@@ -98,7 +98,7 @@ def _encoder(encoder: Any, changes: Mapping[str, Any], objective: str) -> Encode
 
 
 def seed_of(random_state: Any) -> int:
-    """The seed of a run: an integer as it is, drawn from a generator, or from numpy's own for None."""
+    """The seed of a run: the integer itself, or one drawn from a generator (numpy's global one for None)."""
     most = (1 << 31) - 1
     if random_state is None:
         return int(np.random.randint(most))

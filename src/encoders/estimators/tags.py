@@ -19,7 +19,7 @@ __all__ = ["BaseEstimator", "ClassifierMixin", "NotFittedError", "RegressorMixin
 
 
 class TaggedEstimator(BaseEstimator):
-    """Says what it takes: series ``[n, time]`` and ``[n, channels, time]``, and NaN where that has a meaning."""
+    """Declares what it accepts: series ``[n, time]`` and ``[n, channels, time]``, and NaN where that has a meaning."""
 
     missing: Any
 

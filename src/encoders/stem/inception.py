@@ -34,7 +34,7 @@ class InceptionStem(nn.Module):
 
     Args:
         input_size: channels of the data.
-        hidden_size: channels that leave, and between the blocks; at least 4.
+        hidden_size: channels of the output, and between the blocks; at least 4.
         stride: how many times shorter sequences become: 1, 2, 4 or 8; 1 in the causal form.
         kernel_size: steps of the widest window; the others are a half and a quarter as wide.
         causal: windows end at their step.
@@ -69,7 +69,7 @@ class InceptionStem(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Steps, its own included, whose results a step has a part in, in the causal form."""
+        """How many steps, its own included, depend on a step in the causal form."""
         return 1 + BLOCKS * (max(self.kernel_size, POOLED) - 1)
 
     def forward(self, x: torch.Tensor, layout: Layout,
@@ -82,7 +82,7 @@ class InceptionStem(nn.Module):
             call: with a cache, the causal form continues from its slot and leaves its new state there.
 
         Returns:
-            what leaves, packed or dense as ``x`` was, and its layout; the same one where no length changes.
+            the output, packed or dense as ``x`` was, and its layout, which is the given one if no length changes.
         """
         given, lengths, call = x, layout.lengths, call or StackCall()
         rows, ragged = to_shorten(x, layout, self.stride)

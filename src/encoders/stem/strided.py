@@ -25,7 +25,7 @@ class Stem(nn.Module):
 
     Args:
         input_size: channels of the data.
-        hidden_size: channels that leave, and between the layers.
+        hidden_size: channels of the output, and between the layers.
         strides: of each layer.
         kernel_size: steps that each layer looks back, at least its stride.
         activate: RMSNorm and GELU behind each convolution.

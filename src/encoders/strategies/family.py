@@ -121,7 +121,7 @@ class KDAEncoderStrategy(LayerEncoderStrategy[KDAEncoderConfig]):
 
 
 class GLAEncoderStrategy(LayerEncoderStrategy[GLAEncoderConfig]):
-    """Gated linear attention (arXiv 2312.06635), which adds to what stands under a key and never replaces it.
+    """Gated linear attention (arXiv 2312.06635), which adds to the value of a key and never replaces it.
 
     Example:
         >>> strategy = GLAEncoderStrategy()
@@ -137,7 +137,7 @@ class GLAEncoderStrategy(LayerEncoderStrategy[GLAEncoderConfig]):
 
 
 class Mamba2EncoderStrategy(LayerEncoderStrategy[Mamba2EncoderConfig]):
-    """Mamba-2 (arXiv 2405.21060), which, too, adds to what stands under a key and never replaces it.
+    """Mamba-2 (arXiv 2405.21060), which also adds to the value of a key and never replaces it.
 
     Example:
         >>> strategy = Mamba2EncoderStrategy()

@@ -1,4 +1,4 @@
-"""Encoders of GRU and LSTM layers: the recurrent layers that everybody has, in the same blocks, to compare with."""
+"""Encoders of GRU and LSTM layers in the same blocks, for comparison."""
 
 from typing import Any, Tuple, Type, Union
 
@@ -34,7 +34,7 @@ class RNNMixer(nn.Module):
         self.out = nn.Linear(state_size, hidden_size, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor, call: StackCall, carry: Any) -> Tuple[torch.Tensor, Any]:
-        """Mix ``[B, T, D]``, or packed ``[1, total, D]``, from the states in the cache on."""
+        """Mix ``[B, T, D]``, or packed ``[1, total, D]``, starting from the states in the cache."""
         rows = x.shape[0] if call.cu_seqlens is None else call.cu_seqlens.numel() - 1
         before = call.state(self.layer_idx).get("recurrent_state")
         if before is None:

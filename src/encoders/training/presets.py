@@ -1,4 +1,4 @@
-"""What the application's presets say, for those who train without it: ``conf/GROUP/NAME.yaml`` as plain data."""
+"""The application's presets, for training without the application: ``conf/GROUP/NAME.yaml`` as plain data."""
 
 from typing import Any, Dict
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What `train` gives.
+    """The result of `train`.
 
     Attributes:
         module: with the chosen weights.
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 def prepare(config: AppConfig, data: SequenceData, task: TaskSpec) -> Tuple[Learner, SequenceDataModule]:
-    """What `train` continues from; nothing is written yet.
+    """What `train` starts with; nothing is written yet.
 
     Args:
         config: with the encoder's sizes filled in.

@@ -39,7 +39,7 @@ class Block:
         raise NotImplementedError
 
     def texts(self, name: str) -> List[Optional[str]]:
-        """``[rows]``, as `clean` gives them."""
+        """``[rows]`` texts, cleaned by `clean`."""
         raise NotImplementedError
 
     def times(self, name: str) -> Tuple[np.ndarray, str]:

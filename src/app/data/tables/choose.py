@@ -1,4 +1,4 @@
-"""Which columns of a table are inputs, and why each of the others is none."""
+"""Which columns of a table are inputs, and why the others are not."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Columns of numbers that say what they must not: the label, the sequence's number, the row's number."""
+"""Columns of numbers that copy the label, the sequence's number or the row's number."""
 
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 

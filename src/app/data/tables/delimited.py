@@ -27,7 +27,7 @@ class Delimited:
 
     Args:
         path: of the file.
-        config: says what is not to be found out.
+        config: settings that replace detection.
         named: columns that must be there; they help to find the separator.
 
     Attributes:
@@ -223,7 +223,7 @@ def _rows_of(lines: List[str], how: Dict[str, Any]) -> List[List[str]]:
     rows: List[List[str]] = []
     try:
         rows.extend(csv.reader(lines, **how))
-    except csv.Error:  # a quoted cell may go on behind the lines; what else is wrong is said when the rows are read
+    except csv.Error:  # a quoted cell may continue after these lines; other errors are reported when the rows are read
         if not rows:
             raise
     return rows

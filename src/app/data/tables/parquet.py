@@ -258,6 +258,6 @@ def _index_of_pandas(schema: Any) -> List[str]:
     try:
         found = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
         names += [name for name in found if isinstance(name, str)]
-    except (ValueError, AttributeError, TypeError):  # another's words under that name
+    except (ValueError, AttributeError, TypeError):  # metadata of another program under that name
         pass
     return names

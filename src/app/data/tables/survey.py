@@ -55,7 +55,7 @@ class Tally:
 
     Args:
         name: of the column; place: its number, from 0.
-        config: says what is not to be found out.
+        config: settings that replace detection.
     """
 
     def __init__(self, name: str, place: int, config: TableDataConfig) -> None:

@@ -33,7 +33,7 @@ def column_names(path: str, config: TableDataConfig) -> List[str]:
 
     Args:
         path: a file, or a folder of files.
-        config: how CSV is written, where that is not to be found out.
+        config: how CSV is written, where it is not detected.
 
     Raises:
         DataError: it is missing, empty or no table.
@@ -114,7 +114,7 @@ class Table:
         self.starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
 
     def notes(self) -> List[str]:
-        """What was found out about files of text and is not plain, a line each."""
+        """What was detected about text files and should be reported, one line each."""
         found = [f"{file.who} is not UTF-8 and was read as {file.encoding}; set data.encoding"
                  for file in self._opened if isinstance(file, Delimited) and file.encoding in ("cp1252", "latin-1")]
         comma = [name for name, fact in self.facts.items() if fact.kind == "number" and fact.marks.decimal == ","]

@@ -1,4 +1,4 @@
-"""Which sequence a row of an output is about, in the words of the data."""
+"""Which sequence a row of an output belongs to, by the names in the data."""
 
 from typing import Any, List, NamedTuple, Optional, Sequence
 
@@ -6,7 +6,7 @@ __all__ = ["Identity"]
 
 
 class Identity(NamedTuple):
-    """Of sequences, in order.
+    """Numbers, names and files of sequences, in order.
 
     Attributes:
         numbers: of each in its set, from 0.
@@ -25,7 +25,7 @@ class Identity(NamedTuple):
 
     @property
     def columns(self) -> List[str]:
-        """Of a table: ``sequence``, and ``id`` and ``file`` where they are known."""
+        """Names of a table's columns: ``sequence``, and ``id`` and ``file`` where they are known."""
         known = [("id", self.names), ("file", self.files)]
         return ["sequence", *(column for column, values in known if values is not None)]
 
@@ -34,6 +34,6 @@ class Identity(NamedTuple):
         return [self.numbers[place], *(held[place] for held in (self.names, self.files) if held is not None)]
 
     def part(self, span: range) -> "Identity":
-        """Those of a span."""
+        """The identities of a span of sequences."""
         names, files = (None if held is None else held[span.start : span.stop] for held in (self.names, self.files))
         return Identity(self.numbers[span.start : span.stop], names, files)

@@ -23,7 +23,7 @@ USUAL_BATCH, USUAL_SHARE = 16, 0.2  # of a config that leaves the choice, where 
 
 
 def _check_steps(config: DataConfig, parts: Dict[str, Optional[SequenceSet]]) -> None:
-    """A next step needs one before it."""
+    """Refuse a sequence without a next step."""
     for name, part in parts.items():
         if part is not None and max(part.lengths, default=0) < 2:
             raise data_error(f"data={config.name}", f"{name.replace('_', ' ')} set", "must have a sequence of at least "
@@ -59,7 +59,7 @@ def loader(data: Prepared, config: DataConfig, per_step: bool, generator: Option
 
 
 class SequenceDataModule(lightning.LightningDataModule):
-    """Hands out batches of one `SequenceData`.
+    """Makes batches of one `SequenceData`.
 
     Args:
         data: what the source read.

@@ -9,7 +9,7 @@ from encoders.schema import InputSchema
 
 __all__ = ["IGNORE", "Sample", "SequenceData", "SequenceSet"]
 
-#: The class of a step that has none: no loss, no part in any figure. For values, NaN says the same.
+#: The class of a step without a target, which counts in no loss and no figure. For values it is NaN.
 IGNORE = -100
 
 

@@ -1,4 +1,4 @@
-"""Who is trained on and who is held out: classes keep their shares, groups stay whole."""
+"""Which sequences are trained on and which are held out: classes keep their shares, groups stay together."""
 
 from typing import Dict, List, Optional, Sequence, Tuple
 

@@ -1,4 +1,4 @@
-"""How fast a training goes."""
+"""The speed of a training."""
 
 import time
 from typing import Any, Dict

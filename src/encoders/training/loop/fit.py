@@ -1,4 +1,4 @@
-"""One call of Lightning's training loop, from a fresh module, or from where it was cut off, to chosen weights."""
+"""One call of Lightning's training loop: from a fresh module, or an interrupted one, to the chosen weights."""
 
 import inspect
 import math
@@ -34,7 +34,7 @@ KIND = "myfla.fit"
 
 @dataclass
 class Fit:
-    """What one call of `fit` gave.
+    """The result of one call of `fit`.
 
     Attributes:
         epoch: how many epochs the weights have seen.

@@ -1,4 +1,4 @@
-"""Loggers of others, by config."""
+"""Third-party loggers, chosen in the config."""
 
 import dataclasses
 import hashlib
@@ -85,5 +85,5 @@ def _settings(config: AppConfig, kind: Type[Settings]) -> Settings:
 
 
 def _key(folder: Path, stage: str) -> str:
-    """One name for the run in this folder, so that a restart goes on with it."""
+    """A name of the run in this folder, by which a restart continues it."""
     return hashlib.sha256(f"{folder.resolve()} {stage}".encode()).hexdigest()[:16]

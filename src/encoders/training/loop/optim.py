@@ -1,4 +1,4 @@
-"""What is decayed, and how the learning rate moves."""
+"""Weight decay, and the schedule of the learning rate."""
 
 import math
 from typing import Any, Dict, List
@@ -12,7 +12,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> List[Dict[str, A
     """Optimizer groups: weight decay for matrices only.
 
     Biases, norm weights and other vectors, embeddings, and every parameter that its layer marks with
-    ``_no_weight_decay`` (the decay rates ``A_log`` and ``dt_bias`` of GatedDeltaNet) keep out.
+    ``_no_weight_decay`` (the decay rates ``A_log`` and ``dt_bias`` of GatedDeltaNet) are not decayed.
 
     Args:
         module: whose trainable parameters are grouped.

@@ -21,7 +21,7 @@ _SILENCE = 60.0  # seconds after which a log without a bar has a line from insid
 
 
 class TrainingProgress(lightning.Callback):
-    """A bar over all steps: epoch, batch, loss, tokens/s, and the time that is left. It is gone when training ends.
+    """A bar over all steps: epoch, batch, loss, tokens/s, and the time that is left. It is removed when training ends.
 
     Without a terminal: a line every tenth of the epochs, and one a minute inside of long ones.
 

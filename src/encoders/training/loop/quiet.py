@@ -1,4 +1,4 @@
-"""Other libraries' chatter, kept out of the run's log."""
+"""Keep other libraries' messages out of the run's log."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ WARNINGS = (
 
 
 def quiet() -> None:
-    """Leave warnings and errors of these libraries, drop their greetings."""
+    """Keep warnings and errors of these libraries and hide their informational messages."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in WARNINGS:

@@ -1,4 +1,4 @@
-"""How an interrupted run continues as if nothing had happened: checkpoints with all that moves."""
+"""How an interrupted run continues exactly: checkpoints that hold everything that changes."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -41,7 +41,7 @@ class RandomState(lightning.Callback):
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a restart does not grant one more epoch."""
+    """Early stopping that a restart does not delay by an epoch."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         super().on_train_start(trainer, module)

@@ -1,4 +1,4 @@
-"""What a trained task says, in the words and units of the data."""
+"""A trained task's outputs as classes, or as values in the units of the data."""
 
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -35,7 +35,7 @@ class Answers(NamedTuple):
 
 
 def answer(task: Task, pipeline: InputPipeline, outputs: Tensor) -> Answers:
-    """What outputs of a task mean.
+    """Outputs of a task as classes or values.
 
     Args:
         task: with weights.
@@ -50,7 +50,7 @@ def answer(task: Task, pipeline: InputPipeline, outputs: Tensor) -> Answers:
 
 
 def answer_names(task: Task, pipeline: InputPipeline) -> List[str]:
-    """Of the classes, or of the values; token ids are their own names."""
+    """Names of the classes or values; token ids are their own names."""
     if task.spec.names is not None:
         return list(task.spec.names)
     if task.spec.kind == "values" and pipeline.schema is not None:

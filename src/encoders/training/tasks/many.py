@@ -26,7 +26,7 @@ NUMBERS = 1 << 22
 
 
 class Answered(NamedTuple):
-    """About consecutive sequences.
+    """Answers for consecutive sequences.
 
     Attributes:
         span: which.
@@ -41,7 +41,7 @@ class Answered(NamedTuple):
 
 def answer_many(encoder: Encoder, task: Task, pipeline: InputPipeline, sequences: Prepared,
                 batch_tokens: int = BATCH_TOKENS) -> Iterator[Answered]:
-    """What the task says, part by part.
+    """The task's answers, part by part.
 
     Args:
         encoder: that reads prepared data; left in the mode in which it was.
@@ -66,7 +66,7 @@ def answer_many(encoder: Encoder, task: Task, pipeline: InputPipeline, sequences
 
 
 def _input(sequences: Prepared, span: range, place: int) -> Tensor:
-    """Of the sequence at a place of a span."""
+    """The input of the sequence at a place of a span."""
     return sequences[span[place]].x
 
 

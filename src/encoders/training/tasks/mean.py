@@ -35,7 +35,7 @@ class WeightedMean(Metric):
         return both
 
     def go_on(self, both: Tensor) -> None:
-        """Begin where another left off."""
+        """Continue from the sums of another."""
         self.total, self.weight = both.to(self.total).clone().unbind()
 
     def compute(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an encoder and its task say about many sequences."""
+"""Predictions of an encoder and its task for many sequences."""
 
 import time
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional

@@ -1,4 +1,4 @@
-"""Heads: from what an encoder says to outputs, and from outputs to a loss and to predictions."""
+"""Heads: from an encoder's output to a task's outputs, and from those to a loss and to predictions."""
 
 from typing import Dict, Optional, Tuple
 
@@ -55,7 +55,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def tensors(self) -> Dict[str, Tensor]:
-        """What a run's folder holds of it."""
+        """The tensors that a run's folder holds."""
         return dict(self.state_dict())
 
 
@@ -83,7 +83,8 @@ class Classes(Task):
 class Values(Task):
     """Real numbers: squared error in units of the targets' own spread.
 
-    The head speaks in standardised units: ``value = output * target_std + target_mean``, ``[K]`` float64 each, measured
+    The head predicts in standardised units: ``value = output * target_std + target_mean``, ``[K]`` float64 each,
+        measured
     on training targets.
     """
 
