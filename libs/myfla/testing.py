@@ -148,7 +148,7 @@ def run_as_script(namespace: Dict[str, Any]) -> None:
         Traceback (most recent call last):
         SystemExit: 1
     """
-    torch.set_num_threads(1)  # these are many small tensors; threads would mostly wait for each other
+    torch.set_num_threads(1)  # many small tensors: threads would mostly wait for each other
     passed = failed = 0
     start = time.perf_counter()
     for name, test in list(namespace.items()):

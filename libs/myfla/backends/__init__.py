@@ -1,4 +1,4 @@
-"""Whose code computes a rule.
+"""The choice of whose code computes a rule.
 
 ==========  ===========================================================================================
 auto        the rule below

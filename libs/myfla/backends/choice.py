@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """Somebody who computes. Every function returns what speaks against it, or None."""
+    """A backend. Every function returns the reason against it, or None."""
 
     missing: Callable[[], Optional[str]]  # in this process, whatever the call
     cannot: Callable[[Call], Optional[str]]  # compute a call that asks for it by name

@@ -1,4 +1,4 @@
-"""What can compute here, in words; and the choice for a whole module."""
+"""A report of the available backends, and the choice for a whole module."""
 
 from typing import Any, Dict, Optional
 
@@ -72,7 +72,7 @@ def set_backend(module: nn.Module, backend: str) -> int:
         How many layers it holds for.
 
     Raises:
-        BackendError: unknown, or not to be had here.
+        BackendError: unknown, or not available here.
         ValueError: the module has no layer with a choice.
 
     Example:

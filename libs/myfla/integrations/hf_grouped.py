@@ -2,7 +2,7 @@
 
 The projection gives, for each key head, a query, a key, and the values and gates of its value heads, side by side.
 transformers sorts that by kind before the convolution, and autograd sorts the gradients back. A depthwise convolution
-does not care for the order of its channels, so here it reads them as they lie.
+does not depend on the order of its channels, so here it reads them in place.
 """
 
 import ast
@@ -54,7 +54,7 @@ def _digest(layer: type) -> str:
         return ""
     try:
         sources = [textwrap.dedent(inspect.getsource(inspect.unwrap(vars(layer)[name]))) for name in METHODS]
-    except (OSError, TypeError):  # somebody has put code in its place that no file holds
+    except (OSError, TypeError):  # replaced by code that is in no file
         return ""
     plain = "\n".join(ast.unparse(ast.parse(source)) for source in sources)
     return hashlib.sha256(plain.encode("utf-8")).hexdigest()[:16]

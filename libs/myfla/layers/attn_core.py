@@ -1,4 +1,4 @@
-"""Causal softmax attention over rows whose tokens stand at the end, through PyTorch's own kernel where there is one."""
+"""Causal softmax attention over rows that are padded at the front, by PyTorch's own kernel where there is one."""
 
 import math
 from typing import Optional

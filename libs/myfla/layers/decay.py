@@ -1,4 +1,4 @@
-"""How the parameters of a data-dependent decay begin, as in Mamba-2."""
+"""Initial values of the parameters of a data-dependent decay, as in Mamba-2."""
 
 import math
 from typing import Tuple
@@ -12,7 +12,7 @@ def reset_decay(
     A_log: torch.Tensor, dt_bias: torch.Tensor, A_range: Tuple[float, float] = (0.0, 16.0),
     dt_range: Tuple[float, float] = (0.001, 0.1), dt_floor: float = 1e-4,
 ) -> None:  # fmt: skip
-    """Draw the parameters of ``g = -exp(A_log) softplus(a + dt_bias)``, and take both out of weight decay.
+    """Draw the parameters of ``g = -exp(A_log) softplus(a + dt_bias)``, and exclude both from weight decay.
 
     Args:
         A_log: any shape: the logarithm of a uniform draw from ``A_range``; of zeros where the range is (1, 1).
@@ -27,7 +27,7 @@ def reset_decay(
 def reset_A_log(A_log: torch.Tensor, A_range: Tuple[float, float]) -> None:
     """Draw ``A_log`` of `reset_decay`."""
     setattr(A_log, "_no_weight_decay", True)
-    if A_log.is_meta:  # there is nothing to draw, and the attempt loads torch's compiler, which takes seconds
+    if A_log.is_meta:  # nothing to draw; trying would load torch's compiler, which takes seconds
         return
     with torch.no_grad():
         if A_range[0] == A_range[1]:

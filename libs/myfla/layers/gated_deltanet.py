@@ -60,7 +60,7 @@ class GatedDeltaNet(ConvLayer):
 
     Raises:
         ValueError: an argument out of range, or arguments that do not fit each other.
-        BackendError: a backend that is unknown or not to be had here.
+        BackendError: a backend that is unknown or not available here.
         TypeError: an unknown keyword.
 
     Example:

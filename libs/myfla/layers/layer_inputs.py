@@ -1,4 +1,4 @@
-"""What every layer checks before it computes: the input, the mask, the cache, and the states it finds there."""
+"""Checks that every layer makes first: of the input, the mask, the cache and the states in it."""
 
 from typing import Any, Dict, Optional, Sequence, Tuple
 
@@ -14,7 +14,7 @@ __all__ = [
     "writes_over",
 ]  # fmt: skip
 
-# What official models and generation loops hand down to layers that have no use for it.
+# Arguments that official models and generation loops pass to layers that do not use them.
 INERT_FORWARD = (
     "cache_position", "cu_seqlens_cpu", "logits_to_keep", "num_items_in_batch", "output_hidden_states", "position_ids",
     "return_dict", "token_type_ids",
@@ -50,7 +50,7 @@ def check_hidden_states(who: str, x: Any, hidden_size: int, weight: Any) -> None
 
 
 def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int, x: torch.Tensor) -> Optional[torch.Tensor]:
-    """The mask's part for this input, or None where it leaves nothing out.
+    """The part of the mask for this input, or None if it has no pads.
 
     Args:
         attention_mask: ``[B, q_len]`` or longer (then its last q_len columns count), 1 for tokens and 0 for pads.
@@ -131,7 +131,7 @@ def check_state(who: str, field: str, state: Any, axes: Sequence[Tuple[str, int]
     narrow = isinstance(state, torch.Tensor) and state.dtype is torch.float32
     usual = narrow and not (wide and like.dtype is torch.float64)
     if usual and state.shape == tuple(shape) and state.device == like.device:
-        return  # what follows says what is wrong with the others
+        return  # the checks that follow report what is wrong with the others
     if not isinstance(state, torch.Tensor) or state.dim() != len(axes):
         got = list(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
         raise CacheError(message(who, field, f"must be a tensor {shape}", got, hint))

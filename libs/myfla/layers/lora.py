@@ -65,7 +65,7 @@ class LoRA(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the parameters again by the official law."""
+        """Draw the parameters again, as the official model does."""
         down, up = self._maps()
         nn.init.zeros_(down.weight)
         out, rank = up.weight.shape

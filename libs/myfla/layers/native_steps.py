@@ -1,7 +1,7 @@
-"""A layer's decoding step by one call of the compiled kernels (`myfla.utils.native`): what stands between its maps.
+"""A layer's decoding step, between its linear maps, in one call of the compiled kernels (`myfla.utils.native`).
 
-A layer whose next call is one token a row, from states in a cache, asks here. The answer is the package with the
-kernels, or None: then the layer goes its own way, op by op, with the same result up to rounding.
+For one token per row, continued from states in a cache. Where a function returns None, the layer computes the step
+op by op, with the same result up to rounding.
 """
 
 from typing import Any, NamedTuple, Optional, Sequence, Tuple, cast
@@ -180,10 +180,10 @@ def _step_kernels(layer: Any, x: torch.Tensor, call: LayerCall) -> Any:
 
 
 def _have(shape: Tuple[int, ...], *tensors: Optional[torch.Tensor]) -> bool:
-    """Whether all that are there have a shape: the kernels look no further."""
+    """Whether all given tensors have that shape, which the kernels do not check."""
     return all(x is None or x.shape == shape for x in tensors)
 
 
 def _is_free(module: nn.Module) -> bool:
-    """Whether nobody watches a module's calls."""
+    """Whether a module has no hooks."""
     return not (module._forward_hooks or module._forward_pre_hooks)

@@ -151,7 +151,7 @@ class RecurrentLayer(nn.Module, abc.ABC):
     # ---- the cache's slot ------------------------------------------------------------------------------------------
 
     def _uses_chunks(self, q_len: int) -> bool:
-        if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
+        if tracing():  # both ops have the same form but for one token; a graph must not depend on a threshold
             return not is_one(q_len)
         if torch.is_grad_enabled() or self.training:
             return True

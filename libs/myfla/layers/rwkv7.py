@@ -84,7 +84,7 @@ class RWKV7Attention(nn.Module):
 
     Raises:
         ValueError: an argument out of range, or arguments that do not fit each other.
-        BackendError: a backend that is unknown or not to be had here.
+        BackendError: a backend that is unknown or not available here.
         TypeError: an unknown keyword.
 
     Example:
@@ -160,7 +160,7 @@ class RWKV7Attention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set and draw all parameters by the official law; call it after ``to_empty`` on a meta-device layer."""
+        """Set and draw all parameters as the official model does; call it after ``to_empty`` on a meta-device layer."""
         reset_rwkv7(self)
 
     def extra_repr(self) -> str:
@@ -253,7 +253,7 @@ class RWKV7Attention(nn.Module):
         return self.o_proj(o), state, conv_state, value
 
     def _uses_chunks(self, q_len: int) -> bool:
-        if tracing():  # both ops take the same form, but for one token; no graph may depend on a threshold
+        if tracing():  # both ops have the same form but for one token; a graph must not depend on a threshold
             return not is_one(q_len)
         if torch.is_grad_enabled() or self.training:
             return True

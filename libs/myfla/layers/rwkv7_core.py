@@ -1,4 +1,4 @@
-"""What stands around the maps of an RWKV-7 layer: mixtures before them, the rule and the output gate behind them."""
+"""The parts of an RWKV-7 layer around its linear maps: mixtures before them, the rule and output gate after them."""
 
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, cast
 
@@ -18,7 +18,7 @@ __all__ = ["Projected", "mix_time", "mix_tokens"]
 
 
 class Projected(NamedTuple):
-    """What the maps have made of the mixtures: ``[B, T, H * K]``, and of values ``[B, T, H * V]``."""
+    """Outputs of the maps: ``[B, T, H * K]``, and of values ``[B, T, H * V]``."""
 
     r: torch.Tensor
     w: torch.Tensor  # before its activation

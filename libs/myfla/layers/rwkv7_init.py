@@ -1,4 +1,4 @@
-"""How RWKV-7's parameters begin: by position in the channels and in the depth of the model."""
+"""Initial values of RWKV-7's parameters, by position in the channels and in the depth of the model."""
 
 from typing import Any
 

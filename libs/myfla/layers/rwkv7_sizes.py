@@ -1,4 +1,4 @@
-"""The sizes of RWKV-7's layers: what they must be, and what they are where none is given."""
+"""The sizes of RWKV-7's layers: rules and defaults."""
 
 from typing import Any, Optional, Tuple
 

@@ -1,6 +1,7 @@
 """Queries, keys and values: three projections, each behind a short convolution, or behind its activation alone.
 
-What surrounds the rule in all layers of the delta rule's family: these, the gated norm of the outputs, the last map.
+The parts around the rule that all layers of the delta rule's family share: these, the gated norm of the outputs, the
+last map.
 """
 
 import warnings
@@ -136,7 +137,7 @@ class ConvLayer(RecurrentLayer):
         if not self.use_short_conv:
             return self._without_convs(parts), None
         states = (None, None, None) if call.conv_state is None else call.conv_state
-        # An exported graph serves all sizes: a choice by size would become a bound of them.
+        # An exported graph serves all sizes; a choice by size would limit it.
         small = x.is_cuda or exporting() or self._conv_size(x, states) <= FUSED_ON_CPU
         fused = small and self._use_fused_qkv_conv(states, call.keep, call.cu_seqlens)
         return (self._one_conv if fused else self._three_convs)(parts, states, call)

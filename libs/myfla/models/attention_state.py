@@ -33,7 +33,7 @@ def append_tokens(
     rows, size = joined[0].shape[:2]
     place = torch.arange(size, device=joined[0].device)
     added = added.to(place.device)[:, None]
-    # The pads before the new tokens give way: what was there moves up to them.
+    # Tokens before the new pads move up in their place.
     source = torch.where(place >= size - added, place, (place - (new[0].shape[1] - added)).clamp(min=0))
     row = torch.arange(rows, device=place.device)[:, None]
     return tuple(tensor[row, source] for tensor in joined)

@@ -1,4 +1,4 @@
-"""A `Cache` as a file: which tensors, which structure, and what a reader may insist on."""
+"""A `Cache` as a file: its tensors, its structure, and what a reader can require."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, Union
@@ -17,7 +17,7 @@ LAYOUT = "N,HV,K,V"
 
 
 def write_cache(path: Union[str, Path], layers: List[FLALayer], about: Dict[str, Any]) -> None:
-    """Write layers to ``path``; ``about`` holds what else the cache knows of itself (fingerprint, groups)."""
+    """Write layers to ``path``; ``about`` holds the cache's other facts (fingerprint, groups)."""
     tensors: Dict[str, torch.Tensor] = {}
     facts = {
         "version": VERSION,

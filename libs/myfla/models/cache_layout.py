@@ -1,4 +1,4 @@
-"""What a cache's states look like: in words, and beside those of fla 0.6's GatedDeltaNet, ``[N, HV, V, K]``."""
+"""The layout of a cache's states: in words, and converted to that of fla 0.6's GatedDeltaNet, ``[N, HV, V, K]``."""
 
 from typing import Any, Optional, Sequence, Union
 

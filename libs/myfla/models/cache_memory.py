@@ -1,4 +1,4 @@
-"""Whose memory a state lies in."""
+"""Copies of states that must not share memory."""
 
 from typing import Optional
 

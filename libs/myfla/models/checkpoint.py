@@ -148,7 +148,7 @@ def check_shape(path: Path, name: str, found: Tuple[int, ...], needed: Tuple[int
 
 
 def _why(path: Path) -> str:
-    """What a file that is no safetensors may be."""
+    """A guess at what a file that is not safetensors is."""
     with open(str(path), "rb") as file:
         head = file.read(8)
     if head[:2] == b"PK" or head[:1] == b"\x80":

@@ -15,7 +15,7 @@ __all__ = ["CONFIG_NAME", "ModelConfig", "read_json"]
 CONFIG_NAME = "config.json"
 Config = TypeVar("Config", bound="ModelConfig")
 
-# What the official base class lets every config answer. Not written to a file unless it was given.
+# Fields of the official base class. Not written to a file unless they were given.
 DEFAULTS = {
     "output_attentions": False,
     "output_hidden_states": False,

@@ -77,7 +77,7 @@ class _Config(AttentionConfigBase, Config):
         base = {name: checked.pop(name) for name in BASE_FIELDS}
         unknown = [name for name in checked if name in fields and name not in self.plain().__dict__]
         base.update({name: checked.pop(name) for name in unknown})
-        for name, value in sorted(checked.items(), key=lambda field: field[0] == "attn"):  # which asks for the depth
+        for name, value in sorted(checked.items(), key=lambda field: field[0] == "attn"):  # reads the depth
             setattr(self, name, value)
         super().__init__(**base)
 
@@ -136,7 +136,7 @@ class RWKV7Config(_Config):
 
 
 class _Pretrained(PreTrainedModel):
-    """What the models of transformers ask of one."""
+    """What transformers expects of its models."""
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -165,7 +165,7 @@ class _Pretrained(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw what was not loaded; what was loaded is marked, and a law that sets several tensors must spare it."""
+        """Initialise what was not loaded; tensors that were loaded are marked and must stay as they are."""
         loaded = [p for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
         values = [p.detach().clone() for p in loaded]
         if module is getattr(self, "lm_head", None):

@@ -103,7 +103,7 @@ def _unflatten(values: Any, about: Any) -> ModelOutput:
     return kind(**dict(zip(names, values)))
 
 
-# What walks over outputs for tensors (parallel wrappers, export) shall find them.
+# So that parallel wrappers and exporters find the tensors in outputs.
 _register = getattr(pytree, "register_pytree_node", None) or getattr(pytree, "_register_pytree_node", None)
 for _kind in (BaseModelOutputWithPast, CausalLMOutputWithPast, GenerateOutput):
     if _register is not None:

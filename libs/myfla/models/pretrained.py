@@ -1,4 +1,4 @@
-"""What every model can do besides computing: be initialised, read from a folder, and written to one."""
+"""What all models share: initialisation, reading from a folder, and writing to one."""
 
 import copy
 import json

@@ -104,7 +104,7 @@ class RecurrentStack(Stack):
     block: Type[RecurrentBlock]
 
     def build(self, config: Any, device: Any = None, dtype: Optional[torch.dtype] = None) -> None:
-        """Make the parts, with weights by the official law."""
+        """Make the parts, with weights initialised as in the official model."""
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         new: Dict[str, Any] = {"device": device, "dtype": dtype}
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id, **new)

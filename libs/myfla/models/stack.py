@@ -52,11 +52,11 @@ class Stack(Module):
         raise NotImplementedError
 
     def init_module(self, module: nn.Module) -> None:
-        """Draw afresh what a module holds by the law of a new model; called for children before their parents."""
+        """Initialise the parameters of a module as in a new model; called for children before their parents."""
         raise NotImplementedError
 
     def init_head(self, head: nn.Linear) -> None:
-        """Draw the output map of a language model by the same law."""
+        """Initialise the output map of a language model."""
         raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -173,7 +173,7 @@ class Stack(Module):
         if foreign or not all(hasattr(cache, name) for name in ("update", "__getitem__", "__len__")):
             hint = "leave it out, or use myfla.models.Cache"
             raise CacheError(message(who, "past_key_values", "must be a Cache", type(cache).__name__, hint))
-        if tracing():  # whose it is was seen when it was made
+        if tracing():  # whose it is was checked when it was made
             return cache
         mark = " ".join([self.config.model_type, *(f"{f}={getattr(self.config, f)}" for f in self.state_fields)])
         found = getattr(cache, "fingerprint", mark)
@@ -192,7 +192,7 @@ def _by_place(call: Any, name: str, hidden_states: torch.Tensor, carried: Any) -
 
 
 def normal_(module: Union[nn.Linear, nn.Conv1d, nn.Embedding], std: float) -> None:
-    """Draw the weight of an embedding or linear map from a normal law."""
+    """Draw the weight of an embedding or linear map from a normal distribution."""
     if module.weight.device.type != "meta":
         nn.init.normal_(module.weight, mean=0.0, std=std)
     bias = getattr(module, "bias", None)

@@ -69,7 +69,7 @@ class Cache(FLACache):
     # ---- copies -------------------------------------------------------------------------------------------------
 
     def fork(self) -> "Cache":
-        """A cache with the same content that goes its own way; tensors are shared and never written."""
+        """An independent cache with the same content; tensors are shared and never written."""
         return self._copy(lambda field, tensor: tensor, lambda counts: counts, self._groups)
 
     def in_place(self) -> "Cache":
@@ -227,7 +227,7 @@ class Cache(FLACache):
         Args:
             path: the file.
             device: where the tensors shall live.
-            fingerprint, layers, batch, dtype: what the reader insists on; see `require`.
+            fingerprint, layers, batch, dtype: what the reader requires; see `require`.
 
         Raises:
             CacheError: the file is missing, damaged or foreign, or something is not as asked.

@@ -96,7 +96,7 @@ def _forward(x, weight, bias, residual, state, activation, heads, keep):
 
 
 def formula(x, weight, bias, residual, state, activation, heads):
-    """`_forward` in plain operations, for second derivatives and for those who record (`myfla.utils.tracing`)."""
+    """`_forward` in plain operations, for second derivatives and recorded graphs (`myfla.utils.tracing`)."""
     kind = accumulation_dtype(x, weight, bias, residual, state)
     rows, past = x.to(kind), _history(state, kind)
     z = _windows(rows, weight.to(kind), past if heads is None else None)

@@ -71,7 +71,7 @@ def rms_norm_ref(
     norm_before_gate: bool = True,
     upcast: bool = True,
 ) -> torch.Tensor:
-    """What `rmsnorm_fn` must equal, in plain lines. ``upcast``: compute in float32 (float64 stays)."""
+    """The reference of `rmsnorm_fn` in plain operations. ``upcast``: compute in float32 (float64 stays)."""
     wide = x.float() if upcast and x.dtype != torch.float64 else x
     gate = 1 if z is None else F.silu(z.to(wide.dtype))
     rows = wide if norm_before_gate else wide * gate

@@ -12,7 +12,7 @@ from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.tensors import check_tensor
 
 ACTIVATIONS = ("swish", "powlu")
-# What a model hands to all its layers, read or not.
+# Arguments that a model passes to all its layers.
 PASSED_ALONG = ("cu_seqlens", "cu_seqlens_cpu", "num_items_in_batch", "position_ids")
 
 
@@ -78,7 +78,8 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Map ``x [..., D]`` to ``[..., D]``; what a model hands to all its layers, such as offsets, is not read."""
+        """Map ``x [..., D]`` to ``[..., D]``; arguments that a model passes to all its layers, such as offsets, are
+        ignored."""
         refuse_unknown("GatedMLP", kwargs, ("x",), inert=PASSED_ALONG)
         check_tensor("GatedMLP", "x", x)
         if x.dim() < 1 or x.shape[-1] != self.hidden_size:

@@ -69,7 +69,7 @@ def normalise(
 def _add(
     x: torch.Tensor, residual: Optional[torch.Tensor], residual_in_fp32: bool
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What is normalised, and what is handed on."""
+    """The sum that is normalised, and the one that is returned as the next residual."""
     if residual is not None:
         kind = accumulation_dtype(x, residual)
         total = x.to(kind) + residual.to(kind)

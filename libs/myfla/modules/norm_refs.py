@@ -1,4 +1,4 @@
-"""The norms in a few plain lines each: what `layernorm` must equal."""
+"""The norms in plain operations: the reference of `layernorm`."""
 
 from typing import Optional
 

@@ -161,7 +161,7 @@ def _forward(
 def _formula(
     x: torch.Tensor, cu_seqlens: Optional[torch.Tensor], cache: Optional[torch.Tensor]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """`_forward` in plain operations, for those who record (`myfla.utils.tracing`)."""
+    """`_forward` in plain operations, for recorded graphs (`myfla.utils.tracing`)."""
     rows = x if cu_seqlens is None else to_rows(x, cu_seqlens)
     before = rows.new_zeros(rows.shape[0], 1, rows.shape[2]) if cache is None else cache.to(x.dtype).unsqueeze(1)
     rows = torch.cat([before, rows], dim=1)

@@ -1,4 +1,4 @@
-"""The one way in which files are written: whole, or not at all. Needs no torch."""
+"""Writes files completely or not at all. Needs no torch."""
 
 import os
 import uuid

@@ -1,7 +1,7 @@
 """The compiled CPU kernels of the distribution `myfla-native`, where it is installed; see `docs/native.md`.
 
-Nothing here needs them. Who has a compiled form of what it computes asks `native` for each call, and computes in
-PyTorch where the answer is None.
+Nothing here needs them. A function with a compiled form calls `native` each time, and computes in PyTorch where it
+returns None.
 """
 
 import functools
@@ -134,7 +134,7 @@ def _installed() -> Tuple[Any, Optional[str]]:
 
 
 def _watched() -> Optional[str]:
-    """Who wants to see plain operations: they would not see what a compiled kernel does."""
+    """What is recording plain operations, and would not see what a compiled kernel does."""
     if tracing():
         return "a compiler, an exporter or a transform of torch.func records this call"
     if _modes is not None and _modes():

@@ -1,4 +1,4 @@
-"""Files that come from others: only regular ones are read, none is waited for. Needs no torch."""
+"""Files from others: only regular ones are opened, so that none blocks. Needs no torch."""
 
 import errno
 import os

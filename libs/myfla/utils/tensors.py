@@ -1,4 +1,4 @@
-"""What a function asks of an argument before it looks at shapes: that it is a tensor, where its data can be used."""
+"""Checks of an argument before its shape: that it is a tensor, and that its data can be used."""
 
 import math
 from typing import Any, Optional

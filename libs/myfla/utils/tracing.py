@@ -1,7 +1,7 @@
-"""Who is watching: a compiler, an exporter or a function transform, instead of plain eager execution.
+"""Whether a compiler, an exporter or a function transform is active, instead of plain eager execution.
 
-The hand-written forward and backward passes reuse buffers, read lengths and masks back to the host and are opaque to
-whoever records them. **The rule**: inside ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, a
+The hand-written forward and backward passes reuse buffers, read lengths and masks back to the host and cannot be
+recorded. **The rule**: inside ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, a
 ``FakeTensorMode`` and the transforms of ``torch.func``, and for tensors on the device ``meta``, every function of this
 library takes the same formula in plain operations, with no choice that depends on the values of a tensor. It is the
 same function, equal up to rounding. The one exception: a rule over many tokens is an operation of its own in a compiled

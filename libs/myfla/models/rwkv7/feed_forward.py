@@ -106,7 +106,7 @@ class RWKV7FeedForward(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set and draw all parameters by the official law."""
+        """Set and draw all parameters as the official model does."""
         index = self.layer_idx or 0
         falling = 1.0 - index / (self.num_hidden_layers or index + 1)
         if self.x_k.device.type != "meta":

@@ -95,7 +95,7 @@ class RWKV7Stack(Stack):
     state_fields = ("hidden_size", "num_hidden_layers", "head_dim", "num_heads", "value_dim")
 
     def build(self, config: Any, device: Any = None, dtype: Optional[torch.dtype] = None) -> None:
-        """Make the parts, with weights by the official law."""
+        """Make the parts, with weights initialised as in the official model."""
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         new = {"device": device, "dtype": dtype}
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id, **new)
@@ -105,7 +105,7 @@ class RWKV7Stack(Stack):
         self._register_load_state_dict_pre_hook(_convert)
 
     def init_module(self, module: nn.Module) -> None:
-        """Draw a module's parameters; the two halves of a block know their own law."""
+        """Draw a module's parameters; the two halves of a block initialise themselves."""
         if isinstance(module, nn.Embedding):
             nn.init.uniform_(module.weight, -SMALLEST, SMALLEST)
         elif isinstance(module, (RWKV7Attention, RWKV7FeedForward, LayerNorm)):
@@ -168,7 +168,7 @@ class RWKV7LanguageModel(LanguageModel):
 class RWKV7ForCausalLM(RWKV7LanguageModel, FLAForCausalLM, RWKV7PreTrainedModel):
     """An RWKV-7 language model.
 
-    A fresh one does not look at its blocks: the maps that lead out of them begin at zero.
+    In a fresh one the blocks have no effect: their output projections are zero.
 
     Args:
         config: an `RWKV7Config`.

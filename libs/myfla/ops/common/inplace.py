@@ -1,4 +1,4 @@
-"""``inplace_final_state``: the explicit permission to overwrite the caller's state."""
+"""``inplace_final_state``: permission to overwrite the caller's state."""
 
 from typing import Optional
 

@@ -13,11 +13,11 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def are_plain(state: Any, tensors: Iterable[Any]) -> bool:
-    """Whether nothing but the op looks at these: tensors on a CPU, no subclass, and neither autograd nor autocast nor a
-    compiler or transform at work.
+    """Whether these are plain tensors on a CPU, no subclasses, and neither autograd, autocast, a compiler nor a
+    transform is active.
 
     With the right sizes, which the op knows, no check of such a call can fail; one row's decoding step would take about
-    as long over them as over its arithmetic. False says nothing: the checks do.
+    as long over them as over its arithmetic. After False, the usual checks are made.
 
     Args:
         state: passes only as contiguous float32.

@@ -17,7 +17,7 @@ __all__ = ["check_chunk_size", "run_member"]
 
 
 def check_chunk_size(who: str, chunk_size: Optional[int]) -> None:
-    """Refuse a wish that no chunk form has."""
+    """Refuse a chunk size that no chunk form has."""
     if chunk_size is not None and chunk_size not in (16, 32, 64):
         raise value_error(who, "chunk_size", "must be 16, 32 or 64", chunk_size)
 

@@ -59,14 +59,14 @@ class Activation(NamedTuple):
         return g, beta_sigmoid(beta, self.neg_eigval) if self.sigmoid else beta
 
     def official(self) -> Dict[str, Any]:
-        """The official names of all this."""
+        """These options under their official names."""
         return {
             "use_gate_in_kernel": self.gate, "A_log": self.A_log, "dt_bias": self.dt_bias,
             "use_beta_sigmoid_in_kernel": self.sigmoid, "allow_neg_eigval": self.neg_eigval,
         }  # fmt: skip
 
     def changes(self) -> bool:
-        """Whether g or beta become others."""
+        """Whether g or beta are changed."""
         return self.gate or self.sigmoid
 
 

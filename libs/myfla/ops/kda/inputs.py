@@ -45,7 +45,7 @@ class KdaActivation(NamedTuple):
                 raise value_error(who, name, f"must hold {shape} = {size} floating point numbers", got)
 
     def changes(self) -> bool:
-        """Whether g or beta become others."""
+        """Whether g or beta are changed."""
         return self.gate or self.sigmoid
 
     def gates(self, g: torch.Tensor, beta: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +55,7 @@ class KdaActivation(NamedTuple):
         return g, beta_sigmoid(beta, self.neg_eigval) if self.sigmoid else beta
 
     def official(self) -> Dict[str, Any]:
-        """The official names of all this."""
+        """These options under their official names."""
         return {
             "use_gate_in_kernel": self.gate, "A_log": self.A_log, "dt_bias": self.dt_bias,
             "lower_bound": self.lower_bound, "use_beta_sigmoid_in_kernel": self.sigmoid,

@@ -102,7 +102,7 @@ class _AddcmulFunction(torch.autograd.Function):
     def backward(ctx, *grads):
         delta, *mixes = ctx.saved_tensors
         if torch.is_grad_enabled():
-            hidden = torch.zeros_like(delta, dtype=ctx.dtype).requires_grad_()  # a term: its value is no matter
+            hidden = torch.zeros_like(delta, dtype=ctx.dtype).requires_grad_()  # only the shape of this term matters
             return backward_through(_forward, [hidden, delta, *mixes], ctx.needs_input_grad, grads)
         dtype, width = accumulation_dtype(delta), delta.shape[-1]
         flat = delta.reshape(-1, width)

@@ -62,7 +62,7 @@ def key_gates(
 
 
 def _formula(k, w, a, k_k, k_a, head_dim, eps):
-    """The four results in plain operations, for those who record (`myfla.utils.tracing`)."""
+    """The four results in plain operations, for recorded graphs (`myfla.utils.tracing`)."""
     dtype = accumulation_dtype(k)
     heads = (*k.shape[:-1], k.shape[-1] // head_dim, head_dim)
     wide, decay, rate = k.to(dtype), torch.sigmoid(w.to(dtype)) * STRONGEST_DECAY, torch.sigmoid(a.to(dtype))

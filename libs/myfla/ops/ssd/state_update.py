@@ -33,8 +33,8 @@ def selective_state_update(
     """One step of a selective state space, by the name and call of ``mamba_ssm``; ``state`` is written.
 
     ``S <- exp(dt A) S + dt x B^T;  y = (S C + D x) silu(z)`` with ``dt <- softplus(dt + dt_bias)``. Time steps may
-    differ from channel to channel and A from number to number (Mamba, arXiv 2312.00752); Mamba-2 has one of each a
-    head, expanded, which is noticed and costs nothing.
+    differ from channel to channel and A from number to number (Mamba, arXiv 2312.00752); Mamba-2 has one of each per
+    head, expanded, which is detected and costs nothing.
 
     Args:
         state: ``[N, HV, V, K]``; without heads, here and below, ``[N, V, K]``.
