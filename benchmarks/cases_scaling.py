@@ -35,7 +35,7 @@ def run(options: Options) -> Iterator[List[Row]]:
 
 
 def _wanted(names: Iterable[str], options: Options) -> List[str]:
-    """What ``--only`` leaves of these: all, if it names none of them."""
+    """Those of these that ``--only`` names; all, if it names none."""
     return [name for name in names if name in options.only] or list(names)
 
 

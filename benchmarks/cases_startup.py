@@ -1,4 +1,4 @@
-"""Before the first result: importing, and the first call, each in processes of their own."""
+"""Time before the first result: importing, and the first call, each in a separate process."""
 
 import subprocess
 import sys

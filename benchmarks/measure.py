@@ -1,4 +1,4 @@
-"""Time several ways of doing the same work in turn, so that whatever else the machine does hits all of them."""
+"""Time several ways of doing the same work in turn, so that other load on the machine affects all of them."""
 
 import gc
 import math

@@ -74,6 +74,6 @@ def _run(*tensors: torch.Tensor) -> torch.Tensor:
 
 
 def _where(x: torch.Tensor, joined: bool) -> Tuple[Any, ...]:
-    """What a binding wants to know; heads and channels are one axis of q, k, v and o."""
+    """The arguments of a binding; heads and channels are one axis of q, k, v and o."""
     shape = list(x.shape)
     return "cpu", 0, "float32", [*shape[:2], shape[2] * shape[3]] if joined else shape, x.data_ptr()

@@ -39,7 +39,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """For each op and dtype a table with a line for each case and a column for each side.
 
     Cells hold milliseconds, (times the first side's), and peak memory where it was measured. Below the table is why a
-    side did not run everywhere; one that ran nowhere is left out.
+    side did not run everywhere; one that did not run at all is left out.
     """
     groups = dict.fromkeys((row.op, row.dtype) for row in rows)
     return "\n\n".join(_pivot([row for row in rows if (row.op, row.dtype) == group]) for group in groups)

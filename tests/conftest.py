@@ -1,4 +1,4 @@
-"""Shared by all tests: cases without parametrize marks, one seed, uninitialised memory that shows."""
+"""Shared by all tests: cases without parametrize marks, one seed, uninitialised memory filled with NaN."""
 
 import os
 import sys

@@ -143,7 +143,7 @@ def say_baselines(results: Mapping[str, Any], kind: str) -> None:
     if not found or own is None:
         return
     form = {name: form for name, _, form in FIGURES}[key]
-    log.info("test %s beside it: %s", label, ", ".join(
+    log.info("test %s of simple methods: %s", label, ", ".join(
         f"{name} {form.format(figures[key])}" for name, figures in found.items()))
     ahead = better(found, own, kind)
     if ahead:

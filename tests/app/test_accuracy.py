@@ -1,4 +1,5 @@
-"""The default settings learn: Japanese Vowels, five seeds, every choice made on validation data. Minutes long."""
+"""The default settings reach their accuracy: Japanese Vowels, five seeds, choices made on validation data. Takes
+minutes."""
 
 import json
 

@@ -32,7 +32,7 @@ def draws(n=150, f=6, seed=0):
 
 
 def test_logistic_regression_is_at_its_minimum():
-    """Held to Newton's method, which shares no code with it."""
+    """Compared with Newton's method, which shares no code with it."""
     x, scores = draws()
     y = scores.argmax(1)
     z = (x - x.mean(0)) / x.std(0, unbiased=False)

@@ -1,4 +1,4 @@
-"""``job=bench``: honest samples, peak memory of a process of its own, and what the job writes."""
+"""``job=bench``: samples, peak memory of a separate process, and what the job writes."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What the report says of the data, the classes and the worst cases."""
+"""The report's facts on the data, the classes and the worst cases."""
 
 import csv
 import json

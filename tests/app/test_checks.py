@@ -1,4 +1,4 @@
-"""Bars that the runs of a sweep must meet."""
+"""Thresholds that the runs of a sweep must meet."""
 
 import json
 

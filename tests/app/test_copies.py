@@ -1,4 +1,4 @@
-"""No column that tells the answer is ever an input, in any layout and format, at training and afterwards."""
+"""No column that reveals the answer is an input, in any layout and format, in training and afterwards."""
 
 import csv
 import logging

@@ -32,7 +32,7 @@ def table_of(draw):
 
 
 def told(path):
-    """All that a reader says of a table: kinds, cells, numbers and times, or the refusal."""
+    """What a reader makes of a table: kinds, cells, numbers and times, or the error."""
     try:
         table = open_table(str(path), TableDataConfig(train_path=str(path)))
         found = {name: (fact.kind, fact.why, fact.marks, fact.odd) for name, fact in table.facts.items()}

@@ -1,4 +1,4 @@
-"""Made-up tasks: the targets are those of a rule written down once more, step by step."""
+"""Generated tasks: the targets equal those of a second implementation of the rule, step by step."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tables: every layout and format gives the sequences that were written, and every damage is named."""
+"""Tables: every layout and format gives the sequences that were written, and errors name the damage."""
 
 import datetime
 

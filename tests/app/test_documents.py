@@ -1,4 +1,4 @@
-"""What README and packaging promise."""
+"""The examples and commands of README and the guides run."""
 
 import itertools
 import re
@@ -66,7 +66,7 @@ def test_every_command_of_the_documents_is_legal():
 
 
 def commands_for_newcomers():
-    """What README and guides say to type, but for what needs files of the reader's own."""
+    """The commands of README and the guides, except those that need the reader's own files."""
     for page, command in commands():
         if page in GUIDES and not any(word in command for word in ("My_", "run=", "<")):
             yield f"{page}: {command.strip()}"

@@ -1,4 +1,4 @@
-"""What is said at the door: paths as people type them, refusals before torch is loaded, settings that do not fit."""
+"""Checks before a job starts: paths as people type them, errors before torch is loaded, settings that do not fit."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""``job=encode``: every sequence once, whoever makes it and whatever kills it; the embeddings are the encoder's."""
+"""``job=encode``: every sequence once, with any number of processes and interruptions; the embeddings are the
+encoder's."""
 
 import json
 import os
@@ -162,7 +163,7 @@ def test_two_processes_one_of_them_killed_lose_nothing_and_do_nothing_twice(tmp_
     assert pair[1].returncode in (-signal.SIGKILL, 0)
     again = launch(tmp_path, run, RANK="1", WORLD_SIZE="2")
     out, err = again.communicate(timeout=300)
-    assert again.returncode == 0 and b"is whole" in out, err.decode()
+    assert again.returncode == 0 and b"is complete" in out, err.decode()
     assert_all_there(tmp_path / "out", truth)
 
 

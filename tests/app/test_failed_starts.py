@@ -44,7 +44,7 @@ FILES = {
     "rows.jsonl": '{"session": "a", "features": [1, 2, 3]}\n',
 }
 
-#: The command and what is said; {runs} is the folder of runs.
+#: The command and its message; {runs} is the folder of runs.
 STARTS = [
     (["encoder.num_heads=0"], "encoder.num_heads must be an integer from 1"),
     (["encoder.num_haeds=2"], "did you mean 'encoder.num_heads'?"),

@@ -1,4 +1,4 @@
-"""``job=predict``: every sequence or step once, with its id, as the run's own figures say, in every format."""
+"""``job=predict``: every sequence or step once, with its id, consistent with the run's own figures, in every format."""
 
 import csv
 import json

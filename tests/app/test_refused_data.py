@@ -1,4 +1,4 @@
-"""Training on data that cannot be learned from: refused by name, and no file is left or changed."""
+"""Training on data that cannot be learned from: a clear error, and no file is left or changed."""
 
 import csv
 
@@ -13,7 +13,7 @@ from myfla.testing import cases
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet  # noqa: E402
 
-#: What is done to the rows; which setting is another; what is said.
+#: The change of the rows, the changed setting, and the message.
 REFUSED = {
     "unknown column": (None, {"data.label": "kinds"}, ConfigError,
                        "data.label must be a column of .*got 'kinds'.*kind"),

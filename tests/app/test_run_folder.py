@@ -1,4 +1,4 @@
-"""Files of a run are whole or not there."""
+"""Files of a run are complete or absent."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_a_file_that_is_cut_off_leaves_nothing_and_spares_the_old_one(tmp_path):
     assert not list(tmp_path.iterdir())
     with whole_file(path) as file:
         file.write("whole\n")
-        assert not path.exists(), "no name before it is whole"
+        assert not path.exists(), "no name before it is complete"
     with pytest.raises(ValueError, match="in between"), whole_file(path) as file:
         raise ValueError("in between")
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"] and path.read_text() == "whole\n"

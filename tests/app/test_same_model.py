@@ -1,4 +1,4 @@
-"""However the same numbers are written down, the same model comes of them; and of noise comes nothing."""
+"""The same numbers give the same model in every format; noise is not learned."""
 
 import csv
 import json
@@ -158,7 +158,7 @@ def test_of_noise_comes_chance(tmp_path, shape, seed):
 
 
 def test_the_measure_finds_what_leaks(tmp_path):
-    """The same noise, with the columns that are left out, is no noise."""
+    """With the columns that are left out, the same noise can be predicted."""
     config = noise(tmp_path, "long", 0)
     for name in ("code", "number"):
         config.features = [name]

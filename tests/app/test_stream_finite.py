@@ -56,7 +56,7 @@ def test_a_row_that_is_too_large_is_named_and_leaves_its_session_as_it_was(tmp_p
 
 
 def test_what_is_only_large_is_taken(tmp_path, runs):
-    """A row far from the usual has an answer of its own, that of the sequence seen whole."""
+    """An unusually large row gets the same result as in the whole sequence."""
     rows = [("a", [1e6] * WIDTH), ("a", [0.5, 1, 2]), ("b", [-3e9, 1, 1])]
     (tmp_path / "in.jsonl").write_text(as_json(rows))
     figures = serve(runs["gated_deltanet"], tmp_path / "in.jsonl", tmp_path / "state", tmp_path / "out")
@@ -125,7 +125,7 @@ def with_gaps(count, seed=0):
 
 
 def whole(run, rows):
-    """What the encoder says of every prefix of every session, missing values treated as in training."""
+    """The encoder's output for every prefix of every session, missing values treated as in training."""
     encoder = load_encoder(run)
     sessions, found = {}, []
     for session, features in rows:

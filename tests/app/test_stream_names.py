@@ -1,4 +1,5 @@
-"""Streams find features by name, and answer as the run was trained: classes or values, of a sequence or of a step."""
+"""Streams find features by name, and give what the run was trained to predict: classes or values, of a sequence or of a
+step."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sweeps: every job runs, the table has them all, a failure hurts nobody else."""
+"""Sweeps: every job runs and is in the table; a failed one does not affect the others."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: the same batches, the same loss."""
+"""Two processes train as one does: the same batches, the same loss."""
 
 import csv
 import os

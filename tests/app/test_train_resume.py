@@ -1,4 +1,4 @@
-"""A run that was cut off goes on, and ends with the files of one that was not."""
+"""An interrupted run continues, and ends with the same files as an uninterrupted one."""
 
 import csv
 import functools

@@ -1,4 +1,4 @@
-"""The `.ts` reader: what it reads, and what it says about a damaged file."""
+"""The `.ts` reader: values, and errors about damaged files."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Hydra 1.3 and 1.4, OmegaConf 2.3 and 2.4: what is asked of each, and that neither has anything to warn of."""
+"""Hydra 1.3 and 1.4, OmegaConf 2.3 and 2.4: the options that each gets, and that neither warns."""
 
 import os
 import subprocess

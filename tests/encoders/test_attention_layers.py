@@ -1,4 +1,4 @@
-"""Encoders in which some layers are softmax attention (``encoder.attn``) keep the promises of the others."""
+"""Encoders in which some layers are softmax attention (``encoder.attn``) have the same properties as the others."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Layouts: which positions are tokens, however that is said."""
+"""Layouts: which positions are tokens, given in any form."""
 
 import torch
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The factory: built-ins by import, plugins one by one, and what is said when a name or a plugin is wrong."""
+"""The factory: built-ins by import, plugins one by one, and errors about wrong names and plugins."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Files of an encoder: what was saved comes back, and nothing else is let in.
+"""Files of an encoder: what was saved is read back, and anything else is refused.
 
 Long because every way in which a file can be wrong has its case here.
 """

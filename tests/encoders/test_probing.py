@@ -1,4 +1,4 @@
-"""The probe: what it says of a layer is what the layer computes with, for the tokens and nothing else."""
+"""The probe reports the gates that a layer computes with, for tokens only."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""The front ends: what they compute, what they never read, and where they are refused."""
+"""The stems: what they compute, what they never read, and where they are refused."""
 
 import math
 

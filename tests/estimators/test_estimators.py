@@ -1,4 +1,4 @@
-"""Estimators of Python: trained as the application trains, saved as it saves, and nothing left behind."""
+"""The estimators train and save as the application does, and leave nothing behind."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""One recorded graph serves every length: nothing in it is a choice by size."""
+"""One exported graph serves every length: it makes no choice by size."""
 
 import pytest
 import torch

@@ -305,7 +305,7 @@ WHOLE = [("classes", "inception", "bidirectional", "onnx", {"stem_stride": 4}),
 @exports
 @pytest.mark.parametrize("case", WHOLE, ids=lambda case: "-".join(case[:4]))
 def test_a_whole_model_runs_raw_data_of_any_size(case, tmp_path):
-    """From the data's own numbers to logits or values, as `job=predict` gives them."""
+    """From raw data to logits or values, as `job=predict` gives them."""
     kind, name, direction, form, more = case
     if form == "onnx":
         needs_onnx()

@@ -1,4 +1,4 @@
-"""The official kernels as a backend, on a CUDA device with fla: chosen where they are sound, refused where not.
+"""The official kernels as a backend, on a CUDA device with fla: chosen where they are correct, refused elsewhere.
 
     pip install 'flash-linear-attention>=0.6.0' && python -m pytest tests/gpu/test_fla_backend.py
 """
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.skipif(official.import_problem() is not None, reason=str(official.import_problem())),
 ]
-# What the official kernels are at, against a float64 loop: 4e-3 in bfloat16, 5e-4 in float16.
+# Errors of the official kernels against a float64 loop: 4e-3 in bfloat16, 5e-4 in float16.
 BOUND = {torch.bfloat16: 1e-2, torch.float16: 3e-3}
 LAYERS = {
     "gated_deltanet": lambda **of: GatedDeltaNet(hidden_size=128, head_dim=64, num_heads=2, layer_idx=0, **of),

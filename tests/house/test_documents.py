@@ -1,4 +1,4 @@
-"""What the documents name is there: files, modules, tests, targets, commands, links. (Their examples run elsewhere:
+"""What the documents name exists: files, modules, tests, targets, commands, links. (Their examples run elsewhere:
 the guides' in `tests/app/test_documents.py` and `tests/integrations/test_documents.py`, the docstrings' in
 `test_examples.py`.)"""
 

@@ -1,4 +1,4 @@
-"""Who may know whom, what every file must be, and where torch must not come in."""
+"""Which package may import which, rules for every file, and where torch must not be imported."""
 
 import ast
 import sys

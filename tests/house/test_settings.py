@@ -1,4 +1,4 @@
-"""Every setting has a meaning, a default and a rule, and the page and the help say them."""
+"""Every setting has a meaning, a default and a rule, which the page and the help show."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_every_class_and_every_key_of_it_is_on_the_page():
 
 
 def test_rules_are_those_that_are_checked():
-    """The words stand in the error that breaks them."""
+    """An error about a setting has the words of its rule."""
     for group, classes in {**GROUPS, "encoder": ENCODER_CONFIGS}.items():
         for kind in classes.values():
             for name, words in rules_of(kind).items():

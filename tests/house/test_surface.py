@@ -1,4 +1,4 @@
-"""What is public stays as it is until somebody changes it on purpose, and says what it does."""
+"""The public interface changes only on purpose, and every name is documented."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from myfla.testing import cases
 from surface import FILE, ROOT, call, ours, public
 
 SCRIPT = ROOT / "tests" / "support" / "surface.py"
-# Names whose use shows nowhere but in the example of the name they belong to.
+# Names that are shown in the example of the name they belong to.
 PART_OF = {
     "EncoderOutput": "Encoder", "StackCall": "PreNormBlock", "StrategyInfo": "available_strategies",
     "PluginError": "get_strategy", "UnknownEncoderError": "get_strategy",

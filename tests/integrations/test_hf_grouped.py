@@ -1,4 +1,4 @@
-"""Qwen3-Next's layer in training: equal to transformers' own pass, and left alone where it is unknown."""
+"""Qwen3-Next's layer in training: equal to transformers' own pass, and unchanged where the version is unknown."""
 
 import copy
 import inspect

@@ -209,7 +209,7 @@ def test_packed_batches_of_the_flattening_collator_train(family):
 
 
 def test_batches_that_the_collator_gives_positions_only_are_mixed_by_transformers_and_here_alike():
-    """What the documents warn of."""
+    """The case that the documents warn about."""
     model, ids = build("qwen3_next"), tokens(2, 15)
     batch = DataCollatorWithFlattening(return_tensors="pt")([{"input_ids": row.tolist()} for row in ids])
     given = {name: batch[name] for name in ("input_ids", "position_ids")}

@@ -1,4 +1,4 @@
-"""`use_myfla` finds what to replace, keeps the CPU away from Triton, and is undone cleanly."""
+"""`use_myfla` finds what to replace, never uses Triton on a CPU, and is undone completely."""
 
 import importlib
 import inspect

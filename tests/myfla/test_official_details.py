@@ -1,4 +1,4 @@
-"""Where callers of fla 0.6.0 would notice a difference in models, configs and caches."""
+"""Details of models, configs and caches that callers of fla 0.6.0 rely on."""
 
 import json
 from pathlib import Path

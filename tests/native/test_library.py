@@ -1,4 +1,4 @@
-"""Whether there are compiled kernels, which ones, and who gets them."""
+"""Whether there are compiled kernels, which ones, and which calls use them."""
 
 import pytest
 import torch

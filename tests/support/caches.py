@@ -1,4 +1,4 @@
-"""Caches for tests, and when two are the same."""
+"""Caches for tests, and a comparison of two."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Calls that are right, and ways to spoil them; and what may come of a spoilt call.
+"""Valid calls, ways to spoil them, and the results that a spoilt call may have.
 
 `fuzz_subjects.SUBJECTS` lists every public function and module that takes tensors: a right call of each. A fuzzer
 changes some arguments; then the call must give what the same values give in float64, or be refused by an error that

@@ -1,4 +1,4 @@
-"""Uninitialised memory that shows: what ``torch.empty`` and its kin give is NaN, or the largest integer."""
+"""Visible uninitialised memory: what ``torch.empty`` and similar functions give is NaN, or the largest integer."""
 
 import functools
 

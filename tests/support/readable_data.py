@@ -1,4 +1,4 @@
-"""Files that the application reads and that say nothing of themselves: data of others, and JSON and YAML for people.
+"""Files without a digest that the application reads: data of others, and JSON and YAML for people.
 
 ``write(folder, seed)`` gives the path, ``read(path)`` something comparable; of data, a list with one entry for each
 line or row, so that what stood before a cut can be compared.

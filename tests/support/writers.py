@@ -1,4 +1,4 @@
-"""What is written to disk here: contents by number, how each is written, and which of them a reader finds."""
+"""Everything that is written to disk: contents by number, how each is written, and which of them a reader finds."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The Lightning module: what training does to its input, and what it leaves alone."""
+"""The Lightning module: what training changes in its input, and what it does not."""
 
 import pytest
 import torch

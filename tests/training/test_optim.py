@@ -1,4 +1,4 @@
-"""Weight decay where it belongs, and the learning rate's way up and down."""
+"""Which parameters have weight decay, and the schedule of the learning rate."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ def test_one_bar_tells_of_every_batch_and_is_gone_at_the_end(tmp_path, monkeypat
     for part in ("fit: epoch 1/2, batch 1/3", "fit: epoch 2/2, batch 3/3", "refit: epoch", "loss ", "val ", "tokens/s",
                  "left"):
         assert part in text, part
-    assert text.rstrip().endswith("\x1b[2K"), "the last thing that is drawn takes the bar away"
+    assert text.rstrip().endswith("\x1b[2K"), "the last thing that is drawn clears the bar"
     lines = [record.getMessage() for record in caplog.records if "epochs  " in record.getMessage()]
     assert len(lines) == 2 and lines[0].startswith("fit: 2 epochs  loss ") and lines[1].startswith("refit: ")
 

@@ -1,4 +1,4 @@
-"""Damage to a file of any kind is noticed, and said with the path; or it changed nothing that is read.
+"""Damage to a file of any kind is detected and reported with the path, or does not change what is read.
 
 `readable_files.KINDS` lists the files. Sealed kinds notice every change of the content; of a format that others have
 defined and that has no digest, what is structurally wrong is noticed; a table or a text that was cut short is another

@@ -1,4 +1,5 @@
-"""What fuzzing has found: calls that ended deep inside of torch, or wrong in silence. Now each names who and why."""
+"""Calls found by fuzzing that failed deep inside of torch, or gave wrong numbers silently. Now each error names the
+caller and the reason."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Raw bytes for every reader, and odd values for every field of every config: read, or refused by name."""
+"""Raw bytes for every reader, and odd values for every field of every config: read, or refused with a clear error."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""A call leaves nothing behind: whatever mode watches it or ends it in the middle, the next gives the same bits."""
+"""A call leaves nothing behind: under any mode, or stopped in the middle, the next call gives the same bits."""
 
 import contextlib
 import warnings

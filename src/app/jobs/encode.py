@@ -76,7 +76,7 @@ def run(config: AppConfig, folder: Path) -> float:
     seconds = time.perf_counter() - start
     whole = plan.finish()
     say(f"{todo} sequences in {seconds:.1f} s; {relative(plan.folder)} is "
-        + ("whole" if whole else "not complete yet: other processes are still writing parts"))
+        + ("complete" if whole else "not complete yet: other processes are still writing parts"))
     return seconds / todo if todo else 0.0
 
 

@@ -1,4 +1,4 @@
-"""A cache as a file: what goes in comes out, and nothing else is let in."""
+"""A cache as a file: what was saved is read back, and anything else is refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What GatedDeltaNet says to wrong settings, inputs, masks, offsets and caches.
+"""GatedDeltaNet's errors about wrong settings, inputs, masks, offsets and caches.
 
 Runs under pytest and as a script: ``PYTHONPATH=src python3.8 tests/myfla/layers/test_gated_deltanet_arguments.py``.
 """

@@ -1,4 +1,4 @@
-"""How models begin, and their settings."""
+"""The initialisation and the settings of models."""
 
 import json
 import math

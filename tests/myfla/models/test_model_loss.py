@@ -27,7 +27,7 @@ def test_the_loss_is_that_of_the_next_token(kind, use_l2warp):
         assert_close(model(ids, **extra).loss, want, rms=1e-12)
     grads = torch.autograd.grad(out.loss, out.logits)[0]
     expected = torch.autograd.grad(want, logits)[0]
-    if use_l2warp:  # its law: 1e-4 / tokens * the largest logit, at its place
+    if use_l2warp:  # its rule: 1e-4 / tokens * the largest logit, at its place
         largest = logits.detach().max(-1, keepdim=True)
         expected = expected.scatter_add(-1, largest.indices, 1e-4 / ids.numel() * largest.values)
     assert_close(grads, expected, rms=1e-12)

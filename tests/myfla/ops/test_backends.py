@@ -1,4 +1,4 @@
-"""Whose code computes: every backend the same function, choices honoured or refused in words, imports never broken."""
+"""Backends: all compute the same function, choices are honoured or refused with a reason, imports never fail."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What the form for matrix units is made of: layouts, products, the inverse, the split of a chunk."""
+"""The parts of the form for matrix units: layouts, products, the inverse, the split of a chunk."""
 
 import numpy as np
 import pytest

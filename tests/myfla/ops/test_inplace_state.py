@@ -1,4 +1,5 @@
-"""``inplace_final_state``, the memory of large states, and the blocks of a step: the same bits, and no surprise."""
+"""``inplace_final_state``, the memory of large states, and the blocks of a step: the same bits, and nothing else is
+written."""
 
 import torch
 
