@@ -1,6 +1,6 @@
 """The console script ``myfla``.
 
-A module of its own, so that it can tell where Python would import another ``app`` than ours: ``python -m app`` cannot.
+A package of its own, so that it can tell where Python would import another ``app`` than ours: ``python -m app`` cannot.
 """
 
 import sys
@@ -30,7 +30,7 @@ def shadowed(names: Sequence[str] = OURS) -> Optional[str]:
         >>> shadowed() is None
         True
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for name in names:
         spec = find_spec(name)
         origin = None if spec is None else spec.origin
