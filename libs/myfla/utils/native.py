@@ -23,6 +23,7 @@ INTERFACE = 3
 
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = (torch.Tensor, nn.Parameter)
+_STRIDED = torch.strided
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)  # came with PyTorch 2.0
 
 
@@ -39,8 +40,10 @@ def native(*tensors: Optional[torch.Tensor]) -> Any:
     package = None if compiling() else _installed()[0]  # a compiler would read the search for it into the graph
     if package is None or _watched() is not None:
         return None
-    for x in tensors:
-        if x is not None and not _is_plain(x):
+    for x in tensors:  # `_is_plain`, written out: this runs for every token
+        if x is not None and (
+            type(x) not in _TENSORS or x.dtype not in _FORMATS or not x.is_cpu or x.layout is not _STRIDED or x.is_neg()
+        ):
             return None
     return package
 
@@ -149,6 +152,6 @@ def _is_plain(x: torch.Tensor) -> bool:
         type(x) in _TENSORS
         and x.dtype in _FORMATS
         and x.is_cpu
-        and x.layout is torch.strided
+        and x.layout is _STRIDED
         and not x.is_neg()
     )

@@ -200,7 +200,9 @@ def _tensor(x: Optional[torch.Tensor]) -> Sequence[int]:
     if x is None:
         return _NONE
     stride = x.stride()
-    return (x.data_ptr(), *stride, DTYPES[x.dtype]) if len(stride) == 4 else (x.data_ptr(), *stride, 0, DTYPES[x.dtype])
+    if len(stride) == 4:
+        return (x.data_ptr(), *stride, DTYPES[x.dtype])
+    return (x.data_ptr(), *stride, 0, DTYPES[x.dtype])
 
 
 def _state(x: Optional[torch.Tensor]) -> Sequence[int]:

@@ -1,6 +1,6 @@
 """The back end of compiled CPU kernels (`myfla.utils.native`): whole calls, under autograd."""
 
-from typing import Any, Callable, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple, cast
 
 import torch
 
@@ -9,7 +9,7 @@ from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.kda import KDA
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
-from myfla.utils.native import missing_native, native, why_not_native
+from myfla.utils.native import native, native_package, why_not_native
 
 __all__ = ["NATIVE", "erasing_nothing", "native_problem", "native_reserve", "run_native"]
 
@@ -21,9 +21,6 @@ def native_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot compute a call, or None."""
     if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) > 0 and call.more[-1] is not None):
         return "the compiled kernels do not support a gate of value channels; leave it out"
-    missing = missing_native()
-    if missing is not None:
-        return missing
     tensors = call_tensors(call)
     return None if native(*tensors) is not None else why_not_native(*tensors)
 
@@ -37,6 +34,8 @@ def native_reserve(call: Call) -> Optional[str]:
 
 def run_native(call: Call) -> Result:
     """Outputs and final states of a call that `native_problem` has passed."""
+    if call.plain and call.out_dtype is call.x[2].dtype:
+        return _step(call)
     call = _as_the_kernels_have_it(call)
     rules = native(*call_tensors(call)).rules
     A_log, dt_bias = (None, None) if call.activation is None else call.activation.decay
@@ -48,6 +47,16 @@ def run_native(call: Call) -> Result:
         _rule(rules, call, A_log, dt_bias), _inputs(rules, call.x), call.initial_state, out_dtype=call.out_dtype,
         final=final,
     )[:2]  # fmt: skip
+
+
+def _step(call: Call) -> Result:
+    """A plain decoding step: nothing is left to be checked."""
+    rules, state, gate = native_package().rules, cast(torch.Tensor, call.initial_state), call.activation
+    final = state if call.inplace else torch.empty_like(state)
+    A_log, dt_bias, beta_scale = (None, None, 0) if gate is None else (*gate.decay, gate.beta_scale)
+    kind = getattr(rules, NATIVE[call.family.name])
+    x = _inputs(rules, call.x)
+    return rules.step(kind, call.scale, call.l2norm, beta_scale, *x, A_log, dt_bias, state, final), final
 
 
 def _as_the_kernels_have_it(call: Call) -> Call:
