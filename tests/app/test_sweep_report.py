@@ -88,6 +88,17 @@ def test_a_sweep_of_nothing_but_failures_and_hostile_names_has_a_page(tmp_path):
     show(rows, group(rows), tmp_path)
 
 
+def test_encoders_of_several_sizes_are_shown_with_them(tmp_path):
+    jobs = [([f"encoder={name}", f"seed={seed}"], {"val_loss": loss, "encoder_parameters": size})
+            for name, loss, size in (("kda", 0.5, 96096), ("gla", 0.25, 50313)) for seed in (0, 1)]
+    rows = leave(tmp_path / "sweep", jobs)
+    assert [figure.label for figure in figures_of(rows)][-1] == "parameters"
+    shown = " ".join(assert_nothing_is_loaded(
+        write_sweep_page(tmp_path, rows, group(rows), []).read_text(encoding="utf-8")).texts)
+    assert "50,313" in shown and "96,096" in shown and "50,313 \u00b1" not in shown
+    assert not [figure for figure in figures_of(rows[:2]) if figure.label == "parameters"], "one size for all"
+
+
 def test_figures_of_a_benchmark_are_compared_as_well(tmp_path):
     jobs = [([f"encoder={name}"], {"seconds_per_token": value, "prefill_tokens_per_s": 1 / value})
             for name, value in (("slow", 0.5), ("fast", 0.25), ("odd", float("nan")))]

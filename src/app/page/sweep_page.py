@@ -116,14 +116,16 @@ def _effects(rows: List[Row]) -> Optional[Markup]:
         values = [row["settings"][name] for row in good]
         if name == SEED or len(set(values)) < 2 or not figures:
             continue
-        panels = [(figure.label, [_scaled(figure, row.get(figure.key)) for row in good]) for figure in figures]
+        panels = [(f"{figure.label}, %" if "%" in figure.form else figure.label, [_scaled(figure, row.get(figure.key)) for row in good]) for figure in figures]
         svg = to_svg(effect_figure(name, values, panels), f"effect{len(drawn)}", f"What {name} does")
         few = len(set(values)) <= MOST_VALUES
         drawn.append(html.figure(svg, join(tag("strong", name), "; a point for each job" + (
             ", a line at the mean of each value." if few else "."))))
     if not drawn:
         return None
-    return section("What each setting does", html.grid(*drawn), note="Over all values of the other settings.")
+    several = len([name for name in rows[0]["settings"] if name != SEED]) > 1
+    note = "Over all values of the other settings." if several else ""
+    return section("What each setting does", html.grid(*drawn), note=note)
 
 
 def _panels(figures: List[Figure]) -> List[Figure]:

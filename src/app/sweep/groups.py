@@ -11,12 +11,14 @@ __all__ = ["Figure", "Group", "figures_of", "group", "mean_and_spread", "shown",
 
 SEED = "seed"
 
+_SIZE = "encoder_parameters"
 _LATER = (
     ("train_tokens_per_s", "training, tokens/s", "{:,.0f}"),
     ("prefill_tokens_per_s", "prefill, tokens/s", "{:,.0f}"),
     ("decode_tokens_per_s", "decoding, tokens/s", "{:,.0f}"),
     ("train_peak_mb", "training, peak MB", "{:,.1f}"),
     ("fit_seconds", "seconds", "{:,.1f}"),
+    (_SIZE, "parameters", "{:,.0f}"),
 )
 
 
@@ -45,13 +47,15 @@ class Group(NamedTuple):
 
 
 def figures_of(rows: List[Row]) -> List[Figure]:
-    """The figures by which jobs are compared; the one that is minimised comes first."""
+    """The figures by which jobs are compared: first what is minimised; the encoders' sizes if they differ."""
     aim = aim_of(rows)
     found = [] if aim is None else [Figure(aim, AIMS[aim], "{:.4g}")]
     for part in dict.fromkeys(part for row in rows for part in parts_of(row)):
         found += [Figure(f"{part}_{name}", f"{word(part)} {label}", form) for name, label, form in FIGURES]
     found += [Figure(*later) for later in _LATER]
-    return [figure for figure in found if any(_is_number(row.get(figure.key)) for row in rows)]
+    same = {_SIZE} if len({row.get(_SIZE) for row in rows} - {None}) < 2 else set()
+    there = [figure for figure in found if any(_is_number(row.get(figure.key)) for row in rows)]
+    return [figure for figure in there if figure.key not in same]
 
 
 def group(rows: List[Row]) -> List[Group]:
@@ -101,8 +105,8 @@ def shown(figure: Figure, mean: float, spread: Optional[float]) -> str:
 
 
 def shown_spread(figure: Figure, spread: Optional[float]) -> str:
-    """The part of `shown` behind the mean; nothing where there is no spread."""
-    if spread is None:
+    """The part of `shown` behind the mean; nothing where there is no spread, as of a number of parameters."""
+    if spread is None or figure.key == _SIZE:
         return ""
     return f" \u00b1 {('{:.2g}' if figure.form.endswith('g}') else figure.form).format(spread)}"
 
