@@ -1,4 +1,4 @@
-"""``python -m benchmarks [ops rwkv7 decode layer varlen packing scaling startup hf hf_mamba ...]``: see ``--help``."""
+"""``python -m benchmarks [ops rwkv7 family decode layer native varlen packing scaling startup hf hf_mamba]``: see ``--help``."""
 
 import argparse
 import json
@@ -20,6 +20,7 @@ from benchmarks.document import insert  # noqa: E402
 from benchmarks.hf_mamba import MODELS  # noqa: E402
 from benchmarks.inputs import WORKS  # noqa: E402
 from benchmarks.measure import Missing  # noqa: E402
+from benchmarks.peers_family import FAMILY  # noqa: E402
 from benchmarks.plots import draw_scaling  # noqa: E402
 from benchmarks.rows import Options, Row  # noqa: E402
 from benchmarks.sections import SECTIONS  # noqa: E402
@@ -41,8 +42,8 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=20.0, help="seconds after which a side gets no more samples")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parts = (*SIDES, *WORKS, *MODELS)
-    only = "of scaling only these ops and works, of hf_mamba only these families: " + ", ".join(map(repr, parts))
+    parts = (*SIDES, *WORKS, *MODELS, *FAMILY)
+    only = "of scaling, hf_mamba and family only these parts: " + ", ".join(map(repr, parts))
     parser.add_argument("--only", nargs="+", default=(), choices=parts, metavar="PART", help=only)
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks", help="folder for JSON and plots")

@@ -6,6 +6,7 @@ from benchmarks import (
     cases_cuda,
     cases_cuda_decode,
     cases_decode,
+    cases_family,
     cases_hf,
     cases_layer,
     cases_native,
@@ -23,6 +24,7 @@ SECTIONS: Dict[str, Dict[str, Runner]] = {
     "cpu": {
         "ops": cases_ops.run,
         "rwkv7": cases_ops.run_rwkv7,
+        "family": cases_family.run,
         "decode": cases_decode.run,
         "layer": cases_layer.run,
         "native": cases_native.run,

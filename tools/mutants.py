@@ -43,6 +43,8 @@ ALGEBRA, STEM = "tests/myfla/ops/test_bf16_algebra.py", "tests/encoders/test_ste
 BF16 = "libs/myfla/ops/_delta/bf16/"
 CACHE, BATCH = "tests/myfla/cache/test_cache.py tests/myfla/cache/test_cache_sessions.py", "tests/encoders/test_batch.py"
 SSD, SSD_RULE, MAMBA = OPS + "ssd/", "tests/myfla/ops/test_ssd.py", "tests/myfla/layers/test_mamba2.py"
+MEMBERS, OPTIONS = "tests/myfla/ops/test_family.py", "tests/myfla/ops/test_family_options.py"
+FAMILY_LAYERS = "tests/myfla/layers/test_layer_goldens.py"
 POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/layers/test_layer_utils.py"
 
 MUTANTS: List[Mutant] = [
@@ -52,6 +54,26 @@ MUTANTS: List[Mutant] = [
     Mutant("naive chunk: diagonal solved too", GDN + "naive.py", "transpose(-1, -2))).tril(-1)",
            "transpose(-1, -2))).tril(-2)", RULE),
     Mutant("naive chunk: decay to the end", GDN + "naive.py", "(kc * (last - c).exp()", "(kc * (last - 2 * c).exp()", RULE),
+    Mutant("naive chunk: a key that reads after its decay", OPS + "common/naive_chunk.py", "seen = c - gc if before else c", "seen = c", OPTIONS),
+    # the wider family
+    Mutant("delta product: decay on the last step", OPS + "gated_delta_product/steps.py", "_on_step(g, n, 0)", "_on_step(g, n, n - 1)", MEMBERS),
+    Mutant("delta product: output after the first step", OPS + "gated_delta_product/steps.py", ".view(batch, tokens, n, *o.shape[2:])[:, :, -1]", ".view(batch, tokens, n, *o.shape[2:])[:, :, 0]", MEMBERS),
+    Mutant("delta product packed: offsets of tokens", OPS + "gated_delta_product/steps.py", "None if cu_seqlens is None else cu_seqlens * n", "cu_seqlens", MEMBERS),
+    Mutant("comba: erases what it writes", OPS + "comba/as_dplr.py", "(q, writes, v, -p, writes,", "(q, writes, v, -k, writes,", MEMBERS),
+    Mutant("gdn2: reads before the decay", OPS + "gdn2/as_dplr.py", "-(b.to(wide) * k) * g.exp(), k, g", "-(b.to(wide) * k), k, g", MEMBERS),
+    Mutant("gdn2: values without their gate", OPS + "gdn2/as_dplr.py", "w.to(wide) * v.to(wide)", "v.to(wide)", MEMBERS),
+    Mutant("gla: scale forgotten", FAMILIES + "gla.py", "load_rows(block, q, heads, left).mul_(plan.scale)", "load_rows(block, q, heads, left)", MEMBERS),
+    Mutant("gla backward: scale forgotten", FAMILIES + "gla.py", "zip((dleft.mul_(plan.scale), dright, dg)", "zip((dleft, dright, dg)", MEMBERS),
+    Mutant("simple gla: pads write", FAMILIES + "gla.py", "load_rows(block, k, heads, keys, pad=True)", "load_rows(block, k, heads, keys)", MEMBERS),
+    Mutant("simple gla backward: a token's read of itself", FAMILIES + "gla.py", "pairs.diagonal(dim1=1, dim2=2).zero_()  # a", "pass  # a", MEMBERS),
+    Mutant("gla backwards: outputs not turned", OPS + "gla/fused_recurrent.py", "o = reverse_sequences(o, cu_seqlens) if reverse else o", "o = o", OPTIONS),
+    Mutant("simple gla: decay of heads forgotten", OPS + "simple_gla/decays.py", "return g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", "return 0 * g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", OPTIONS),
+    Mutant("states of chunks: of another sequence", OPS + "common/chunk_states.py", "states[key] for key in sorted(states)", "states[key] for key in sorted(states, key=lambda one: one[::-1])", OPTIONS),
+    Mutant("members: final state not turned", OPS + "common/run_member.py", "return state_back((o, final if output_final_state else None), state_v_first)", "return state_back((o, final if output_final_state else None), False)", OPTIONS),
+    Mutant("DeltaNet: no negative eigenvalues", LAYERS + "delta_net.py", "beta_sigmoid(project(self.b_proj, x), self.allow_neg_eigval)", "beta_sigmoid(project(self.b_proj, x))", "tests/encoders/test_strategies.py"),
+    Mutant("Comba: erasing keys not scaled", LAYERS + "comba.py", "(k * self.decay[:, None].sigmoid()).to(k.dtype)", "(k * self.decay[:, None]).to(k.dtype)", FAMILY_LAYERS),
+    Mutant("GatedDeltaNet2: write gate doubled too", LAYERS + "gdn2.py", "w = beta_sigmoid(project(self.w_proj, x))", "w = beta_sigmoid(project(self.w_proj, x), True)", FAMILY_LAYERS),
+    Mutant("GatedLinearAttention: decay not normalised", LAYERS + "gla.py", "F.logsigmoid(gate.to(accumulation_dtype(gate))) / self.gate_logit_normalizer", "F.logsigmoid(gate.to(accumulation_dtype(gate)))", FAMILY_LAYERS),
     # the state space dual
     Mutant("ssd: values without their time step", SSD + "inputs.py", "self.x.to(self.dtype) * dt.unsqueeze(-1)", "self.x.to(self.dtype)", SSD_RULE),
     Mutant("ssd: decay without its time step", SSD + "inputs.py", "dt * self.A.to(self.dtype)", "self.A.to(self.dtype).expand_as(dt)", SSD_RULE),

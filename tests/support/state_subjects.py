@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import torch
 
+import family
 import family_layers
 import gdn_layer
 import rwkv7_layers
@@ -23,14 +24,42 @@ FIELDS = ("recurrent_state", "conv_state", "ffn_state")
 
 @dataclasses.dataclass
 class Op:
-    """An op of either family; ``exact``: any split gives the same bits."""
+    """An op; ``exact``: any split gives the same bits; ``heads``: of its states."""
 
     function: Callable
     exact: bool
     inputs: Callable
+    heads: int = 4
 
     def __call__(self, given, state=None, cu=None):
         return self.function(**given, scale=0.5, initial_state=state, output_final_state=True, cu_seqlens=cu)
+
+
+@dataclasses.dataclass
+class MemberOp:
+    """A form of one of `family.MEMBERS`, as `Op`; the steps of a token lie beside each other, ``[B, T, n, ...]``."""
+
+    member: str
+    form: str
+    heads: int = 4
+
+    def __post_init__(self):
+        self.steps = family.MEMBERS[self.member].steps
+        self.stepped = ("k", "v", "beta") if self.steps > 1 else ()
+
+    @property
+    def exact(self):  # of ssd, PyTorch makes the time steps, whose last bits depend on where in memory a number lies
+        return self.form == "recurrent" and self.member != "ssd"
+
+    def inputs(self, batch, tokens, dtype=torch.float32, seed=0, decay=1.0):
+        """As `gdn_inputs`."""
+        made = family.inputs(self.member, batch, tokens, 2, 4, 8, 6, decay, dtype, seed)
+        return {name: x.view(batch, tokens, self.steps, *x.shape[2:]) if name in self.stepped else x
+                for name, x in made.items()}
+
+    def __call__(self, given, state=None, cu=None):
+        flat = {name: x.flatten(1, 2) if name in self.stepped else x for name, x in given.items()}
+        return family.run(self.member, self.form, flat, initial_state=state, cu_seqlens=cu)
 
 
 def _generator(seed):
@@ -62,17 +91,20 @@ def rwkv7_inputs(batch, tokens, dtype=torch.float32, seed=0, decay=1.0) -> Dict[
 OPS = {
     "gdn_chunk": Op(chunk_gated_delta_rule, False, gdn_inputs),
     "gdn_recurrent": Op(fused_recurrent_gated_delta_rule, True, gdn_inputs),
-    "rwkv7_chunk": Op(chunk_rwkv7, False, rwkv7_inputs),
-    "rwkv7_recurrent": Op(fused_recurrent_rwkv7, True, rwkv7_inputs),
+    "rwkv7_chunk": Op(chunk_rwkv7, False, rwkv7_inputs, 2),
+    "rwkv7_recurrent": Op(fused_recurrent_rwkv7, True, rwkv7_inputs, 2),
 }
+MEMBERS = {f"{name}_{form}": MemberOp(name, form) for name in family.MEMBERS for form in ("chunk", "recurrent")}
+EVERY = {**OPS, **MEMBERS}
 #: What makes a token leave the state as it is, bit for bit.
-IDENTITY = {"gdn": dict(g=0.0, beta=0.0, k=0.0, v=0.0, q=0.0), "rwkv7": dict(w=0.0, k=0.0, v=0.0, a=0.0, b=0.0, r=0.0)}
+_NOTHING = dict(q=0.0, k=0.0, v=0.0, g=0.0, beta=0.0, p=0.0, b=0.0, w=0.0)
+IDENTITY = {"gdn": _NOTHING, "rwkv7": dict(w=0.0, k=0.0, v=0.0, a=0.0, b=0.0, r=0.0),
+            **{name: _NOTHING for name in family.MEMBERS}, "ssd": {**_NOTHING, "dt": -1e4, "z": 0.0}}
 
 
 def op_state(name, rows, dtype=torch.float32, seed=9):
     """Random initial states ``[N, heads, K, V]``."""
-    heads = 4 if name.startswith("gdn") else 2
-    return torch.randn(rows, heads, 8, 6, generator=_generator(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(rows, EVERY[name].heads, 8, 6, generator=_generator(seed), dtype=torch.float64).to(dtype)
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ from myfla.models.utils import Cache
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.testing import assert_close, cases, raises
 from small_encoders import small
-from state_subjects import ENCODERS, LAYERS, OPS, op_state, states
+from state_subjects import ENCODERS, EVERY, LAYERS, OPS, op_state, states
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 CHUNK = 64  # the largest chunk that any form uses: how far back a NaN may be felt
@@ -25,12 +25,15 @@ def _spoil(given, name, row, t, bad):
     return given
 
 
-@cases(op=list(OPS), which=range(5), bad=BAD)
-def test_a_bad_token_spoils_neither_other_rows_nor_the_past(op, which, bad):
+TENSORS = [(op, name) for op, subject in EVERY.items() for name in subject.inputs(1, 1)]
+
+
+@cases(tensor=TENSORS, bad=BAD)
+def test_a_bad_token_spoils_neither_other_rows_nor_the_past(tensor, bad):
     """Recurrent forms: nothing before it. Chunk forms: nothing before its chunk. Never another row."""
-    subject, t = OPS[op], 150
+    (op, name), t = tensor, 150
+    subject = EVERY[op]
     given, state = subject.inputs(3, 200), op_state(op, 3)
-    name = list(given)[which]
     clean, clean_state = subject(given, state)
     got, got_state = subject(_spoil(given, name, 1, t, bad), state)
     others = [0, 2]
@@ -40,9 +43,9 @@ def test_a_bad_token_spoils_neither_other_rows_nor_the_past(op, which, bad):
     assert not torch.equal(got[1, t:], clean[1, t:]) or not torch.equal(got_state[1], clean_state[1])
 
 
-@cases(op=list(OPS), bad=BAD)
+@cases(op=list(EVERY), bad=BAD)
 def test_a_bad_sequence_spoils_no_other_of_the_packed_ones(op, bad):
-    subject, cu = OPS[op], [0, 70, 75, 75, 130]
+    subject, cu = EVERY[op], [0, 70, 75, 75, 130]
     given, state = subject.inputs(1, 130), op_state(op, 4)
     clean, clean_state = subject(given, state, torch.tensor(cu))
     for name in given:
@@ -104,17 +107,20 @@ def test_a_bad_row_of_a_cache_spoils_no_other(subject, in_place):
     assert torch.equal(got[[0, 2]], clean[[0, 2]]) and not torch.isfinite(got[1]).all()
 
 
-@cases(op=list(OPS), value=[0.0, -1e-6, -40.0, -100.0, float("-inf")], grad=[False, True])
+DECAYING = [op for op, subject in EVERY.items() if {"g", "w"} & set(subject.inputs(1, 1))]
+
+
+@cases(op=DECAYING, value=[0.0, -1e-6, -40.0, -100.0, float("-inf")], grad=[False, True])
 def test_one_decay_everywhere_is_right(op, value, grad):
     """Against the same form in float64: outputs, states, and finite gradients of every input."""
-    decay = "g" if op.startswith("gdn") else "w"
+    decay = "w" if op.startswith("rwkv7") else "g"
 
     def run(dtype):
-        given = OPS[op].inputs(2, 150, dtype)
+        given = EVERY[op].inputs(2, 150, dtype)
         given[decay] = torch.full_like(given[decay], value)
         given = {name: t.requires_grad_(grad) for name, t in given.items()}
         state = op_state(op, 2, dtype).requires_grad_(grad)
-        o, final = OPS[op](given, state)
+        o, final = EVERY[op](given, state)
         return o, final, {**given, "state": state}
 
     o, final, given = run(torch.float32)

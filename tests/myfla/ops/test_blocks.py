@@ -13,7 +13,7 @@ from myfla.modules.layernorm import group_norm
 from myfla.ops._delta import tuning
 from myfla.ops._delta.recurrent import loop as token_loop
 from myfla.testing import assert_close, cases
-from state_subjects import OPS, op_state
+from state_subjects import EVERY, op_state
 
 fused_addcmul = importlib.import_module("myfla.ops.rwkv7.fused_addcmul")
 
@@ -74,23 +74,23 @@ def test_norm_gradients_are_the_same_in_blocks_of_any_size(norm, size, monkeypat
         assert_close(a, b, rms=1e-13)
 
 
-@cases(op=list(OPS), size=[1, 700, 5000], cu=[False, True])
+@cases(op=list(EVERY), size=[1, 700, 5000], cu=[False, True])
 def test_ops_are_the_same_in_blocks_of_any_size(op, size, cu, monkeypatch):
     """How much is worked on together: chunks, heads, states, tokens of the recurrent forms. Values and gradients."""
     rows = 1 if cu else 3
-    given = {name: t.requires_grad_() for name, t in OPS[op].inputs(rows, 70, torch.float64).items()}
+    given = {name: t.requires_grad_() for name, t in EVERY[op].inputs(rows, 70, torch.float64).items()}
     offsets = torch.tensor([0, 1, 1, 40, 70]) if cu else None
     state = op_state(op, 4 if cu else rows, torch.float64).requires_grad_()
     leaves = [*given.values(), state]
-    outputs = OPS[op](given, state, offsets)
+    outputs = EVERY[op](given, state, offsets)
     want = [*outputs, *grads(outputs, leaves)]
     for module, name in ((tuning, "CPU_BLOCK"), (tuning, "CPU_STATES"), (token_loop, "STEP_BLOCK"),
                          (token_loop, "SEGMENT")):
         monkeypatch.setattr(module, name, size)
     monkeypatch.setattr(token_loop, "STEP_WHOLE", 0)
-    outputs = OPS[op](given, state, offsets)
+    outputs = EVERY[op](given, state, offsets)
     with torch.no_grad():
-        alone = OPS[op](given, state, offsets)
+        alone = EVERY[op](given, state, offsets)
     for a, b in zip([*outputs, *grads(outputs, leaves), *alone], [*want, *want[:2]]):
         assert_close(a, b, rms=1e-11)
 

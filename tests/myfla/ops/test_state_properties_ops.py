@@ -1,4 +1,4 @@
-"""What the state of an op promises, in both families, for splits, packings and pads that nobody chose."""
+"""What the state of an op promises, of every member, for splits, packings and pads that nobody chose."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myfla.testing import assert_close, cases
-from state_subjects import IDENTITY, OPS, op_state
+from state_subjects import EVERY, IDENTITY, op_state
 
 quick = settings(max_examples=12, deadline=None, derandomize=True)
 pieces = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 40)), min_size=1, max_size=5)
@@ -36,18 +36,18 @@ def stream(op, inputs, sizes, state):
     return torch.cat(outputs, dim=1), state
 
 
-@cases(name=list(OPS))
+@cases(name=list(EVERY))
 @quick
 @given(sizes=pieces, decay=decays)
 def test_any_split_equals_the_whole(name, sizes, decay):
-    op = OPS[name]
+    op = EVERY[name]
     inputs, state = op.inputs(2, sum(sizes), decay=decay), op_state(name, 2)
     same(stream(op, inputs, sizes, state), op(inputs, state), op.exact)
 
 
-@cases(name=list(OPS), before=[0, 1, 70], following=[1, 3, 66])
+@cases(name=list(EVERY), before=[0, 1, 70], following=[1, 3, 66])
 def test_the_next_token_alone_is_the_first_of_a_longer_call(name, before, following):
-    op = OPS[name]
+    op = EVERY[name]
     inputs = op.inputs(2, before + following)
     _, state = op(cut(inputs, 0, before), op_state(name, 2))
     longer, _ = op(cut(inputs, before, before + following), state)
@@ -55,11 +55,11 @@ def test_the_next_token_alone_is_the_first_of_a_longer_call(name, before, follow
     same([alone], [longer[:, :1]], op.exact)
 
 
-@cases(name=list(OPS))
+@cases(name=list(EVERY))
 @quick
 @given(sizes=pieces, decay=decays, piecewise=st.booleans())
 def test_packed_equals_one_by_one_with_states_and_gradients(name, sizes, decay, piecewise):
-    op, rows = OPS[name], len(sizes)
+    op, rows = EVERY[name], len(sizes)
     cu = torch.tensor([0, *sizes]).cumsum(0)
     inputs = {key: t.requires_grad_() for key, t in op.inputs(1, sum(sizes), torch.float64, decay=decay).items()}
     state = op_state(name, rows, torch.float64).requires_grad_()
@@ -82,11 +82,11 @@ def test_packed_equals_one_by_one_with_states_and_gradients(name, sizes, decay, 
         assert torch.isfinite(a).all() and (not a.numel() or float((a - b).abs().max()) <= 1e-10 * scale)
 
 
-@cases(name=list(OPS))
+@cases(name=list(EVERY))
 @quick
 @given(data=st.data())
 def test_pads_as_identity_updates_are_invisible(name, data):
-    op, family = OPS[name], name.split("_")[0]
+    op, family = EVERY[name], name.rpartition("_")[0]
     batch, tokens = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 24))
     bits = data.draw(st.lists(st.booleans(), min_size=batch * tokens, max_size=batch * tokens))
     keep = torch.tensor(bits, dtype=torch.bool).view(batch, tokens)
@@ -99,11 +99,11 @@ def test_pads_as_identity_updates_are_invisible(name, data):
         same((o[row : row + 1, keep[row]], final[row : row + 1]), want, op.exact)
 
 
-@cases(name=list(OPS), garbage=[0.0, float("nan"), float("inf")])
+@cases(name=list(EVERY), garbage=[0.0, float("nan"), float("inf")])
 @quick
 @given(data=st.data())
 def test_gradients_pass_pads_as_if_they_were_not_there(name, garbage, data):
-    op, family = OPS[name], name.split("_")[0]
+    op, family = EVERY[name], name.rpartition("_")[0]
     bits = data.draw(st.lists(st.booleans(), min_size=24, max_size=24))
     keep = torch.tensor(bits, dtype=torch.bool).view(2, 12)
     found = []
@@ -133,9 +133,9 @@ def test_gradients_pass_pads_as_if_they_were_not_there(name, garbage, data):
         assert float((got - want).abs().max()) <= 1e-10 * max(1.0, float(want.abs().max()))
 
 
-@cases(name=list(OPS), packed=[False, True])
+@cases(name=list(EVERY), packed=[False, True])
 def test_sessions_in_threads_equal_sessions_alone(name, packed):
-    op = OPS[name]
+    op = EVERY[name]
     cu = torch.tensor([0, 11, 11, 40]) if packed else None
     streams = [(op.inputs(1 if packed else 3, 40, seed=seed), op_state(name, 3, seed=seed)) for seed in range(4)]
 
@@ -159,40 +159,40 @@ def test_sessions_in_threads_equal_sessions_alone(name, packed):
         same(got, want, exact=True)
 
 
-@cases(name=list(OPS))
+@cases(name=list(EVERY))
 @quick
 @given(tokens=st.integers(1, 80), data=st.data())
 def test_the_future_changes_nothing_before_it(name, tokens, data):
-    op, at = OPS[name], data.draw(st.integers(0, tokens - 1))
+    op, at = EVERY[name], data.draw(st.integers(0, tokens - 1))
     inputs, other, state = op.inputs(2, tokens), op.inputs(2, tokens, seed=1), op_state(name, 2)
     mixed = {key: torch.cat([t[:, :at], other[key][:, at:]], dim=1) for key, t in inputs.items()}
     before, after = op(inputs, state)[0], op(mixed, state)[0]
     assert torch.equal(before[:, :at], after[:, :at]) and not torch.equal(before[:, at:], after[:, at:])
 
 
-@cases(name=list(OPS))
+@cases(name=list(EVERY))
 @quick
 @given(order=st.permutations(range(5)), tokens=st.integers(0, 70))
 def test_permuting_the_batch_permutes_the_result(name, order, tokens):
-    op, order = OPS[name], torch.tensor(order)
+    op, order = EVERY[name], torch.tensor(order)
     inputs, state = op.inputs(5, tokens), op_state(name, 5)
     turned = op({key: t[order] for key, t in inputs.items()}, state[order])
     # A matrix product may round by where its rows lie in memory, so the chunk form is not equal bit for bit.
     same(turned, [t[order] for t in op(inputs, state)], op.exact)
 
 
-@cases(name=list(OPS), tokens=[1, 5, 70])
+@cases(name=list(EVERY), tokens=[1, 5, 70])
 def test_a_row_is_the_same_alone_and_in_a_batch(name, tokens):
-    op = OPS[name]
+    op = EVERY[name]
     inputs, state = op.inputs(5, tokens), op_state(name, 5)
     whole = op(inputs, state)
     for rows in ([3], [1, 4], [0, 1, 2]):
         same(op({key: t[rows] for key, t in inputs.items()}, state[rows]), [t[rows] for t in whole], exact=False)
 
 
-@cases(name=list(OPS))
+@cases(name=list(EVERY))
 def test_offsets_edited_in_place_are_obeyed(name):
-    op, cu = OPS[name], torch.tensor([0, 9, 30])
+    op, cu = EVERY[name], torch.tensor([0, 9, 30])
     inputs, state = op.inputs(1, 30), op_state(name, 2)
     first = op(inputs, state, cu)
     cu[1] = 17
