@@ -1,4 +1,4 @@
-"""The family's other ops on a CPU, each beside the gated delta rule at its shape, and KDA beside whoever computes it."""
+"""The family's other ops on a CPU, each beside the gated delta rule at its shape, KDA beside whoever computes it."""
 
 from typing import Callable, Iterator, List, Tuple
 

@@ -99,7 +99,7 @@ EVERY = {**OPS, **MEMBERS}
 #: What makes a token leave the state as it is, bit for bit.
 _NOTHING = dict(q=0.0, k=0.0, v=0.0, g=0.0, beta=0.0, p=0.0, b=0.0, w=0.0)
 IDENTITY = {"gdn": _NOTHING, "rwkv7": dict(w=0.0, k=0.0, v=0.0, a=0.0, b=0.0, r=0.0),
-            **{name: _NOTHING for name in family.MEMBERS}, "ssd": {**_NOTHING, "dt": -1e4, "z": 0.0}}
+            **dict.fromkeys(family.MEMBERS, _NOTHING), "ssd": {**_NOTHING, "dt": -1e4, "z": 0.0}}
 
 
 def op_state(name, rows, dtype=torch.float32, seed=9):

@@ -116,7 +116,7 @@ def _effects(rows: List[Row]) -> Optional[Markup]:
         values = [row["settings"][name] for row in good]
         if name == SEED or len(set(values)) < 2 or not figures:
             continue
-        panels = [(f"{figure.label}, %" if "%" in figure.form else figure.label, [_scaled(figure, row.get(figure.key)) for row in good]) for figure in figures]
+        panels = [(_axis(figure), [_scaled(figure, row.get(figure.key)) for row in good]) for figure in figures]
         svg = to_svg(effect_figure(name, values, panels), f"effect{len(drawn)}", f"What {name} does")
         few = len(set(values)) <= MOST_VALUES
         drawn.append(html.figure(svg, join(tag("strong", name), "; a point for each job" + (
@@ -132,6 +132,10 @@ def _panels(figures: List[Figure]) -> List[Figure]:
     """What is minimised, and the first figure of the test set."""
     tests = [figure for figure in figures[1:] if figure.key.startswith("test_")]
     return figures[:1] + (tests or figures[1:])[:1]
+
+
+def _axis(figure: Figure) -> str:
+    return f"{figure.label}, %" if "%" in figure.form else figure.label
 
 
 def _scaled(figure: Figure, value: Any) -> Optional[float]:

@@ -175,3 +175,21 @@ def test_float64_of_one_input_is_enough():
     given["initial_state"] = given["initial_state"].double()
     assert run(chunk_dplr_delta_rule, given)[1].dtype == torch.float64
     assert run(fused_recurrent_dplr_delta_rule, given)[1].dtype == torch.float64
+
+
+@cases(op=list(OPS), cu=[None, CU], sizes=[(16, 16), (5, 3)], dtype=list(EXACT))
+def test_one_tensor_for_what_is_added_and_what_is_read_equals_two(op, cu, sizes, dtype):
+    """Computed with one triangular system of half the size; the tensor's gradient is that of both places."""
+    torch.manual_seed(0)
+    rows, (key, value) = (2 if cu is None else 1), sizes
+    q, k, a, gk = (torch.randn(rows, 100, 2, key, dtype=dtype) for _ in range(4))
+    given = {"q": q, "k": torch.nn.functional.normalize(k, dim=-1), "v": torch.randn(rows, 100, 2, value, dtype=dtype),
+             "a": -0.5 * torch.nn.functional.normalize(a, dim=-1), "gk": -gk.abs()}
+    found = []
+    for tied in (True, False):
+        x = leaves(given)
+        arguments = x["q"], x["k"], x["v"], x["a"], x["k"] if tied else x["k"].clone(), x["gk"]
+        o, final = OPS[op](*arguments, output_final_state=True, cu_seqlens=None if cu is None else torch.tensor(cu))
+        grads = torch.autograd.grad(o.sin().sum() + final.cos().sum(), list(x.values()))
+        found.append(dict(zip(["o", "final", *x], [o, final, *grads])))
+    hold(*found, EXACT[dtype] * (1 if dtype == torch.float64 else 5))

@@ -9,6 +9,7 @@ from myfla.ops._delta.call import Call, Result, by_token_only, call_dtype, call_
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.plan import plan_call
 from myfla.ops._delta.families.base import Plan
+from myfla.ops._delta.families.tied import as_tied
 from myfla.ops._delta.recurrent.loop import one_token, token_loop
 from myfla.ops._delta.traced.chunks import traced_chunks
 from myfla.utils.autograd import backward_through, records
@@ -22,7 +23,7 @@ alignment."""
 
 def chunk_rule(call: Call) -> Result:
     """The chunk form of a checked call; differentiable, also twice."""
-    key, value = call.x[1].shape[3], call.x[2].shape[3]
+    key, value, call = call.x[1].shape[3], call.x[2].shape[3], as_tied(call)
     call, plan = _planned(_filled(call, -key % LANES, -value % LANES) if call.family.fills_heads else call)
     if records(call.initial_state, *call.x):
         o, final = ChunkRule.apply(plan, None, call.cu_seqlens, call.initial_state, *call.x)
@@ -48,7 +49,7 @@ def loop_rule(call: Call) -> Result:
         return one_token(call, torch.float32)
     if not records(*call_tensors(call)) or by_token_only(call):
         return token_loop(call)
-    call, plan = _planned(call)
+    call, plan = _planned(as_tied(call))
     return ChunkRule.apply(plan, call, call.cu_seqlens, call.initial_state, *call.x)
 
 
