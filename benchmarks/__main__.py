@@ -1,4 +1,4 @@
-"""``python -m benchmarks [ops rwkv7 family decode layer varlen packing scaling startup hf ...]``: see ``--help``."""
+"""``python -m benchmarks [ops rwkv7 decode layer family varlen packing scaling startup hf ...]``: see ``--help``."""
 
 import argparse
 import json

@@ -24,9 +24,9 @@ SECTIONS: Dict[str, Dict[str, Runner]] = {
     "cpu": {
         "ops": cases_ops.run,
         "rwkv7": cases_ops.run_rwkv7,
-        "family": cases_family.run,
         "decode": cases_decode.run,
         "layer": cases_layer.run,
+        "family": cases_family.run,
         "native": cases_native.run,
         "varlen": cases_varlen.run,
         "packing": cases_packing.run,
