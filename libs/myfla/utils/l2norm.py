@@ -90,7 +90,7 @@ def l2norm_(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
         tensor([[0., 0.]])
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.mul_(length.mul_(length).add_(number(eps, x.dtype)).rsqrt_())
+    return x.mul_(torch.addcmul(number(eps, x.dtype), length, length).rsqrt_())
 
 
 def _rstd(x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -158,10 +158,13 @@ def _gates(many: int, given: Sequence[Any], call: Call, dtype: torch.dtype) -> L
         g, gk = (None, gate) if g is None else (gate, gk)
     beta = beta if beta.dtype is dtype else beta.to(dtype)
     ready = [beta.reshape(many, beta.numel() // many if many else 1)]
-    for decay, shape in ((g, (many, 1, 1)), (gk, (many, -1, 1)), (gv, (many, 1, -1))):
-        if decay is not None:
-            decay = decay if decay.dtype is dtype else decay.to(dtype)
-            ready.append(decay.reshape(shape).exp())
+    if g is not None:
+        g = g if g.dtype is dtype else g.to(dtype)
+        ready.append(g.reshape(many, 1, 1).exp())
+    if gk is not None:
+        ready.append(as_dtype(gk, dtype).reshape(many, gk.shape[-1], 1).exp())
+    if gv is not None:
+        ready.append(as_dtype(gv, dtype).reshape(many, 1, gv.shape[-1]).exp())
     return ready
 
 
