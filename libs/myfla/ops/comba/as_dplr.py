@@ -7,7 +7,7 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.common.member import check_like, check_member
+from myfla.ops.common.checks import check_like, check_member
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
 

@@ -6,7 +6,7 @@ import torch
 
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops.comba.as_dplr import prepare
-from myfla.ops.common.run_member import run_member
+from myfla.ops.common.run_rule import run_rule
 
 __all__ = ["fused_recurrent_comba"]
 
@@ -48,7 +48,7 @@ def fused_recurrent_comba(
         [3.0, 3.0]
     """
     x, dtype = prepare(NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel)
-    return run_member(
+    return run_rule(
         NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
         backend=backend, out_dtype=dtype, inplace=inplace_final_state,
     )  # fmt: skip

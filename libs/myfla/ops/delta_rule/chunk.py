@@ -5,9 +5,8 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
-from myfla.ops.common.member import check_member
-from myfla.ops.common.run_member import run_member
-from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
+from myfla.ops.common.checks import check_member, take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
 
 __all__ = ["chunk_delta_rule", "fused_chunk_delta_rule"]
@@ -70,7 +69,7 @@ def chunk_delta_rule(
     take_legacy_keywords(NAME, legacy, False, KEYWORDS)
     check_member(NAME, q, k, v, {"beta": (beta, ())}, initial_state, cu_seqlens)
     g = torch.zeros(v.shape[:3], dtype=accumulation_dtype(q, k, v, beta, initial_state), device=v.device)
-    return run_member(
+    return run_rule(
         NAME, GATED_DELTA, "chunk", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, l2norm=use_qk_l2norm_in_kernel,
         chunk_size=chunk_size,

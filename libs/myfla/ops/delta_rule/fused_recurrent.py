@@ -5,8 +5,8 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
-from myfla.ops.common.member import check_member
-from myfla.ops.common.run_member import run_member
+from myfla.ops.common.checks import check_member
+from myfla.ops.common.run_rule import run_rule
 
 __all__ = ["fused_recurrent_delta_rule"]
 
@@ -58,7 +58,7 @@ def fused_recurrent_delta_rule(
         per_token["beta"] = (beta, (v.shape[3],) if getattr(beta, "dim", int)() == 4 else ())
     check_member(NAME, q, k, v, per_token, initial_state, cu_seqlens)
     beta = v.new_ones(v.shape[:3]) if beta is None else beta
-    return run_member(
+    return run_rule(
         NAME, GATED_DELTA, "recurrent", (q, k, v, None, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, l2norm=use_qk_l2norm_in_kernel,
         inplace=inplace_final_state,

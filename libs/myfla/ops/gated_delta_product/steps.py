@@ -5,9 +5,8 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
-from myfla.ops.common.member import check_member
-from myfla.ops.common.run_member import run_member
-from myfla.ops.gated_delta_rule.inputs import check_per_token
+from myfla.ops.common.checks import check_member, check_per_token
+from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_tensor
@@ -33,7 +32,7 @@ def run_steps(
         num_householder: n.
         initial_state: ``[N, HV, K, V]`` or None.
         cu_seqlens: ``[N + 1]`` offsets of tokens, or None.
-        **options: handed on to `run_member`.
+        **options: handed on to `run_rule`.
 
     Returns:
         o ``[B, T, HV, V]`` and the final state ``[N, HV, K, V]`` or None.
@@ -55,7 +54,7 @@ def run_steps(
     if n > 1:
         g, q = _on_step(g, n, 0), _on_step(q, n, n - 1)
         cu_seqlens = None if cu_seqlens is None else cu_seqlens * n
-    o, final = run_member(
+    o, final = run_rule(
         who, GATED_DELTA, form, (q, k, v, g, beta), initial_state, cu_seqlens, out_dtype=q.dtype, **options
     )
     return o if n == 1 else o.view(batch, tokens, n, *o.shape[2:])[:, :, -1].contiguous(), final

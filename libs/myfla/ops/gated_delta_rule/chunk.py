@@ -4,19 +4,11 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
-from myfla.ops.gated_delta_rule.inputs import (
-    Activation,
-    check_per_token,
-    check_shapes,
-    count_sequences,
-    state_k_first,
-    take_legacy_keywords,
-)
+from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
+from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.utils.errors import value_error
-from myfla.utils.tensors import check_scale
 
 __all__ = ["chunk_gated_delta_rule", "chunk_gdn"]
 
@@ -100,23 +92,18 @@ def chunk_gated_delta_rule(
     check_shapes(NAME, q, k, v)
     check_per_token(NAME, "g", g, v)
     check_per_token(NAME, "beta", beta, v)
-    if chunk_size is not None and chunk_size not in (16, 32, 64):
-        raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
     if cp_context is not None:
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     activation.check(NAME, g, v.shape[2])
     sequences = count_sequences(NAME, q, cu_seqlens)
-    initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
-    scale = check_scale(NAME, scale, k.shape[3])
-    call = Call(
-        NAME, GATED_DELTA, "chunk", (q, k, v, g, beta), initial_state, scale, cu_seqlens, sequences, q.dtype,
-        use_qk_l2norm_in_kernel, activation if activation.changes() else None, chunk_size,
+    state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
+    return run_rule(
+        NAME, GATED_DELTA, "chunk", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, sequences=sequences,
+        l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
+        chunk_size=chunk_size, state_v_first=state_v_first,
     )  # fmt: skip
-    o, final = run(call, backend)
-    if not output_final_state:
-        return o, None
-    return o, final.transpose(2, 3).contiguous() if state_v_first else final
 
 
 chunk_gdn = chunk_gated_delta_rule

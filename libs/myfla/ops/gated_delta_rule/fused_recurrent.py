@@ -4,21 +4,12 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
-from myfla.ops.common.inplace import check_inplace, put_back
-from myfla.ops.gated_delta_rule.inputs import (
-    Activation,
-    check_per_token,
-    check_shapes,
-    count_sequences,
-    is_plain_step,
-    state_k_first,
-    take_legacy_keywords,
-)
+from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
+from myfla.ops.gated_delta_rule.inputs import Activation, is_plain_step
 from myfla.utils.errors import value_error
-from myfla.utils.tensors import check_scale, check_tensor
+from myfla.utils.tensors import check_tensor
 
 __all__ = ["fused_recurrent_gated_delta_rule", "fused_recurrent_gdn"]
 
@@ -96,18 +87,15 @@ def fused_recurrent_gated_delta_rule(
     activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     plain = gk is gv is cu_seqlens is None and not state_v_first
     if plain and is_plain_step(q, k, v, g, beta, initial_state, activation):
-        changes = activation.changes()
+        changes = use_gate_in_kernel or use_beta_sigmoid_in_kernel
         if changes or allow_neg_eigval:
             activation.check(NAME, g, v.shape[2])
-        call = Call(
-            NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, check_scale(NAME, scale, q.shape[3]),
-            None, q.shape[0], v.dtype, use_qk_l2norm_in_kernel, activation if changes else None,
-            inplace=inplace_final_state, plain=True,
+        return run_rule(
+            NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, None, scale=scale,
+            output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=q.shape[0],
+            l2norm=use_qk_l2norm_in_kernel, activation=activation if changes else None, inplace=inplace_final_state,
+            plain=True,
         )  # fmt: skip
-        o, final = run(call, backend)
-        if inplace_final_state and initial_state is not None and final is not initial_state:
-            final = put_back(initial_state, final)
-        return o, final if output_final_state else None
     check_shapes(NAME, q, k, v)
     key, value = k.shape[3], v.shape[3]
     for name, x, more in (("g", g, ()), ("gk", gk, (key,)), ("gv", gv, (value,))):
@@ -121,23 +109,15 @@ def fused_recurrent_gated_delta_rule(
     check_tensor(NAME, "beta", beta)
     check_per_token(NAME, "beta", beta, v, *((value,) if beta.dim() == v.dim() else ()))
     activation.check(NAME, g, v.shape[2])
-    if inplace_final_state:
-        check_inplace(NAME, initial_state, q, k, v, beta, g, gk, gv, A_log, dt_bias)
     sequences = count_sequences(NAME, q, cu_seqlens)
-    state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
-    scale = check_scale(NAME, scale, key)
-    call = Call(
-        NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), state, scale, cu_seqlens, sequences, v.dtype,
-        use_qk_l2norm_in_kernel, activation if activation.changes() else None, inplace=inplace_final_state,
-        more=() if gk is gv is None else (gk, gv),
+    state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
+    return run_rule(
+        NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=sequences,
+        l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
+        inplace=inplace_final_state, state_v_first=state_v_first, more=() if gk is gv is None else (gk, gv),
+        given=(A_log, dt_bias),
     )  # fmt: skip
-    o, final = run(call, backend)
-    final = final.transpose(2, 3) if state_v_first else final
-    if inplace_final_state and initial_state is not None:
-        final = put_back(initial_state, final)
-    elif output_final_state:
-        final = final.contiguous()
-    return o, final if output_final_state else None
 
 
 fused_recurrent_gdn = fused_recurrent_gated_delta_rule

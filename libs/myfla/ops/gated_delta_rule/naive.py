@@ -13,7 +13,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import delta_loop
-from myfla.ops.gated_delta_rule.inputs import check_per_token, check_shapes
+from myfla.ops.common.checks import check_per_token, check_shapes
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_scale, check_size, check_tensor

@@ -8,7 +8,7 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.common.member import check_member
+from myfla.ops.common.checks import check_member
 from myfla.ops.kda.gate import fused_kda_gate
 from myfla.ops.kda.inputs import KdaActivation
 from myfla.utils.dtypes import accumulation_dtype

@@ -5,9 +5,9 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops.common.checks import take_legacy_keywords
 from myfla.ops.common.chunk_states import with_chunk_states
-from myfla.ops.common.run_member import run_member
-from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.gdn2.as_dplr import prepare
 from myfla.utils.errors import value_error
 
@@ -108,7 +108,7 @@ def chunk_gdn2(
         initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], wanted: bool = True,
         **x: torch.Tensor,
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-        return run_member(
+        return run_rule(
             NAME, DPLR, "chunk", tuple(x[name] for name in DPLR.inputs), initial_state, cu_seqlens, scale=scale,
             output_final_state=wanted, backend=backend, out_dtype=dtype, chunk_size=chunk_size,
             state_v_first=state_v_first,

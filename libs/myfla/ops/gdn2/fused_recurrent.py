@@ -5,8 +5,8 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
-from myfla.ops.common.run_member import run_member
-from myfla.ops.gated_delta_rule.inputs import take_legacy_keywords
+from myfla.ops.common.checks import take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.gdn2.as_dplr import prepare
 
 __all__ = ["fused_recurrent_gdn2"]
@@ -65,7 +65,7 @@ def fused_recurrent_gdn2(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
         use_gate_in_kernel, A_log, dt_bias, lower_bound,
     )  # fmt: skip
-    return run_member(
+    return run_rule(
         NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
         backend=backend, out_dtype=dtype, inplace=inplace_final_state, state_v_first=state_v_first,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops.common.member import check_like, check_member
+from myfla.ops.common.checks import check_like, check_member
 from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tensors import check_scale, check_size

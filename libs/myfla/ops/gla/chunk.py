@@ -4,13 +4,9 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.gla import GLA
-from myfla.ops.common.member import check_member, state_back
-from myfla.ops.gated_delta_rule.inputs import count_sequences, take_legacy_keywords
-from myfla.utils.errors import value_error
-from myfla.utils.tensors import check_scale
+from myfla.ops.common.checks import check_member, take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
 
 __all__ = ["chunk_gla", "fused_chunk_gla"]
 
@@ -70,16 +66,12 @@ def chunk_gla(
         [3.0, 6.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
-    if chunk_size is not None and chunk_size not in (16, 32, 64):
-        raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
     size = k.shape[-1] if isinstance(k, torch.Tensor) and k.dim() else 0
-    state = check_member(NAME, q, k, v, {"g": (g, (size,))}, initial_state, cu_seqlens, state_v_first)
-    call = Call(
-        NAME, GLA, "chunk", (q, k, v, g), state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
-        count_sequences(NAME, q, cu_seqlens), v.dtype, chunk_size=chunk_size,
+    check_member(NAME, q, k, v, {"g": (g, (size,))}, initial_state, cu_seqlens, state_v_first)
+    return run_rule(
+        NAME, GLA, "chunk", (q, k, v, g), initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
+        backend=backend, out_dtype=v.dtype, chunk_size=chunk_size, state_v_first=state_v_first,
     )  # fmt: skip
-    o, final = run(call, backend)
-    return state_back((o, final if output_final_state else None), state_v_first)
 
 
 fused_chunk_gla = chunk_gla  # the official name of a kernel that is gone

@@ -4,15 +4,10 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.gla import GLA
-from myfla.ops._delta.sequences import reverse_sequences
-from myfla.ops.common.inplace import check_inplace, put_back
-from myfla.ops.common.member import check_member
-from myfla.ops.gated_delta_rule.inputs import count_sequences, take_legacy_keywords
+from myfla.ops.common.checks import check_member, take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.tensors import check_scale
 
 __all__ = ["fused_recurrent_gla"]
 
@@ -64,25 +59,11 @@ def fused_recurrent_gla(
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     sizes = [x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v)]
     given = {name: (x, (size,)) for name, x, size in zip(("gk", "gv"), (gk, gv), sizes) if x is not None}
-    state = check_member(NAME, q, k, v, given, initial_state, cu_seqlens, state_v_first)
+    check_member(NAME, q, k, v, given, initial_state, cu_seqlens, state_v_first)
     wide = accumulation_dtype(q, k, v, gv, initial_state)
     g = torch.zeros(*v.shape[:3], k.shape[3], dtype=wide, device=v.device) if gk is None else gk
-    if inplace_final_state:
-        check_inplace(NAME, initial_state, q, k, v, g, gv)
-    x: Tuple[torch.Tensor, ...] = (q, k, v, g)
-    gv = reverse_sequences(gv, cu_seqlens) if reverse and gv is not None else gv
-    if reverse:
-        x = tuple(reverse_sequences(t, cu_seqlens) for t in x)
-    call = Call(
-        NAME, GLA, "recurrent", x, state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
-        count_sequences(NAME, q, cu_seqlens), v.dtype, inplace=inplace_final_state,
-        more=() if gv is None else (gv,),
+    return run_rule(
+        NAME, GLA, "recurrent", (q, k, v, g), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, inplace=inplace_final_state,
+        state_v_first=state_v_first, reverse=reverse, more=() if gv is None else (gv,),
     )  # fmt: skip
-    o, final = run(call, backend)
-    o = reverse_sequences(o, cu_seqlens) if reverse else o
-    final = final.transpose(2, 3) if state_v_first else final
-    if inplace_final_state and initial_state is not None:
-        final = put_back(initial_state, final)
-    elif output_final_state:
-        final = final.contiguous()
-    return o, final if output_final_state else None

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import gla_loop
-from myfla.ops.common.member import check_like, check_member
+from myfla.ops.common.checks import check_like, check_member
 from myfla.utils.dtypes import accumulation_dtype
 
 __all__ = ["naive_recurrent_gla"]

@@ -4,21 +4,12 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.kda import KDA
+from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
 from myfla.ops.common.chunk_states import with_chunk_states
-from myfla.ops.common.member import state_back
-from myfla.ops.gated_delta_rule.inputs import (
-    check_per_token,
-    check_shapes,
-    count_sequences,
-    state_k_first,
-    take_legacy_keywords,
-)
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.kda.inputs import KdaActivation
 from myfla.utils.errors import value_error
-from myfla.utils.tensors import check_scale
 
 __all__ = ["chunk_kda"]
 
@@ -116,8 +107,6 @@ def chunk_kda(
     check_shapes(NAME, q, k, v)
     check_per_token(NAME, "g", g, v, k.shape[3])
     check_per_token(NAME, "beta", beta, v)
-    if chunk_size is not None and chunk_size not in (16, 32, 64):
-        raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
     if cp_context is not None:
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     if safe_gate and use_gate_in_kernel and (lower_bound is None or not -5 <= lower_bound < 0):
@@ -127,22 +116,21 @@ def chunk_kda(
     )
     activation.check(NAME, g)
     sequences = count_sequences(NAME, q, cu_seqlens)
-    initial_state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
-    scale = check_scale(NAME, scale, k.shape[3])
+    state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
 
     def compute(
-        initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], **x: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        call = Call(
-            NAME, KDA, "chunk", tuple(x[name] for name in KDA.inputs), initial_state, scale, cu_seqlens, sequences,
-            v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None, chunk_size,
+        initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], wanted: bool = True,
+        **x: torch.Tensor,
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        return run_rule(
+            NAME, KDA, "chunk", tuple(x[name] for name in KDA.inputs), initial_state, cu_seqlens, scale=scale,
+            output_final_state=wanted, backend=backend, out_dtype=v.dtype, sequences=sequences,
+            l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
+            chunk_size=chunk_size, state_v_first=state_v_first,
         )  # fmt: skip
-        return run(call, backend)
 
     given = dict(q=q, k=k, v=v, g=g, beta=beta)
     if not return_intermediate_states:
-        o, final = compute(initial_state, cu_seqlens, **given)
-        return state_back((o, final if output_final_state else None), state_v_first)
+        return compute(initial_state, cu_seqlens, output_final_state, **given)
     o, final, states = with_chunk_states(compute, given, initial_state, cu_seqlens, chunk_size or 64)
-    o, last = state_back((o, final if output_final_state else None), state_v_first)
-    return o, last, states.transpose(3, 4).contiguous() if state_v_first else states
+    return o, final if output_final_state else None, states

@@ -4,19 +4,11 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.kda import KDA
-from myfla.ops.common.inplace import check_inplace, put_back
-from myfla.ops.gated_delta_rule.inputs import (
-    check_per_token,
-    check_shapes,
-    count_sequences,
-    state_k_first,
-    take_legacy_keywords,
-)
+from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.kda.inputs import KdaActivation
-from myfla.utils.tensors import check_scale, check_tensor
+from myfla.utils.tensors import check_tensor
 
 __all__ = ["fused_recurrent_kda"]
 
@@ -92,18 +84,11 @@ def fused_recurrent_kda(
         use_gate_in_kernel, A_log, dt_bias, lower_bound, use_beta_sigmoid_in_kernel, allow_neg_eigval
     )
     activation.check(NAME, g)
-    if inplace_final_state:
-        check_inplace(NAME, initial_state, q, k, v, g, beta, A_log, dt_bias)
     sequences = count_sequences(NAME, q, cu_seqlens)
-    state = state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
-    call = Call(
-        NAME, KDA, "recurrent", (q, k, v, g, beta), state, check_scale(NAME, scale, k.shape[3]), cu_seqlens, sequences,
-        v.dtype, use_qk_l2norm_in_kernel, activation if activation.changes() else None, inplace=inplace_final_state,
+    state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
+    return run_rule(
+        NAME, KDA, "recurrent", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=sequences,
+        l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
+        inplace=inplace_final_state, state_v_first=state_v_first, given=(A_log, dt_bias),
     )  # fmt: skip
-    o, final = run(call, backend)
-    final = final.transpose(2, 3) if state_v_first else final
-    if inplace_final_state and initial_state is not None:
-        final = put_back(initial_state, final)
-    elif output_final_state:
-        final = final.contiguous()
-    return o, final if output_final_state else None

@@ -12,8 +12,8 @@ from typing import List, Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import delta_loop
+from myfla.ops.common.checks import check_per_token, check_shapes, state_k_first
 from myfla.ops.common.naive_chunk import chunk_loop
-from myfla.ops.gated_delta_rule.inputs import check_per_token, check_shapes, state_k_first
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tensors import check_scale, check_size
 

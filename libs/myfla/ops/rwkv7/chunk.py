@@ -4,11 +4,9 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
-from myfla.utils.tensors import check_scale
 
 __all__ = ["chunk_rwkv7"]
 
@@ -60,11 +58,9 @@ def chunk_rwkv7(
         [2.0, 4.0, 6.0]
     """
     rows = check_inputs(NAME, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
-    scale = check_scale(NAME, scale, r.shape[3])
-    check_options(NAME, chunk_size, cp_context, lower_bound)
-    call = Call(
-        NAME, DPLR, "chunk", (r, k, v, a, b, w), initial_state, scale, cu_seqlens, rows, r.dtype,
+    check_options(NAME, cp_context, lower_bound)
+    return run_rule(
+        NAME, DPLR, "chunk", (r, k, v, a, b, w), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=r.dtype, sequences=rows,
         chunk_size=chunk_size, lower_bound=lower_bound,
     )  # fmt: skip
-    o, final = run(call, backend)
-    return o, final if output_final_state else None

@@ -4,11 +4,10 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.common.inplace import check_inplace
-from myfla.ops.generalized_delta_rule.dplr.fused_recurrent import run_tokens
+from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.tensors import check_scale
 
 __all__ = ["fused_mul_recurrent_rwkv7", "fused_recurrent_rwkv7"]
 
@@ -58,15 +57,11 @@ def fused_recurrent_rwkv7(
     keys = {"r": r, "w": w, "k": k, "a": a, "b": b}
     plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
     rows = len(r) if plain else check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
-    scale = check_scale("fused_recurrent_rwkv7", scale, r.shape[3])
-    tensors = (r, k, v, a, b, w)
-    if inplace_final_state and not plain:
-        check_inplace("fused_recurrent_rwkv7", initial_state, v, *keys.values())
-    o, final = run_tokens(
-        "fused_recurrent_rwkv7", tensors, scale, initial_state, False, cu_seqlens, rows, backend, inplace_final_state,
-        plain,
+    return run_rule(
+        "fused_recurrent_rwkv7", DPLR, "recurrent", (r, k, v, a, b, w), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=rows,
+        inplace=inplace_final_state, plain=plain,
     )  # fmt: skip
-    return o, final if output_final_state else None
 
 
 def fused_mul_recurrent_rwkv7(
@@ -116,13 +111,9 @@ def fused_mul_recurrent_rwkv7(
     keys = {"r": r, "w": w, "k": k, "kk": kk, "a": a}
     plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
     rows = len(r) if plain else check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
-    scale = check_scale("fused_mul_recurrent_rwkv7", scale, r.shape[3])
     wide = accumulation_dtype(*keys.values(), v, initial_state)  # what feeds the state is not rounded to half precision
-    tensors = (r, k, v, -kk, kk.to(wide) * a.to(wide), w)
-    if inplace_final_state and not plain:
-        check_inplace("fused_mul_recurrent_rwkv7", initial_state, v, *keys.values())
-    o, final = run_tokens(
-        "fused_mul_recurrent_rwkv7", tensors, scale, initial_state, reverse, cu_seqlens, rows, backend,
-        inplace_final_state, plain,
+    return run_rule(
+        "fused_mul_recurrent_rwkv7", DPLR, "recurrent", (r, k, v, -kk, kk.to(wide) * a.to(wide), w), initial_state,
+        cu_seqlens, scale=scale, output_final_state=output_final_state, backend=backend, out_dtype=v.dtype,
+        sequences=rows, inplace=inplace_final_state, reverse=reverse, plain=plain,
     )  # fmt: skip
-    return o, final if output_final_state else None

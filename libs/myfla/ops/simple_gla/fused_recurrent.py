@@ -4,15 +4,10 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.gla import SIMPLE_GLA
-from myfla.ops._delta.sequences import reverse_sequences
-from myfla.ops.common.inplace import check_inplace, put_back
-from myfla.ops.common.member import check_member
-from myfla.ops.gated_delta_rule.inputs import count_sequences, take_legacy_keywords
+from myfla.ops.common.checks import check_member, take_legacy_keywords
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.simple_gla.decays import given_decays
-from myfla.utils.tensors import check_scale
 
 __all__ = ["fused_recurrent_simple_gla"]
 
@@ -62,21 +57,9 @@ def fused_recurrent_simple_gla(
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     g = given_decays(NAME, v, g, g_gamma)
-    state = check_member(NAME, q, k, v, {"g": (g, ())}, initial_state, cu_seqlens, state_v_first)
-    if inplace_final_state:
-        check_inplace(NAME, initial_state, q, k, v, g)
-    x: Tuple[torch.Tensor, ...] = (q, k, v, g)
-    if reverse:
-        x = tuple(reverse_sequences(t, cu_seqlens) for t in x)
-    call = Call(
-        NAME, SIMPLE_GLA, "recurrent", x, state, check_scale(NAME, scale, k.shape[3]), cu_seqlens,
-        count_sequences(NAME, q, cu_seqlens), v.dtype, inplace=inplace_final_state,
+    check_member(NAME, q, k, v, {"g": (g, ())}, initial_state, cu_seqlens, state_v_first)
+    return run_rule(
+        NAME, SIMPLE_GLA, "recurrent", (q, k, v, g), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, inplace=inplace_final_state,
+        state_v_first=state_v_first, reverse=reverse,
     )  # fmt: skip
-    o, final = run(call, backend)
-    o = reverse_sequences(o, cu_seqlens) if reverse else o
-    final = final.transpose(2, 3) if state_v_first else final
-    if inplace_final_state and initial_state is not None:
-        final = put_back(initial_state, final)
-    elif output_final_state:
-        final = final.contiguous()
-    return o, final if output_final_state else None

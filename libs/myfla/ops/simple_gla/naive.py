@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import gla_loop
-from myfla.ops.common.member import check_member
+from myfla.ops.common.checks import check_member
 from myfla.ops.common.naive_chunk import chunk_loop, decayed_products
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.tensors import check_scale, check_size

@@ -5,9 +5,7 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.common.member import state_back
 from myfla.ops.ssd.inputs import check_ssd, run_ssd
-from myfla.utils.errors import value_error
 
 __all__ = ["chunk_ssd"]
 
@@ -72,8 +70,8 @@ def chunk_ssd(
         >>> chunk_ssd(3 * x, x[..., 0], decay, x, x)[0].flatten().tolist()
         [3.0, 6.0]
     """
-    if chunk_size is not None and chunk_size not in (16, 32, 64):
-        raise value_error(NAME, "chunk_size", "must be 16, 32 or 64", chunk_size)
     ssd = check_ssd(NAME, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, initial_state)
-    y, final = run_ssd(NAME, "chunk", ssd, initial_state, state_v_first, cu_seqlens, backend, chunk_size)
-    return state_back((y, final if output_final_state else None), state_v_first)
+    return run_ssd(
+        NAME, "chunk", ssd, initial_state, cu_seqlens, state_v_first=state_v_first,
+        output_final_state=output_final_state, chunk_size=chunk_size, backend=backend,
+    )  # fmt: skip

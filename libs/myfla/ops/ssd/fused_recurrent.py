@@ -5,8 +5,6 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.common.inplace import check_inplace, put_back
-from myfla.ops.common.member import state_back
 from myfla.ops.ssd.inputs import check_ssd, run_ssd
 
 __all__ = ["fused_recurrent_ssd"]
@@ -52,12 +50,8 @@ def fused_recurrent_ssd(
         [3.0, 6.0]
     """
     ssd = check_ssd(NAME, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, initial_state)
-    if inplace_final_state:
-        check_inplace(NAME, initial_state, x, dt, A, B, C, D, z, dt_bias)
-    y, final = run_ssd(
-        NAME, "recurrent", ssd, initial_state, state_v_first, cu_seqlens, backend, inplace=inplace_final_state
-    )
-    if inplace_final_state and initial_state is not None:
-        final = put_back(initial_state, final.transpose(2, 3) if state_v_first else final)
-        return y, final if output_final_state else None
-    return state_back((y, final if output_final_state else None), state_v_first)
+    return run_ssd(
+        NAME, "recurrent", ssd, initial_state, cu_seqlens, state_v_first=state_v_first,
+        output_final_state=output_final_state, backend=backend, inplace=inplace_final_state,
+        given=(x, dt, A, B, C, D, z, dt_bias),
+    )  # fmt: skip

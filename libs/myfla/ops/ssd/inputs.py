@@ -6,10 +6,9 @@ from typing import Any, NamedTuple, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.gla import SIMPLE_GLA
-from myfla.ops.gated_delta_rule.inputs import count_sequences, state_k_first
+from myfla.ops.common.checks import count_sequences, state_k_first
+from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_tensor
@@ -68,25 +67,24 @@ class SSD(NamedTuple):
 
 
 def run_ssd(
-    who: str, form: str, ssd: SSD, initial_state: Any, state_v_first: bool, cu_seqlens: Optional[torch.Tensor],
-    backend: str, chunk_size: Optional[int] = None, inplace: bool = False, field: str = "initial_state",
-) -> Tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Outputs, and final states ``[N, HV, K, V]``.
+    who: str, form: str, ssd: SSD, initial_state: Any, cu_seqlens: Optional[torch.Tensor],
+    field: str = "initial_state", **options: Any,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:  # fmt: skip
+    """Outputs, and final states in the caller's layout, or None.
 
     Args:
         who: the op's name.
         form: ``"chunk"`` or ``"recurrent"``.
         ssd: what `check_ssd` gave.
         field: the name of the initial state.
-        others: as `chunk_ssd` and `fused_recurrent_ssd` have them.
+        **options: handed on to `run_rule`, ``state_v_first`` among them.
     """
     sequences = count_sequences(who, ssd.x, cu_seqlens)
-    state = state_k_first(who, initial_state, ssd.B, ssd.x, sequences, state_v_first, field)
-    call = Call(
-        who, SIMPLE_GLA, form, ssd.as_gla(), state, 1.0, cu_seqlens, sequences, ssd.out_dtype, chunk_size=chunk_size,
-        inplace=inplace,
+    state_k_first(who, initial_state, ssd.B, ssd.x, sequences, options["state_v_first"], field)
+    o, final = run_rule(
+        who, SIMPLE_GLA, form, ssd.as_gla(), initial_state, cu_seqlens, scale=1.0, out_dtype=ssd.out_dtype,
+        sequences=sequences, **options,
     )  # fmt: skip
-    o, final = run(call, backend)
     return ssd.finish(o), final
 
 

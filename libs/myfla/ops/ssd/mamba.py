@@ -77,13 +77,15 @@ def mamba_chunk_scan_combined(
         NAME, A=A, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus, dt_limit=dt_limit, initial_state=states, **given
     )
     offsets = cu_seqlens if packed is None else packed.cu_seqlens
-    y, final = run_ssd(NAME, "chunk", ssd, states, True, offsets, backend, field="initial_states")
+    y, final = run_ssd(
+        NAME, "chunk", ssd, states, offsets, "initial_states", state_v_first=True,
+        output_final_state=return_final_states or return_varlen_states, backend=backend,
+    )  # fmt: skip
     results = [y if packed is None else y.view(x.shape)]
-    if return_final_states:
-        kept = final if packed is None else final.index_select(0, packed.last)
-        results.append(kept.transpose(2, 3).contiguous())
-    if return_varlen_states:
-        results.append(final.transpose(2, 3).contiguous())
+    if return_final_states and final is not None:
+        results.append(final if packed is None else final.index_select(0, packed.last))
+    if return_varlen_states and final is not None:
+        results.append(final)
     return results[0] if len(results) == 1 else tuple(results)
 
 

@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import gla_loop
-from myfla.ops.gated_delta_rule.inputs import state_k_first
+from myfla.ops.common.checks import state_k_first
 from myfla.ops.ssd.inputs import check_ssd
 
 __all__ = ["naive_recurrent_ssd"]

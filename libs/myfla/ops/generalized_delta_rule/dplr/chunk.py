@@ -4,12 +4,10 @@ from typing import Any, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
 from myfla.utils.errors import refuse_unknown, value_error
-from myfla.utils.tensors import check_scale
 
 __all__ = ["chunk_dplr_delta_rule"]
 
@@ -88,11 +86,9 @@ def chunk_dplr_delta_rule(
     if legacy.get("head_first"):
         raise value_error(NAME, "head_first", "is not supported", True, "pass tensors as [B, T, H, D]")
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
-    scale = check_scale(NAME, scale, q.shape[3])
-    check_options(NAME, chunk_size, cp_context, lower_bound)
-    call = Call(
-        NAME, DPLR, "chunk", (q, k, v, a, b, gk), initial_state, scale, cu_seqlens, rows, q.dtype,
+    check_options(NAME, cp_context, lower_bound)
+    return run_rule(
+        NAME, DPLR, "chunk", (q, k, v, a, b, gk), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, sequences=rows,
         chunk_size=chunk_size, lower_bound=lower_bound,
     )  # fmt: skip
-    o, final = run(call, backend)
-    return o, final if output_final_state else None

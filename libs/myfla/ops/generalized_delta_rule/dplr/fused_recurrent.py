@@ -4,13 +4,9 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
-from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.dplr import DPLR
-from myfla.ops._delta.sequences import reverse_sequences
-from myfla.ops.common.inplace import check_inplace, put_back
+from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
-from myfla.utils.tensors import check_scale
 
 __all__ = ["fused_recurrent_dplr_delta_rule"]
 
@@ -67,42 +63,8 @@ def fused_recurrent_dplr_delta_rule(
     keys = {"q": q, "k": k, "a": a, "b": b, "gk": gk}
     plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
     rows = len(q) if plain else check_inputs(NAME, keys, v, initial_state, cu_seqlens)
-    scale = check_scale(NAME, scale, q.shape[3])
-    if inplace_final_state and not plain:
-        check_inplace(NAME, initial_state, q, k, v, a, b, gk)
-    o, final = run_tokens(
-        NAME, (q, k, v, a, b, gk), scale, initial_state, reverse, cu_seqlens, rows, backend, inplace_final_state, plain
-    )
-    return o, final if output_final_state else None
-
-
-def run_tokens(
-    who: str, x: Tuple[torch.Tensor, ...], scale: float, initial_state: Optional[torch.Tensor], reverse: bool,
-    cu_seqlens: Optional[torch.Tensor], rows: int, backend: str, inplace: bool,
-    plain: bool,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The recurrent form of checked arguments, for every name that it goes by.
-
-    Args:
-        who: the op, for messages.
-        x: q, k, v, a, b, gk, ``[B, T, H, K]`` and ``[B, T, H, V]``.
-        scale: factor on q.
-        initial_state: ``[N, H, K, V]`` or None.
-        reverse: walk every sequence from its last token to its first.
-        cu_seqlens: ``[N + 1]`` or None.
-        rows: N.
-        backend: what the caller asked for.
-        inplace: write the final state into ``initial_state``, and return that.
-        plain: whether it is a plain decoding step.
-
-    Returns:
-        o ``[B, T, H, V]`` in v's dtype and the final states ``[N, H, K, V]``.
-    """
-    out_dtype = x[2].dtype
-    x = tuple(reverse_sequences(t, cu_seqlens) for t in x) if reverse else x
-    call = Call(
-        who, DPLR, "recurrent", x, initial_state, scale, cu_seqlens, rows, out_dtype, inplace=inplace, plain=plain
-    )
-    o, final = run(call, backend)
-    o = reverse_sequences(o, cu_seqlens) if reverse else o
-    return o, put_back(initial_state, final) if inplace and initial_state is not None else final
+    return run_rule(
+        NAME, DPLR, "recurrent", (q, k, v, a, b, gk), initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=rows,
+        inplace=inplace_final_state, reverse=reverse, plain=plain,
+    )  # fmt: skip

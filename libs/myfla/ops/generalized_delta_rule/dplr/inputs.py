@@ -83,14 +83,12 @@ def is_plain_step(keys: Sequence[Any], v: Any, initial_state: Any, cu_seqlens: A
     )
 
 
-def check_options(who: str, chunk_size: Optional[int], cp_context: Any, lower_bound: Optional[float]) -> None:
+def check_options(who: str, cp_context: Any, lower_bound: Optional[float]) -> None:
     """Refuse options of the chunk form that do not fit.
 
     Raises:
         ValueError: a wrong value.
     """
-    if chunk_size is not None and chunk_size not in (16, 32, 64):
-        raise value_error(who, "chunk_size", "must be 16, 32 or 64", chunk_size)
     if cp_context is not None:
         raise value_error(who, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     if lower_bound is not None and not lower_bound < 0:

@@ -1,0 +1,76 @@
+"""The common end of all ops: what is checked becomes a call, and its results go back as they were asked for."""
+
+from typing import Any, Optional, Sequence, Tuple
+
+import torch
+
+from myfla.ops._delta.backends import run
+from myfla.ops._delta.call import Call
+from myfla.ops._delta.families.base import Family
+from myfla.ops._delta.sequences import reverse_sequences
+from myfla.ops.common.checks import check_chunk_size, count_sequences
+from myfla.ops.common.inplace import check_inplace, put_back
+from myfla.utils.tensors import check_scale
+
+__all__ = ["run_rule"]
+
+Final = Tuple[torch.Tensor, Optional[torch.Tensor]]
+
+
+def run_rule(
+    who: str, family: Family, form: str, x: Tuple[Any, ...], initial_state: Optional[torch.Tensor],
+    cu_seqlens: Optional[torch.Tensor], *, scale: Optional[float], output_final_state: bool, backend: str,
+    out_dtype: torch.dtype, sequences: Optional[int] = None, l2norm: bool = False, activation: Any = None,
+    chunk_size: Optional[int] = None, inplace: bool = False, state_v_first: bool = False, reverse: bool = False,
+    lower_bound: Optional[float] = None, more: Sequence[Optional[torch.Tensor]] = (), given: Sequence[Any] = (),
+    plain: bool = False,
+) -> Final:  # fmt: skip
+    """Outputs and final states of checked tensors.
+
+    Args:
+        who: the op's name.
+        family: whose rule it is.
+        form: ``"chunk"`` or ``"recurrent"``.
+        x: the family's tensors.
+        initial_state: as the caller gave it, its shape checked.
+        cu_seqlens: ``[N + 1]`` or None.
+        scale: factor on q, or None.
+        output_final_state: whether the states are asked for.
+        backend: what the caller asked for.
+        out_dtype: of the outputs.
+        sequences: N, where ``cu_seqlens`` has been checked.
+        l2norm, activation, lower_bound, more, plain: as `Call`.
+        chunk_size: the caller's wish, of the chunk form.
+        inplace: write the final states over the initial ones, in the recurrent form.
+        state_v_first: the layout of the states.
+        reverse: walk every sequence from its last token to its first.
+        given: more tensors that autograd must not record where a state is written.
+
+    Returns:
+        o ``[B, T, HV, V]`` and the final states in the caller's layout, or None.
+    """
+    if chunk_size is not None:
+        check_chunk_size(who, chunk_size)
+    if inplace and not plain:
+        check_inplace(who, initial_state, *x, *more, *given)
+    if sequences is None:
+        sequences = count_sequences(who, x[0], cu_seqlens)
+    scale, state = check_scale(who, scale, x[1].shape[3]), initial_state
+    if state_v_first and state is not None:
+        state = state.transpose(2, 3)
+    if reverse:
+        x = tuple(reverse_sequences(t, cu_seqlens) for t in x)
+        more = tuple(t if t is None else reverse_sequences(t, cu_seqlens) for t in more)
+    call = Call(
+        who, family, form, x, state, scale, cu_seqlens, sequences, out_dtype, l2norm, activation, chunk_size, inplace,
+        lower_bound, more, plain,
+    )  # fmt: skip
+    o, final = run(call, backend)
+    o = reverse_sequences(o, cu_seqlens) if reverse else o
+    if not output_final_state and not inplace:
+        return o, None
+    final = final.transpose(2, 3) if state_v_first else final
+    if inplace and initial_state is not None:
+        final = final if final is initial_state else put_back(initial_state, final)
+        return o, final if output_final_state else None
+    return o, final.contiguous()
