@@ -71,7 +71,7 @@ MUTANTS: List[Mutant] = [
     Mutant("gla backwards: outputs not turned", OPS + "gla/fused_recurrent.py", "o = reverse_sequences(o, cu_seqlens) if reverse else o", "o = o", OPTIONS),
     Mutant("simple gla: decay of heads forgotten", OPS + "simple_gla/decays.py", "return g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", "return 0 * g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", OPTIONS),
     Mutant("states of chunks: of another sequence", OPS + "common/chunk_states.py", "states[key] for key in sorted(states)", "states[key] for key in sorted(states, key=lambda one: one[::-1])", OPTIONS),
-    Mutant("members: final state not turned", OPS + "common/run_member.py", "return state_back((o, final if output_final_state else None), state_v_first)", "return state_back((o, final if output_final_state else None), False)", OPTIONS),
+    Mutant("members: final state not turned", OPS + "common/run_rule.py", "final = final.transpose(2, 3) if state_v_first else final", "final = final", OPTIONS),
     Mutant("DeltaNet: no negative eigenvalues", LAYERS + "delta_net.py", "beta_sigmoid(project(self.b_proj, x), self.allow_neg_eigval)", "beta_sigmoid(project(self.b_proj, x))", "tests/encoders/test_strategies.py"),
     Mutant("Comba: erasing keys not scaled", LAYERS + "comba.py", "(k * self.decay[:, None].sigmoid()).to(k.dtype)", "(k * self.decay[:, None]).to(k.dtype)", FAMILY_LAYERS),
     Mutant("GatedDeltaNet2: write gate doubled too", LAYERS + "gdn2.py", "w = beta_sigmoid(project(self.w_proj, x))", "w = beta_sigmoid(project(self.w_proj, x), True)", FAMILY_LAYERS),
