@@ -68,7 +68,7 @@ MUTANTS: List[Mutant] = [
     Mutant("gla backward: scale forgotten", FAMILIES + "gla.py", "zip((dleft.mul_(plan.scale), dright, dg)", "zip((dleft, dright, dg)", MEMBERS),
     Mutant("simple gla: pads write", FAMILIES + "gla.py", "block.load(k, keys)  # no", "block.load(k, keys, pad=False)  # no", MEMBERS),
     Mutant("simple gla backward: a token's read of itself", FAMILIES + "gla.py", "pairs.diagonal(dim1=1, dim2=2).zero_()  # a", "pass  # a", MEMBERS),
-    Mutant("gla backwards: outputs not turned", OPS + "gla/fused_recurrent.py", "o = reverse_sequences(o, cu_seqlens) if reverse else o", "o = o", OPTIONS),
+    Mutant("backwards: outputs not turned", OPS + "common/run_rule.py", "o = reverse_sequences(o, cu_seqlens) if reverse else o", "o = o", OPTIONS),
     Mutant("simple gla: decay of heads forgotten", OPS + "simple_gla/decays.py", "return g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", "return 0 * g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", OPTIONS),
     Mutant("states of chunks: of another sequence", OPS + "common/chunk_states.py", "states[key] for key in sorted(states)", "states[key] for key in sorted(states, key=lambda one: one[::-1])", OPTIONS),
     Mutant("members: final state not turned", OPS + "common/run_rule.py", "final = final.transpose(2, 3) if state_v_first else final", "final = final", OPTIONS),
