@@ -25,7 +25,6 @@ from encoders.training.tasks.task import build_task
 from encoders.training.trained import load_trained, save_task
 from export_subjects import ENTRIES, small_encoder
 from myfla.testing import assert_close, cases
-from small_encoders import FAMILY, small
 
 exports = pytest.mark.skipif(
     not hasattr(getattr(torch, "compiler", None), "is_exporting"), reason="torch.export as used came with PyTorch 2.7")
@@ -146,20 +145,6 @@ def test_attention_without_a_window_asks_for_a_context(tmp_path):
 def test_one_exported_graph_serves_every_length(name, tmp_path):
     whole = WholeEncoder(small_encoder(name))
     with torch.no_grad():
-        runner = write_torch_export(whole, (torch.zeros(3, 101, 3),), tmp_path / "encoder.pt2", dynamic=True)
-        assert compare_whole(whole, runner, [(2, 2), (1, 5), (2, 64), (3, 101), (4, 200)]) <= 1e-5
-
-
-@exports
-@pytest.mark.slow
-@cases(name=FAMILY)
-def test_every_strategy_has_a_stepped_graph_and_one_for_every_length(name, tmp_path):
-    encoder = small(name, torch.float32, scale=0.1)
-    whole, step, x = WholeEncoder(encoder), EncoderStep(encoder), torch.randn(2, 12, 3)
-    with torch.no_grad():
-        states = step.first_states(2)
-        runner = write_torch_export(step, (x[:, :1], *states), tmp_path / "step.pt2", dynamic=False)
-        assert_close(stream(runner, states, x)[0], encoder(x).hidden, rms=1e-5)
         runner = write_torch_export(whole, (torch.zeros(3, 101, 3),), tmp_path / "encoder.pt2", dynamic=True)
         assert compare_whole(whole, runner, [(2, 2), (1, 5), (2, 64), (3, 101), (4, 200)]) <= 1e-5
 
