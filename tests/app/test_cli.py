@@ -1,5 +1,10 @@
 """The command line without training: help, composed configs, and errors that name the key."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from app.errors import RunError
@@ -167,6 +172,17 @@ def test_the_advertised_sweep_has_eight_legal_jobs():
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     flags = {(c.use_gate, c.use_short_conv, c.allow_neg_eigval) for c in (compose_app(job).encoder for job in jobs)}
     assert len(jobs) == len(flags) == 8
+
+
+def test_the_installed_command_and_module_run_anywhere(tmp_path):
+    """In an installation, editable or not; a bare checkout has no command."""
+    command = Path(sys.executable).parent / "myfla"
+    if not command.exists():
+        pytest.skip("myfla is not installed in this environment")
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    for arguments in ([str(command), "--version"], [sys.executable, "-m", "app", "--version"]):
+        done = subprocess.run(arguments, cwd=str(tmp_path), env=bare, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout.startswith("myfla "), done.stderr
 
 
 @pytest.mark.parametrize("name", ["app", "cfg", "encoders", "myfla"])
