@@ -49,11 +49,11 @@ POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/layers/test_laye
 
 MUTANTS: List[Mutant] = [
     # the specification
-    Mutant("naive: no decay", ENGINE + "naive.py", "state = state * g[:, t, :, :, None].exp()", "state = state * 1.0", RULE),
+    Mutant("naive: no decay", ENGINE + "naive.py", "decayed = state * g[:, t, :, :, None].exp()", "decayed = state * 1.0", RULE),
     Mutant("naive: sign of the error", ENGINE + "naive.py", "error = v[:, t] - torch", "error = v[:, t] + torch", RULE),
-    Mutant("naive chunk: diagonal solved too", GDN + "naive.py", "transpose(-1, -2))).tril(-1)",
-           "transpose(-1, -2))).tril(-2)", RULE),
-    Mutant("naive chunk: decay to the end", GDN + "naive.py", "(kc * (last - c).exp()", "(kc * (last - 2 * c).exp()", RULE),
+    Mutant("naive chunk: system twice as large", OPS + "common/naive_chunk.py", "decayed_products(ec, kc, seen, c, -1)",
+           "2 * decayed_products(ec, kc, seen, c, -1)", RULE),
+    Mutant("naive chunk: decay to the end", OPS + "common/naive_chunk.py", "(kc * (last - c).exp()", "(kc * (last - 2 * c).exp()", RULE),
     Mutant("naive chunk: a key that reads after its decay", OPS + "common/naive_chunk.py", "seen = c - gc if before else c", "seen = c", OPTIONS),
     # the wider family
     Mutant("delta product: decay on the last step", OPS + "gated_delta_product/steps.py", "_on_step(g, n, 0)", "_on_step(g, n, n - 1)", MEMBERS),

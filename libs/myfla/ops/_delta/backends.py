@@ -26,7 +26,7 @@ from myfla.ops._delta.bf16.chunks import bf16_chunks, bf16_problem
 from myfla.ops._delta.bf16.graph import graph_chunks
 from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors, is_step
 from myfla.ops._delta.chunk.autograd import chunk_rule, loop_rule
-from myfla.ops._delta.dispatch import Backend, register, run
+from myfla.ops._delta.dispatch import Backend, register, select
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.gla import GLA, SIMPLE_GLA
@@ -40,7 +40,7 @@ from myfla.utils.autocast import without_autocast
 from myfla.utils.graph_op import takes_graph_ops
 from myfla.utils.tracing import compiling, exporting, tracing
 
-__all__ = ["run"]
+__all__ = ["select"]
 
 _BF16 = {"gated_delta": gated_delta.GATED_DELTA, "kda": kda.KDA, "dplr": dplr.DPLR}
 

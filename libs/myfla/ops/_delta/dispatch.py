@@ -10,7 +10,7 @@ from myfla.backends import choice as choices
 from myfla.ops._delta.call import Call, Result
 from myfla.utils.tracing import tracing
 
-__all__ = ["Backend", "register", "run", "select"]
+__all__ = ["Backend", "register", "select"]
 
 Reason = Callable[[Call], Optional[str]]
 """Why not, or None where there is no reason against it."""
@@ -105,8 +105,3 @@ def select(call: Call, choice: str) -> Backend:
             return backend
         reasons.append(reason)
     raise choices.refusal(call.who, choice, reasons[0] if reasons else "nothing here answers to it")
-
-
-def run(call: Call, choice: str) -> Result:
-    """Compute a call."""
-    return select(call, choice).run(call)

@@ -16,7 +16,7 @@ diagonal plus low rank (RWKV-7 "Goose", arXiv 2503.14456, transposed)::
 Without a correction (gated linear attention, arXiv 2312.06635): ``S <- exp(g_t) S + k_t v_t^T``.
 """
 
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 
@@ -25,27 +25,30 @@ __all__ = ["delta_loop", "dplr_loop", "gla_loop"]
 
 def delta_loop(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, scale: float,
-    state: torch.Tensor,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+    state: torch.Tensor, erase: Optional[torch.Tensor] = None, before: bool = False,
+) -> Tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The delta rule with decay, all in one dtype.
 
     Args:
         q, k: ``[B, T, H, K]``.
         v: ``[B, T, H, V]``.
         g: ``[B, T, H]`` or ``[B, T, H, K]`` log decay.
-        beta: ``[B, T, H]``.
+        beta: ``[B, T, H]``, or ``[B, T, H, V]`` for each value channel.
         scale: factor on q.
         state: ``[B, H, K, V]``.
+        erase: ``[B, T, H, K]`` keys whose values are taken out, k by default (Comba, Gated DeltaNet 2).
+        before: they read the state before it decays.
 
     Returns:
         o ``[B, T, H, V]`` and the final state.
     """
-    q, g = q * scale, g if g.dim() == 4 else g.unsqueeze(-1)
+    q, erase = q * scale, k if erase is None else erase
+    g, beta = (x if x.dim() == 4 else x.unsqueeze(-1) for x in (g, beta))
     outputs: List[torch.Tensor] = []
     for t in range(q.shape[1]):
-        state = state * g[:, t, :, :, None].exp()
-        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
-        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t, :, None] * error)
+        decayed = state * g[:, t, :, :, None].exp()
+        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state if before else decayed, erase[:, t])
+        state = decayed + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t] * error)
         outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
     return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state
 

@@ -4,6 +4,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.checks import check_like, check_member
 from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.utils.dtypes import accumulation_dtype
@@ -46,12 +47,7 @@ def naive_recurrent_comba(
     """
     queries, k, v, p, beta, g, scale, state = _prepared(
         "naive_recurrent_comba", q, k, v, p, beta, g, scale, initial_state)
-    rows = []
-    for t in range(q.shape[1]):
-        error = v[:, t, :, None] - (p[:, t, :, :, None] * state).sum(-2, keepdim=True)
-        state = state * g[:, t, :, None, None].exp() + k[:, t, :, :, None] * (beta[:, t, :, None, None] * error)
-        rows.append((queries[:, t, :, :, None] * state).sum(-2) * scale)
-    o = torch.stack(rows, dim=1) if rows else torch.zeros_like(v)
+    o, state = delta_loop(queries, k, v, g, beta, scale, state, erase=p, before=True)
     return o.to(q.dtype), state if output_final_state else None
 
 

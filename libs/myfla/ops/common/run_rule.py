@@ -4,7 +4,7 @@ from typing import Any, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.ops._delta.backends import run
+from myfla.ops._delta.backends import select
 from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.base import Family
 from myfla.ops._delta.sequences import reverse_sequences
@@ -55,7 +55,7 @@ def run_rule(
         check_inplace(who, initial_state, *x, *more, *given)
     if sequences is None:
         sequences = count_sequences(who, x[0], cu_seqlens)
-    scale, state = check_scale(who, scale, x[1].shape[3]), initial_state
+    scale, state = x[1].shape[3] ** -0.5 if scale is None else check_scale(who, scale, 0), initial_state
     if state_v_first and state is not None:
         state = state.transpose(2, 3)
     if reverse:
@@ -65,7 +65,7 @@ def run_rule(
         who, family, form, x, state, scale, cu_seqlens, sequences, out_dtype, l2norm, activation, chunk_size, inplace,
         lower_bound, more, plain,
     )  # fmt: skip
-    o, final = run(call, backend)
+    o, final = select(call, backend).run(call)
     o = reverse_sequences(o, cu_seqlens) if reverse else o
     if not output_final_state and not inplace:
         return o, None

@@ -4,6 +4,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
@@ -40,17 +41,11 @@ def delta_rule_recurrence(
     _check("delta_rule_recurrence", q, k, v, beta, initial_state)
     dtype = accumulation_dtype(q, k, v, beta, initial_state)
     queries, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
-    beta = beta if beta.dim() == 4 else beta[..., None]
     state = v.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
     state = state if initial_state is None else state + initial_state.to(dtype)
-    outputs = []
-    for t in range(q.shape[2]):
-        key = k[:, :, t, :, None]
-        error = v[:, :, t, None] - (key * state).sum(-2, keepdim=True)
-        state = state + key * (beta[:, :, t, None] * error)
-        outputs.append((queries[:, :, t, :, None] * state).sum(-2) * q.shape[3] ** -0.5)
-    o = torch.stack(outputs, dim=2) if outputs else torch.zeros_like(v)
-    return o.to(q.dtype), state if output_final_state else None
+    x = [t.transpose(1, 2) for t in (queries, k, v, torch.zeros_like(q[..., 0], dtype=dtype), beta)]
+    o, state = delta_loop(x[0], x[1], x[2], x[3], x[4], q.shape[3] ** -0.5, state)
+    return o.transpose(1, 2).to(q.dtype), state if output_final_state else None
 
 
 def delta_rule_chunkwise(

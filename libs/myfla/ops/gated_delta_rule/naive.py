@@ -8,12 +8,13 @@ For every token, with the state ``S [K, V]`` of one head (Gated DeltaNet, arXiv 
     o_t    = scale * S^T q_t                     read
 """
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.checks import check_per_token, check_shapes
+from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_scale, check_size, check_tensor
@@ -51,13 +52,7 @@ def naive_recurrent_gated_delta_rule(
         1.0
     """
     scale = _checked("naive_recurrent_gated_delta_rule", q, k, v, beta, g, scale, initial_state)
-    dtype = accumulation_dtype(q, k, v)
-    q, k, v, beta, g = (x.to(dtype) for x in (q, k, v, beta, g))
-    batch, _tokens, heads, key = q.shape
-    value = v.shape[-1]
-    state = v.new_zeros(batch, heads, key, value)
-    if initial_state is not None:
-        state = state + initial_state.to(dtype)
+    (q, k, v, beta, g), state = _prepared(q, k, v, beta, g, initial_state)
     o, state = delta_loop(q, k, v, g, beta, scale, state)
     return o, state if output_final_state else None
 
@@ -73,10 +68,7 @@ def naive_chunk_gated_delta_rule(
     initial_state: Optional[torch.Tensor] = None,
     output_final_state: bool = False,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """Chunk by chunk, every step of the algebra on a line of its own. Mind the order: ``g`` before ``beta``.
-
-    With ``c`` the log decay summed from the chunk's start and ``D_ij = exp(c_i - c_j)`` for ``i >= j``, the
-    corrections of a chunk solve ``(I + tril(beta D * k k^T, -1)) delta = beta (v - exp(c) k S)``.
+    """The same chunk by chunk (`myfla.ops.common.naive_chunk`). Mind the order: ``g`` before ``beta``.
 
     Args:
         q, k, v, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_gated_delta_rule`.
@@ -92,28 +84,20 @@ def naive_chunk_gated_delta_rule(
     """
     scale = _checked("naive_chunk_gated_delta_rule", q, k, v, beta, g, scale, initial_state)
     check_size("naive_chunk_gated_delta_rule", "chunk_size", chunk_size, 1)
-    dtype = accumulation_dtype(q, k, v)
-    q, k, v, g, beta = (x.to(dtype).transpose(1, 2) for x in (q, k, v, g, beta))
-    batch, heads, tokens, key = q.shape
-    value = v.shape[-1]
-    q = q * scale
-    state = v.new_zeros(batch, heads, key, value)
-    if initial_state is not None:
-        state = state + initial_state.to(dtype)
-    outputs = []
-    for start in range(0, tokens, chunk_size):
-        qc, kc, vc, gc, bc = (x[:, :, start : start + chunk_size] for x in (q, k, v, g, beta))
-        c = gc.cumsum(-1)
-        decay = (c[..., :, None] - c[..., None, :]).tril().exp().tril()
-        bc = bc[..., None]
-        system = (bc * decay * (kc @ kc.transpose(-1, -2))).tril(-1)
-        right = bc * (vc - c.exp()[..., None] * (kc @ state))
-        delta = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-        outputs.append(c.exp()[..., None] * (qc @ state) + (decay * (qc @ kc.transpose(-1, -2))) @ delta)
-        last = c[..., -1:]
-        state = last.exp()[..., None] * state + (kc * (last - c).exp()[..., None]).transpose(-1, -2) @ delta
-    o = torch.cat(outputs, dim=2).transpose(1, 2) if outputs else torch.zeros_like(v).transpose(1, 2)
+    (q, k, v, beta, g), state = _prepared(q, k, v, beta, g, initial_state)
+    o, state = chunk_loop(q, beta.unsqueeze(-1) * k, v, g, k, scale, state, chunk_size)
     return o, state if output_final_state else None
+
+
+def _prepared(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, g: torch.Tensor,
+    initial_state: Optional[torch.Tensor],
+) -> Tuple[List[torch.Tensor], torch.Tensor]:  # fmt: skip
+    """The tensors in one dtype, and the first state."""
+    dtype = accumulation_dtype(q, k, v)
+    state = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
+    state = state if initial_state is None else state + initial_state.to(dtype)
+    return [x.to(dtype) for x in (q, k, v, beta, g)], state
 
 
 def _checked(

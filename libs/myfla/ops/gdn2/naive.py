@@ -4,6 +4,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.checks import check_like, check_member
 from myfla.ops.common.naive_chunk import chunk_loop
 from myfla.utils.dtypes import accumulation_dtype
@@ -41,13 +42,7 @@ def naive_recurrent_gdn2(
         [3.0, 3.0]
     """
     queries, k, v, g, b, w, scale, state = _prepared("naive_recurrent_gdn2", q, k, v, g, b, w, scale, initial_state)
-    rows = []
-    for t in range(q.shape[1]):
-        state = state * g[:, t, :, :, None].exp()
-        erased = ((b[:, t] * k[:, t])[..., None] * state).sum(-2, keepdim=True)
-        state = state + k[:, t, :, :, None] * ((w[:, t] * v[:, t])[:, :, None] - erased)
-        rows.append((queries[:, t, :, :, None] * state).sum(-2) * scale)
-    o = torch.stack(rows, dim=1) if rows else torch.zeros_like(v)
+    o, state = delta_loop(queries, k, w * v, g, torch.ones_like(g[..., 0]), scale, state, erase=b * k)
     return o.to(q.dtype), state if output_final_state else None
 
 

@@ -14,6 +14,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import dplr_loop
+from myfla.ops.common.naive_chunk import decayed_products
 from myfla.utils.dtypes import accumulation_dtype
 
 __all__ = ["dplr_chunkwise", "dplr_recurrence"]
@@ -95,8 +96,8 @@ def dplr_chunkwise(
         qc, kc, vc, ac, bc, gc = (x[:, :, start : start + chunk_size] for x in (q, k, v, alpha, beta, gk))
         c = gc.cumsum(-2)
         before = torch.cat([torch.zeros_like(c[:, :, :1]), c[:, :, :-1]], dim=-2)
-        a_b, a_k = _products(ac, bc, before, c, -1), _products(ac, kc, before, c, -1)
-        q_b, q_k = _products(qc, bc, c, c, 0), _products(qc, kc, c, c, 0)
+        a_b, a_k = decayed_products(ac, bc, before, c, -1), decayed_products(ac, kc, before, c, -1)
+        q_b, q_k = decayed_products(qc, bc, c, c, 0), decayed_products(qc, kc, c, c, 0)
         right = a_k @ vc + (ac * before.exp()) @ state
         u = torch.linalg.solve_triangular(-a_b, right, upper=False, unitriangular=True)
         outputs.append((qc * c.exp()) @ state + q_k @ vc + q_b @ u)
@@ -105,14 +106,6 @@ def dplr_chunkwise(
         state = state + (kc * left).transpose(-1, -2) @ vc + (bc * left).transpose(-1, -2) @ u
     o = torch.cat(outputs, dim=2) if outputs else torch.zeros_like(v)
     return o, state if output_final_state else None
-
-
-def _products(x: torch.Tensor, y: torch.Tensor, cx: torch.Tensor, cy: torch.Tensor, diagonal: int) -> torch.Tensor:
-    """``sum_d x_td y_sd exp(cx_t - cy_s)_d`` on and below the given diagonal, zero above."""
-    size = x.shape[-2]
-    keep = torch.ones(size, size, dtype=torch.bool, device=x.device).tril(diagonal)[..., None]
-    decay = (cx[..., :, None, :] - cy[..., None, :, :]).masked_fill(~keep, -float("inf")).exp()
-    return (x[..., :, None, :] * y[..., None, :, :] * decay).sum(-1)
 
 
 def _first_state(k: torch.Tensor, v: torch.Tensor, initial_state: Optional[torch.Tensor]) -> torch.Tensor:
