@@ -21,32 +21,32 @@ Works = Dict[str, Callable[[], torch.Tensor]]
 def run(options: Options) -> Iterator[List[Row]]:
     """Prefill, decoding and a training step of Qwen3-Next, then the replaced functions alone."""
     tokens = 64 if options.quick else TOKENS
-    models = _models()
+    models = load_models()
     if isinstance(models, Missing):
-        yield [_missing("hf", QWEN, tokens, models)]
+        yield [missing("hf", QWEN, tokens, models)]
         return
     for threads in options.threads:
         torch.set_num_threads(threads)
         model = models.build(torch.float32)
-        works = {**_whole(models, model, tokens), **models.functions_alone(model, tokens)}
+        works = {**whole(models, model, tokens), **models.functions_alone(model, tokens)}
         yield from _cases("hf", QWEN, "", models.FAMILY, works, tokens, options, threads)
 
 
 def run_mamba(options: Options) -> Iterator[List[Row]]:
     """The same of every family with Mamba-2, and of one with short convolutions alone; ``--only`` names some."""
     tokens = 64 if options.quick else TOKENS
-    models = _models()
+    models = load_models()
     if isinstance(models, Missing):
-        yield [_missing("hf_mamba", MAMBA, tokens, models)]
+        yield [missing("hf_mamba", MAMBA, tokens, models)]
         return
     for threads in options.threads:
         torch.set_num_threads(threads)
         for family in [name for name in hf_mamba.MODELS if name in options.only] or hf_mamba.MODELS:
-            works = _whole(models, hf_mamba.build(family), tokens)
+            works = whole(models, hf_mamba.build(family), tokens)
             yield from _cases("hf_mamba", MAMBA, f"{family}, ", family, works, tokens, options, threads)
 
 
-def _models() -> Any:
+def load_models() -> Any:
     """What is done with a model, or why transformers is missing."""
     try:
         qwen3_next()  # before anything else imports transformers: with fla hidden
@@ -55,7 +55,7 @@ def _models() -> Any:
         return error
 
 
-def _whole(models: Any, model: torch.nn.Module, tokens: int) -> Works:
+def whole(models: Any, model: torch.nn.Module, tokens: int) -> Works:
     """What is done with a whole model."""
     ids = torch.randint(1, model.config.vocab_size, (1, tokens))
     works = (models.prefill, models.decode, models.train)
@@ -66,29 +66,29 @@ def _cases(
     section: str, op: str, name: str, family: str, works: Works, tokens: int, options: Options, threads: int
 ) -> Iterator[List[Row]]:
     for work, call in works.items():
-        sides = [Side(OURS, _with_myfla(call, family)), Side(THEIRS, lambda call=call: _tuple_of(call))]
+        sides = [Side(OURS, with_myfla(call, family)), Side(THEIRS, lambda call=call: tuple_of(call))]
         timings = time_in_turn(sides, options.rounds, 3 * options.patience, "cpu", largest_error)
         count = DECODED if work == "decode" else tokens
         case = dict(section=section, op=op, shape=f"{name}1 x {count}", work=work, dtype="float32", threads=threads)
         yield rows_of(timings, [OURS, THEIRS], threads == 1, tokens=count, **case)
 
 
-def _with_myfla(work: Work, family: str) -> Callable[[], Work]:
+def with_myfla(work: Work, family: str) -> Callable[[], Work]:
     def make() -> Work:
         from myfla.integrations.transformers import use_myfla
 
         def replaced() -> Any:
             with use_myfla(families=[family]):
-                return _tuple_of(work)()
+                return tuple_of(work)()
 
         return replaced
 
     return make
 
 
-def _tuple_of(work: Work) -> Callable[[], Tuple[torch.Tensor, ...]]:
+def tuple_of(work: Work) -> Callable[[], Tuple[torch.Tensor, ...]]:
     return lambda: (work().detach(),)
 
 
-def _missing(section: str, op: str, tokens: int, error: Missing) -> Row:
+def missing(section: str, op: str, tokens: int, error: Missing) -> Row:
     return Row(section, op, f"1 x {tokens}", "prefill", "float32", 1, THEIRS, status="missing", reason=str(error))

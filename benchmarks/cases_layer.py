@@ -27,7 +27,7 @@ def run(options: Options) -> Iterator[List[Row]]:
 def _case(shape: Tuple[int, int, int], threads: int, options: Options) -> List[Row]:
     batch, tokens, width = shape
     makers = {OURS: ours, PEER: transformers_layer, GRU: gru, LSTM: lstm}
-    sides = [Side(name, _maker(maker, shape)) for name, maker in makers.items()]
+    sides = [Side(name, training_step(maker, shape)) for name, maker in makers.items()]
     product, flops = product_side("cpu", torch.float32)
     timings = time_in_turn([*sides, product], options.rounds, options.patience, "cpu")
     process = threads == 1
@@ -70,7 +70,9 @@ def lstm(width: int) -> nn.Module:
     return nn.LSTM(width, width, batch_first=True)
 
 
-def _maker(maker: Callable[[int], nn.Module], shape: Tuple[int, int, int]) -> Callable[[], Work]:
+def training_step(maker: Callable[[int], nn.Module], shape: Tuple[int, int, int]) -> Callable[[], Work]:
+    """Forward and backward of a layer of ``shape``: rows, tokens, width."""
+
     def make() -> Work:
         torch.manual_seed(0)
         layer, x = maker(shape[-1]), torch.randn(*shape, requires_grad=True)

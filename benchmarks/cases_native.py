@@ -1,44 +1,55 @@
-"""The compiled CPU kernels of myfla-native beside plain PyTorch, onnxruntime, transformers: rules, steps, layers."""
+"""The compiled CPU kernels of myfla-native beside plain PyTorch, onnxruntime, transformers: rules and their steps."""
 
-import contextlib
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 
+from benchmarks import cases_native_layers
 from benchmarks.cases_decode import HEADS, SIZE
 from benchmarks.cases_ops import QUICK, SHAPES
-from benchmarks.inputs import INPUTS, WORKS, largest_error
-from benchmarks.measure import Missing, Side, TooSlow, Work, copy_side, time_in_turn
+from benchmarks.inputs import INPUTS, WORKS, kda_inputs
+from benchmarks.measure import Side, TooSlow, Work, copy_side
+from benchmarks.native_sides import NATIVE, add_goal, need_native, rows
 from benchmarks.peers import OURS, TRANSFORMERS
 from benchmarks.peers_onnx import ONNXRUNTIME
 from benchmarks.registry import load_op
-from benchmarks.rows import Options, Row, rows_of
+from benchmarks.rows import Options, Row
 
-NATIVE = "myfla native"
-PEERS = {"gated delta rule": (ONNXRUNTIME, TRANSFORMERS), "RWKV-7": ()}
+RULES = ("gated delta rule", "RWKV-7", "KDA")
+PEERS = {"gated delta rule": (ONNXRUNTIME, TRANSFORMERS)}
 GOALS: Dict[Tuple[str, str], Tuple[float, ...]] = {
     ("gated delta rule", "forward"): (4.3, 2.6, 1.6, 1.5),
     ("gated delta rule", "forward + backward"): (4.0, 3.0, 1.9, 1.8),
     ("RWKV-7", "forward"): (3.0, 3.0, 3.0),
     ("RWKV-7", "forward + backward"): (3.0, 3.0, 3.0),
+    ("KDA", "forward"): (3.0, 3.0, 3.0),
+    ("KDA", "forward + backward"): (3.0, 3.0, 3.0),
 }
+THREADS_GOAL = 1.8
 STEPS = ((1, 4, 32, 32), (1, HEADS, SIZE, SIZE), (8, HEADS, SIZE, SIZE))
 LONGEST_PEER_BACKWARD = 2048
 """transformers' training of 16 heads over 4096 tokens takes half a minute a run."""
 
 
 def run(options: Options) -> Iterator[List[Row]]:
-    """Rules, then decoding steps, then layers that decode and train; yields the lines of each case."""
+    """Rules, decoding steps, layers and models; then rules on two threads. Yields the lines of each case."""
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for op, peers in PEERS.items():
-            for index, shape in enumerate((QUICK if options.quick else SHAPES)[op]):
+        for op in RULES:
+            for index, shape in enumerate(_shapes(op, options)):
                 for work in WORKS:
-                    yield _rule(op, peers, shape, work, threads, options, index)
+                    yield _rule(op, PEERS.get(op, ()), shape, work, threads, options, index)
         for shape in ((1, 2, 16, 16),) if options.quick else STEPS:
             yield _step(shape, threads, options)
-        for kind in LAYERS:
-            yield _decode(kind, 32 if options.quick else 256, threads, options)
+        yield from cases_native_layers.run(options, threads)
+    for op in RULES[:2]:
+        for shape in _shapes(op, options)[0 if options.quick else 1 :]:
+            for work in WORKS:
+                yield _two_threads(op, shape, work, options)
+
+
+def _shapes(op: str, options: Options) -> Sequence[Any]:
+    return (QUICK if options.quick else SHAPES)["RWKV-7" if op == "KDA" else op]
 
 
 def _rule(
@@ -46,17 +57,55 @@ def _rule(
 ) -> List[Row]:
     names = (OURS, NATIVE, *peers)
     sides = [Side(name, lambda name=name: _rule_work(op, name, shape, work)) for name in names]
-    rows = _rows(sides, options, threads, tokens=shape[0] * shape[1], op=op, work=work,
-                 shape=" x ".join(str(size) for size in shape))  # fmt: skip
-    _add_goal(rows, None if options.quick else GOALS[op, work][index])
-    return rows
+    lines = rows(sides, options, threads, tokens=shape[0] * shape[1], op=op, work=work, shape=_name(shape))
+    add_goal(lines, None if options.quick else GOALS[op, work][index])
+    return lines
+
+
+def _two_threads(op: str, shape: Any, work: str, options: Options) -> List[Row]:
+    """The same call on one thread and on two, by the clock."""
+
+    def on(threads: int) -> Work:
+        call = _rule_work(op, NATIVE, shape, work)
+
+        def run() -> Any:
+            torch.set_num_threads(threads)
+            try:
+                return call()
+            finally:
+                torch.set_num_threads(1)
+
+        return run
+
+    one = f"{NATIVE}, 1 thread"
+    sides = [Side(one, lambda: on(1)), Side(NATIVE, lambda: on(2))]
+    lines = rows(sides, options, 2, tokens=shape[0] * shape[1], op=f"{op} on threads", work=work, shape=_name(shape))
+    add_goal(lines, None if options.quick else THREADS_GOAL, one, "one thread")
+    return lines
+
+
+def _name(shape: Any) -> str:
+    return " x ".join(str(size) for size in shape)
 
 
 def _rule_work(op: str, name: str, shape: Any, work: str) -> Work:
     if name == TRANSFORMERS and work != "forward" and shape[1] > LONGEST_PEER_BACKWARD:
         raise TooSlow(f"{work}, T > {LONGEST_PEER_BACKWARD}")
+    if op == "KDA":
+        return WORKS[work](_kda(name), kda_inputs(*shape, torch.float32, "cpu"))
     call = _native_rule(op) if name == NATIVE else load_op(op, name)
     return WORKS[work](call, INPUTS[op](*shape, torch.float32, "cpu"))
+
+
+def _kda(name: str) -> Callable[..., Any]:
+    from myfla.ops.kda import chunk_kda
+
+    if name == NATIVE:
+        need_native()
+    backend = "torch" if name == OURS else "native"
+    return lambda q, k, v, g, beta: chunk_kda(
+        q, k, v, g, beta, use_qk_l2norm_in_kernel=True, backend=backend
+    )[0]  # fmt: skip
 
 
 def _native_rule(op: str) -> Callable[..., Any]:
@@ -78,8 +127,8 @@ def _step(shape: Any, threads: int, options: Options) -> List[Row]:
     state = torch.randn(batch, heads, size, size)
     sides = [Side(name, lambda name=name: _step_work(name, inputs, state.clone())) for name in (OURS, NATIVE)]
     copy, _ = copy_side("cpu", state.numel())
-    return _rows([*sides, copy], options, threads, tokens=batch, op="gated delta rule", work="step in place",
-                 shape=" x ".join(str(part) for part in shape))  # fmt: skip
+    return rows([*sides, copy], options, threads, tokens=batch, op="gated delta rule", work="step in place",
+                shape=_name(shape))  # fmt: skip
 
 
 def _step_work(name: str, inputs: Any, state: torch.Tensor) -> Work:
@@ -96,80 +145,3 @@ def _step_work(name: str, inputs: Any, state: torch.Tensor) -> Work:
                use_qk_l2norm_in_kernel=True, backend=backend)  # fmt: skip
 
     return work
-
-
-def _gated_deltanet(width: int) -> torch.nn.Module:
-    from myfla.layers import GatedDeltaNet
-
-    return GatedDeltaNet(hidden_size=width, head_dim=width // 8, num_heads=6, layer_idx=0)
-
-
-def _rwkv7(width: int) -> torch.nn.Module:
-    from myfla.layers import RWKV7Attention
-
-    return RWKV7Attention(hidden_size=width, head_dim=width // 4, layer_idx=0, num_hidden_layers=1)
-
-
-LAYERS = {"GatedDeltaNet layer": _gated_deltanet, "RWKV-7 layer": _rwkv7}
-
-
-def _decode(kind: str, width: int, threads: int, options: Options) -> List[Row]:
-    sides = [Side(name, lambda name=name: _decode_work(name, LAYERS[kind], width)) for name in (OURS, NATIVE)]
-    return _rows(sides, options, threads, tokens=1, op=kind, work="decoding, one row", shape=f"width {width}")
-
-
-def _decode_work(name: str, make: Callable[[int], torch.nn.Module], width: int) -> Work:
-    from myfla.models.utils import Cache
-
-    if name == NATIVE:
-        need_native()
-    torch.manual_seed(0)
-    layer, x, cache = make(width).eval(), torch.randn(1, 1, width), Cache()
-    with torch.no_grad():
-        layer(torch.randn(1, 8, width), past_key_values=cache, use_cache=True)
-    cache = cache.in_place()
-
-    def work() -> None:
-        with torch.no_grad():
-            layer(x, past_key_values=cache, use_cache=True)
-
-    def plain_work() -> None:
-        with plain_only():
-            work()
-
-    return work if name == NATIVE else plain_work
-
-
-def _rows(sides: List[Side], options: Options, threads: int, **case: Any) -> List[Row]:
-    timings = time_in_turn(sides, options.rounds, options.patience, "cpu", largest_error)
-    return rows_of(timings, [side.name for side in sides], threads == 1, section="native", dtype="float32",
-                   threads=threads, **case)  # fmt: skip
-
-
-def _add_goal(rows: List[Row], goal: Any) -> None:
-    """What the compiled kernels reach, as a multiple of the plain form's speed."""
-    row = rows[1]
-    if row.ratio and goal:
-        row.goal = f"{1 / row.ratio:.2f}x the speed of the plain form (goal: {goal:g}x)"
-
-
-def need_native() -> None:
-    """Raise `Missing` where the compiled kernels are not installed."""
-    from myfla.utils.native import missing_native
-
-    reason = missing_native()
-    if reason is not None:
-        raise Missing(reason)
-
-
-@contextlib.contextmanager
-def plain_only() -> Iterator[None]:
-    """Nobody finds the compiled kernels, as where they are not installed: a layer's parts ask for them too."""
-    from myfla.utils import native as door
-
-    found = door._installed
-    setattr(door, "_installed", lambda: (None, "left out"))
-    try:
-        yield
-    finally:
-        setattr(door, "_installed", found)

@@ -28,6 +28,13 @@ def rwkv7_inputs(batch: int, tokens: int, heads: int, key: int, dtype: torch.dty
     return tuple(x.to(device, dtype) for x in made)
 
 
+def kda_inputs(batch: int, tokens: int, heads: int, key: int, dtype: torch.dtype, device: str) -> Tensors:
+    """q, k, v and log decay g ``[B, T, H, K]``, strength beta ``[B, T, H]``."""
+    q, k, v, g, beta = gated_inputs(batch, tokens, heads, key, dtype, device)
+    spread = 2 * torch.rand(*q.shape, generator=_generator(tokens + 1)).to(device)
+    return q, k, v, g.unsqueeze(-1) * spread, beta
+
+
 INPUTS: Dict[str, Callable[..., Tensors]] = {"gated delta rule": gated_inputs, "RWKV-7": rwkv7_inputs}
 
 

@@ -101,8 +101,8 @@ MN_INLINE void put_columns(chunk *x, const mn_tensor *to, mn_part at, int64_t he
     for (int64_t t = 0; t < at.count; t++) mn_put(to, at.row, at.first + t, head, x->row + t * Kp, c->K);
 }
 
-static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *G, float *sums,
-                 double *gate) {
+static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *G,
+                 float *sums, double *gate) {
     chunk *x = block;
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = at.head / group;
     int64_t row = at.row, first = at.first, n = at.count, part = at.head % group;
@@ -115,7 +115,8 @@ static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part a
     take_columns(x, x->qk + C, x->k_unit, &c->k, row, first, n, query, c, -C);
     if (c->l2norm) times_columns(x->qk, Kp, 2 * C, x->q_unit), times_columns(x->qk + C, Kp, 2 * C, x->k_unit);
     one_chunk(x, S, G, Kp, Vp, (float)c->scale);
-    for (int64_t i = 0; part && i < Kp * 2 * C; i += MN_W) vf_store(x->dqk + i, vf_load(x->dqk + i) + vf_load(sums + i));
+    for (int64_t i = 0; part && i < Kp * 2 * C; i += MN_W)
+        vf_store(x->dqk + i, vf_load(x->dqk + i) + vf_load(sums + i));
     if (part + 1 < group) memcpy(sums, x->dqk, (size_t)(Kp * 2 * C) * sizeof *sums);
     else {
         put_columns(x, &g->dq, at, query, c, x->dqk, x->qk, x->q_unit);

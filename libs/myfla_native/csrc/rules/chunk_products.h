@@ -29,8 +29,8 @@ MN_INLINE void scores(const float *T, int64_t step, int64_t of, int64_t L, float
 
 enum { CHANNELS = MN_W == 16 ? 8 : 4 }; /* of keys, so rows of a state, taken at a time */
 
-/* nv vectors of CHANNELS rows of a state [.., Vp]: to = factor from + a b, with a [CHANNELS, 2C] and b [C, Vp], or `two`
- * of those, one above the other. Of two, adds the sum of S from to `inner`. */
+/* nv vectors of CHANNELS rows of a state [.., Vp]: to = factor from + a b, with a [CHANNELS, 2C] and b [C, Vp], or two
+ * of those, one above the other: then the sum of S from is added to `inner`. */
 MN_INLINE void update_part(float *to, const float *from, float factor, const float *a, const float *b, const float *b2,
                            int64_t Vp, const float *S, vf *inner, const int nv, const int two) {
     vf sum[CHANNELS][2];

@@ -62,8 +62,8 @@ MN_INLINE void mn_span(const mn_rule *c, int64_t n, int64_t *row, int64_t *first
     *tokens = cu ? cu[n + 1] - cu[n] : c->T;
 }
 
-/* Where the state after i * MN_KEPT tokens of sequence n is kept, i > 0: of N (T / MN_KEPT) slots, or T / MN_KEPT + N of
- * packed sequences. */
+/* Where the state after i * MN_KEPT tokens of sequence n is kept, i > 0. There are N (T / MN_KEPT) slots, for packed
+ * sequences T / MN_KEPT + N. */
 MN_INLINE int64_t mn_slot(const mn_rule *c, int64_t n, int64_t i) {
     const int64_t *cu = (const int64_t *)(intptr_t)c->cu_seqlens;
     return (cu ? cu[n] / MN_KEPT + n : n * (c->T / MN_KEPT)) + i - 1;

@@ -1,7 +1,7 @@
 /* Backward of KDA and DPLR, token by token from the last to the first; exact for every decay of channels.
  *
- * States are found again with what the forward kept, e or u: that needs no sums. With D the gradient of S after a token has been read,
- * D <- D + q go^T, and S its state before:
+ * States are found again with what the forward kept, e or u: that needs no sums. With D the gradient of S after a token
+ * has been read, D <- D + q go^T, and S its state before:
  *
  *     KDA    de = beta (D^T k);   D <- D - k de^T                                       (now of d S)
  *     DPLR   du = D^T b,  dv = D^T k
@@ -224,6 +224,6 @@ void MN_VARIANT(mn_token_backward)(const void *args, int64_t begin, int64_t end,
     b.parts = next, next += MN_W * MN_W * SUMS;
     b.states = next, next += (MN_TOKENS + 1) * K * MN_PANEL * MN_W;
     for (int64_t i = begin; i < end; i++)
-        mn_walk_back(&b, job, i / H, i % H, next, kda ? forth_kda : forth_dplr, kda ? back_kda : back_dplr, mn_get_state,
-                     mn_put_state);
+        mn_walk_back(&b, job, i / H, i % H, next, kda ? forth_kda : forth_dplr, kda ? back_kda : back_dplr,
+                     mn_get_state, mn_put_state);
 }
