@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import state_properties as properties
 from myfla.models.utils import Cache
 from myfla.testing import assert_close, cases
-from state_subjects import ENCODERS, states
+from state_subjects import ENCODERS, STRATEGIES, states
 
-MADE = {(name, dtype): make(dtype) for name, make in ENCODERS.items() for dtype in (torch.float32, torch.float64)}
+EVERY = {**ENCODERS, **STRATEGIES}
+MADE = {(name, dtype): make(dtype) for name, make in EVERY.items() for dtype in (torch.float32, torch.float64)}
 NAMES, PRECISIONS = list(ENCODERS), [torch.float32, torch.float64]
 quick = settings(max_examples=8, deadline=None, derandomize=True)
 many = settings(max_examples=150, deadline=None)
@@ -100,8 +101,21 @@ def test_layouts_edited_in_place_are_obeyed(name):
     properties.layouts_edited_in_place(MADE[name, torch.float64])
 
 
+@cases(name=list(STRATEGIES))
+def test_every_strategy_has_the_properties(name):
+    """One example of each; `test_many_examples_of_every_property` draws more, those of the layers below too."""
+    single, double = MADE[name, torch.float32], MADE[name, torch.float64]
+    properties.any_split(double, [3, 0, 1, 20], True)
+    properties.next_token(double, 5, 3)
+    keep = [torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]]).bool(), torch.tensor([[1, 0], [0, 0]]).bool()]
+    properties.padding_on_continued_calls(double, keep, float("nan"))
+    properties.packed_and_padded(double, [[3, 0, 5], [0, 2, 1]])
+    properties.sessions_are_isolated(single, [(0, 3), (1, 1), (0, 1), (2, 7), (1, 4)])
+    properties.causality(single, 20, 11)
+
+
 @pytest.mark.slow
-@cases(name=NAMES)
+@cases(name=list(EVERY))
 @many
 @given(data=st.data())
 def test_many_examples_of_every_property(name, data):

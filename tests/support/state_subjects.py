@@ -17,7 +17,7 @@ from myfla.models.rwkv7.feed_forward import RWKV7FeedForward
 from myfla.models.utils import Cache
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.rwkv7 import chunk_rwkv7, fused_recurrent_rwkv7
-from small_encoders import HEADED, small, wake
+from small_encoders import FAMILY, HEADED, small, wake
 
 FIELDS = ("recurrent_state", "conv_state", "ffn_state")
 
@@ -223,6 +223,9 @@ ENCODERS: Dict[str, Callable[[torch.dtype], Subject]] = {
     "lstm": lambda dtype: _encoder("lstm", dtype),
     "inception": lambda dtype: _encoder("gated_deltanet", dtype, **INCEPTION),
 }
+STRATEGIES: Dict[str, Callable[[torch.dtype], Subject]] = {
+    name: lambda dtype, name=name: _encoder(name, dtype) for name in FAMILY}
+"""Encoders of the wider family, whose layers are among `LAYERS`."""
 
 
 def states(cache: Cache, rows: Any = slice(None)) -> List[torch.Tensor]:
