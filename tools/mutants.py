@@ -104,10 +104,10 @@ MUTANTS: List[Mutant] = [
     Mutant("chunk scan: sign of what was foreseen", ENGINE + "chunk/scan.py", "value.baddbmm_(k, state, alpha=-1)", "value.baddbmm_(k, state)", RULE),
     Mutant("chunk scan back: decay dropped", ENGINE + "chunk/scan.py", "dh.mul_(g).baddbmm_(qk, out)", "dh.baddbmm_(qk, out)", RULE),
     Mutant("chunk scan back: last wave always last", ENGINE + "chunk/engine.py", "dfinal is None and block is blocks[-1]", "block is blocks[-1]", RULE),
-    Mutant("chunk backward: sum over the past", FAMILIES + "gated_delta.py", "crossing.flip(1).cumsum_(1).flip(1)", "crossing.cumsum_(1)", RULE),
-    Mutant("chunk backward: the state's own way", FAMILIES + "gated_delta.py", "add_(d.g_last * decays.g_last_exp)", "sub_(d.g_last * decays.g_last_exp)", RULE),
+    Mutant("chunk backward: sum over the past", ENGINE + "chunk/decay.py", "read.flip(1).cumsum_(1).flip(1)", "read.cumsum(1)", RULE),
+    Mutant("chunk backward: the state's own way", FAMILIES + "gated_delta.py", "handed, d.g_last * decays.g_last_exp", "handed, -d.g_last * decays.g_last_exp", RULE),
     Mutant("chunk backward: dbeta without itself", FAMILIES + "gated_delta.py", "dbeta = wrote.add_(own)", "dbeta = wrote", RULE),
-    Mutant("chunk backward: hand-overs of later tokens", FAMILIES + "gated_delta.py", "handed[:, :-1].cumsum(1)", "handed[:, 1:].cumsum(1)", RULE),
+    Mutant("chunk backward: hand-overs of later tokens", ENGINE + "chunk/decay.py", "handed[:, :-1].cumsum(1)", "handed[:, 1:].cumsum(1)", RULE),
     Mutant("chunk backward: pairs not transposed", FAMILIES + "gated_delta.py", "baddbmm_(dA.transpose(1, 2), qk)", "baddbmm_(dA.transpose(1, 2).flip(1), qk)", RULE),
     # the recurrent form
     Mutant("recurrent: q and k swapped", ENGINE + "recurrent/step.py", "torch.stack((k, q), dim=-2)", "torch.stack((q, k), dim=-2)", RULE),

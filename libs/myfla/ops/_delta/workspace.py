@@ -37,11 +37,11 @@ class Buffers(Dict[str, torch.Tensor]):
 
     Attributes:
         inference: nobody asks for any of this again.
-        again: it is the backward, and what is `BlockShapes.kept` has been written.
+        backward: it is the backward, and what is `BlockShapes.kept` has been written.
         known: what is `BlockShapes.short` has been written too.
     """
 
-    inference = again = known = False
+    inference = backward = known = False
 
 
 class Parts:

@@ -81,6 +81,25 @@ def decay_mask(c: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     return torch.threshold_(out, math.exp(least + 1), 0.0).tril_()
 
 
+def decay_grad(
+    read: torch.Tensor, handed: torch.Tensor, ends: torch.Tensor, pairs: torch.Tensor
+) -> torch.Tensor:
+    """Gradient of the log decays ``[M, C, 1]``: each step collects every path that crosses it.
+
+    Args:
+        read: ``[M, C, 1]``, of the incoming state by each token: crosses the steps up to it.
+        handed: ``[M, C, 1]``, by each token to the chunk's end: crosses the steps after it.
+        ends: ``[M, 1, 1]``, the state's own way.
+        pairs: ``[M, C, C]``, of rows that read columns, nothing on the diagonal and above it.
+    """
+    chunk = pairs.shape[1]
+    dg = read.flip(1).cumsum_(1).flip(1).add_(ends)
+    dg[:, 1:].add_(handed[:, :-1].cumsum(1))
+    earlier = torch.ones(chunk, chunk, dtype=pairs.dtype, device=pairs.device).triu_(1)  # sums over the tokens before
+    before = pairs.reshape(-1, chunk) @ earlier
+    return dg.add_(before.view(-1, chunk, chunk).tril_().sum(1).unsqueeze(-1))
+
+
 def sums_between(g: torch.Tensor) -> torch.Tensor:
     """``L[i, j] = g[j + 1] + ... + g[i]`` for ``i >= j`` of ``g [..., C, D]``, and -inf above the diagonal.
 

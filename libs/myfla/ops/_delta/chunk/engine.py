@@ -46,7 +46,7 @@ def chunk_fwd(
     workspace = Workspace(v, plan.dtype, own, plan.largest)
     for group in plan.groups:
         *mine, o = _of_group(group, heads, (*x, out))
-        states = final[:, group.many]
+        states = final[:, group.value_heads]
         running = states.contiguous().view(-1, key, value)
         for blocks in plan.layout.groups:
             for block in blocks:
@@ -100,7 +100,7 @@ def chunk_bwd(
     for group in plan.groups:
         *mine, dout = _of_group(group, heads, (*x, do))
         written = _of_group(group, heads, grads)
-        dstates = dinitial[:, group.many]
+        dstates = dinitial[:, group.value_heads]
         running = dstates.contiguous().view(-1, key, value)
         for blocks in plan.layout.groups:
             for block in reversed(blocks):
@@ -136,7 +136,7 @@ def _buffers(
     """What a block works with: its part of what is kept, and of the workspace the rest."""
     heads = group.heads
     buffers = Buffers(workspace.views(block.size * heads))
-    buffers.inference, buffers.again, buffers.known = kept is None, again, again and plan.keep_tokens
+    buffers.inference, buffers.backward, buffers.known = kept is None, again, again and plan.keep_tokens
     if kept is None:
         return buffers
     buffers.update(group.parts.views(kept, block.size * heads, block.start * heads))
@@ -153,7 +153,7 @@ def _buffers(
 
 def _of_group(group: HeadGroup, heads: int, tensors: Sequence[torch.Tensor]) -> List[torch.Tensor]:
     """The group's heads of tensors ``[B, T, heads, ...]``."""
-    return [t[:, :, group.many if t.shape[2] == heads else group.few] for t in tensors]
+    return [t[:, :, group.value_heads if t.shape[2] == heads else group.key_heads] for t in tensors]
 
 
 def _states(given: Optional[torch.Tensor], plan: Plan, like: torch.Tensor) -> torch.Tensor:

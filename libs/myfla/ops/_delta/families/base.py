@@ -18,9 +18,9 @@ Tensors = Sequence[torch.Tensor]
 class HeadGroup(NamedTuple):
     """Heads that are worked on together."""
 
-    few: slice  # of queries and keys
-    many: slice  # of values
-    heads: int  # of values
+    key_heads: slice  # of queries and keys
+    value_heads: slice
+    heads: int  # how many value heads
     parts: Parts  # where what they keep lies among all that is kept
     states: Parts  # and their states
 
@@ -80,7 +80,7 @@ class Family:
         raise NotImplementedError
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
-        """Chunks of one block. In the backward (``buffers.again``) the system is not asked for."""
+        """Chunks of one block. In the backward (``buffers.backward``) the system is not asked for."""
         raise NotImplementedError
 
     def prepare_bwd(

@@ -54,7 +54,7 @@ class ChannelFamily(Family):
         )
         load(left, right)
         beyond = exp_decays(block, gk, exp_g)
-        if not buffers.again:
+        if not buffers.backward:
             strong.zero_()
             if beyond is not None:
                 strong[beyond] = 1

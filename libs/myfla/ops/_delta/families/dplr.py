@@ -58,7 +58,7 @@ class Dplr(ChannelFamily):
         values = block.load(v, buffers["values"], pad=False)
         kv = torch.bmm(c.out[:, chunk:].transpose(1, 2), values, out=buffers["kv"])
         v_in, o_v = values, None
-        if not buffers.again:
+        if not buffers.backward:
             v_in = torch.bmm(c.A[:, chunk:, chunk:], values, out=buffers["v_in"]).neg_()
             o_v = torch.bmm(c.A[:, :chunk, chunk:], values, out=buffers["o_v"])
         A_qb, system = c.A[:, :chunk, :chunk], c.A[:, chunk:, :chunk]

@@ -18,9 +18,9 @@ import torch
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE, Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
-from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, weigh_decays
+from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, weigh_decays
 from myfla.ops._delta.families.base import Family, Plan, Tensors
-from myfla.ops._delta.families.rows import refine_system
+from myfla.ops._delta.families.system import refine_system
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops._delta.recurrent.step import DeltaStep
@@ -64,10 +64,10 @@ class GatedDelta(Family):
             block.load(k, keys, pad=False)
             if plan.l2norm:
                 rstd = buffers["rstd"]
-                if not buffers.again:
+                if not buffers.backward:
                     torch.linalg.vector_norm(qk, dim=-1, keepdim=True, out=rstd).square_().add_(EPSILON).rsqrt_()
                 qk.mul_(rstd)
-        if not buffers.again:
+        if not buffers.backward:
             values = block.load(v, buffers["v_in"], pad=False)
             mask = decay_mask(weigh_decays(block, g, beta, plan.scale, d), buffers["decay_mask"])
             torch.bmm(qk, keys.transpose(1, 2), out=A)
@@ -92,10 +92,7 @@ class GatedDelta(Family):
         product = buffers["product"]
         read = torch.mul(qk, dqk, out=product).sum(-1, keepdim=True)
         wrote = torch.mul(keys, dk_out, out=product[:, :chunk]).sum(-1, keepdim=True).mul_(decays.exp_g_to_end)
-        crossing = read[:, :chunk] + read[:, chunk:]
-        dg = crossing.flip(1).cumsum_(1).flip(1).add_(d.g_last * decays.g_last_exp)
-        handed = wrote * beta
-        dg[:, 1:].add_(handed[:, :-1].cumsum(1))
+        crossing, handed = read[:, :chunk] + read[:, chunk:], wrote * beta
 
         # Within the chunk.
         both = dA.view(-1, 2, chunk, chunk)
@@ -108,9 +105,7 @@ class GatedDelta(Family):
         pairs.mul_(weight)
         read.add_(pairs.sum(-1, keepdim=True))
         across = torch.add(pairs[:, :chunk], pairs[:, chunk:], out=buffers["across"])
-        earlier = torch.ones(chunk, chunk, dtype=A.dtype, device=A.device).triu_(1)  # sums over the tokens before each
-        before = across.view(-1, chunk) @ earlier
-        dg.add_(before.view(-1, chunk, chunk).tril_().sum(1).unsqueeze(-1))
+        dg = decay_grad(crossing, handed, d.g_last * decays.g_last_exp, across)
         both.mul_(buffers["decay_mask"].unsqueeze(1))[:, 0].mul_(plan.scale)
         dA.mul_(weight)
         dqk.baddbmm_(dA, keys)

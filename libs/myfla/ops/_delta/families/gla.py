@@ -13,7 +13,7 @@ from myfla.backends.official import Kernel
 from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.channels import token_grads
 from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
-from myfla.ops._delta.chunk.decay import TokenDecays, decay_mask, sums_between, weigh_decays
+from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, weigh_decays
 from myfla.ops._delta.families.base import Family, Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
@@ -86,7 +86,7 @@ class SimpleGla(_Sum):
         if not buffers.known:
             block.load(q, queries, pad=False)
             block.load(k, keys)  # no beta makes pads write nothing
-        if not buffers.again:
+        if not buffers.backward:
             values = block.load(v, buffers["v_in"], pad=False)
             mask = decay_mask(weigh_decays(block, g, None, plan.scale, d), buffers["decay_mask"])
             torch.bmm(queries, keys.transpose(1, 2), out=A).mul_(mask).mul_(plan.scale)
@@ -104,16 +104,12 @@ class SimpleGla(_Sum):
         dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
         product = buffers["product"]
         read = torch.mul(queries, dq, out=product).sum(-1, keepdim=True)
-        dg = read.flip(1).cumsum_(1).flip(1).add_(d.g_last * decays.g_last_exp)
         wrote = torch.mul(keys, dk, out=product).sum(-1, keepdim=True)
-        dg[:, 1:].add_(wrote[:, :-1].cumsum(1))
 
         # Within the chunk.
         pairs = torch.mul(dA, A, out=buffers["pairs"])
         pairs.diagonal(dim1=1, dim2=2).zero_()  # a token's read of itself crosses no step
-        earlier = torch.ones(chunk, chunk, dtype=A.dtype, device=A.device).triu_(1)  # sums over the tokens before each
-        before = pairs.view(-1, chunk) @ earlier
-        dg.add_(before.view(-1, chunk, chunk).tril_().sum(1).unsqueeze(-1))
+        dg = decay_grad(read, wrote, d.g_last * decays.g_last_exp, pairs)
         dA.mul_(buffers["decay_mask"]).mul_(plan.scale)
         dq.baddbmm_(dA, keys)
         dk.baddbmm_(dA.transpose(1, 2), queries)
@@ -146,7 +142,7 @@ class Gla(ChannelFamily, _Sum):
             block.load(k, right)  # no beta makes pads write nothing
 
         c = self.weigh(block, g, load, buffers)
-        values = v[:, :0] if buffers.again else block.load(v, buffers["v_in"], pad=False)
+        values = v[:, :0] if buffers.backward else block.load(v, buffers["v_in"], pad=False)
         return Chunks(c.g_last, c.left, c.out, c.A, values, extra=c)
 
     def prepare_bwd(

@@ -21,7 +21,7 @@ from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
 from myfla.ops._delta.families.gated_delta import naive_delta, official_options
-from myfla.ops._delta.families.rows import refine_system
+from myfla.ops._delta.families.system import refine_system
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.recurrent.step import KdaStep
 from myfla.ops._delta.traced.step import kda_step
@@ -46,7 +46,7 @@ class Kda(ChannelFamily):
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
         (q, k, v, g, beta), chunk, weight = x, block.chunk, buffers["beta"]
-        if not buffers.again:
+        if not buffers.backward:
             block.load(beta.unsqueeze(-1), weight)
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
@@ -55,7 +55,7 @@ class Kda(ChannelFamily):
             torch.mul(left[:, chunk:], weight, out=right)
 
         c, values = self.weigh(block, g, load, buffers), v[:, :0]
-        if not buffers.again:
+        if not buffers.backward:
             refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, c.levels)
             values = block.load(v, buffers["v_in"], pad=False)
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)

@@ -38,7 +38,7 @@ class TiedDplr(Dplr):
             block.load(k, right)
 
         c = self.weigh(block, gk, load, buffers)
-        values = v[:, :0] if buffers.again else block.load(v, buffers["v_in"], pad=False)
+        values = v[:, :0] if buffers.backward else block.load(v, buffers["v_in"], pad=False)
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)
 
     def prepare_bwd(
