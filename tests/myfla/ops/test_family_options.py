@@ -247,7 +247,7 @@ def test_other_official_names_compute_the_same():
 def test_the_states_before_every_chunk(op, packed, v_first, tokens):
     member = "kda" if op is chunk_kda else "gdn2"
     given = family.inputs(member, batch=1 if packed else 2, tokens=tokens, value_heads=4)
-    bounds = [0, 0, 7, 8, 37] if tokens else [0, 0, 0]
+    bounds = [0, 0, 18, 19, 37] if tokens else [0, 0, 0]
     cu, rows = (torch.tensor(bounds), len(bounds) - 1) if packed else (None, 2)
     first = family.state_for(given, rows)
     handed = first.transpose(2, 3) if v_first else first
