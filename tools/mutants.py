@@ -44,7 +44,7 @@ BF16 = "libs/myfla/ops/_delta/bf16/"
 CACHE, BATCH = "tests/myfla/cache/test_cache.py tests/myfla/cache/test_cache_sessions.py", "tests/encoders/test_batch.py"
 SSD, SSD_RULE, MAMBA = OPS + "ssd/", "tests/myfla/ops/test_ssd.py", "tests/myfla/layers/test_mamba2.py"
 MEMBERS, OPTIONS = "tests/myfla/ops/test_family.py", "tests/myfla/ops/test_family_options.py"
-FAMILY_LAYERS = "tests/myfla/layers/test_layer_goldens.py"
+FAMILY_LAYERS = "tests/myfla/layers/test_family_layers.py"
 POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/layers/test_layer_utils.py"
 
 MUTANTS: List[Mutant] = [
@@ -72,6 +72,8 @@ MUTANTS: List[Mutant] = [
     Mutant("states of chunks: of another sequence", OPS + "common/chunk_states.py", "states[key] for key in sorted(states)", "states[key] for key in sorted(states, key=lambda one: one[::-1])", OPTIONS),
     Mutant("members: final state not turned", OPS + "common/run_rule.py", "final = final.transpose(2, 3) if state_v_first else final", "final = final", OPTIONS),
     Mutant("DeltaNet: no negative eigenvalues", LAYERS + "delta_net.py", "beta_sigmoid(project(self.b_proj, x), self.allow_neg_eigval)", "beta_sigmoid(project(self.b_proj, x))", FAMILY_LAYERS),
+    Mutant("DeltaNet: without learned strengths not doubled", LAYERS + "delta_net.py", "2.0 if self.allow_neg_eigval else 1.0", "1.0", FAMILY_LAYERS),
+    Mutant("GatedLinearAttention: feature map of queries alone", LAYERS + "gla.py", "ACTIVATIONS[self.feature_map](q), ACTIVATIONS[self.feature_map](k)", "ACTIVATIONS[self.feature_map](q), k", FAMILY_LAYERS),
     Mutant("Comba: erasing keys not scaled", LAYERS + "comba.py", "(k * self.decay[:, None].sigmoid()).to(k.dtype)", "(k * self.decay[:, None]).to(k.dtype)", FAMILY_LAYERS),
     Mutant("GatedDeltaNet2: write gate doubled too", LAYERS + "gdn2.py", "w = beta_sigmoid(project(self.w_proj, x))", "w = beta_sigmoid(project(self.w_proj, x), True)", FAMILY_LAYERS),
     Mutant("GatedLinearAttention: decay not normalised", LAYERS + "gla.py", "F.logsigmoid(gate.to(accumulation_dtype(gate))) / self.gate_logit_normalizer", "F.logsigmoid(gate.to(accumulation_dtype(gate)))", FAMILY_LAYERS),

@@ -105,6 +105,7 @@ def per_head(name: str, heads: int) -> Dict[str, torch.Tensor]:
 def truth(
     name: str, given: Dict[str, torch.Tensor], initial_state: Optional[torch.Tensor] = None,
     cu_seqlens: Optional[torch.Tensor] = None, scale: Optional[float] = None, l2norm: bool = False,
+    steps: Optional[int] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The member's equations, one token after another, in float64.
 
@@ -118,7 +119,7 @@ def truth(
     if "dt" in x:
         dt = (1 + (x["dt"] + heads["dt_bias"]).exp()).log()
         x["v"], x["g"] = dt.unsqueeze(-1) * x["v"], heads["A"] * dt
-    steps, group = MEMBERS[name].steps, x["v"].shape[2] // x["q"].shape[2]
+    steps, group = steps or MEMBERS[name].steps, x["v"].shape[2] // x["q"].shape[2]
     if l2norm:
         for part in ("q", "k", "p"):
             if part in x:
