@@ -61,6 +61,18 @@ def test_the_compiled_kernels_are_measured_or_missed_with_the_reason(tmp_path):
         assert row["seconds"] > 0 if missing_native() is None else "myfla-native" in row["reason"], row
 
 
+def test_members_of_the_family_run_beside_the_gated_rule_and_their_peers(tmp_path):
+    done = _bench(tmp_path, "family", "--quick", "--no-memory", "--only", "KDA", "GDN-2")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "benchmarks_cpu.json").read_text())["rows"]
+    assert {row["op"] for row in rows} == {"KDA", "GDN-2"}
+    for side in ("myfla", "gated delta rule"):
+        mine = [row for row in rows if row["side"] == side]
+        assert len(mine) == 4 and all(row["status"] == "ok" and row["ratio"] > 0 for row in mine)
+    peers = [row for row in rows if row["side"] in ("transformers chunk", "attn_gym chunk")]
+    assert len(peers) == 4 and all(row["status"] == "missing" or row["error"] < 1e-5 for row in peers)
+
+
 def test_a_peer_that_cannot_be_imported_is_reported_as_missing(tmp_path):
     broken = tmp_path / "first" / "transformers"
     broken.mkdir(parents=True)
