@@ -117,8 +117,8 @@ def test_no_state_equals_a_state_of_zero(T, cu, ends, keeps):
     """Whatever is left out of the first chunk and of the last, and whether anybody asks for the final state."""
     cu = None if cu is None or T < 100 else torch.tensor(cu)
     given = make(B=1 if cu is not None else 2, T=T, HV=4, in_kernel=True, cu=cu)
-    chosen, found = plan.keeps_states, []
-    plan.keeps_states = lambda elements, device: keeps
+    chosen, found = plan.keeps_more, []
+    plan.keeps_more = lambda elements, device: keeps
     try:
         for told in (False, True):
             inputs = leaves(given)
@@ -131,7 +131,7 @@ def test_no_state_equals_a_state_of_zero(T, cu, ends, keeps):
                 loss = loss + (final * ends).square().sum()
             found.append((o, final, *torch.autograd.grad(loss, list(inputs.values()))))
     finally:
-        plan.keeps_states = chosen
+        plan.keeps_more = chosen
     for a, b in zip(*found):
         assert_close(a, b, 1e-13)
 
@@ -159,10 +159,10 @@ def test_states_kept_for_the_backward_equal_states_found_again(blocks, transitio
     cu = None if cu is None else torch.tensor(cu)
     given = make(B=1 if cu is not None else 2, T=100, HV=HV, in_kernel=True, cu=cu)
     found = []
-    chosen = plan.keeps_states, plan.block_chunks, chunk_scan.by_transitions
-    for keeps in (True, False):
-        inputs = leaves(given)
-        plan.keeps_states = lambda elements, device, keeps=keeps: keeps
+    chosen = plan.keeps_more, plan.block_chunks, chunk_scan.by_transitions
+    for keeps in ((True, True), (True, False), (False,)):  # the states, and then the tokens too
+        inputs, answers = leaves(given), iter(keeps)
+        plan.keeps_more = lambda elements, device, answers=answers: next(answers)
         plan.block_chunks = lambda elements, device: blocks
         chunk_scan.by_transitions = lambda device, matrices: transitions
         try:
@@ -170,11 +170,12 @@ def test_states_kept_for_the_backward_equal_states_found_again(blocks, transitio
             found.append((*outputs, *gradients(outputs, inputs, retain_graph=True).values()))
             again = gradients(outputs, inputs)
         finally:
-            plan.keeps_states, plan.block_chunks, chunk_scan.by_transitions = chosen
+            plan.keeps_more, plan.block_chunks, chunk_scan.by_transitions = chosen
         for a, b in zip(found[-1][2:], again.values()):
             assert torch.equal(a, b), "a backward pass has changed what was kept"
-    for a, b in zip(*found):
-        assert_close(a, b, 1e-12)
+    for a, *others in zip(*found):
+        for b in others:
+            assert_close(a, b, 1e-12)
 
 
 @cases(first=["inference", "training"], T=[20, 200])

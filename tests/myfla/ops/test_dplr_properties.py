@@ -128,7 +128,7 @@ def test_memory_grows_with_the_tokens(keeps, monkeypatch):
             run(chunk_dplr_delta_rule, inputs)
         return sum(sizes)
 
-    monkeypatch.setattr(plan, "keeps_states", lambda elements, device: keeps)
+    monkeypatch.setattr(plan, "keeps_more", lambda elements, device: keeps)
     small, large = kept(256), kept(1024)
     assert 3.5 * small < large < 4.1 * small
     one_input = 1024 * 2 * 32 * 4
@@ -140,8 +140,9 @@ def test_factors_kept_for_the_backward_equal_factors_found_again(blocks, decay, 
     given = make(T=100, cu=cu, decay=decay)
     monkeypatch.setattr(plan, "block_chunks", lambda elements, device: blocks)
     found = []
-    for keeps in (True, False):
-        monkeypatch.setattr(plan, "keeps_states", lambda elements, device, keeps=keeps: keeps)
+    for keeps in ((True, True), (True, False), (False,)):  # the states, and then the tokens too
+        answers = iter(keeps)
+        monkeypatch.setattr(plan, "keeps_more", lambda elements, device, answers=answers: next(answers))
         inputs = leaves(given)
         outputs = run(chunk_dplr_delta_rule, inputs, cu=cu)
         loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in outputs)
@@ -149,8 +150,8 @@ def test_factors_kept_for_the_backward_equal_factors_found_again(blocks, decay, 
         for once, twice in zip(*gradients):
             assert torch.equal(once, twice), "a backward pass has changed what was kept"
         found.append((*outputs, *gradients[0]))
-    for kept, again in zip(*found):
-        assert torch.equal(kept, again)
+    for kept, *others in zip(*found):
+        assert all(torch.equal(kept, again) for again in others)
 
 
 @cases(op=list(OPS))

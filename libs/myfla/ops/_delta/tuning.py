@@ -17,9 +17,9 @@ STEP_BLOCK = 1 << 20
 STEP_WHOLE = 4 * STEP_BLOCK
 """Elements of states up to which there is one round: the last cache holds them, and calls cost more."""
 
-KEPT_STATES = 1024 * 1024
-"""Elements of the states before every chunk (4 MB of float32) up to which they are kept for the backward: memory that
-is new at every call costs as much as the products that find larger ones again."""
+KEPT = 15 << 19
+"""Elements of all that is kept for the backward (30 MB of float32) up to which there is more of it: a tensor of 32 MB
+or more is new memory at every call to the C library, and that costs as much as to find again what it would hold."""
 
 
 def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int:
@@ -65,11 +65,11 @@ def states_together(elements: int, device: torch.device) -> int:
     return max(1, budget // max(elements, 1))
 
 
-def keeps_states(elements: int, device: torch.device) -> bool:
-    """Whether training keeps the states before every chunk, not only before every block.
+def keeps_more(elements: int, device: torch.device) -> bool:
+    """Whether training keeps what could be found again: the states before every chunk, not only before every block.
 
     Args:
-        elements: elements of all of them.
+        elements: elements of all that is kept then.
         device: where it runs; on a GPU a block is almost everything as it is.
     """
-    return device.type == "cpu" and elements <= KEPT_STATES
+    return device.type == "cpu" and elements <= KEPT

@@ -6,7 +6,7 @@ import torch
 
 from myfla.ops._delta.families.base import Family, HeadGroup, Plan, Tensors
 from myfla.ops._delta.layout import ChunkLayout
-from myfla.ops._delta.tuning import block_chunks, chunk_tokens, keeps_states, states_together
+from myfla.ops._delta.tuning import block_chunks, chunk_tokens, keeps_more, states_together
 from myfla.ops._delta.workspace import APART, BlockShapes, Parts, Shapes
 
 __all__ = ["most_kept", "plan_call"]
@@ -25,22 +25,24 @@ def plan_call(
     together = max(1, min(heads, states // group))
     chunks = block_chunks(together * group * chunk * max(key, value), device)
     layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, device, chunks, states // (together * group))
+    shapes, matrices = _with_engine(family, chunk, key, value), layout.total * value_heads
+    always = _numbers(shapes.kept) + key * value
     # What a graph keeps depends on nothing but sizes.
-    short = for_graph or keeps_states(layout.total * value_heads * key * value, device)
-    tokens_too = short and not for_graph
-    shapes = _with_engine(family, chunk, key, value)
+    states_too = for_graph or keeps_more(matrices * always, device)
+    tokens_too = states_too and not for_graph and keeps_more(matrices * (always + _numbers(shapes.short)), device)
     kept, groups, start = {**shapes.kept, **(shapes.short if tokens_too else {})}, [], 0
     for first in range(0, heads, together):
         last = min(first + together, heads)
         count = (last - first) * group
         parts = Parts(kept, layout.total * count, start)
-        before = Parts({"states": (key, value)}, (layout.total if short else layout.openings) * count, parts.stop)
+        chunks = layout.total if states_too else layout.openings
+        before = Parts({"states": (key, value)}, chunks * count, parts.stop)
         groups.append(HeadGroup(slice(first, last), slice(first * group, last * group), count, parts, before))
         start = before.stop
     largest = max([block.size for blocks in layout.groups for block in blocks], default=0) * together * group
     return Plan(
-        family, scale, l2norm, layout, dtype, out_dtype, short, tokens_too, (value_heads, key, value), shapes, groups,
-        start, largest,
+        family, scale, l2norm, layout, dtype, out_dtype, states_too, tokens_too, (value_heads, key, value), shapes,
+        groups, start, largest,
     )  # fmt: skip
 
 
@@ -56,5 +58,10 @@ def _with_engine(family: Family, chunk: int, key: int, value: int) -> BlockShape
 
 def most_kept(family: Family, chunk: int, key: int, value: int, chunks: int, heads: int) -> int:
     """Numbers of what ``for_graph`` calls of so many chunks and heads keep, at most."""
-    kept = [rows * columns for rows, columns in _with_engine(family, chunk, key, value).kept.values()]
-    return chunks * heads * (sum(kept) + key * value) + (16 + APART) * (len(kept) + 1) * heads
+    kept = _with_engine(family, chunk, key, value).kept
+    return chunks * heads * (_numbers(kept) + key * value) + (16 + APART) * (len(kept) + 1) * heads
+
+
+def _numbers(shapes: Shapes) -> int:
+    """Of a matrix of each."""
+    return sum([rows * columns for rows, columns in shapes.values()])
