@@ -85,7 +85,7 @@ def _program(module: WholeEncoder, example: Sequence[torch.Tensor], dynamic: boo
     if not dynamic:
         return torch.export.export(module, tuple(example), strict=False)
     shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=LONGEST)},)
-    deferred = "prefer_deferred_runtime_asserts_over_guards"  # PyTorch 2.9
+    deferred = "prefer_deferred_runtime_asserts_over_guards"  # newer than PyTorch 2.7
     more: Dict[str, Any] = {deferred: True} if deferred in inspect.signature(torch.export.export).parameters else {}
     try:
         with any_size():
