@@ -88,10 +88,12 @@ def differences(who, official, mine):
 
 
 def member(kind, name):
-    """A class's member as `describe` gives it, wherever it is from; None where there is none."""
-    value = getattr(kind, "__init__" if name == "__init__" else name, None)
+    """A class's member as `describe` gives it; None where there is none. What PyTorch defines is not compared."""
+    value = getattr(kind, name, None)
     if value is None and not hasattr(kind, name):
         return None
+    if (getattr(value, "__module__", None) or "").split(".")[0] == "torch":
+        return "attribute"
     return (describe(value, "") or {}).get("arguments", "attribute") if callable(value) else "attribute"
 
 
