@@ -75,9 +75,9 @@ static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp
         update(G, G, last, rising, x->go, x->x, Vp, S, &inner, 1);
     }
     for (int j = 0; j < C / MN_W; j++) vf_store(risen + j * MN_W, rise[j]), vf_store(fallen + j * MN_W, fall[j]);
-    float before = mn_sum(inner) * last, after = 0;
-    for (int t = 0; t < C; t++) x->ddecay[t] += before, before += fallen[t];
-    for (int t = C - 1; t >= 0; t--) x->ddecay[t] += after += risen[t];
+    double before = (double)mn_sum(inner) * last, after = 0, total[C]; /* large terms of both signs */
+    for (int t = 0; t < C; t++) total[t] = before + (double)x->ddecay[t], before += (double)fallen[t];
+    for (int t = C - 1; t >= 0; t--) after += (double)risen[t], x->ddecay[t] = (float)(total[t] + after);
 }
 
 /* Gradients of rows as they came, from those of rows of length one, T and dT [Kp, 2C]. */

@@ -11,20 +11,26 @@
 #define MN_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* [2C, C] sums over L: columns 0 .. 2C of T by columns `of` .. of + C. */
+/* [2C, C] sums over L: columns 0 .. 2C of T by columns `of` .. of + C. Sums of sums of SUMMED: fewer roundings, which
+ * gradients of decays would show. */
 MN_INLINE void scores(const float *T, int64_t step, int64_t of, int64_t L, float *to) {
-    enum { ROWS = MN_W == 16 ? 16 : 4, PARTS = C / MN_W };
-    for (int i = 0; i < 2 * C; i += ROWS) {
-        vf sum[ROWS][PARTS];
-        for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < PARTS; j++) sum[r][j] = (vf){0};
-        const float *a = T + i, *b = T + of;
-        for (int64_t l = 0; l < L; l++, a += step, b += step)
+    enum { ROWS = MN_W == 16 ? 16 : 4, PARTS = C / MN_W, SUMMED = 32 };
+    for (int i = 0; i < 2 * C; i += ROWS)
+        for (int64_t first = 0; first < L; first += SUMMED) {
+            vf sum[ROWS][PARTS];
             for (int r = 0; r < ROWS; r++)
-                for (int j = 0; j < PARTS; j++) sum[r][j] += vf_load(b + j * MN_W) * a[r];
-        for (int r = 0; r < ROWS; r++)
-            for (int j = 0; j < PARTS; j++) vf_store(to + (i + r) * C + j * MN_W, sum[r][j]);
-    }
+                for (int j = 0; j < PARTS; j++) sum[r][j] = (vf){0};
+            const float *a = T + first * step + i, *b = T + first * step + of;
+            for (int64_t l = first; l < mn_min(L, first + SUMMED); l++, a += step, b += step)
+                for (int r = 0; r < ROWS; r++)
+                    for (int j = 0; j < PARTS; j++) sum[r][j] += vf_load(b + j * MN_W) * a[r];
+            for (int r = 0; r < ROWS; r++)
+                for (int j = 0; j < PARTS; j++) {
+                    float *at = to + (i + r) * C + j * MN_W;
+                    if (first) sum[r][j] += vf_load(at);
+                    vf_store(at, sum[r][j]);
+                }
+        }
 }
 
 enum { CHANNELS = MN_W == 16 ? 8 : 4 }; /* of keys, so rows of a state, taken at a time */
@@ -33,7 +39,7 @@ enum { CHANNELS = MN_W == 16 ? 8 : 4 }; /* of keys, so rows of a state, taken at
  * of those, one above the other: then the sum of S from is added to `inner`. */
 MN_INLINE void update_part(float *to, const float *from, float factor, const float *a, const float *b, const float *b2,
                            int64_t Vp, const float *S, vf *inner, const int nv, const int two) {
-    vf sum[CHANNELS][2];
+    vf sum[CHANNELS][2], part = {0};
     for (int i = 0; i < CHANNELS; i++)
         for (int j = 0; j < nv; j++) sum[i][j] = (vf){0};
     for (int l = 0; l < C; l++)
@@ -46,9 +52,10 @@ MN_INLINE void update_part(float *to, const float *from, float factor, const flo
         for (int j = 0; j < nv; j++) {
             int64_t at = i * Vp + j * MN_W;
             vf old = vf_load(from + at);
-            if (two) *inner += vf_load(S + at) * old;
+            if (two) part += vf_load(S + at) * old;
             vf_store(to + at, sum[i][j] + old * factor);
         }
+    if (two) *inner += part; /* sums of sums: fewer roundings */
 }
 MN_INLINE void update(float *to, const float *from, float factor, const float *a, const float *b, const float *b2,
                       int64_t Vp, const float *S, vf *inner, const int two) {
@@ -115,17 +122,19 @@ MN_INLINE void gradients_of_channels(const chunk *x, const float *S, const float
             of_u[i] += u * g;
         }
     }
-    vf rise_q = vf_load(rises + j), rise_k = vf_load(rises + C + j), fall = vf_load(x->fall + j);
+    vf of_rise = {0}, of_fall = {0}, rise_q = vf_load(rises + j), rise_k = vf_load(rises + C + j), fall = vf_load(x->fall + j);
     MN_UNROLL
     for (int i = 0; i < CHANNELS; i++) {
         vf q = vf_load(qk + i * 2 * C + j), k = vf_load(qk + i * 2 * C + C + j);
         dq[i] *= rise_q;
         dk[i] *= rise_k;
         of_u[i] *= fall;
-        *risen += dq[i] * q + dk[i] * k;
-        *fallen += of_u[i] * k;
+        of_rise += dq[i] * q + dk[i] * k;
+        of_fall += of_u[i] * k;
         dk[i] += of_u[i];
     }
+    *risen += of_rise;
+    *fallen += of_fall;
     const float *mix = x->mix + j;
     for (int l = 0; l < C; l++, mix += 3 * C) {
         vf of_P = vf_load(mix), turned = vf_load(mix + C), of_N = vf_load(mix + 2 * C);
