@@ -29,7 +29,7 @@ def are_plain(state: Any, tensors: Iterable[Any]) -> bool:
     """
     graph = torch.is_grad_enabled()
     for x in (state, *tensors):
-        if type(x) is not torch.Tensor or x.dtype not in _NARROW or not x.is_cpu:
+        if type(x) is not torch.Tensor or x.dtype not in _NARROW or x.device.type != "cpu":
             return False
         if graph and x.requires_grad:
             return False
