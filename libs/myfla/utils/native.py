@@ -42,7 +42,11 @@ def native(*tensors: Optional[torch.Tensor]) -> Any:
         return None
     for x in tensors:  # `_is_plain`, written out: this runs for every token
         if x is not None and (
-            type(x) not in _TENSORS or x.dtype not in _FORMATS or not x.is_cpu or x.layout is not _STRIDED or x.is_neg()
+            type(x) not in _TENSORS
+            or x.dtype not in _FORMATS
+            or x.device.type != "cpu"  # `is_cpu` came with PyTorch 1.13
+            or x.layout is not _STRIDED
+            or x.is_neg()
         ):
             return None
     return package
@@ -58,7 +62,9 @@ def are_dense(dtype: torch.dtype, *tensors: torch.Tensor) -> bool:
     if dtype not in _FORMATS:
         return False
     for x in tensors:
-        if type(x) not in _TENSORS or x.dtype is not dtype or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+        if type(x) not in _TENSORS or x.dtype is not dtype or x.device.type != "cpu":
+            return False
+        if not x.is_contiguous() or x.is_neg():
             return False
     return True
 
@@ -151,7 +157,7 @@ def _is_plain(x: torch.Tensor) -> bool:
     return (
         type(x) in _TENSORS
         and x.dtype in _FORMATS
-        and x.is_cpu
+        and x.device.type == "cpu"
         and x.layout is _STRIDED
         and not x.is_neg()
     )
