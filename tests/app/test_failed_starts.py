@@ -195,7 +195,8 @@ def test_a_module_of_somebody_else_is_named(tmp_path):
     done = run_app(tmp_path, "job=describe")
     assert done.returncode == 1, done
     assert done.stderr.startswith("error: the package 'encoders' must be the one of this application; got ")
-    assert str(tmp_path / "encoders.py") in done.stderr and "run the command `myfla` from another folder" in done.stderr
+    assert str(tmp_path / "encoders.py") in done.stderr and done.stderr.endswith(
+        "rename it, take its folder off PYTHONPATH, or use the command `myfla` in place of `python -m app`\n")
 
 
 def test_a_first_folder_is_kept_and_files_that_were_there_stay(tmp_path):

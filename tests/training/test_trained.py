@@ -87,7 +87,7 @@ def test_a_runs_config_comes_back_as_it_was(tmp_path):
     assert read_config(tmp_path) == config
 
 
-@cases(change=[None, ("noise:", "nose:"), ("noise: null", "noise: -1"), ("name: ts", "name: tss"), ("data:", "dada:")])
+@cases(change=[None, ("noise:", "nose:"), ("noise: 0.0", "noise: -1"), ("name: ts", "name: tss"), ("data:", "dada:")])
 def test_a_config_that_breaks_the_rules_is_named(tmp_path, change):
     config = compose_app(["data=ts", "data.train_path=a", "data.test_path=b"])
     reason = "No such file"
