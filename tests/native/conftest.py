@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from myfla.utils import native as door
+from native_modules import without_kernels
 
 DISTRIBUTION = Path(__file__).resolve().parents[2] / "libs" / "myfla_native"
 
@@ -65,12 +66,6 @@ def native(kernels, monkeypatch):
 
 
 @pytest.fixture
-def plain(monkeypatch):
+def plain():
     """A function that runs another without compiled kernels."""
-
-    def run(function, *args, **kwargs):
-        with monkeypatch.context() as context:
-            context.setattr(door, "_installed", lambda: (None, "not for this call"))
-            return function(*args, **kwargs)
-
-    return run
+    return without_kernels

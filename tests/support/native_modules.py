@@ -142,12 +142,12 @@ def check(kind, seed, guard=None):
                     raise
 
 
-def without_kernels(function, *given):
+def without_kernels(function, *given, **named):
     """What a function gives where the compiled kernels are not installed."""
     installed = door._installed
     door._installed = lambda: (None, "not for this call")
     try:
-        return function(*given)
+        return function(*given, **named)
     finally:
         door._installed = installed
 
