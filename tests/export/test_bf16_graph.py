@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bf16_cases import MAKE, NAMES, PACKED, call, double, errors, halves
+from bf16_cases import MAKE, NAMES, PACKED, call, double, errors, halves, on_any_device
 from myfla.backends.compiler import Compiled
 from myfla.ops._delta.bf16 import chunks, form, graph
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule
@@ -81,7 +81,7 @@ def test_a_compiled_graph_holds_this_form_as_one_operation(case, monkeypatch):
 def test_a_compiled_op_takes_this_form(family, cu, monkeypatch):
     """Packed sequences too, with gradients."""
     torch._dynamo.reset()
-    monkeypatch.setattr(chunks, "has_matrix_units", lambda device: True)
+    on_any_device(monkeypatch)
     monkeypatch.setattr(graph, "_fuses", lambda device: False)
     x = halves(MAKE[family](2, 100, 2, 2, 16, 16, cu=cu))
     offsets = None if cu is None else torch.tensor(cu)

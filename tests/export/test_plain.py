@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from myfla.ops._delta.call import Call
-from myfla.ops._delta.chunk.inverse import substitute
+from myfla.ops._delta.chunk.triangular import substitute
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.kda import KDA

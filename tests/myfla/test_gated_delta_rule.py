@@ -17,8 +17,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 import torch  # noqa: E402
 
 import truth  # noqa: E402
-from myfla.ops._delta.chunk import plan  # noqa: E402
-from myfla.ops._delta.chunk import scan as chunk_scan  # noqa: E402
+from myfla.ops._delta.chunk import plan, recurrence  # noqa: E402
 from myfla.ops.gated_delta_rule import (  # noqa: E402
     chunk_gated_delta_rule,
     fused_recurrent_gated_delta_rule,
@@ -99,15 +98,15 @@ def test_scanning_by_transitions_equals_scanning_by_steps(T, cu, HV):
     cu = None if cu is None or T < 100 else torch.tensor(cu)
     given = make(B=1 if cu is not None else 2, T=T, HV=HV, cu=cu)
     found = []
-    chosen = chunk_scan.by_transitions
+    chosen = recurrence.by_transitions
     for form in (True, False):
         inputs = leaves(given)
-        chunk_scan.by_transitions = lambda device, matrices, form=form: form
+        recurrence.by_transitions = lambda device, matrices, form=form: form
         try:
             outputs = chunk_gated_delta_rule(**inputs, cu_seqlens=cu, output_final_state=True)
             found.append((*outputs, *gradients(outputs, inputs).values()))
         finally:
-            chunk_scan.by_transitions = chosen
+            recurrence.by_transitions = chosen
     for a, b in zip(*found):
         assert_close(a, b, 1e-12)
 
@@ -117,8 +116,8 @@ def test_no_state_equals_a_state_of_zero(T, cu, ends, keeps):
     """Whatever is left out of the first chunk and of the last, and whether anybody asks for the final state."""
     cu = None if cu is None or T < 100 else torch.tensor(cu)
     given = make(B=1 if cu is not None else 2, T=T, HV=4, in_kernel=True, cu=cu)
-    chosen, found = plan.keeps_more, []
-    plan.keeps_more = lambda elements, device: keeps
+    chosen, found = plan.saves_recomputable, []
+    plan.saves_recomputable = lambda elements, device: keeps
     try:
         for told in (False, True):
             inputs = leaves(given)
@@ -131,7 +130,7 @@ def test_no_state_equals_a_state_of_zero(T, cu, ends, keeps):
                 loss = loss + (final * ends).square().sum()
             found.append((o, final, *torch.autograd.grad(loss, list(inputs.values()))))
     finally:
-        plan.keeps_more = chosen
+        plan.saves_recomputable = chosen
     for a, b in zip(*found):
         assert_close(a, b, 1e-13)
 
@@ -159,18 +158,18 @@ def test_states_kept_for_the_backward_equal_states_found_again(blocks, transitio
     cu = None if cu is None else torch.tensor(cu)
     given = make(B=1 if cu is not None else 2, T=100, HV=HV, in_kernel=True, cu=cu)
     found = []
-    chosen = plan.keeps_more, plan.block_chunks, chunk_scan.by_transitions
+    chosen = plan.saves_recomputable, plan.block_chunks, recurrence.by_transitions
     for keeps in ((True, True), (True, False), (False,)):  # the states, and then the tokens too
         inputs, answers = leaves(given), iter(keeps)
-        plan.keeps_more = lambda elements, device, answers=answers: next(answers)
+        plan.saves_recomputable = lambda elements, device, answers=answers: next(answers)
         plan.block_chunks = lambda elements, device: blocks
-        chunk_scan.by_transitions = lambda device, matrices: transitions
+        recurrence.by_transitions = lambda device, matrices: transitions
         try:
             outputs = chunk_gated_delta_rule(**inputs, **options(True), cu_seqlens=cu, output_final_state=True)
             found.append((*outputs, *gradients(outputs, inputs, retain_graph=True).values()))
             again = gradients(outputs, inputs)
         finally:
-            plan.keeps_more, plan.block_chunks, chunk_scan.by_transitions = chosen
+            plan.saves_recomputable, plan.block_chunks, recurrence.by_transitions = chosen
         for a, b in zip(found[-1][2:], again.values()):
             assert torch.equal(a, b), "a backward pass has changed what was kept"
     for a, *others in zip(*found):

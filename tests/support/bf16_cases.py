@@ -4,6 +4,8 @@ import torch
 
 import dplr_cases
 import truth
+from myfla.ops._delta import dispatch
+from myfla.ops._delta.bf16 import chunks
 from myfla.ops._delta.bf16.chunks import bf16_chunks
 from myfla.ops._delta.bf16.dplr import DPLR
 from myfla.ops._delta.bf16.gated_delta import GATED_DELTA
@@ -14,6 +16,13 @@ NAMES = {
     "gated": ("q", "k", "v", "g", "beta", "initial_state"), "kda": ("q", "k", "v", "g", "beta", "initial_state"),
     "dplr": dplr_cases.INPUTS,
 }  # fmt: skip
+
+
+def on_any_device(monkeypatch):
+    """Every device counts as one with matrix units, so that the ops take this form."""
+    monkeypatch.setattr(chunks, "has_matrix_units", lambda device: True)
+    registry = [one._replace(device=None) if one.name == "bf16" else one for one in dispatch._registry]
+    monkeypatch.setattr(dispatch, "_registry", registry)
 
 
 def rows_of(B, cu):

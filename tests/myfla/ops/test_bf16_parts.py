@@ -31,10 +31,10 @@ def test_every_token_stands_in_one_place_and_chunks_follow_each_other():
         filled = torch.ones_like(token, dtype=torch.bool) if filled is None else filled
         assert token[filled].sort().values.tolist() == list(range(sum(lengths))) and filled.sum() == sum(lengths)
         assert torch.equal(token.flatten()[place], torch.arange(sum(lengths)))
-        assert all(a >= b for a, b in zip(layout.waves, layout.waves[1:])) and len(token) == sum(layout.waves)
+        assert all(a >= b for a, b in zip(layout.steps, layout.steps[1:])) and len(token) == sum(layout.steps)
         rows = [[] for _ in range(layout.rows)]
         start = 0
-        for count in layout.waves:
+        for count in layout.steps:
             for row in range(count):
                 rows[row] += token[start + row][filled[start + row]].tolist()
             start += count
@@ -64,9 +64,9 @@ def test_what_is_loaded_is_stored_back(heads, dtype, size):
 def test_long_sequences_of_few_heads_are_scanned_in_parts():
     assert [count_parts(*x) for x in ((128, 32), (16, 64), (16, 256), (1, 3))] == [1, 4, 8, 1]
     layout = dense_layout(1, 4097, 16, CPU)
-    assert sum(layout.waves) * layout.chunk >= 4097 and layout.rows == 4
+    assert sum(layout.steps) * layout.chunk >= 4097 and layout.rows == 4
     packed = packed_layout(torch.tensor([0, 16384, 16400]), 4, CPU)
-    assert packed.rows > 2 and len(packed.waves) < 256 / 4
+    assert packed.rows > 2 and len(packed.steps) < 256 / 4
 
 
 def test_decays_of_pairs_are_differences_for_every_gate():
@@ -133,4 +133,4 @@ def test_blocks_grow_to_what_a_bound_allows():
 @pytest.mark.parametrize("shape", [(0,), (3, 0)])
 def test_layouts_of_nothing_have_no_waves(shape):
     layout = packed_layout(torch.zeros(3, dtype=torch.int64), 2, CPU)
-    assert layout.waves == () and layout.rows == 0 and layout.places.token.shape[0] == 0
+    assert layout.steps == () and layout.rows == 0 and layout.places.token.shape[0] == 0

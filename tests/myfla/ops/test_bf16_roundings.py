@@ -5,7 +5,7 @@ import torch
 
 import goldens
 import truth
-from bf16_cases import MAKE, PACKED, call, errors, halves, loop
+from bf16_cases import MAKE, PACKED, call, errors, halves, loop, on_any_device
 from myfla.layers import RWKV7Attention
 from myfla.ops._delta.bf16 import chunks
 from myfla.ops._delta.bf16.chunks import bf16_chunks
@@ -91,7 +91,7 @@ def taken_by(monkeypatch):
         return chunks_forward(*given)
 
     chunks_forward = chunks.forward
-    monkeypatch.setattr(chunks, "has_matrix_units", lambda device: True)
+    on_any_device(monkeypatch)
     monkeypatch.setattr(chunks, "forward", forward)
     return taken
 

@@ -10,7 +10,7 @@ from myfla.modules import blocks
 from myfla.modules.convolution import causal_conv1d
 from myfla.modules.fused_norm_gate import layer_norm_gated, rms_norm_gated
 from myfla.modules.layernorm import group_norm
-from myfla.ops._delta import tuning
+from myfla.ops._delta.chunk import plan
 from myfla.ops._delta.recurrent import loop as token_loop
 from myfla.testing import assert_close, cases
 from state_subjects import EVERY, op_state
@@ -84,7 +84,7 @@ def test_ops_are_the_same_in_blocks_of_any_size(op, size, cu, monkeypatch):
     leaves = [*given.values(), state]
     outputs = EVERY[op](given, state, offsets)
     want = [*outputs, *grads(outputs, leaves)]
-    for module, name in ((tuning, "CPU_BLOCK"), (tuning, "CPU_STATES"), (token_loop, "STEP_BLOCK"),
+    for module, name in ((plan, "CPU_BLOCK"), (plan, "CPU_STATES"), (token_loop, "STEP_BLOCK"),
                          (token_loop, "SEGMENT")):
         monkeypatch.setattr(module, name, size)
     monkeypatch.setattr(token_loop, "STEP_WHOLE", 0)
@@ -101,7 +101,7 @@ def test_layers_are_the_same_in_blocks_of_any_size(size, monkeypatch):
     layer = rwkv7_layers.build(0)
     x = torch.randn(2, 11, 24, dtype=torch.float64, requires_grad=True)
     want = grads([layer(x)[0]], [x, *layer.parameters()][:9])
-    for module, name in ((fused_addcmul, "BLOCK"), (blocks, "CPU_BLOCK"), (tuning, "CPU_BLOCK")):
+    for module, name in ((fused_addcmul, "BLOCK"), (blocks, "CPU_BLOCK"), (plan, "CPU_BLOCK")):
         monkeypatch.setattr(module, name, size)
     for a, b in zip(grads([layer(x)[0]], [x, *layer.parameters()][:9]), want):
         assert_close(a, b, rms=1e-11)

@@ -4,8 +4,8 @@ import torch
 
 import dplr_cases
 from dplr_cases import DECAYS, everything, leaves, loop, make, run
-from myfla.ops._delta.chunk import scan as chunk_scan
-from myfla.ops._delta.chunk.channels import LIMIT
+from myfla.ops._delta.chunk import recurrence
+from myfla.ops._delta.families.channel import LIMIT
 from myfla.ops.generalized_delta_rule import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
 from myfla.ops.generalized_delta_rule.dplr.naive import dplr_chunkwise, dplr_recurrence
 from myfla.testing import assert_close, cases
@@ -92,12 +92,12 @@ def test_chunk_size_changes_rounding_only(chunk_size, dtype, decay):
 @cases(cu=[None, CU], decay=["layer_floor", "spikes"])
 def test_both_forms_of_the_scan_agree(cu, decay):
     """The one that GPUs get, run here."""
-    given, chosen = make(T=100, cu=cu, decay=decay), chunk_scan.by_transitions
+    given, chosen = make(T=100, cu=cu, decay=decay), recurrence.by_transitions
     try:
-        chunk_scan.by_transitions = lambda device, matrices: True
+        recurrence.by_transitions = lambda device, matrices: True
         check("chunk", given, 1e-12, cu)
     finally:
-        chunk_scan.by_transitions = chosen
+        recurrence.by_transitions = chosen
 
 
 @cases(op=list(OPS), cu=[CU, [0, 5], [0, 1, 2, 3], [0, 0, 0, 70]], decay=["layer", "spikes"])

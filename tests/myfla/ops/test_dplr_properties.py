@@ -128,7 +128,7 @@ def test_memory_grows_with_the_tokens(keeps, monkeypatch):
             run(chunk_dplr_delta_rule, inputs)
         return sum(sizes)
 
-    monkeypatch.setattr(plan, "keeps_more", lambda elements, device: keeps)
+    monkeypatch.setattr(plan, "saves_recomputable", lambda elements, device: keeps)
     small, large = kept(256), kept(1024)
     assert 3.5 * small < large < 4.1 * small
     one_input = 1024 * 2 * 32 * 4
@@ -142,7 +142,7 @@ def test_factors_kept_for_the_backward_equal_factors_found_again(blocks, decay, 
     found = []
     for keeps in ((True, True), (True, False), (False,)):  # the states, and then the tokens too
         answers = iter(keeps)
-        monkeypatch.setattr(plan, "keeps_more", lambda elements, device, answers=answers: next(answers))
+        monkeypatch.setattr(plan, "saves_recomputable", lambda elements, device, answers=answers: next(answers))
         inputs = leaves(given)
         outputs = run(chunk_dplr_delta_rule, inputs, cu=cu)
         loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in outputs)

@@ -100,7 +100,7 @@ def test_blocks_and_what_is_kept_change_rounding_only(form, T, keeps, blocks, mo
 
     given = make(T=T, decay=2.0)
     want = with_grads(loop, given)
-    monkeypatch.setattr(plan, "keeps_more", lambda elements, device: keeps)
+    monkeypatch.setattr(plan, "saves_recomputable", lambda elements, device: keeps)
     monkeypatch.setattr(plan, "block_chunks", lambda elements, device: blocks)
     got = with_grads(lambda **x: FORMS[form](**x, output_final_state=True), given)
     for key in want:

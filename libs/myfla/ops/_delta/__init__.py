@@ -7,5 +7,5 @@ Letters in shapes, everywhere in this package::
     N  sequences: B, or those packed in one row      C   tokens in a chunk
     M  matrices worked on together: chunks times value heads
 
-``h [K, V]`` is the state of one head. `chunk.contract` has the one recurrence that all families prepare for.
+``h [K, V]`` is the state of one head. `chunk.recurrence` has the one recurrence that all families prepare for.
 """

@@ -151,7 +151,7 @@ register(
         "native graph", "native", run_native_graph, native_graph_problem, native_reserve, NATIVE, "cpu", recorded=True
     )
 )
-register(Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16, form="chunk"))
+register(Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16, device="cuda", form="chunk"))
 register(Backend("traced", "torch", _run_traced, recorded=True))
 register(Backend("loop", "torch", loop_rule, form="recurrent", takes_plain=True))
 register(Backend("plain", "torch", chunk_rule))

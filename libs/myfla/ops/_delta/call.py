@@ -53,31 +53,11 @@ class Call(NamedTuple):
     more: Sequence[Optional[torch.Tensor]] = ()
     plain: bool = False
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What states and sums are kept in."""
-        return call_dtype(self)
-
-    @property
-    def tensors(self) -> Tuple[Any, ...]:
-        """All that autograd may record; None for what there is not."""
-        return call_tensors(self)
-
-    @property
-    def by_token_only(self) -> bool:
-        """Whether only the recurrent form knows these inputs: decays of more channels, or a beta for each."""
-        return by_token_only(self)
-
-    @property
-    def is_step(self) -> bool:
-        """Whether there is one token for each sequence."""
-        return is_step(self)
-
-    def activated(self, whole: bool = False) -> "Call":
-        """The same with g and beta made; differentiable. With ``whole`` a g that was left out is zero."""
-        if whole and self.x[3] is None:
-            none = torch.zeros_like(self.x[4], dtype=call_dtype(self))
-            return _with(self, (*self.x[:3], none, *self.x[4:]), self.activation, self.l2norm).activated()
+    def activated(self, zero_g: bool = False) -> "Call":
+        """The same with g and beta activated; differentiable. With ``zero_g`` a g that was left out becomes zero."""
+        if zero_g and self.x[3] is None:
+            g = torch.zeros_like(self.x[4], dtype=call_dtype(self))
+            return _with(self, (*self.x[:3], g, *self.x[4:]), self.activation, self.l2norm).activated()
         if self.activation is None:
             return self
         g, beta = self.activation.gates(*self.x[3:5])
@@ -92,28 +72,28 @@ class Call(NamedTuple):
         return _with(self, (q, k, *self.x[2:]), self.activation, False)
 
 
-# The properties as functions, and what stands for ``_replace``: up to PyTorch 2.6 a compiled graph has neither.
+# Functions, and one for ``_replace``: up to PyTorch 2.6 a compiled graph has neither properties nor that.
 
 
 def call_dtype(call: Call) -> torch.dtype:
-    """``call.dtype``, in code that a compiler reads too."""
+    """What states and sums are kept in."""
     return accumulation_dtype(*call.x, call.initial_state, *call.more)
 
 
 def call_tensors(call: Call) -> Tuple[Any, ...]:
-    """``call.tensors``, in code that a compiler reads too."""
+    """All that autograd may record; None for what there is not."""
     gate = () if call.activation is None else (call.activation.A_log, call.activation.dt_bias)
     return (*call.x, call.initial_state, *call.more, *gate)
 
 
 def by_token_only(call: Call) -> bool:
-    """``call.by_token_only``, in code that a compiler reads too."""
+    """Whether only the recurrent form knows these inputs: decays of more channels, or a beta for each."""
     several = len(call.x) == 5 and call.x[4].dim() == call.x[2].dim()
     return several or any(x is not None for x in call.more)
 
 
 def is_step(call: Call) -> bool:
-    """``call.is_step``, in code that a compiler reads too."""
+    """Whether there is one token for each sequence."""
     return call.cu_seqlens is None and is_one(call.x[0].shape[1])
 
 

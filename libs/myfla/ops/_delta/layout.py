@@ -1,12 +1,12 @@
 """How a batch is cut into chunks, and in which order they are worked on.
 
 Recurrent chunk forms do most of their work chunk by chunk, in large batched products, and then a short scan from
-each chunk to the next. Here every sequence is cut into chunks of C tokens; **wave** w holds the w-th chunk of every
-sequence that has one. Sequences are ordered by length, longest first, so that wave w works on the first ``n_w``
-states. A dense batch is the case where all sequences are equally long.
+each chunk to the next. Here every sequence is cut into chunks of C tokens; **step** s of the scan works on the s-th
+chunk of every sequence that has one. Sequences are ordered by length, longest first, so that step s works on the first
+``n_s`` states. A dense batch is the case where all sequences are equally long.
 
-A `Block` is what is worked on at one time: some rows, some waves, small enough to stay in the processor's cache. Its
-tensors are ``[M * heads, C, D]``, ordered by wave, then row, then head: a wave is one contiguous slice.
+A `Block` is what is worked on at one time: some rows, some steps, small enough to stay in the processor's cache. Its
+tensors are ``[M * heads, C, D]``, ordered by step, then row, then head: a step is one contiguous slice.
 """
 
 from typing import List, Optional, Tuple
@@ -20,23 +20,25 @@ class Block:
     Attributes:
         chunk: tokens in a chunk, C.
         rows: first and last-plus-one sequence (in the layout's order).
-        wave: number of its first wave.
-        counts: active rows of each wave, not increasing.
+        first_step: number of its first step.
+        counts: active rows of each step, not increasing.
         start: number of chunks that come before this block, over the whole layout.
-        entered: number of states that the blocks before this one began with, over the whole layout.
+        first_state: number of states that the blocks before this one began with, over the whole layout.
         size: number of chunks, M.
-        full: of a dense batch how many waves have all their tokens; one more may have fewer.
-        begin: the first token of its first wave.
+        full: of a dense batch how many steps have all their tokens; one more may have fewer.
+        begin: the first token of its first step.
         places: of packed sequences the token at each of the ``M * C`` positions; None for a dense batch.
         holes: chunk and position of what lies past a packed sequence's end; None where nothing does.
         real: the other ones of the ``M * C`` positions; None where that is all.
     """
 
     def __init__(
-        self, layout: "ChunkLayout", rows: Tuple[int, int], wave: int, counts: List[int], start: int, entered: int
+        self, layout: "ChunkLayout", rows: Tuple[int, int], first_step: int, counts: List[int], start: int,
+        first_state: int,
     ) -> None:
-        self.chunk, self.rows, self.wave, self.counts, self.start = layout.chunk, rows, wave, counts, start
-        self.entered, self.size, self.begin, self.end = entered, sum(counts), wave * layout.chunk, layout.length
+        self.chunk, self.rows, self.first_step, self.counts, self.start = layout.chunk, rows, first_step, counts, start
+        self.first_state, self.size = first_state, sum(counts)
+        self.begin, self.end = first_step * layout.chunk, layout.length
         self.full = min(len(counts), (layout.length - self.begin) // layout.chunk)
         self.places: Optional[torch.Tensor] = None
         self.holes: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
@@ -46,9 +48,9 @@ class Block:
         stop = start + self.size
         self.places = layout.index[start:stop].reshape(-1)
         first, last = layout.holes_before[start], layout.holes_before[stop]
-        if layout.hole is not None and layout.kept is not None and first != last:
+        if layout.hole is not None and layout.filled is not None and first != last:
             self.holes = layout.hole[0][first:last] - start, layout.hole[1][first:last]
-            self.real = layout.kept[start * self.chunk - first : stop * self.chunk - last] - start * self.chunk
+            self.real = layout.filled[start * self.chunk - first : stop * self.chunk - last] - start * self.chunk
 
     def states(self, heads: int) -> slice:
         """Where the states that this block begins with lie among those of all sequences."""
@@ -75,13 +77,13 @@ class Block:
                 cut.flatten(1, 2).transpose(1, 2)[self.holes] = 0
             return out
         (first, last), full = self.rows, self.full
-        waves = out.view(len(self.counts), last - first, heads, many // heads, chunk, size)
+        cut = out.view(len(self.counts), last - first, heads, many // heads, chunk, size)
         if full:
-            waves[:full].copy_(self._chunks(x).unsqueeze(3))
+            cut[:full].copy_(self._chunks(x).unsqueeze(3))
         if full < len(self.counts):
             tail = x[first:last, self.begin + full * chunk : self.end].transpose(1, 2)
-            waves[full, ..., : tail.shape[2], :].copy_(tail.unsqueeze(2))
-            waves[full, ..., tail.shape[2] :, :] = 0
+            cut[full, ..., : tail.shape[2], :].copy_(tail.unsqueeze(2))
+            cut[full, ..., tail.shape[2] :, :] = 0
         return out
 
     def store(self, found: torch.Tensor, out: torch.Tensor) -> None:
@@ -102,15 +104,15 @@ class Block:
             out[0].index_copy_(0, places, tokens.to(out.dtype))
             return
         (first, last), full = self.rows, self.full
-        waves = found.view(len(self.counts), last - first, heads, chunk, size)
+        cut = found.view(len(self.counts), last - first, heads, chunk, size)
         if full:
-            self._chunks(out).copy_(waves[:full])
+            self._chunks(out).copy_(cut[:full])
         if full < len(self.counts):
             tail = out[first:last, self.begin + full * chunk : self.end].transpose(1, 2)
-            tail.copy_(waves[full, ..., : tail.shape[2], :])
+            tail.copy_(cut[full, ..., : tail.shape[2], :])
 
     def _chunks(self, x: torch.Tensor) -> torch.Tensor:
-        """Of ``[B, T, H, D]`` the chunks with all their tokens, a view ``[waves, rows, H, C, D]``."""
+        """Of ``[B, T, H, D]`` the chunks with all their tokens, a view ``[steps, rows, H, C, D]``."""
         row, token, head, channel = x.stride()  # one call instead of four: they cost as much as small copies
         shape = (self.full, self.rows[1] - self.rows[0], x.shape[2], self.chunk, x.shape[3])
         at = x.storage_offset() + self.rows[0] * row + self.begin * token
@@ -126,18 +128,18 @@ class ChunkLayout:
         chunk: tokens in a chunk, C.
         cu_seqlens: ``[N + 1]`` integer offsets of packed sequences, already checked; None for a dense batch.
         device: where index tensors live.
-        block_chunks: how many chunks a block may have, at least one wave of one row each.
+        block_chunks: how many chunks a block may have, at least one step of one row each.
         block_rows: how many sequences a block may have; by default only ``block_chunks`` limits them.
 
     Attributes:
         rows: number of sequences, N.
         order: ``[N]`` int64, the sequences longest first, or None where that is the given order.
         total: number of chunks.
-        openings: number of states that all blocks begin with.
+        block_states: number of states that all blocks begin with.
         groups: for each group of rows its blocks, in the order of the recurrence. Groups are independent.
         index: ``[total, C]`` int64, the token at each position; None for a dense batch.
         hole: chunk and position of every place past a sequence's end, in order; None where there is none.
-        kept: the other places among the ``total * C``, in order; None where that is all.
+        filled: the other places among the ``total * C``, in order; None where that is all.
         holes_before: ``total + 1`` numbers of places in ``hole`` before each chunk, and of all.
     """
 
@@ -154,48 +156,48 @@ class ChunkLayout:
         self.chunk, self.length = chunk, tokens
         self.index: Optional[torch.Tensor] = None
         self.hole: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
-        self.kept: Optional[torch.Tensor] = None
+        self.filled: Optional[torch.Tensor] = None
         self.holes_before: List[int] = []
         self.order: Optional[torch.Tensor] = None
         most = block_chunks if block_rows is None else min(block_chunks, block_rows)
         if cu_seqlens is None:
             self.rows = batch
-            step = max(1, min(batch, most))
-            waves = -(-tokens // chunk)
-            counts = [[min(first + step, batch) - first] * waves for first in range(0, batch, step)]
+            group_rows = max(1, min(batch, most))
+            steps = -(-tokens // chunk)
+            counts = [[min(first + group_rows, batch) - first] * steps for first in range(0, batch, group_rows)]
         else:
             self.rows = cu_seqlens.numel() - 1
-            step = max(1, min(self.rows, most))
-            counts = self._pack(cu_seqlens.to("cpu", torch.int64), step, device)
+            group_rows = max(1, min(self.rows, most))
+            counts = self._pack(cu_seqlens.to("cpu", torch.int64), group_rows, device)
         self.total = sum(sum(group) for group in counts)
         self.groups: List[List[Block]] = []
-        start = self.openings = 0
+        start = self.block_states = 0
         for i, group in enumerate(counts):
-            rows = (i * step, min((i + 1) * step, self.rows))
+            rows = (i * group_rows, min((i + 1) * group_rows, self.rows))
             blocks: List[Block] = []
-            wave = 0
-            while wave < len(group):
-                stop = wave + 1
-                while stop < len(group) and sum(group[wave : stop + 1]) <= block_chunks:
+            step = 0
+            while step < len(group):
+                stop = step + 1
+                while stop < len(group) and sum(group[step : stop + 1]) <= block_chunks:
                     stop += 1
-                blocks.append(Block(self, rows, wave, group[wave:stop], start, self.openings))
+                blocks.append(Block(self, rows, step, group[step:stop], start, self.block_states))
                 start += blocks[-1].size
-                self.openings += group[wave]
-                wave = stop
+                self.block_states += group[step]
+                step = stop
             self.groups.append(blocks)
 
-    def _pack(self, bounds: torch.Tensor, step: int, device: torch.device) -> List[List[int]]:
-        """Index the chunks of packed sequences; returns the active rows of each wave of each group of rows."""
+    def _pack(self, bounds: torch.Tensor, group_rows: int, device: torch.device) -> List[List[int]]:
+        """Index the chunks of packed sequences; returns the active rows of each step of each group of rows."""
         lengths = bounds[1:] - bounds[:-1]
         order = torch.sort(lengths, descending=True, stable=True).indices
         lengths, first = lengths[order], bounds[:-1][order]
         chunks = torch.div(lengths + self.chunk - 1, self.chunk, rounding_mode="floor")
         row = torch.repeat_interleave(torch.arange(self.rows), chunks)
-        wave = torch.arange(row.numel()) - torch.repeat_interleave(torch.cumsum(chunks, 0) - chunks, chunks)
-        waves = int(chunks[0]) if self.rows else 0
-        wave_of_group = torch.div(row, step, rounding_mode="floor") * waves + wave
-        by_wave = torch.sort(wave_of_group, stable=True).indices
-        row, offset = row[by_wave], wave[by_wave, None] * self.chunk + torch.arange(self.chunk)
+        step = torch.arange(row.numel()) - torch.repeat_interleave(torch.cumsum(chunks, 0) - chunks, chunks)
+        steps = int(chunks[0]) if self.rows else 0
+        step_of_group = torch.div(row, group_rows, rounding_mode="floor") * steps + step
+        by_step = torch.sort(step_of_group, stable=True).indices
+        row, offset = row[by_step], step[by_step, None] * self.chunk + torch.arange(self.chunk)
         hole = offset >= lengths[row][:, None]
         # A position past the end repeats the sequence's last token, so that nothing crosses between sequences.
         self.index = (first[row][:, None] + torch.minimum(offset, (lengths[row] - 1)[:, None])).to(device)
@@ -203,11 +205,11 @@ class ChunkLayout:
         if self.holes_before[-1]:
             chunk_of, position = hole.nonzero(as_tuple=True)
             self.hole = chunk_of.to(device), position.to(device)
-            self.kept = (~hole).reshape(-1).nonzero(as_tuple=True)[0].to(device)
+            self.filled = (~hole).reshape(-1).nonzero(as_tuple=True)[0].to(device)
         if not torch.equal(order, torch.arange(self.rows)):
             self.order = order.to(device)
-        groups = -(-self.rows // step)
-        counts = torch.bincount(wave_of_group, minlength=groups * waves).view(groups, waves).tolist()
+        groups = -(-self.rows // group_rows)
+        counts = torch.bincount(step_of_group, minlength=groups * steps).view(groups, steps).tolist()
         return [[count for count in group if count] for group in counts]
 
 

@@ -4,13 +4,13 @@ from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
-__all__ = ["APART", "BlockShapes", "Buffers", "Parts", "Shapes", "Workspace"]
+__all__ = ["PADDING", "BlockShapes", "Buffers", "Parts", "Shapes", "Workspace"]
 
 Shape = Tuple[int, int]
 Shapes = Dict[str, Shape]
 """By name the rows and columns of each of M matrices."""
 
-APART = 5 * 16
+PADDING = 5 * 16
 """Numbers between one part and the next, an odd number of cache lines of float32: what is read and written at one time
 shall not lie at the same place of a page."""
 
@@ -19,29 +19,29 @@ class BlockShapes(NamedTuple):
     """The tensors of one block.
 
     Attributes:
-        kept: what the forward always keeps for its backward.
-        short: what is quickly found again, and so is kept of short inputs only.
+        residuals: what the forward always saves for its backward.
+        recomputable: what is quickly computed again, and so is saved of short inputs only.
         forward, backward: what else either direction works on.
-        over: in the backward, in the place of what is named and no longer read.
+        aliases: of the backward, each in the memory of the named tensor, which is no longer read then.
     """
 
-    kept: Shapes
-    short: Shapes
+    residuals: Shapes
+    recomputable: Shapes
     forward: Shapes
     backward: Shapes
-    over: Mapping[str, Tuple[str, Shape]] = {}
+    aliases: Mapping[str, Tuple[str, Shape]] = {}
 
 
 class Buffers(Dict[str, torch.Tensor]):
-    """One block's tensors by name, ``[M, ...]``, unwritten but for what the forward has kept.
+    """One block's tensors by name, ``[M, ...]``, unwritten but for what the forward has saved.
 
     Attributes:
-        inference: nobody asks for any of this again.
-        backward: it is the backward, and what is `BlockShapes.kept` has been written.
-        known: what is `BlockShapes.short` has been written too.
+        inference: there is no backward.
+        backward: it is the backward, and what is `BlockShapes.residuals` has been written.
+        has_recomputable: what is `BlockShapes.recomputable` has been written too.
     """
 
-    inference = backward = known = False
+    inference = backward = has_recomputable = False
 
 
 class Parts:
@@ -51,7 +51,7 @@ class Parts:
         shapes: of each part's matrices.
         matrices: how many there are of each.
         start: where the first part begins.
-        over: parts in the place of others.
+        aliases: parts in the memory of others.
 
     Attributes:
         stop: where another part may begin.
@@ -59,19 +59,19 @@ class Parts:
 
     def __init__(
         self, shapes: Shapes, matrices: int, start: int = 0,
-        over: Optional[Mapping[str, Tuple[str, Shape]]] = None,
+        aliases: Optional[Mapping[str, Tuple[str, Shape]]] = None,
     ) -> None:
         sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
-        over = over or {}
-        for base, (rows, columns) in over.values():
+        aliases = aliases or {}
+        for base, (rows, columns) in aliases.values():
             sizes[base] = max(sizes[base], rows * columns)
         starts: Dict[str, int] = {}
         for name, size in sizes.items():
             starts[name] = start
-            start += -(-matrices * size // 16) * 16 + APART
+            start += -(-matrices * size // 16) * 16 + PADDING
         self.stop = start
         self.parts = [(name, starts[name], shape) for name, shape in shapes.items()]
-        self.parts += [(name, starts[base], shape) for name, (base, shape) in over.items()]
+        self.parts += [(name, starts[base], shape) for name, (base, shape) in aliases.items()]
 
     def views(self, memory: torch.Tensor, matrices: int, first: int = 0) -> Dict[str, torch.Tensor]:
         """By name so many matrices from the first on, ``[matrices, ...]``."""
@@ -92,14 +92,14 @@ class Workspace:
         dtype: of the buffers.
         shapes: of the buffers.
         matrices: of the largest block.
-        over: see `BlockShapes`.
+        aliases: see `BlockShapes`.
     """
 
     def __init__(
         self, like: torch.Tensor, dtype: torch.dtype, shapes: Shapes, matrices: int,
-        over: Optional[Mapping[str, Tuple[str, Shape]]] = None,
+        aliases: Optional[Mapping[str, Tuple[str, Shape]]] = None,
     ) -> None:
-        self.parts = Parts(shapes, matrices, over=over)
+        self.parts = Parts(shapes, matrices, aliases=aliases)
         self.memory = like.new_empty(self.parts.stop, dtype=dtype)
         self.found: Dict[int, Dict[str, torch.Tensor]] = {}
 

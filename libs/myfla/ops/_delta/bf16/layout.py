@@ -1,9 +1,12 @@
 """Which token stands in which chunk, and in which order the chunks follow each other.
 
-Every sequence is cut into chunks of C tokens; **wave** w holds the w-th chunk of every row that has one. A row is a
-sequence, or a part of a long one where there are too few to fill a GPU. Rows are ordered by length, longest first, so
-that wave w works on the first rows and its chunks lie next to each other. A dense batch is the case where all rows are
-equally long; its layout is worked out on the device, without reading anything back.
+Every sequence is cut into chunks of C tokens; **step** s of the scan works on the s-th chunk of every row that has one.
+A row is a sequence, or a part of a long one where there are too few to fill a GPU. Rows are ordered by length, longest
+first, so that step s works on the first rows and its chunks lie next to each other. A dense batch is the case where all
+rows are equally long; its layout is computed on the device, without reading anything back.
+
+`_delta.layout` cuts a batch the same way for CPUs: there a block of chunks that fits a cache is one strided view, while
+a GPU gathers all tokens by index in one launch.
 """
 
 from typing import Callable, List, NamedTuple, Optional, Tuple, Union
@@ -51,7 +54,7 @@ class Layout(NamedTuple):
     chunk: int  # C
     heads: int  # HV
     sequences: int  # N
-    waves: Tuple[int, ...]  # rows that have a chunk in each wave, never more than in the wave before
+    steps: Tuple[int, ...]  # rows that have a chunk at each step of the scan, never more than at the step before
     places: Places
     sequence: Optional[torch.Tensor]  # [rows]  which sequence each row begins; None: each its own, in order
     parts: Tuple[Tuple[Index, Index], ...]  # where some sequences are several rows: those with a j-th, and its row
@@ -59,16 +62,16 @@ class Layout(NamedTuple):
     @property
     def rows(self) -> int:
         """Rows that are scanned side by side."""
-        return self.waves[0] if self.waves else 0
+        return self.steps[0] if self.steps else 0
 
     @property
     def matrices(self) -> int:
         """M: chunks of all heads."""
-        return sum(self.waves) * self.heads
+        return sum(self.steps) * self.heads
 
-    def by_wave(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
-        """``[M, ...]`` as one view for each wave."""
-        return x.split([rows * self.heads for rows in self.waves])
+    def by_step(self, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+        """``[M, ...]`` as one view for each step."""
+        return x.split([rows * self.heads for rows in self.steps])
 
 
 def load_into(places: Places, x: torch.Tensor, heads: int, out: torch.Tensor) -> None:
@@ -109,28 +112,28 @@ def dense_layout(
     chunk = chunk or chunk_size(tokens)
     count = -(-tokens // chunk)
     parts = parts or count_parts(batch * heads, count)
-    waves, rows = -(-count // parts), batch * parts
-    places = run(dense_places)(batch, tokens, waves, parts, chunk, tokens < parts * waves * chunk, device)
+    steps, rows = -(-count // parts), batch * parts
+    places = run(dense_places)(batch, tokens, steps, parts, chunk, tokens < parts * steps * chunk, device)
     both: List[Tuple[Index, Index]] = [(slice(None), slice(j, None, parts)) for j in range(parts)]
-    return Layout(chunk, heads, batch, (rows,) * waves, places, None, tuple(both) if parts > 1 else ())
+    return Layout(chunk, heads, batch, (rows,) * steps, places, None, tuple(both) if parts > 1 else ())
 
 
 def dense_places(
-    batch: int, tokens: int, waves: int, parts: int, chunk: int, ragged: bool, device: torch.device
+    batch: int, tokens: int, steps: int, parts: int, chunk: int, ragged: bool, device: torch.device
 ) -> Places:
-    """Rows of ``waves`` chunks, ``parts`` of them a sequence; ragged: the last row of each is not full."""
+    """Rows of ``steps`` chunks, ``parts`` of them a sequence; ragged: the last row of each is not full."""
     fixed(chunk, parts)
     rows, c = batch * parts, torch.arange(chunk, device=device)
-    n = torch.arange(waves * rows, device=device).unsqueeze(1)
-    row, wave = n % rows, torch.div(n, rows, rounding_mode="floor")
-    token = (row % parts * waves + wave) * chunk + c  # within its sequence
+    n = torch.arange(steps * rows, device=device).unsqueeze(1)
+    row, step = n % rows, torch.div(n, rows, rounding_mode="floor")
+    token = (row % parts * steps + step) * chunk + c  # within its sequence
     filled = token < tokens if ragged else None
     token = torch.div(row, parts, rounding_mode="floor") * tokens + token.clamp(max=tokens - 1)
     at = torch.arange(batch * tokens, device=device)
     sequence, at = torch.div(at, tokens, rounding_mode="floor"), at % tokens
     number = torch.div(at, chunk, rounding_mode="floor")  # of its chunk within the sequence
-    row = sequence * parts + torch.div(number, waves, rounding_mode="floor")
-    return Places(token, filled, (number % waves * rows + row) * chunk + at % chunk)
+    row = sequence * parts + torch.div(number, steps, rounding_mode="floor")
+    return Places(token, filled, (number % steps * rows + row) * chunk + at % chunk)
 
 
 def packed_layout(
@@ -160,11 +163,11 @@ def packed_layout(
     size = (counts[sequence] - part * most).clamp(max=most)
     order = torch.argsort(size, descending=True, stable=True)
     sequence, part, size = sequence[order], part[order], size[order]
-    most_waves = int(size[0]) if len(size) else 0
-    waves = len(size) - torch.bincount(size, minlength=most_waves + 1).cumsum(0)[:most_waves]
-    wave = torch.repeat_interleave(torch.arange(most_waves), waves)
-    row = torch.arange(len(wave)) - torch.repeat_interleave(waves.cumsum(0) - waves, waves)
-    first = (part[row] * most + wave) * chunk
+    most_steps = int(size[0]) if len(size) else 0
+    steps = len(size) - torch.bincount(size, minlength=most_steps + 1).cumsum(0)[:most_steps]
+    step = torch.repeat_interleave(torch.arange(most_steps), steps)
+    row = torch.arange(len(step)) - torch.repeat_interleave(steps.cumsum(0) - steps, steps)
+    first = (part[row] * most + step) * chunk
     left = lengths[sequence[row]] - first
     full = bool((left >= chunk).all())
     start, left = torch.stack((bounds[:-1][sequence[row]] + first, left)).to(device)
@@ -174,7 +177,7 @@ def packed_layout(
         rows = torch.nonzero(part == j)[:, 0]
         both.append((sequence[rows].to(device), rows.to(device)))
     cut = tuple(both) if len(both) > 1 else ()
-    return Layout(chunk, heads, len(lengths), tuple(waves.tolist()), places, sequence.to(device), cut)
+    return Layout(chunk, heads, len(lengths), tuple(steps.tolist()), places, sequence.to(device), cut)
 
 
 def _packed_places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int, tokens: int) -> Places:

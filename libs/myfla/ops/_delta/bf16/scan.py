@@ -1,6 +1,6 @@
 """From chunk to chunk: the state itself stays in float32, each chunk reads it rounded.
 
-Three kernels a wave: one pass that rounds the state and lets it decay, and two products. Where sequences and heads are
+Three kernels a step: one pass that rounds the state and lets it decay, and two products. Where sequences and heads are
 too few to fill a GPU, long sequences are cut into rows that are scanned side by side, from nothing and from the
 identity at once: that gives, at every chunk, what its row makes of any state. With the states between the rows known,
 one product gives the states of all chunks. The backward scans twice: from nothing, and then, with the gradients
@@ -15,7 +15,7 @@ from myfla.ops._delta.bf16.fixed import fixed
 from myfla.ops._delta.bf16.layout import Layout
 from myfla.ops._delta.bf16.products import accumulate
 
-Step = Callable[..., None]
+Advance = Callable[..., None]
 
 
 def advance(h: torch.Tensor, g_last: torch.Tensor, low: torch.Tensor) -> None:
@@ -26,13 +26,13 @@ def advance(h: torch.Tensor, g_last: torch.Tensor, low: torch.Tensor) -> None:
 
 
 def scan_rows(
-    step: Step, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, stack: torch.Tensor,
+    advance: Advance, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, stack: torch.Tensor,
     initial_state: Optional[torch.Tensor], dtype: torch.dtype,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """The states before all chunks, and ``v_new``.
 
     Args:
-        step: `advance`, perhaps compiled.
+        advance: the function above, perhaps compiled.
         layout: the order of the chunks.
         g_last: ``[M, 1 or K, 1]``.
         wq: ``[M, 2C, K]``, -w over q_in.
@@ -52,7 +52,7 @@ def scan_rows(
         h.copy_(initial_state)
     if not layout.parts:
         rows = h if layout.sequence is None else h[layout.sequence]
-        _scan(step, layout, g_last, wq, k_out, stack, rows.flatten(0, 1))
+        _scan(advance, layout, g_last, wq, k_out, stack, rows.flatten(0, 1))
         if layout.sequence is not None:
             h[layout.sequence] = rows
         return h, None
@@ -61,25 +61,25 @@ def scan_rows(
     wide[:, key:, value:].zero_()
     effects = h.new_zeros(layout.rows, heads, key, value + key)
     effects[..., value:].diagonal(0, 2, 3).fill_(1)
-    _scan(step, layout, g_last, wq, k_out, wide, effects.flatten(0, 1))
+    _scan(advance, layout, g_last, wq, k_out, wide, effects.flatten(0, 1))
     transitions = effects[..., value:].contiguous()
     starts = _join_parts(layout, effects[..., :value], transitions, h)
     # What the row made of nothing, and what it makes of the state that it starts from.
     starts = starts.to(stack.dtype).flatten(0, 1)
-    starts = torch.cat([starts[: rows * heads] for rows in layout.waves])
+    starts = torch.cat([starts[: rows * heads] for rows in layout.steps])
     stack.copy_(wide[:, :, :value])
     accumulate(stack, wide[:, :, value:], starts)
     return h, transitions
 
 
 def scan_bwd(
-    step: Step, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, dvo: torch.Tensor,
+    advance: Advance, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, dvo: torch.Tensor,
     transitions: Optional[torch.Tensor], dfinal: Optional[torch.Tensor], dh: torch.Tensor, dtype: torch.dtype,
 ) -> torch.Tensor:
     """The gradients of the states after all chunks, and of ``v_new``.
 
     Args:
-        step, layout, g_last, wq: as `scan_rows`.
+        advance, layout, g_last, wq: as `scan_rows`.
         k_out: ``[M, C, K]``.
         dvo: ``[M, 2C, V]``, the gradient that reaches v_new within its chunk, completed in place, over do.
         transitions: of `scan_rows`.
@@ -94,62 +94,62 @@ def scan_bwd(
     if dfinal is not None:
         d.copy_(dfinal)
     if transitions is not None:
-        fresh = d.new_zeros(layout.rows, *d.shape[1:])
-        _scan_bwd(step, layout, g_last, wq, k_out, dvo.clone(), fresh.flatten(0, 1), torch.empty_like(dh))
-        rows = _join_parts(layout, fresh, transitions, d, back=True)
+        from_zero = d.new_zeros(layout.rows, *d.shape[1:])
+        _scan_bwd(advance, layout, g_last, wq, k_out, dvo.clone(), from_zero.flatten(0, 1), torch.empty_like(dh))
+        rows = _join_parts(layout, from_zero, transitions, d, back=True)
     elif layout.sequence is None:
         rows = d
     else:
         rows = d[layout.sequence]
-    _scan_bwd(step, layout, g_last, wq, k_out, dvo, rows.flatten(0, 1), dh)
+    _scan_bwd(advance, layout, g_last, wq, k_out, dvo, rows.flatten(0, 1), dh)
     if transitions is None and layout.sequence is not None:
         d[layout.sequence] = rows
     return d
 
 
 def _scan(
-    step: Step, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, stack: torch.Tensor,
+    advance: Advance, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, stack: torch.Tensor,
     h: torch.Tensor,
 ) -> None:
-    """``v_new = u - w h;  h <- g_last h + k_out^T v_new`` wave after wave; ``h [rows * HV, K, V]`` in place."""
+    """``v_new = u - w h;  h <- g_last h + k_out^T v_new`` step after step; ``h [rows * HV, K, V]`` in place."""
     chunk, key = wq.shape[1] // 2, wq.shape[2]
     parts = (g_last, wq[:, :chunk], k_out.transpose(1, 2), stack[:, :key], stack[:, key : key + chunk], stack[:, key:])
-    for g, w, k, low, v_new, values in zip(*(layout.by_wave(x) for x in parts)):
+    for g, w, k, low, v_new, values in zip(*(layout.by_step(x) for x in parts)):
         now = h[: len(g)]
-        step(now, g, low)
+        advance(now, g, low)
         accumulate(v_new, w, low)
         accumulate(now, k, values)
 
 
 def _scan_bwd(
-    step: Step, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, dvo: torch.Tensor,
+    advance: Advance, layout: Layout, g_last: torch.Tensor, wq: torch.Tensor, k_out: torch.Tensor, dvo: torch.Tensor,
     d: torch.Tensor, dh: torch.Tensor,
 ) -> None:
-    """``dv_new += k_out d;  d <- g_last d + wq^T [dv_new; do]`` from the last wave to the first."""
+    """``dv_new += k_out d;  d <- g_last d + wq^T [dv_new; do]`` from the last step to the first."""
     chunk = k_out.shape[1]
     parts = (g_last, k_out, wq.transpose(1, 2), dh, dvo[:, :chunk], dvo)
-    for g, k, w, low, dv_new, both in reversed(list(zip(*(layout.by_wave(x) for x in parts)))):
+    for g, k, w, low, dv_new, both in reversed(list(zip(*(layout.by_step(x) for x in parts)))):
         now = d[: len(g)]
-        step(now, g, low)
+        advance(now, g, low)
         accumulate(dv_new, k, low)
         accumulate(now, w, both)
 
 
 def _join_parts(
-    layout: Layout, fresh: torch.Tensor, transitions: torch.Tensor, h: torch.Tensor, back: bool = False
+    layout: Layout, from_zero: torch.Tensor, transitions: torch.Tensor, h: torch.Tensor, back: bool = False
 ) -> torch.Tensor:
     """The states where all rows start (backward: the gradients where they end).
 
     Args:
-        fresh: ``[rows, HV, K, V]``, what each row makes of nothing.
+        from_zero: ``[rows, HV, K, V]``, what each row makes of nothing.
         transitions: ``[rows, HV, K, K]``, what it makes of a state, but for that.
         h: ``[N, HV, K, V]`` where the sequences start (backward: where they end); moved on to their other ends.
     """
-    starts = torch.empty(fresh.shape, dtype=fresh.dtype, device=fresh.device)
+    starts = torch.empty(from_zero.shape, dtype=from_zero.dtype, device=from_zero.device)
     transitions = transitions.transpose(2, 3) if back else transitions
     for sequences, rows in reversed(layout.parts) if back else layout.parts:
         now = h[sequences]
         starts[rows] = now
-        h[sequences] = fresh[rows] + transitions[rows] @ now
+        h[sequences] = from_zero[rows] + transitions[rows] @ now
     return starts
 

@@ -9,7 +9,7 @@ from myfla.ops._delta.call import Call, Result, by_token_only, call_dtype, call_
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.plan import plan_call
 from myfla.ops._delta.families.base import Plan
-from myfla.ops._delta.families.tied import as_tied
+from myfla.ops._delta.families.dplr import DPLR, tie_keys
 from myfla.ops._delta.recurrent.loop import one_token, token_loop
 from myfla.ops._delta.traced.chunks import traced_chunks
 from myfla.utils.autograd import backward_through, records
@@ -23,8 +23,8 @@ alignment."""
 
 def chunk_rule(call: Call) -> Result:
     """The chunk form of a checked call; differentiable, also twice."""
-    key, value, call = call.x[1].shape[3], call.x[2].shape[3], as_tied(call)
-    call, plan = _planned(_filled(call, -key % LANES, -value % LANES) if call.family.fills_heads else call)
+    key, value = call.x[1].shape[3], call.x[2].shape[3]
+    call, plan = _prepared(call, LANES)
     if records(call.initial_state, *call.x):
         o, final = ChunkRule.apply(plan, None, call.cu_seqlens, call.initial_state, *call.x)
     else:
@@ -34,32 +34,37 @@ def chunk_rule(call: Call) -> Result:
     return o[..., :value].contiguous(), final[:, :, :key, :value].contiguous()
 
 
-def _filled(call: Call, wider: int, taller: int) -> Call:
-    """Head sizes filled up with channels that do nothing, so many of keys and of values."""
-    if not wider and not taller:
-        return call
-    call, state = call.activated().normalised(), call.initial_state
-    x = [F.pad(t, (0, taller if i == 2 else wider)) if t.dim() == 4 else t for i, t in enumerate(call.x)]
-    return call._replace(x=tuple(x), initial_state=None if state is None else F.pad(state, (0, taller, 0, wider)))
-
-
 def loop_rule(call: Call) -> Result:
     """The recurrent form of a checked call; differentiated as the chunk form, where that knows the call's inputs."""
     if call.plain:
         return one_token(call, torch.float32)
     if not records(*call_tensors(call)) or by_token_only(call):
         return token_loop(call)
-    call, plan = _planned(as_tied(call))
+    call, plan = _prepared(call)
     return ChunkRule.apply(plan, call, call.cu_seqlens, call.initial_state, *call.x)
 
 
-def _planned(call: Call) -> Tuple[Call, Plan]:
-    call = call.activated(whole=True)
+def _prepared(call: Call, lanes: int = 1) -> Tuple[Call, Plan]:
+    """The call as the engine takes it, head sizes padded to a multiple of ``lanes`` where the family wants that."""
+    if call.family is DPLR and call.x[4] is call.x[1]:
+        call = tie_keys(call)
+    if call.family.pads_heads:
+        call = _pad_heads(call, -call.x[1].shape[3] % lanes, -call.x[2].shape[3] % lanes)
+    call = call.activated(zero_g=True)
     call = call if call.family.fuses_l2norm else call.normalised()
     return call, plan_call(
         call.family, call.x, call.scale, call.l2norm, call.cu_seqlens, call.sequences, call.chunk_size,
         call_dtype(call), call.out_dtype,
     )  # fmt: skip
+
+
+def _pad_heads(call: Call, key: int, value: int) -> Call:
+    """So many channels that do nothing behind those of keys, and of values."""
+    if not key and not value:
+        return call
+    call, state = call.activated().normalised(), call.initial_state
+    x = [F.pad(t, (0, value if i == 2 else key)) if t.dim() == 4 else t for i, t in enumerate(call.x)]
+    return call._replace(x=tuple(x), initial_state=None if state is None else F.pad(state, (0, value, 0, key)))
 
 
 class ChunkRule(torch.autograd.Function):
@@ -73,20 +78,20 @@ class ChunkRule(torch.autograd.Function):
         ctx: Any, plan: Plan, call: Optional[Call], cu_seqlens: Optional[torch.Tensor],
         initial_state: Optional[torch.Tensor], *x: torch.Tensor,
     ) -> Result:  # fmt: skip
-        kept = None
+        residuals = None
         if call is None:
-            kept = x[2].new_empty(plan.kept, dtype=plan.dtype)
-            o, final = chunk_fwd(x[2], x, initial_state, plan, kept)
+            residuals = x[2].new_empty(plan.residuals, dtype=plan.dtype)
+            o, final = chunk_fwd(x[2], x, initial_state, plan, residuals)
         else:
             o, final = token_loop(call._replace(x=x, initial_state=initial_state))
-        ctx.save_for_backward(cu_seqlens, initial_state, *x, kept)
+        ctx.save_for_backward(cu_seqlens, initial_state, *x, residuals)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
     def backward(ctx: Any, do: Optional[torch.Tensor], dfinal: Optional[torch.Tensor]) -> Any:
-        plan, (cu_seqlens, initial_state, *x, kept) = ctx.plan, ctx.saved_tensors
+        plan, (cu_seqlens, initial_state, *x, residuals) = ctx.plan, ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
             def formula(state: Optional[torch.Tensor], *x: torch.Tensor) -> Result:
                 return traced_chunks(
@@ -95,9 +100,9 @@ class ChunkRule(torch.autograd.Function):
 
             found = backward_through(formula, (initial_state, *x), ctx.needs_input_grad[3:], (do, dfinal))
             return (None, None, None, *found)
-        if kept is None:
-            kept = x[2].new_empty(plan.kept, dtype=plan.dtype)
-            chunk_fwd(x[2], x, initial_state, plan, kept)
+        if residuals is None:
+            residuals = x[2].new_empty(plan.residuals, dtype=plan.dtype)
+            chunk_fwd(x[2], x, initial_state, plan, residuals)
         do = torch.zeros_like(x[2]) if do is None else do
-        grads, dinitial = chunk_bwd(do, dfinal, x, plan, kept, initial_state is None)
+        grads, dinitial = chunk_bwd(do, dfinal, x, plan, residuals, initial_state is None)
         return (None, None, None, None if initial_state is None else dinitial.to(initial_state.dtype), *grads)

@@ -42,7 +42,7 @@ class TokenDecays(NamedTuple):
         return cls(qk_in, k_out, to_end, beta, qk_in[:, 2 * chunk - 1 :])
 
 
-def weigh_decays(
+def token_decays(
     block: Block, g: torch.Tensor, beta: Optional[torch.Tensor], scale: float, out: TokenDecays
 ) -> torch.Tensor:
     """Write the decays of one block; returns ``c [M, C]``, in float64 where there is.

@@ -37,7 +37,7 @@ class Levels:
         strong: ``[n]`` which matrices of the block.
         late: ``[n, C]`` bool, the tokens from the first strong decay of each on.
         before: whether the second kind of rows reads before its own decay.
-        left: ``[n, R C, K]`` the rows, not weighed.
+        left: ``[n, R C, K]`` the rows, not scaled.
         right: ``[n, S C, K]`` the columns.
     """
 
@@ -58,7 +58,7 @@ class Levels:
         self.rows, self.before = torch.stack(rows, dim=1), before
 
     def replace(self, left: torch.Tensor, out: torch.Tensor, g_last: torch.Tensor, A: torch.Tensor) -> None:
-        """Write what `channels.weigh_tokens` found of these matrices again, in place.
+        """Write what `families.channel.scale_tokens` found of these matrices again, in place.
 
         Products of tokens before the first strong decay stay as they are, so that no token's result depends, by as
         much as a bit, on decays after it.

@@ -1,15 +1,30 @@
-"""What is decided before anything is computed: chunks, blocks, heads, and where what is kept lies."""
+"""What is decided before anything is computed: chunks, blocks, heads, and where each residual lies.
 
-from typing import Optional
+The sizes of chunks and blocks change speed and rounding, never meaning.
+"""
+
+from typing import List, Optional
 
 import torch
 
 from myfla.ops._delta.families.base import Family, HeadGroup, Plan, Tensors
 from myfla.ops._delta.layout import ChunkLayout
-from myfla.ops._delta.tuning import block_chunks, chunk_tokens, keeps_more, states_together
-from myfla.ops._delta.workspace import APART, BlockShapes, Parts, Shapes
+from myfla.ops._delta.workspace import PADDING, BlockShapes, Parts, Shapes
 
-__all__ = ["most_kept", "plan_call"]
+__all__ = ["graph_chunk", "max_residuals", "plan_call"]
+
+CPU_BLOCK = 128 * 1024
+"""Elements of one buffer per thread (512 kB of float32): a handful of such buffers stay in a core's cache."""
+
+CPU_STATES = 128 * 1024
+"""Elements of the states carried at one time per thread (512 kB of float32): half of a core's second cache."""
+
+GPU_BLOCK = 64 * 1024 * 1024
+"""On a GPU large products matter, not caches."""
+
+MAX_RESIDUALS = 15 << 19
+"""Elements of all that is saved for the backward (30 MB of float32) up to which what could be recomputed is saved too:
+a tensor of 32 MB or more is new memory at every call to the C library, and that costs as much as recomputing."""
 
 
 def plan_call(
@@ -25,43 +40,106 @@ def plan_call(
     together = max(1, min(heads, states // group))
     chunks = block_chunks(together * group * chunk * max(key, value), device)
     layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, device, chunks, states // (together * group))
-    shapes, matrices = _with_engine(family, chunk, key, value), layout.total * value_heads
-    always = _numbers(shapes.kept) + key * value
-    # What a graph keeps depends on nothing but sizes.
-    states_too = for_graph or keeps_more(matrices * always, device)
-    tokens_too = states_too and not for_graph and keeps_more(matrices * (always + _numbers(shapes.short)), device)
-    kept, groups, start = {**shapes.kept, **(shapes.short if tokens_too else {})}, [], 0
+    shapes, matrices = _engine_shapes(family, chunk, key, value), layout.total * value_heads
+    saved, elements = dict(shapes.residuals), _elements(shapes.residuals) + key * value
+    # What a graph saves depends on nothing but sizes.
+    save_states = for_graph or saves_recomputable(matrices * elements, device)
+    elements += _elements(shapes.recomputable)
+    save_recomputable = save_states and not for_graph and saves_recomputable(matrices * elements, device)
+    if save_recomputable:
+        saved.update(shapes.recomputable)
+    groups: List[HeadGroup] = []
+    start = 0
     for first in range(0, heads, together):
         last = min(first + together, heads)
         count = (last - first) * group
-        parts = Parts(kept, layout.total * count, start)
-        chunks = layout.total if states_too else layout.openings
+        parts = Parts(saved, layout.total * count, start)
+        chunks = layout.total if save_states else layout.block_states
         before = Parts({"states": (key, value)}, chunks * count, parts.stop)
         groups.append(HeadGroup(slice(first, last), slice(first * group, last * group), count, parts, before))
         start = before.stop
     largest = max([block.size for blocks in layout.groups for block in blocks], default=0) * together * group
     return Plan(
-        family, scale, l2norm, layout, dtype, out_dtype, states_too, tokens_too, (value_heads, key, value), shapes,
-        groups, start, largest,
+        family, scale, l2norm, layout, dtype, out_dtype, save_states, save_recomputable, (value_heads, key, value),
+        shapes, groups, start, largest,
     )  # fmt: skip
 
 
-def _with_engine(family: Family, chunk: int, key: int, value: int) -> BlockShapes:
+def _engine_shapes(family: Family, chunk: int, key: int, value: int) -> BlockShapes:
     """The family's tensors and the engine's own."""
     own, rows = family.shapes(chunk, key, value), 2 * chunk if family.corrects else chunk
     solved: Shapes = {"A_inv_T": (chunk, chunk)} if family.corrects else {}
     grads: Shapes = {"out": (rows, value), "dv_new": (chunk, value), "dqk_in": (rows, key), "dk_out": (chunk, key)}
     if family.corrects:
         grads["dv_in"] = (chunk, value)
-    return own._replace(kept={"v_new": (chunk, value), **solved, **own.kept}, backward={**grads, **own.backward})
+    saved = {"v_new": (chunk, value), **solved, **own.residuals}
+    return own._replace(residuals=saved, backward={**grads, **own.backward})
 
 
-def most_kept(family: Family, chunk: int, key: int, value: int, chunks: int, heads: int) -> int:
-    """Numbers of what ``for_graph`` calls of so many chunks and heads keep, at most."""
-    kept = _with_engine(family, chunk, key, value).kept
-    return chunks * heads * (_numbers(kept) + key * value) + (16 + APART) * (len(kept) + 1) * heads
+def max_residuals(family: Family, chunk: int, key: int, value: int, chunks: int, heads: int) -> int:
+    """Elements of what ``for_graph`` calls of so many chunks and heads save, at most."""
+    saved = _engine_shapes(family, chunk, key, value).residuals
+    return chunks * heads * (_elements(saved) + key * value) + (16 + PADDING) * (len(saved) + 1) * heads
 
 
-def _numbers(shapes: Shapes) -> int:
+def _elements(shapes: Shapes) -> int:
     """Of a matrix of each."""
     return sum([rows * columns for rows, columns in shapes.values()])
+
+
+def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int:
+    """Tokens in a chunk, between 16 and 64, and not much more than there are.
+
+    Within a chunk the work grows with C, and small products run at a lower rate; on CPUs these were the fastest.
+
+    Args:
+        tokens: length of a typical sequence.
+        key, value: head sizes.
+        device: where it runs.
+    """
+    if tokens <= 16:
+        return max(tokens, 1)
+    if device.type != "cpu":
+        return 64
+    size = max(key, value)
+    wanted = 16 if size <= 32 else 32 if size <= 128 else 64
+    while wanted > 16 and wanted >= 2 * tokens:
+        wanted //= 2
+    return wanted
+
+
+def graph_chunk(family: Family, x: Tensors) -> int:
+    """Tokens in a chunk of a compiled graph, which serves every length."""
+    return min(family.largest_chunk, chunk_tokens(1 << 20, x[1].shape[3], x[2].shape[3], x[2].device))
+
+
+def block_chunks(elements: int, device: torch.device) -> int:
+    """How many chunks are worked on together.
+
+    Args:
+        elements: elements of one chunk of all heads in the largest buffer.
+        device: where it runs.
+    """
+    budget = CPU_BLOCK * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK
+    return max(1, budget // max(elements, 1))
+
+
+def states_together(elements: int, device: torch.device) -> int:
+    """How many states are carried at a time; sequences and heads are independent.
+
+    Args:
+        elements: elements of one state.
+        device: where it runs.
+    """
+    budget = CPU_STATES * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK
+    return max(1, budget // max(elements, 1))
+
+
+def saves_recomputable(elements: int, device: torch.device) -> bool:
+    """Whether training saves what could be recomputed: the states before every chunk, not only before every block.
+
+    Args:
+        elements: elements of all that is saved then.
+        device: where it runs; on a GPU a block is almost everything as it is.
+    """
+    return device.type == "cpu" and elements <= MAX_RESIDUALS

@@ -6,10 +6,9 @@ import torch
 
 from myfla.backends.official import Kernel
 from myfla.ops._delta.call import Call, Result
-from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
+from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.layout import Block, ChunkLayout
 from myfla.ops._delta.recurrent.step import StepRule
-from myfla.ops._delta.tuning import chunk_tokens
 from myfla.ops._delta.workspace import BlockShapes, Buffers, Parts
 
 Tensors = Sequence[torch.Tensor]
@@ -21,7 +20,7 @@ class HeadGroup(NamedTuple):
     key_heads: slice  # of queries and keys
     value_heads: slice
     heads: int  # how many value heads
-    parts: Parts  # where what they keep lies among all that is kept
+    parts: Parts  # where their residuals lie among all
     states: Parts  # and their states
 
 
@@ -34,12 +33,12 @@ class Plan(NamedTuple):
     layout: ChunkLayout  # how the tokens are cut into chunks
     dtype: torch.dtype  # of sums and states
     out_dtype: torch.dtype
-    keep_states: bool  # keep the states before every chunk, not only before every block
-    keep_tokens: bool  # keep what is `BlockShapes.short`
+    save_states: bool  # save the states before every chunk, not only before every block
+    save_recomputable: bool  # save what is `BlockShapes.recomputable`
     sizes: Tuple[int, int, int]  # HV, K, V
     shapes: BlockShapes
     groups: List[HeadGroup]
-    kept: int  # numbers of what is kept
+    residuals: int  # elements of all that is saved for the backward
     largest: int  # matrices of the largest block
 
 
@@ -55,7 +54,7 @@ class Family:
         largest_chunk: most tokens in a chunk that are worth it.
         traced_chunk: tokens in a chunk of plain operations. It does not follow T, so that one graph serves every T.
         fuses_l2norm: whether `prepare` normalises queries and keys; otherwise they come normalised.
-        fills_heads: whether head sizes are filled up to whole vectors.
+        pads_heads: whether head sizes are padded to whole vectors.
         corrects: whether there is a triangular system, the delta rule's correction.
         kernels: the official functions, by form.
         step: the recurrent form.
@@ -66,14 +65,10 @@ class Family:
     largest_chunk = 64
     traced_chunk = 16
     fuses_l2norm = False
-    fills_heads = False
+    pads_heads = False
     corrects = True
     kernels: ClassVar[Dict[str, Kernel]] = {}
     step = StepRule()
-
-    def graph_chunk(self, x: Tensors) -> int:
-        """Tokens in a chunk of a compiled graph, which serves every length."""
-        return min(self.largest_chunk, chunk_tokens(1 << 20, x[1].shape[3], x[2].shape[3], x[2].device))
 
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         """The tensors that `prepare` and `prepare_bwd` find in their buffers, beside the engine's own."""

@@ -1,24 +1,57 @@
-"""What the families with a decay for every key channel share: how a block is weighed, and again in the backward."""
+"""What the families with a decay for every key channel share: its decays inside a chunk, and their gradients.
 
-from typing import Callable
+A family stacks the kinds of tokens that read (``left [M, R C, K]``: queries, then keys) over each other, and those that
+write (``right [M, S C, K]``). With ``c_t`` the log decay summed from the chunk's start, per channel::
+
+    left   = left exp(c)          (exp(c) without token t's own decay for rows that read before it)
+    out    = right exp(c_last - c)
+    A      = sum over channels of left_t right_s exp(c_t - c_s)          cut to what each row sees
+
+Splitting ``exp(c_t - c_s)`` into ``exp(c_t)`` and ``exp(-c_s)`` is exact to rounding while ``|c|`` stays within `LIMIT`
+in the chunk (the RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). In matrices beyond, the
+tokens from the first that leaves the limit are computed again by `chunk.levels`, right for every decay down to -inf.
+Splitting is a third of the work of sub-chunks with references of their own, which is how `bf16.channels` does it for
+every chunk.
+"""
+
+import math
+from typing import Callable, NamedTuple, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.chunk.channels import Channels, Tokens, exp_decays, weigh_tokens
+from myfla.ops._delta.chunk.decay import wide_dtype
+from myfla.ops._delta.chunk.levels import Levels
+from myfla.ops._delta.chunk.recurrence import ChunkGrads
 from myfla.ops._delta.families.base import Family
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.workspace import BlockShapes, Buffers
 
+__all__ = ["LIMIT", "ChannelFamily", "Channels", "token_grads"]
+
+LIMIT = 40.0
+"""Largest summed log decay, up or down, that a chunk may have to be split in two factors: both stay below exp(40)."""
+
 Load = Callable[[torch.Tensor, torch.Tensor], None]
-"""Fills ``left [M, R C, K]`` and ``right [M, S C, K]`` with tokens that are not weighed."""
+"""Fills ``left [M, R C, K]`` and ``right [M, S C, K]`` with tokens that are not scaled."""
+
+RECOMPUTABLE = ("exp_g", "left", "right", "out_keys", "A")
+"""What is saved of short inputs only."""
 
 
-SHORT = ("exp_g", "left", "right", "out_keys", "A")
-"""What is kept of short inputs only."""
+class Channels(NamedTuple):
+    """A block's tokens, scaled."""
+
+    exp_g: torch.Tensor  # [M, C + 1, K]  exp(c): before the first token, then after each
+    left: torch.Tensor  # [M, R C, K]
+    right: torch.Tensor  # [M, S C, K]  right exp(-c)
+    out: torch.Tensor  # [M, S C, K]
+    A: torch.Tensor  # [M, R C, S C]
+    g_last: torch.Tensor  # [M, K, 1]
+    levels: Optional[Levels]  # of the matrices beyond the limit
 
 
 class ChannelFamily(Family):
-    """Base of these.
+    """Base of these families.
 
     Attributes:
         rows, columns: R and S, how many kinds of tokens read and write.
@@ -26,7 +59,7 @@ class ChannelFamily(Family):
     """
 
     largest_chunk = 32  # work within a chunk, and the sum of its decays, grow faster than elsewhere
-    fills_heads = True
+    pads_heads = True
     rows = 2
     columns = 1
     before = False
@@ -34,23 +67,23 @@ class ChannelFamily(Family):
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         left, right = (self.rows * chunk, key), (self.columns * chunk, key)
         return BlockShapes(
-            kept={"strong": (1, 1)},
-            short={"exp_g": (chunk + 1, key), "left": left, "right": right, "out_keys": right,
+            residuals={"strong": (1, 1)},
+            recomputable={"exp_g": (chunk + 1, key), "left": left, "right": right, "out_keys": right,
                    "A": (self.rows * chunk, self.columns * chunk)},
             forward={"v_in": (chunk, value)},
             backward={"dA": (self.rows * chunk, self.columns * chunk), "dright": right,
                       "flow": (2 * chunk, key), "dgk": (chunk, key)},
         )  # fmt: skip
 
-    def weigh(self, block: Block, gk: torch.Tensor, load: Load, buffers: Buffers) -> Channels:
-        """The block's tokens, weighed; those that are kept are taken as they are."""
+    def scaled_tokens(self, block: Block, gk: torch.Tensor, load: Load, buffers: Buffers) -> Channels:
+        """The block's tokens, scaled by their decays; those that are saved are taken as they are."""
         chunk, strong = block.chunk, buffers["strong"]
-        if buffers.known and not bool(strong.any()):
-            exp_g, left, right, out, A = (buffers[name] for name in SHORT)
+        if buffers.has_recomputable and not bool(strong.any()):
+            exp_g, left, right, out, A = (buffers[name] for name in RECOMPUTABLE)
             return Channels(exp_g, left, right, out, A, exp_g[:, chunk:].transpose(1, 2).contiguous(), None)
-        # What is kept stays as it is.
+        # What is saved stays as it is.
         exp_g, left, right, out, A = (
-            torch.empty_like(buffers[name]) if buffers.known else buffers[name] for name in SHORT
+            torch.empty_like(buffers[name]) if buffers.has_recomputable else buffers[name] for name in RECOMPUTABLE
         )
         load(left, right)
         beyond = exp_decays(block, gk, exp_g)
@@ -58,4 +91,140 @@ class ChannelFamily(Family):
             strong.zero_()
             if beyond is not None:
                 strong[beyond] = 1
-        return weigh_tokens(block, Tokens(left, right, gk, self.before), exp_g, beyond, out, A)
+        return scale_tokens(block, left, right, gk, self.before, exp_g, beyond, out, A)
+
+    def token_grads(self, block: Block, p: Channels, d: ChunkGrads, buffers: Buffers) -> Tuple[torch.Tensor, ...]:
+        """`token_grads` where one kind of tokens writes: of left ``[M, R C, K]``, of right ``[M, C, K]``, of gk."""
+        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
+        return token_grads(p, self.before, block.chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
+
+
+def exp_decays(block: Block, gk: torch.Tensor, exp_g: torch.Tensor) -> Optional[torch.Tensor]:
+    """Fill ``exp_g [M, C + 1, K]``; returns the indices of the matrices beyond the limit, or None.
+
+    Summed in float64 where there is one: rounding errors of a float32 sum would be the largest of all. Every matrix is
+    judged by itself, so that no row and no earlier token feels another's decay; a NaN counts as within.
+    """
+    shape = (exp_g.shape[0], block.chunk, gk.shape[3])
+    steps = block.load(gk, gk.new_empty(shape, dtype=wide_dtype(gk.device, exp_g.dtype)))
+    exp_g[:, :1].fill_(1.0)
+    exp_g[:, 1:].copy_(torch.cumsum(steps, 1, out=steps).exp_())
+    flat = exp_g.flatten(1)
+    strong = beyond_limit(flat.amin(1)).logical_or_(beyond_limit(flat.amax(1)))
+    if not bool(strong.any()):
+        return None
+    exp_g.clamp_(min=1e-30, max=1e30)
+    return strong.nonzero(as_tuple=True)[0]
+
+
+def beyond_limit(exp_g: torch.Tensor) -> torch.Tensor:
+    """Where ``exp(c)`` has left the limit."""
+    return (exp_g < math.exp(-LIMIT)).logical_or_(exp_g > math.exp(LIMIT))
+
+
+def scale_tokens(
+    block: Block, left: torch.Tensor, right: torch.Tensor, gk: torch.Tensor, before: bool, exp_g: torch.Tensor,
+    strong: Optional[torch.Tensor], out: torch.Tensor, A: torch.Tensor,
+) -> Channels:
+    """Scale the tokens of a block by their decays, in place, and multiply rows and columns.
+
+    Args:
+        block: which chunks.
+        left: ``[M, R C, K]``, those that read; written over.
+        right: ``[M, S C, K]``, those that write; written over.
+        gk: ``[B, T, HV, K]`` log decays.
+        before: whether the second kind of rows reads before its own decay.
+        exp_g, strong: of `exp_decays`.
+        out: ``[M, S C, K]``, written.
+        A: ``[M, R C, S C]``, written.
+    """
+    chunk, levels = block.chunk, None
+    if strong is not None:
+        late = beyond_limit(exp_g[:, 1:].index_select(0, strong)).any(2).cumsum(1) > 0
+        raw = (x.index_select(0, strong) for x in (left, right))
+        levels = Levels(block, gk, strong, late, before, *raw)
+    exclusive, inclusive, last = exp_g[:, :-1], exp_g[:, 1:], exp_g[:, chunk:]
+    for row in range(left.shape[1] // chunk):
+        left[:, row * chunk : (row + 1) * chunk].mul_(exclusive if row and before else inclusive)
+    _kinds(right, chunk).div_(inclusive.unsqueeze(1))
+    torch.mul(right, last, out=out)
+    torch.bmm(left, right.transpose(1, 2), out=A)
+    g_last = last.transpose(1, 2).contiguous()
+    if levels is not None:
+        levels.replace(left, out, g_last, A)
+    return Channels(exp_g, left, right, out, causal_mask_(A, chunk), g_last, levels)
+
+
+def causal_mask_(A: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Zero, in place, the future in ``[M, R C, S C]``: above the diagonal for queries, on it too for keys."""
+    for row in range(A.shape[1] // chunk):
+        for column in range(A.shape[2] // chunk):
+            A[:, row * chunk : (row + 1) * chunk, column * chunk : (column + 1) * chunk].tril_(-1 if row else 0)
+    return A
+
+
+def token_grads(
+    c: Channels, before: bool, chunk: int, dA: torch.Tensor, dleft: torch.Tensor, dout: torch.Tensor,
+    dg_last: torch.Tensor, buffers: Buffers,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of the tokens as the family stacked them, and of gk ``[M, C, K]``.
+
+    A step's log decay lies on every path that crosses it: reads of the incoming state by tokens from it on, hand-overs
+    by tokens before it, the state's own way, and pairs of tokens on either side of it, as the difference
+    ``left dleft - right dright`` summed from it on. What no decay scales, a token's read of itself and the last one's
+    hand-over, never enters, so that the difference is exact to rounding for strong decays too.
+
+    Args:
+        c: what `scale_tokens` gave.
+        before: as `scale_tokens` has it.
+        chunk: C.
+        dA: ``[M, R C, S C]`` gradient of A, not yet cut; overwritten.
+        dleft: ``[M, R C, K]`` gradient of left through the state; overwritten.
+        dout: ``[M, S C, K]`` gradient of out; overwritten.
+        dg_last: ``[M, K, 1]`` gradient of g_last.
+        buffers: for what comes in between.
+    """
+    kinds = dA.shape[2] // chunk
+    ends = (dg_last * c.g_last).transpose(1, 2)
+    causal_mask_(dA, chunk)
+    exact = None if c.levels is None else c.levels.grads(dA, dleft, dout, ends)
+    own = []
+    for kind in range(kinds):
+        diagonal = dA[:, :chunk, kind * chunk : (kind + 1) * chunk].diagonal(0, 1, 2)
+        own.append(diagonal.clone().unsqueeze(-1))
+        diagonal.zero_()
+    dleft.baddbmm_(dA, c.right)
+    dright = torch.bmm(dA.transpose(1, 2), c.left, out=buffers["dright"])
+    flow = buffers["flow"]
+    crossing, handed = flow[:, :chunk], flow[:, chunk:]
+    queries, dqueries = c.left[:, :chunk], dleft[:, :chunk]
+    torch.mul(queries, dqueries, out=crossing)
+    for row in range(1, dleft.shape[1] // chunk):
+        at = slice(row * chunk + before, (row + 1) * chunk)
+        crossing[:, : chunk - before].addcmul_(c.left[:, at], dleft[:, at])
+    rights, drights, douts, outs = (_kinds(x, chunk) for x in (c.right, dright, dout, c.out))
+    for kind in range(kinds):
+        crossing.addcmul_(rights[:, kind], drights[:, kind], value=-1)
+        if kind:
+            handed.addcmul_(outs[:, kind], douts[:, kind])
+        else:
+            torch.mul(outs[:, kind], douts[:, kind], out=handed)
+    ones = torch.ones(chunk, chunk, dtype=flow.dtype, device=flow.device)
+    sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1).expand(flow.shape[0], -1, -1)
+    dgk = torch.bmm(sums, flow, out=buffers["dgk"]).add_(ends)
+    dright.addcmul_(dout, c.exp_g[:, chunk:])
+    for kind in range(kinds):
+        dqueries.addcmul_(rights[:, kind], own[kind])
+        drights[:, kind].addcmul_(queries, own[kind])
+    for row in range(dleft.shape[1] // chunk):
+        dleft[:, row * chunk : (row + 1) * chunk].mul_(c.exp_g[:, :-1] if row and before else c.exp_g[:, 1:])
+    drights.div_(c.exp_g[:, 1:].unsqueeze(1))
+    if c.levels is not None and exact is not None:
+        for found, right in zip((dleft, dright, dgk), exact):
+            found.index_copy_(0, c.levels.strong, right)
+    return dleft, dright, dgk
+
+
+def _kinds(x: torch.Tensor, chunk: int) -> torch.Tensor:
+    """``[M, S C, K]`` as ``[M, S, C, K]``."""
+    return x.view(x.shape[0], -1, chunk, x.shape[2])

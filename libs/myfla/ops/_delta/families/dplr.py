@@ -1,9 +1,14 @@
 """The delta rule with a diagonal-plus-low-rank transition (RWKV-7, arXiv 2503.14456).
 
-With ``u_t = a_t^T S_{t-1}`` what a token reads before it writes, in the notation of `chunk.channels`::
+With ``u_t = a_t^T S_{t-1}`` what a token reads before it writes, in the notation of `families.channel`::
 
     left = [scale q; -a],  right = [b; k],  A = [A_qb, A_qk; -A_ab, -A_ak]
     L = -A_ab,  v_in = A_ak v,  k_in = -a',  v_new = u,  k_out = b',  kv = k'^T v,  o_v = A_qk v
+
+Comba and GDN-2 tie the two keys that write, ``b = k``. One kind of tokens writes then, ``w_t = v_t + S_{t-1}^T a_t``,
+and one triangular system serves erasing and writing, half the work of the general rule::
+
+    left = [scale q; -a],  right = [k],  A = [A_qk; -A_ak],  L = -A_ak,  v_in = v,  k_in = -a',  v_new = w,  k_out = k'
 """
 
 from typing import ClassVar, Dict
@@ -12,11 +17,10 @@ import torch
 
 from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR, Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
-from myfla.ops._delta.chunk.channels import token_grads
-from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import sums_between
+from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.families.base import Plan, Tensors
-from myfla.ops._delta.families.channel import ChannelFamily
+from myfla.ops._delta.families.channel import ChannelFamily, token_grads
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import dplr_loop
 from myfla.ops._delta.recurrent.step import DplrStep
@@ -24,7 +28,7 @@ from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.traced.step import dplr_step
 from myfla.ops._delta.workspace import BlockShapes, Buffers
 
-__all__ = ["DPLR"]
+__all__ = ["DPLR", "tie_keys"]
 
 
 class Dplr(ChannelFamily):
@@ -54,7 +58,7 @@ class Dplr(ChannelFamily):
             block.load(b, right[:, :chunk])
             block.load(k, right[:, chunk:])
 
-        c = self.weigh(block, gk, load, buffers)
+        c = self.scaled_tokens(block, gk, load, buffers)
         values = block.load(v, buffers["values"], pad=False)
         kv = torch.bmm(c.out[:, chunk:].transpose(1, 2), values, out=buffers["kv"])
         v_in, o_v = values, None
@@ -107,9 +111,51 @@ class Dplr(ChannelFamily):
         )  # fmt: skip
 
 
+class TiedDplr(Dplr):
+    """The tensors of `Dplr`; of b nothing is read, and k has the gradient of both."""
+
+    name = "tied_dplr"
+    columns = 1
+
+    def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
+        return ChannelFamily.shapes(self, chunk, key, value)
+
+    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+        (q, k, v, a, _, gk), chunk = x, block.chunk
+
+        def load(left: torch.Tensor, right: torch.Tensor) -> None:
+            block.load(q, left[:, :chunk], pad=False).mul_(plan.scale)
+            block.load(a, left[:, chunk:], pad=False).neg_()
+            block.load(k, right)
+
+        c = self.scaled_tokens(block, gk, load, buffers)
+        values = v[:, :0] if buffers.backward else block.load(v, buffers["v_in"], pad=False)
+        return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)
+
+    def prepare_bwd(
+        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+    ) -> None:
+        c, chunk = p.extra, block.chunk
+        block.store(d.v_in, grads[2])
+        dleft, dright, dgk = self.token_grads(block, c, d, buffers)
+        dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
+        for found, out in zip((dq, dright, da, dgk), (grads[0], grads[1], grads[3], grads[5])):
+            block.store(found, out)
+
+    def plain(self, x: Tensors, scale: float) -> Chunks:
+        q, k, v, a, _, gk = x
+        return super().plain((q, k, v, a, k, gk), scale)
+
+
 def decayed(x: torch.Tensor, y: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
     """``sum_d x_td y_sd decay_tsd``, ``[..., C, C]``."""
     return (x.unsqueeze(-2) * y.unsqueeze(-3) * decay).sum(-1)
 
 
-DPLR = Dplr()
+def tie_keys(call: Call) -> Call:
+    """A call of `DPLR` whose b and k are one tensor, as one of `TIED_DPLR`."""
+    q, k, v, a, b, gk = call.x
+    return call._replace(family=TIED_DPLR, x=(q, k, v, a, b.detach(), gk))
+
+
+DPLR, TIED_DPLR = Dplr(), TiedDplr()

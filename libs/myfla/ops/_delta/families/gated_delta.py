@@ -17,10 +17,10 @@ import torch
 
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE, Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
-from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
-from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, weigh_decays
+from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, token_decays
+from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
+from myfla.ops._delta.chunk.triangular import refine_system
 from myfla.ops._delta.families.base import Family, Plan, Tensors
-from myfla.ops._delta.families.system import refine_system
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops._delta.recurrent.step import DeltaStep
@@ -47,11 +47,11 @@ class GatedDelta(Family):
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         square, tall, rows = (chunk, chunk), (2 * chunk, chunk), (2 * chunk, key)
         return BlockShapes(
-            kept={"decays": (5 * chunk, 1), "decay_mask": square, "A": tall, "rstd": (2 * chunk, 1)},
-            short={"qk": rows, "k_out": (chunk, key), "A_beta": tall},
+            residuals={"decays": (5 * chunk, 1), "decay_mask": square, "A": tall, "rstd": (2 * chunk, 1)},
+            recomputable={"qk": rows, "k_out": (chunk, key), "A_beta": tall},
             forward={"qk_in": rows, "v_in": (chunk, value)},
             backward={"qk_in": rows, "dA": tall, "across": square},
-            over={"product": ("out", rows), "pairs": ("out", tall)},
+            aliases={"product": ("out", rows), "pairs": ("out", tall)},
         )
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
@@ -59,7 +59,7 @@ class GatedDelta(Family):
         qk, A, k_out, d = buffers["qk"], buffers["A"], buffers["k_out"], TokenDecays.of(buffers["decays"], chunk)
         A_beta = A if buffers.inference else buffers["A_beta"]  # where nobody asks for A again
         keys, values = qk[:, chunk:], v[:, :0]
-        if not buffers.known:
+        if not buffers.has_recomputable:
             block.load(q, qk[:, :chunk], pad=False)
             block.load(k, keys, pad=False)
             if plan.l2norm:
@@ -69,11 +69,11 @@ class GatedDelta(Family):
                 qk.mul_(rstd)
         if not buffers.backward:
             values = block.load(v, buffers["v_in"], pad=False)
-            mask = decay_mask(weigh_decays(block, g, beta, plan.scale, d), buffers["decay_mask"])
+            mask = decay_mask(token_decays(block, g, beta, plan.scale, d), buffers["decay_mask"])
             torch.bmm(qk, keys.transpose(1, 2), out=A)
             refine_system(A[:, chunk:], keys, keys, d.beta)
             A.view(-1, 2, chunk, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(plan.scale)
-        if not buffers.known:
+        if not buffers.has_recomputable:
             torch.mul(A, d.beta.transpose(1, 2), out=A_beta)
             torch.mul(keys, d.k_out, out=k_out)
         qk_in = torch.mul(qk, d.qk_in, out=buffers["qk_in"])

@@ -2,7 +2,7 @@
 
 ``SIMPLE_GLA`` has one decay a head (RetNet, Mamba-2's state space duality), ``GLA`` one for every key channel (gated
 linear attention, arXiv 2312.06635). No triangular system is to be solved: ``v_new = v`` in the notation of
-`chunk.contract`. The gradient of a log decay collects what crosses its step, as in `gated_delta`.
+`chunk.recurrence`. The gradient of a log decay collects what crosses its step, as in `gated_delta`.
 """
 
 from typing import Any, ClassVar, Dict
@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Dict
 import torch
 
 from myfla.backends.official import Kernel
-from myfla.ops._delta.call import Call, Result
-from myfla.ops._delta.chunk.channels import token_grads
-from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
-from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, weigh_decays
+from myfla.ops._delta.call import Call, Result, call_dtype
+from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, token_decays
+from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.families.base import Family, Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
@@ -36,7 +35,7 @@ class _Sum(Family):
 
     def naive(self, call: Call) -> Result:
         q, k, v, g = call.x
-        repeats, dtype = v.shape[2] // q.shape[2], call.dtype
+        repeats, dtype = v.shape[2] // q.shape[2], call_dtype(call)
         q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
 
         def run(*given: torch.Tensor) -> Result:
@@ -72,23 +71,23 @@ class SimpleGla(_Sum):
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         square, rows = (chunk, chunk), (chunk, key)
         return BlockShapes(
-            kept={"decays": (5 * chunk, 1), "decay_mask": square, "A": square},
-            short={"q": rows, "k": rows},
+            residuals={"decays": (5 * chunk, 1), "decay_mask": square, "A": square},
+            recomputable={"q": rows, "k": rows},
             forward={"q_in": rows, "k_out": rows, "v_in": (chunk, value)},
             backward={"q_in": rows, "k_out": rows, "dA": square, "pairs": square},
-            over={"product": ("out", rows)},
+            aliases={"product": ("out", rows)},
         )
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
         (q, k, v, g), chunk = x, block.chunk
         queries, keys, A, d = buffers["q"], buffers["k"], buffers["A"], TokenDecays.of(buffers["decays"], chunk)
         values = v[:, :0]
-        if not buffers.known:
+        if not buffers.has_recomputable:
             block.load(q, queries, pad=False)
             block.load(k, keys)  # no beta makes pads write nothing
         if not buffers.backward:
             values = block.load(v, buffers["v_in"], pad=False)
-            mask = decay_mask(weigh_decays(block, g, None, plan.scale, d), buffers["decay_mask"])
+            mask = decay_mask(token_decays(block, g, None, plan.scale, d), buffers["decay_mask"])
             torch.bmm(queries, keys.transpose(1, 2), out=A).mul_(mask).mul_(plan.scale)
         q_in = torch.mul(queries, d.qk_in[:, :chunk], out=buffers["q_in"])
         return Chunks(d.g_last_exp, q_in, torch.mul(keys, d.k_out, out=buffers["k_out"]), A, values, extra=d)
@@ -141,7 +140,7 @@ class Gla(ChannelFamily, _Sum):
             block.load(q, left, pad=False).mul_(plan.scale)
             block.load(k, right)  # no beta makes pads write nothing
 
-        c = self.weigh(block, g, load, buffers)
+        c = self.scaled_tokens(block, g, load, buffers)
         values = v[:, :0] if buffers.backward else block.load(v, buffers["v_in"], pad=False)
         return Chunks(c.g_last, c.left, c.out, c.A, values, extra=c)
 
@@ -149,8 +148,7 @@ class Gla(ChannelFamily, _Sum):
         self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         block.store(d.v_in, grads[2])
-        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
-        dleft, dright, dg = token_grads(p.extra, self.before, block.chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
+        dleft, dright, dg = self.token_grads(block, p.extra, d, buffers)
         for found, out in zip((dleft.mul_(plan.scale), dright, dg), (grads[0], grads[1], grads[3])):
             block.store(found, out)
 

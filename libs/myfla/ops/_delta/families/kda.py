@@ -1,6 +1,6 @@
 """Kimi Delta Attention (arXiv 2510.26692): the delta rule with a decay for every key channel.
 
-In the notation of `chunk.channels`, beta stands with the keys that write, as in `gated_delta`::
+In the notation of `families.channel`, beta stands with the keys that write, as in `gated_delta`::
 
     left = [scale q; k],  right = [beta k],  A = [A_qk; L],  qk_in = left',  k_out = right',  v_in = v
 
@@ -14,14 +14,13 @@ import torch
 
 from myfla.backends.official import Kernel
 from myfla.ops._delta.call import Call, Result
-from myfla.ops._delta.chunk.channels import token_grads
-from myfla.ops._delta.chunk.contract import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.decay import sums_between
+from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
+from myfla.ops._delta.chunk.triangular import refine_system
 from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
 from myfla.ops._delta.families.gated_delta import naive_delta, official_options
-from myfla.ops._delta.families.system import refine_system
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.recurrent.step import KdaStep
 from myfla.ops._delta.traced.step import kda_step
@@ -42,7 +41,7 @@ class Kda(ChannelFamily):
 
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         shapes = super().shapes(chunk, key, value)
-        return shapes._replace(kept={"beta": (chunk, 1), **shapes.kept})
+        return shapes._replace(residuals={"beta": (chunk, 1), **shapes.residuals})
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
         (q, k, v, g, beta), chunk, weight = x, block.chunk, buffers["beta"]
@@ -54,7 +53,7 @@ class Kda(ChannelFamily):
             block.load(k, left[:, chunk:], pad=False)
             torch.mul(left[:, chunk:], weight, out=right)
 
-        c, values = self.weigh(block, g, load, buffers), v[:, :0]
+        c, values = self.scaled_tokens(block, g, load, buffers), v[:, :0]
         if not buffers.backward:
             refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, c.levels)
             values = block.load(v, buffers["v_in"], pad=False)
@@ -65,8 +64,7 @@ class Kda(ChannelFamily):
     ) -> None:
         c, weight, chunk = p.extra, buffers["beta"], block.chunk
         block.store(d.v_in, grads[2])
-        dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
-        dleft, dright, dg = token_grads(c, self.before, chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
+        dleft, dright, dg = self.token_grads(block, c, d, buffers)
         keys = block.load(x[1], buffers["dk_out"], pad=False)
         dbeta = torch.mul(keys, dright, out=keys).sum(-1, keepdim=True)
         dq, dk = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].addcmul_(dright, weight)

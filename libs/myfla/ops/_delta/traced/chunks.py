@@ -9,8 +9,8 @@ from typing import Any, Callable, List, Optional, Tuple
 import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype
-from myfla.ops._delta.chunk.contract import Chunks
-from myfla.ops._delta.chunk.inverse import substitute
+from myfla.ops._delta.chunk.recurrence import Chunks
+from myfla.ops._delta.chunk.triangular import substitute
 from myfla.ops._delta.families.base import Family, Tensors
 from myfla.utils.autocast import without_autocast
 from myfla.utils.l2norm import l2norm as normalise
@@ -91,7 +91,7 @@ def _rule(
 
 def traced_rule(call: Call) -> Result:
     """The rule over a checked call."""
-    call = call.activated(whole=True)
+    call = call.activated(zero_g=True)
     return traced_chunks(
         call.family, call.x, call.initial_state, call.scale, call.l2norm, call.cu_seqlens, call_dtype(call),
         call.out_dtype,

@@ -13,7 +13,7 @@ import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
-from myfla.ops._delta.chunk.plan import most_kept, plan_call
+from myfla.ops._delta.chunk.plan import graph_chunk, max_residuals, plan_call
 from myfla.ops._delta.families.base import Family, Plan
 from myfla.ops._delta.version import op_name
 from myfla.utils.graph_op import custom_op, one_by_one
@@ -26,7 +26,7 @@ _ops: Dict[str, Tuple[Any, Any]] = {}
 
 def graph_rule(call: Call) -> Result:
     """The rule over a checked call, as an operation of the graph that is being recorded."""
-    call = call.activated(whole=True)
+    call = call.activated(zero_g=True)
     call = call if call.family.fuses_l2norm else call.normalised()
     keep = any(x is not None and x.requires_grad for x in call_tensors(call))
     forward, _ = _ops[call.family.name]
@@ -41,21 +41,21 @@ def _plan(family: Family, given: Tuple[Any, ...]) -> Tuple[List[torch.Tensor], O
     x, (state, cu_seqlens, scale, l2norm, dtype, out_dtype) = list(given[:count]), given[count : count + 6]
     sequences = x[0].shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     plan = plan_call(
-        family, x, scale, l2norm, cu_seqlens, sequences, family.graph_chunk(x), dtype, out_dtype, for_graph=True
+        family, x, scale, l2norm, cu_seqlens, sequences, graph_chunk(family, x), dtype, out_dtype, for_graph=True
     )
     return x, state, plan
 
 
-def _kept_size(family: Family, given: Tuple[Any, ...]) -> Any:
+def _residuals_size(family: Family, given: Tuple[Any, ...]) -> Any:
     """Numbers of what the forward keeps, whatever the offsets are."""
     x, cu_seqlens = given[: len(family.inputs)], given[len(family.inputs) + 1]
-    (key, (heads, value)), chunk = (x[1].shape[3], x[2].shape[2:]), family.graph_chunk(x)
+    (key, (heads, value)), chunk = (x[1].shape[3], x[2].shape[2:]), graph_chunk(family, x)
     batch, tokens = x[0].shape[:2]
     if cu_seqlens is None:
         chunks = batch * ((tokens + chunk - 1) // chunk)
     else:
         chunks = tokens // chunk + cu_seqlens.shape[0] - 1
-    return most_kept(family, chunk, key, value, chunks, heads)
+    return max_residuals(family, chunk, key, value, chunks, heads)
 
 
 def _make(family: Family) -> Tuple[Any, Any]:
@@ -65,23 +65,23 @@ def _make(family: Family) -> Tuple[Any, Any]:
 
     def forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x, state, plan = _plan(family, given)
-        kept = x[2].new_empty(_kept_size(family, given) if given[-1] else 0, dtype=plan.dtype)
+        residuals = x[2].new_empty(_residuals_size(family, given) if given[-1] else 0, dtype=plan.dtype)
         with torch.no_grad():
-            o, final = chunk_fwd(x[2], x, state, plan, kept if given[-1] else None)
-        return o, final, kept
+            o, final = chunk_fwd(x[2], x, state, plan, residuals if given[-1] else None)
+        return o, final, residuals
 
     def backward(*given: Any) -> List[torch.Tensor]:
-        *call, kept, do, dfinal = given
+        *call, residuals, do, dfinal = given
         x, state, plan = _plan(family, tuple(call))
         with torch.no_grad():
-            grads, dinitial = chunk_bwd(do, dfinal, x, plan, kept, state is None)
+            grads, dinitial = chunk_bwd(do, dfinal, x, plan, residuals, state is None)
         return grads if state is None else [*grads, dinitial.to(state.dtype)]
 
     results = "(Tensor, Tensor, Tensor)"
     op = custom_op(op_name(f"chunk_{family.name}"), forward, mutates_args=(), schema=f"({inputs}) -> {results}")
     op_backward = custom_op(
         op_name(f"chunk_{family.name}_backward"), backward, mutates_args=(),
-        schema=f"({inputs}, Tensor kept, Tensor do, Tensor dfinal) -> Tensor[]",
+        schema=f"({inputs}, Tensor residuals, Tensor do, Tensor dfinal) -> Tensor[]",
     )  # fmt: skip
 
     @op.register_fake
@@ -89,8 +89,8 @@ def _make(family: Family) -> Tuple[Any, Any]:
         k, v, (_, cu_seqlens, _, _, dtype, out_dtype, keep) = given[1], given[2], given[count:]
         rows = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         final = v.new_empty((rows, v.shape[2], k.shape[3], v.shape[3]), dtype=dtype)
-        kept = v.new_empty((_kept_size(family, given) if keep else 0,), dtype=dtype)
-        return v.new_empty(v.shape, dtype=out_dtype), final, kept
+        residuals = v.new_empty((_residuals_size(family, given) if keep else 0,), dtype=dtype)
+        return v.new_empty(v.shape, dtype=out_dtype), final, residuals
 
     @op_backward.register_fake
     def _(*given: Any) -> List[torch.Tensor]:
@@ -105,8 +105,8 @@ def _make(family: Family) -> Tuple[Any, Any]:
         ctx.options = inputs[count + 2 :]
 
     def differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> Any:
-        *tensors, kept = ctx.saved_tensors
-        found = iter(op_backward(*tensors, *ctx.options, kept, do, dfinal))
+        *tensors, residuals = ctx.saved_tensors
+        found = iter(op_backward(*tensors, *ctx.options, residuals, do, dfinal))
         grads = [None if x is None else next(found) for x in tensors[: count + 1]]
         return (*grads, None, *(None for _ in ctx.options))
 
