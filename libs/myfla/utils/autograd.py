@@ -1,8 +1,10 @@
 """What hand-written autograd functions share: when to record, and second derivatives."""
 
-from typing import Any, Callable, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+
+from myfla.utils.tracing import tracing
 
 
 def records(*tensors: Optional[torch.Tensor]) -> bool:
@@ -47,3 +49,60 @@ def backward_through(
     found = iter(torch.autograd.grad(
         [out for out, _ in pairs], leaves, [grad for _, grad in pairs], create_graph=True, allow_unused=True))
     return tuple(None if tensor is None else next(found) for tensor in wanted)
+
+
+class _Rule(NamedTuple):
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    formula: Callable[..., Any]
+    linear: Optional[int]
+
+
+def hand_differentiated(
+    forward: Callable[..., Any], backward: Callable[..., Any], formula: Optional[Callable[..., Any]] = None,
+    linear: Optional[int] = None,
+) -> Callable[..., Any]:  # fmt: skip
+    """A function of tensors with a backward pass written by hand.
+
+    Args:
+        forward: of the inputs, one result or a tuple of them. It may reuse buffers.
+        backward: ``backward(grad, *inputs)``, with a tuple of gradients where there is one of results: the gradient of
+            every input, in its shape and dtype.
+        formula: `forward` in plain differentiable operations, for what is recorded (`myfla.utils.tracing`) and for
+            second derivatives; by default `forward` itself.
+        linear: the number of an input that is only added to the results, so that its values need not be kept.
+
+    Example:
+        >>> double = hand_differentiated(lambda x: 2 * x, lambda grad, x: (2 * grad,))
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> torch.autograd.grad(double(x), x)[0]
+        tensor([2.])
+    """
+    rule = _Rule(forward, backward, formula or forward, linear)
+
+    def run(*inputs: torch.Tensor) -> Any:
+        if tracing():
+            return rule.formula(*inputs)
+        return _HandDifferentiated.apply(rule, *inputs) if torch.is_grad_enabled() else rule.forward(*inputs)
+
+    return run
+
+
+class _HandDifferentiated(torch.autograd.Function):
+    """Arguments: a rule, and its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: _Rule, *inputs: torch.Tensor) -> Any:
+        ctx.rule = rule
+        # For what is linear a zero in its shape and dtype, in the memory of one number.
+        kept = [x.new_zeros(()).expand(x.shape) if i == rule.linear else x for i, x in enumerate(inputs)]
+        ctx.save_for_backward(*kept)
+        return rule.forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        rule, inputs = ctx.rule, ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            given = [x.requires_grad_() if i == rule.linear else x for i, x in enumerate(inputs)]
+            return (None, *backward_through(rule.formula, given, ctx.needs_input_grad[1:], grads))
+        return (None, *rule.backward(grads[0] if len(grads) == 1 else grads, *inputs))

@@ -4,10 +4,9 @@ from typing import Tuple
 
 import torch
 
-from myfla.utils.autograd import backward_through
+from myfla.utils.autograd import hand_differentiated
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
-from myfla.utils.tracing import tracing
 
 __all__ = [
     "channel_mixing_rwkv7",
@@ -49,7 +48,7 @@ def channel_mixing_rwkv7(
     """
     if x.dim() != 3:
         raise value_error("channel_mixing_rwkv7", "x", "must have shape [B, T, D]", tuple(x.shape))
-    mixed = (_mix if tracing() else _MixFunction.apply)(x, x_prev, x_k)
+    mixed = _mix(x, x_prev, x_k)
     return squared_relu(mixed @ key_weight) @ value_weight, x[-1, :]
 
 
@@ -94,49 +93,36 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
         >>> squared_relu(torch.tensor([-1.0, 3.0]))
         tensor([0., 9.])
     """
-    return torch.relu(x).square() if tracing() else _SquaredReLU.apply(x)
+    return _relu_and_square(x)
 
 
-def _mix(x, x_prev, x_k):
+def _mix_forward(x, x_prev, x_k):
+    """`rwkv_mix_torch` in float32 (float64 for float64 input), each result rounded once."""
     dtype = accumulation_dtype(x)
     return rwkv_mix_torch(*(t.to(dtype) for t in (x, x_prev, x_k))).to(x.dtype)
 
 
-class _MixFunction(torch.autograd.Function):
-    """`rwkv_mix_torch` in float32 (float64 for float64 input), each result rounded once."""
-
-    @staticmethod
-    def forward(ctx, x, x_prev, x_k):
-        ctx.save_for_backward(x, x_prev, x_k)
-        return _mix(x, x_prev, x_k)
-
-    @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():
-            return backward_through(_mix, ctx.saved_tensors, ctx.needs_input_grad, [grad])
-        x, x_prev, x_k = ctx.saved_tensors
-        dtype = accumulation_dtype(x)
-        wide, token = grad.to(dtype), x.to(dtype)
-        before = x_prev.to(dtype).view(x.shape[0], 1, -1)
-        step = torch.cat((before, token[:, :-1]), dim=1)[:, : x.shape[1]].sub_(token)
-        d_mix = step.mul_(wide).flatten(0, 1).sum(0)
-        to_before = wide * x_k.to(dtype)
-        dx = wide - to_before
-        dx[:, :-1] += to_before[:, 1:]
-        first = to_before[:, 0] if x.shape[1] else before[:, 0] * 0
-        return dx.to(x.dtype), first.to(x_prev.dtype).view(x_prev.shape), d_mix.to(x_k.dtype).view(x_k.shape)
+def _mix_backward(grad, x, x_prev, x_k):
+    dtype = accumulation_dtype(x)
+    wide, token = grad.to(dtype), x.to(dtype)
+    before = x_prev.to(dtype).view(x.shape[0], 1, -1)
+    step = torch.cat((before, token[:, :-1]), dim=1)[:, : x.shape[1]].sub_(token)
+    d_mix = step.mul_(wide).flatten(0, 1).sum(0)
+    to_before = wide * x_k.to(dtype)
+    dx = wide - to_before
+    dx[:, :-1] += to_before[:, 1:]
+    first = to_before[:, 0] if x.shape[1] else before[:, 0] * 0
+    return dx.to(x.dtype), first.to(x_prev.dtype).view(x_prev.shape), d_mix.to(x_k.dtype).view(x_k.shape)
 
 
-class _SquaredReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        active = torch.relu(x)
-        return active.mul_(active)
+def _square_forward(x):
+    active = torch.relu(x)
+    return active.mul_(active)
 
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return 2 * grad * torch.relu(x)
-        return torch.relu(x).mul_(grad).mul_(2)
+
+def _square_backward(grad, x):
+    return (torch.relu(x).mul_(grad).mul_(2),)
+
+
+_mix = hand_differentiated(_mix_forward, _mix_backward)
+_relu_and_square = hand_differentiated(_square_forward, _square_backward, rwkv_relu_and_square_torch)

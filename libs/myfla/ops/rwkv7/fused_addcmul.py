@@ -4,10 +4,9 @@ from typing import Iterator, Optional, Tuple
 
 import torch
 
-from myfla.utils.autograd import backward_through
+from myfla.utils.autograd import hand_differentiated
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
-from myfla.utils.tracing import tracing
 
 __all__ = ["fused_addcmul_rwkv7", "torch_addcmul_rwkv7"]
 
@@ -51,8 +50,7 @@ def fused_addcmul_rwkv7(
         raise value_error("fused_addcmul_rwkv7", "delta", f"must have the shape of hidden_states, "
                           f"{tuple(hidden_states.shape)}", tuple(delta.shape))
     mixes = [xr, xw, xk, xv, xa] + ([] if xg is None else [xg])
-    run = _AddcmulFunction.apply if torch.is_grad_enabled() and not tracing() else _forward
-    mixed = run(hidden_states, delta, *mixes)
+    mixed = _addcmul(hidden_states, delta, *mixes)
     return mixed if xg is not None else (*mixed, None)
 
 
@@ -90,35 +88,23 @@ def _forward(hidden, delta, *mixes):
     return tuple(torch.addcmul(wide, step, x.to(dtype)).to(hidden.dtype) for x in mixes)
 
 
-class _AddcmulFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, delta, *mixes):
-        ctx.save_for_backward(delta, *mixes)
-        ctx.dtype = hidden.dtype
-        ctx.set_materialize_grads(False)
-        return _forward(hidden, delta, *mixes)
+def _backward(grads, hidden, delta, *mixes):
+    dtype, width = accumulation_dtype(delta), delta.shape[-1]
+    flat, rows = delta.reshape(-1, width), [g.reshape(-1, width) for g in grads]
+    d_hidden, d_delta = (torch.empty_like(flat, dtype=x.dtype) for x in (hidden, delta))
+    d_mixes = [torch.zeros(width, dtype=dtype, device=delta.device) for _ in mixes]
+    wide = [x.to(dtype).reshape(width) for x in mixes]
+    for at in row_blocks(*flat.shape):
+        step = flat[at].to(dtype)
+        to_hidden, to_delta = torch.zeros_like(step), torch.zeros_like(step)
+        for grad, x, total in zip(rows, wide, d_mixes):
+            part = grad[at].to(dtype)
+            to_hidden.add_(part)
+            to_delta.addcmul_(part, x)
+            total.add_((part * step).sum(0))
+        d_hidden[at], d_delta[at] = to_hidden, to_delta
+    d_mixes = [d.to(x.dtype).view(x.shape) for d, x in zip(d_mixes, mixes)]
+    return (d_hidden.view(delta.shape), d_delta.view(delta.shape), *d_mixes)
 
-    @staticmethod
-    def backward(ctx, *grads):
-        delta, *mixes = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            hidden = torch.zeros_like(delta, dtype=ctx.dtype).requires_grad_()  # only the shape of this term matters
-            return backward_through(_forward, [hidden, delta, *mixes], ctx.needs_input_grad, grads)
-        dtype, width = accumulation_dtype(delta), delta.shape[-1]
-        flat = delta.reshape(-1, width)
-        rows = [None if g is None else g.reshape(-1, width) for g in grads]
-        d_hidden, d_delta = (torch.empty_like(flat, dtype=d) for d in (ctx.dtype, delta.dtype))
-        d_mixes = [torch.zeros(width, dtype=dtype, device=delta.device) for _ in mixes]
-        wide = [x.to(dtype).reshape(width) for x in mixes]
-        for at in row_blocks(*flat.shape):
-            step = flat[at].to(dtype)
-            to_hidden, to_delta = torch.zeros_like(step), torch.zeros_like(step)
-            for grad, x, total in zip(rows, wide, d_mixes):
-                if grad is not None:
-                    part = grad[at].to(dtype)
-                    to_hidden.add_(part)
-                    to_delta.addcmul_(part, x)
-                    total.add_((part * step).sum(0))
-            d_hidden[at], d_delta[at] = to_hidden, to_delta
-        d_mixes = [d.to(x.dtype).view(x.shape) for d, x in zip(d_mixes, mixes)]
-        return (d_hidden.view(delta.shape), d_delta.view(delta.shape), *d_mixes)
+
+_addcmul = hand_differentiated(_forward, _backward, linear=0)

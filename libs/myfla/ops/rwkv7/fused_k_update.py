@@ -5,10 +5,9 @@ from typing import Optional
 import torch
 
 from myfla.ops.rwkv7.fused_addcmul import row_blocks
-from myfla.utils.autograd import backward_through
+from myfla.utils.autograd import hand_differentiated
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
-from myfla.utils.tracing import tracing
 
 __all__ = ["fused_k_rwkv7", "k_update_ref"]
 
@@ -50,7 +49,7 @@ def fused_k_rwkv7(
     """
     if a.shape != k.shape:
         raise value_error("fused_k_rwkv7", "a", f"must have the shape of k, {tuple(k.shape)}", tuple(a.shape))
-    return (_forward if tracing() else _KeyUpdateFunction.apply)(k, a, ka)
+    return _update_key(k, a, ka)
 
 
 def _forward(k, a, ka):
@@ -59,26 +58,19 @@ def _forward(k, a, ka):
     return torch.addcmul(wide, wide * (a.to(dtype) - 1), ka.to(dtype)).to(k.dtype)
 
 
-class _KeyUpdateFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, k, a, ka):
-        ctx.save_for_backward(k, a, ka)
-        return _forward(k, a, ka)
+def _backward(grad, k, a, ka):
+    dtype, width = accumulation_dtype(k), k.shape[-1]
+    rows = [x.reshape(-1, width) for x in (grad, k, a)]
+    dk, da = (torch.empty_like(x) for x in rows[1:])
+    dka, mix = torch.zeros(width, dtype=dtype, device=k.device), ka.to(dtype).reshape(width)
+    for at in row_blocks(*rows[0].shape):
+        g, key, less = (x[at].to(dtype) for x in rows)
+        less = less - 1
+        own = g * key
+        da[at] = own * mix
+        dka += (own * less).sum(0)
+        dk[at] = g.addcmul(g * mix, less)
+    return dk.view(k.shape), da.view(a.shape), dka.to(ka.dtype).view(ka.shape)
 
-    @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():
-            return backward_through(_forward, ctx.saved_tensors, ctx.needs_input_grad, [grad])
-        k, a, ka = ctx.saved_tensors
-        dtype, width = accumulation_dtype(k), k.shape[-1]
-        rows = [x.reshape(-1, width) for x in (grad, k, a)]
-        dk, da = (torch.empty_like(x) for x in rows[1:])
-        dka, mix = torch.zeros(width, dtype=dtype, device=k.device), ka.to(dtype).reshape(width)
-        for at in row_blocks(*rows[0].shape):
-            g, key, less = (x[at].to(dtype) for x in rows)
-            less = less - 1
-            own = g * key
-            da[at] = own * mix
-            dka += (own * less).sum(0)
-            dk[at] = g.addcmul(g * mix, less)
-        return dk.view(k.shape), da.view(a.shape), dka.to(ka.dtype).view(ka.shape)
+
+_update_key = hand_differentiated(_forward, _backward)

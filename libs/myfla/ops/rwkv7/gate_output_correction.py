@@ -4,10 +4,9 @@ from typing import Tuple
 
 import torch
 
-from myfla.utils.autograd import backward_through
+from myfla.utils.autograd import hand_differentiated
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
-from myfla.utils.tracing import tracing
 
 __all__ = [
     "gate_output_correction",
@@ -53,9 +52,7 @@ def gate_output_correction(
     if r_k.shape != r.shape[-2:]:
         raise value_error("gate_output_correction", "r_k", f"must have shape [H, K] = {tuple(r.shape[-2:])}",
                           tuple(r_k.shape))
-    if tracing():
-        return _formula(o, r, k, r_k, v, g)
-    return (_GateFunction.apply if torch.is_grad_enabled() else _forward)(o, r, k, r_k, v, g)
+    return _correct_and_gate(o, r, k, r_k, v, g)
 
 
 def gate_output_correction_ref(
@@ -135,14 +132,4 @@ def _forward(o, r, k, r_k, v, g):
     return out.view(o.shape).add_(o.to(dtype)).mul_(g.to(dtype)).to(o.dtype)
 
 
-class _GateFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, o, r, k, r_k, v, g):
-        ctx.save_for_backward(o, r, k, r_k, v, g)
-        return _forward(o, r, k, r_k, v, g)
-
-    @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():
-            return backward_through(_formula, ctx.saved_tensors, ctx.needs_input_grad, [grad])
-        return gate_output_correction_backward(grad, *ctx.saved_tensors)
+_correct_and_gate = hand_differentiated(_forward, gate_output_correction_backward, _formula)

@@ -2,9 +2,8 @@
 
 import torch
 
-from myfla.utils.autograd import backward_through
+from myfla.utils.autograd import hand_differentiated
 from myfla.utils.dtypes import accumulation_dtype
-from myfla.utils.tracing import tracing
 
 __all__ = ["mix_values"]
 
@@ -22,9 +21,7 @@ def mix_values(v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor) -> to
         >>> mix_values(torch.zeros(1), torch.full((1,), 4.0), torch.zeros(1))
         tensor([2.])
     """
-    if torch.is_grad_enabled() and not tracing():
-        return _MixFunction.apply(v, v_first, gate)
-    return _forward(v, v_first, gate)
+    return _mix_values(v, v_first, gate)
 
 
 def _forward(v, v_first, gate):
@@ -33,20 +30,13 @@ def _forward(v, v_first, gate):
     return torch.addcmul(wide, v_first.to(dtype) - wide, share).to(v.dtype)
 
 
-class _MixFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, v, v_first, gate):
-        ctx.save_for_backward(v, v_first, gate)
-        return _forward(v, v_first, gate)
+def _backward(grad, v, v_first, gate):
+    dtype = accumulation_dtype(v)
+    wide, part = grad.to(dtype), torch.sigmoid(gate.to(dtype))
+    to_first = wide * part
+    difference = (v_first.to(dtype) - v.to(dtype)).mul_(to_first)
+    d_gate = difference.addcmul_(difference, part, value=-1)
+    return (wide - to_first).to(v.dtype), to_first.to(v_first.dtype), d_gate.to(gate.dtype)
 
-    @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():
-            return backward_through(_forward, ctx.saved_tensors, ctx.needs_input_grad, [grad])
-        v, v_first, gate = ctx.saved_tensors
-        dtype = accumulation_dtype(v)
-        wide, part = grad.to(dtype), torch.sigmoid(gate.to(dtype))
-        to_first = wide * part
-        difference = (v_first.to(dtype) - v.to(dtype)).mul_(to_first)
-        d_gate = difference.addcmul_(difference, part, value=-1)
-        return (wide - to_first).to(v.dtype), to_first.to(v_first.dtype), d_gate.to(gate.dtype)
+
+_mix_values = hand_differentiated(_forward, _backward)
