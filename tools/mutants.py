@@ -49,12 +49,12 @@ POOLING, MASKS = "tests/encoders/test_pooling.py", "tests/myfla/layers/test_laye
 
 MUTANTS: List[Mutant] = [
     # the specification
-    Mutant("naive: no decay", ENGINE + "naive.py", "decayed = state * g[:, t, :, :, None].exp()", "decayed = state * 1.0", RULE),
-    Mutant("naive: sign of the error", ENGINE + "naive.py", "error = v[:, t] - torch", "error = v[:, t] + torch", RULE),
-    Mutant("naive chunk: system twice as large", OPS + "common/naive_chunk.py", "decayed_products(ec, kc, seen, c, -1)",
+    Mutant("naive: no decay", ENGINE + "naive.py", "decayed = decay * state\n", "decayed = 1.0 * state\n", RULE),
+    Mutant("naive: sign of the error", ENGINE + "naive.py", "error = v - _read(", "error = v + _read(", RULE),
+    Mutant("naive chunk: system twice as large", OPS + "common/naive.py", "decayed_products(ec, kc, seen, c, -1)",
            "2 * decayed_products(ec, kc, seen, c, -1)", RULE),
-    Mutant("naive chunk: decay to the end", OPS + "common/naive_chunk.py", "(kc * (last - c).exp()", "(kc * (last - 2 * c).exp()", RULE),
-    Mutant("naive chunk: a key that reads after its decay", OPS + "common/naive_chunk.py", "seen = c - gc if before else c", "seen = c", OPTIONS),
+    Mutant("naive chunk: decay to the end", OPS + "common/naive.py", "(kc * (last - c).exp()", "(kc * (last - 2 * c).exp()", RULE),
+    Mutant("naive chunk: a key that reads after its decay", OPS + "common/naive.py", "seen = c - gc if before else c", "seen = c", OPTIONS),
     # the wider family
     Mutant("delta product: decay on the last step", OPS + "gated_delta_product/steps.py", "_on_step(g, n, 0)", "_on_step(g, n, n - 1)", MEMBERS),
     Mutant("delta product: output after the first step", OPS + "gated_delta_product/steps.py", ".view(batch, tokens, n, *o.shape[2:])[:, :, -1]", ".view(batch, tokens, n, *o.shape[2:])[:, :, 0]", MEMBERS),

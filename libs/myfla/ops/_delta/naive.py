@@ -13,20 +13,24 @@ diagonal plus low rank (RWKV-7 "Goose", arXiv 2503.14456, transposed)::
     S    <- diag(exp(gk_t)) S + b_t (a_t^T S)^T + k_t v_t^T        a reads the state before it decays
     o_t   = scale * S^T q_t
 
-Without a correction (gated linear attention, arXiv 2312.06635): ``S <- exp(g_t) S + k_t v_t^T``.
+Without a correction (gated linear attention, arXiv 2312.06635): ``S <- exp(g_t) S + k_t v_t^T``; with n corrections a
+token (DeltaProduct, arXiv 2502.10297) the second and third line n times.
 """
 
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import torch
 
-__all__ = ["delta_loop", "dplr_loop", "gla_loop"]
+__all__ = ["delta_loop", "dplr_loop", "gla_loop", "product_loop"]
+
+Result = Tuple[torch.Tensor, torch.Tensor]
+"""o ``[B, T, H, V]`` and the final state ``[B, H, K, V]``."""
 
 
 def delta_loop(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, scale: float,
     state: torch.Tensor, erase: Optional[torch.Tensor] = None, before: bool = False,
-) -> Tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> Result:  # fmt: skip
     """The delta rule with decay, all in one dtype.
 
     Args:
@@ -38,25 +42,52 @@ def delta_loop(
         state: ``[B, H, K, V]``.
         erase: ``[B, T, H, K]`` keys whose values are taken out, k by default (Comba, Gated DeltaNet 2).
         before: they read the state before it decays.
-
-    Returns:
-        o ``[B, T, H, V]`` and the final state.
     """
-    q, erase = q * scale, k if erase is None else erase
-    g, beta = (x if x.dim() == 4 else x.unsqueeze(-1) for x in (g, beta))
-    outputs: List[torch.Tensor] = []
-    for t in range(q.shape[1]):
-        decayed = state * g[:, t, :, :, None].exp()
-        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state if before else decayed, erase[:, t])
-        state = decayed + torch.einsum("bhk,bhv->bhkv", k[:, t], beta[:, t] * error)
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
-    return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state
+
+    def step(
+        state: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor,
+        beta: torch.Tensor, erase: torch.Tensor,
+    ) -> Result:  # fmt: skip
+        decayed = decay * state
+        error = v - _read(state if before else decayed, erase)
+        state = decayed + _outer(k, beta * error)
+        return _read(state, q), state
+
+    beta = beta if beta.dim() == 4 else beta.unsqueeze(-1)
+    return _each_token(step, state, v, q * scale, k, v, _decay(g), beta, k if erase is None else erase)
+
+
+def product_loop(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, scale: float,
+    state: torch.Tensor,
+) -> Result:
+    """One decay and n corrections a token, all in one dtype.
+
+    Args:
+        q: ``[B, T, H, K]``.
+        k: ``[B, T, n, H, K]``.
+        v: ``[B, T, n, H, V]``.
+        g: ``[B, T, H]`` log decay.
+        beta: ``[B, T, n, H]``.
+        scale: factor on q.
+        state: ``[B, H, K, V]``.
+    """
+
+    def step(
+        state: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor
+    ) -> Result:
+        state = decay * state
+        for key, value, strength in zip(k.unbind(1), v.unbind(1), beta.unsqueeze(-1).unbind(1)):
+            state = state + _outer(key, strength * (value - _read(state, key)))
+        return _read(state, q), state
+
+    return _each_token(step, state, v[:, :, 0], q * scale, k, v, _decay(g), beta)
 
 
 def dplr_loop(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gk: torch.Tensor,
     scale: float, state: torch.Tensor,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> Result:
     """The rule with a diagonal-plus-low-rank transition, all in one dtype.
 
     Args:
@@ -64,23 +95,21 @@ def dplr_loop(
         v: ``[B, T, H, V]``.
         scale: factor on q.
         state: ``[B, H, K, V]``.
-
-    Returns:
-        o ``[B, T, H, V]`` and the final state.
     """
-    q = q * scale
-    outputs: List[torch.Tensor] = []
-    for t in range(q.shape[1]):
-        read = (a[:, t, :, :, None] * state).sum(-2, keepdim=True)
-        state = state * gk[:, t, :, :, None].exp() + b[:, t, :, :, None] * read
-        state = state + k[:, t, :, :, None] * v[:, t, :, None, :]
-        outputs.append((q[:, t, :, :, None] * state).sum(-2))
-    return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state
+
+    def step(
+        state: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
+        decay: torch.Tensor,
+    ) -> Result:  # fmt: skip
+        state = decay * state + _outer(b, _read(state, a)) + _outer(k, v)
+        return _read(state, q), state
+
+    return _each_token(step, state, v, q * scale, k, v, a, b, _decay(gk))
 
 
 def gla_loop(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, scale: float, state: torch.Tensor
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> Result:
     """A decaying sum of key-value products, all in one dtype.
 
     Args:
@@ -89,14 +118,37 @@ def gla_loop(
         g: ``[B, T, H]`` or ``[B, T, H, K]`` log decay.
         scale: factor on q.
         state: ``[B, H, K, V]``.
-
-    Returns:
-        o ``[B, T, H, V]`` and the final state.
     """
-    q, g = q * scale, g if g.dim() == 4 else g.unsqueeze(-1)
+
+    def step(
+        state: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor
+    ) -> Result:
+        state = decay * state + _outer(k, v)
+        return _read(state, q), state
+
+    return _each_token(step, state, v, q * scale, k, v, _decay(g))
+
+
+def _each_token(step: Callable[..., Result], state: torch.Tensor, like: torch.Tensor, *x: torch.Tensor) -> Result:
+    """``o, state = step(state, *tokens)`` for the tokens ``[B, ...]`` of ``x [B, T, ...]``; without any, o is as
+    ``like [B, 0, H, V]``."""
     outputs: List[torch.Tensor] = []
-    for t in range(q.shape[1]):
-        kept = g[:, t].exp().unsqueeze(-1) * state
-        state = kept + k[:, t, :, :, None] * v[:, t, :, None, :]
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
-    return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(v), state
+    for tokens in zip(*(t.unbind(1) for t in x)):
+        o, state = step(state, *tokens)
+        outputs.append(o)
+    return torch.stack(outputs, dim=1) if outputs else torch.zeros_like(like), state
+
+
+def _decay(g: torch.Tensor) -> torch.Tensor:
+    """``exp(g)`` of ``[B, T, H]`` or ``[B, T, H, K]`` as a factor of states, ``[B, T, H, 1 or K, 1]``."""
+    return (g if g.dim() == 4 else g.unsqueeze(-1)).exp().unsqueeze(-1)
+
+
+def _read(state: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """``S^T k``, ``[B, H, V]``."""
+    return torch.einsum("bhkv,bhk->bhv", state, key)
+
+
+def _outer(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """``k v^T``, ``[B, H, K, V]``."""
+    return key.unsqueeze(-1) * value.unsqueeze(-2)

@@ -6,8 +6,7 @@ import torch
 
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.checks import check_like, check_member
-from myfla.ops.common.naive_chunk import chunk_loop
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.ops.common.naive import chunk_loop, in_one_dtype
 from myfla.utils.tensors import check_scale, check_size
 
 __all__ = ["naive_chunk_comba", "naive_recurrent_comba"]
@@ -63,7 +62,7 @@ def naive_chunk_comba(
     initial_state: Optional[torch.Tensor] = None,
     output_final_state: bool = False,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The same chunk by chunk (`myfla.ops.common.naive_chunk`). Mind the order: ``g`` before ``beta``.
+    """The same chunk by chunk (`myfla.ops.common.naive`). Mind the order: ``g`` before ``beta``.
 
     Args:
         q, k, v, p, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_comba`.
@@ -91,7 +90,5 @@ def _prepared(
     """The tensors in one dtype, the factor on q, and the first state, once everything fits."""
     check_member(who, q, k, v, {"beta": (beta, ()), "g": (g, ())}, initial_state, None, grouped=False)
     check_like(who, "p", p, "k", k)
-    dtype = accumulation_dtype(q, k, v, p, beta, g, initial_state)
-    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype)
-    state = state if initial_state is None else state + initial_state.to(dtype)
-    return (*(x.to(dtype) for x in (q, k, v, p, beta, g)), check_scale(who, scale, q.shape[3]), state)
+    x, state = in_one_dtype((q, k, v, p, beta, g), initial_state)
+    return (*x, check_scale(who, scale, q.shape[3]), state)

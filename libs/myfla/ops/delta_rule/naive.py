@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import delta_loop
-from myfla.ops.common.naive_chunk import chunk_loop
+from myfla.ops.common.naive import chunk_loop, in_one_dtype
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_size, check_tensor
@@ -39,19 +39,16 @@ def delta_rule_recurrence(
         [3.0, 3.0]
     """
     _check("delta_rule_recurrence", q, k, v, beta, initial_state)
-    dtype = accumulation_dtype(q, k, v, beta, initial_state)
-    queries, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
-    state = v.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
-    state = state if initial_state is None else state + initial_state.to(dtype)
-    x = [t.transpose(1, 2) for t in (queries, k, v, torch.zeros_like(q[..., 0], dtype=dtype), beta)]
-    o, state = delta_loop(x[0], x[1], x[2], x[3], x[4], q.shape[3] ** -0.5, state)
+    given = [t.transpose(1, 2) for t in (q, k, v, beta)]
+    (queries, k, v, beta), state = in_one_dtype(given, initial_state)
+    o, state = delta_loop(queries, k, v, torch.zeros_like(queries[..., 0]), beta, q.shape[3] ** -0.5, state)
     return o.transpose(1, 2).to(q.dtype), state if output_final_state else None
 
 
 def delta_rule_chunkwise(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, chunk_size: int = 32
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The same chunk by chunk (`myfla.ops.common.naive_chunk`).
+    """The same chunk by chunk (`myfla.ops.common.naive`).
 
     Args:
         q, k: ``[B, H, T, K]``.
@@ -69,10 +66,9 @@ def delta_rule_chunkwise(
     """
     _check("delta_rule_chunkwise", q, k, v, beta)
     check_size("delta_rule_chunkwise", "chunk_size", chunk_size, 1)
-    dtype = accumulation_dtype(q, k, v, beta)
-    queries, keys, values, strength = (x.to(dtype).transpose(1, 2) for x in (q, k, v, beta))
-    state, g = values.new_zeros(*k.shape[:2], k.shape[3], v.shape[3]), torch.zeros_like(strength)
-    writes = strength.unsqueeze(-1) * keys
+    given = [t.transpose(1, 2) for t in (q, k, v, beta)]
+    (queries, keys, values, strength), state = in_one_dtype(given, None)
+    writes, g = strength.unsqueeze(-1) * keys, torch.zeros_like(strength)
     o, state = chunk_loop(queries, writes, values, g, keys, q.shape[3] ** -0.5, state, chunk_size)
     return o.transpose(1, 2).to(q.dtype), state
 

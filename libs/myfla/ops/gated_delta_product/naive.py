@@ -1,9 +1,11 @@
 """The gated delta product in its plainest form: the specification."""
 
-from typing import List, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.naive import product_loop
+from myfla.ops._delta.sequences import each_sequence
 from myfla.utils.dtypes import accumulation_dtype
 
 __all__ = ["naive_recurrent_gated_delta_product"]
@@ -43,31 +45,17 @@ def naive_recurrent_gated_delta_product(
         >>> naive_recurrent_gated_delta_product(x[:, :1], x, 3 * x, None, x[..., 0], 1.0, num_householder=2)[0].item()
         3.0
     """
-    if cu_seqlens is not None:
-        outputs: List[torch.Tensor] = []
-        finals: List[torch.Tensor] = []
-        n, offsets = num_householder, cu_seqlens.tolist()
-        for i, (start, end) in enumerate(zip(offsets[:-1], offsets[1:])):
-            o, final = naive_recurrent_gated_delta_product(
-                q[:, start:end], k[:, n * start : n * end], v[:, n * start : n * end],
-                None if g is None else g[:, start:end], beta[:, n * start : n * end], scale, None,
-                None if initial_state is None else initial_state[i : i + 1], True, n,
-            )  # fmt: skip
-            outputs.append(o)
-            finals += [] if final is None else [final]
-        return torch.cat(outputs, dim=1), torch.cat(finals) if output_final_state else None
-    dtype = accumulation_dtype(q, k, v, beta, initial_state)
-    queries, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
-    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    n, dtype = num_householder, accumulation_dtype(q, k, v, beta, initial_state)
+    sequences = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    state = v.new_zeros(sequences, q.shape[2], q.shape[3], v.shape[3], dtype=dtype)
     state = state if initial_state is None else state + initial_state.to(dtype)
-    rows = []
-    for t in range(q.shape[1]):
-        if g is not None:
-            state = state * g[:, t].to(dtype).exp()[..., None, None]
-        for j in range(t * num_householder, (t + 1) * num_householder):
-            key = k[:, j, :, :, None]
-            error = v[:, j, :, None] - (key * state).sum(-2, keepdim=True)
-            state = state + key * (beta[:, j, :, None, None] * error)
-        rows.append((queries[:, t, :, :, None] * state).sum(-2) * scale)
-    o = torch.stack(rows, dim=1) if rows else v.new_zeros(*q.shape[:3], v.shape[3])
+    g = beta.new_zeros(q.shape[:3]) if g is None else g
+    by_token = [x.reshape(*q.shape[:2], n, *x.shape[2:]) for x in (k, v, beta)]
+    x = [t.to(dtype) for t in (q, by_token[0], by_token[1], g, by_token[2])]
+
+    def run(*given: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        q, k, v, g, beta, state = given
+        return product_loop(q, k, v, g, beta, scale, state)
+
+    o, state = each_sequence(run, x, state, cu_seqlens)
     return o.to(q.dtype), state if output_final_state else None

@@ -8,13 +8,13 @@ For every token, with the state ``S [K, V]`` of one head (Gated DeltaNet, arXiv 
     o_t    = scale * S^T q_t                     read
 """
 
-from typing import List, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.checks import check_per_token, check_shapes
-from myfla.ops.common.naive_chunk import chunk_loop
+from myfla.ops.common.naive import chunk_loop, in_one_dtype
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_scale, check_size, check_tensor
@@ -52,7 +52,7 @@ def naive_recurrent_gated_delta_rule(
         1.0
     """
     scale = _checked("naive_recurrent_gated_delta_rule", q, k, v, beta, g, scale, initial_state)
-    (q, k, v, beta, g), state = _prepared(q, k, v, beta, g, initial_state)
+    (q, k, v, beta, g), state = in_one_dtype((q, k, v, beta, g), initial_state, accumulation_dtype(q, k, v))
     o, state = delta_loop(q, k, v, g, beta, scale, state)
     return o, state if output_final_state else None
 
@@ -68,7 +68,7 @@ def naive_chunk_gated_delta_rule(
     initial_state: Optional[torch.Tensor] = None,
     output_final_state: bool = False,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The same chunk by chunk (`myfla.ops.common.naive_chunk`). Mind the order: ``g`` before ``beta``.
+    """The same chunk by chunk (`myfla.ops.common.naive`). Mind the order: ``g`` before ``beta``.
 
     Args:
         q, k, v, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_gated_delta_rule`.
@@ -84,20 +84,9 @@ def naive_chunk_gated_delta_rule(
     """
     scale = _checked("naive_chunk_gated_delta_rule", q, k, v, beta, g, scale, initial_state)
     check_size("naive_chunk_gated_delta_rule", "chunk_size", chunk_size, 1)
-    (q, k, v, beta, g), state = _prepared(q, k, v, beta, g, initial_state)
+    (q, k, v, beta, g), state = in_one_dtype((q, k, v, beta, g), initial_state, accumulation_dtype(q, k, v))
     o, state = chunk_loop(q, beta.unsqueeze(-1) * k, v, g, k, scale, state, chunk_size)
     return o, state if output_final_state else None
-
-
-def _prepared(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, g: torch.Tensor,
-    initial_state: Optional[torch.Tensor],
-) -> Tuple[List[torch.Tensor], torch.Tensor]:  # fmt: skip
-    """The tensors in one dtype, and the first state."""
-    dtype = accumulation_dtype(q, k, v)
-    state = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
-    state = state if initial_state is None else state + initial_state.to(dtype)
-    return [x.to(dtype) for x in (q, k, v, beta, g)], state
 
 
 def _checked(

@@ -6,8 +6,7 @@ import torch
 
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.checks import check_like, check_member
-from myfla.ops.common.naive_chunk import chunk_loop
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.ops.common.naive import chunk_loop, in_one_dtype
 from myfla.utils.tensors import check_scale, check_size
 
 __all__ = ["naive_chunk_gdn2", "naive_recurrent_gdn2"]
@@ -58,7 +57,7 @@ def naive_chunk_gdn2(
     output_final_state: bool = False,
     chunk_size: int = 64,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The same chunk by chunk (`myfla.ops.common.naive_chunk`).
+    """The same chunk by chunk (`myfla.ops.common.naive`).
 
     Args:
         q, k, v, g, b, w, scale, initial_state, output_final_state: as `naive_recurrent_gdn2`.
@@ -86,7 +85,5 @@ def _prepared(
     check_member(who, q, k, v, {}, initial_state, None, grouped=False)
     for name, x, like, of in (("g", g, "k", k), ("b", b, "k", k), ("w", w, "v", v)):
         check_like(who, name, x, like, of)
-    dtype = accumulation_dtype(q, k, v, g, b, w, initial_state)
-    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype)
-    state = state if initial_state is None else state + initial_state.to(dtype)
-    return (*(x.to(dtype) for x in (q, k, v, g, b, w)), check_scale(who, scale, q.shape[3]), state)
+    converted, state = in_one_dtype((q, k, v, g, b, w), initial_state)
+    return (*converted, check_scale(who, scale, q.shape[3]), state)

@@ -6,7 +6,7 @@ import torch
 
 from myfla.ops._delta.naive import gla_loop
 from myfla.ops.common.checks import check_like, check_member
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.ops.common.naive import in_one_dtype
 
 __all__ = ["naive_recurrent_gla"]
 
@@ -38,10 +38,6 @@ def naive_recurrent_gla(
     who = "naive_recurrent_gla"
     check_member(who, q, k, v, {}, initial_state, None, grouped=False)
     check_like(who, "gk", gk, "k", k)
-    dtype = accumulation_dtype(q, k, v, gk, initial_state)
-    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype)
-    state = state if initial_state is None else initial_state.to(dtype)
-    out_dtype = q.dtype
-    q, k, v, gk = (x.to(dtype) for x in (q, k, v, gk))
-    o, final = gla_loop(q, k, v, gk, q.shape[3] ** -0.5, state)
-    return o.to(out_dtype), final if output_final_state else None
+    x, state = in_one_dtype((q, k, v, gk), initial_state)
+    o, final = gla_loop(x[0], x[1], x[2], x[3], q.shape[3] ** -0.5, state)
+    return o.to(q.dtype), final if output_final_state else None

@@ -13,8 +13,7 @@ import torch
 
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops.common.checks import check_per_token, check_shapes, state_k_first
-from myfla.ops.common.naive_chunk import chunk_loop
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.ops.common.naive import chunk_loop, in_one_dtype
 from myfla.utils.tensors import check_scale, check_size
 
 __all__ = ["naive_chunk_kda", "naive_recurrent_kda"]
@@ -66,7 +65,7 @@ def naive_chunk_kda(
     output_final_state: bool = False,
     chunk_size: int = 64,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """Chunk by chunk (`myfla.ops.common.naive_chunk`).
+    """Chunk by chunk (`myfla.ops.common.naive`).
 
     Args:
         q, k, v, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_kda`.
@@ -96,9 +95,7 @@ def _prepared(
     check_shapes(who, q, k, v)
     check_per_token(who, "g", g, v, k.shape[3])
     check_per_token(who, "beta", beta, v)
-    state = state_k_first(who, initial_state, k, v, q.shape[0], False)
-    dtype, repeats = accumulation_dtype(q, k, v, g, beta, state), v.shape[2] // q.shape[2]
-    x = [t.to(dtype) for t in (q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2), v, g, beta)]
-    if state is None:
-        state = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
-    return x, check_scale(who, scale, q.shape[3]), state.to(dtype)
+    state_k_first(who, initial_state, k, v, q.shape[0], False)
+    q, k = (t.repeat_interleave(v.shape[2] // t.shape[2], 2) for t in (q, k))
+    x, state = in_one_dtype((q, k, v, g, beta), initial_state)
+    return x, check_scale(who, scale, q.shape[3]), state

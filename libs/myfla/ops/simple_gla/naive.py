@@ -6,8 +6,7 @@ import torch
 
 from myfla.ops._delta.naive import gla_loop
 from myfla.ops.common.checks import check_member
-from myfla.ops.common.naive_chunk import chunk_loop, decayed_products
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.ops.common.naive import chunk_loop, decayed_products, in_one_dtype
 from myfla.utils.tensors import check_scale, check_size
 
 __all__ = ["naive_chunk_simple_gla", "naive_parallel_simple_gla", "naive_recurrent_simple_gla"]
@@ -55,7 +54,7 @@ def naive_chunk_simple_gla(
     chunk_size: int = 64,
     scale: Optional[float] = None,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The same chunk by chunk (`myfla.ops.common.naive_chunk`).
+    """The same chunk by chunk (`myfla.ops.common.naive`).
 
     Args:
         q, k, v, g, initial_state, output_final_state, scale: as `naive_recurrent_simple_gla`.
@@ -109,8 +108,5 @@ def _prepared(
 ) -> Tuple[Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], float, torch.Tensor]:  # fmt: skip
     """q, k, v and g in one dtype, the factor on q, and the first state, once everything fits."""
     check_member(who, q, k, v, {"g": (g, ())}, initial_state, None, grouped=False)
-    dtype = accumulation_dtype(q, k, v, g, initial_state)
-    state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=dtype)
-    state = state if initial_state is None else initial_state.to(dtype)
-    x = (q.to(dtype), k.to(dtype), v.to(dtype), g.to(dtype))
-    return x, check_scale(who, scale, q.shape[3]), state
+    (q, k, v, g), state = in_one_dtype((q, k, v, g), initial_state)
+    return (q, k, v, g), check_scale(who, scale, q.shape[3]), state

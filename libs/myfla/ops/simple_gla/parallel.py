@@ -4,7 +4,7 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops.common.naive_chunk import decayed_products
+from myfla.ops.common.naive import decayed_products
 from myfla.ops.simple_gla.chunk import chunk_simple_gla
 from myfla.ops.simple_gla.decays import given_decays
 from myfla.utils.dtypes import accumulation_dtype

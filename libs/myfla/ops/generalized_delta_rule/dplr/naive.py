@@ -14,7 +14,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.naive import dplr_loop
-from myfla.ops.common.naive_chunk import decayed_products
+from myfla.ops.common.naive import decayed_products, in_one_dtype
 from myfla.utils.dtypes import accumulation_dtype
 
 __all__ = ["dplr_chunkwise", "dplr_recurrence"]
@@ -49,12 +49,9 @@ def dplr_recurrence(
         >>> dplr_recurrence(x, x, 3 * x, x, x, 0 * x)[0].item()
         3.0
     """
-    dtype = accumulation_dtype(q, k, v)
-    q32, k, v, alpha, beta, gk = (x.to(dtype) for x in (q, k, v, alpha, beta, gk))
-    q32 = q32 * q.shape[-1] ** -0.5
-    state = _first_state(k, v, initial_state)
-    q32, k, v, alpha, beta, gk = (t.transpose(1, 2) for t in (q32, k, v, alpha, beta, gk))
-    o, state = dplr_loop(q32, k, v, alpha, beta, gk, 1.0, state)
+    given = [t.transpose(1, 2) for t in (q, k, v, alpha, beta, gk)]
+    x, state = in_one_dtype(given, initial_state, accumulation_dtype(q, k, v))
+    o, state = dplr_loop(x[0], x[1], x[2], x[3], x[4], x[5], q.shape[-1] ** -0.5, state)
     return o.transpose(1, 2).to(q.dtype), state if output_final_state else None
 
 
@@ -87,10 +84,9 @@ def dplr_chunkwise(
         >>> dplr_chunkwise(x, x, 3 * x, x, x, 0 * x)[0].item()
         3.0
     """
-    dtype = accumulation_dtype(q, k, v)
-    q, k, v, alpha, beta, gk = (x.to(dtype) for x in (q, k, v, alpha, beta, gk))
-    q = q * q.shape[-1] ** -0.5
-    state = _first_state(k, v, initial_state)
+    given = [t.transpose(1, 2) for t in (q, k, v, alpha, beta, gk)]
+    x, state = in_one_dtype(given, initial_state, accumulation_dtype(q, k, v))
+    q, k, v, alpha, beta, gk = (t.transpose(1, 2) for t in (x[0] * q.shape[-1] ** -0.5, *x[1:]))
     outputs = []
     for start in range(0, q.shape[2], chunk_size):
         qc, kc, vc, ac, bc, gc = (x[:, :, start : start + chunk_size] for x in (q, k, v, alpha, beta, gk))
@@ -106,8 +102,3 @@ def dplr_chunkwise(
         state = state + (kc * left).transpose(-1, -2) @ vc + (bc * left).transpose(-1, -2) @ u
     o = torch.cat(outputs, dim=2) if outputs else torch.zeros_like(v)
     return o, state if output_final_state else None
-
-
-def _first_state(k: torch.Tensor, v: torch.Tensor, initial_state: Optional[torch.Tensor]) -> torch.Tensor:
-    state = v.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
-    return state if initial_state is None else state + initial_state.to(state.dtype)

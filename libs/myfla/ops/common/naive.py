@@ -1,10 +1,28 @@
-"""The rules chunk by chunk in plain operations, one step of the algebra a line: what the naive chunk forms share."""
+"""What the naive forms share: their inputs in one dtype, and the rules chunk by chunk, a step of the algebra a line."""
 
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
-__all__ = ["chunk_loop", "decayed_products"]
+from myfla.utils.dtypes import accumulation_dtype
+
+__all__ = ["chunk_loop", "decayed_products", "in_one_dtype"]
+
+
+def in_one_dtype(
+    x: Sequence[torch.Tensor], initial_state: Optional[torch.Tensor], dtype: Optional[torch.dtype] = None
+) -> Tuple[List[torch.Tensor], torch.Tensor]:
+    """The tensors and the first state, converted.
+
+    Args:
+        x: ``[B, T, H, ...]`` each, of the same heads; q, k and v first.
+        initial_state: ``[B, H, K, V]`` or broadcastable; zeros if None.
+        dtype: by default what all of them are accumulated in.
+    """
+    k, v = x[1:3]
+    dtype = accumulation_dtype(*x, initial_state) if dtype is None else dtype
+    state = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
+    return [t.to(dtype) for t in x], state if initial_state is None else state + initial_state.to(dtype)
 
 
 def chunk_loop(
