@@ -20,7 +20,7 @@ WIDTH = 110
 
 
 def group_help(arguments: Sequence[str]) -> Optional[str]:
-    """What ``--help encoder`` or ``--help encoder=rwkv7`` shows; None where no group is asked about.
+    """The text that ``--help encoder`` or ``--help encoder=rwkv7`` shows; None if no group is named.
 
     Args:
         arguments: of the command line.
@@ -50,7 +50,7 @@ def group_help(arguments: Sequence[str]) -> Optional[str]:
     if settings is not None:
         lines += ["", f"Settings with {group}={shown} (key=default):", *settings]
     if shown != option and len(options) > 1:
-        lines += ["", f"Settings of another one: --help {group}=NAME"]
+        lines += ["", f"Settings of another choice: --help {group}=NAME"]
     return "\n".join(lines)
 
 
@@ -67,7 +67,8 @@ def _groups() -> Dict[str, List[str]]:
 
 
 def _purpose(group: str, name: str) -> str:
-    """The second comment of a preset, which says what it is for; the first is a command."""
+    """What the comment at the top of a preset says about it; other lines of it are commands and a directive of
+    Hydra."""
     path = Path(conf_dir()) / group / f"{name}.yaml"
     if not path.exists():
         return "from a plugin"
@@ -76,13 +77,13 @@ def _purpose(group: str, name: str) -> str:
         if not line.startswith("#"):
             break
         comments.append(line.lstrip("# "))
-    said = [line for line in comments if not line.startswith(("python -m", "torchrun"))]
+    said = [line for line in comments if not line.startswith(("python", "torchrun", "@package"))]
     text = " ".join(said).split(" Fields")[0].split(". ")[0].rstrip(".")
     return _said(group, name) if text.startswith("Fields") or not text else text
 
 
 def _said(group: str, name: str) -> str:
-    """The first words of the docstring of a choice's class; "" where it has none of its own."""
+    """The first words of the docstring of a choice's class; "" if it has none."""
     kind = ENCODER_CONFIGS.get(name) if group == "encoder" else GROUPS.get(group, {}).get(name)
     first = (inspect.getdoc(kind) or "").split("\n\n")[0] if kind is not None else ""
     return re.split(r"[;(.]", " ".join(first.replace("`", "").split()))[0].strip()
@@ -97,7 +98,7 @@ def _default(group: str) -> Optional[str]:
 
 
 def _settings(group: str, option: str) -> Optional[List[str]]:
-    """The settings of a choice, with the preset's own values; None where it is no group of settings."""
+    """The settings of a choice, with the values of the preset; None if it has no settings."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

@@ -15,12 +15,12 @@ __all__ = ["all_settings", "settings_page"]
 
 _HEAD = """# Settings
 
-Every key of the command line, with the default of its config class, which Python has. The presets in `conf/` set some
-others: encoders are bidirectional with a dropout of 0.2, and what training [chooses from the
-data](training.md#what-is-chosen-for-you) is null (`data.batch_size`, `data.validation_fraction`, `data.own_scale`,
-`trainer.max_epochs`, `job.learning_rate`, `job.offset`, `job.mask`) or auto (`encoder.stem`). `python -m app --help
-GROUP` and `--help GROUP=NAME` show the values of the presets. This page is made from the config classes in `src/cfg` by
-`make settings`.
+The defaults in these tables are those of the config classes in Python. On the command line, the presets in `conf/`
+change some of them: encoders are bidirectional with a dropout of 0.2, and the settings that training [chooses from the
+data](training.md#what-is-chosen-for-you) are null (`data.batch_size`, `data.validation_fraction`, `data.own_scale`,
+`trainer.max_epochs`, `job.learning_rate`, `job.offset`, `job.mask`) or auto (`encoder.stem`). `python -m app
+--help GROUP` and `--help GROUP=NAME` show the values of the presets. `make settings` makes this page from the classes
+in `src/cfg`.
 """
 _BASES: Dict[str, Type[Any]] = {"encoder": EncoderConfig, "data": DataConfig, "job": JobConfig, "logger": LoggerConfig}
 _ORDER = ("encoder", "data", "job", "trainer", "callbacks", "logger")

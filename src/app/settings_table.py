@@ -1,5 +1,5 @@
-"""Every setting with its meaning, unit, default and range: meanings are in the docstrings of the config classes, ranges
-in their checks. Needs no torch."""
+"""Every setting with its meaning, unit, default and range. Meanings come from the docstrings of the config classes,
+ranges from their checks. Needs no torch."""
 
 import dataclasses
 import inspect
@@ -19,10 +19,10 @@ class Setting(NamedTuple):
 
     Attributes:
         name: of the field.
-        owner: the class that declares it, whose docstring has its meaning.
-        default: ``"???"`` where it must be set.
-        rule: what it must be.
-        unit: of a number, or "".
+                owner: the class that declares it and whose docstring has its meaning.
+        default: ``"???"`` if it must be set.
+        rule: which values are allowed.
+        unit: unit of a number, or "".
         meaning: what it does.
     """
 
@@ -39,7 +39,7 @@ def settings_of(config_class: type, **given: Any) -> List[Setting]:
 
     Args:
         config_class: of `cfg`.
-        given: values of fields that a config cannot do without; see `cfg.validation.rules_of`.
+        given: values of fields without a default; see `cfg.validation.rules_of`.
 
     Example:
         >>> from cfg.stream import StreamJobConfig
@@ -63,7 +63,7 @@ def default_of(field: "dataclasses.Field[Any]") -> Any:
 
 
 def meanings(config_class: type) -> Dict[str, Tuple[str, str]]:
-    """``(unit, meaning)`` of each field, by its name: what the docstrings of a config class and its bases say.
+    """``(unit, meaning)`` of each field by its name, from the docstrings of a config class and its bases.
 
     Example:
         >>> from cfg.trainer import TrainerConfig
@@ -77,12 +77,18 @@ def meanings(config_class: type) -> Dict[str, Tuple[str, str]]:
             continue
         for names, unit, text in _FIELD.findall(section.group(1)):
             for name in names.split(","):
-                found[name.strip()] = (unit, " ".join(text.replace("``", "").split()))
+                                found[name.strip()] = (unit, _sentence(text))
     return found
 
 
+def _sentence(text: str) -> str:
+    """Without marks of code, and with a capital unless it begins with a name."""
+    plain = " ".join(text.replace("``", "").split())
+    return plain if text.startswith("``") else plain[:1].upper() + plain[1:]
+
+
 def written(value: Any) -> str:
-    """A value as the command line has it.
+    """A value as it is written on the command line.
 
     Example:
         >>> written(None), written(True), written("???"), written([1, 2])

@@ -33,14 +33,14 @@ class AppConfig:
     Args:
         encoder: what turns a sequence into an embedding: see its group.
         data: where the sequences come from: see its group.
-        job: what is done: see its group.
-        trainer: on which device, how long and how exactly: see its group.
-        callbacks: early stopping, checkpoints, and the like.
-        logger: where else to send the figures of every epoch.
-        run: folder of a finished run, for jobs that use one; or, with ``resume``, of one that was interrupted.
+        job: what to do: see its group.
+        trainer: device, length and precision of the training: see its group.
+        callbacks: early stopping and checkpoints: see its group.
+        logger: where to send the figures of every epoch, besides ``metrics.csv``: see its group.
+        run: folder of a finished run, for jobs that use one; with ``resume``, folder of an interrupted run.
         resume: continue the training of ``run`` from its last checkpoint, with its own config.
         seed: fixes the split, the initial weights, the order of the batches and the noise.
-        deterministic: only deterministic algorithms, so that the same seed gives the same files.
+        deterministic: use only deterministic algorithms, so that the same seed gives the same files.
         checks: conditions that the runs of a sweep must meet; see `cfg.check.CheckConfig`.
 
     Raises:

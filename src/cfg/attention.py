@@ -1,4 +1,4 @@
-"""The key ``encoder.attn``: which layers of an encoder are softmax attention, and how they look."""
+"""The key ``encoder.attn``: which layers of an encoder are softmax attention, and their settings."""
 
 from types import SimpleNamespace
 from typing import Any, Dict, Mapping

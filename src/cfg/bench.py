@@ -19,9 +19,9 @@ class BenchJobConfig(JobConfig):
     Args:
         batch (sequences): sequences in a call of prefill and in a training step.
         lengths (tokens): lengths of these sequences; each one is measured.
-        sessions (sequences): for decoding: sequences that get one token each in a call; each number is measured.
+        sessions (sequences): numbers of sequences that get one token each in a decoding call; each one is measured.
         rounds (samples): samples of each figure, taken in turn; the median counts.
-        memory: measure peak memory too, each figure in a process of its own.
+        memory: measure peak memory too, each figure in a separate process.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.

@@ -13,14 +13,14 @@ class CallbacksConfig:
     """Switches of Lightning's callbacks; the progress bar has ``trainer.progress``.
 
     Args:
-        name: label of the preset.
+        name: name of the preset.
         early_stopping: end after ``job.patience`` epochs without a better validation loss; false: train for all of
             ``trainer.max_epochs``.
         min_delta (loss): by how much the loss must fall to count as better, for early stopping.
         best_weights: end with the weights of the epoch with the lowest validation loss; false: with the last ones.
-        checkpoint_steps (batches): write a checkpoint after so many steps of an epoch too, for epochs that take hours;
-            null: after every epoch only.
-        learning_rate_monitor: log the learning rate of every step; ``metrics.csv`` has that of every epoch.
+        checkpoint_steps (batches): also write a checkpoint each time after this number of batches, for epochs that take
+            hours; null: only after every epoch.
+        learning_rate_monitor: log the learning rate of every step; ``metrics.csv`` has only one for every epoch.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``callbacks.<field>``.

@@ -16,9 +16,10 @@ class CheckConfig:
 
     Args:
         metric: a figure of ``metrics.json``, e.g. ``test_accuracy``.
-        where: settings that a run must have been given to count, e.g. ``{encoder.use_gate: false}``; all runs if empty.
-        at_least, at_most: the threshold; one of them or both.
-        of: ``mean`` of the runs, or ``each`` of them.
+        where: only runs with these settings count, e.g. ``{encoder.use_gate: false}``; all runs if empty.
+        at_least: smallest value that is accepted; this or ``at_most`` must be set.
+        at_most: largest value that is accepted; this or ``at_least`` must be set.
+        of: whether the ``mean`` of the runs, or ``each`` of them, must meet the threshold.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``checks.<field>``.

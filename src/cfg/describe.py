@@ -13,8 +13,9 @@ class DescribeJobConfig(JobConfig):
     """Show what is installed and what the configured encoder is made of; nothing is trained.
 
     Args:
-        batch, length (sequences and steps): size of the input whose way through the layers is shown.
-        depth (levels): how deep modules are opened; 1 shows whole blocks, 3 every projection of a layer.
+        batch (sequences): sequences in the input for which shapes are shown.
+        length (steps): steps of that input.
+        depth (levels): how many levels of modules are shown; 1 shows blocks, 3 every projection of a layer.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.

@@ -47,11 +47,12 @@ class PredictJobConfig(JobConfig):
     Args:
         input: file with sequences, in the format of the run's data; null: ``part`` of the run's data, or of the
             ``data=`` that the command line names.
-        part: ``test`` or ``train``, without ``input``.
+        part: which set of the run's data to use if there is no ``input``: ``test`` or ``train``.
         ignore: columns of a table to skip; all others must be known to the run.
-        output: a new file, ``.csv``, ``.parquet`` or ``.jsonl``; null: ``predictions.csv`` in this job's own folder.
-        probabilities: of classes: ``all``, or that of the ``predicted`` one alone, where there are very many.
-        batch_tokens (tokens): most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
+        output: a new file, ``.csv``, ``.parquet`` or ``.jsonl``; null: ``predictions.csv`` in the folder of this job.
+        probabilities: whether to write the probabilities of ``all`` classes, or only of the ``predicted`` one.
+        batch_tokens (tokens): largest number of tokens in a call of the encoder, padding included; a longer sequence is
+            computed alone.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
@@ -88,13 +89,14 @@ class EncodeJobConfig(JobConfig):
     Args:
         input: file with sequences, in the format of the run's data, targets not needed; null: ``part`` of the run's
             data, or of the ``data=`` that the command line names.
-        part: ``test`` or ``train``, without ``input``.
+        part: which set of the run's data to use if there is no ``input``: ``test`` or ``train``.
         ignore: columns of a table to skip; all others must be known to the run.
-        output: folder for the parts.
-        format: ``parquet`` or ``safetensors``.
-        per: one embedding a ``sequence``, or one a ``step``.
-        part_sequences (sequences): sequences in a part.
-        batch_tokens (tokens): most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
+        output: folder for the output, which consists of several files (parts).
+        format: format of the parts: ``parquet`` or ``safetensors``.
+        per: whether to write one embedding for each ``sequence``, or one for each ``step``.
+        part_sequences (sequences): sequences in each part.
+        batch_tokens (tokens): largest number of tokens in a call of the encoder, padding included; a longer sequence is
+            computed alone.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.

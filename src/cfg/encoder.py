@@ -1,4 +1,4 @@
-"""Encoder configs: what every encoder has, and what each built-in layer adds. One class for each name."""
+"""The configs of all built-in encoders, by name."""
 
 from typing import Dict, Type
 

@@ -21,37 +21,36 @@ MODES = ("chunk", "fused_recurrent")
 
 @dataclass
 class EncoderConfig:
-    """What every encoder has; a strategy's own config adds its layer's flags.
+    """The settings of every encoder; the config of a strategy adds those of its layer.
 
     Args:
-        name: the strategy to build, as the factory knows it.
-        input_size (channels): channels of real-valued input ``[B, T, input_size]``; null until it is known from the
-            data.
-        vocab_size (token ids): for input of token ids ``[B, T]`` instead; exactly one of the two is set when the
-            encoder is built.
-        embedding_std: standard deviation of the token vectors at the start. With small ones (0.02) a model
-            learns recall faster, with large ones (1) to track a state.
+        name: the name of the strategy.
+        input_size (channels): channels of real-valued input ``[B, T, input_size]``; null: taken from the data.
+        vocab_size (token ids): number of token ids, for input of token ids ``[B, T]``; exactly one of ``input_size``
+            and ``vocab_size`` is set when the encoder is built.
+        embedding_std: standard deviation of the initial token vectors. Small ones (0.02) help to learn recall, large
+            ones (1) help to learn to track a state.
         hidden_size (channels): width of the stack and of the embedding.
-        num_layers (blocks): residual blocks (per block, a bidirectional encoder has two mixers and two MLPs).
-        direction: ``causal`` (can be fed in pieces) or ``bidirectional``.
+        num_layers (blocks): number of residual blocks; in a bidirectional encoder each has two mixers and two MLPs.
+        direction: ``causal`` (each step sees only earlier ones; can be fed in pieces) or ``bidirectional``.
         pooling: how the hidden states of a sequence become one embedding: ``mean``, ``last``, ``max`` or ``attention``.
         mlp_ratio (times hidden_size): inner width of the MLP, as a multiple of ``hidden_size``.
-        norm_eps: epsilon of every normalisation.
-        dropout (probability): probability on both branches of a block, in training.
-        state_weaving: begin each layer with the final state of the layer before it (TempoPFN, arXiv 2510.25502):
-            every token then knows the whole sequence, so that the encoder cannot be fed in pieces.
+        norm_eps: epsilon of all norms.
+        dropout (probability): dropout probability on both branches of a block.
+        state_weaving: start each layer with the final state of the layer before it (TempoPFN, arXiv 2510.25502): every
+            step then sees the complete sequence, so that the encoder cannot be fed in pieces.
         stem: what stands between real-valued input and the stack: ``none`` (a projection of each step), ``patch``
             (``stem_stride`` steps become one), ``conv`` (log2(``stem_stride``) convolutions, each of stride 2) or
             ``inception`` (three blocks of convolutions of three widths). With ``patch`` or ``conv`` the encoder cannot
-            be fed in pieces; with ``inception`` it can, if it is causal. ``auto``: training chooses by its data
-            (`encoders.training.settle`); ``none`` where there are none.
-        stem_stride (steps): how many times shorter; a power of two for ``conv``; 1, 2, 4 or 8 for ``inception``, 1 if
-            it is causal. Null: 8; for ``inception`` 4, or 1.
-        stem_kernel (steps): steps that each convolution of ``conv`` looks back, or the widest of ``inception`` sees.
+            be fed in pieces; with ``inception`` it can, if it is causal. ``auto``: chosen from the training data;
+            ``none`` outside of training.
+        stem_stride (steps): by which factor the stem shortens sequences; a power of two for ``conv``; 1, 2, 4 or 8 for
+            ``inception``, 1 if it is causal. Null: 8; for ``inception`` 4, or 1 if it is causal.
+        stem_kernel (steps): how many steps each convolution of ``conv``, or the widest one of ``inception``, sees.
             Null: 8; 19 for ``inception``.
-        pretrained: folder of an official checkpoint (``config.json`` and safetensors) whose sizes and weights the
-            blocks, the last norm and, for token ids, the embedding take over. Fields left at their defaults follow the
-            checkpoint; one that is set and contradicts it is an error.
+        pretrained: folder of an official checkpoint (``config.json`` and safetensors). The blocks, the last norm and,
+            for token ids, the embedding take their sizes and weights from it. A size that is set must not contradict
+            it.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``encoder.<field>``.

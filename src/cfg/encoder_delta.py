@@ -1,4 +1,4 @@
-"""The configs of encoders whose layers have heads of a size of their own: GatedDeltaNet and its relatives."""
+"""The configs of encoders whose head size does not depend on the width: GatedDeltaNet and its relatives."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ class DeltaHeadsConfig(EncoderConfig):
     """What the encoders of this file share; the fields are the layers' arguments.
 
     Args:
-        num_heads, head_dim: query/key heads and their size, free of ``hidden_size``.
-        expand_v: value head size over ``head_dim``; the product must be a whole number.
-        num_v_heads (heads): value heads, a multiple of ``num_heads``; null means ``num_heads``.
-        mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
-        use_short_conv: a short causal convolution in front of queries, keys and values.
-        conv_size (steps): how many steps it sees.
-        conv_bias: whether it adds a bias.
-        backend: whose code computes the rule: ``auto``, ``naive``, ``torch``, ``compiled`` or ``fla``. A choice of this
-            machine: it is not saved with the encoder.
+        num_heads (heads): number of query and key heads.
+        head_dim (channels): size of a query or key head; it does not depend on ``hidden_size``.
+        expand_v (times head_dim): size of a value head; the product with ``head_dim`` must be a whole number.
+        num_v_heads (heads): number of value heads, a multiple of ``num_heads``; null: ``num_heads``.
+        mode: form of the rule for more than 64 tokens without gradients: ``chunk`` or ``fused_recurrent``.
+        use_short_conv: apply a short causal convolution to queries, keys and values.
+        conv_size (steps): how many steps the short convolution sees.
+        conv_bias: add a bias in the short convolution.
+        backend: which code computes the rule (see the guide on backends): ``auto``, ``naive``, ``torch``, ``native``,
+            ``compiled`` or ``fla``. It belongs to the machine and is not saved with the encoder.
     """
 
     num_heads: int = 4
@@ -67,11 +68,11 @@ class GatedDeltaNetEncoderConfig(DeltaHeadsConfig):
     """An encoder of GatedDeltaNet layers; the fields are the layer's arguments (`myfla.layers.GatedDeltaNet`).
 
     Args:
-        use_gate: multiply the output by a gate of the input.
-        allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
-        output_gate_activation: of that gate.
-        attn: which layers are softmax attention (`myfla.layers.Attention`) instead: ``{layers: [1, 3], num_heads: 4}``,
-            perhaps with ``num_kv_heads``, ``qkv_bias``, ``window_size`` and ``rope_theta``; null for none.
+        use_gate: multiply the output by a gate that is computed from the input.
+        allow_neg_eigval: let the write strength reach 2, so that the state can change its sign along a key.
+        output_gate_activation: activation of the output gate.
+        attn: which layers are softmax attention (`myfla.layers.Attention`) instead, e.g. ``{layers: [1, 3], num_heads:
+            4}``; optional are ``num_kv_heads``, ``qkv_bias``, ``window_size`` and ``rope_theta``. Null: none.
 
     Example:
         >>> GatedDeltaNetEncoderConfig(input_size=12, use_gate=False).name
@@ -99,8 +100,8 @@ class KDAEncoderConfig(DeltaHeadsConfig):
 
     Args:
         allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
-        safe_gate: keep the log decay of a step above ``lower_bound``.
-        lower_bound: least log decay of a step, a negative number; null for none. ``safe_gate`` needs one.
+        safe_gate: keep the log decay of a step above ``lower_bound``, which must then be set.
+        lower_bound: smallest log decay of a step, a negative number; null: no bound.
 
     Example:
         >>> KDAEncoderConfig(input_size=12, lower_bound=-5.0).name
@@ -126,7 +127,7 @@ class GatedDeltaProductEncoderConfig(DeltaHeadsConfig):
     """An encoder of Gated DeltaProduct layers (`myfla.layers.GatedDeltaProduct`).
 
     Args:
-        use_output_gate: multiply the output by a gate of the input.
+        use_output_gate: multiply the output by a gate that is computed from the input.
         use_forget_gate: let the state decay at every token.
         allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
         num_householder (steps): steps of the delta rule for each token.
@@ -168,10 +169,10 @@ class CombaEncoderConfig(DeltaHeadsConfig):
     """An encoder of Comba layers (`myfla.layers.Comba`).
 
     Args:
-        use_output_gate: multiply the output by a gate of the input.
-        use_output_correction: take a learned share of the key that erases from the query that reads the state.
-        use_inner_decay: scale the key that erases by a learned share; false: it is the key that writes.
-        correction_factor: the share of ``use_output_correction`` at the start.
+        use_output_gate: multiply the output by a gate that is computed from the input.
+        use_output_correction: subtract a learned multiple of the erasing key from the query.
+        use_inner_decay: scale the erasing key by a learned factor; false: it is the writing key.
+        correction_factor: initial value of the multiple of ``use_output_correction``.
 
     Example:
         >>> CombaEncoderConfig(input_size=12, correction_factor=0.02).name

@@ -18,14 +18,15 @@ class WidthHeadsConfig(EncoderConfig):
     """What the encoders of this file share; the fields are the layers' arguments.
 
     Args:
-        num_heads (heads): heads; the channels of all keys, and of all values, must be a multiple of it. null means the
-            largest number up to 4 that fits.
-        expand_k, expand_v (times hidden_size): size of all keys, and of all values, over ``hidden_size``.
-        mode: ``chunk`` or ``fused_recurrent``, for long input without gradients (see the layer).
-        use_short_conv: a short causal convolution in front of queries, keys and values.
-        conv_size (steps): how many steps it sees.
-        conv_bias: whether it adds a bias.
-        backend: whose code computes the rule, as for ``gated_deltanet``.
+        num_heads (heads): number of heads; it must divide the channels of all keys and of all values. Null: the largest
+            number up to 4 that does.
+        expand_k (times hidden_size): channels of all keys together.
+        expand_v (times hidden_size): channels of all values together.
+        mode: form of the rule for more than 64 tokens without gradients: ``chunk`` or ``fused_recurrent``.
+        use_short_conv: apply a short causal convolution to queries, keys and values.
+        conv_size (steps): how many steps the short convolution sees.
+        conv_bias: add a bias in the short convolution.
+        backend: which code computes the rule, as for ``gated_deltanet``.
     """
 
     num_heads: Optional[int] = None
@@ -73,9 +74,9 @@ class DeltaNetEncoderConfig(WidthHeadsConfig):
     """An encoder of DeltaNet layers (`myfla.layers.DeltaNet`).
 
     Args:
-        use_beta: learn how strongly each token writes; false: 1 for all.
-        use_gate: multiply the output by a gate of the input.
-        allow_neg_eigval: let the write strength reach 2, so that the state may change its sign along a key.
+        use_beta: compute the write strength of each token from the input; false: it is 1.
+        use_gate: multiply the output by a gate that is computed from the input.
+        allow_neg_eigval: let the write strength reach 2, so that the state can change its sign along a key.
         qk_activation: activation of queries and keys.
         qk_norm: how queries and keys are normalised: to length 1 or to sum 1.
 
@@ -105,13 +106,13 @@ class GLAEncoderConfig(WidthHeadsConfig):
     """An encoder of gated linear attention layers (`myfla.layers.GatedLinearAttention`).
 
     Args:
-        num_kv_heads (heads): heads of keys and values, which divide those of queries; null means as many.
-        feature_map: activation of queries and keys, or null for none.
-        use_output_gate: multiply the output by a gate of the input.
-        gate_fn: activation of that gate.
-        gate_logit_normalizer: divides the log of the decay; a larger one forgets more slowly.
-        gate_low_rank_dim (channels): rank of the projection that makes the decay.
-        clamp_min: least log decay of a step, a negative number; null for none.
+        num_kv_heads (heads): number of key and value heads; it must divide ``num_heads``. Null: ``num_heads``.
+        feature_map: activation of queries and keys; null: none.
+        use_output_gate: multiply the output by a gate that is computed from the input.
+        gate_fn: activation of the output gate.
+        gate_logit_normalizer: divisor of the log decay; a larger one makes the layer forget more slowly.
+        gate_low_rank_dim (channels): rank of the projection that gives the decay.
+        clamp_min: smallest log decay of a step, a negative number; null: no bound.
 
     Example:
         >>> GLAEncoderConfig(input_size=12, feature_map="relu").name

@@ -16,20 +16,21 @@ class Mamba2EncoderConfig(EncoderConfig):
     """An encoder of Mamba-2 layers; the fields are the layer's arguments (`myfla.layers.Mamba2`).
 
     Args:
-        expand (times hidden_size): channels inside the layer over ``hidden_size``; the product must be a whole number.
-        head_dim (channels): channels of one head, which divide those; null means as many as make the largest number of
-            heads up to 4 that fits.
-        state_size (numbers a channel): numbers that a head keeps for each of its channels.
-        n_groups: pairs of B and C, which heads share.
+        expand (times hidden_size): channels inside the layer; they must be a whole number.
+        head_dim (channels): channels of one head; they must divide the channels inside the layer. Null: the size that
+            gives the largest possible number of heads up to 4.
+        state_size (numbers for each channel): numbers that a head stores for each of its channels.
+        n_groups (groups): groups of heads; the heads of a group share B and C.
         conv_kernel (steps): how many steps the short convolution sees.
-        use_conv_bias: whether it adds a bias.
-        hidden_act: activation behind it.
-        D_has_hdim: a weight of the skip for each channel; false: one for each head.
+        use_conv_bias: add a bias in the short convolution.
+        hidden_act: activation after the short convolution.
+        D_has_hdim: learn the weight of the skip connection for each channel; false: for each head.
         rmsnorm: normalise the output.
-        norm_before_gate: normalise it before the gate; false: behind it.
-        use_bias: whether the projections add a bias.
-        dt_min, dt_max (time steps): between which the time steps begin; small ones forget slowly.
-        backend: whose code computes the rule, as for ``gated_deltanet``.
+        norm_before_gate: normalise the output before the gate; false: after it.
+        use_bias: add a bias in the projections.
+        dt_min (time steps): smallest initial time step; small ones make the layer forget slowly.
+        dt_max (time steps): largest initial time step.
+        backend: which code computes the rule, as for ``gated_deltanet``.
 
     Example:
         >>> Mamba2EncoderConfig(input_size=12, state_size=32).resolved_head_dim

@@ -14,7 +14,7 @@ class RNNEncoderConfig(EncoderConfig):
     """What encoders of PyTorch's own recurrent layers have.
 
     Args:
-        state_size (channels): width of the recurrent state; null means ``hidden_size``.
+        state_size (channels): width of the recurrent state; null: ``hidden_size``.
     """
 
     state_size: Optional[int] = None
@@ -26,7 +26,7 @@ class RNNEncoderConfig(EncoderConfig):
 
 @dataclass
 class GRUEncoderConfig(RNNEncoderConfig):
-    """An encoder of `torch.nn.GRU` layers, to compare with.
+    """An encoder of `torch.nn.GRU` layers, as a baseline.
 
     Example:
         >>> GRUEncoderConfig(input_size=12, state_size=96).name
@@ -38,7 +38,7 @@ class GRUEncoderConfig(RNNEncoderConfig):
 
 @dataclass
 class LSTMEncoderConfig(RNNEncoderConfig):
-    """An encoder of `torch.nn.LSTM` layers, to compare with.
+    """An encoder of `torch.nn.LSTM` layers, as a baseline.
 
     Example:
         >>> LSTMEncoderConfig(input_size=12).name

@@ -14,14 +14,17 @@ class RWKV7EncoderConfig(EncoderConfig):
     """An encoder of RWKV-7 layers; the fields are the layer's arguments (`myfla.layers.RWKV7Attention`).
 
     Args:
-        num_heads, head_dim: their product is ``hidden_size``. Give one, both or neither; with neither, the head is
-            the largest divisor of ``hidden_size`` up to 64.
-        value_dim (channels): width of the values, a multiple of the number of heads; null means ``hidden_size``.
-        decay_low_rank_dim, gate_low_rank_dim, a_low_rank_dim, v_low_rank_dim: ranks of the four LoRAs; null means
-            the layer's rule.
-        mode: ``chunk`` or ``fused_recurrent``, for long input without gradients.
-        fuse_norm: the official flag; chooses how keys are normalised.
-        backend: whose code computes the rule, as for ``gated_deltanet``.
+        num_heads (heads): number of heads; null: ``hidden_size`` divided by ``head_dim``.
+        head_dim (channels): size of a head; null: ``hidden_size`` divided by ``num_heads``, or if that is null too, the
+            largest divisor of ``hidden_size`` up to 64.
+        value_dim (channels): width of the values, a multiple of the number of heads; null: ``hidden_size``.
+        decay_low_rank_dim (channels): rank of the low-rank map of the decay; null: chosen from the width, as fla does.
+        gate_low_rank_dim (channels): the same for the output gate.
+        a_low_rank_dim (channels): the same for the gate of the removed part.
+        v_low_rank_dim (channels): the same for the mixture with the values of the first layer.
+        mode: form of the rule for more than 64 tokens without gradients: ``chunk`` or ``fused_recurrent``.
+        fuse_norm: flag of the official layer; it selects how keys are normalised.
+        backend: which code computes the rule, as for ``gated_deltanet``.
 
     Example:
         >>> RWKV7EncoderConfig(input_size=12, hidden_size=96).resolved_head_dim

@@ -19,17 +19,19 @@ class ExportJobConfig(JobConfig):
     Every file is run again and compared with PyTorch before the job ends, and comes with a script that runs it.
 
     Args:
-        format: ``onnx`` and ``torch_export`` write ``encoder``, whole raw sequences to embedding and logits or values,
-            and for a causal encoder ``step``, one token with the states as inputs and outputs; ``safetensors`` writes
-            the weights.
-        graphs: ``all`` that the encoder can have, ``whole`` or ``step``.
-        length (tokens): tokens of ``encoder``, whose sizes are fixed then. Null: any number of sequences of any length.
-        context (tokens): how many tokens before its own a layer of softmax attention without a window sees at most in
-            ``step``, whose states have a fixed size; within so many tokens it equals PyTorch. Needed for such encoders
-            only.
-        batch (sequences): sequences that a graph of fixed size takes at once.
-        steps (tokens): how many tokens are streamed in the comparison.
-        tolerance: largest difference, in units of the largest number compared (or of 1, where that is smaller).
+        format: ``onnx`` and ``torch_export`` write graphs: ``encoder`` (complete raw sequences to embedding and logits
+            or values) and, for a causal encoder, ``step`` (one token, with the states as inputs and outputs).
+            ``safetensors`` writes the weights.
+        graphs: which graphs to write: ``all`` that the encoder can have, only ``whole`` (``encoder``), or only
+            ``step``.
+        length (tokens): length of the sequences of ``encoder``, whose sizes are then fixed. Null: any number of
+            sequences of any length.
+        context (tokens): for encoders with softmax attention without a window: how many earlier tokens ``step`` sees.
+            Streams of up to this length equal PyTorch.
+        batch (sequences): number of sequences in a graph of fixed size.
+        steps (tokens): number of tokens that are streamed in the comparison with PyTorch.
+        tolerance: largest difference from PyTorch, relative to the largest number compared (or absolute, if that number
+            is below 1).
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.

@@ -17,7 +17,7 @@ class JobConfig:
     """What every job has.
 
     Args:
-        name: the job, as `app.jobs.JOBS` knows it.
+        name: the name of the job.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.
@@ -38,33 +38,36 @@ class TrainJobConfig(JobConfig):
     """Train an encoder with a head on top, choose the epoch on validation data, report on test data.
 
     Args:
-        objective: ``classify`` (cross-entropy) or ``regress`` (squared error), one target a sequence or a step, as the
-            data have them; ``next_step``: at each step, the next token or the next features.
-        learning_rate: peak of AdamW's learning rate. Null, as for ``offset`` and ``mask``: as the training data suggest
-            (`encoders.training.settle`).
-        schedule: of the learning rate behind the warm-up: ``cosine`` and ``linear`` end at zero, ``constant`` stays.
-        warmup (share): share of all steps in which the learning rate rises to its peak.
-        weight_decay: of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have none.
+        objective: ``classify`` (cross-entropy) or ``regress`` (squared error) with one target for each sequence or each
+            step, as in the data; ``next_step``: predict at each step the next token or the next features.
+        learning_rate: largest learning rate of AdamW; null: chosen from the training data.
+        schedule: course of the learning rate after the warm-up: ``cosine`` and ``linear`` fall to zero, ``constant``
+            stays.
+        warmup (share): share of all steps during which the learning rate rises to its largest value.
+        weight_decay: weight decay of matrices; vectors, embeddings and parameters marked ``_no_weight_decay`` have
+            none.
         label_smoothing (share): share of the target spread over all classes.
-        class_weights: ``balanced``: each class counts the same in training, however many examples it has; or ``none``.
+        class_weights: ``balanced``: all classes have the same weight in the loss, whatever their numbers of examples;
+            ``none``: all examples have the same weight.
         noise (standard deviations): standard deviation of the Gaussian noise on every training value, in units of the
             (standardised) input.
         offset (standard deviations): standard deviation of the random shift of every channel of a training sequence,
-            the same at all its steps; stands for other microphones, rooms and days. Not with ``next_step``.
+            the same at all its steps; it imitates other sensors and other days. Not with ``next_step``. Null: chosen
+            from the training data.
         amplitude (standard deviations): standard deviation of the random factor, around 1, of every channel of a
             training sequence, the same at all its steps.
-        warp (logarithm): largest part by which a training sequence is stretched or shrunk in time each time it is seen:
-            0.3 makes of 100 steps 74 to 135. For one target a sequence.
-        crop (share): largest share of a training sequence that is cut off: each time another part of at least ``1 -
-            crop`` of it is learned from. For one target a sequence.
-        mask (share): largest share of a training sequence that is hidden: each time another stretch is set to zero, the
-            mean. For one target a sequence.
+        warp (logarithm): largest factor, as a logarithm, by which a training sequence is randomly stretched or shrunk
+            in time: with 0.3, 100 steps become 74 to 135. Only with one target for each sequence.
+        crop (share): largest share of a training sequence that is cut off at random. Only with one target for each
+            sequence.
+        mask (share): largest share of a training sequence that is hidden at random, by setting it to the mean. Only
+            with one target for each sequence. Null: chosen from the training data.
         patience (epochs): stop after this many epochs without a better validation loss.
-        test_pieces (steps): steps; the test sequences are fed in pieces of so many, as a stream is, each beginning in
-            the state in which the one before ended; null: whole.
-        test_carry: false lets each piece begin from nothing: the encoder then sees no further than one piece.
-        baselines: measure simple methods on the same split as well; see `app.baselines.measure`.
-        refit: once validation has chosen the number of epochs, train afresh on training and validation data together.
+        test_pieces (steps): feed test sequences in pieces of this length, as a stream would; null: as a whole.
+        test_carry: continue each of these pieces from the state after the piece before; false: start each from zero.
+        baselines: also measure simple methods on the same split.
+        refit: train again on training and validation data together, for the number of epochs that validation has
+            chosen.
     """
 
     name: str = "train"

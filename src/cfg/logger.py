@@ -1,4 +1,4 @@
-"""Logger configs: where the figures of every epoch go beside ``metrics.csv``."""
+"""Logger configs: where the figures of every epoch go, besides ``metrics.csv``."""
 
 from dataclasses import dataclass
 from typing import Dict, Optional, Type
@@ -13,7 +13,7 @@ class LoggerConfig:
     """``csv``: the run's own table, which is always there; ``tensorboard``: event files in the run's folder as well.
 
     Args:
-        name: ``csv``, ``tensorboard``, ``wandb`` or ``mlflow``.
+        name: the logger: ``csv``, ``tensorboard``, ``wandb`` or ``mlflow``.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``logger.<field>``.
@@ -34,8 +34,8 @@ class WandbLoggerConfig(LoggerConfig):
     """Weights & Biases.
 
     Args:
-        project: the project of Weights & Biases that the run belongs to.
-        offline: write to the run's folder only, to be sent later with ``wandb sync``.
+        project: project of Weights & Biases to which the run belongs.
+        offline: only write to the run's folder; ``wandb sync`` sends the figures later.
         entity: user or team; null for the default one.
     """
 
@@ -57,8 +57,8 @@ class MlflowLoggerConfig(LoggerConfig):
     """MLflow.
 
     Args:
-        tracking_uri: of a server or a store; null: the file ``mlflow.db`` in the run's folder.
-        experiment: that the run belongs to.
+        tracking_uri: address of a tracking server or store; null: the file ``mlflow.db`` in the run's folder.
+        experiment: experiment of MLflow to which the run belongs.
     """
 
     name: str = "mlflow"

@@ -18,26 +18,27 @@ class StreamJobConfig(JobConfig):
 
     Args:
         input: file of rows; null reads standard input.
-        format: ``jsonl`` (one object a line), ``csv`` (a header line first), or ``auto``: by the file's name, else by
-            the first line.
+        format: format of the input: ``jsonl`` (one JSON object on each line), ``csv`` (a header line first), or
+            ``auto``: by the file's name or, without one, by the first line.
         session: name of the field or column with the session.
-        features: names of the fields or columns with the features, in the run's order; null: those that have the names
-            of the run's features, in any order. Without names (a run on `.ts` files) every column of CSV but the
-            session's. In JSON the field ``features`` may hold a list, in the run's order, or an object, by name.
+        features: names of the fields or columns with the features, in the run's order; null: the fields or columns with
+            the names of the run's features, in any order. Without names (a run on `.ts` files) all columns of a CSV
+            file except the session's. In JSON the field ``features`` may be a list in the run's order, or an object
+            with names.
         ignore: fields or columns to skip; all others must be known to the run.
-        output: file for JSON lines; a name that ends in ``.parquet`` makes a folder of Parquet files; null writes JSON
-            lines to standard output.
-        emit: ``prediction`` (class and probability) or ``embedding``, both of all that the session has sent so far.
-        state: folder that keeps the state; null: ``stream_state`` in the run's folder.
+        output: file for JSON lines; for a name that ends in ``.parquet``, a folder of Parquet files; null: JSON lines
+            on standard output.
+        emit: what to answer: ``prediction`` (class and probabilities, or values) or ``embedding``.
+        state: folder for the states of the sessions; null: ``stream_state`` in the run's folder.
         first_row: for standard input after a restart: the number of the first row that is sent, or ``next`` if the
-            sender continues with the first row that is not done yet. Rows that are done already are skipped.
-        batch_rows (rows): most rows in one step.
-        memory_mb (MiB): memory for the states of sessions; beyond it the longest idle ones go to disk.
-        commit_seconds (seconds): under load, rows are acknowledged together this often; without load, at once.
-        snapshot_seconds (seconds): how often the states themselves are written; a restart repeats what came after.
-        threads (threads): threads of torch; null leaves torch's choice. One thread never waits for a core that another
-            program uses.
-        device: where the encoder runs, e.g. ``cpu`` or ``cuda``.
+            sender continues with the first row that has no answer yet. Rows that have been answered are skipped.
+        batch_rows (rows): largest number of rows in one step.
+        memory_mb (MiB): memory for the states of sessions; beyond it, sessions that were idle longest are moved to
+            disk.
+        commit_seconds (seconds): time between two commits under load; without load, a commit follows at once.
+        snapshot_seconds (seconds): time between two snapshots of the states; a restart repeats the rows since the last.
+        threads (threads): number of threads of torch; null: torch's default.
+        device: device on which the encoder runs, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         ConfigError: a field breaks its rule; the message starts with ``job.<field>``.

@@ -18,24 +18,25 @@ class TrainerConfig:
     """The arguments of `lightning.Trainer` that a run may change, under their own names.
 
     Args:
-        name: label of the preset.
-        max_epochs (epochs): length of the schedule; early stopping may end before. Null: ``max_steps``, or as the
-            training data suggest (`encoders.training.settle`).
-        max_steps (steps): length of the schedule in optimizer steps, instead of ``max_epochs``: in as few passes as
-            hold them, each of as many batches, so up to one step a pass more.
-        limit_batches (batches): most batches of an epoch, for a quick trial; null for all.
-        accumulate_grad_batches (batches): how many batches make one optimizer step together, for batches that do not
-            fit into memory at once.
-        overfit_batches (batches): train on this many batches only and validate on the same ones, to see whether the
-            model learns at all; null: the whole training set.
-        detect_anomaly: let PyTorch name the operation that made a NaN in a gradient; slow.
-        gradient_clip_val: largest norm of the gradient; null for no clipping.
-        accelerator: ``cpu``, ``gpu``, ``mps`` or ``auto``.
-        devices (devices): how many of them, on each machine.
-        num_nodes (machines): machines, under torchrun or SLURM.
-        strategy: ``auto``; ``ddp``: every process has the whole model; ``fsdp`` (GPU): each has a part of it.
-        precision: ``32-true``, ``64-true``, ``16-mixed`` or ``bf16-mixed``.
-        threads (threads): threads of torch on the CPU; null leaves torch's choice.
+        name: name of the preset.
+        max_epochs (epochs): length of the schedule in epochs; early stopping may end the training before. Null: given
+            by ``max_steps``, or chosen from the training data.
+        max_steps (steps): length of the schedule in optimizer steps, instead of ``max_epochs``. It is rounded up so
+            that all epochs have the same number of steps.
+        limit_batches (batches): largest number of batches in an epoch, for a quick trial; null: all.
+        accumulate_grad_batches (batches): number of batches for one optimizer step, if a large batch does not fit into
+            memory.
+        overfit_batches (batches): train on this number of batches only and validate on the same ones, to see whether
+            the model can learn; null: the complete training set.
+        detect_anomaly: let PyTorch name the operation that produced a NaN in a gradient; slow.
+        gradient_clip_val: largest norm of the gradient; null: no clipping.
+        accelerator: device: ``cpu``, ``gpu``, ``mps`` or ``auto``.
+        devices (devices): number of devices on each machine.
+        num_nodes (machines): number of machines, for torchrun or SLURM.
+        strategy: ``ddp``: every process has the complete model; ``fsdp`` (GPU): each has a part of it; ``auto``:
+            for a single device.
+        precision: precision of the training: ``32-true``, ``64-true``, ``16-mixed`` or ``bf16-mixed``.
+        threads (threads): number of threads of torch on the CPU; null: torch's default.
         progress: show a progress bar; without a terminal, a line from time to time.
 
     Raises:

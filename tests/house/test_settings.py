@@ -78,6 +78,6 @@ def test_units_and_bases_are_read_from_docstrings():
             ValueError: never.
         """
 
-    assert meanings(Own) == {"a": ("", "of the base, in two lines."), "b": ("seconds", "together."),
-                             "c": ("steps", "anew, see a.")}
+    assert meanings(Own) == {"a": ("", "Of the base, in two lines."), "b": ("seconds", "Together."),
+                             "c": ("steps", "Anew, see a.")}
     assert written({"a": [1, None]}) == "{a: [1,null]}"
