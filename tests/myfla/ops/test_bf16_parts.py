@@ -8,7 +8,7 @@ from myfla.ops._delta.bf16.gated_delta import decay_mask
 from myfla.ops._delta.bf16.inverse import invert_unit_lower
 from myfla.ops._delta.bf16.layout import count_parts, dense_layout, packed_layout
 from myfla.ops._delta.bf16.products import accumulate, product, put
-from myfla.ops._delta.bf16.subchunks import RANGE, choose_subchunks
+from myfla.ops._delta.subchunks import RANGE, choose_subchunks
 from myfla.testing import assert_close, cases
 
 BOUND = -0.607

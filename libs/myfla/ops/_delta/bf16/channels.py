@@ -21,7 +21,7 @@ from myfla.ops._delta.bf16.form import Grads, Options, Prepared, Shape, split_re
 from myfla.ops._delta.bf16.inverse import split_blocks
 from myfla.ops._delta.bf16.layout import Places
 from myfla.ops._delta.bf16.products import product, put
-from myfla.ops._delta.bf16.subchunks import SubChunks, choose_subchunks, join_squares, split_squares
+from myfla.ops._delta.subchunks import SubChunks, choose_subchunks, join_squares, split_squares
 from myfla.utils.tracing import compiling
 
 

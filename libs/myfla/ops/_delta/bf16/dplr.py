@@ -21,7 +21,7 @@ from myfla.ops._delta.bf16.channels import (
 from myfla.ops._delta.bf16.fixed import fixed
 from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors
 from myfla.ops._delta.bf16.layout import Places
-from myfla.ops._delta.bf16.subchunks import SubChunks
+from myfla.ops._delta.subchunks import SubChunks
 
 
 def prepare(x: Tensors, how: Options) -> Prepared:

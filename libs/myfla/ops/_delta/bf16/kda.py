@@ -24,7 +24,7 @@ from myfla.ops._delta.bf16.fixed import fixed
 from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors
 from myfla.ops._delta.bf16.gated_delta import dot, reciprocal_length
 from myfla.ops._delta.bf16.layout import Places
-from myfla.ops._delta.bf16.subchunks import SubChunks
+from myfla.ops._delta.subchunks import SubChunks
 
 
 def prepare(x: Tensors, how: Options) -> Prepared:

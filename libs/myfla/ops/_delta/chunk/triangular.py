@@ -8,7 +8,7 @@ from typing import Optional
 
 import torch
 
-from myfla.ops._delta.chunk.levels import Levels
+from myfla.ops._delta.chunk.strong_decays import StrongDecays
 
 LEAF = 16
 """Blocks of this size are solved by substitution; larger ones are put together from them."""
@@ -104,7 +104,8 @@ def substitute(lower: torch.Tensor) -> torch.Tensor:
 
 
 def refine_system(
-    system: torch.Tensor, left: torch.Tensor, right: torch.Tensor, beta: torch.Tensor, levels: Optional[Levels] = None
+    system: torch.Tensor, left: torch.Tensor, right: torch.Tensor, beta: torch.Tensor,
+    strong: Optional[StrongDecays] = None,
 ) -> None:
     """The products of keys with keys again, summed in float64, in the rows from the first beta above 1 on.
 
@@ -116,13 +117,13 @@ def refine_system(
         system: ``[M, C, C]``, written; on a CPU in float32 only, elsewhere it stays.
         left, right: ``[M, C, K]`` its factors.
         beta: ``[M, C, 1]``.
-        levels: of matrices whose rows from the first strong decay on stay.
+        strong: the matrices whose rows from the first strong decay on stay.
     """
     if system.dtype is not torch.float32 or system.device.type != "cpu" or not bool((beta > 1).any()):
         return
     late = (beta > 1).cumsum(1) > 0
-    if levels is not None:
-        late[levels.strong] &= ~levels.late.unsqueeze(2)
+    if strong is not None:
+        late[strong.matrices] &= ~strong.late.unsqueeze(2)
     at = late.flatten(1).any(1).nonzero(as_tuple=True)[0]
     rows, columns = (x.index_select(0, at).double() for x in (left, right))
     fine = torch.bmm(rows, columns.transpose(1, 2)).to(system.dtype)

@@ -9,7 +9,8 @@ write (``right [M, S C, K]``). With ``c_t`` the log decay summed from the chunk'
 
 Splitting ``exp(c_t - c_s)`` into ``exp(c_t)`` and ``exp(-c_s)`` is exact to rounding while ``|c|`` stays within `LIMIT`
 in the chunk (the RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). In matrices beyond, the
-tokens from the first that leaves the limit are computed again by `chunk.levels`, right for every decay down to -inf.
+tokens from the first that leaves the limit are computed again by `chunk.strong_decays`, right for every decay down to
+-inf.
 Splitting is a third of the work of sub-chunks with references of their own, which is how `bf16.channels` does it for
 every chunk.
 """
@@ -20,8 +21,8 @@ from typing import Callable, NamedTuple, Optional, Tuple
 import torch
 
 from myfla.ops._delta.chunk.decay import wide_dtype
-from myfla.ops._delta.chunk.levels import Levels
 from myfla.ops._delta.chunk.recurrence import ChunkGrads
+from myfla.ops._delta.chunk.strong_decays import StrongDecays
 from myfla.ops._delta.families.base import Family
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.workspace import BlockShapes, Buffers
@@ -47,7 +48,7 @@ class Channels(NamedTuple):
     out: torch.Tensor  # [M, S C, K]
     A: torch.Tensor  # [M, R C, S C]
     g_last: torch.Tensor  # [M, K, 1]
-    levels: Optional[Levels]  # of the matrices beyond the limit
+    strong: Optional[StrongDecays]  # the matrices beyond the limit
 
 
 class ChannelFamily(Family):
@@ -110,21 +111,21 @@ def exp_decays(block: Block, gk: torch.Tensor, exp_g: torch.Tensor) -> Optional[
     exp_g[:, :1].fill_(1.0)
     exp_g[:, 1:].copy_(torch.cumsum(steps, 1, out=steps).exp_())
     flat = exp_g.flatten(1)
-    strong = beyond_limit(flat.amin(1)).logical_or_(beyond_limit(flat.amax(1)))
+    strong = exceeds_limit(flat.amin(1)).logical_or_(exceeds_limit(flat.amax(1)))
     if not bool(strong.any()):
         return None
     exp_g.clamp_(min=1e-30, max=1e30)
     return strong.nonzero(as_tuple=True)[0]
 
 
-def beyond_limit(exp_g: torch.Tensor) -> torch.Tensor:
+def exceeds_limit(exp_g: torch.Tensor) -> torch.Tensor:
     """Where ``exp(c)`` has left the limit."""
     return (exp_g < math.exp(-LIMIT)).logical_or_(exp_g > math.exp(LIMIT))
 
 
 def scale_tokens(
     block: Block, left: torch.Tensor, right: torch.Tensor, gk: torch.Tensor, before: bool, exp_g: torch.Tensor,
-    strong: Optional[torch.Tensor], out: torch.Tensor, A: torch.Tensor,
+    beyond: Optional[torch.Tensor], out: torch.Tensor, A: torch.Tensor,
 ) -> Channels:
     """Scale the tokens of a block by their decays, in place, and multiply rows and columns.
 
@@ -134,15 +135,15 @@ def scale_tokens(
         right: ``[M, S C, K]``, those that write; written over.
         gk: ``[B, T, HV, K]`` log decays.
         before: whether the second kind of rows reads before its own decay.
-        exp_g, strong: of `exp_decays`.
+        exp_g, beyond: of `exp_decays`.
         out: ``[M, S C, K]``, written.
         A: ``[M, R C, S C]``, written.
     """
-    chunk, levels = block.chunk, None
-    if strong is not None:
-        late = beyond_limit(exp_g[:, 1:].index_select(0, strong)).any(2).cumsum(1) > 0
-        raw = (x.index_select(0, strong) for x in (left, right))
-        levels = Levels(block, gk, strong, late, before, *raw)
+    chunk, strong = block.chunk, None
+    if beyond is not None:
+        late = exceeds_limit(exp_g[:, 1:].index_select(0, beyond)).any(2).cumsum(1) > 0
+        raw = (x.index_select(0, beyond) for x in (left, right))
+        strong = StrongDecays(block, gk, beyond, late, before, *raw)
     exclusive, inclusive, last = exp_g[:, :-1], exp_g[:, 1:], exp_g[:, chunk:]
     for row in range(left.shape[1] // chunk):
         left[:, row * chunk : (row + 1) * chunk].mul_(exclusive if row and before else inclusive)
@@ -150,9 +151,9 @@ def scale_tokens(
     torch.mul(right, last, out=out)
     torch.bmm(left, right.transpose(1, 2), out=A)
     g_last = last.transpose(1, 2).contiguous()
-    if levels is not None:
-        levels.replace(left, out, g_last, A)
-    return Channels(exp_g, left, right, out, causal_mask_(A, chunk), g_last, levels)
+    if strong is not None:
+        strong.replace(left, out, g_last, A)
+    return Channels(exp_g, left, right, out, causal_mask_(A, chunk), g_last, strong)
 
 
 def causal_mask_(A: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -187,7 +188,7 @@ def token_grads(
     kinds = dA.shape[2] // chunk
     ends = (dg_last * c.g_last).transpose(1, 2)
     causal_mask_(dA, chunk)
-    exact = None if c.levels is None else c.levels.grads(dA, dleft, dout, ends)
+    exact = None if c.strong is None else c.strong.grads(dA, dleft, dout, ends)
     own = []
     for kind in range(kinds):
         diagonal = dA[:, :chunk, kind * chunk : (kind + 1) * chunk].diagonal(0, 1, 2)
@@ -219,9 +220,9 @@ def token_grads(
     for row in range(dleft.shape[1] // chunk):
         dleft[:, row * chunk : (row + 1) * chunk].mul_(c.exp_g[:, :-1] if row and before else c.exp_g[:, 1:])
     drights.div_(c.exp_g[:, 1:].unsqueeze(1))
-    if c.levels is not None and exact is not None:
+    if c.strong is not None and exact is not None:
         for found, right in zip((dleft, dright, dgk), exact):
-            found.index_copy_(0, c.levels.strong, right)
+            found.index_copy_(0, c.strong.matrices, right)
     return dleft, dright, dgk
 
 

@@ -55,7 +55,7 @@ class Kda(ChannelFamily):
 
         c, values = self.scaled_tokens(block, g, load, buffers), v[:, :0]
         if not buffers.backward:
-            refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, c.levels)
+            refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, c.strong)
             values = block.load(v, buffers["v_in"], pad=False)
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)
 

@@ -45,10 +45,15 @@ class SubChunkPair(NamedTuple):
             c: ``[M, C, K]``.
             from_start: ``[M, 2, C, K]``, log decay from the chunk's start of both that read.
         """
+        to_reference, from_reference = self.log_decays(c, from_start)
+        return to_reference.exp(), from_reference.exp()
+
+    def log_decays(self, c: torch.Tensor, from_start: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """The logarithms of `decays`, of any number of kinds that read."""
         earlier, later = self.sides(c)[0].unsqueeze(1), self.sides(from_start)[1]
         at = self.size // 2 if self.inside else self.size
         reference = earlier[:, :, :, at - 1 : at]
-        return (reference - earlier).exp(), (later - reference).exp()
+        return reference - earlier, later - reference
 
     def added(self, total: torch.Tensor, side: int, x: torch.Tensor) -> torch.Tensor:
         """``total [..., C, K]`` with ``x [..., places, n, K]`` added to one of its `sides`; eagerly in place."""
@@ -61,14 +66,14 @@ class SubChunkPair(NamedTuple):
         return total + x.flatten(-3, -2)
 
     def squares(self, grid: torch.Tensor) -> torch.Tensor:
-        """Rows of those that read, columns of those that are read: of ``[M, 2, C, W, C]`` a view
-        ``[M, places, 2, n, W, n]``."""
-        m, _, chunk, kinds = grid.shape[:4]
+        """Rows of the R kinds that read, columns of the W that are read: of ``[M, R, C, W, C]`` a view
+        ``[M, places, R, n, W, n]``."""
+        m, rows, chunk, kinds = grid.shape[:4]
         count = self.places(chunk)
         if self.inside:
-            cut = grid.view(m, 2, count, self.size, kinds, count, self.size)
+            cut = grid.view(m, rows, count, self.size, kinds, count, self.size)
         else:
-            cut = grid.view(m, 2, count, 2, self.size, kinds, count, 2, self.size)[:, :, :, 1, :, :, :, 0]
+            cut = grid.view(m, rows, count, 2, self.size, kinds, count, 2, self.size)[:, :, :, 1, :, :, :, 0]
         return cut.diagonal(0, 2, 5).permute(0, 5, 1, 2, 3, 4)
 
     def by_kind(self, operand: torch.Tensor, chunk: int, kinds: int) -> torch.Tensor:
