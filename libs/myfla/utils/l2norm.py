@@ -89,6 +89,8 @@ def l2norm_(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
         >>> l2norm_(torch.zeros(1, 2))
         tensor([[0., 0.]])
     """
+    if x.device.type != "cpu":  # `addcmul` of other devices takes no number of the CPU's
+        return x.mul_(_rstd(x, eps))
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x.mul_(torch.addcmul(number(eps, x.dtype), length, length).rsqrt_())
 
