@@ -26,6 +26,8 @@ def loss_note(config: AppConfig, figures: Mapping[str, float]) -> str:
         reasons.append(f"label smoothing {smoothing:g}")
     if config.encoder.dropout:
         reasons.append(f"dropout {config.encoder.dropout:g}")
+    if config.encoder.drop_path:
+        reasons.append(f"skipped layers (drop_path {config.encoder.drop_path:g})")
     reasons += [f"{word} ({name} {getattr(job, name):g})" for name, word in _CHANGES.items() if getattr(job, name, 0)]
     if getattr(job, "class_weights", "none") == "balanced":
         reasons.append("class weights")

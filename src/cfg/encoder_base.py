@@ -37,6 +37,9 @@ class EncoderConfig:
         mlp_ratio (times hidden_size): inner width of the MLP, as a multiple of ``hidden_size``.
         norm_eps: epsilon of all norms.
         dropout (probability): dropout probability on both branches of a block.
+        drop_path (probability): how often, in training, a sequence skips the mixer of a block (stochastic depth, arXiv
+            1603.09382); it keeps small sets from being learned by heart. Null: chosen from the training data; 0
+            outside of training.
         state_weaving: start each layer with the final state of the layer before it (TempoPFN, arXiv 2510.25502): every
             step then sees the complete sequence, so that the encoder cannot be fed in pieces.
         stem: what stands between real-valued input and the stack: ``none`` (a projection of each step), ``patch``
@@ -71,6 +74,7 @@ class EncoderConfig:
     mlp_ratio: float = 2.0
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    drop_path: Optional[float] = None
     state_weaving: bool = False
     stem: str = "none"
     stem_stride: Optional[int] = None
@@ -101,6 +105,7 @@ class EncoderConfig:
         fields.number("mlp_ratio", 0, 64, open_low=True)
         fields.number("norm_eps", 0, 1, open_low=True)
         fields.number("dropout", 0, 1, open_high=True)
+        fields.number("drop_path", 0, 1, open_high=True, optional=True)
         fields.flag("state_weaving")
         fields.text("pretrained", optional=True)
         self._check_stem(fields)

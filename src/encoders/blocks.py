@@ -44,6 +44,27 @@ class StackCall(NamedTuple):
             self.cache.update(layer_idx=layer_idx, offset=x.shape[1], **states)
 
 
+def drop_sequences(x: torch.Tensor, probability: float, cu_seqlens: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """Set sequences to zero at random, and the others so much larger that the mean stays (stochastic depth).
+
+    Args:
+        x: ``[B, T, D]``, or packed ``[1, total, D]``.
+        probability: of being dropped, below 1.
+        cu_seqlens: ``[N + 1]`` for packed sequences.
+
+    Source: Huang et al., Deep Networks with Stochastic Depth, arXiv 1603.09382.
+
+    Example:
+        >>> drop_sequences(torch.ones(2, 3, 4), 0.0).sum()
+        tensor(24.)
+    """
+    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    kept = (torch.rand(sequences, 1, 1, device=x.device) >= probability).to(x.dtype) / (1 - probability)
+    if cu_seqlens is not None:
+        kept = kept.view(1, -1, 1).repeat_interleave((cu_seqlens[1:] - cu_seqlens[:-1]).long(), dim=1)
+    return x * kept
+
+
 class PreNormBlock(nn.Module):
     """``h = h + mixer(norm(h))``, then ``h = h + mlp(norm(h))``.
 
@@ -54,6 +75,7 @@ class PreNormBlock(nn.Module):
         mlp: works on each token; called as ``mlp(x)``.
         mixer_norm, mlp_norm: normalisations of ``[..., D]``.
         dropout: probability on both branches, in training.
+        drop_path: probability that a sequence skips the mixer's branch, in training.
 
     Example (a mixer that returns its input, and the carry):
         >>> class Same(nn.Module):
@@ -66,11 +88,11 @@ class PreNormBlock(nn.Module):
     """
 
     def __init__(self, mixer: nn.Module, mlp: nn.Module, mixer_norm: nn.Module, mlp_norm: nn.Module,
-                 dropout: float = 0.0) -> None:
+                 dropout: float = 0.0, drop_path: float = 0.0) -> None:
         super().__init__()
         self.mixer_norm, self.mixer = mixer_norm, mixer
         self.mlp_norm, self.mlp = mlp_norm, mlp
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.drop_path = nn.Dropout(dropout), drop_path
 
     def forward(self, hidden: torch.Tensor, call: StackCall, carry: Any) -> Tuple[torch.Tensor, Any]:
         """One block.
@@ -84,7 +106,10 @@ class PreNormBlock(nn.Module):
             ``(hidden, carry)`` for the block below.
         """
         mixed, carry = self.mix(self.mixer_norm(hidden), call, carry)
-        hidden = hidden + self.dropout(mixed)
+        mixed = self.dropout(mixed)
+        if self.training and self.drop_path:
+            mixed = drop_sequences(mixed, self.drop_path, call.cu_seqlens)
+        hidden = hidden + mixed
         return hidden + self.dropout(self.feed(self.mlp_norm(hidden), call)), carry
 
     def mix(self, x: torch.Tensor, call: StackCall, carry: Any) -> Tuple[torch.Tensor, Any]:

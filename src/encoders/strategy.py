@@ -109,6 +109,7 @@ class EncoderStrategy(abc.ABC, Generic[ConfigT]):
             self.build_norm(config, device=device, dtype=dtype),
             self.build_norm(config, device=device, dtype=dtype),
             config.dropout,
+            config.drop_path or 0.0,
         )
 
     def build(self, config: ConfigT, device: Any = None, dtype: Any = None) -> Encoder:

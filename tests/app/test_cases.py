@@ -89,9 +89,11 @@ def test_what_is_missing_and_how_long_it_is():
 
 
 def test_a_training_loss_above_the_validation_loss_is_explained():
-    config = compose_app(["job.label_smoothing=0.1", "encoder.dropout=0.2", "job.noise=0", "job.offset=0.3"])
+    config = compose_app(["job.label_smoothing=0.1", "encoder.dropout=0.2", "encoder.drop_path=0.5", "job.noise=0",
+                          "job.offset=0.3"])
     note = loss_note(config, {"train_loss": 1.0, "val_loss": 0.5})
-    for part in ("label smoothing 0.1", "dropout 0.2", "random shifts (offset 0.3)", "while the weights still move"):
+    for part in ("label smoothing 0.1", "dropout 0.2", "skipped layers (drop_path 0.5)", "random shifts (offset 0.3)",
+                 "while the weights still move"):
         assert part in note
     assert "noise" not in note and loss_note(config, {"train_loss": 0.4, "val_loss": 0.5}) == ""
     assert loss_note(config, {"train_loss": 0.4}) == ""

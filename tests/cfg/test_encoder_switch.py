@@ -64,8 +64,8 @@ def test_the_preset_composes_to_a_checked_config(name):
 def test_every_shared_setting_of_one_composes_for_the_other(pair, how):
     (name, other), (direction, pooling, hidden_size) = pair, how
     shared = dict(direction=direction, pooling=pooling, hidden_size=hidden_size, num_layers=3, mlp_ratio=1.5,
-                  dropout=0.25, norm_eps=1e-6, input_size=7, state_weaving=True, stem="conv", stem_stride=4,
-                  stem_kernel=5, pretrained="folder", embedding_std=0.5)
+                  dropout=0.25, drop_path=0.5, norm_eps=1e-6, input_size=7, state_weaving=True, stem="conv",
+                  stem_stride=4, stem_kernel=5, pretrained="folder", embedding_std=0.5)
     assert {*shared, "name", "vocab_size"} == set(SHARED)
     with composing() as compose:
         words = [f"encoder.{key}={value}" for key, value in shared.items()]

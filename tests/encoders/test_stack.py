@@ -94,6 +94,24 @@ def _call():
     return StackCall(), None
 
 
+@cases(lengths=[[5] * 200, [5, 0, 3, 1] * 50])
+def test_drop_path_leaves_the_mixer_out_for_whole_sequences_in_training_only(lengths):
+    plain, encoder = tiny(num_layers=1), tiny(num_layers=1, drop_path=0.75)
+    encoder.load_state_dict(plain.state_dict())
+    x = torch.randn(len(lengths), 5, 3, dtype=torch.float64)
+    want = plain(x, lengths=lengths).hidden
+    assert torch.equal(encoder(x, lengths=lengths).hidden, want)
+    plain.blocks[0].mixer.scale = 0.0
+    skipped = plain(x, lengths=lengths).hidden
+    plain.blocks[0].mixer.scale = 2.0  # what is kept counts four times
+    kept = plain(x, lengths=lengths).hidden
+    got = encoder.train()(x, lengths=lengths).hidden
+    rows = [i for i, n in enumerate(lengths) if n]
+    left_out = [torch.allclose(got[i], skipped[i], rtol=1e-12, atol=1e-12) for i in rows]
+    assert all(out or torch.allclose(got[i], kept[i], rtol=1e-12, atol=1e-12) for i, out in zip(rows, left_out))
+    assert 0.65 < sum(left_out) / len(rows) < 0.85
+
+
 def test_a_cache_is_read_and_left_as_it_was():
     encoder, x = tiny(), torch.randn(2, 6, 3, dtype=torch.float64)
     whole = encoder(x)

@@ -62,10 +62,12 @@ def test_every_own_field_reaches_every_layer(setting):
 
 @cases(name=list(CHANGED))
 def test_shared_fields_reach_every_part(name):
-    encoder = build(name, norm_eps=0.125, mlp_ratio=1.5, dropout=0.25, num_layers=3, direction="bidirectional")
+    encoder = build(name, norm_eps=0.125, mlp_ratio=1.5, dropout=0.25, drop_path=0.5, num_layers=3,
+                    direction="bidirectional")
     assert len(encoder.blocks) == len(encoder.backward_blocks) == 3
     for block in [*encoder.blocks, *encoder.backward_blocks]:
         assert block.mixer.hidden_size == 24 and block.mixer.norm_eps == 0.125 and block.dropout.p == 0.25
+        assert block.drop_path == 0.5
         assert block.mixer_norm.eps == block.mlp_norm.eps == encoder.norm.eps == 0.125
         assert block.mlp.intermediate_size == 36
 

@@ -50,7 +50,8 @@ def results(call, arguments, grad):
               if grad and isinstance(x, torch.Tensor) and x.is_floating_point()}
     with torch.set_grad_enabled(grad):
         found = tensors(call(**arguments))
-    summed = [(x.float() * draw(x.numel(), seed=i).view(x.shape).to(x.device)).sum() for i, x in enumerate(found) if x.requires_grad]
+    summed = [(x.float() * draw(x.numel(), seed=place).view(x.shape).to(x.device)).sum()
+              for place, x in enumerate(found) if x.requires_grad]
     if not summed or not leaves:
         return [x.detach().clone() for x in found]
     grads = torch.autograd.grad(sum(summed), list(leaves.values()), allow_unused=True)

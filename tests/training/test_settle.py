@@ -61,6 +61,14 @@ def test_a_small_set_is_trained_on_as_a_whole_for_some_steps_and_a_large_one_is_
     assert settled(some([4000] * 60))[0].trainer.max_steps < 300  # long ones cost more
 
 
+def test_sequences_skip_layers_in_small_sets_behind_convolutions():
+    assert settled(LONG)[0].encoder.drop_path == 0.5 == settled(LONG, "encoder.stem=inception")[0].encoder.drop_path
+    for train, *overrides in ((some([24] * 40),), (some([100] * 1000),), (LONG, "encoder.stem=conv"),
+                              (LONG, "trainer.max_epochs=7")):
+        assert settled(train, *overrides)[0].encoder.drop_path == 0
+    assert settled(LONG, "encoder.drop_path=0.1")[0].encoder.drop_path == 0.1
+
+
 def test_own_scales_where_they_span_orders_of_magnitude():
     wide = some([50] * 40, scale=[10.0 ** (i % 5 - 2) for i in range(40)])
     assert settled(wide)[0].data.own_scale and not settled(LONG)[0].data.own_scale
@@ -115,7 +123,8 @@ def test_it_is_said(caplog):
     (record,) = caplog.records
     assert record.getMessage().startswith("chosen from the training data (40 sequences of 1 channel, typically 100 "
                                           "steps): data.batch_size=20 data.validation_fraction=0.0 ")
-    assert " encoder.stem=inception encoder.stem_stride=2 trainer.max_steps=600 " in record.getMessage()
+    chosen = " encoder.stem=inception encoder.stem_stride=2 encoder.drop_path=0.5 trainer.max_steps=600 "
+    assert chosen in record.getMessage()
 
 
 def test_facts_leave_out_what_is_missing_and_stand_constant_data():

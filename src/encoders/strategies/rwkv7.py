@@ -115,6 +115,7 @@ class RWKV7EncoderStrategy(EncoderStrategy[RWKV7EncoderConfig]):
             self.build_norm(config, **made),
             self.build_norm(config, **made),
             config.dropout,
+            config.drop_path or 0.0,
             entry_norm=self.build_norm(config, **made) if layer_idx == 0 else nn.Identity(),
         )
 

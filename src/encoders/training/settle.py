@@ -3,8 +3,9 @@
 A setting that was given is never touched, and nothing but the training set is looked at. The rules are few, and were
 found by cross-validation inside the training sets of eight public data sets (`.doc/90_operations/experiments.md`):
 
-- Whole, long sequences of few channels get a stem of convolutions in front of a bidirectional stack, and a stretch of
-  each is hidden in training. Short ones get no stem, and shifts where their own levels differ.
+- Whole, long sequences of few channels get a stem of convolutions in front of a bidirectional stack; in training, a
+  stretch of each is hidden, and each skips half of the recurrent layers. Short ones get no stem, and shifts where their
+  own levels differ.
 - Where the scale of whole sequences spans orders of magnitude, each is brought to its own.
 - A small set is trained on as a whole, for a number of optimizer steps: what could be held out of it would be too
   little to choose an epoch by. A large one, one with a target a step, or a training whose epochs were given, holds a
@@ -116,8 +117,12 @@ def _data(config: AppConfig, facts: Facts) -> Choices:
 
 
 def _encoder(config: AppConfig, facts: Facts) -> Choices:
-    if config.encoder.stem != "auto":  # None elsewhere has its own meaning
-        return {}
+    chosen = _stem(config, facts) if config.encoder.stem == "auto" else {}  # None elsewhere has its own meaning
+    convolves = chosen.get("stem", config.encoder.stem) == "inception"
+    return {**chosen, "drop_path": 0.5 if convolves and _small(config, facts) else 0.0}
+
+
+def _stem(config: AppConfig, facts: Facts) -> Choices:
     fits = facts.channels and facts.whole and config.encoder.direction == "bidirectional"
     if not fits or facts.typical < LONG or facts.channels > FEW_CHANNELS or config.encoder.hidden_size < 4:
         return {"stem": "none"}
