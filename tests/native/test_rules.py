@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from myfla.testing import cases
-from rule_configs import Guarded, draw, truth
+from rule_configs import Config, Guarded, draw, truth
 
 EPS = {torch.float32: 6e-8, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 QUICK, SLOW, TOGETHER = 240, 10_000, 24
@@ -84,6 +84,30 @@ def test_ten_thousand_random_calls_equal_the_truth(native, part):
             check(native, seed)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
+
+
+@cases(kind=["kda", "dplr"], size=[(16, 24), (40, 64)], seed=range(3))
+def test_chunks_go_where_decays_allow_and_tokens_elsewhere(native, kind, size, seed):
+    """Blocks of 16 tokens whose decays range from none to all, those near the border between both ways among them."""
+    rules, (K, V), T, H = native.rules, size, 293, 2
+    native.library.set_level(("base", "avx2", "avx512")[seed])
+    torch.manual_seed(seed)
+    strong = torch.tensor([0, 0.1, 2, 4, 5.1, 5.3, 6, 20, 1e4])[torch.randint(9, (1, T // 16 + 1, 1, 1))]
+    g = -strong.repeat_interleave(16, 1)[:, :T] * (0.9 + 0.1 * torch.rand(1, T, H, K))
+    q, k = (torch.nn.functional.normalize(torch.randn(1, T, H, K), dim=-1) for _ in range(2))
+    x = {"q": q, "k": k, "v": torch.randn(1, T, H, V), "g": g, "initial_state": torch.randn(1, H, K, V)}
+    x.update({"a": -k, "b": k * torch.rand(1, T, H, K)} if kind == "dplr" else {"beta": torch.rand(1, T, H)})
+    options = {"scale": 1.0, "l2norm": False, "beta_scale": 0, "cu_seqlens": None}
+    gradients = {"do": torch.randn(1, T, H, V), "dfinal": torch.randn(1, H, K, V)}
+    _, _, want, _ = truth(Config(kind, x, options, torch.float32, gradients, []))
+    rule = rules.Rule(getattr(rules, kind.upper()), 1.0)
+    inputs = rules.Inputs(q, k, x["v"], g, x.get("beta", x.get("a")), x.get("b"))
+    kept = rules.forward(rule, inputs, x["initial_state"], keep=True)[2]
+    grads, dstate, _, _ = rules.backward(rule, inputs, x["initial_state"], kept, **gradients)
+    names = ("q", "k", "v", "g", "a" if kind == "dplr" else "beta", "b")
+    for name, got in (*zip(names, grads), ("initial_state", dstate)):
+        if got is not None:
+            close(got, want[name], torch.float32, f"gradient of {name}")
 
 
 @cases(kind=["gated", "kda", "dplr"], size=[(32, 32), (7, 19), (64, 128)], first=["key", "value"])

@@ -11,7 +11,7 @@ import torch
 
 from myfla_native.library import DTYPES, declare, threads
 
-__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "declines", "forward", "kept_size", "step"]
+__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "forward", "kept_size", "step"]
 
 GATED, KDA, DPLR = 0, 1, 2
 """One decay for a head, one for each key channel, and the diagonal-plus-low-rank rule (RWKV-7)."""
@@ -150,18 +150,6 @@ def step(
         *_vector(A_log), *_vector(dt_bias), *_state(state), *_state(final), *_tensor(o), *_NONE, *_NONE,
     ))  # fmt: skip
     return o
-
-
-def declines(kind: int, key: int, value: int, tokens: int, gradients: bool) -> Optional[str]:
-    """Why the plain form would be quicker than these kernels, or None.
-
-    Args:
-        kind: `GATED`, `KDA` or `DPLR`.
-        key, value: K and V.
-        tokens: T.
-        gradients: whether a backward follows.
-    """
-    return None
 
 
 def _packed(rule: Rule) -> Rule:

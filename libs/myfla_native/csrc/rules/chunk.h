@@ -46,7 +46,6 @@ MN_INLINE void expect(const mn_tensor *x, int64_t row, int64_t token, int64_t he
         for (int64_t i = 0; i < n * width; i += 64) __builtin_prefetch((const void *)(next + (uintptr_t)i), to_write);
     }
 }
-
 /* Rows of n channels of `count` tokens, of the rest of C zeros. The chunk that comes next begins `ahead` further on. */
 MN_INLINE void take(float *to, const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
                     int64_t ahead) {

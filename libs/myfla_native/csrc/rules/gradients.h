@@ -2,47 +2,91 @@
 #ifndef MN_GRADIENTS_H
 #define MN_GRADIENTS_H
 
+#include "rules/errands.h"
 #include "rules/tokens.h"
 
 typedef struct {
     mn_tokens in;
-    float *go, *error, *u;         /* [C, Vp] */
-    float *dv;                     /* [C, Vp] */
+    float *go;                     /* [2C, Vp], with the scale; the second half for what a chunk makes */
+    float *error, *u, *dv;         /* [C, Vp] */
     float *dq, *dk, *da, *db, *dd; /* [C, Kp]; dd: of the log decay */
     float dbeta[MN_TOKENS], u_out[MN_TOKENS], v_out[MN_TOKENS];
-    float *states; /* [C + 1, Kp, 4 W] */
-    float *parts;  /* [MN_W, SUMS, MN_W] */
+    float *states; /* [C + 1, Kp, 4 W], for going token by token */
+    float *parts;  /* [MN_W, SUMS, MN_W], the same */
 } block;
 
-/* Read n tokens and what belongs to them; u is made, the gradients begin at zero. */
+MN_INLINE float *mn_block_in(block *b, float *room, int64_t K, int64_t V, int rule) {
+    int64_t keys = MN_TOKENS * mn_padded(K), values = MN_TOKENS * mn_padded(V);
+    float *next = mn_tokens_in(&b->in, room, K, V, rule);
+    float **of_values[] = {&b->error, &b->dv, &b->u}, **of_keys[] = {&b->dq, &b->dk, &b->da, &b->db, &b->dd};
+    for (int i = 0; i < 3; i++, next += values) *of_values[i] = next;
+    for (int i = 0; i < 5; i++, next += keys) *of_keys[i] = next;
+    if (rule == MN_DPLR) b->u = b->error;
+    b->go = next, next += 2 * values;
+    b->parts = next, next += MN_W * MN_W * MN_MOST_SUMS;
+    b->states = next;
+    return next + (MN_TOKENS + 1) * mn_padded(K) * 4 * MN_W;
+}
+
+/* What is needed soon: where gradients go; tokens before, whose backward comes next; those MN_KEPT before, whose states
+ * are found again before theirs. */
+MN_INLINE void expect_next(mn_errands *list, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first,
+                           int64_t head, const int rule) {
+    int64_t query = head / (c->HV / c->H), K = c->K, V = c->V, before = first - MN_TOKENS, kept = first - MN_KEPT;
+    list->count = list->at = list->row = 0;
+    mn_expect(list, &g->dv, row, first, head, V);
+    mn_expect(list, &g->dg, row, first, head, K);
+    mn_expect(list, &g->dq, row, first, query, K);
+    mn_expect(list, &g->dk, row, first, query, K);
+    if (rule == MN_DPLR) mn_expect(list, &g->dbeta, row, first, query, K), mn_expect(list, &g->db, row, first, query, K);
+    mn_expect(list, &c->q, row, before, query, K);
+    mn_expect(list, &g->go, row, before, head, V);
+    if (rule == MN_DPLR) mn_expect(list, &c->beta, row, before, query, K);
+    mn_expect(list, &c->k, row, kept, query, K);
+    mn_expect(list, &c->g, row, kept, head, K);
+    mn_expect(list, &c->error, row, kept, head, V);
+    if (rule == MN_DPLR) mn_expect(list, &c->b, row, kept, query, K), mn_expect(list, &c->v, row, kept, head, V);
+    list->due = 0;
+    list->share = 48.0 * (double)(list->count * MN_TOKENS) / (double)(mn_whole(K) * mn_whole(V));
+}
+
+/* Read n tokens and what belongs to them; u is made. Those after n change nothing. */
 MN_INLINE void fill(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
                     int64_t head, const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
-    int64_t ahead = g ? -MN_TOKENS : MN_TOKENS; /* the backward itself goes from the end to the beginning */
-    if (g)
-        mn_read_tokens(&b->in, c, row, first, n, head, ahead, rule,
-                       rule == MN_DPLR ? MN_NEED_Q | MN_NEED_V : MN_NEED_Q);
-    else mn_read_tokens(&b->in, c, row, first, n, head, ahead, rule, rule == MN_DPLR ? MN_NEED_V : 0);
+    const int v = rule == MN_DPLR ? MN_NEED_V : 0;
+    int64_t ahead = g ? 0 : MN_TOKENS;
+    if (g) mn_read_tokens(&b->in, c, row, first, n, head, 0, rule, MN_NEED_Q | v);
+    else mn_read_tokens(&b->in, c, row, first, n, head, ahead, rule, v);
     for (int64_t t = 0; t < n; t++) {
         mn_get_on(b->error + t * Vp, &c->error, row, first + t, head, c->V, ahead);
         if (rule != MN_DPLR)
             for (int64_t j = t * Vp; j < t * Vp + Vp; j += MN_W)
                 vf_store(b->u + j, vf_load(b->error + j) * b->in.beta[t]);
-        if (g && g->go.at) mn_get_on(b->go + t * Vp, &g->go, row, first + t, head, c->V, ahead);
+        if (g && g->go.at) mn_get(b->go + t * Vp, &g->go, row, first + t, head, c->V);
         else if (g) mn_zero(b->go + t * Vp, Vp);
-        b->dbeta[t] = 0;
+        if (g && c->scale != 1) mn_times(b->go + t * Vp, (float)c->scale, Vp);
     }
-    if (!g) return;
-    mn_zero(b->dq, n * Kp);
-    mn_zero(b->dk, n * Kp);
-    mn_zero(b->dd, n * Kp);
-    if (rule == MN_DPLR) mn_zero(b->da, n * Kp), mn_zero(b->db, n * Kp);
+    mn_no_tokens(&b->in, n, Kp, Vp, rule);
+    mn_zero(b->error + n * Vp, (MN_TOKENS - n) * Vp);
+    if (rule != MN_DPLR) mn_zero(b->u + n * Vp, (MN_TOKENS - n) * Vp);
+    if (g) mn_zero(b->go + n * Vp, (MN_TOKENS - n) * Vp);
 }
 
-/* The gradient of x from that of x * factor, where factor made it of length one; unit is that. */
-MN_INLINE void undo_unit(float *dx, const float *unit, float factor, int64_t whole) {
-    float along = mn_dot(dx, unit, whole);
-    for (int64_t j = 0; j < whole; j += MN_W) vf_store(dx + j, (vf_load(dx + j) - vf_load(unit + j) * along) * factor);
+/* dx - unit along, times factor, into rows of a tensor: gradients before a norm, where factor made `unit` of length
+ * one. The rows of dx themselves where there is no norm. */
+MN_INLINE void put_keys(const mn_tensor *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head,
+                        float *dx, const float *unit, const float *factors) {
+    int64_t Kp = mn_whole(c->K);
+    float parts[MN_TOKENS * MN_W], along[MN_TOKENS];
+    for (int64_t t = 0; c->l2norm && t < n; t++) mn_start_dot(parts + t * MN_W, dx + t * Kp, unit + t * Kp, Kp);
+    if (c->l2norm) mn_finish_dots(along, parts, n);
+    for (int64_t t = 0; t < n; t++) {
+        float *from = dx + t * Kp;
+        for (int64_t j = 0; c->l2norm && j < Kp; j += MN_W)
+            vf_store(from + j, (vf_load(from + j) - vf_load(unit + t * Kp + j) * along[t]) * factors[t]);
+        mn_put(to, row, first + t, head, from, c->K);
+    }
 }
 
 /* Gradients of the inputs from those of what `fill` made of them. The heads of a group add to dq and dk in sums,
@@ -50,31 +94,18 @@ MN_INLINE void undo_unit(float *dx, const float *unit, float factor, int64_t who
 MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
                          int64_t head, float *sums, const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = head / group, part = head % group;
-    float scale = (float)c->scale;
+    for (int64_t j = 0; part && j < n * Kp; j += MN_W) {
+        vf_store(b->dq + j, vf_load(b->dq + j) + vf_load(sums + j));
+        vf_store(b->dk + j, vf_load(b->dk + j) + vf_load(sums + MN_TOKENS * Kp + j));
+    }
+    if (part + 1 == group) {
+        put_keys(&g->dq, c, row, first, n, query, b->dq, b->in.q, b->in.q_unit);
+        put_keys(&g->dk, c, row, first, n, query, b->dk, b->in.k, b->in.k_unit);
+    } else {
+        memcpy(sums, b->dq, (size_t)(n * Kp) * sizeof *sums);
+        memcpy(sums + MN_TOKENS * Kp, b->dk, (size_t)(n * Kp) * sizeof *sums);
+    }
     for (int64_t t = 0; t < n; t++) {
-        float *dq = b->dq + t * Kp, *dk = b->dk + t * Kp, *sum = sums + t * 2 * Kp;
-        if (group > 1) {
-            for (int64_t j = 0; part && j < Kp; j += MN_W) {
-                vf_store(dq + j, vf_load(dq + j) + vf_load(sum + j));
-                vf_store(dk + j, vf_load(dk + j) + vf_load(sum + Kp + j));
-            }
-            if (part + 1 < group) {
-                memcpy(sum, dq, (size_t)Kp * 4);
-                memcpy(sum + Kp, dk, (size_t)Kp * 4);
-            }
-        }
-        if (part + 1 == group) {
-            if (c->l2norm) {
-                float *q = b->in.q + t * Kp;
-                mn_get(q, &c->q, row, first + t, query, c->K);
-                mn_times(q, b->in.q_unit[t], Kp);
-                undo_unit(dq, q, b->in.q_unit[t], Kp);
-                undo_unit(dk, b->in.k + t * Kp, b->in.k_unit[t], Kp);
-            }
-            mn_times(dq, scale, Kp);
-            mn_put(&g->dq, row, first + t, query, dq, c->K);
-            mn_put(&g->dk, row, first + t, query, dk, c->K);
-        }
         mn_put(&g->dv, row, first + t, head, b->dv + t * Vp, c->V);
         if (rule == MN_DPLR) {
             mn_put(&g->dbeta, row, first + t, query, b->da + t * Kp, c->K);

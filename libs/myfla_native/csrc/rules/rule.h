@@ -44,6 +44,7 @@ typedef struct {
 
 /* The forward keeps the state after every MN_KEPT tokens for the backward, which finds those between again. */
 enum { MN_KEPT = 128 };
+enum { MN_TOKENS = 16 }; /* prepared at a time */
 
 /* What the backward reads and writes beside the call: gradients in their tensors' shapes. */
 typedef struct {

@@ -40,7 +40,7 @@ MN_API int mn_rule_backward(const mn_rule_grad *grad) {
     mn_token_job job = {.call = call, .grad = grad};
     int chunks = call->rule == MN_GATED;
     job.floats = mn_walk_floats(call);
-    job.floats += chunks ? mn_chunk_floats(call->K, call->V) : mn_backward_floats(call->K, call->V);
-    mn_task task = chunks ? (mn_task)MN_PICK(mn_chunk_backward) : (mn_task)MN_PICK(mn_token_backward);
+    job.floats += chunks ? mn_chunk_floats(call->K, call->V) : mn_channel_floats(call->K, call->V);
+    mn_task task = chunks ? (mn_task)MN_PICK(mn_chunk_backward) : (mn_task)MN_PICK(mn_channel_backward);
     return run(task, &job, call->N * call->H, 12 * tokens_of(call) * call->K * call->V);
 }

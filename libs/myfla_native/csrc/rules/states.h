@@ -1,14 +1,8 @@
-/* The state of a head in scratch memory. For `*.kernel.c` only. */
+/* The state of a head in scratch memory, in panels. For `*.kernel.c` only. */
 #ifndef MN_STATES_H
 #define MN_STATES_H
 
 #include "rules/rows.h"
-
-/* A state lies in panels of columns [Kp, width]; the panel at column p begins at S + p Kp. */
-enum { MN_PANEL = 4 };                 /* vectors in the widest panel */
-MN_INLINE int mn_panel(int64_t left) { /* vectors of the next panel, so many columns from the end */
-    return left >= 4 * MN_W ? 4 : left >= 2 * MN_W ? 2 : 1;
-}
 
 static void mn_get_state(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V) {
     int64_t Kp = mn_whole(K), Vp = mn_whole(V), from = n * x->row + head * x->head;

@@ -30,7 +30,8 @@ MN_INLINE void sequence(const mn_rule *c, int64_t n, int64_t head, float *room, 
         int64_t count = mn_min(MN_TOKENS, tokens - begin);
         if (c->error.at && begin && begin % MN_KEPT == 0)
             mn_put_state(&c->kept, mn_slot(c, n, begin / MN_KEPT), head, S, c->K, c->V);
-        mn_read_tokens(&b, c, row, first + begin, count, head, MN_TOKENS, rule, MN_NEED_Q | MN_NEED_V);
+        mn_read_tokens(&b, c, row, first + begin, count, head, MN_TOKENS, rule,
+                       MN_NEED_Q | MN_NEED_V | MN_NEED_READS);
         for (int64_t p = 0; p < Vp;) {
             int nv = mn_panel(Vp - p);
             if (nv == 4) panel(S + p * Kp, &b, count, p, Kp, Vp, o, error, 4, rule);

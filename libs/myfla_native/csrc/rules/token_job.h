@@ -5,8 +5,6 @@
 #include "common/memory.h"
 #include "rules/rule.h"
 
-enum { MN_TOKENS = 16 }; /* prepared at a time */
-
 typedef struct {
     const mn_rule *call;
     const mn_rule_grad *grad; /* in the backward */
@@ -28,16 +26,18 @@ MN_INLINE int64_t mn_walk_floats(const mn_rule *c) {
 }
 MN_INLINE int64_t mn_chunk_floats(int64_t K, int64_t V) { return MN_TOKENS * (5 * mn_padded(K) + 6 * mn_padded(V)); }
 
+/* The backward's of channels: a block of tokens (`gradients.h`), a chunk (`channel_chunk.h`), two states. */
 enum { MN_MOST_W = 16, MN_MOST_SUMS = 5 };
-MN_INLINE int64_t mn_backward_floats(int64_t K, int64_t V) {
-    return mn_tokens_floats(K, V) + MN_TOKENS * (4 * mn_padded(V) + 5 * mn_padded(K)) +
-           MN_MOST_W * MN_MOST_W * MN_MOST_SUMS + (MN_TOKENS + 1) * mn_padded(K) * 4 * MN_MOST_W;
+MN_INLINE int64_t mn_channel_floats(int64_t K, int64_t V) {
+    int64_t Kp = mn_padded(K), Vp = mn_padded(V);
+    return mn_tokens_floats(K, V) + MN_TOKENS * (5 * Vp + 5 * Kp) + MN_MOST_W * MN_MOST_W * MN_MOST_SUMS +
+           (MN_TOKENS + 1) * Kp * 4 * MN_MOST_W + MN_TOKENS * (14 * Kp + 6 * Vp) + 4 * Kp + 2 * Kp * Vp;
 }
 
 /* Item i of a job: forward and step take (sequence, value head), the backward (sequence, query head). */
 MN_KERNEL(mn_token_forward, (const void *job, int64_t begin, int64_t end, int slot))
 MN_KERNEL(mn_chunk_backward, (const void *job, int64_t begin, int64_t end, int slot))
-MN_KERNEL(mn_token_backward, (const void *job, int64_t begin, int64_t end, int slot))
+MN_KERNEL(mn_channel_backward, (const void *job, int64_t begin, int64_t end, int slot))
 /* T = 1: */
 MN_KERNEL(mn_token_step, (const void *job, int64_t begin, int64_t end, int slot))
 

@@ -18,7 +18,7 @@ MN_INLINE void head(const mn_rule *c, int64_t n, int64_t head, float *room, cons
     float *o = mn_tokens_in(&b, room, c->K, V, rule), *error = o + V;
     const float *S = (const float *)mn_base(&c->initial) + mn_place(&c->initial, n, 0, head);
     float *to = (float *)mn_base(&c->final) + mn_place(&c->final, n, 0, head);
-    mn_read_tokens(&b, c, n, 0, 1, head, 0, rule, MN_NEED_Q | MN_NEED_V);
+    mn_read_tokens(&b, c, n, 0, 1, head, 0, rule, MN_NEED_Q | MN_NEED_V | MN_NEED_READS);
     int64_t p = 0, step = c->initial.token, to_step = c->final.token;
     if (MN_W == 16)
         for (; p + 8 * MN_W <= V; p += 8 * MN_W) columns(&b, S, to, step, to_step, p, c->K, V, o, error, 8, rule);

@@ -8,7 +8,7 @@
 #include "rules/token_job.h"
 
 typedef struct {
-    float *q, *k;      /* [C, Kp], q with the scale */
+    float *q, *k;      /* [C, Kp], q with the scale if states are read */
     float *a, *b;      /* [C, Kp] DPLR */
     float *d;          /* [C, Kp] decay of each channel; KDA, DPLR */
     float *read_key;   /* [C, Kp] what reads u or e from the state before it decays: k d; gated: k, DPLR: a */
@@ -50,9 +50,9 @@ MN_INLINE void mn_unit(float *out, float *parts, int64_t n, int64_t l2norm) {
     for (int64_t t = 0; t < n; t++) out[t] = l2norm ? 1 / sqrtf(out[t] + 1e-6f) : 1;
 }
 
-/* Tokens first to first + n of a row, for value head `head`; the next ones will be `ahead` further on. rule and what is
- * needed are constants where it is called. */
-enum { MN_NEED_Q = 1, MN_NEED_V = 2 };
+/* Tokens first to first + n of a row, for value head `head`; the next ones will be `ahead` further on, if that is not
+ * zero. rule and what is needed are constants where it is called. */
+enum { MN_NEED_Q = 1, MN_NEED_V = 2, MN_NEED_READS = 4 }; /* reads: what a token reads from a state, with Q */
 MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head,
                               int64_t ahead, const int rule, const int need) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), query = head / (c->HV / c->H);
@@ -64,40 +64,38 @@ MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int6
         if (need & MN_NEED_V) mn_get_on(to->v + t * Vp, &c->v, row, first + t, head, c->V, ahead);
         if (need & MN_NEED_Q) {
             mn_get_on(q, &c->q, row, first + t, query, c->K, ahead);
-            mn_start_dot(qk + t * MN_W, q, k, Kp);
+            if (need & MN_NEED_READS) mn_start_dot(qk + t * MN_W, q, k, Kp);
             if (c->l2norm) mn_start_dot(qq + t * MN_W, q, q, Kp);
         }
         if (rule == MN_DPLR) {
             mn_get_on(to->b + t * Kp, &c->b, row, first + t, query, c->K, ahead);
             if (need & MN_NEED_Q) {
                 mn_get_on(to->a + t * Kp, &c->beta, row, first + t, query, c->K, ahead);
-                mn_start_dot(qb + t * MN_W, q, to->b + t * Kp, Kp);
+                if (need & MN_NEED_READS) mn_start_dot(qb + t * MN_W, q, to->b + t * Kp, Kp);
             }
         }
         if (rule == MN_GATED) to->decay[t] = mn_log_decay(c, row, first + t, head);
         else mn_get_on(to->d + t * Kp, &c->g, row, first + t, head, c->K, ahead);
         if (rule != MN_DPLR) to->beta[t] = mn_strength(c, row, first + t, head);
     }
-    if (need & MN_NEED_Q) {
-        mn_finish_dots(to->q_k, qk, n);
-        if (rule == MN_DPLR) mn_finish_dots(to->q_write, qb, n);
-        mn_unit(to->q_unit, qq, n, c->l2norm);
-    }
+    if (need & MN_NEED_READS) mn_finish_dots(to->q_k, qk, n);
+    if (need & MN_NEED_READS && rule == MN_DPLR) mn_finish_dots(to->q_write, qb, n);
+    if (need & MN_NEED_Q) mn_unit(to->q_unit, qq, n, c->l2norm);
     mn_unit(to->k_unit, kk, n, c->l2norm);
     for (int64_t t = 0; t < n; t++) {
-        float of_q = to->q_unit[t] * (float)c->scale;
+        float of_q = need & MN_NEED_READS ? to->q_unit[t] * (float)c->scale : to->q_unit[t];
         if (c->l2norm) mn_times(to->k + t * Kp, to->k_unit[t], Kp);
-        if (need & MN_NEED_Q) {
+        if (need & MN_NEED_READS) {
             to->q_k[t] *= of_q * to->k_unit[t];
             if (rule == MN_DPLR) to->q_write[t] *= of_q;
             else to->q_write[t] = to->q_k[t];
-            mn_times(to->q + t * Kp, of_q, Kp);
         }
+        if (need & MN_NEED_READS || (need & MN_NEED_Q && c->l2norm)) mn_times(to->q + t * Kp, of_q, Kp);
         for (int64_t j = t * Kp; rule != MN_GATED && j < t * Kp + Kp; j += MN_W) {
             vf decay = vf_exp(vf_load(to->d + j));
             vf_store(to->d + j, decay);
-            if (need & MN_NEED_Q) vf_store(to->read_query + j, decay * vf_load(to->q + j));
-            if (rule == MN_KDA) vf_store(to->read_key + j, decay * vf_load(to->k + j));
+            if (need & MN_NEED_READS) vf_store(to->read_query + j, decay * vf_load(to->q + j));
+            if (need & MN_NEED_READS && rule == MN_KDA) vf_store(to->read_key + j, decay * vf_load(to->k + j));
         }
     }
     if (rule == MN_GATED)
@@ -105,6 +103,15 @@ MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int6
             int64_t left = mn_min(MN_W, n - t);
             vf_store_n(to->decay + t, vf_exp(vf_load_n(to->decay + t, left)), left);
         }
+}
+
+/* Tokens n to MN_TOKENS become such that leave the state as it is. */
+MN_INLINE void mn_no_tokens(mn_tokens *to, int64_t n, int64_t Kp, int64_t Vp, const int rule) {
+    float *rows[] = {to->q, to->k, to->a, to->b};
+    for (int i = 0; i < (rule == MN_DPLR ? 4 : 2); i++) mn_zero(rows[i] + n * Kp, (MN_TOKENS - n) * Kp);
+    mn_zero(to->v + n * Vp, (MN_TOKENS - n) * Vp);
+    for (int64_t j = n * Kp; j < MN_TOKENS * Kp; j++) to->d[j] = 1;
+    for (int64_t t = n; t < MN_TOKENS; t++) to->beta[t] = 0;
 }
 
 #endif

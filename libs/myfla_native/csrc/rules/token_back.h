@@ -1,4 +1,5 @@
-/* Backward of KDA and DPLR, token by token from the last to the first; exact for every decay of channels.
+/* Backward of KDA and DPLR, token by token from the last to the first; exact for every decay of channels. For
+ * `*.kernel.c` only.
  *
  * States are found again with what the forward kept, e or u: that needs no sums. With D the gradient of S after a token
  * has been read, D <- D + q go^T, and S its state before:
@@ -8,10 +9,11 @@
  *     both   dd = rows of S * D;  D <- d D  (DPLR: + a du^T)
  *
  * One pass over a panel finishes a token and begins the one before it. */
-#include "rules/token_job.h"
+#ifndef MN_TOKEN_BACK_H
+#define MN_TOKEN_BACK_H
+
 #include "rules/gradients.h"
-#include "rules/states.h"
-#include "rules/walk_back.h"
+#include "rules/rows.h"
 
 /* What a pass sums over value channels, one vector of partial sums for each key channel: */
 enum {
@@ -163,67 +165,19 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
     }
 }
 
-MN_INLINE void forth(void *block_, const mn_rule *c, mn_part at, const float *S, float *next, const int rule) {
-    block *b = block_;
-    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
-    fill(b, c, NULL, at.row, at.first, MN_TOKENS, at.head, rule);
-    for (int64_t p = 0; p < Vp;) {
-        int nv = mn_panel(Vp - p);
-        const float *from = S + p * Kp;
-        float *to = next + p * Kp;
-        for (int64_t t = 0; t < MN_TOKENS; t++, from = to) {
-            const float *k = b->in.k + t * Kp, *w = rule == MN_DPLR ? b->in.b + t * Kp : k, *d = b->in.d + t * Kp;
-            const float *u = b->u + t * Vp + p, *v = b->in.v + t * Vp + p;
-            if (nv == 4) advance(to, from, d, w, k, u, v, Kp, 4, rule);
-            else if (nv == 2) advance(to, from, d, w, k, u, v, Kp, 2, rule);
-            else advance(to, from, d, w, k, u, v, Kp, 1, rule);
-        }
-        p += nv * MN_W;
+/* A block of n tokens: S its state before, D the gradient after, then the one before; both in panels. */
+MN_INLINE void mn_tokens_back(block *b, const float *S, float *D, int64_t n, int64_t Kp, int64_t Vp, const int rule) {
+    mn_zero(b->dq, n * Kp);
+    mn_zero(b->dk, n * Kp);
+    mn_zero(b->dd, n * Kp);
+    if (rule == MN_DPLR) mn_zero(b->da, n * Kp), mn_zero(b->db, n * Kp);
+    for (int64_t t = 0; t < n; t++) b->dbeta[t] = 0;
+    for (int64_t p = 0, nv; p < Vp; p += nv * MN_W) {
+        nv = mn_panel(Vp - p);
+        if (nv == 4) panel(b, S + p * Kp, D + p * Kp, n, p, Kp, Vp, 4, rule);
+        else if (nv == 2) panel(b, S + p * Kp, D + p * Kp, n, p, Kp, Vp, 2, rule);
+        else panel(b, S + p * Kp, D + p * Kp, n, p, Kp, Vp, 1, rule);
     }
 }
 
-MN_INLINE void back(void *block_, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *states, float *D,
-                    float *sums, const int rule) {
-    block *b = block_;
-    int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
-    fill(b, c, g, at.row, at.first, at.count, at.head, rule);
-    for (int64_t p = 0; p < Vp;) {
-        int nv = mn_panel(Vp - p);
-        const float *S = states + p * Kp;
-        if (nv == 4) panel(b, S, D + p * Kp, at.count, p, Kp, Vp, 4, rule);
-        else if (nv == 2) panel(b, S, D + p * Kp, at.count, p, Kp, Vp, 2, rule);
-        else panel(b, S, D + p * Kp, at.count, p, Kp, Vp, 1, rule);
-        p += nv * MN_W;
-    }
-    hand_back(b, c, g, at.row, at.first, at.count, at.head, sums, rule);
-}
-
-#define ONE_RULE(name, rule)                                                                                           \
-    static void forth_##name(void *b, const mn_rule *c, mn_part at, const float *S, float *next) {                     \
-        forth(b, c, at, S, next, rule);                                                                                \
-    }                                                                                                                  \
-    static void back_##name(void *b, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *D,    \
-                            float *sums, double *gate) {                                                               \
-        (void)gate;                                                                                                    \
-        back(b, c, g, at, S, D, sums, rule);                                                                           \
-    }
-ONE_RULE(kda, MN_KDA)
-ONE_RULE(dplr, MN_DPLR)
-
-void MN_VARIANT(mn_token_backward)(const void *args, int64_t begin, int64_t end, int slot) {
-    const mn_token_job *job = args;
-    const mn_rule *c = job->call;
-    int64_t K = mn_padded(c->K), V = mn_padded(c->V), H = c->H;
-    int kda = c->rule == MN_KDA;
-    block b;
-    float *next = mn_tokens_in(&b.in, job->scratch + slot * job->floats, c->K, c->V, (int)c->rule);
-    float **of_values[] = {&b.go, &b.error, &b.dv, &b.u}, **of_keys[] = {&b.dq, &b.dk, &b.da, &b.db, &b.dd};
-    for (int i = 0; i < 4; i++, next += MN_TOKENS * V) *of_values[i] = next;
-    for (int i = 0; i < 5; i++, next += MN_TOKENS * K) *of_keys[i] = next;
-    if (!kda) b.u = b.error;
-    b.parts = next, next += MN_W * MN_W * SUMS;
-    b.states = next, next += (MN_TOKENS + 1) * K * MN_PANEL * MN_W;
-    for (int64_t i = begin; i < end; i++)
-        mn_walk_back(&b, job, i / H, i % H, next, kda ? forth_kda : forth_dplr, kda ? back_kda : back_dplr,
-                     mn_get_state, mn_put_state);
-}
+#endif

@@ -1,0 +1,39 @@
+/* Rows of tensors that will be read or written soon, asked for a few at a time while something else is computed: no
+ * processor guesses where they lie, and none waits for many at once. For `*.kernel.c` only. */
+#ifndef MN_ERRANDS_H
+#define MN_ERRANDS_H
+
+#include "rules/rows.h"
+
+enum { MN_MOST_ERRANDS = 16 };
+
+typedef struct {
+    struct {
+        uintptr_t next;      /* address of the next row */
+        int64_t step, bytes; /* between rows, of a row */
+    } of[MN_MOST_ERRANDS];
+    int count, at, row; /* how many tensors, which one is under way, how many of its rows are done */
+    double due, share;  /* rows that shall have been asked for; what every time adds to them */
+} mn_errands;
+
+/* The list gets rows of n channels of MN_TOKENS tokens from `token` on; they need not be there. */
+MN_INLINE void mn_expect(mn_errands *list, const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n) {
+    int64_t width = mn_width((int)x->dtype);
+    if (!x->at) return;
+    list->of[list->count].next = (uintptr_t)x->at + (uintptr_t)(mn_place(x, row, token, head) * width);
+    list->of[list->count].step = x->token * width;
+    list->of[list->count++].bytes = n * width;
+}
+
+/* Ask for a share of the rows. */
+MN_INLINE void mn_ask(mn_errands *list) {
+    for (list->due += list->share; list->due >= 1 && list->at < list->count; list->due--) {
+        uintptr_t next = list->of[list->at].next;
+        for (int64_t i = 0; i < list->of[list->at].bytes; i += 64)
+            __builtin_prefetch((const void *)(next + (uintptr_t)i));
+        list->of[list->at].next += (uintptr_t)list->of[list->at].step;
+        if (++list->row == MN_TOKENS) list->row = 0, list->at++;
+    }
+}
+
+#endif
