@@ -187,8 +187,8 @@ def test_the_operation_passes_the_checks_of_operations(native):
     torch.manual_seed(0)
     q, k, v, g = (torch.randn(1, 5, 2, *size, requires_grad=True) for size in ((4,), (4,), (3,), ()))
     g, beta = -g.exp().detach(), g.sigmoid().detach()
-    given = ("GATED", q, k, v, g, beta, None, None, None, 0.5, True, torch.float32, True)
-    torch.library.opcheck(native_graph.OPS[0], given)
+    given = (q, k, v, g, beta, None, None, None, "GATED", 0.5, True, torch.float32, True)
+    torch.library.opcheck(native_graph.OP, given)
 
 
 @pytest.mark.slow

@@ -4,25 +4,23 @@ One operation for all families and both forms, ``myfla::native_rule``, and its b
 it, in plain operations that the compiler joins with what stands there.
 """
 
-import functools
 from typing import Any, List, Optional, Tuple
 
 import torch
 
 from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors
+from myfla.ops._delta.graph_op import differentiable_op
 from myfla.ops._delta.native import NATIVE, erasing_nothing
-from myfla.ops._delta.version import op_name
 from myfla.utils.autograd import records
-from myfla.utils.graph_op import custom_op, one_by_one, takes_graph_ops
+from myfla.utils.graph_op import takes_graph_ops
 from myfla.utils.native import graph_takes_native, native_package
 
 __all__ = ["native_graph_problem", "run_native_graph"]
 
-_SCHEMA = (
-    "str kind, Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta, Tensor? b, Tensor? initial_state, "
-    "Tensor? cu_seqlens, float scale, bool l2norm, ScalarType out_dtype"
-)
-_TENSORS = slice(1, 8)  # of the arguments: those that have gradients
+_INPUTS = (
+    "Tensor q", "Tensor k", "Tensor v", "Tensor? g", "Tensor? beta", "Tensor? b", "Tensor? initial_state",
+    "Tensor? cu_seqlens",
+)  # fmt: skip
 
 
 def native_graph_problem(call: Call) -> Optional[str]:
@@ -44,8 +42,8 @@ def run_native_graph(call: Call) -> Result:
         b = None
     else:
         q, k, v, beta, b, g = erasing_nothing(call.x) if len(call.x) == 4 else call.x
-    o, final, _ = OPS[0](
-        NATIVE[call.family.name], q, k, v, g, beta, b, call.initial_state, call.cu_seqlens, float(call.scale),
+    o, final, _ = OP(
+        q, k, v, g, beta, b, call.initial_state, call.cu_seqlens, NATIVE[call.family.name], float(call.scale),
         call.l2norm, call.out_dtype, records(*call.x, call.initial_state),
     )  # fmt: skip
     return o, final
@@ -57,21 +55,21 @@ def _rule(kind: str, scale: float, l2norm: bool, cu_seqlens: Optional[torch.Tens
 
 
 def _forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    kind, q, k, v, g, beta, b, state, cu_seqlens, scale, l2norm, out_dtype, keep = given
+    q, k, v, g, beta, b, state, cu_seqlens, kind, scale, l2norm, out_dtype, keep = given
     rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
     o, final, kept = rules.forward(rule, rules.Inputs(q, k, v, g, beta, b), state, out_dtype=out_dtype, keep=keep)
     return o, final, v.new_empty(0, dtype=torch.float32) if kept is None else kept
 
 
 def _backward(*given: Any) -> List[torch.Tensor]:
-    kind, q, k, v, g, beta, b, state, cu_seqlens, scale, l2norm, _, kept, do, dfinal = given
+    q, k, v, g, beta, b, state, cu_seqlens, kind, scale, l2norm, _, _, kept, do, dfinal = given
     rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
     grads, dstate, _, _ = rules.backward(rule, rules.Inputs(q, k, v, g, beta, b), state, kept, do, dfinal)
     return [dx for dx in grads if dx is not None] + ([] if state is None else [dstate.to(state.dtype)])
 
 
-def _shapes_forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    kind, q, k, v, g, beta, b, _, cu_seqlens, scale, l2norm, out_dtype, keep = given
+def _fake(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q, k, v, g, beta, b, _, cu_seqlens, kind, scale, l2norm, out_dtype, keep = given
     rules, rule = _rule(kind, scale, l2norm, cu_seqlens)
     rows = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     final = v.new_empty((rows, v.shape[2], k.shape[3], v.shape[3]), dtype=torch.float32)
@@ -79,39 +77,8 @@ def _shapes_forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tens
     return v.new_empty(v.shape, dtype=out_dtype), final, v.new_empty(kept, dtype=torch.float32)
 
 
-def _shapes_backward(*given: Any) -> List[torch.Tensor]:
-    return [x.new_empty(x.shape) for x in given[_TENSORS] if x is not None]
-
-
-def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
-    kind, *tensors, scale, l2norm, out_dtype, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.kind, ctx.options = kind, (scale, l2norm, out_dtype)
-
-
-def _differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> Any:
-    *tensors, kept = ctx.saved_tensors
-    found = iter(OPS[1](ctx.kind, *tensors, *ctx.options, kept, do, dfinal))
-    grads = [None if x is None else next(found) for x in tensors[:-1]]
-    return (None, *grads, None, None, None, None, None)
-
-
-def _make() -> Tuple[Any, Any]:
-    forward = custom_op(
-        op_name("native_rule"), _forward, mutates_args=(), schema=f"({_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor)"
-    )
-    backward = custom_op(
-        op_name("native_rule_backward"), _backward, mutates_args=(),
-        schema=f"({_SCHEMA}, Tensor kept, Tensor do, Tensor dfinal) -> Tensor[]",
-    )  # fmt: skip
-    forward.register_fake(_shapes_forward)
-    backward.register_fake(_shapes_backward)
-    for each in (forward, backward):
-        if hasattr(each, "register_vmap"):  # came with PyTorch 2.5
-            each.register_vmap(functools.partial(one_by_one, each))
-    forward.register_autograd(_differentiate, setup_context=_keep)
-    return forward, backward
-
-
-OPS: Tuple[Any, Any] = (None, None) if custom_op is None else _make()
-"""``myfla::native_rule`` and its backward; None both in a PyTorch that has no such operations (before 2.4)."""
+OP = differentiable_op(
+    "native_rule", _INPUTS, "str kind, float scale, bool l2norm, ScalarType out_dtype, bool keep",
+    "(Tensor, Tensor, Tensor)", _forward, _backward, _fake, "Tensor kept", constants=1,
+)  # fmt: skip
+"""``myfla::native_rule``; None in a PyTorch that has no such operations (before 2.4)."""

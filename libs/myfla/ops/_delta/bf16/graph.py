@@ -18,8 +18,7 @@ from myfla.ops._delta.bf16.gated_delta import GATED_DELTA
 from myfla.ops._delta.bf16.kda import KDA
 from myfla.ops._delta.bf16.layout import chunk_size as choose_chunk
 from myfla.ops._delta.bf16.layout import count_parts
-from myfla.ops._delta.version import op_name
-from myfla.utils.graph_op import one_by_one
+from myfla.ops._delta.graph_op import differentiable_op
 
 __all__ = ["graph_chunks"]
 
@@ -42,61 +41,20 @@ def graph_chunks(
 
 
 def _make(family: Family) -> None:
-    """Register the operations of a family; nothing in a PyTorch that cannot have them (before 2.5)."""
+    """Make the operations of a family; none in a PyTorch that cannot have lists of tensors in them (before 2.5)."""
     if not hasattr(getattr(torch, "library", None), "register_vmap"):
         return
-    count = len(family.inputs) + 1
-    inputs = ", ".join(["Tensor? initial_state", *(f"Tensor {name}" for name in family.inputs)])
+    inputs = ["Tensor? initial_state", *(f"Tensor {name}" for name in family.inputs)]
     name = f"bf16_{family.name}"
-    op = torch.library.custom_op(
-        op_name(name), functools.partial(_forward, family), mutates_args=(),
-        schema=f"({inputs}, {_OPTIONS}) -> Tensor[]",
+    of = functools.partial
+    _OPS[family.name] = differentiable_op(
+        name, inputs, _OPTIONS, "Tensor[]", of(_forward, family), of(_backward, family), of(_fake, family),
+        "Tensor[] kept",
     )  # fmt: skip
-    op_bwd = torch.library.custom_op(
-        op_name(f"{name}_backward"), functools.partial(_backward, family), mutates_args=(),
-        schema=f"({inputs}, Tensor[] kept, Tensor do, Tensor dfinal, {_OPTIONS}) -> Tensor[]",
+    _PACKED[family.name] = differentiable_op(
+        f"{name}_packed", [*inputs, "Tensor cu_seqlens"], _OPTIONS, "(Tensor, Tensor)", of(_packed_forward, family),
+        of(_packed_backward, family), of(_packed_fake, family), constants=1,
     )  # fmt: skip
-    op.register_fake(functools.partial(_promised, family))
-    op_bwd.register_fake(lambda *given: [x.new_empty(x.shape) for x in given[:count] if x is not None])
-    op.register_autograd(
-        functools.partial(_differentiate, op_bwd, count), setup_context=functools.partial(_keep, count)
-    )
-    op.register_vmap(functools.partial(one_by_one, op))
-    _OPS[family.name] = op
-    _PACKED[family.name] = _make_packed(family, f"{name}_packed", f"{inputs}, Tensor cu_seqlens")
-
-
-def _make_packed(family: Family, name: str, inputs: str) -> Any:
-    """The operation for packed sequences."""
-    count = len(family.inputs) + 1
-    op = torch.library.custom_op(
-        op_name(name), functools.partial(_packed_forward, family), mutates_args=(),
-        schema=f"({inputs}, {_OPTIONS}) -> (Tensor, Tensor)",
-    )  # fmt: skip
-    op_bwd = torch.library.custom_op(
-        op_name(f"{name}_backward"), functools.partial(_packed_backward, family), mutates_args=(),
-        schema=f"({inputs}, Tensor do, Tensor dfinal, {_OPTIONS}) -> Tensor[]",
-    )
-
-    @op.register_fake
-    def _(*given: Any) -> Tuple[torch.Tensor, torch.Tensor]:
-        k, v, cu_seqlens = given[2], given[3], given[count]
-        states = cu_seqlens.shape[0] - 1, v.shape[2], k.shape[3], v.shape[3]
-        return v.new_empty(v.shape), v.new_empty(states, dtype=torch.float32)
-
-    op_bwd.register_fake(lambda *given: [x.new_empty(x.shape) for x in given[:count] if x is not None])
-
-    def keep(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[: count + 1])
-        ctx.options = inputs[count + 1 :]
-
-    def differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor) -> Tuple[Any, ...]:
-        found = op_bwd(*ctx.saved_tensors, do, dfinal, *ctx.options)
-        return (*([None] if ctx.saved_tensors[0] is None else []), *found, *[None] * 5)
-
-    op.register_autograd(differentiate, setup_context=keep)
-    op.register_vmap(functools.partial(one_by_one, op))
-    return op
 
 
 def _packed_forward(family: Family, state: Optional[torch.Tensor], *given: Any) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -110,12 +68,18 @@ def _packed_forward(family: Family, state: Optional[torch.Tensor], *given: Any) 
 
 
 def _packed_backward(family: Family, state: Optional[torch.Tensor], *given: Any) -> List[torch.Tensor]:
-    *tensors, cu_seqlens, do, dfinal, scale, l2norm, chunk, lower_bound = given
+    *tensors, cu_seqlens, scale, l2norm, chunk, lower_bound, do, dfinal = given
     with torch.no_grad():
         how = describe_call(tensors, state, scale, cu_seqlens, chunk or None, l2norm=l2norm, lower_bound=lower_bound)
         _, _, kept = forward(tensors[2], family, tensors, state, how)
         grads, dinitial = backward(do, family, tensors, dfinal, how, kept)
     return [x.contiguous() for x in ([] if state is None else [dinitial.to(state.dtype)]) + list(grads)]
+
+
+def _packed_fake(family: Family, *given: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+    k, v, cu_seqlens = given[2], given[3], given[len(family.inputs) + 1]
+    states = cu_seqlens.shape[0] - 1, v.shape[2], k.shape[3], v.shape[3]
+    return v.new_empty(v.shape), v.new_empty(states, dtype=torch.float32)
 
 
 def _fuses(device: torch.device) -> bool:
@@ -142,7 +106,7 @@ def _forward(family: Family, state: Optional[torch.Tensor], *given: Any) -> List
 
 def _backward(family: Family, state: Optional[torch.Tensor], *given: Any) -> List[torch.Tensor]:
     count = len(family.inputs)
-    tensors, (kept, do, dfinal), options = given[:count], given[count : count + 3], given[count + 3 :]
+    tensors, options, (kept, do, dfinal) = given[:count], given[count:-3], given[-3:]
     flat = [None if i == 2 and not x.numel() else x for i, x in enumerate(kept)]  # no transitions
     with torch.no_grad():
         how = _describe(tensors, state, *options)
@@ -152,7 +116,7 @@ def _backward(family: Family, state: Optional[torch.Tensor], *given: Any) -> Lis
     return [x.contiguous() for x in grads]
 
 
-def _promised(family: Family, state: Optional[torch.Tensor], *given: Any) -> List[torch.Tensor]:
+def _fake(family: Family, state: Optional[torch.Tensor], *given: Any) -> List[torch.Tensor]:
     """Shapes and dtypes of `_forward`'s results."""
     tensors, (_, _, chunk, lower_bound) = given[:-4], given[-4:]
     v, key = tensors[2], tensors[1].shape[3]
@@ -173,22 +137,6 @@ def _promised(family: Family, state: Optional[torch.Tensor], *given: Any) -> Lis
             make(m, r, key), A_v]  # fmt: skip
     saved = [make(n * m, *shape, dtype=dtype) for n, shape, dtype in family.saved(c, key, v, lower_bound)]
     return [make(*v.shape), make(batch, heads, key, value, dtype=wide), *kept, *saved]
-
-
-def _keep(count: int, ctx: Any, inputs: Tuple[Any, ...], output: Sequence[torch.Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:count], *output[2:])
-    ctx.options = inputs[count:]
-
-
-def _differentiate(op_bwd: Any, count: int, ctx: Any, grads: Sequence[Optional[torch.Tensor]]) -> Tuple[Any, ...]:
-    tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-    do, dfinal = grads[:2]
-    v = tensors[3]
-    do = torch.zeros_like(v) if do is None else do
-    if dfinal is None:
-        dfinal = v.new_zeros(v.shape[0], v.shape[2], tensors[2].shape[3], v.shape[3], dtype=torch.float32)
-    found = op_bwd(*tensors, list(kept), do, dfinal, *ctx.options)
-    return (*([None] if tensors[0] is None else []), *found, None, None, None, None)
 
 
 for _family in (GATED_DELTA, KDA, DPLR):

@@ -6,7 +6,6 @@ whole: the code that runs eagerly, for every length and for packed sequences of 
 of what goes from one direction to the other, so it is one tensor, as large as any offsets can make it.
 """
 
-import functools
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -15,13 +14,12 @@ from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.plan import graph_chunk, max_residuals, plan_call
 from myfla.ops._delta.families.base import Family, Plan
-from myfla.ops._delta.version import op_name
-from myfla.utils.graph_op import custom_op, one_by_one
+from myfla.ops._delta.graph_op import differentiable_op
 
-__all__ = ["graph_rule"]
+__all__ = ["graph_rule", "make_graph_op"]
 
 _OPTIONS = "float scale, bool l2norm, ScalarType dtype, ScalarType out_dtype, bool keep"
-_ops: Dict[str, Tuple[Any, Any]] = {}
+_ops: Dict[str, Any] = {}
 
 
 def graph_rule(call: Call) -> Result:
@@ -29,8 +27,7 @@ def graph_rule(call: Call) -> Result:
     call = call.activated(zero_g=True)
     call = call if call.family.fuses_l2norm else call.normalised()
     keep = any(x is not None and x.requires_grad for x in call_tensors(call))
-    forward, _ = _ops[call.family.name]
-    return forward(
+    return _ops[call.family.name](
         *call.x, call.initial_state, call.cu_seqlens, call.scale, call.l2norm, call_dtype(call), call.out_dtype, keep
     )[:2]
 
@@ -47,7 +44,7 @@ def _plan(family: Family, given: Tuple[Any, ...]) -> Tuple[List[torch.Tensor], O
 
 
 def _residuals_size(family: Family, given: Tuple[Any, ...]) -> Any:
-    """Numbers of what the forward keeps, whatever the offsets are."""
+    """Elements of what the forward saves, whatever the offsets are."""
     x, cu_seqlens = given[: len(family.inputs)], given[len(family.inputs) + 1]
     (key, (heads, value)), chunk = (x[1].shape[3], x[2].shape[2:]), graph_chunk(family, x)
     batch, tokens = x[0].shape[:2]
@@ -58,10 +55,8 @@ def _residuals_size(family: Family, given: Tuple[Any, ...]) -> Any:
     return max_residuals(family, chunk, key, value, chunks, heads)
 
 
-def _make(family: Family) -> Tuple[Any, Any]:
-    """The operation ``myfla::chunk_NAME_DIGEST`` and its backward."""
-    names, count = family.inputs, len(family.inputs)
-    inputs = ", ".join(f"Tensor {x}" for x in names) + ", Tensor? initial_state, Tensor? cu_seqlens, " + _OPTIONS
+def make_graph_op(family: Family) -> None:
+    """Make the operation of a family, once."""
 
     def forward(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x, state, plan = _plan(family, given)
@@ -77,44 +72,15 @@ def _make(family: Family) -> Tuple[Any, Any]:
             grads, dinitial = chunk_bwd(do, dfinal, x, plan, residuals, state is None)
         return grads if state is None else [*grads, dinitial.to(state.dtype)]
 
-    results = "(Tensor, Tensor, Tensor)"
-    op = custom_op(op_name(f"chunk_{family.name}"), forward, mutates_args=(), schema=f"({inputs}) -> {results}")
-    op_backward = custom_op(
-        op_name(f"chunk_{family.name}_backward"), backward, mutates_args=(),
-        schema=f"({inputs}, Tensor residuals, Tensor do, Tensor dfinal) -> Tensor[]",
-    )  # fmt: skip
-
-    @op.register_fake
-    def _(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        k, v, (_, cu_seqlens, _, _, dtype, out_dtype, keep) = given[1], given[2], given[count:]
+    def fake(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        k, v, (_, cu_seqlens, _, _, dtype, out_dtype, keep) = given[1], given[2], given[len(family.inputs) :]
         rows = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         final = v.new_empty((rows, v.shape[2], k.shape[3], v.shape[3]), dtype=dtype)
         residuals = v.new_empty((_residuals_size(family, given) if keep else 0,), dtype=dtype)
         return v.new_empty(v.shape, dtype=out_dtype), final, residuals
 
-    @op_backward.register_fake
-    def _(*given: Any) -> List[torch.Tensor]:
-        return [x.new_empty(x.shape) for x in (*given[:count], given[count]) if x is not None]
-
-    for each in (op, op_backward):
-        if hasattr(each, "register_vmap"):  # came with PyTorch 2.5
-            each.register_vmap(functools.partial(one_by_one, each))
-
-    def keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[: count + 2], output[2])
-        ctx.options = inputs[count + 2 :]
-
-    def differentiate(ctx: Any, do: torch.Tensor, dfinal: torch.Tensor, _: Any) -> Any:
-        *tensors, residuals = ctx.saved_tensors
-        found = iter(op_backward(*tensors, *ctx.options, residuals, do, dfinal))
-        grads = [None if x is None else next(found) for x in tensors[: count + 1]]
-        return (*grads, None, *(None for _ in ctx.options))
-
-    op.register_autograd(differentiate, setup_context=keep)
-    return op, op_backward
-
-
-def make_graph_op(family: Family) -> None:
-    """Make the operations of a family, once, where PyTorch can have them (from 2.4)."""
-    if custom_op is not None:
-        _ops[family.name] = _make(family)
+    inputs = [*(f"Tensor {x}" for x in family.inputs), "Tensor? initial_state", "Tensor? cu_seqlens"]
+    _ops[family.name] = differentiable_op(
+        f"chunk_{family.name}", inputs, _OPTIONS, "(Tensor, Tensor, Tensor)", forward, backward, fake,
+        "Tensor residuals", constants=1,
+    )  # fmt: skip
