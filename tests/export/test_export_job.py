@@ -324,6 +324,7 @@ def test_a_whole_model_runs_raw_data_of_any_size(case, tmp_path):
             import onnxruntime
 
             session = onnxruntime.InferenceSession(str(out / "encoder.onnx"), providers=["CPUExecutionProvider"])
+            assert session.get_inputs()[0].shape == ["batch", "length", 3]
             hidden, embedding, outputs = map(torch.from_numpy, session.run(None, {"x": x.numpy()}))
         else:
             hidden, embedding, outputs = torch.export.load(str(out / "encoder.pt2")).module()(x)

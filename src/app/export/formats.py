@@ -43,7 +43,10 @@ def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path
         logging.getLogger(name).setLevel(logging.ERROR)
     names = _input_names(module)
     given: Any = (_program(module, example, True, "onnx"),) if dynamic else (module, tuple(example))
-    program = torch.onnx.export(*given, dynamo=True, verbose=False, input_names=names, output_names=module.names)
+    # Of a program that has been recorded, the shapes are the names of its axes alone.
+    axes: Dict[str, Any] = {"dynamic_shapes": _any_size_shapes()} if dynamic else {}
+    program = torch.onnx.export(*given, dynamo=True, verbose=False, input_names=names,
+                                output_names=module.names, **axes)
     if program is None:
         raise RunError("job.format=onnx: torch made no ONNX program")
     program.save(str(path))
@@ -84,16 +87,19 @@ def _program(module: WholeEncoder, example: Sequence[torch.Tensor], dynamic: boo
         raise RunError(f"job.format={form} needs PyTorch 2.7 or newer; got {torch.__version__}; upgrade torch")
     if not dynamic:
         return torch.export.export(module, tuple(example), strict=False)
-    shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=LONGEST)},)
     deferred = "prefer_deferred_runtime_asserts_over_guards"  # newer than PyTorch 2.7
     more: Dict[str, Any] = {deferred: True} if deferred in inspect.signature(torch.export.export).parameters else {}
     try:
         with any_size():
             return _without_bounds(
-                torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False, **more))
+                torch.export.export(module, tuple(example), dynamic_shapes=_any_size_shapes(), strict=False, **more))
     except Exception as problem:  # PyTorch's exporter has many
         raise RunError(f"job.length must be given for this encoder, of which PyTorch makes no graph for every length: "
                        f"{str(problem).strip().splitlines()[0]}; job.length=TOKENS") from None
+
+
+def _any_size_shapes() -> Any:
+    return ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=LONGEST)},)
 
 
 def any_size() -> ContextManager[Any]:
