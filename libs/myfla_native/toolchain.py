@@ -157,10 +157,12 @@ def _objects(scratch: Path, of_kernels: Dict[str, List[str]]) -> List[Sequence]:
     return jobs
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str]) -> str:
+    """What a command says; a RuntimeError with that if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
     if done.returncode:
         raise RuntimeError(f"myfla-native: {' '.join(command)} failed:\n{done.stdout}")
+    return done.stdout
 
 
 def platform_tag(target: Optional[str]) -> str:
@@ -171,10 +173,12 @@ def platform_tag(target: Optional[str]) -> str:
 
 
 def fingerprint() -> str:
-    """A short name of everything that goes into the library."""
+    """A short name of everything that makes the library on this machine: the sources, this file, the compiler."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(SOURCES.rglob("*.[ch]")):
         digest.update(str(path.relative_to(SOURCES)).encode() + path.read_bytes())
+    compiler = system_compiler() or zig_compiler(this_machine())
+    digest.update(repr(compiler).encode() + _run([*compiler, "--version"]).encode())
     return digest.hexdigest()[:16]
 
 

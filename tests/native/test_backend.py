@@ -6,6 +6,7 @@ import torch
 
 from myfla.backends import choice, describe, set_backend, summary
 from myfla.layers import GatedDeltaNet, RWKV7Attention
+from myfla.ops._delta.steps import forget_steps
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.generalized_delta_rule.dplr import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
 from myfla.testing import assert_close, cases, raises
@@ -105,6 +106,44 @@ def test_what_it_cannot_compute_is_refused_with_the_reason(native, monkeypatch):
     with raises(BackendError, "native", "value channels", "'torch'"):
         fused_recurrent_gated_delta_rule(x, x, x, gv=x, backend="native")
     assert fused_recurrent_gated_delta_rule(x, x, x, gv=x, backend="auto")[0].shape == x.shape
+
+
+def step(backend, **more):
+    torch.manual_seed(5)
+    x, g = torch.randn(2, 1, 2, 16), -torch.rand(2, 1, 2)
+    return fused_recurrent_gated_delta_rule(
+        x, x, x, g=g, beta=-g, initial_state=torch.zeros(2, 2, 16, 16), output_final_state=True, backend=backend, **more
+    )
+
+
+def test_a_step_that_was_planned_follows_what_is_installed(native, plain, monkeypatch):
+    taken, plan = [], native.rules.plan_step
+    monkeypatch.setattr(native.rules, "plan_step", lambda *given: taken.append(1) or plan(*given))
+    forget_steps()
+    for count, auto in enumerate((native, None, native, None)):
+        hidden = plain if auto is None else lambda run, *given: run(*given)
+        for _ in range(2):
+            got = hidden(step, "auto")
+            for a, b in zip(got, step("torch")):
+                assert_close(a, b, rms=2e-6)
+        if auto is None:
+            with raises(BackendError, "native", "not for this call"):
+                plain(step, "native")
+        else:
+            step("native")
+        assert len(taken) == 2, count  # for auto and for native, once each
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(step("native")[0], step("auto")[0])
+
+
+def test_a_step_makes_its_result_on_the_cpu_whatever_the_default_device_is(native):
+    want = step("native")
+    for _ in range(2):
+        with torch.device("meta"):
+            x = torch.zeros(2, 1, 2, 16, device="cpu")
+            o, _ = fused_recurrent_gated_delta_rule(
+                x, x, x, beta=x[..., 0], initial_state=x.new_ones(2, 2, 16, 16), output_final_state=True)
+        assert o.device == want[0].device and not o.any()
 
 
 def test_without_the_distribution_it_is_refused_and_auto_is_torch(monkeypatch):

@@ -1,8 +1,11 @@
 """Whether there are compiled kernels, which ones, and which calls use them."""
 
+import shutil
+
 import pytest
 import torch
 
+import native_build
 from myfla.testing import cases
 from myfla.utils import native as door
 
@@ -88,3 +91,23 @@ def test_a_library_that_does_not_load_is_a_reason(kernels, monkeypatch):
 
     monkeypatch.setattr(door.importlib, "import_module", fails)
     assert "wrong ELF class" in door._installed.__wrapped__()[1]
+
+
+def test_the_build_for_tests_is_named_after_all_that_makes_it(tmp_path, monkeypatch):
+    tools = native_build.toolchain()
+    if tools.system_compiler() is None:
+        pytest.skip("there is no C compiler here")
+
+    def name():
+        return native_build.package_name(tools.fingerprint(), tools.PACKAGE)
+
+    for part in ("SOURCES", "PACKAGE"):
+        own = shutil.copytree(getattr(tools, part), tmp_path / part)
+        monkeypatch.setattr(tools, part, own)
+    found = [name(), name()]
+    for path in (tools.SOURCES / "common" / "mn.h", tools.PACKAGE / "rules.py"):
+        path.write_text(path.read_text() + "\n")
+        found.append(name())
+    monkeypatch.setenv("CC", f"{tools.system_compiler()[0]} -O1")
+    found.append(name())
+    assert found[0] == found[1] and len(set(found)) == 4

@@ -122,8 +122,9 @@ def test_a_step_has_the_bits_of_a_sequence(native, kind, size, first):
     rest = (a, b) if kind == "dplr" else (beta, None)
     o, final, _ = rules.forward(rules.Rule(number, 0.5, True), rules.Inputs(q, k, v, g, *rest), state, keep=True)
     new = torch.empty_like(state)
+    step = rules.plan_step(rules.Rule(number, 0.5, True), rules.Inputs(q, k, v, g, *rest), state)
     for to in (new, state):
-        assert torch.equal(rules.step(number, 0.5, True, 0, q, k, v, g, *rest, None, None, state, to), o)
+        assert torch.equal(step(q, k, v, g, *rest, None, None, state, to), o)
         assert torch.equal(to, final)
 
 

@@ -6,7 +6,7 @@ import torch
 
 GUARD = 64
 MARK = 12345.0
-MAKERS = ((torch, "empty"), (torch.Tensor, "new_empty"), (torch.Tensor, "new_zeros"))
+MAKERS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (torch.Tensor, "new_zeros"))
 _empty, _zeros = torch.empty, torch.zeros
 
 
@@ -28,7 +28,7 @@ def guarded_results(monkeypatch):
     def guarded(zeroed):
         def make(*args, **kwargs):
             like = args[0] if args and isinstance(args[0], torch.Tensor) else None
-            shape = args[1:] if like is not None else args
+            shape = args if like is None else args[1:] or like.shape
             shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else tuple(shape)
             dtype = kwargs.get("dtype") or (like.dtype if like is not None else torch.get_default_dtype())
             count = 1

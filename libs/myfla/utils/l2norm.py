@@ -5,7 +5,6 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.utils.autograd import backward_through
-from myfla.utils.constants import number
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.errors import value_error
 from myfla.utils.native import native
@@ -82,17 +81,17 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
     return _L2Norm.apply(x, eps, output_dtype)
 
 
-def l2norm_(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """`l2norm` of what the caller owns, written over it; no autograd, no checks.
+def l2norm_(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """`l2norm` of what the caller owns, written over it; no autograd, no checks. ``eps`` is ``[]``, in x's format.
 
     Example:
-        >>> l2norm_(torch.zeros(1, 2))
+        >>> l2norm_(torch.zeros(1, 2), torch.tensor(1e-6))
         tensor([[0., 0.]])
     """
     if x.device.type != "cpu":  # `addcmul` of other devices takes no number of the CPU's
         return x.mul_(_rstd(x, eps))
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.mul_(torch.addcmul(number(eps, x.dtype), length, length).rsqrt_())
+    return x.mul_(torch.addcmul(eps, length, length).rsqrt_())
 
 
 def _rstd(x: torch.Tensor, eps: float) -> torch.Tensor:

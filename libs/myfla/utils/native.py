@@ -18,7 +18,7 @@ from myfla.utils.tracing import compiling, tracing
 __all__ = ["INTERFACE", "are_dense", "graph_takes_native", "missing_native", "native", "native_level", "native_package",
            "why_not_native"]  # fmt: skip
 
-INTERFACE = 3
+INTERFACE = 4
 """What these files can call. A `myfla_native` with another number is left alone."""
 
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)

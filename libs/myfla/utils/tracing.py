@@ -8,11 +8,13 @@ same function, equal up to rounding. The one exception: a rule over many tokens 
 graph (`myfla.utils.graph_op`).
 """
 
+import functools
 from typing import Any, Optional
 
 import torch
+from torch.autograd import forward_ad
 
-__all__ = ["compiling", "exporting", "is_one", "tracing", "transforming"]
+__all__ = ["compiling", "exporting", "is_one", "tracing", "transforming", "undisturbed"]
 
 _compiler = getattr(torch, "compiler", None)
 _is_compiling = getattr(_compiler, "is_compiling", None)
@@ -23,6 +25,9 @@ _functorch = getattr(torch._C, "_functorch", None)
 _transform = getattr(_functorch, "peek_interpreter_stack", None)
 _mode = getattr(torch._C, "_get_dispatch_mode", None)  # PyTorch 2.1
 _keys = getattr(torch._C, "_TorchDispatchModeKey", None)
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)  # PyTorch 2.0
+_by_device = hasattr(torch, "get_autocast_dtype")  # from here on is_autocast_enabled takes a device
+_autocast = functools.partial(torch.is_autocast_enabled, "cpu") if _by_device else torch.is_autocast_cpu_enabled
 _RECORDERS = tuple(getattr(_keys, name) for name in ("FAKE", "PROXY") if hasattr(_keys, name))
 _compiler_knows_transforms = hasattr(getattr(torch, "library", None), "register_vmap")  # PyTorch 2.5
 
@@ -95,3 +100,24 @@ def tracing(*tensors: Optional[torch.Tensor]) -> bool:
             if _mode(key) is not None:
                 return True
     return False
+
+
+def undisturbed() -> bool:
+    """Whether plain eager execution on a CPU is all that goes on: nobody records or watches, and nothing changes the
+    formats of operations.
+
+    Not `tracing`, nor a dispatch mode of any kind, forward-mode differentiation or autocast.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     undisturbed()
+        False
+    """
+    return not (
+        (_is_compiling is not None and _is_compiling())
+        or (_transform is not None and _transform() is not None)
+        or torch._C._get_tracing_state() is not None
+        or (_modes is not None and _modes() > 0)  # those of fake tensors and recorders among them
+        or forward_ad._current_level >= 0
+        or _autocast()
+    )

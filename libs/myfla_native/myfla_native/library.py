@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "level", "pointer", "set_level", "threads"]
 
-INTERFACE = 3
+INTERFACE = 4
 """What the compiled library must answer; raised with ``MN_INTERFACE`` in the sources."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -4,14 +4,15 @@ Letters: N sequences, B rows, T tokens, H query heads, HV value heads (a multipl
 float32, bfloat16 and float16 in any mixture; states are float32 unless they are given.
 """
 
+import ctypes
 from struct import Struct
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 
 from myfla_native.library import DTYPES, declare, threads
 
-__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "forward", "kept_size", "step"]
+__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "forward", "kept_size", "plan_step"]
 
 GATED, KDA, DPLR = 0, 1, 2
 """One decay for a head, one for each key channel, and the diagonal-plus-low-rank rule (RWKV-7)."""
@@ -19,6 +20,8 @@ GATED, KDA, DPLR = 0, 1, 2
 _CALL = Struct("=12qd78q")  # mn_rule
 _GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
 _NONE = (0,) * 6
+_Words: Any = ctypes.c_int64 * (_CALL.size // 8)
+_THREADS, _PLACES, _O = 11, range(13, 73, 6), 73  # words of an mn_rule: threads, where q to final lie, and o
 _KEPT = 128  # MN_KEPT
 _forward = declare("mn_rule_forward", "p")
 _backward = declare("mn_rule_backward", "p")
@@ -125,31 +128,37 @@ def backward(
     return grads, dinitial, dA_log, ddt_bias
 
 
-def step(
-    kind: int, scale: float, l2norm: bool, beta_scale: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    g: Optional[torch.Tensor], beta: Optional[torch.Tensor], b: Optional[torch.Tensor], A_log: Optional[torch.Tensor],
-    dt_bias: Optional[torch.Tensor], state: torch.Tensor, final: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
-    """`forward` of one token for each sequence, with as little around it as there can be.
+def plan_step(
+    rule: Rule, inputs: Inputs, state: torch.Tensor, out_dtype: Optional[torch.dtype] = None
+) -> Callable[..., torch.Tensor]:
+    """`forward` of one token for each sequence, over and over: what all such calls have in common is packed once.
 
     Args:
-        kind, scale, l2norm, beta_scale, A_log, dt_bias: as `Rule` has them.
-        q, k, v, g, beta, b: as `Inputs` has them, T = 1.
+        rule, inputs: what is computed of what, T = 1.
         state: ``[N, HV, K, V]``.
-        final: where the new state goes, float32; may be ``state``.
+        out_dtype: of o; v's if not given.
 
     Returns:
-        o ``[N, 1, HV, V]`` in v's format.
+        ``step(q, k, v, g, beta, b, A_log, dt_bias, state, final)`` of tensors that lie as these do, or None where these
+        are None; gives o ``[N, 1, HV, V]``. ``final``, like ``state`` and float32, takes the new state; it may be
+        ``state``.
     """
-    o = _empty(v.shape, dtype=v.dtype)
-    rows, _, groups, key = q.shape
-    _, heads, _, value = final.shape
-    _step(_CALL.pack(
-        kind, rows, 1, groups, heads, key, value, 0, l2norm, A_log is not None, beta_scale, threads(), scale,
-        *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
-        *_vector(A_log), *_vector(dt_bias), *_state(state), *_state(final), *_tensor(o), *_NONE, *_NONE,
-    ))  # fmt: skip
-    return o
+    shape, dtype = inputs.v.shape, out_dtype or inputs.v.dtype
+    template = _call(rule, inputs, state, state, _empty(shape, dtype=dtype, device="cpu"), None)
+    like_v = inputs.v.is_contiguous() and inputs.v.dtype is dtype
+
+    def step(*given: Optional[torch.Tensor]) -> torch.Tensor:
+        v = cast(torch.Tensor, given[2])
+        o = torch.empty_like(v) if like_v else v.new_empty(shape, dtype=dtype)
+        words = _Words.from_buffer_copy(template)
+        words[_THREADS], words[_O] = threads(), o.data_ptr()
+        for place, x in zip(_PLACES, given):
+            if x is not None:
+                words[place] = x.data_ptr()
+        _step(words)
+        return o
+
+    return step
 
 
 def _packed(rule: Rule) -> Rule:

@@ -31,9 +31,9 @@ from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
 from myfla.ops._delta.families.gla import GLA, SIMPLE_GLA
 from myfla.ops._delta.families.kda import KDA
-from myfla.ops._delta.native import NATIVE, native_problem, native_reserve, run_native
+from myfla.ops._delta.native import NATIVE, native_problem, native_reserve, plan_native, run_native
 from myfla.ops._delta.native_graph import native_graph_problem, run_native_graph
-from myfla.ops._delta.recurrent.loop import token_loop
+from myfla.ops._delta.recurrent.loop import plan_token, token_loop
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.ops._delta.traced.graph import graph_rule, make_graph_op
 from myfla.utils.autocast import without_autocast
@@ -143,7 +143,7 @@ register(Backend("naive", "naive", _run_naive, _naive_problem, on_request=True))
 register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request=True))
 register(
     Backend(
-        "native", "native", run_native, native_problem, native_reserve, NATIVE, "cpu", recorded=False, takes_plain=True
+        "native", "native", run_native, native_problem, native_reserve, NATIVE, "cpu", recorded=False, plan=plan_native
     )
 )
 register(
@@ -153,5 +153,5 @@ register(
 )
 register(Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16, device="cuda", form="chunk"))
 register(Backend("traced", "torch", _run_traced, recorded=True))
-register(Backend("loop", "torch", loop_rule, form="recurrent", takes_plain=True))
+register(Backend("loop", "torch", loop_rule, form="recurrent", plan=plan_token))
 register(Backend("plain", "torch", chunk_rule))

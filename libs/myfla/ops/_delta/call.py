@@ -33,7 +33,6 @@ class Call(NamedTuple):
         inplace: the initial state may be written.
         lower_bound: what the caller promises of the log decays.
         more: log decays of the recurrent form beside g: of key channels ``[B, T, HV, K]``, of value channels.
-        plain: it is a decoding step that `ops.common.plain_step` has passed.
     """
 
     who: str
@@ -51,7 +50,6 @@ class Call(NamedTuple):
     inplace: bool = False
     lower_bound: Optional[float] = None
     more: Sequence[Optional[torch.Tensor]] = ()
-    plain: bool = False
 
     def activated(self, zero_g: bool = False) -> "Call":
         """The same with g and beta activated; differentiable. With ``zero_g`` a g that was left out becomes zero."""

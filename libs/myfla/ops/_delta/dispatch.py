@@ -8,6 +8,7 @@ from typing import Callable, Container, List, NamedTuple, Optional
 
 from myfla.backends import choice as choices
 from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.steps import Step, forget_steps
 from myfla.utils.tracing import tracing
 
 __all__ = ["Backend", "register", "select"]
@@ -29,7 +30,8 @@ class Backend(NamedTuple):
         device, form, recorded: where several could compute a call, it is asked about calls on this kind of device, of
             this form, and that somebody records (`myfla.utils.tracing`) or that nobody does; by default about all.
         on_request: it is only taken where it is asked for by name.
-        takes_plain: whether it may be the one for a `Call` that is ``plain``; of the others none is asked.
+        plan: how it computes all decoding steps like a call that it can compute, with the final states or without; None
+            where it has no short way for them, by default for none.
     """
 
     name: str
@@ -42,12 +44,10 @@ class Backend(NamedTuple):
     form: Optional[str] = None
     recorded: Optional[bool] = None
     on_request: bool = False
-    takes_plain: bool = False
+    plan: Optional[Callable[[Call, bool], Optional[Step]]] = None
 
 
 _registry: List[Backend] = []
-_of_plain: List[Backend] = []
-"""Those of a plain decoding step, which would take as long over the others as over its arithmetic."""
 
 
 def register(backend: Backend, before: Optional[str] = None) -> None:
@@ -61,7 +61,7 @@ def register(backend: Backend, before: Optional[str] = None) -> None:
     if backend.name in names:
         raise ValueError(f"register: backend {backend.name!r} is already there")
     _registry.insert(len(names) if before is None else names.index(before), backend)
-    _of_plain[:] = [one for one in _registry if one.takes_plain]
+    forget_steps()
 
 
 def select(call: Call, choice: str) -> Backend:
@@ -74,13 +74,11 @@ def select(call: Call, choice: str) -> Backend:
     Raises:
         BackendError: no such choice, or none that answers to it can compute this here; the message says why.
     """
-    asked, reasons, one_of_all, x = _registry, [], choice == "auto" or choice == "torch", call.x[0]
-    device, recorded = x.device.type, not call.plain and tracing(x)
+    reasons, one_of_all, x = [], choice == "auto" or choice == "torch", call.x[0]
+    device, recorded = x.device.type, tracing(x)
     if not one_of_all:
         choices.check_backend(call.who, choice)
-    elif call.plain:
-        asked = _of_plain
-    for backend in asked:
+    for backend in _registry:
         if choice == "auto":
             if backend.on_request:
                 continue

@@ -1,17 +1,19 @@
 """The back end of compiled CPU kernels (`myfla.utils.native`): whole calls, under autograd."""
 
-from typing import Any, Callable, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
 
 from myfla.ops._delta.call import Call, Result, call_tensors
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.kda import KDA
+from myfla.ops._delta.steps import Step
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.native import native, native_package, why_not_native
 
-__all__ = ["NATIVE", "erasing_nothing", "native_problem", "native_reserve", "run_native"]
+__all__ = ["NATIVE", "erasing_nothing", "native_problem", "native_reserve", "plan_native",
+           "run_native"]  # fmt: skip
 
 NATIVE = {"gated_delta": "GATED", "kda": "KDA", "dplr": "DPLR", "gla": "DPLR", "simple_gla": "DPLR"}
 """The families that have compiled kernels, and what the package calls them."""
@@ -34,8 +36,6 @@ def native_reserve(call: Call) -> Optional[str]:
 
 def run_native(call: Call) -> Result:
     """Outputs and final states of a call that `native_problem` has passed."""
-    if call.plain and call.out_dtype is call.x[2].dtype:
-        return _step(call)
     call = _as_the_kernels_have_it(call)
     rules = native(*call_tensors(call)).rules
     A_log, dt_bias = (None, None) if call.activation is None else call.activation.decay
@@ -49,14 +49,46 @@ def run_native(call: Call) -> Result:
     )[:2]  # fmt: skip
 
 
-def _step(call: Call) -> Result:
-    """A plain decoding step: nothing is left to be checked."""
-    rules, state, gate = native_package().rules, cast(torch.Tensor, call.initial_state), call.activation
-    final = state if call.inplace else torch.empty_like(state)
-    A_log, dt_bias, beta_scale = (None, None, 0) if gate is None else (*gate.decay, gate.beta_scale)
-    kind = getattr(rules, NATIVE[call.family.name])
-    x = _inputs(rules, call.x)
-    return rules.step(kind, call.scale, call.l2norm, beta_scale, *x, A_log, dt_bias, state, final), final
+def plan_native(call: Call, wanted: bool) -> Optional[Step]:
+    """How calls like this one, of a token for each row that has a state, are computed, with final states if ``wanted``;
+    None where there is nothing to compute, or more to it."""
+    state, inplace, activation, arrange = call.initial_state, call.inplace, call.activation, _ARRANGED[call.family.name]
+    if state is None or call.more or state.dtype is not torch.float32 or not state.is_contiguous() or not state.numel():
+        return None
+    rules, (*x, A_log, dt_bias) = native_package().rules, arrange(call.x, activation)
+    beta_scale = 0 if activation is None or call.family is KDA else activation.beta_scale
+    rule = rules.Rule(getattr(rules, NATIVE[call.family.name]), call.scale, call.l2norm, A_log, dt_bias, beta_scale)
+    run = rules.plan_step(rule, rules.Inputs(*x), state, call.out_dtype)
+
+    def step(x: Tuple[Any, ...], activation: Any, state: Any) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        final = state if inplace else torch.empty_like(state)
+        return run(*arrange(x, activation), state, final), final if wanted else None
+
+    return step
+
+
+def _of_gated(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
+    """The tensors of one token as the kernels take them: q, k, v, g, beta, b, A_log and dt_bias."""
+    return (*x, None, None, None) if activation is None else (*x, None, *activation.decay)
+
+
+def _of_kda(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
+    q, k, v, g, beta = x
+    if activation is not None:
+        g, beta = activation.gates(g.contiguous(), beta.contiguous())
+    return q, k, v, g, beta, None, None, None
+
+
+def _of_dplr(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
+    q, k, v, a, b, gk = x
+    return q, k, v, gk, a, b, None, None
+
+
+def _of_gla(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
+    return _of_dplr(erasing_nothing(x), activation)
+
+
+_ARRANGED = {"gated_delta": _of_gated, "kda": _of_kda, "dplr": _of_dplr, "gla": _of_gla, "simple_gla": _of_gla}
 
 
 def _as_the_kernels_have_it(call: Call) -> Call:

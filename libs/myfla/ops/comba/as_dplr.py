@@ -17,7 +17,7 @@ __all__ = ["prepare"]
 def prepare(
     who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: Optional[torch.Tensor], g: torch.Tensor,
     beta: Optional[torch.Tensor], initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor],
-    l2norm_qk: bool,
+    l2norm_qk: bool, checked: bool = False,
 ) -> Tuple[Tuple[torch.Tensor, ...], torch.dtype]:  # fmt: skip
     """Check the op's arguments and turn them into those of the other rule.
 
@@ -28,14 +28,17 @@ def prepare(
         g, beta: ``[B, T, HV]``; beta is 1 where it is None.
         initial_state, cu_seqlens: as the op.
         l2norm_qk: normalise q, k and p.
+        checked: there is nothing left to check.
 
     Returns:
         q, k, v, a, b and gk of the rule, and the number format of the outputs.
     """
-    per_token = {"g": (g, ()), **({} if beta is None else {"beta": (beta, ())})}
-    check_member(who, q, k, v, per_token, initial_state, cu_seqlens)
+    if not checked:
+        per_token = {"g": (g, ()), **({} if beta is None else {"beta": (beta, ())})}
+        check_member(who, q, k, v, per_token, initial_state, cu_seqlens)
+        if p is not None:
+            check_like(who, "p", p, "k", k)
     p = k if p is None else p
-    check_like(who, "p", p, "k", k)
     wide, dtype = accumulation_dtype(q, k, v, p, g, beta, initial_state), q.dtype
     q, k, p = (l2norm(x, output_dtype=wide) if l2norm_qk else x.to(wide) for x in (q, k, p))
     group = v.shape[2] // q.shape[2]

@@ -5,6 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.comba.as_dplr import prepare
 from myfla.ops.common.run_rule import run_rule
 
@@ -47,8 +48,15 @@ def fused_recurrent_comba(
         >>> fused_recurrent_comba(x, x, x, 3 * x, 0 * x[..., 0], x[..., 0])[0].flatten().tolist()
         [3.0, 3.0]
     """
-    x, dtype = prepare(NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel)
+    options = scale, output_final_state, use_qk_l2norm_in_kernel, inplace_final_state, backend
+    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, p, v, g, beta)
+    step = find_step(key)
+    x, dtype = prepare(
+        NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel, checked=step is not None
+    )
+    if step is not None:
+        return step(x, None, initial_state)
     return run_rule(
         NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
-        backend=backend, out_dtype=dtype, inplace=inplace_final_state,
+        backend=backend, out_dtype=dtype, inplace=inplace_final_state, key=key,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from myfla.ops._delta.backends import select
 from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.base import Family
 from myfla.ops._delta.sequences import reverse_sequences
+from myfla.ops._delta.steps import Key, keep_step
 from myfla.ops.common.checks import check_chunk_size, count_sequences
 from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.utils.tensors import check_scale
@@ -23,7 +24,7 @@ def run_rule(
     out_dtype: torch.dtype, sequences: Optional[int] = None, l2norm: bool = False, activation: Any = None,
     chunk_size: Optional[int] = None, inplace: bool = False, state_v_first: bool = False, reverse: bool = False,
     lower_bound: Optional[float] = None, more: Sequence[Optional[torch.Tensor]] = (), given: Sequence[Any] = (),
-    plain: bool = False,
+    key: Optional[Key] = None,
 ) -> Final:  # fmt: skip
     """Outputs and final states of checked tensors.
 
@@ -39,19 +40,20 @@ def run_rule(
         backend: what the caller asked for.
         out_dtype: of the outputs.
         sequences: N, where ``cu_seqlens`` has been checked.
-        l2norm, activation, lower_bound, more, plain: as `Call`.
+        l2norm, activation, lower_bound, more: as `Call`.
         chunk_size: the caller's wish, of the chunk form.
         inplace: write the final states over the initial ones, in the recurrent form.
         state_v_first: the layout of the states.
         reverse: walk every sequence from its last token to its first.
         given: more tensors that autograd must not record where a state is written.
+        key: of a decoding step (`myfla.ops._delta.steps`), which is planned for the next calls like it.
 
     Returns:
         o ``[B, T, HV, V]`` and the final states in the caller's layout, or None.
     """
     if chunk_size is not None:
         check_chunk_size(who, chunk_size)
-    if inplace and not plain:
+    if inplace:
         check_inplace(who, initial_state, *x, *more, *given)
     if sequences is None:
         sequences = count_sequences(who, x[0], cu_seqlens)
@@ -63,9 +65,14 @@ def run_rule(
         more = tuple(t if t is None else reverse_sequences(t, cu_seqlens) for t in more)
     call = Call(
         who, family, form, x, state, scale, cu_seqlens, sequences, out_dtype, l2norm, activation, chunk_size, inplace,
-        lower_bound, more, plain,
+        lower_bound, more,
     )  # fmt: skip
-    o, final = select(call, backend).run(call)
+    chosen = select(call, backend)
+    step = None if key is None or chosen.plan is None else chosen.plan(call, output_final_state)
+    if key is not None and step is not None:
+        keep_step(key, step)
+        return step(x, activation, state)
+    o, final = chosen.run(call)
     o = reverse_sequences(o, cu_seqlens) if reverse else o
     if not output_final_state and not inplace:
         return o, None

@@ -5,6 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.common.checks import check_member
 from myfla.ops.common.run_rule import run_rule
 
@@ -53,6 +54,11 @@ def fused_recurrent_delta_rule(
         >>> fused_recurrent_delta_rule(q, k, v, beta=torch.ones(1, 3, 1))[0].shape
         torch.Size([1, 3, 1, 2])
     """
+    options = scale, output_final_state, use_qk_l2norm_in_kernel, inplace_final_state, backend
+    key = None if beta is None else step_key(NAME, options, initial_state, cu_seqlens, q, k, v, beta)
+    step = find_step(key)
+    if step is not None:
+        return step((q, k, v, None, beta), None, initial_state)
     per_token = {}
     if beta is not None:
         per_token["beta"] = (beta, (v.shape[3],) if getattr(beta, "dim", int)() == 4 else ())
@@ -61,5 +67,5 @@ def fused_recurrent_delta_rule(
     return run_rule(
         NAME, GATED_DELTA, "recurrent", (q, k, v, None, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, l2norm=use_qk_l2norm_in_kernel,
-        inplace=inplace_final_state,
+        inplace=inplace_final_state, key=key,
     )  # fmt: skip

@@ -5,9 +5,10 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
-from myfla.ops.gated_delta_rule.inputs import Activation, is_plain_step
+from myfla.ops.gated_delta_rule.inputs import Activation
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_tensor
 
@@ -85,20 +86,20 @@ def fused_recurrent_gated_delta_rule(
     if legacy:
         state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
-    plain = gk is gv is cu_seqlens is None and not state_v_first
-    if plain and is_plain_step(q, k, v, g, beta, initial_state, activation):
-        changes = use_gate_in_kernel or use_beta_sigmoid_in_kernel
-        if changes or allow_neg_eigval:
-            activation.check(NAME, g, v.shape[2])
-        return run_rule(
-            NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, None, scale=scale,
-            output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=q.shape[0],
-            l2norm=use_qk_l2norm_in_kernel, activation=activation if changes else None, inplace=inplace_final_state,
-            plain=True,
+    given = activation if use_gate_in_kernel or use_beta_sigmoid_in_kernel else None
+    key = None
+    if gk is gv is None and beta is not None and not state_v_first:
+        options = (
+            scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
+            allow_neg_eigval, inplace_final_state, backend,
         )  # fmt: skip
+        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
+    step = find_step(key)
+    if step is not None:
+        return step((q, k, v, g, beta), given, initial_state)
     check_shapes(NAME, q, k, v)
-    key, value = k.shape[3], v.shape[3]
-    for name, x, more in (("g", g, ()), ("gk", gk, (key,)), ("gv", gv, (value,))):
+    sizes = k.shape[3], v.shape[3]
+    for name, x, more in (("g", g, ()), ("gk", gk, sizes[:1]), ("gv", gv, sizes[1:])):
         if x is not None:
             check_per_token(NAME, name, x, v, *more)
     if beta is None:
@@ -107,16 +108,16 @@ def fused_recurrent_gated_delta_rule(
             raise value_error(NAME, "beta", rule, None, "pass the pre-activation")
         beta = v.new_ones(v.shape[:3])
     check_tensor(NAME, "beta", beta)
-    check_per_token(NAME, "beta", beta, v, *((value,) if beta.dim() == v.dim() else ()))
+    check_per_token(NAME, "beta", beta, v, *(sizes[1:] if beta.dim() == v.dim() else ()))
     activation.check(NAME, g, v.shape[2])
     sequences = count_sequences(NAME, q, cu_seqlens)
     state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     return run_rule(
         NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=sequences,
-        l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
+        l2norm=use_qk_l2norm_in_kernel, activation=given,
         inplace=inplace_final_state, state_v_first=state_v_first, more=() if gk is gv is None else (gk, gv),
-        given=(A_log, dt_bias),
+        given=(A_log, dt_bias), key=key,
     )  # fmt: skip
 
 

@@ -4,9 +4,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple, TypeVar
 
 import torch
 
-from myfla.ops.common.plain_step import are_plain
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid, naive_gdn_gate
-from myfla.utils.autograd import records
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_tensor
 
@@ -66,26 +64,3 @@ class Activation(NamedTuple):
     def changes(self) -> bool:
         """Whether g or beta are changed."""
         return self.gate or self.sigmoid
-
-
-def is_plain_step(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any, activation: Activation) -> bool:
-    """Whether these are one token a row and a state for it, and pass every check but the activation's own."""
-    for x in (activation.A_log, activation.dt_bias):
-        if x is not None and (not isinstance(x, torch.Tensor) or x.dtype is torch.float64 or records(x)):
-            return False
-    if not are_plain(state, (q, k, v, g, beta)):
-        return False
-    of_q, of_v = q.shape, v.shape
-    if len(of_q) != 4 or len(of_v) != 4:
-        return False
-    rows, tokens, groups, key = of_q
-    heads, value = of_v[2:]
-    return (
-        tokens == 1
-        and k.shape == of_q
-        and of_v == (rows, 1, heads, value)
-        and g.shape == (rows, 1, heads) == beta.shape
-        and state.shape == (rows, heads, key, value)
-        and 0 not in (rows, groups, heads, key, value)
-        and heads % groups == 0
-    )

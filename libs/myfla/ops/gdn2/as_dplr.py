@@ -21,6 +21,7 @@ def prepare(
     who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, b: torch.Tensor, w: torch.Tensor,
     initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], state_v_first: bool, l2norm_qk: bool,
     use_gate: bool, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor], lower_bound: Optional[float],
+    checked: bool = False,
 ) -> Tuple[Tuple[torch.Tensor, ...], torch.dtype]:  # fmt: skip
     """Check the op's arguments and turn them into those of the other rule.
 
@@ -31,14 +32,16 @@ def prepare(
         g, b: ``[B, T, HV, K]``.
         initial_state, cu_seqlens, state_v_first: as the op.
         l2norm_qk, use_gate, A_log, dt_bias, lower_bound: the op's options.
+        checked: there is nothing left to check.
 
     Returns:
         q, k, v, a, b and gk of the rule, and the number format of the outputs.
     """
-    key, value = (x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v))
-    check_member(who, q, k, v, {"g": (g, (key,)), "b": (b, (key,)), "w": (w, (value,))}, initial_state, cu_seqlens,
-                 state_v_first)  # fmt: skip
-    KdaActivation(use_gate, A_log, dt_bias, lower_bound, False, False).check(who, g)
+    if not checked:
+        key, value = (x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v))
+        per_token = {"g": (g, (key,)), "b": (b, (key,)), "w": (w, (value,))}
+        check_member(who, q, k, v, per_token, initial_state, cu_seqlens, state_v_first)
+        KdaActivation(use_gate, A_log, dt_bias, lower_bound, False, False).check(who, g)
     if use_gate:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     wide, dtype = accumulation_dtype(q, k, v, g, b, w, initial_state), q.dtype

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gla import GLA
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.common.checks import check_member, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
@@ -57,6 +58,13 @@ def fused_recurrent_gla(
         [3.0, 6.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    key = None
+    if gk is not None and gv is None and not state_v_first:
+        options = scale, output_final_state, inplace_final_state, backend
+        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, gk)
+    step = find_step(key)
+    if step is not None:
+        return step((q, k, v, gk), None, initial_state)
     sizes = [x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v)]
     given = {name: (x, (size,)) for name, x, size in zip(("gk", "gv"), (gk, gv), sizes) if x is not None}
     check_member(NAME, q, k, v, given, initial_state, cu_seqlens, state_v_first)
@@ -65,5 +73,5 @@ def fused_recurrent_gla(
     return run_rule(
         NAME, GLA, "recurrent", (q, k, v, g), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, inplace=inplace_final_state,
-        state_v_first=state_v_first, reverse=reverse, more=() if gv is None else (gv,),
+        state_v_first=state_v_first, reverse=reverse, more=() if gv is None else (gv,), key=key,
     )  # fmt: skip

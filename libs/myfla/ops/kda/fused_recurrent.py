@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.kda import KDA
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.kda.inputs import KdaActivation
@@ -76,19 +77,29 @@ def fused_recurrent_kda(
         3.0
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    activation = KdaActivation(
+        use_gate_in_kernel, A_log, dt_bias, lower_bound, use_beta_sigmoid_in_kernel, allow_neg_eigval
+    )
+    given, key = activation if use_gate_in_kernel or use_beta_sigmoid_in_kernel else None, None
+    if not state_v_first:
+        options = (
+            scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
+            allow_neg_eigval, lower_bound, inplace_final_state, backend,
+        )  # fmt: skip
+        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
+    step = find_step(key)
+    if step is not None:
+        return step((q, k, v, g, beta), given, initial_state)
     check_shapes(NAME, q, k, v)
     check_per_token(NAME, "g", g, v, k.shape[3])
     check_tensor(NAME, "beta", beta)
     check_per_token(NAME, "beta", beta, v, *((v.shape[3],) if beta.dim() == v.dim() else ()))
-    activation = KdaActivation(
-        use_gate_in_kernel, A_log, dt_bias, lower_bound, use_beta_sigmoid_in_kernel, allow_neg_eigval
-    )
     activation.check(NAME, g)
     sequences = count_sequences(NAME, q, cu_seqlens)
     state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     return run_rule(
         NAME, KDA, "recurrent", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=sequences,
-        l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
-        inplace=inplace_final_state, state_v_first=state_v_first, given=(A_log, dt_bias),
+        l2norm=use_qk_l2norm_in_kernel, activation=given,
+        inplace=inplace_final_state, state_v_first=state_v_first, given=(A_log, dt_bias), key=key,
     )  # fmt: skip

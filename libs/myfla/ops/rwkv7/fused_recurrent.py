@@ -5,8 +5,9 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.common.run_rule import run_rule
-from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 from myfla.utils.dtypes import accumulation_dtype
 
 __all__ = ["fused_mul_recurrent_rwkv7", "fused_recurrent_rwkv7"]
@@ -54,13 +55,16 @@ def fused_recurrent_rwkv7(
         >>> fused_recurrent_rwkv7(x, 0 * x, x, x, 0 * x, x)[1].item()
         2.0
     """
-    keys = {"r": r, "w": w, "k": k, "a": a, "b": b}
-    plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
-    rows = len(r) if plain else check_inputs("fused_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
+    name, options = "fused_recurrent_rwkv7", (scale, output_final_state, inplace_final_state, backend)
+    key = step_key(name, options, initial_state, cu_seqlens, r, w, k, v, a, b)
+    step = find_step(key)
+    if step is not None:
+        return step((r, k, v, a, b, w), None, initial_state)
+    rows = check_inputs(name, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
     return run_rule(
-        "fused_recurrent_rwkv7", DPLR, "recurrent", (r, k, v, a, b, w), initial_state, cu_seqlens, scale=scale,
+        name, DPLR, "recurrent", (r, k, v, a, b, w), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=rows,
-        inplace=inplace_final_state, plain=plain,
+        inplace=inplace_final_state, key=key,
     )  # fmt: skip
 
 
@@ -108,12 +112,16 @@ def fused_mul_recurrent_rwkv7(
         >>> fused_mul_recurrent_rwkv7(x, 0 * x, x, x, x, x)[0].flatten().tolist()
         [1.0, 1.0]
     """
-    keys = {"r": r, "w": w, "k": k, "kk": kk, "a": a}
-    plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
-    rows = len(r) if plain else check_inputs("fused_mul_recurrent_rwkv7", keys, v, initial_state, cu_seqlens)
-    wide = accumulation_dtype(*keys.values(), v, initial_state)  # what feeds the state is not rounded to half precision
+    name, options = "fused_mul_recurrent_rwkv7", (scale, output_final_state, inplace_final_state, backend)
+    key = step_key(name, options, initial_state, cu_seqlens, r, w, k, v, kk, a)
+    step, rows = find_step(key), None
+    if step is None:
+        rows = check_inputs(name, {"r": r, "w": w, "k": k, "kk": kk, "a": a}, v, initial_state, cu_seqlens)
+    wide = accumulation_dtype(r, w, k, v, kk, a, initial_state)  # what feeds the state is not rounded to half precision
+    x = r, k, v, -kk, kk.to(wide) * a.to(wide), w
+    if step is not None:
+        return step(x, None, initial_state)
     return run_rule(
-        "fused_mul_recurrent_rwkv7", DPLR, "recurrent", (r, k, v, -kk, kk.to(wide) * a.to(wide), w), initial_state,
-        cu_seqlens, scale=scale, output_final_state=output_final_state, backend=backend, out_dtype=v.dtype,
-        sequences=rows, inplace=inplace_final_state, reverse=reverse, plain=plain,
+        name, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
+        backend=backend, out_dtype=v.dtype, sequences=rows, inplace=inplace_final_state, reverse=reverse, key=key,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gla import SIMPLE_GLA
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.common.checks import check_member, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.simple_gla.decays import given_decays
@@ -56,10 +57,17 @@ def fused_recurrent_simple_gla(
         [3.0, 6.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    key = None
+    if g is not None and g_gamma is None and not state_v_first:
+        options = scale, output_final_state, inplace_final_state, backend
+        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g)
+    step = find_step(key)
+    if step is not None:
+        return step((q, k, v, g), None, initial_state)
     g = given_decays(NAME, v, g, g_gamma)
     check_member(NAME, q, k, v, {"g": (g, ())}, initial_state, cu_seqlens, state_v_first)
     return run_rule(
         NAME, SIMPLE_GLA, "recurrent", (q, k, v, g), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, inplace=inplace_final_state,
-        state_v_first=state_v_first, reverse=reverse,
+        state_v_first=state_v_first, reverse=reverse, key=key,
     )  # fmt: skip

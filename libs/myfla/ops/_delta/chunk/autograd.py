@@ -10,7 +10,7 @@ from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.plan import plan_call
 from myfla.ops._delta.families.base import Plan
 from myfla.ops._delta.families.dplr import DPLR, tie_keys
-from myfla.ops._delta.recurrent.loop import one_token, token_loop
+from myfla.ops._delta.recurrent.loop import token_loop
 from myfla.ops._delta.traced.chunks import traced_chunks
 from myfla.utils.autograd import backward_through, records
 
@@ -36,8 +36,6 @@ def chunk_rule(call: Call) -> Result:
 
 def loop_rule(call: Call) -> Result:
     """The recurrent form of a checked call; differentiated as the chunk form, where that knows the call's inputs."""
-    if call.plain:
-        return one_token(call, torch.float32)
     if not records(*call_tensors(call)) or by_token_only(call):
         return token_loop(call)
     call, plan = _prepared(call)

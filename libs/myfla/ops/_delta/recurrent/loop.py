@@ -4,20 +4,21 @@ Every token is computed from slices of one shape, so that a sequence fed in piec
 one.
 """
 
-from typing import Any, Iterable, Iterator, List, Sequence, Tuple, cast
+from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, cast
 
 import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, is_step
-from myfla.ops._delta.recurrent.step import Read, StepRule, as_dtype, reader
+from myfla.ops._delta.recurrent.step import How, Read, StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
+from myfla.ops._delta.steps import Step
 from myfla.ops._delta.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.constants import number
 from myfla.utils.tracing import tracing
 
-__all__ = ["one_token", "token_loop"]
+__all__ = ["plan_token", "token_loop"]
 
 SEGMENT = 1 << 16
 """Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
@@ -33,8 +34,9 @@ def _run(v: torch.Tensor, call: Call) -> Result:
     rule, dtype, given = call.family.step, call_dtype(call), call.initial_state
     recorded = tracing(v) or records(*call_tensors(call))
     (batch, tokens, heads, value), key = v.shape, call.x[1].shape[3]
-    if is_step(call) and given is not None and not recorded:
-        return one_token(call, dtype)
+    step = plan_token(call) if is_step(call) and not recorded else None
+    if step is not None:
+        return cast(Result, step(call.x, call.activation, given))
     layout = TokenLayout(batch, tokens, call.cu_seqlens, v.device)
     if given is None:
         state = v.new_zeros(layout.rows, heads, key, value, dtype=dtype)
@@ -58,18 +60,36 @@ def _run(v: torch.Tensor, call: Call) -> Result:
     return as_dtype(o, call.out_dtype), layout.unsort(final)
 
 
-def one_token(call: Call, dtype: torch.dtype) -> Result:
-    """A token for each row that has a state, and nothing else, as decoding has it: the same operations with less around
-    them. Autocast is off, and nobody records."""
-    rule, given = call.family.step, cast(torch.Tensor, call.initial_state)
-    old = given if call.plain else as_dtype(given, dtype).contiguous()
-    new = old if call.inplace or old is not given else old.new_empty(old.shape)
-    flat = old.view(-1, *old.shape[2:])
-    after, block = flat if new is old else new.view(flat.shape), _block(flat)
-    step, read = rule.single(call, flat.shape[0], dtype), reader(flat)
-    o = _update(rule, read, flat, after, step, block) if block else rule.update(read, flat, after, *step)
-    o = o.mul_(number(call.scale, dtype)).view(call.x[2].shape)
-    return o if o.dtype is call.out_dtype else o.to(call.out_dtype), new
+def plan_token(call: Call, wanted: bool = True) -> Optional[Step]:
+    """How calls like this one, of a token for each row that has a state, are computed: the recurrence's operations with
+    less around them; final states only if ``wanted``. None where there is more to them."""
+    state, dtype = call.initial_state, call_dtype(call)
+    if state is None or call.more or state.dtype is not dtype or not state.is_contiguous():
+        return None
+    return _one_token(call, state, dtype, wanted)
+
+
+def _one_token(call: Call, state: torch.Tensor, dtype: torch.dtype, wanted: bool) -> Step:
+    """The function of one token, made of sizes and options alone; autocast is off, and nobody records."""
+    rule, shape, of_o, out_dtype = call.family.step, state.shape, call.x[2].shape, call.out_dtype
+    flat = state.view(-1, *shape[2:])
+    matrices, many, inplace = flat.shape, flat.shape[0], call.inplace
+    how, scale = _how(call, dtype, False), number(call.scale, dtype)
+    read, block = reader(flat), _block(flat)
+
+    def step(x: Tuple[Any, ...], activation: Any, state: Any) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        new = state if inplace else torch.empty_like(state)
+        old = state.view(matrices)
+        after, made = old if inplace else new.view(matrices), rule.single(x, many, activation, how)
+        o = _update(rule, read, old, after, made, block) if block else rule.update(read, old, after, *made)
+        o = o.mul_(scale).view(of_o)
+        return o if o.dtype is out_dtype else o.to(out_dtype), new if wanted else None
+
+    return step
+
+
+def _how(call: Call, dtype: torch.dtype, recorded: bool) -> How:
+    return How(dtype, recorded, call.l2norm, None if recorded or not call.l2norm else number(1e-6, dtype))
 
 
 def _steps(
@@ -77,9 +97,10 @@ def _steps(
 ) -> Iterator[Tuple[torch.Tensor, ...]]:
     """Every token made ready, many tokens at a time."""
     heads, size = call.x[2].shape[2], max(call.x[1].shape[3], call.x[2].shape[3])
-    flat = [t if t is None else layout.flat(t) for t in rule.tokens(call)]
+    how, given = _how(call, dtype, recorded), rule.tokens(call.x, call.more)
+    flat = [t if t is None else layout.flat(t) for t in given]
     for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
-        yield from rule.ready(part, [count * heads for count in counts], counts, call, dtype, recorded)
+        yield from rule.ready(part, [count * heads for count in counts], counts, call.activation, how)
 
 
 def _written(

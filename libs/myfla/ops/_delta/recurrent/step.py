@@ -5,15 +5,14 @@ tensors of any length (exponentials and gates may not, and are taken token by to
 state: in place, and in operations that autograd can follow.
 """
 
-from typing import Any, Callable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.ops._delta.call import Call
 from myfla.utils.constants import bags_of_rows
 from myfla.utils.l2norm import l2norm, l2norm_
 
-__all__ = ["DeltaStep", "DplrStep", "GlaStep", "KdaStep", "StepRule"]
+__all__ = ["DeltaStep", "DplrStep", "GlaStep", "How", "KdaStep", "StepRule"]
 
 LARGE = 1 << 17
 """Elements of all states from which on bags are worth their call."""
@@ -26,31 +25,44 @@ Tokens = Sequence[Any]
 """Tensors ``[tokens, ...]``, or None, one for each input of the rule."""
 
 
+class How(NamedTuple):
+    """What the tokens of a call have in common.
+
+    Attributes:
+        dtype: of the states.
+        recorded: whether autograd or somebody else follows.
+        l2norm: bring q and k to length one.
+        eps: ``[]``, added to squared lengths then; None where somebody follows.
+    """
+
+    dtype: torch.dtype
+    recorded: bool
+    l2norm: bool
+    eps: Optional[torch.Tensor]
+
+
 class StepRule:
     """What `loop` needs of a rule."""
 
-    def tokens(self, call: Call) -> Tokens:
-        """The rule's inputs, ``[B, T, ...]``; the keys are the second, the values the third."""
+    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+        """The rule's inputs, ``[B, T, ...]``, of those of a `Call`; the keys are the second, the values the third."""
         raise NotImplementedError
 
-    def ready(
-        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
-    ) -> Iterator[Any]:
+    def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
         """For each token what `update` takes beside the states.
 
         Args:
             x: the inputs of some tokens, one after another.
             rows, counts: matrices of the state and sequences of every token.
-            call: the options.
-            dtype: the state's.
-            recorded: whether autograd or somebody else follows.
+            activation: of the `Call`.
+            how: what they have in common.
         """
         raise NotImplementedError
 
-    def single(self, call: Call, many: int, dtype: torch.dtype) -> Sequence[Any]:
-        """`ready` of a call's one token of ``many`` matrices."""
-        x = self.tokens(call)
-        return next(self.ready(x, [many], [len(x[2])], call, dtype, False))
+    def single(self, x: Tokens, many: int, activation: Any, how: How) -> Sequence[Any]:
+        """`ready` of one token of ``many`` matrices, which nobody follows; ``x`` as a `Call` has it."""
+        x = self.tokens(x, ())
+        return next(self.ready(x, [many], [len(x[2])], activation, how))
 
     def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         """Write the state after ``state [M, K, V]`` into ``new``, which may be the same; returns o ``[M, V]``."""
@@ -100,30 +112,28 @@ class DeltaStep(StepRule):
     """``S <- decay S,  delta = beta (v - k^T S),  o = q^T S + (q k) delta,  S <- S + k delta^T``; key and query read in
     one product. Inputs: q, k, v, g, beta, and log decays of key and value channels."""
 
-    def tokens(self, call: Call) -> Tokens:
-        return (*call.x, *(call.more or (None, None)))
+    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+        return (*x, *(more or (None, None)))
 
-    def ready(
-        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
-    ) -> Iterator[Any]:
-        vectors = zip(*(_by_token(t, rows) for t in self._vectors(x, call, dtype, recorded)))
-        for many, ready, given in zip(rows, vectors, zip(*(_by_token(t, counts) for t in x[3:]))):
-            yield (*ready, *_gates(many, given, call, dtype))
+    def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
+        q, k, v, *others = x
+        vectors = zip(*(_by_token(t, rows) for t in self._vectors(q, k, v, how)))
+        for many, ready, (g, beta, gk, gv) in zip(rows, vectors, zip(*(_by_token(t, counts) for t in others))):
+            yield (*ready, *_gates(many, g, beta, gk, gv, activation, how.dtype))
 
-    def single(self, call: Call, many: int, dtype: torch.dtype) -> Sequence[Any]:
-        x = self.tokens(call)
-        return (*self._vectors(x, call, dtype, False), *_gates(many, x[3:], call, dtype))
+    def single(self, x: Tokens, many: int, activation: Any, how: How) -> Sequence[Any]:
+        q, k, v, g, beta = x
+        return (*self._vectors(q, k, v, how), *_gates(many, g, beta, None, None, activation, how.dtype))
 
-    def _vectors(self, x: Tokens, call: Call, dtype: torch.dtype, recorded: bool) -> Tuple[torch.Tensor, ...]:
+    def _vectors(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, how: How) -> Tuple[torch.Tensor, ...]:
         """Key over query ``[M, 2, K]``, the key ``[M, K, 1]``, their product ``[M, 1]`` and the value ``[M, V]``, M for
         all tokens."""
-        q, k, v = x[:3]
-        (own, key), (heads, value) = k.shape[-2:], v.shape[-2:]
+        (own, key), (heads, value), dtype = k.shape[-2:], v.shape[-2:], how.dtype
         if not q.dtype is k.dtype is v.dtype is dtype:  # a conversion to the same costs a microsecond
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         read = torch.stack((k, q), dim=-2)
-        if call.l2norm:
-            read = l2norm(read) if recorded else l2norm_(read)
+        if how.l2norm:
+            read = l2norm(read) if how.eps is None else l2norm_(read, how.eps)
         if heads != own:
             read = read.repeat_interleave(heads // own, dim=-3)
         read = read.view(-1, 2, key)
@@ -150,11 +160,12 @@ class DeltaStep(StepRule):
         return torch.addcmul(of_query, match, delta), torch.addcmul(state, k, delta.unsqueeze(1))
 
 
-def _gates(many: int, given: Sequence[Any], call: Call, dtype: torch.dtype) -> List[torch.Tensor]:
+def _gates(
+    many: int, g: Any, beta: torch.Tensor, gk: Any, gv: Any, activation: Any, dtype: torch.dtype
+) -> List[torch.Tensor]:
     """beta ``[M, 1 or V]`` and the decays ``[M, K or 1, V or 1]`` of one token with M = ``many``."""
-    g, beta, gk, gv = given
-    if call.activation is not None:
-        gate, beta = call.activation.gates(gk if g is None else g, beta)
+    if activation is not None:
+        gate, beta = activation.gates(gk if g is None else g, beta)
         g, gk = (None, gate) if g is None else (gate, gk)
     beta = beta if beta.dtype is dtype else beta.to(dtype)
     ready = [beta.reshape(many, beta.numel() // many if many else 1)]
@@ -171,27 +182,38 @@ def _gates(many: int, given: Sequence[Any], call: Call, dtype: torch.dtype) -> L
 class KdaStep(DeltaStep):
     """The same with a g for each key channel."""
 
-    def tokens(self, call: Call) -> Tokens:
-        q, k, v, g, beta = call.x
+    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+        q, k, v, g, beta = x
         return q, k, v, None, beta, g, None
+
+    def single(self, x: Tokens, many: int, activation: Any, how: How) -> Sequence[Any]:
+        q, k, v, g, beta = x
+        return (*self._vectors(q, k, v, how), *_gates(many, None, beta, g, None, activation, how.dtype))
 
 
 class DplrStep(StepRule):
     """``u = a^T S,  S <- exp(gk) S + b u^T + k v^T``, of which ``o = (q exp(gk))^T S + (q b) u + (q k) v`` needs no
     second look at the state. Inputs: q, k, v, a, b, gk."""
 
-    def tokens(self, call: Call) -> Tokens:
-        return call.x
+    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+        return x
 
-    def ready(
-        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
-    ) -> Iterator[Any]:
-        key = x[1].shape[-1]
+    def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
+        key, dtype = x[1].shape[-1], how.dtype
         q, k, v, a, b, gk = (as_dtype(t, dtype).reshape(-1, t.shape[-1]) for t in x)
         writes = torch.stack((b, k), dim=1)
         own = (q.unsqueeze(1) * writes).sum(-1, keepdim=True)
         for many, *step, decay in zip(rows, *(_by_token(t, rows) for t in (q, a, v, writes, own, gk))):
             yield (*step, decay.reshape(many, key).exp())
+
+    def single(self, x: Tokens, many: int, activation: Any, how: How) -> Sequence[Any]:
+        dtype = how.dtype
+        q, k, v, a, b, gk = x if all(t.dtype is dtype for t in x) else [t.to(dtype) for t in x]
+        (*_, key), (*_, value) = k.shape, v.shape
+        keys = many, key
+        q, writes = q.reshape(keys), torch.stack((b.reshape(keys), k.reshape(keys)), dim=1)
+        own = (q.unsqueeze(1) * writes).sum(-1, keepdim=True)
+        return q, a.reshape(keys), v.reshape(many, value), writes, own, gk.reshape(keys).exp()
 
     def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         q, a, v, writes, own, decay = step
@@ -211,13 +233,11 @@ class GlaStep(StepRule):
     """``S <- exp(g) S + k v^T,  o = q^T S``. Inputs: q, k, v, g (one number, or one for each key channel), and log
     decays of value channels."""
 
-    def tokens(self, call: Call) -> Tokens:
-        return (*call.x, *(call.more or (None,)))
+    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+        return (*x, *(more or (None,)))
 
-    def ready(
-        self, x: Tokens, rows: List[int], counts: List[int], call: Call, dtype: torch.dtype, recorded: bool
-    ) -> Iterator[Any]:
-        q, k, v, g, gv = x
+    def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
+        (q, k, v, g, gv), dtype = x, how.dtype
         (heads, size), key = v.shape[-2:], k.shape[-1]
         width = key if g.dim() == v.dim() else 1
         q, k = (as_dtype(t, dtype) for t in (q, k))
@@ -231,6 +251,15 @@ class GlaStep(StepRule):
             if of_value is not None:
                 decays.append(as_dtype(of_value, dtype).reshape(many, 1, size).exp())
             yield (query, write, value, *decays)
+
+    def single(self, x: Tokens, many: int, activation: Any, how: How) -> Sequence[Any]:
+        dtype = how.dtype
+        q, k, v, g = x if all(t.dtype is dtype for t in x) else [t.to(dtype) for t in x]
+        (*_, own, key), (*_, heads, value) = k.shape, v.shape
+        if heads != own:
+            q, k = q.repeat_interleave(heads // own, dim=-2), k.repeat_interleave(heads // own, dim=-2)
+        decay = g.reshape(many, key if g.dim() == v.dim() else 1, 1).exp()
+        return q.reshape(many, 1, key), k.reshape(many, key, 1), v.reshape(many, value), decay
 
     def update(self, read: Read, state: torch.Tensor, new: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
         q, k, v, *decays = step

@@ -5,8 +5,9 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.steps import find_step, step_key
 from myfla.ops.common.run_rule import run_rule
-from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, is_plain_step
+from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 
 __all__ = ["fused_recurrent_dplr_delta_rule"]
 
@@ -60,11 +61,14 @@ def fused_recurrent_dplr_delta_rule(
         >>> fused_recurrent_dplr_delta_rule(x, x, x, 0 * x, x, 0 * x, initial_state=state)[0].item()
         2.0
     """
-    keys = {"q": q, "k": k, "a": a, "b": b, "gk": gk}
-    plain = is_plain_step(tuple(keys.values()), v, initial_state, cu_seqlens)
-    rows = len(q) if plain else check_inputs(NAME, keys, v, initial_state, cu_seqlens)
+    options = scale, output_final_state, inplace_final_state, backend
+    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, a, b, gk)
+    step = find_step(key)
+    if step is not None:
+        return step((q, k, v, a, b, gk), None, initial_state)
+    rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
     return run_rule(
         NAME, DPLR, "recurrent", (q, k, v, a, b, gk), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=rows,
-        inplace=inplace_final_state, reverse=reverse, plain=plain,
+        inplace=inplace_final_state, reverse=reverse, key=key,
     )  # fmt: skip

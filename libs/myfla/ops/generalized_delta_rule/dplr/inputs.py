@@ -1,10 +1,9 @@
 """What every form of the rule asks of its arguments."""
 
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional
 
 import torch
 
-from myfla.ops.common.plain_step import are_plain
 from myfla.utils.errors import value_error
 from myfla.utils.varlen import check_cu_seqlens
 
@@ -60,27 +59,6 @@ def check_inputs(
         rule = f"must have shape [N, H, K, V] = {want}"
         raise value_error(who, "initial_state", rule, tuple(initial_state.shape))
     return rows
-
-
-def is_plain_step(keys: Sequence[Any], v: Any, initial_state: Any, cu_seqlens: Any) -> bool:
-    """Whether these are one token a row and a state for it, and pass `check_inputs` and ``check_inplace``.
-
-    Example:
-        >>> x = torch.zeros(2, 1, 1, 16)
-        >>> is_plain_step([x, x], x, torch.zeros(2, 1, 16, 16), None), is_plain_step([x, x], x, None, None)
-        (True, False)
-    """
-    if cu_seqlens is not None or not are_plain(initial_state, (*keys, v)):
-        return False
-    shape, wide = keys[0].shape, v.shape
-    if len(shape) != 4 or len(wide) != 4 or 0 in shape or 0 in wide or any(x.shape != shape for x in keys):
-        return False
-    (rows, tokens, heads, key), value = shape, wide[3]
-    return (
-        tokens == 1
-        and wide == (rows, 1, heads, value)
-        and initial_state.shape == (rows, heads, key, value)
-    )
 
 
 def check_options(who: str, cp_context: Any, lower_bound: Optional[float]) -> None:
