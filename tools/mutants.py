@@ -34,6 +34,7 @@ ENGINE, FAMILIES = OPS + "_delta/", OPS + "_delta/families/"
 GDN, DPLR, RWKV = OPS + "gated_delta_rule/", OPS + "generalized_delta_rule/dplr/", OPS + "rwkv7/"
 LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myfla/models/"
 DECODE = "tests/myfla/ops/test_decoding_step.py"
+PLANNED = "tests/myfla/ops/test_planned_steps.py"
 RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
 DPLR_RULE, RWKV_OPS = (f"tests/myfla/ops/test_{name}.py" for name in ("dplr", "rwkv7_ops"))
 RWKV_LAYER = "tests/myfla/layers/test_rwkv7_layer.py"
@@ -119,15 +120,13 @@ MUTANTS: List[Mutant] = [
            "for part in reversed(list(zip(*(t.split(block) for t in (old, new, *step)))))]", "tests/myfla/ops/test_inplace_state.py " + BLOCKS),
     Mutant("decoding step: own share forgotten", ENGINE + "recurrent/step.py", "(keys * queries).sum(-1, keepdim=True)",
            "(0 * keys).sum(-1, keepdim=True)", DECODE),
-    Mutant("decoding step: writes the caller's state", ENGINE + "recurrent/loop.py", "new = old if call.inplace or old is not given else", "new = old if True else",
-           DECODE),
-    Mutant("decoding step: a size unchecked", GDN + "inputs.py", "and of_v == (rows, 1, heads, value)", "and of_v[2:] == (heads, value)",
-           DECODE),
+    Mutant("decoding step: writes the caller's state", ENGINE + "recurrent/loop.py", "new = state if inplace else", "new = state if True else", DECODE),
+    Mutant("planned step: of any size", ENGINE + "steps.py", "key += (x.dtype, x.shape,", "key += (x.dtype, x.dim(),", PLANNED),
+    Mutant("planned step: of any strides", ENGINE + "steps.py", "x.stride(), x.is_neg()", "x.is_neg()", PLANNED),
+    Mutant("planned step: of any options", ENGINE + "steps.py", "native_package(), *options]", "native_package()]", PLANNED),
+    Mutant("planned step: where autograd records", ENGINE + "steps.py", "graph and x.requires_grad", "False and x.requires_grad", PLANNED),
     Mutant("dplr decoding step: read after decay", ENGINE + "recurrent/step.py", "read(torch.stack((a, q * decay), dim=1), state)",
            "read(torch.stack((a * decay, q * decay), dim=1), state)", DECODE),
-    Mutant("dplr decoding step: a size unchecked", DPLR + "inputs.py", "any(x.shape != shape for x in keys)",
-           "any(len(x.shape) != 4 for x in keys)", DECODE),
-    Mutant("plain step: of any kind", "libs/myfla/ops/common/plain_step.py", "graph and x.requires_grad", "False and x.requires_grad", DECODE),
     # the other family
     Mutant("dplr: sign of what is removed", FAMILIES + "dplr.py", "block.load(a, left[:, chunk:], pad=False).mul_(-1.0)", "block.load(a, left[:, chunk:], pad=False)", DPLR_RULE),
     Mutant("dplr recurrent: own decay forgotten", ENGINE + "recurrent/step.py", "torch.mul(state, decay.unsqueeze(2), out=new)", "torch.mul(state, 1.0, out=new)", DPLR_RULE),
