@@ -139,8 +139,11 @@ def test_who_watches_or_records_sees_the_plain_operations():
     want = results(call)
     with Watching() as mode:
         assert all(map(torch.equal, results(call), want)) and mode.seen > 5
-    leaf = dict(call, v=call["v"].clone().requires_grad_())
+    leaf, inplace = dict(call, v=call["v"].clone().requires_grad_()), dict(inplace_final_state=True)
     assert results(leaf)[0].requires_grad
+    results(dict(call, **inplace))
+    with pytest.raises(ValueError, match="autograd to be off"):
+        results(dict(leaf, **inplace))
     with torch.no_grad():
         assert all(map(torch.equal, results(leaf), want))
     with torch.autocast("cpu", torch.bfloat16):
