@@ -1,6 +1,6 @@
 """Normalise the last axis to unit length, with the small number inside the root as the official kernels have it."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, Union
 
 import torch
 
@@ -94,7 +94,7 @@ def l2norm_(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     return x.mul_(torch.addcmul(eps, length, length).rsqrt_())
 
 
-def _rstd(x: torch.Tensor, eps: float) -> torch.Tensor:
+def _rstd(x: torch.Tensor, eps: Union[float, torch.Tensor]) -> torch.Tensor:
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return length.mul_(length).add_(eps).rsqrt_()
 
