@@ -11,8 +11,8 @@ from myfla.ops.generalized_delta_rule.dplr import chunk_dplr_delta_rule
 from myfla.testing import cases
 
 SHARED = {"load_into", "invert_leaves", "join_blocks", "join_inverse", "advance", "_store", "dense_places"}
-GATED = {"token_decays", "scale_queries", "scale_keys", "weigh", "weigh_bwd", "collect"}
-CHANNELS = {"sum_decays", "load_tokens", "join_products", "split_products", "collect", "decay_grad"}
+GATED = {"token_decays", "scale_queries", "scale_keys", "mask_products", "mask_products_bwd", "combine_grads"}
+CHANNELS = {"sum_decays", "load_tokens", "join_products", "split_products", "combine_grads", "decay_grad"}
 FAST = [("gated", PACKED, None), ("dplr", None, -0.607)]
 MORE = [("gated", None, None), ("kda", PACKED, None), ("kda", None, -0.607), ("dplr", PACKED, None)]
 

@@ -95,6 +95,6 @@ def test_second_derivatives_go_through_the_function_given(family):
         return o.transpose(1, 2), final
 
     def run(*leaves):
-        return call(family, dict(zip(names, leaves)), 0.3, plain=plain)
+        return call(family, dict(zip(names, leaves)), 0.3, formula=plain)
 
     assert torch.autograd.gradgradcheck(run, leaves)

@@ -7,7 +7,7 @@ import torch
 from myfla.ops._delta.bf16.gated_delta import decay_mask
 from myfla.ops._delta.bf16.inverse import invert_unit_lower
 from myfla.ops._delta.bf16.layout import count_parts, dense_layout, packed_layout
-from myfla.ops._delta.bf16.products import accumulate, product, put
+from myfla.ops._delta.bf16.products import accumulate, product, scale_into
 from myfla.ops._delta.subchunks import RANGE, choose_subchunks
 from myfla.testing import assert_close, cases
 
@@ -103,7 +103,7 @@ def test_products_add_up_in_float32_and_round_once():
     assert product(a, b, out=out) is out
     assert_close(out, exact, 1e-6)
     factor = torch.tensor(1.2345)
-    assert torch.equal(put(torch.empty_like(a), a, factor), (a.float() * factor).bfloat16())
+    assert torch.equal(scale_into(torch.empty_like(a), a, factor), (a.float() * factor).bfloat16())
 
 
 @cases(chunk=[16, 32, 64], bound=[None, BOUND, -5.0, -1000.0], dtype=[torch.float32, torch.float64])

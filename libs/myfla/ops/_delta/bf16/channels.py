@@ -16,11 +16,11 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.ops._delta.bf16.fixed import fixed
-from myfla.ops._delta.bf16.form import Grads, Options, Prepared, Shape, split_reads
+from myfla.ops._delta.bf16.form import Grads, Plan, Prepared, Shape, split_reads
 from myfla.ops._delta.bf16.inverse import split_blocks
 from myfla.ops._delta.bf16.layout import Places
-from myfla.ops._delta.bf16.products import product, put
+from myfla.ops._delta.bf16.products import product, scale_into
+from myfla.ops._delta.bf16.static import mark_static
 from myfla.ops._delta.subchunks import SubChunks, choose_subchunks, join_squares, split_squares
 from myfla.utils.tracing import compiling
 
@@ -35,30 +35,30 @@ class Operands(NamedTuple):
     later: Tuple[torch.Tensor, ...]  # [M places, 2n, K]: q over a, from it
 
 
-def make_room(like: torch.Tensor, kinds: int, how: Options) -> Tuple[SubChunks, Operands]:
+def allocate_operands(like: torch.Tensor, kinds: int, plan: Plan) -> Tuple[SubChunks, Operands]:
     """How a chunk is split, and the memory for the tokens ``like [N, H, K]``, W = kinds."""
-    layout, key = how.layout, like.shape[2]
+    layout, key = plan.layout, like.shape[2]
     m, chunk = layout.matrices, layout.chunk
-    split = choose_subchunks(chunk, how.dtype, how.lower_bound)
+    split = choose_subchunks(chunk, plan.dtype, plan.lower_bound)
     reads = like.new_empty(m, 2 * chunk, key + kinds * chunk)
     k_in, k_out = (like.new_empty(m, rows * chunk, key) for rows in (1, kinds))
     earlier, later = (
-        tuple(like.new_empty(m * x.places(chunk), n * x.size, key, dtype=how.dtype) for x in split.pairs())
+        tuple(like.new_empty(m * x.places(chunk), n * x.size, key, dtype=plan.dtype) for x in split.pairs())
         for n in (kinds, 2)
     )
     return split, Operands(reads, k_in, k_out, earlier, later)
 
 
-def finish(
-    how: Options, split: SubChunks, c: torch.Tensor, to: Operands, saved: Tuple[torch.Tensor, ...] = ()
+def chunk_products(
+    plan: Plan, split: SubChunks, c: torch.Tensor, operands: Operands, saved: Tuple[torch.Tensor, ...] = ()
 ) -> Prepared:
     """The products of the scaled tokens."""
-    squares = [product(y, x.transpose(1, 2), how.dtype) for x, y in zip(to.earlier, to.later)]
-    A_qk = split_reads(to.reads, to.k_in.shape[2])[1]
-    A_v, leaves, corners = how.run(join_products)(squares, split, A_qk)
+    squares = [product(y, x.transpose(1, 2), plan.dtype) for x, y in zip(operands.earlier, operands.later)]
+    A_qk = split_reads(operands.reads, operands.k_in.shape[2])[1]
+    A_v, leaves, corners = plan.run(join_products)(squares, split, A_qk)
     g_last = c[:, -1:].exp().transpose(1, 2)
-    saved = (c, *to.earlier, *to.later, *saved)
-    return Prepared(g_last, to.reads, to.k_in, to.k_out, A_v, (leaves, corners), saved)
+    saved = (c, *operands.earlier, *operands.later, *saved)
+    return Prepared(g_last, operands.reads, operands.k_in, operands.k_out, A_v, (leaves, corners), saved)
 
 
 class ChannelGrads(NamedTuple):
@@ -73,15 +73,15 @@ class ChannelGrads(NamedTuple):
     dlater: Tuple[torch.Tensor, ...]
 
 
-def start_bwd(how: Options, p: Prepared, grads: Grads) -> Tuple[ChannelGrads, Tuple[torch.Tensor, ...]]:
+def operand_grads(plan: Plan, p: Prepared, grads: Grads) -> Tuple[ChannelGrads, Tuple[torch.Tensor, ...]]:
     """The gradients of the products' operands; also what else the family has saved."""
-    split = choose_subchunks(how.layout.chunk, how.dtype, how.lower_bound)
+    split = choose_subchunks(plan.layout.chunk, plan.dtype, plan.lower_bound)
     key, half = p.k_in.shape[2], len(split.pairs())
     c, earlier, later = p.saved[0], p.saved[1 : 1 + half], p.saved[1 + half : 1 + 2 * half]
     dearlier, dlater = [], []
-    for x, y, dsquare in zip(earlier, later, how.run(split_products)(grads.reads[:, :, key:], split)):
-        dearlier.append(product(dsquare.transpose(1, 2), y, how.dtype))
-        dlater.append(product(dsquare, x, how.dtype))
+    for x, y, dsquare in zip(earlier, later, plan.run(split_products)(grads.reads[:, :, key:], split)):
+        dearlier.append(product(dsquare.transpose(1, 2), y, plan.dtype))
+        dlater.append(product(dsquare, x, plan.dtype))
     operands = Operands(p.reads, p.k_in, p.k_out, earlier, later)
     own, dreads = p.saved[1 + 2 * half :], grads.reads[:, :, :key]
     return ChannelGrads(split, c, dreads, grads.k_out, operands, tuple(dearlier), tuple(dlater)), own
@@ -89,13 +89,13 @@ def start_bwd(how: Options, p: Prepared, grads: Grads) -> Tuple[ChannelGrads, Tu
 
 def sum_decays(places: Places, g: torch.Tensor, split: SubChunks, dtype: torch.dtype) -> torch.Tensor:
     """``c [M, C, K]``, the log decays ``g [N, HV, K]`` summed from the start of their chunk."""
-    fixed(places, g, split)
+    mark_static(places, g, split)
     return places.load(g, g.shape[1]).to(dtype).clamp(min=split.floor(dtype)).cumsum(1)
 
 
 def scale_tokens(
     reading: torch.Tensor, written: torch.Tensor, c: torch.Tensor, before: bool, scale: torch.Tensor, split: SubChunks,
-    to: Operands,
+    operands: Operands,
 ) -> None:
     """Scale tokens by the decays to and from all their references.
 
@@ -105,17 +105,17 @@ def scale_tokens(
         c: of `sum_decays`.
         before: whether a sees the state before its own step decays it.
         scale: ``[1]``, factor on q.
-        to: written.
+        operands: written.
     """
     kinds, chunk, key = written.shape[1], split.chunk, c.shape[2]
     from_start = _from_start(c, before)
-    put(to.k_out.view(written.shape), written, (c[:, -1:] - c).exp().unsqueeze(1))
-    put(to.reads[:, chunk:, :key], reading[:, 0], from_start[:, 0].exp() * scale)
-    put(to.k_in, reading[:, 1], -from_start[:, 1].exp())
-    for pair, earlier, later in zip(split.pairs(), to.earlier, to.later):
+    scale_into(operands.k_out.view(written.shape), written, (c[:, -1:] - c).exp().unsqueeze(1))
+    scale_into(operands.reads[:, chunk:, :key], reading[:, 0], from_start[:, 0].exp() * scale)
+    scale_into(operands.k_in, reading[:, 1], -from_start[:, 1].exp())
+    for pair, earlier, later in zip(split.pairs(), operands.earlier, operands.later):
         decay, since = pair.decays(c, from_start)
-        put(pair.by_kind(earlier, chunk, kinds), pair.sides(written)[0], decay)
-        put(pair.by_kind(later, chunk, 2), pair.sides(reading)[1], _scaled(since, scale))
+        scale_into(pair.by_kind(earlier, chunk, kinds), pair.sides(written)[0], decay)
+        scale_into(pair.by_kind(later, chunk, 2), pair.sides(reading)[1], _scaled(since, scale))
 
 
 def join_products(
@@ -130,7 +130,7 @@ def join_products(
         with a second pair A_v ``[M, 2C, C]``, what reads v: q over a; otherwise nothing. And the blocks of
         ``L = -A_ab``.
     """
-    fixed(squares, split, A_qk)
+    mark_static(squares, split, A_qk)
     whole = join_squares(squares, split)
     leaves, corners = split_blocks(whole[:, 1, :, 0].neg())
     A_qk.copy_(whole[:, 0].flatten(2, 3))
@@ -141,7 +141,7 @@ def join_products(
 
 def split_products(dA: torch.Tensor, split: SubChunks) -> List[torch.Tensor]:
     """The inverse of `join_products`: of the gradient ``dA [M, 2C, W C]`` every sub-chunk pair's part."""
-    fixed(dA, split)
+    mark_static(dA, split)
     return split_squares(dA.unflatten(2, (-1, split.chunk)).unflatten(1, (2, -1)), split)
 
 
@@ -152,58 +152,58 @@ def token_grads(
 
     Returns:
         of ``[M, 2, C, K]`` q over a, of ``[M, W, C, K]`` b over k; what a token contributes to its own step and all
-        before, ``[M, C, K]``, and what all hand-overs contribute, ``[M, 1, K]``.
+        before, ``[M, C, K]``, and what all writes to the chunk's end contribute, ``[M, 1, K]``.
     """
-    split, c, to = x.split, x.c, x.operands
+    split, c, operands = x.split, x.c, x.operands
     chunk = split.chunk
-    kinds = to.k_out.shape[1] // chunk
+    kinds = operands.k_out.shape[1] // chunk
     from_start, to_end = _from_start(c, before), (c[:, -1:] - c).exp().unsqueeze(1)
-    dleft, dhand = x.reads.unflatten(1, (2, chunk)), x.k_out.unflatten(1, (kinds, chunk))
-    dwritten, dreading = dhand * to_end, dleft * _scaled(from_start.exp(), scale)
-    handed = (to.k_out.unflatten(1, (kinds, chunk)) * dhand).sum(1)
-    asked = torch.stack((to.reads[:, chunk:, : c.shape[2]], -to.k_in), dim=1) * dleft
-    handing = handed.sum(1, keepdim=True)
-    for pair, *parts in zip(split.pairs(), to.earlier, to.later, x.dearlier, x.dlater):
+    dleft, dk_out = x.reads.unflatten(1, (2, chunk)), x.k_out.unflatten(1, (kinds, chunk))
+    dwritten, dreading = dk_out * to_end, dleft * _scaled(from_start.exp(), scale)
+    dc_written = (operands.k_out.unflatten(1, (kinds, chunk)) * dk_out).sum(1)
+    dc_read = torch.stack((operands.reads[:, chunk:, : c.shape[2]], -operands.k_in), dim=1) * dleft
+    dc_last = dc_written.sum(1, keepdim=True)
+    for pair, *parts in zip(split.pairs(), operands.earlier, operands.later, x.dearlier, x.dlater):
         earlier, dearlier = (pair.by_kind(t, chunk, kinds) for t in parts[::2])
         later, dlater = (pair.by_kind(t, chunk, 2) for t in parts[1::2])
         decay, since = pair.decays(c, from_start)
         dwritten = pair.added(dwritten, 0, dearlier * decay)
         dreading = pair.added(dreading, 1, dlater * _scaled(since, scale))
-        handed = pair.added(handed, 0, (earlier * dearlier).sum(1))
-        asked = pair.added(asked, 1, later * dlater)
+        dc_written = pair.added(dc_written, 0, (earlier * dearlier).sum(1))
+        dc_read = pair.added(dc_read, 1, later * dlater)
     # Where a reads the state before its own step, what it contributes begins a step earlier.
-    second = torch.nn.functional.pad(asked[:, 1, 1:], (0, 0, 0, 1)) if before else asked[:, 1]
-    return dreading, dwritten, asked[:, 0] + second - handed, handing
+    second = torch.nn.functional.pad(dc_read[:, 1, 1:], (0, 0, 0, 1)) if before else dc_read[:, 1]
+    return dreading, dwritten, dc_read[:, 0] + second - dc_written, dc_last
 
 
 def decay_grad(
-    places: Places, flow: torch.Tensor, sums: torch.Tensor, handing: torch.Tensor, h: torch.Tensor, dh: torch.Tensor,
+    places: Places, dc: torch.Tensor, sums: torch.Tensor, dc_last: torch.Tensor, h: torch.Tensor, dh: torch.Tensor,
     c: torch.Tensor, g: torch.Tensor, split: SubChunks,
 ) -> torch.Tensor:
     """Gradient of ``g [N, HV, K]`` in chunks ``[M, C, K]``, zero where a step counts as the floor.
 
     Args:
-        flow, handing: of `token_grads`.
-        sums: ``flow`` summed from the chunk's start.
+        dc, dc_last: of `token_grads`.
+        sums: ``dc`` summed from the chunk's start.
         h, dh: ``[M, K, V]``, each chunk's incoming state and its outgoing one's gradient.
         c: of `sum_decays`.
     """
-    fixed(places, flow, sums, handing, h, dh, c, g, split)
+    mark_static(places, dc, sums, dc_last, h, dh, c, g, split)
     ends = (h.to(c.dtype) * dh).sum(2).unsqueeze(1) * c[:, -1:].exp()
-    dg = flow - sums + (sums[:, -1:] + handing + ends)
+    dg = dc - sums + (sums[:, -1:] + dc_last + ends)
     return torch.where(places.load(g, g.shape[1]) < split.floor(c.dtype), torch.zeros_like(dg), dg)
 
 
 def saved_shapes(kinds: int, chunk: int, key: int, lower_bound: Optional[float]) -> List[Shape]:
-    """Shapes of what `finish` saves, but for the family's own."""
+    """Shapes of what `chunk_products` saves, but for the family's own."""
     pairs = choose_subchunks(chunk, torch.float32, lower_bound).pairs()
     operands = [(x.places(chunk), (n * x.size, key), torch.float32) for n in (kinds, 2) for x in pairs]
     return [(1, (chunk, key), torch.float32), *operands]
 
 
-def scale_tensor(how: Options, like: torch.Tensor) -> torch.Tensor:
+def scale_tensor(plan: Plan, like: torch.Tensor) -> torch.Tensor:
     """The scale as a tensor: a compiler would make code for each number."""
-    return torch.full((1,), how.scale, dtype=how.dtype, device=like.device)
+    return torch.full((1,), plan.scale, dtype=plan.dtype, device=like.device)
 
 
 def load_kinds(places: Places, tensors: Sequence[torch.Tensor], heads: int) -> torch.Tensor:

@@ -5,13 +5,13 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops._delta.bf16.form import Family, Options, Residuals, backward, forward
+from myfla.ops._delta.bf16.form import Family, Plan, Residuals, backward, forward
 from myfla.ops._delta.bf16.layout import Layout, dense_layout, packed_layout
 from myfla.ops._delta.bf16.products import has_matrix_units
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import accumulation_dtype
 
-__all__ = ["bf16_chunks", "bf16_problem", "describe_call"]
+__all__ = ["bf16_chunks", "bf16_problem", "plan_call"]
 
 
 def bf16_problem(tokens: Sequence[torch.Tensor], *more: Optional[torch.Tensor]) -> Optional[str]:
@@ -37,7 +37,7 @@ def bf16_chunks(
     tensors: Sequence[torch.Tensor],
     initial_state: Optional[torch.Tensor],
     scale: float,
-    plain: Optional[Callable[..., Any]] = None,
+    formula: Optional[Callable[..., Any]] = None,
     cu_seqlens: Optional[torch.Tensor] = None,
     chunk: Optional[int] = None,
     layout: Optional[Layout] = None,
@@ -50,26 +50,26 @@ def bf16_chunks(
         tensors: its inputs, ``[B, T, H or HV, ...]``.
         initial_state: ``[N, HV, K, V]`` or None.
         scale: factor on q.
-        plain: the same function of ``(*tensors, initial_state)`` in differentiable operations, for second derivatives.
+        formula: the same of ``(*tensors, initial_state)`` in differentiable operations, for second derivatives.
         cu_seqlens: ``[N + 1]``, sequences packed in one row (B = 1).
         chunk: tokens in a chunk, 16, 32 or 64.
         layout: chosen here by default.
-        **options: further `Options`.
+        **options: further `Plan`.
 
     Returns:
         o ``[B, T, HV, V]`` in v's dtype and the final states ``[N, HV, K, V]`` in float32 (or float64).
     """
-    how = describe_call(tensors, initial_state, scale, cu_seqlens, chunk, layout, **options)
+    plan = plan_call(tensors, initial_state, scale, cu_seqlens, chunk, layout, **options)
     if records(*tensors, initial_state):
-        return _Chunks.apply(family, how, plain, initial_state, *tensors)
-    return forward(tensors[2], family, tensors, initial_state, how)[:2]
+        return _Chunks.apply(family, plan, formula, initial_state, *tensors)
+    return forward(tensors[2], family, tensors, initial_state, plan)[:2]
 
 
-def describe_call(
+def plan_call(
     tensors: Sequence[torch.Tensor], initial_state: Optional[torch.Tensor], scale: float,
     cu_seqlens: Optional[torch.Tensor] = None, chunk: Optional[int] = None, layout: Optional[Layout] = None,
     **options: Any,
-) -> Options:
+) -> Plan:
     """What is decided before anything is computed; arguments as `bf16_chunks`."""
     v = tensors[2]
     batch, tokens, heads = v.shape[:3]
@@ -78,7 +78,7 @@ def describe_call(
     if layout is None:
         run = compiled if options.get("fuse") else lambda function: function
         layout = dense_layout(batch, tokens, heads, v.device, chunk, run=run)
-    return Options(layout, scale, accumulation_dtype(*tensors, initial_state), **options)
+    return Plan(layout, scale, accumulation_dtype(*tensors, initial_state), **options)
 
 
 class _Chunks(torch.autograd.Function):
@@ -86,29 +86,29 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, family: Family, how: Options, plain: Optional[Callable[..., Any]],
+        ctx: Any, family: Family, plan: Plan, formula: Optional[Callable[..., Any]],
         initial_state: Optional[torch.Tensor], *tensors: torch.Tensor,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         # Detached: to a compiler the same function of the same tensors, with and without gradients.
         state = None if initial_state is None else initial_state.detach()
         given = [x.detach() for x in tensors]
-        o, final, kept = forward(given[2], family, given, state, how)
+        o, final, kept = forward(given[2], family, given, state, plan)
         ctx.save_for_backward(initial_state, *tensors, *kept.flat())
-        ctx.call = family, how, plain, len(tensors)
+        ctx.call = family, plan, formula, len(tensors)
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
     def backward(ctx: Any, do: Optional[torch.Tensor], dfinal: Optional[torch.Tensor]) -> Tuple[Any, ...]:
-        family, how, plain, count = ctx.call
+        family, plan, formula, count = ctx.call
         initial_state, *tensors = ctx.saved_tensors[: count + 1]
-        if torch.is_grad_enabled() and plain is not None:  # create_graph: second derivatives
+        if torch.is_grad_enabled() and formula is not None:  # create_graph: second derivatives
             needs = ctx.needs_input_grad
             inputs, needed = (*tensors, initial_state), (*needs[4:], needs[3])
-            *found, dinitial = backward_through(plain, inputs, needed, (do, dfinal))
+            *found, dinitial = backward_through(formula, inputs, needed, (do, dfinal))
             return (None, None, None, dinitial, *found)
         tensors = [x.detach() for x in tensors]
         do = torch.zeros_like(tensors[2]) if do is None else do
         kept = Residuals.of(ctx.saved_tensors[count + 1 :])
-        grads, dinitial = backward(do, family, tensors, dfinal, how, kept)
+        grads, dinitial = backward(do, family, tensors, dfinal, plan, kept)
         return (None, None, None, None if initial_state is None else dinitial.to(initial_state.dtype), *grads)

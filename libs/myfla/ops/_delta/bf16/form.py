@@ -24,11 +24,11 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiled
-from myfla.ops._delta.bf16.fixed import fixed
 from myfla.ops._delta.bf16.inverse import invert_blocks, join_inverse
 from myfla.ops._delta.bf16.layout import Layout, Places, load_into
 from myfla.ops._delta.bf16.products import accumulate, product
 from myfla.ops._delta.bf16.scan import advance, scan_bwd, scan_rows
+from myfla.ops._delta.bf16.static import mark_static
 from myfla.utils.autocast import without_autocast
 
 Tensors = Sequence[torch.Tensor]
@@ -36,7 +36,7 @@ Shape = Tuple[int, Tuple[int, int], torch.dtype]
 """Of a saved tensor: matrices in multiples of M, their rows and columns, dtype."""
 
 
-class Options(NamedTuple):
+class Plan(NamedTuple):
     """What both directions get besides the tensors."""
 
     layout: Layout
@@ -85,8 +85,8 @@ class Family(NamedTuple):
     inputs: Tuple[str, ...]  # q, k and v come first
     pair: bool  # whether there is a second pair of keys and values
     channels: bool  # whether each key channel has a decay of its own
-    prepare: Callable[[Tensors, Options], Prepared]
-    prepare_bwd: Callable[[Tensors, Options, Prepared, Grads], Tuple[torch.Tensor, ...]]  # all but v's, in chunks
+    prepare: Callable[[Tensors, Plan], Prepared]
+    prepare_bwd: Callable[[Tensors, Plan, Prepared, Grads], Tuple[torch.Tensor, ...]]  # all but v's, in chunks
     saved: Callable[[int, int, torch.Tensor, Optional[float]], List[Shape]]  # of (C, K, v, lower_bound)
 
 
@@ -110,7 +110,7 @@ class Residuals(NamedTuple):
 
 @without_autocast
 def forward(
-    v: torch.Tensor, family: Family, tensors: Tensors, initial_state: Optional[torch.Tensor], how: Options
+    v: torch.Tensor, family: Family, tensors: Tensors, initial_state: Optional[torch.Tensor], plan: Plan
 ) -> Tuple[torch.Tensor, torch.Tensor, Residuals]:
     """Outputs, final states and what the backward needs.
 
@@ -119,15 +119,15 @@ def forward(
         family: which rule.
         tensors: its inputs, ``[B, T, H or HV, ...]``.
         initial_state: ``[N, HV, K, V]`` or None.
-        how: the options.
+        plan: the options.
 
     Returns:
-        o ``[B, T, HV, V]`` in v's dtype, final states ``[N, HV, K, V]`` in ``how.dtype``, `Residuals`.
+        o ``[B, T, HV, V]`` in v's dtype, final states ``[N, HV, K, V]`` in ``plan.dtype``, `Residuals`.
     """
     shape, x = v.shape, _flat(tensors)
-    layout, run, v = how.layout, how.run, x[2]
+    layout, run, v = plan.layout, plan.run, x[2]
     chunk, m, key, value = layout.chunk, layout.matrices, x[1].shape[2], v.shape[2]
-    p = family.prepare(x, how)
+    p = family.prepare(x, plan)
     rows = p.k_out.shape[1]
     A_inv = run(join_inverse)(*invert_blocks(*p.blocks, run), v.dtype)
     stack = v.new_empty(m, key + rows, value)
@@ -136,24 +136,24 @@ def forward(
     product(A_inv, product(p.A_v[:, chunk:], values) if family.pair else values, out=u)
     wq = split_reads(p.reads, key)[0]
     product(A_inv, p.k_in, alpha=-1.0, out=wq[:, :chunk])
-    final, transitions = scan_rows(run(advance), layout, p.g_last, wq, p.k_out, stack, initial_state, how.dtype)
+    final, transitions = scan_rows(run(advance), layout, p.g_last, wq, p.k_out, stack, initial_state, plan.dtype)
     o = run(_store)(layout.places, product(p.reads[:, chunk:], stack), v)
     return o.view(shape), final, Residuals(p, A_inv, stack, transitions)
 
 
 @without_autocast
 def backward(
-    do: torch.Tensor, family: Family, tensors: Tensors, dfinal: Optional[torch.Tensor], how: Options, kept: Residuals
+    do: torch.Tensor, family: Family, tensors: Tensors, dfinal: Optional[torch.Tensor], plan: Plan, kept: Residuals
 ) -> Tuple[List[torch.Tensor], torch.Tensor]:
     """Gradients of the inputs, each in its own dtype, and of the initial states.
 
     Args:
         do: ``[B, T, HV, V]`` gradient of the outputs.
-        family, tensors, how: as given to `forward`.
+        family, tensors, plan: as given to `forward`.
         dfinal: ``[N, HV, K, V]`` gradient of the final states, or None.
         kept: what the forward kept.
     """
-    x, layout, run, p = _flat(tensors), how.layout, how.run, kept.prepared
+    x, layout, run, p = _flat(tensors), plan.layout, plan.run, kept.prepared
     v, chunk, m = x[2], layout.chunk, layout.matrices
     key, value = p.k_out.shape[2], v.shape[2]
     three = v.new_empty(m, 3 * chunk, value)  # dv_new over do over dv_in
@@ -164,7 +164,7 @@ def backward(
     dh = v.new_empty(m, key, value)
     dinitial = scan_bwd(
         run(advance), layout, p.g_last, wq, p.k_out[:, :chunk], three[:, : 2 * chunk], kept.transitions, dfinal, dh,
-        how.dtype,
+        plan.dtype,
     )  # fmt: skip
     product(kept.A_inv.transpose(1, 2), dv_new, out=dv_in)
     outer, dv = three[:, chunk:], dv_in
@@ -172,10 +172,10 @@ def backward(
         dv = product(p.A_v.transpose(1, 2), outer)
         accumulate(dv, p.k_out[:, chunk:], dh)
     grads = Grads(
-        product(outer, kept.stack.transpose(1, 2), how.dtype),
-        product(kept.stack[:, key:], dh.transpose(1, 2), how.dtype), kept.stack[:, :key], dh,
+        product(outer, kept.stack.transpose(1, 2), plan.dtype),
+        product(kept.stack[:, key:], dh.transpose(1, 2), plan.dtype), kept.stack[:, :key], dh,
     )  # fmt: skip
-    found = list(family.prepare_bwd(x, how, p, grads))
+    found = list(family.prepare_bwd(x, plan, p, grads))
     found.insert(2, dv)
     stored = [run(_store)(layout.places, dx, t) for dx, t in zip(found, x)]
     return [dx.view(t.shape) for dx, t in zip(stored, tensors)], dinitial
@@ -183,7 +183,7 @@ def backward(
 
 def _store(places: Places, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Chunks as tokens."""
-    fixed(*places, x, like)
+    mark_static(*places, x, like)
     return places.store(x, like)
 
 

@@ -8,19 +8,19 @@ With Q and K as given, factors ``query`` (scale over length), ``key`` (one over 
     k_in  = exp_g key K      q_in = exp_g query Q      k_out = exp_g_to_end write K      v_in = V
 
 In the backward a token's log decay lies on every path that crosses it: its gradient is a sum over tokens from it on of
-``Q.dQ + K.dK - K.dK_write``, and of what the chunk hands on. beta enters through the keys that write alone, lengths
-through the factors, whose gradients are row by row products that are there already.
+``Q.dQ + K.dK - K.dK_write``, and of what is written to the chunk's end. beta enters through the keys that write alone,
+lengths through the factors, whose gradients are row by row products that are there already.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.bf16.fixed import fixed
-from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors, split_reads
+from myfla.ops._delta.bf16.form import Family, Grads, Plan, Prepared, Shape, Tensors, split_reads
 from myfla.ops._delta.bf16.inverse import column_blocks, row_blocks, split_blocks
 from myfla.ops._delta.bf16.layout import Places, load_into
-from myfla.ops._delta.bf16.products import product, put
+from myfla.ops._delta.bf16.products import product, scale_into
+from myfla.ops._delta.bf16.static import mark_static
 from myfla.utils.dtypes import has_float64
 from myfla.utils.tracing import compiling
 
@@ -48,47 +48,48 @@ class Factors(NamedTuple):
     c: torch.Tensor
 
 
-def prepare(x: Tensors, how: Options) -> Prepared:
+def prepare(x: Tensors, plan: Plan) -> Prepared:
     """q, k ``[N, H, K]``, v ``[N, HV, V]``, g and beta ``[N, HV, 1]``."""
     q, k, _, g, beta = x
-    layout, run = how.layout, how.run
+    layout, run = plan.layout, plan.run
     places, chunk, m, key = layout.places, layout.chunk, layout.matrices, k.shape[2]
     qk, reads = k.new_empty(m, 2 * chunk, key), k.new_empty(m, 2 * chunk, key + chunk)
     wq, A_qk = split_reads(reads, key)
     keys = qk[:, chunk:]
-    d = run(token_decays)(places, g, beta, how.dtype)
+    d = run(token_decays)(places, g, beta, plan.dtype)
     for x_in, out in ((q, qk[:, :chunk]), (k, keys)):  # first of all, for what follows reads rows of them
         run(load_into)(places, x_in, layout.heads, out)
-    query = run(scale_queries)(qk[:, :chunk], d.exp_g, _scale(how, k), how.l2norm, wq[:, chunk:])
-    own, write, k_in, k_out = run(scale_keys)(keys, d, how.l2norm)
+    query = run(scale_queries)(qk[:, :chunk], d.exp_g, _scale(plan, k), plan.l2norm, wq[:, chunk:])
+    own, write, k_in, k_out = run(scale_keys)(keys, d, plan.l2norm)
     f = Factors(query, own, write, *d[:3])
-    leaves, corners = run(weigh)(product(qk, keys.transpose(1, 2), how.dtype), f, A_qk)
+    leaves, corners = run(mask_products)(product(qk, keys.transpose(1, 2), plan.dtype), f, A_qk)
     return Prepared(d.exp_g[:, -1:], reads, k_in, k_out, k.new_empty(0), (leaves, corners), (qk, *f))
 
 
-def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
+def prepare_bwd(x: Tensors, plan: Plan, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
     """Gradients of q, k, g and beta, in chunks."""
     k, (qk, *factors) = x[1], p.saved
-    f, run, chunk, key = Factors(*factors), how.run, how.layout.chunk, qk.shape[2]
+    f, run, chunk, key = Factors(*factors), plan.run, plan.layout.chunk, qk.shape[2]
     A, A_write = (qk.new_empty(qk.shape[0], 2 * chunk, chunk) for _ in range(2))
     for half, factor, strict in ((slice(chunk), f.query, False), (slice(chunk, None), -f.key, True)):
-        run(weigh_bwd)(grads.reads[:, half, key:], f.c, factor, f.write, strict, A[:, half], A_write[:, half])
-    inner = product(A, qk[:, chunk:], how.dtype)
-    within = product(A_write.transpose(1, 2), qk, how.dtype)
-    low = k.dtype if k.shape[1] == how.layout.heads else how.dtype  # heads that share a key are summed first
-    return run(collect)(
-        qk, grads.reads[:, :, :key], inner, grads.k_out, within, grads.h, grads.dh, f, _scale(how, k), how.l2norm, low
+        run(mask_products_bwd)(grads.reads[:, half, key:], f.c, factor, f.write, strict, A[:, half], A_write[:, half])
+    inner = product(A, qk[:, chunk:], plan.dtype)
+    within = product(A_write.transpose(1, 2), qk, plan.dtype)
+    out_dtype = k.dtype if k.shape[1] == plan.layout.heads else plan.dtype  # heads that share a key are summed first
+    return run(combine_grads)(
+        qk, grads.reads[:, :, :key], inner, grads.k_out, within, grads.h, grads.dh, f, _scale(plan, k), plan.l2norm,
+        out_dtype,
     )  # fmt: skip
 
 
-def _scale(how: Options, like: torch.Tensor) -> torch.Tensor:
+def _scale(plan: Plan, like: torch.Tensor) -> torch.Tensor:
     """The scale as a tensor: a compiler would make code for each number."""
-    return torch.full((1,), how.scale, dtype=how.dtype, device=like.device)
+    return torch.full((1,), plan.scale, dtype=plan.dtype, device=like.device)
 
 
 def token_decays(places: Places, g: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype) -> TokenDecays:
     """What g and beta ``[N, HV, 1]`` come to in all chunks, in ``dtype``, exact for every gate."""
-    fixed(places, g, beta)
+    mark_static(places, g, beta)
     heads = g.shape[1]
     wide = torch.float64 if has_float64(g.device) else torch.float32
     # Below the floor a decay is zero; -inf would turn differences into NaN.
@@ -101,9 +102,9 @@ def scale_queries(
     queries: torch.Tensor, exp_g: torch.Tensor, scale: torch.Tensor, l2norm: bool, q_in: torch.Tensor
 ) -> torch.Tensor:
     """The factor of Q ``[M, C, K]``, ``[M, C, 1]``; writes ``q_in``."""
-    fixed(queries, exp_g, q_in)
+    mark_static(queries, exp_g, q_in)
     factor = reciprocal_length(queries, exp_g.dtype) * scale if l2norm else scale.expand_as(exp_g).contiguous()
-    put(q_in, queries, exp_g * factor)
+    scale_into(q_in, queries, exp_g * factor)
     return factor
 
 
@@ -111,16 +112,16 @@ def scale_keys(
     keys: torch.Tensor, d: TokenDecays, l2norm: bool
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The factor of K ``[M, C, K]``, that of the keys that write, k_in and k_out."""
-    fixed(keys, d)
+    mark_static(keys, d)
     factor = reciprocal_length(keys, d.exp_g.dtype) if l2norm else torch.ones_like(d.exp_g)
     write = d.beta * factor
-    k_in, k_out = (put(torch.empty_like(keys), keys, x) for x in (d.exp_g * factor, d.exp_g_to_end * write))
+    k_in, k_out = (scale_into(torch.empty_like(keys), keys, x) for x in (d.exp_g * factor, d.exp_g_to_end * write))
     return factor, write, k_in, k_out
 
 
-def weigh(A: torch.Tensor, f: Factors, A_qk: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+def mask_products(A: torch.Tensor, f: Factors, A_qk: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
     """Queries over keys against keys ``[M, 2C, C]``: of the first A_qk, written, of the others the blocks of L."""
-    fixed(A, f, A_qk)
+    mark_static(A, f, A_qk)
     chunk = A.shape[2]
     weights = decay_mask(f.c, A.dtype).mul_(f.write.transpose(1, 2))
     if compiling():  # nothing but the blocks is ever written
@@ -132,11 +133,11 @@ def weigh(A: torch.Tensor, f: Factors, A_qk: torch.Tensor) -> Tuple[torch.Tensor
         )
     else:
         leaves, corners = split_blocks(torch.mul(A[:, chunk:], weights).mul_(f.key))
-    put(A_qk, A[:, :chunk], weights.mul_(f.query))
+    scale_into(A_qk, A[:, :chunk], weights.mul_(f.query))
     return leaves, corners
 
 
-def weigh_bwd(
+def mask_products_bwd(
     dA: torch.Tensor, c: torch.Tensor, factor: torch.Tensor, write: torch.Tensor, strict: bool, out: torch.Tensor,
     out_write: torch.Tensor,
 ) -> None:
@@ -151,17 +152,17 @@ def weigh_bwd(
         out: ``[M, C, C]``, written: with the factor of the keys that write.
         out_write: the same with one in its place where beta is zero.
     """
-    fixed(dA, c, factor, write, out, out_write)
+    mark_static(dA, c, factor, write, out, out_write)
     inner = decay_mask(c, dA.dtype, strict).mul_(factor).mul_(dA)
-    put(out, inner, write.transpose(1, 2))
-    put(out_write, inner, write.masked_fill(write.abs() < TINY, 1.0).transpose(1, 2))
+    scale_into(out, inner, write.transpose(1, 2))
+    scale_into(out_write, inner, write.masked_fill(write.abs() < TINY, 1.0).transpose(1, 2))
 
 
-def collect(
+def combine_grads(
     qk: torch.Tensor, reads: torch.Tensor, inner: torch.Tensor, dk_out: torch.Tensor, within: torch.Tensor,
-    h: torch.Tensor, dh: torch.Tensor, f: Factors, scale: torch.Tensor, l2norm: bool, low: torch.dtype,
+    h: torch.Tensor, dh: torch.Tensor, f: Factors, scale: torch.Tensor, l2norm: bool, out_dtype: torch.dtype,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q and k ``[M, C, K]`` in ``low``, and of g and beta ``[M, C, 1]``.
+    """Gradients of q and k ``[M, C, K]`` in ``out_dtype``, and of g and beta ``[M, C, 1]``.
 
     beta's gradient is that of the keys that write over beta, and where beta is zero that of them with a beta of one.
 
@@ -172,27 +173,27 @@ def collect(
         dk_out, within: ``[M, C, K]``, of the keys that write: of k_out, and from within the chunk.
         h, dh: ``[M, K, V]``, each chunk's incoming state and its outgoing one's gradient.
     """
-    fixed(qk, reads, inner, dk_out, within, h, dh, f)
+    mark_static(qk, reads, inner, dk_out, within, h, dh, f)
     chunk = qk.shape[1] // 2
     queries, keys = qk.split(chunk, 1)
     write = f.write.masked_fill(f.write.abs() < TINY, 1.0)
-    counts = f.write / write
+    writes = f.write / write  # one, or zero where beta is
     dqueries = torch.addcmul(inner[:, :chunk], reads[:, :chunk], f.exp_g * f.query)
     dkeys = torch.addcmul(inner[:, chunk:], reads[:, chunk:], -f.exp_g * f.key)
-    handing = dk_out * (f.exp_g_to_end * write)
-    asking, asked, hand = dot(queries, dqueries), dot(keys, dkeys), dot(keys, handing)
-    dwriter = handing + within
-    across = dot(keys, dwriter)
-    flow = asking + asked - across * counts
-    ending = (h.to(dh.dtype) * dh).sum((1, 2), dtype=hand.dtype).view(-1, 1, 1)
-    last = (hand * counts).sum(1, keepdim=True) + ending * f.exp_g[:, -1:]
-    dg = flow.flip(1).cumsum(1).flip(1) + last
-    dbeta = across * (f.key / write)
-    dkeys = torch.addcmul(dkeys, dwriter, counts)
+    dk_end = dk_out * (f.exp_g_to_end * write)
+    q_dq, k_dk, k_dk_end = dot(queries, dqueries), dot(keys, dkeys), dot(keys, dk_end)
+    dk_write = dk_end + within
+    k_dk_write = dot(keys, dk_write)
+    dc = q_dq + k_dk - k_dk_write * writes
+    h_dh = (h.to(dh.dtype) * dh).sum((1, 2), dtype=k_dk_end.dtype).view(-1, 1, 1)
+    dc_last = (k_dk_end * writes).sum(1, keepdim=True) + h_dh * f.exp_g[:, -1:]
+    dg = dc.flip(1).cumsum(1).flip(1) + dc_last
+    dbeta = k_dk_write * (f.key / write)
+    dkeys = torch.addcmul(dkeys, dk_write, writes)
     if l2norm:
-        dqueries = _minus(dqueries, queries, asking * (f.query / scale).square())
-        dkeys = _minus(dkeys, keys, (asked + across * counts) * f.key.square())
-    return dqueries.to(low), dkeys.to(low), dg, dbeta
+        dqueries = _minus(dqueries, queries, q_dq * (f.query / scale).square())
+        dkeys = _minus(dkeys, keys, (k_dk + k_dk_write * writes) * f.key.square())
+    return dqueries.to(out_dtype), dkeys.to(out_dtype), dg, dbeta
 
 
 def decay_mask(c: torch.Tensor, dtype: torch.dtype, strict: bool = False) -> torch.Tensor:

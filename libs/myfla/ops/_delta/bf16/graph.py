@@ -11,9 +11,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from myfla.backends.compiler import compiler_problem
-from myfla.ops._delta.bf16.chunks import bf16_chunks, describe_call
+from myfla.ops._delta.bf16.chunks import bf16_chunks, plan_call
 from myfla.ops._delta.bf16.dplr import DPLR
-from myfla.ops._delta.bf16.form import Family, Options, Residuals, backward, forward
+from myfla.ops._delta.bf16.form import Family, Plan, Residuals, backward, forward
 from myfla.ops._delta.bf16.gated_delta import GATED_DELTA
 from myfla.ops._delta.bf16.kda import KDA
 from myfla.ops._delta.bf16.layout import chunk_size as choose_chunk
@@ -70,9 +70,9 @@ def _packed_forward(family: Family, state: Optional[torch.Tensor], *given: Any) 
 def _packed_backward(family: Family, state: Optional[torch.Tensor], *given: Any) -> List[torch.Tensor]:
     *tensors, cu_seqlens, scale, l2norm, chunk, lower_bound, do, dfinal = given
     with torch.no_grad():
-        how = describe_call(tensors, state, scale, cu_seqlens, chunk or None, l2norm=l2norm, lower_bound=lower_bound)
-        _, _, kept = forward(tensors[2], family, tensors, state, how)
-        grads, dinitial = backward(do, family, tensors, dfinal, how, kept)
+        plan = plan_call(tensors, state, scale, cu_seqlens, chunk or None, l2norm=l2norm, lower_bound=lower_bound)
+        _, _, kept = forward(tensors[2], family, tensors, state, plan)
+        grads, dinitial = backward(do, family, tensors, dfinal, plan, kept)
     return [x.contiguous() for x in ([] if state is None else [dinitial.to(state.dtype)]) + list(grads)]
 
 
@@ -87,11 +87,11 @@ def _fuses(device: torch.device) -> bool:
     return compiler_problem(device.type) is None
 
 
-def _describe(
+def _plan(
     tensors: Sequence[torch.Tensor], state: Optional[torch.Tensor], scale: float, l2norm: bool, chunk: int,
     lower_bound: Optional[float],
-) -> Options:
-    return describe_call(
+) -> Plan:
+    return plan_call(
         tensors, state, scale, chunk=chunk or None, l2norm=l2norm, lower_bound=lower_bound,
         fuse=_fuses(tensors[0].device),
     )  # fmt: skip
@@ -100,7 +100,7 @@ def _describe(
 def _forward(family: Family, state: Optional[torch.Tensor], *given: Any) -> List[torch.Tensor]:
     tensors, options = given[:-4], given[-4:]
     with torch.no_grad():
-        o, final, kept = forward(tensors[2], family, tensors, state, _describe(tensors, state, *options))
+        o, final, kept = forward(tensors[2], family, tensors, state, _plan(tensors, state, *options))
     return [o, final, *(o.new_empty(0) if x is None else x.contiguous() for x in kept.flat())]
 
 
@@ -109,8 +109,8 @@ def _backward(family: Family, state: Optional[torch.Tensor], *given: Any) -> Lis
     tensors, options, (kept, do, dfinal) = given[:count], given[count:-3], given[-3:]
     flat = [None if i == 2 and not x.numel() else x for i, x in enumerate(kept)]  # no transitions
     with torch.no_grad():
-        how = _describe(tensors, state, *options)
-        grads, dinitial = backward(do, family, tensors, dfinal, how, Residuals.of(flat))
+        plan = _plan(tensors, state, *options)
+        grads, dinitial = backward(do, family, tensors, dfinal, plan, Residuals.of(flat))
     if state is not None:
         grads.insert(0, dinitial.to(state.dtype))
     return [x.contiguous() for x in grads]

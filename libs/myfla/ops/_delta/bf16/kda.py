@@ -10,76 +10,77 @@ import torch
 from myfla.ops._delta.bf16.channels import (
     ChannelGrads,
     Operands,
+    allocate_operands,
+    chunk_products,
     decay_grad,
-    finish,
-    make_room,
+    operand_grads,
     saved_shapes,
     scale_tensor,
     scale_tokens,
-    start_bwd,
     sum_decays,
     token_grads,
 )
-from myfla.ops._delta.bf16.fixed import fixed
-from myfla.ops._delta.bf16.form import Family, Grads, Options, Prepared, Shape, Tensors
+from myfla.ops._delta.bf16.form import Family, Grads, Plan, Prepared, Shape, Tensors
 from myfla.ops._delta.bf16.gated_delta import dot, reciprocal_length
 from myfla.ops._delta.bf16.layout import Places
+from myfla.ops._delta.bf16.static import mark_static
 from myfla.ops._delta.subchunks import SubChunks
 
 
-def prepare(x: Tensors, how: Options) -> Prepared:
+def prepare(x: Tensors, plan: Plan) -> Prepared:
     """q, k ``[N, H, K]``, v ``[N, HV, V]``, g ``[N, HV, K]``, beta ``[N, HV, 1]``."""
     q, k, _, g, beta = x
-    split, to = make_room(k, 1, how)
-    c = how.run(sum_decays)(how.layout.places, g, split, how.dtype)
-    saved = how.run(load_tokens)(how.layout.places, q, k, beta, c, scale_tensor(how, k), how.l2norm, split, to)
-    return finish(how, split, c, to, saved)
+    split, operands = allocate_operands(k, 1, plan)
+    c = plan.run(sum_decays)(plan.layout.places, g, split, plan.dtype)
+    scale = scale_tensor(plan, k)
+    saved = plan.run(load_tokens)(plan.layout.places, q, k, beta, c, scale, plan.l2norm, split, operands)
+    return chunk_products(plan, split, c, operands, saved)
 
 
-def prepare_bwd(x: Tensors, how: Options, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
+def prepare_bwd(x: Tensors, plan: Plan, p: Prepared, grads: Grads) -> Tuple[torch.Tensor, ...]:
     """Gradients of q, k, g and beta, in chunks."""
-    k, g, places = x[1], x[3], how.layout.places
-    found, saved = start_bwd(how, p, grads)
-    low = k.dtype if k.shape[1] == how.layout.heads else how.dtype  # heads that share a key are summed first
-    dq, dk, dbeta, flow, handing = how.run(collect)(found, scale_tensor(how, k), how.l2norm, saved, low)
-    dg = how.run(decay_grad)(places, flow, flow.cumsum(1), handing, grads.h, grads.dh, found.c, g, found.split)
+    k, g, places = x[1], x[3], plan.layout.places
+    found, saved = operand_grads(plan, p, grads)
+    out_dtype = k.dtype if k.shape[1] == plan.layout.heads else plan.dtype  # heads that share a key are summed first
+    dq, dk, dbeta, dc, dc_last = plan.run(combine_grads)(found, scale_tensor(plan, k), plan.l2norm, saved, out_dtype)
+    dg = plan.run(decay_grad)(places, dc, dc.cumsum(1), dc_last, grads.h, grads.dh, found.c, g, found.split)
     return dq, dk, dg, dbeta
 
 
 def load_tokens(
     places: Places, q: torch.Tensor, k: torch.Tensor, beta: torch.Tensor, c: torch.Tensor, scale: torch.Tensor,
-    l2norm: bool, split: SubChunks, to: Operands,
+    l2norm: bool, split: SubChunks, operands: Operands,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cut the tokens into chunks and scale them into ``to``.
+    """Cut the tokens into chunks and scale them into ``operands``.
 
     Returns:
         the chunks of q and k as given ``[M, C, K]``, and of beta ``[M, C, 1]``.
     """
-    fixed(places, q, k, beta, c, split, to)
+    mark_static(places, q, k, beta, c, split, operands)
     heads = beta.shape[1]
     queries, keys, strength = (places.load(x, heads) for x in (q, k, beta))
     strength = strength.to(c.dtype)
     (unit_q, _), (unit_k, _) = (_normalised(x, c.dtype, l2norm) for x in (queries, keys))
     scale_tokens(
-        torch.stack((unit_q, -unit_k), dim=1), (unit_k * strength).unsqueeze(1), c, False, scale, split, to
+        torch.stack((unit_q, -unit_k), dim=1), (unit_k * strength).unsqueeze(1), c, False, scale, split, operands
     )  # fmt: skip
     return queries, keys, strength
 
 
-def collect(
-    x: ChannelGrads, scale: torch.Tensor, l2norm: bool, saved: Tuple[torch.Tensor, ...], low: torch.dtype
+def combine_grads(
+    x: ChannelGrads, scale: torch.Tensor, l2norm: bool, saved: Tuple[torch.Tensor, ...], out_dtype: torch.dtype
 ) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q and k in ``low`` and of beta, and of `token_grads` what the decays' is summed from."""
-    fixed(x, saved)
+    """Gradients of q and k in ``out_dtype`` and of beta, and of `token_grads` what the decays' is summed from."""
+    mark_static(x, saved)
     queries, keys, strength = saved
     (unit_q, per_q), (unit_k, per_k) = (_normalised(t, x.c.dtype, l2norm) for t in (queries, keys))
-    dreading, dwritten, flow, handing = token_grads(x, False, scale)
+    dreading, dwritten, dc, dc_last = token_grads(x, False, scale)
     (dq, da), dwritten = dreading.unbind(1), dwritten[:, 0]
     dbeta = dot(unit_k, dwritten)
     dk = dwritten * strength - da
     if l2norm and per_q is not None and per_k is not None:
         dq, dk = (per * (dx - unit * dot(unit, dx)) for per, unit, dx in ((per_q, unit_q, dq), (per_k, unit_k, dk)))
-    return dq.to(low), dk.to(low), dbeta, flow, handing
+    return dq.to(out_dtype), dk.to(out_dtype), dbeta, dc, dc_last
 
 
 def _normalised(

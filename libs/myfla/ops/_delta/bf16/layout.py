@@ -13,7 +13,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 
-from myfla.ops._delta.bf16.fixed import fixed
+from myfla.ops._delta.bf16.static import mark_static
 from myfla.utils.tracing import compiling
 
 Index = Union[slice, torch.Tensor]
@@ -76,7 +76,7 @@ class Layout(NamedTuple):
 
 def load_into(places: Places, x: torch.Tensor, heads: int, out: torch.Tensor) -> None:
     """Copy the tokens ``x [N, H, D]`` into ``out [n * heads, C, D]``."""
-    fixed(*places, x, heads, out)
+    mark_static(*places, x, heads, out)
     out.copy_(places.load(x, heads))
 
 
@@ -122,7 +122,7 @@ def dense_places(
     batch: int, tokens: int, steps: int, parts: int, chunk: int, ragged: bool, device: torch.device
 ) -> Places:
     """Rows of ``steps`` chunks, ``parts`` of them a sequence; ragged: the last row of each is not full."""
-    fixed(chunk, parts)
+    mark_static(chunk, parts)
     rows, c = batch * parts, torch.arange(chunk, device=device)
     n = torch.arange(steps * rows, device=device).unsqueeze(1)
     row, step = n % rows, torch.div(n, rows, rounding_mode="floor")

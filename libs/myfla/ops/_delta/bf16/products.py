@@ -11,7 +11,7 @@ import torch
 
 from myfla.utils.tracing import compiling
 
-__all__ = ["accumulate", "has_matrix_units", "product", "put"]
+__all__ = ["accumulate", "has_matrix_units", "product", "scale_into"]
 
 _SUMS = hasattr(torch.ops.aten.bmm, "dtype_out") and hasattr(torch.ops.aten.baddbmm, "dtype_out")
 
@@ -52,13 +52,9 @@ def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: flo
     return total.baddbmm_(a.to(total.dtype), b.to(total.dtype), alpha=alpha)
 
 
-def put(out: torch.Tensor, x: torch.Tensor, factor: torch.Tensor, rough: bool = False) -> torch.Tensor:
-    """``out = x * factor``, multiplied in the wider of their dtypes and rounded once.
-
-    Args:
-        rough: round the factor to x's dtype first: PyTorch's kernels for mixed dtypes take almost twice as long.
-    """
+def scale_into(out: torch.Tensor, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``out = x * factor``, multiplied in the wider of their dtypes and rounded once."""
     # A compiler fuses this. Elsewhere a product and a conversion are faster than one kernel that mixes dtypes.
     if compiling() or (x.dtype == factor.dtype and x.dtype != out.dtype):
         return out.copy_(x * factor)
-    return torch.mul(x, factor.to(x.dtype) if rough else factor, out=out)
+    return torch.mul(x, factor, out=out)

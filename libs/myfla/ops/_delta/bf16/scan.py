@@ -11,17 +11,17 @@ from typing import Callable, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.bf16.fixed import fixed
 from myfla.ops._delta.bf16.layout import Layout
 from myfla.ops._delta.bf16.products import accumulate
+from myfla.ops._delta.bf16.static import mark_static
 
 Advance = Callable[..., None]
 
 
-def advance(h: torch.Tensor, g_last: torch.Tensor, low: torch.Tensor) -> None:
-    """``low <- h;  h <- g_last h``: what is done to a state between two products."""
-    fixed(h, g_last, low)
-    low.copy_(h)
+def advance(h: torch.Tensor, g_last: torch.Tensor, rounded: torch.Tensor) -> None:
+    """``rounded <- h;  h <- g_last h``: what is done to a state between two products."""
+    mark_static(h, g_last, rounded)
+    rounded.copy_(h)
     h.mul_(g_last)
 
 
@@ -114,10 +114,10 @@ def _scan(
     """``v_new = u - w h;  h <- g_last h + k_out^T v_new`` step after step; ``h [rows * HV, K, V]`` in place."""
     chunk, key = wq.shape[1] // 2, wq.shape[2]
     parts = (g_last, wq[:, :chunk], k_out.transpose(1, 2), stack[:, :key], stack[:, key : key + chunk], stack[:, key:])
-    for g, w, k, low, v_new, values in zip(*(layout.by_step(x) for x in parts)):
+    for g, w, k, rounded, v_new, values in zip(*(layout.by_step(x) for x in parts)):
         now = h[: len(g)]
-        advance(now, g, low)
-        accumulate(v_new, w, low)
+        advance(now, g, rounded)
+        accumulate(v_new, w, rounded)
         accumulate(now, k, values)
 
 
@@ -128,10 +128,10 @@ def _scan_bwd(
     """``dv_new += k_out d;  d <- g_last d + wq^T [dv_new; do]`` from the last step to the first."""
     chunk = k_out.shape[1]
     parts = (g_last, k_out, wq.transpose(1, 2), dh, dvo[:, :chunk], dvo)
-    for g, k, w, low, dv_new, both in reversed(list(zip(*(layout.by_step(x) for x in parts)))):
+    for g, k, w, rounded, dv_new, both in reversed(list(zip(*(layout.by_step(x) for x in parts)))):
         now = d[: len(g)]
-        advance(now, g, low)
-        accumulate(dv_new, k, low)
+        advance(now, g, rounded)
+        accumulate(dv_new, k, rounded)
         accumulate(now, w, both)
 
 

@@ -10,9 +10,7 @@ write (``right [M, S C, K]``). With ``c_t`` the log decay summed from the chunk'
 Splitting ``exp(c_t - c_s)`` into ``exp(c_t)`` and ``exp(-c_s)`` is exact to rounding while ``|c|`` stays within `LIMIT`
 in the chunk (the RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). In matrices beyond, the
 tokens from the first that leaves the limit are computed again by `chunk.strong_decays`, right for every decay down to
--inf.
-Splitting is a third of the work of sub-chunks with references of their own, which is how `bf16.channels` does it for
-every chunk.
+-inf; that takes about four times as long. `bf16.channels` does it so for every chunk: a GPU then reads nothing back.
 """
 
 import math

@@ -7,7 +7,7 @@ import torch
 from myfla.utils.tracing import compiling
 
 
-def fixed(*given: Any) -> None:
+def mark_static(*given: Any) -> None:
     """In a compiled function: have code made for these sizes, strides and integers, and for no others.
 
     All sizes but a tensor's first: chunks, tokens and rows vary from call to call, what a model is made of does not.
@@ -27,4 +27,4 @@ def fixed(*given: Any) -> None:
         elif isinstance(x, int) and not isinstance(x, bool):
             comptime.force_static(x)
         elif isinstance(x, (tuple, list)):
-            fixed(*x)
+            mark_static(*x)
