@@ -12,7 +12,7 @@ from encoders.training.tasks.spec import TaskSpec
 __all__ = ["ClassScore", "class_scores", "worst_cases"]
 
 WORST = 10
-"""Cases that are listed."""
+"""Number of cases that are listed."""
 
 
 class ClassScore(NamedTuple):
@@ -26,7 +26,7 @@ class ClassScore(NamedTuple):
 
 
 def class_scores(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> List[ClassScore]:
-    """Scores of every class, that with the lowest F1 first.
+    """Scores of every class, the lowest F1 first.
 
     Args:
         confusion: ``[classes][classes]``, true by predicted class.
@@ -48,8 +48,9 @@ def class_scores(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Li
 def worst_cases(task: TaskSpec, prediction: Prediction, ids: Identity) -> Tuple[List[str], List[List[Any]]]:
     """A table of the test sequences with the worst predictions: columns and rows.
 
-    Of classes the wrong predictions, those with the highest probability first; of values the largest errors, in
-    standard deviations of the true ones; per step the sequences with the fewest steps right, or the largest errors.
+    For classes, these are the wrong predictions with the highest probabilities; for values, the largest errors in
+    standard deviations of the true values; with a target for each step, the sequences with the fewest correct steps or
+    the largest errors.
 
     Args:
         task: of the run.

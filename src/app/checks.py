@@ -1,4 +1,4 @@
-"""Whether the runs of a sweep meet the conditions of its config."""
+"""Checks whether the runs of a sweep meet the conditions of its config."""
 
 from typing import Any, Dict, List, NamedTuple, Sequence
 
@@ -15,8 +15,8 @@ class Verdict(NamedTuple):
     Attributes:
         check: the condition in words.
         runs: how many runs counted.
-        value: what was compared with the threshold (the mean, or the worst run); None without a figure.
-        passed: whether it is met; never without runs, nor if one of them failed or has no such figure.
+        value: the figure that was compared with the threshold (the mean, or the worst run); None without a figure.
+            passed: whether the condition is met; false without runs, and if a run failed or has no such figure.
         reason: why there is nothing to compare, or "".
     """
 
@@ -72,7 +72,7 @@ def _counts(check: CheckConfig, row: Row) -> bool:
 
 
 def _plain(value: Any) -> str:
-    """As it is written on a command line, where YAML reads ``True`` and ``true`` alike."""
+    """A value as it is written on a command line, where ``True`` and ``true`` mean the same."""
     text = "null" if value is None else str(value)
     return text.lower() if text.lower() in ("true", "false", "null") else text
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, InputError, OmegaConfBaseException, OSError,
                PluginError, RunError, UnknownEncoderError)
-"""What a user can correct: shown as one line. The system's errors (a full disk, a missing right) are among them."""
+"""Errors that a user can correct, shown as one line; errors of the system (a full disk, no permission) are included."""
 _RAW = "HYDRA_FULL_ERROR"
 
 
@@ -46,7 +46,7 @@ _RAW = "HYDRA_FULL_ERROR"
 def _run(config: DictConfig) -> Optional[float]:
     folder, place = Path(HydraConfig.get().runtime.output_dir), None
     try:
-        # Dataclasses check themselves here; nothing below ever sees a DictConfig.
+        # The dataclasses check themselves here; all code below gets dataclasses, not a DictConfig.
         checked: AppConfig = known_fields(OmegaConf.to_object(config))
         if in_sweep() and is_first_process():
             place = Workplace(folder)
@@ -63,17 +63,17 @@ def _run(config: DictConfig) -> Optional[float]:
 
 
 def _record_failure(error: Exception, folder: Path, own: bool) -> float:
-    """Write the reason down for the table at the end of the sweep, which sets the exit code; other jobs go on."""
+    """Store the reason for the table at the end of the sweep, which sets the exit code; the other jobs continue."""
     known = isinstance(error, USER_ERRORS)
     reason = f"{type(error).__name__}: {error}"
     log.error("job failed: %s", reason, exc_info=None if known else error)
-    if own:  # else another run is at work there, or was
+    if own:  # otherwise the folder belongs to another run
         write_json({"overrides": overrides(), "error": reason}, folder / FAILURE)
-    return math.inf  # the worst value for a search, which cannot handle NaN
+    return math.inf  # the worst value for a search; NaN is not possible there
 
 
 def run_command(arguments: List[str]) -> None:
-    """Run a command line; end the process with a message on an error of the user.
+    """Run a command line; an error of the user ends the process with a message.
 
     Args:
         arguments: without the program's name.
@@ -97,7 +97,7 @@ def run_command(arguments: List[str]) -> None:
         problem = missing_extra(arguments)
         if problem is not None:
             raise RunError(problem)
-        os.environ[_RAW] = "1"  # so that errors come here
+        os.environ[_RAW] = "1"  # so that errors are raised here
         _run()
         sys.stdout.flush()
     except Refused as stop:

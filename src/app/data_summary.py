@@ -11,19 +11,19 @@ from encoders.training.tasks.spec import TaskSpec
 __all__ = ["summarise", "summary_rows"]
 
 MOST_READ = 2000
-"""Sequences of a set that are read for missing values: of more, every n-th."""
+"""Largest number of sequences of a set that is read for missing values; of more, every n-th."""
 
 
 def summarise(sets: Mapping[str, Optional[SequenceSet]], task: TaskSpec) -> Dict[str, Dict[str, Any]]:
-    """Facts of each set that there is, ready for JSON.
+    """Facts of each set, ready for JSON.
 
     Args:
-        sets: by name, e.g. ``training``, ``validation``, ``test``.
-        task: of the run.
+        sets: the sets by name, e.g. ``training``, ``validation``, ``test``.
+        task: the task of the run.
 
     Returns:
-        for each ``sequences``, ``steps``, ``shortest``, ``median``, ``longest``, ``missing`` (the share of values; None
-        for token ids) and, where targets are classes with names, ``classes``: how many targets each has.
+        for each set ``sequences``, ``steps``, ``shortest``, ``median``, ``longest``, ``missing`` (share of values; None
+        for token ids) and, if targets are classes with names, ``classes``: the number of targets of each.
     """
     return {name: _facts(part, task) for name, part in sets.items() if part is not None and len(part)}
 

@@ -1,4 +1,4 @@
-"""The torch devices that a trainer's settings name."""
+"""The torch devices for the settings of a trainer."""
 
 import torch
 
@@ -24,7 +24,7 @@ def find_device(accelerator: str) -> str:
 
 
 def check_devices(trainer: TrainerConfig) -> None:
-    """Ask for the trainer's devices before anything is read.
+    """Check that the trainer's devices exist, before anything is read.
 
     Raises:
         RunError: this machine has none, or fewer.

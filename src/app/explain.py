@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf about a command line, reworded: which key, and what to do."""
+"""Errors of Hydra and OmegaConf about a command line in other words: which key is wrong, and what to do."""
 
 import re
 from typing import Any, Dict, List, Sequence
@@ -16,10 +16,10 @@ _MISSING = {"data.train_path": "it names the file, or the folder, with the data 
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """One line for an error that composing the config has raised.
+    """One line for an error that was raised while the config was composed.
 
     Args:
-        error: of Hydra or OmegaConf.
+        error: an error of Hydra or OmegaConf.
         arguments: of the command line, without the program's name.
     """
     text, cause = str(error), str(error.__cause__ or "")
@@ -131,7 +131,7 @@ def _twice(key: str, text: str, arguments: Sequence[str]) -> str:
 
 
 def _composed(arguments: Sequence[str]) -> Dict[str, Any]:
-    """The config without the settings, with the choices of groups as far as they are right."""
+    """The config without the settings, with those choices of groups that exist."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -144,7 +144,7 @@ def _composed(arguments: Sequence[str]) -> Dict[str, Any]:
         with initialize_config_dir(str(conf_dir()), **version_base()):
             try:
                 found = OmegaConf.to_container(compose("config", chosen, return_hydra_config=True), resolve=False)
-            except Exception:  # another mistake on the same command line: it will be named next
+            except Exception:  # another error on the same command line, which will be reported next
                 continue
         if isinstance(found, dict):
             return {str(key): value for key, value in found.items()}

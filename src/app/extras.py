@@ -1,4 +1,4 @@
-"""Launchers and sweepers that need an extra: reported before Hydra calls them unknown."""
+"""Reports launchers and sweepers whose extra is missing, before Hydra calls them unknown."""
 
 from importlib.util import find_spec
 from typing import Optional, Sequence
@@ -14,7 +14,7 @@ _EXTRAS = (
 
 
 def missing_extra(arguments: Sequence[str]) -> Optional[str]:
-    """What to say if the command line asks for something that is not installed; None if all is there.
+    """The error message if the command line needs an extra that is not installed; None if it does not.
 
     Example:
         >>> missing_extra(["encoder=rwkv7"]) is None
@@ -30,5 +30,5 @@ def missing_extra(arguments: Sequence[str]) -> Optional[str]:
 def _installed(package: str) -> bool:
     try:
         return find_spec(f"hydra_plugins.{package}") is not None
-    except ModuleNotFoundError:  # there is no plugin at all
+    except ModuleNotFoundError:  # no plugin is installed
         return False

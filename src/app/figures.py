@@ -4,7 +4,7 @@ from typing import Any, List, Mapping, Tuple
 
 __all__ = ["FIGURES", "parts_of", "shown_epochs", "shown_figures", "word"]
 
-#: Key behind the part, label, format; in the order in which they are shown.
+#: Key after the part, label, format; in the order in which they are shown.
 FIGURES = (
     ("accuracy", "accuracy", "{:.2%}"),
     ("sequence_accuracy", "whole sequences right", "{:.2%}"),
@@ -18,7 +18,7 @@ FIGURES = (
 
 
 def parts_of(results: Mapping[str, Any]) -> List[str]:
-    """The parts that were evaluated: ``test``, further test sets, ``val``."""
+    """The sets that were evaluated: ``test``, further test sets, ``val``."""
     parts = [key[: -len("_loss")] for key in results if key.endswith("_loss") and not key.startswith("train")]
     return sorted(parts, key=lambda part: (part == "val", part != "test"))
 
@@ -35,7 +35,7 @@ def shown_figures(results: Mapping[str, Any]) -> List[Tuple[str, str]]:
 
 
 def shown_epochs(results: Mapping[str, Any]) -> Tuple[str, str]:
-    """``(label, value)`` of the epoch of the weights; where nothing was held out, none was chosen.
+    """``(label, value)`` of the epoch of the weights, which validation has chosen if data were held out.
 
     Example:
         >>> shown_epochs({"epoch": 3, "epochs": 9, "val_loss": 0.2}), shown_epochs({"epoch": 9, "epochs": 9})

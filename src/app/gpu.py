@@ -1,4 +1,4 @@
-"""Whether there can be a GPU at all, without loading torch."""
+"""Whether this machine can have a GPU, without loading torch."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ _AMD = "/dev/kfd"
 
 
 def surely_no_gpu() -> bool:
-    """True where neither NVIDIA's nor AMD's driver is present; all else is for torch to decide."""
+    """True if neither NVIDIA's nor AMD's driver is present; otherwise torch decides."""
     if os.path.exists(_AMD):
         return False
     try:
@@ -27,9 +27,9 @@ def no_device(key: str, device: str, instead: str) -> RunError:
     """The error for a device that this machine does not have.
 
     Args:
-        key: of the setting that names the device.
-        device: its name there.
-        instead: the setting that works instead.
+        key: key of the setting that names the device.
+        device: the value of the setting.
+        instead: a setting that works.
     """
     kind = "Apple GPU" if device == "mps" else "GPU"
     return RunError(f"{key}={device}: No {kind} found on this machine; use {instead}")

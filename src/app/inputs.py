@@ -1,4 +1,4 @@
-"""Sequences for a trained run: of its own data, of a file like them, or of other data, once they fit."""
+"""Sequences for a trained run: from its own data, from a file of the same format, or from other data that fit."""
 
 import dataclasses
 from pathlib import Path
@@ -29,12 +29,12 @@ def with_task(trained: Trained, run: str, what: str) -> Tuple[Task, InputPipelin
     """Task and input pipeline of a run that was trained.
 
     Args:
-        trained: what the run left.
+        trained: the trained run.
         run: its folder as the user wrote it, for the message.
-        what: the verb that the message ends its "must hold a task to" with.
+        what: the verb at the end of the message's "must hold a task to".
 
     Raises:
-        RunError: there is nothing but an encoder.
+        RunError: the folder has only an encoder.
     """
     if trained.task is None or trained.pipeline is None:
         raise RunError(f"run={run!r} must hold a task (task.safetensors) to {what}; got an encoder by itself; use the "
@@ -58,18 +58,18 @@ def open_run_data(
     trained: Trained, config: AppConfig, path: Optional[str], targets: bool, choose: Any = None,
     ignore: Sequence[str] = (),
 ) -> Tuple[SequenceData, DataConfig]:
-    """The data that a job is about, checked to fit the encoder.
+    """The data of a job, after a check that they fit the encoder.
 
     Args:
         trained: the run.
-        config: of this job; its ``data`` counts where the command line says something about it.
-        path: of a file in the format of the run's data, all of which becomes ``train``; None for whole data sets.
-        targets: whether they are needed.
+        config: the config of this job; its ``data`` is used if the command line sets it.
+        path: a file in the format of the run's data, all of which becomes ``train``; None for data sets.
+        targets: whether targets are needed.
         choose: which sequences of the file are needed, as in `app.data.read_source`; without ``targets``.
         ignore: columns of a table to skip; all others must be known to the run.
 
     Raises:
-        ConfigError, DataError, InputError, RunError: no such data, or of another kind than the encoder reads.
+        ConfigError, DataError, InputError, RunError: the data do not exist, or do not fit the encoder.
     """
     named = [override for override in overrides() if override.lstrip("+~").startswith(("data=", "data."))]
     if path is not None and named:
@@ -84,10 +84,10 @@ def open_run_data(
 
 
 def sets_to_judge(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[str, SequenceSet]]:
-    """The test sets, targets numbered as the run numbers its classes.
+    """The test sets, with the run's numbers of the classes.
 
     Raises:
-        DataError: targets of another kind, or a class that the run does not know.
+        DataError: the targets are of another kind, or a class is unknown to the run.
     """
     sets = data.tests or [("test", data.train)]
     if spec.shifts:
@@ -107,7 +107,8 @@ def sets_to_judge(spec: TaskSpec, data: SequenceData, who: str) -> List[Tuple[st
 
 
 def _of_file(own: ArraysDataConfig, path: Optional[str], trained: Trained) -> DataConfig:
-    """How a file is read for a model that was trained on arrays: `.ts` by its name, else a table, a file a sequence."""
+    """How to read a file for a model that was trained on arrays: a `.ts` file by its name, otherwise tables, each of
+    them one sequence."""
     if path is None:
         raise RunError(f"run={str(trained.folder)!r} was trained on arrays, which were handed over in Python and are "
                        "not kept; give job.input=FILE (.ts, or a table with one sequence a file), or other data with "

@@ -1,4 +1,4 @@
-"""The runs that exist, for the error about one that does not. Needs no torch."""
+"""The existing runs, for the error about one that does not exist. Needs no torch."""
 
 from pathlib import Path
 from typing import List
@@ -23,10 +23,10 @@ def known_runs(most: int = MOST) -> List[str]:
 
 
 def check_run(run: str) -> None:
-    """Make sure that a folder exists and holds a saved encoder.
+    """Check that a folder exists and has a saved encoder.
 
     Raises:
-        RunError: it does not; names the runs that exist.
+        RunError: it does not; the message names the existing runs.
     """
     folder = Path(run)
     if folder.is_dir() and ((folder / MARK).exists() or (folder / "encoder.safetensors").exists()):

@@ -18,8 +18,8 @@ class LayerRow(NamedTuple):
     Attributes:
         path: its name in the encoder, e.g. ``blocks.0.mixer``.
         kind: its class.
-        parameters: how many numbers it holds, those of its parts included.
-        weights: shapes of the parameters that are its own, by name; those of its parts where they are no rows.
+        parameters: its number of parameters, including those of its parts.
+        weights: shapes of its own parameters by name, and of those of parts that have no row.
         output: shapes of the tensors that it returned; empty if it was not called as a module.
     """
 
@@ -39,12 +39,12 @@ def sample_input(encoder: Encoder, batch: int, length: int) -> torch.Tensor:
 
 
 def layer_rows(encoder: Encoder, batch: int, length: int, depth: int) -> List[LayerRow]:
-    """One row a module, in order, with the shapes of a forward pass.
+    """One row for each module, in order, with the shapes of a forward pass.
 
     Args:
-        encoder: any.
-        batch, length: of the input.
-        depth: how many levels of names are shown; a module of the last one stands for its parts.
+        encoder: any encoder.
+        batch, length: size of the input.
+        depth: how many levels of modules are shown; a module of the last level includes its parts.
     """
     shapes: Dict[str, List[List[int]]] = {}
 
@@ -68,7 +68,7 @@ def layer_rows(encoder: Encoder, batch: int, length: int, depth: int) -> List[La
 
 
 def state_rows(encoder: Encoder) -> Optional[List[Dict[str, Any]]]:
-    """What each layer keeps of one sequence between two calls: ``layer``, ``state``, ``shape``, ``dtype``, ``bytes``.
+    """The states of each layer for one sequence: ``layer``, ``state``, ``shape``, ``dtype``, ``bytes``.
 
     Returns:
         None for an encoder that cannot be fed in pieces.
@@ -85,7 +85,7 @@ def state_rows(encoder: Encoder) -> Optional[List[Dict[str, Any]]]:
 
 
 def _level(path: str) -> int:
-    """Levels of a name; the number of a block belongs to its list."""
+    """Number of levels of a name; a list and the number of its item count as one."""
     return sum(not part.isdigit() for part in path.split("."))
 
 

@@ -1,4 +1,4 @@
-"""One writer at a time: locks that the system releases when their process ends, however it ends."""
+"""One writer at a time: locks that the system releases when their process ends for whatever reason."""
 
 import os
 from contextlib import suppress
@@ -8,7 +8,7 @@ from typing import Any, Optional
 __all__ = ["FolderLock", "lock_file"]
 
 NAME = ".lock"
-_FAR = 1 << 40  # on Windows a lock is on bytes, which others cannot read
+_FAR = 1 << 40  # Windows locks bytes, which other processes then cannot read
 
 
 def lock_file(file: Any) -> bool:
@@ -61,7 +61,7 @@ class FolderLock:
             if _is_at(file, self.path):
                 self._file = file
                 return True
-            file.close()  # whoever had it has removed it since
+            file.close()  # the process that had it has removed it
 
     def leave(self) -> None:
         """Release the lock and remove the file."""
@@ -83,7 +83,7 @@ def _is_at(file: Any, path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # the folder has gone, or another has taken the file
+    with suppress(OSError):  # the folder is gone, or another process has the file
         path.unlink()
 
 

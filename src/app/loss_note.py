@@ -1,4 +1,4 @@
-"""Why a training loss is larger than the validation loss, where it is."""
+"""An explanation for a training loss that is larger than the validation loss."""
 
 from typing import Mapping
 
@@ -11,7 +11,7 @@ _CHANGES = {"noise": "noise", "offset": "random shifts", "amplitude": "random fa
 
 
 def loss_note(config: AppConfig, figures: Mapping[str, float]) -> str:
-    """A sentence for the report; "" where the training loss is not the larger one.
+    """A sentence for the report; "" if the training loss is not larger.
 
     Args:
         config: of the run.
@@ -32,5 +32,6 @@ def loss_note(config: AppConfig, figures: Mapping[str, float]) -> str:
     if getattr(job, "class_weights", "none") == "balanced":
         reasons.append("class weights")
     listed = "with " + ", ".join(reasons) + ", and " if reasons else ""
-    return (f"The training loss lies above the validation loss: it is measured {listed}as a mean over the epoch, while "
-            "the weights still move; the validation loss at its end, without any of that.")
+    return (f"The training loss is larger than the validation loss because it is measured {listed}as a mean over the "
+            "epoch, during which the weights change; the validation loss is measured at the end of the epoch, without "
+            "these effects.")

@@ -1,4 +1,4 @@
-"""The pictures of a run, each with what it shows in words."""
+"""The pictures of a run and their captions."""
 
 from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -25,9 +25,9 @@ class Picture(NamedTuple):
     Attributes:
         name: of its file, without the ending.
         title: one line.
-        figure: drawn.
-        caption: what there is to see.
-        legend: ``(colour, mark, name)`` of what is drawn, where the picture itself does not say.
+        figure: the drawn figure.
+        caption: what the picture shows.
+        legend: ``(colour, mark, name)`` of its parts, if the picture has no legend.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Picture(NamedTuple):
 
 
 def history_pictures(rows: Sequence[Dict[str, Any]], epoch: Optional[int], tokens: bool = False) -> List[Picture]:
-    """Losses; the validation figure, and the learning rate.
+    """Losses, the validation figure, and the learning rate.
 
     Args:
-        rows: of ``metrics.csv``; those of the stage ``fit`` are drawn.
-        epoch: that the weights are of; marked where validation chose it.
-        tokens: the task is to predict the next token.
+        rows: rows of ``metrics.csv``; those of the stage ``fit`` are drawn.
+        epoch: the epoch of the weights; it is marked if validation has chosen it.
+        tokens: whether the task is to predict the next token.
     """
     mine = [row for row in rows if row.get("stage", "fit") == "fit"]
     label, points = judged(mine, tokens)
@@ -89,13 +89,14 @@ def memory_pictures(memory: Dict[str, Any], lengths: Tensor) -> List[Picture]:
     """
     name = memory["strength_name"]
     channels = len(memory["layers"][0]["heads"][0]["channels"]) > 1
-    dots = "the median of its channels, which are ticks" if channels else "of its mean decay"
-    half = (f"Steps until the decay alone has halved what a head holds: a dot for each head ({dots}); the thick line "
-            "holds the middle half of all tokens, the thin one 90 %. Writing over the same keys forgets sooner.")
+    dots = "the median of its channels, which are shown as ticks" if channels else "for its mean decay"
+    half = (f"The number of steps after which the decay alone has halved what a head stores. Dots: one for each head "
+            f"({dots}). Thick lines: the middle half of all tokens; thin lines: 90 % of them. Overwriting a key makes "
+            "a head forget sooner.")
     beyond = " Above 1 the state changes sign along the key." if memory["strongest"] > 1 else ""
     how = "a channel" if channels else "a head"
-    write = (f"{name} says how much of what stands under a key {how} replaces at a token: 0 keeps it, 1 replaces it."
-             f"{beyond} A line for each head, a dot at its mean.")
+    write = (f"{name} is the share of what is stored for a key that {how} replaces at a token: 0 keeps it, 1 replaces "
+             f"it.{beyond} A line for each head, and a dot at its mean.")
     return [
         Picture("half_life", "How long the layers remember",
                 half_life_figure(memory, float(lengths.double().median())), half),
@@ -104,13 +105,13 @@ def memory_pictures(memory: Dict[str, Any], lengths: Tensor) -> List[Picture]:
 
 
 def _places(spec: TaskSpec, test: Evaluation) -> Optional[Picture]:
-    """How good the predictions are, by the step's place in its sequence."""
+    """How good the predictions are, by the number of the step."""
     prediction = test.prediction
     places = torch.cat([torch.arange(int(n)) for n in prediction.lengths])
     if spec.kind == "classes":
         known = prediction.targets >= 0
         good = (prediction.columns["predicted"] == prediction.targets).double()
-        label, what = "right, %", "Share of the steps that are told right"
+        label, what = "right, %", "Share of the steps that are predicted correctly"
         good = 100 * good
     else:
         known = ~prediction.targets.isnan().any(-1)
@@ -119,7 +120,7 @@ def _places(spec: TaskSpec, test: Evaluation) -> Optional[Picture]:
     if not bool(known.any()) or int(places[known].max()) == int(places[known].min()):
         return None
     figure = place_figure(places[known].numpy(), good[known].numpy(), label, 100 if spec.kind == "classes" else None)
-    return Picture("places", "By place in the sequence", figure, f"{what}, by the step's number.")
+    return Picture("places", "By step of the sequence", figure, f"{what}, by the number of the step.")
 
 
 def _embeddings(spec: TaskSpec, test: Evaluation) -> List[Picture]:

@@ -24,10 +24,10 @@ class Part(NamedTuple):
     """Predictions of some sequences.
 
     Attributes:
-        ids: of the sequences.
+        ids: ids of the sequences.
         lengths: ``[n]`` int64, steps of each.
-        answers: one a sequence, or one a step, the sequences one after the other.
-        per_step: which of the two.
+        answers: one for each sequence, or one for each step, in the order of the sequences.
+        per_step: whether there is one for each step.
     """
 
     ids: Identity
@@ -40,10 +40,10 @@ Write = Callable[[Part], None]
 
 
 def require(path: Path) -> None:
-    """Make sure that a file can be written in its format, and that no existing file is overwritten.
+    """Check that a file can be written in its format, and that no existing file is overwritten.
 
     Raises:
-        RunError: it is there, or a package is missing.
+        RunError: the file exists, or a package is missing.
     """
     if path.exists():
         raise RunError(f"job.output must be a new file; got {str(path)!r}, which exists; name another, or remove it")
@@ -57,7 +57,7 @@ def require(path: Path) -> None:
 
 @contextlib.contextmanager
 def open_predictions(path: Path, names: Sequence[str], all_classes: bool) -> Iterator[Write]:
-    """A function that writes parts, one behind the other.
+    """A function that writes parts one after the other.
 
     A row has ``sequence`` (its number), ``id`` and ``file`` where they are known, per step ``step`` (from 0), and
     ``predicted`` with ``probability`` and ``probability NAME`` for each class, or ``predicted NAME`` for each value.

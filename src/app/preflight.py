@@ -1,4 +1,4 @@
-"""What a job needs before it can start, checked without torch: settings, files, folders, packages."""
+"""Checks, without torch, that a job can start: settings, files, folders, packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,25 +23,25 @@ JOBS = {name: f"app.jobs.{name}" for name in ("train", "stream", "export", "desc
 RUN = {"stream": "job=stream run=FOLDER", "export": "job=export run=FOLDER", "evaluate": "job=evaluate run=FOLDER",
        "encode": "job=encode run=FOLDER job.output=EMBEDDINGS",
        "predict": "job=predict run=FOLDER job.input=FILE job.output=PREDICTIONS"}
-"""The jobs that use a trained run, and how they are called."""
+"""The jobs that use a trained run, with an example of each command."""
 FROM_RUN = {"stream": ("encoder", "data", "trainer"), "export": ("encoder", "data", "trainer"),
             "evaluate": ("encoder",), "encode": ("encoder",), "predict": ("encoder",)}
-"""What such a job takes from its run."""
+"""The settings that such a job takes from its run."""
 
 ON_DEVICE = ("train", "bench", "evaluate", "encode", "predict")
-"""The jobs that run where ``trainer.accelerator`` says."""
+"""The jobs that run on ``trainer.accelerator``."""
 
 _APP = ("torch", "numpy", "lightning", "torchmetrics", "matplotlib", "rich")
 _LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_start(config: "AppConfig") -> None:
-    """Make sure that a job can start, as far as can be known before anything heavy is imported.
+    """Check that a job can start, as far as this is possible before anything large is imported.
 
     Raises:
-        ConfigError: no such job, or settings that do not go together.
-        DataError: a file of the data is missing or none, or lacks a column.
-        RunError: no such run, nothing to resume, or a package that is not installed.
+        ConfigError: the job does not exist, or settings contradict each other.
+        DataError: a file of the data is missing, is not a regular file, or lacks a column.
+        RunError: the run does not exist, there is nothing to resume, or a package is not installed.
     """
     job = config.job.name
     if job not in JOBS:

@@ -1,7 +1,7 @@
-"""What the layers remember, measured on data: half-lives of the decay and write strengths, head by head.
+"""How long the layers remember, measured on data: half-lives of the decay and write strengths of every head.
 
-The half-life of a head is the number of steps in which its decay alone halves what the state holds; writing over the
-same keys makes it forget sooner. Figures are gathered batch by batch in histograms, so that any amount of data fits.
+The half-life of a head is the number of steps in which its decay alone halves what the state stores; overwriting the
+same keys makes it forget sooner. Figures are collected in histograms, batch by batch, so that any amount of data fits.
 """
 
 import math
@@ -18,7 +18,7 @@ __all__ = ["LONGEST", "QUANTILES", "measure_memory"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LONGEST = 1e6
-"""Half-lives above this many steps count as this: what decays so slowly is kept."""
+"""Largest half-life in steps; larger ones count as this one."""
 
 _SHORTEST, _BINS, _STRENGTH_BINS = 1e-2, 1600, 50
 

@@ -1,4 +1,4 @@
-"""A run's folder when training begins, and when it is resumed. Needs no torch."""
+"""Checks of a run's folder when a training begins and when it is resumed. Needs no torch."""
 
 import dataclasses
 import json
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 START = "start.json"
 LONGER = ("trainer.max_epochs", "job.patience")
-"""What may be given beside ``resume=true``, to train for longer, also where the run has ended."""
+"""Settings that may be given together with ``resume=true``, to train for longer, even if the run has ended."""
 FREE = ("trainer.threads", "trainer.progress", "data.train_path", "data.test_path", "data.scratch", "logger.")
-"""What may be edited between two starts: it changes no number. Files may have moved, and must be as large as before."""
+"""Settings that may be edited between two starts, because results do not depend on them. Files may have moved."""
 
 
 def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str]) -> None:
-    """Write what a restart must find unchanged, or check it if this is a restart.
+    """Write the facts that must be the same at a restart, or check them if this is a restart.
 
     Args:
         folder: of the run.
@@ -52,15 +52,15 @@ def begin(folder: Path, config: AppConfig, data: "SequenceData", given: List[str
     write_config(config, folder / CONFIG)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"data": sizes, "overrides": given, "config": dataclasses.asdict(config)}
-    write_json(facts, path)  # last: where it exists, the config does too
+    write_json(facts, path)  # last: if it exists, the config does too
 
 
 def reopen(folder: Path) -> Tuple[AppConfig, List[str]]:
     """The config and the command line's settings of an interrupted run.
 
     Raises:
-        ConfigError: settings beside ``run`` and ``resume``, or a sweep.
-        RunError: there is nothing to resume, or its config is no longer the one that it began with.
+        ConfigError: there are other settings than ``run`` and ``resume``, or this is a sweep. RunError: there is
+            nothing to resume, or its config has changed since it began.
     """
     for override in overrides():
         key = override.lstrip("+~").split("=", 1)[0]
@@ -112,7 +112,7 @@ def _with(config: AppConfig, longer: Mapping[str, int], before: Optional[int]) -
 
 
 def _open_again(folder: Path, config: AppConfig, sizes: Dict[str, Any], given: List[str]) -> None:
-    """Turn a finished run into an interrupted one with a longer schedule. If this is killed, the same command repairs
+    """Turn a finished run into an interrupted one with a longer schedule. If this is killed, the same command completes
     it.
     """
     facts = {"data": sizes, "overrides": given, "config": dataclasses.asdict(config)}

@@ -38,12 +38,10 @@ def write_results(
 ) -> None:
     """Write the results on a test set, with pictures and a page, and the figures last.
 
-    - ``predictions.csv``: true and predicted class of every test sequence (or step), with the probability; or true and
-      predicted values; with the sequence's id and file
-    - ``embeddings.safetensors``: ``embeddings``, ``lengths`` and ``targets`` of the test sequences, in order
-    - ``memory.json``: see `app.remember.measure_memory`
-    - the pictures as PNG, and all of it on one page, ``report.html``
-    - ``metrics.json``, last: a folder with it is a run that succeeded
+    - ``predictions.csv``: true and predicted class of every test sequence (or step) with the probability, or true and
+    predicted values; with the id and file of the sequence - ``embeddings.safetensors``: ``embeddings``, ``lengths`` and
+    ``targets`` of the test sequences, in order - ``memory.json``: see `app.remember.measure_memory` - the pictures as
+    PNG, and all of it on one page, ``report.html`` - ``metrics.json``, last: a folder with it is a run that succeeded
 
     Args:
         folder: with ``config.yaml``.
@@ -136,7 +134,7 @@ def _places(task: TaskSpec, prediction: Prediction, ids: Identity) -> Iterator[A
 
 
 def say_baselines(results: Mapping[str, Any], kind: str) -> None:
-    """Log the simple methods on the same split; a warning where one of them does better."""
+    """Log the results of simple methods on the same split; warn if one of them does better."""
     found = results.get("baselines")
     key, label = FIGURE[kind]
     own = results.get(f"test_{key}")

@@ -25,10 +25,10 @@ _MARKS = (RESULTS, "metrics.csv", FAILURE, CHECKPOINTS)
 
 
 def claim(folder: Path) -> None:
-    """Make sure that ``folder`` holds no other run's results.
+    """Check that ``folder`` has no results of another run.
 
     Raises:
-        RunError: it does; naming the file.
+        RunError: it has; the message names the file.
     """
     for name in _MARKS:
         if (folder / name).exists():
@@ -38,7 +38,7 @@ def claim(folder: Path) -> None:
 
 
 def write_json(values: Dict[str, Any], path: Path) -> None:
-    """One JSON object, readable by people; a figure that is not finite, for which JSON has no word, is null."""
+    """Write one JSON object, indented; a number that is not finite becomes null, because JSON has no such numbers."""
     write_atomic(path, (json.dumps(_finite(values), indent=2, allow_nan=False) + "\n").encode("utf-8"))
 
 
@@ -51,7 +51,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Dict[str, Any]:
-    """What `write_json` wrote.
+    """Read a file of `write_json`.
 
     Raises:
         RunError: the file is missing or damaged, or holds something else.
@@ -68,24 +68,24 @@ def read_json(path: Path) -> Dict[str, Any]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write to that gets its name when it is complete; after an error nothing is left."""
+    """A text file to write to, which gets its name when it is complete; after an error it is removed."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         yield file
 
 
 def is_first_process() -> bool:
-    """False in all but the first process of a run on several, however they were started."""
+    """True in the first process of a run on several processes, however they were started; false in the others."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def check_shared(processes: int) -> None:
-    """Make sure that all processes of a run write to one folder: the default's name is from each one's own clock.
+    """Check that all processes of a run write to the same folder; by default each would name it by its own clock.
 
     Args:
-        processes: of the run; those that torchrun or Slurm have not started will be given the folder.
+        processes: number of processes of the run; if torchrun or Slurm has not started them, they will get the folder.
 
     Raises:
-        ConfigError: they have been started and no folder is named.
+        ConfigError: they have been started and no folder was given.
     """
     started = [name for name in ("RANK", "SLURM_PROCID") if name in os.environ]
     if processes == 1 or not started or not HydraConfig.initialized():

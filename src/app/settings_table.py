@@ -19,7 +19,7 @@ class Setting(NamedTuple):
 
     Attributes:
         name: of the field.
-                owner: the class that declares it and whose docstring has its meaning.
+        owner: the class that declares it and whose docstring has its meaning.
         default: ``"???"`` if it must be set.
         rule: which values are allowed.
         unit: unit of a number, or "".
@@ -77,7 +77,7 @@ def meanings(config_class: type) -> Dict[str, Tuple[str, str]]:
             continue
         for names, unit, text in _FIELD.findall(section.group(1)):
             for name in names.split(","):
-                                found[name.strip()] = (unit, _sentence(text))
+                found[name.strip()] = (unit, _sentence(text))
     return found
 
 

@@ -14,13 +14,13 @@ __all__ = ["sized_encoder"]
 
 
 def sized_encoder(config: AppConfig) -> EncoderConfig:
-    """The encoder's config: with ``run`` that of the run; as it is if it says what it reads; else with the number of
-    channels, or of token ids, of the data.
+    """The config of the encoder: with ``run``, the config of the run; otherwise, if its input size is not set, with the
+    number of channels or token ids of the data.
 
     Raises:
-        ConfigError: ``run`` and settings that come from it.
-        DataError: the data have to be read for that and cannot be.
-        RunError: ``run`` is none.
+        ConfigError: ``run`` together with settings that come from it.
+        DataError: the data must be read and cannot be.
+        RunError: ``run`` is not a run.
     """
     if config.run is not None:
         refuse_overrides(config.job.name, ("encoder", "data"))

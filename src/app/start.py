@@ -1,4 +1,4 @@
-"""The start of a run and of a sweep, as a Hydra callback: all is checked before Hydra writes anything."""
+"""The start of a run or a sweep, as a Hydra callback: everything is checked before Hydra writes anything."""
 
 import copy
 import os
@@ -24,12 +24,12 @@ from cfg.validation import known_fields
 __all__ = ["Refused", "RunStart", "leave_places"]
 
 MOST = 100  # starts in one second
-SHOWN = 5  # jobs of a sweep whose reasons are given
+SHOWN = 5  # how many jobs of a sweep are listed with their reasons
 _places: List[Workplace] = []
 
 
 class Refused(SystemExit):
-    """Carries an error past Hydra, which turns those of callbacks into warnings."""
+    """Carries an error through Hydra, which turns other errors of callbacks into warnings."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(1)
@@ -43,7 +43,7 @@ def leave_places() -> None:
 
 
 class RunStart(Callback):
-    """Refuses a run or a sweep that cannot start, and takes the folder of one that can."""
+    """Refuses a run or a sweep that cannot start; otherwise locks its folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _past_hydra():
@@ -89,7 +89,7 @@ def _check(config: DictConfig) -> AppConfig:
 
 
 def _take(config: DictConfig, kind: str, again: bool) -> None:
-    """Take the folder; where its name is only that of the time, and was taken in the same second, one beside it."""
+    """Lock the folder; if it is named by the time and another run has the name of this second, lock another one."""
     first = str(OmegaConf.select(config, f"hydra.{kind}.dir"))
     given = again or any(o.startswith(f"hydra.{kind}.dir=") for o in config.hydra.overrides.hydra)
     folder, number = first, 1

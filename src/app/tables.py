@@ -8,7 +8,7 @@ WIDTH = 160
 
 
 def console() -> Any:
-    """A `rich.console.Console` for standard output; wide where that is a file or a pipe."""
+    """A `rich.console.Console` for standard output; wide if that is a file or a pipe."""
     from rich.console import Console
 
     made = Console()

@@ -1,4 +1,5 @@
-"""Paths as people type them: Hydra's grammar has its own use for spaces, ``=``, ``(``, ``~``, ``#`` and the like."""
+"""Paths as people type them: in Hydra's grammar spaces, ``=``, ``(``, ``~``, ``#`` and others have a special
+meaning."""
 
 import os
 import re
@@ -13,10 +14,10 @@ _PATH = re.compile(r"(\+{0,2}(?:" + "|".join(map(re.escape, _KEYS + _NAMES)) + r
 
 
 def plain_paths(arguments: Sequence[str]) -> List[str]:
-    """Command-line arguments with those paths, and names of columns, quoted that Hydra could not read as they are
-    typed; and those paths that exist so.
+    """Command-line arguments in which paths and names of columns are quoted if Hydra could not read them as typed, or
+    if such a path exists.
 
-    All else, lists for sweeps and quoted values among it, stays as it is. ``~`` at the start is one's home.
+    Everything else, such as lists for sweeps and quoted values, is unchanged. ``~`` at the start is the home folder.
 
     Args:
         arguments: of the command line.

@@ -1,4 +1,4 @@
-"""The folder of a run: taken by one process, and removed again if the start was refused. Needs no torch."""
+"""The folder of a run: locked by one process, and removed again if the start was refused. Needs no torch."""
 
 import logging
 import os
@@ -14,18 +14,18 @@ from app.run_folder import claim, relative
 __all__ = ["Workplace"]
 
 RECORD = ".hydra"
-"""Hydra's own record of a run; with the log, all that is in the folder of a start that was refused."""
+"""Hydra's record of a run; a start that was refused has only this and the log in its folder."""
 
 
 class Workplace:
     """A run's folder while the run is at work.
 
     Args:
-        folder: of the run; made if it is missing.
-        again: the existing run is resumed, so its files may be there.
+        folder: folder of the run; it is made if it does not exist.
+        again: whether an existing run is resumed, so that its files may exist.
 
     Raises:
-        RunError: another process is at work there, it holds another run's results, or it cannot be written.
+        RunError: another process uses the folder, it has results of another run, or it cannot be written.
     """
 
     def __init__(self, folder: Path, again: bool = False) -> None:
@@ -51,7 +51,7 @@ class Workplace:
             raise
 
     def leave(self) -> None:
-        """The run is over: release the folder, and remove it if it holds nothing but Hydra's record of the start.
+        """The run has ended: release the folder, and remove it if it has only Hydra's record of the start.
 
         Calling it again changes nothing.
         """

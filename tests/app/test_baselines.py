@@ -136,7 +136,7 @@ def test_a_run_shows_them_and_says_so_where_it_loses(job, tmp_path, caplog):
         run_job(compose_app([*QUICK, *settings, "job.refit=false", "trainer.max_epochs=1"]), tmp_path)
     found = json.loads((tmp_path / "metrics.json").read_text())
     page = (tmp_path / "report.html").read_text()
-    assert name in found["baselines"] and "Beside simple methods" in page and name in page
+    assert name in found["baselines"] and "Comparison with simple methods" in page and name in page
     assert f"{name} " in caplog.text
     best = (max if key == "accuracy" else min)(one[key] for one in found["baselines"].values())
     loses = best > found[f"test_{key}"] if key == "accuracy" else best < found[f"test_{key}"]
@@ -148,7 +148,7 @@ def test_a_run_shows_them_and_says_so_where_it_loses(job, tmp_path, caplog):
 def test_they_can_be_left_out(tmp_path):
     run_job(compose_app([*QUICK, "job.baselines=false", "job.refit=false", "trainer.max_epochs=1"]), tmp_path)
     assert "baselines" not in json.loads((tmp_path / "metrics.json").read_text())
-    assert "Beside simple methods" not in (tmp_path / "report.html").read_text()
+    assert "Comparison with simple methods" not in (tmp_path / "report.html").read_text()
 
 
 @cases(case=[("classes", "accuracy"), ("values", "rmse")])

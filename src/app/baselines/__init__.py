@@ -1,1 +1,1 @@
-"""Simple methods on the same split, to judge a training by."""
+"""Simple methods on the same split, with which a training is compared."""

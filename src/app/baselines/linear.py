@@ -1,4 +1,4 @@
-"""Logistic and ridge regression, both convex: the answer does not depend on how it is found. float64."""
+"""Logistic and ridge regression in float64. Both are convex, so the result does not depend on the method."""
 
 from typing import NamedTuple
 
@@ -25,14 +25,14 @@ class _Scale(NamedTuple):
 
 
 def logistic_regression(x: Tensor, y: Tensor, test: Tensor, classes: int) -> Tensor:
-    """Classes of ``test`` by multinomial logistic regression: sum of cross-entropies + half the squared weights, as
-    scikit-learn's ``LogisticRegression(C=1)`` on standardised features.
+    """Classes of ``test`` by multinomial logistic regression: the sum of cross-entropies plus half the squared weights
+    is minimised, as by scikit-learn's ``LogisticRegression(C=1)`` on standardised features.
 
     Args:
         x: ``[N, F]`` features.
         y: ``[N]`` classes.
         test: ``[M, F]`` features.
-        classes: how many.
+        classes: the number of classes.
 
     Returns:
         ``[M]`` int64.
@@ -72,7 +72,7 @@ def ridge_regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
     best, error = _PENALTIES[-1], torch.tensor(float("inf"), dtype=torch.float64)
     for penalty in _PENALTIES:
         shrink = s.square() / (s.square() + penalty)
-        leverage = (u.square() * shrink).sum(1) + 1 / len(x)  # of the mean, too
+        leverage = (u.square() * shrink).sum(1) + 1 / len(x)  # the mean is left out as well
         missed = (y - mean - u @ (shrink[:, None] * target)) / (1 - leverage).clamp(min=1e-9)[:, None]
         found = (missed / y.std(0, unbiased=False).clamp(min=1e-300)).square().mean()
         if found < error:

@@ -19,26 +19,26 @@ __all__ = ["FIGURE", "better", "measure_baselines"]
 log = logging.getLogger(__name__)
 
 FIGURE = {"classes": ("accuracy", "accuracy"), "values": ("rmse", "RMSE")}
-"""By kind of target: the figure that methods are compared by, and its label."""
+"""For each kind of target the figure by which methods are compared, and its label."""
 
 MOST_SEQUENCES = 5000
-"""More training sequences than this are not read: every n-th is taken."""
+"""Largest number of training sequences that is read; of more, every n-th."""
 MOST_FEATURES = 3000
 MOST_VALUES = 20_000_000
-"""Of training and test series together, padded, for MiniRocket."""
+"""Largest number of values of training and test series together, padded, for MiniRocket."""
 
 
 def measure_baselines(train: Prepared, test: Prepared, task: TaskSpec,
                       vocab_size: Optional[int]) -> Dict[str, Dict[str, float]]:
     """Figures of simple methods on the test set, by the name of the method.
 
-    The most frequent class, or the mean; with one target a sequence also a linear model of `summaries`, and of features
-    MiniRocket where aeon or sktime is installed.
+    The methods are the most frequent class, or the mean; with one target for each sequence also a linear model of
+    `summaries`; and for features MiniRocket, if aeon or sktime is installed.
 
     Args:
-        train, test: as the encoder gets them.
-        task: of the run.
-        vocab_size: of token ids; None for features.
+        train, test: the data as the encoder gets them.
+        task: the task of the run.
+        vocab_size: the number of token ids; None for features.
     """
     if task.shifts and vocab_size is None:
         return {"the present step again": _persistence(test)} if len(test) else {}
@@ -64,7 +64,7 @@ def measure_baselines(train: Prepared, test: Prepared, task: TaskSpec,
 
 
 def better(found: Dict[str, Dict[str, float]], own: float, kind: str) -> List[Tuple[str, float]]:
-    """The methods that do better than ``own``, the best first; by more than the rounding of 32 bits.
+    """The methods that are better than ``own`` by more than float32 rounding, the best first.
 
     Example:
         >>> better({"a": {"accuracy": 0.5}, "b": {"accuracy": 0.9}, "c": {"accuracy": 0.8}}, 0.7, "classes")
@@ -77,7 +77,7 @@ def better(found: Dict[str, Dict[str, float]], own: float, kind: str) -> List[Tu
 
 
 def _targets(data: Prepared, places: Any, task: TaskSpec) -> Tensor:
-    """``[n]`` classes or ``[n, K]`` float64 of all targets that there are."""
+    """``[n]`` classes or ``[n, K]`` float64 of all known targets."""
     rows = [data[i].target for i in places] if task.shifts else [data.data.targets[i] for i in places]
     flat = torch.cat([row.reshape(-1) if task.kind == "classes" else row.reshape(-1, task.outputs) for row in rows])
     return flat[flat >= 0] if task.kind == "classes" else flat[~flat.isnan().any(1)].double()

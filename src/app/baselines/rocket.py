@@ -1,4 +1,4 @@
-"""MiniRocket, where aeon or sktime is installed."""
+"""MiniRocket, if aeon or sktime is installed."""
 
 from typing import Any, Callable, List, Optional
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 __all__ = ["find_rocket", "padded"]
 
-_SHORTEST = 9  # steps that its kernels need
+_SHORTEST = 9  # number of steps that its kernels need
 
 
 def find_rocket(values: bool) -> Optional[Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]:
-    """``rocket(x, y, test) -> predicted`` with ``[N, D, T]`` float32 series, or None without a package that has it.
+    """``rocket(x, y, test) -> predicted`` for ``[N, D, T]`` float32 series; None if no package with it is installed.
 
     Args:
         values: predict numbers, not classes.
@@ -21,7 +21,7 @@ def find_rocket(values: bool) -> Optional[Callable[[np.ndarray, np.ndarray, np.n
 
 
 def padded(count: int, get: Callable[[int], Tensor], length: int) -> np.ndarray:
-    """``[count, D, length]`` float32: shorter series go on with their last value, longer ones are cut."""
+    """``[count, D, length]`` float32: shorter series are continued with their last value, longer ones are cut."""
     rows: List[np.ndarray] = []
     for i in range(count):
         x = get(i).numpy().T[:, :length]

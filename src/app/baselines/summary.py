@@ -11,13 +11,14 @@ _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def summaries(count: int, get: Callable[[int], Tensor], vocab_size: int = 0) -> Tensor:
-    """``[count, F]`` float64: of each channel mean, standard deviation, range, quantiles, first and last value, and how
-    far it goes from step to step; and the logarithm of the length. Of token ids the share of each.
+    """``[count, F]`` float64: for each channel mean, standard deviation, range, quantiles, first and last value, and
+    size of the changes from step to step; and the logarithm of the length. For token ids the share of each, and the
+    length.
 
     Args:
-        count: of the sequences.
-        get: ``get(place)`` is one, ``[T, D]`` without missing values, or ``[T]`` token ids.
-        vocab_size: of token ids.
+        count: the number of sequences.
+        get: ``get(place)`` returns one, ``[T, D]`` without missing values, or ``[T]`` token ids.
+        vocab_size: the number of token ids; 0 for features.
     """
     return torch.stack([_tokens(get(i), vocab_size) if vocab_size else _channels(get(i).double())
                         for i in range(count)])

@@ -1,1 +1,1 @@
-"""``job=bench``, part by part: `works` (what is measured), `timing` (in turn), `memory` (each in its own process)."""
+"""The parts of ``job=bench``: `works` (what is measured), `timing` (samples in turn), `memory` (a process for each)."""

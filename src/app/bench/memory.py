@@ -1,8 +1,8 @@
-"""Peak memory of one work, in a process of its own.
+"""Peak memory of one work, measured in a separate process.
 
-The peak is what the process holds at most while the work runs three times, above what it holds before: inputs and
-weights do not count; activations, gradients, the optimizer's moments and the state do. On a GPU it is the peak of the
-allocator.
+The work runs three times. The peak is the largest amount of memory of the process during that time, minus the amount
+before: inputs and weights do not count; activations, gradients, the optimizer's moments and the state do. On a GPU it
+is the peak of the allocator.
 """
 
 import json
@@ -17,14 +17,14 @@ from app.bench.works import Place, Work, make_work
 __all__ = ["measure", "peak_bytes"]
 
 FIXED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
-"""Freed buffers go back at once, so that one call's leftovers do not hide the next one's needs."""
+"""Freed buffers are returned to the system at once; otherwise the memory of a call would depend on earlier ones."""
 
 
 def peak_bytes(work: Work, encoder: Dict[str, Any], place: Place, threads: int) -> int:
     """Run `measure` in a new Python.
 
     Raises:
-        RuntimeError: the process failed; with the last line that it said.
+        RuntimeError: the process failed; the message has its last line.
     """
     spec = {"work": work, "encoder": encoder, "place": place, "threads": threads}
     paths = os.pathsep.join(path for path in sys.path if path)
@@ -68,7 +68,7 @@ def _status(field: str) -> int:
 
 
 def _start() -> int:
-    """Bytes held now; sets the high-water mark back to that where the system can."""
+    """Bytes held now; resets the high-water mark to that, if the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")

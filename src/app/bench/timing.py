@@ -42,7 +42,7 @@ def time_in_turn(calls: Dict[str, Callable[[], None]], rounds: int) -> Dict[str,
         repeats[name] = max(1, math.ceil(SHORTEST / max(_sample(call, 1), 1e-9)))
     samples: Dict[str, List[float]] = {name: [] for name in calls}
     gc.collect()
-    gc.disable()  # a collection would fall into one sample and not into another
+    gc.disable()  # garbage collection would slow down single samples
     try:
         for _ in range(rounds):
             for name, call in calls.items():

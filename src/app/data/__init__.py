@@ -1,7 +1,7 @@
 """Data sources of the application, by the name in ``data.name``.
 
 To add one: a module with ``load(config) -> SequenceData``, a line in `SOURCES`, a config class in `cfg.data` and a
-YAML preset in ``conf/data``. Splitting, standardising and batching are the data module's business, not the source's.
+YAML preset in ``conf/data``. The data module, not the source, splits, standardises and makes batches.
 """
 
 from importlib import import_module
@@ -41,9 +41,9 @@ def read_source(config: "DataConfig", choose: Any = None, targets: bool = True) 
 
     Args:
         config: of the data.
-        choose: ``choose(number of sequences)`` says which of them are needed, ``[N]`` bool. A source that can leaves
-            the others empty without reading them; the rest read all.
-        targets: whether they are needed; without, `.ts` files may have no labels. (Of a table, the config names none.)
+        choose: ``choose(number of sequences)`` returns which of them are needed, ``[N]`` bool. Sources that can leave
+            the others empty do not read them; other sources read all. targets: whether they are needed; if not, `.ts`
+            files may have no labels (for a table, the config names none).
     """
     from app.data.paths import check_data_paths
 

@@ -1,4 +1,4 @@
-"""Checks of the data of every source, and a test set where the source has none."""
+"""Checks of the data of every source; makes a test set if the source has none."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def checked(data: SequenceData, config: DataConfig) -> SequenceData:
-    """The data with a test set, checked for what would make training or testing fail.
+    """The data with a test set, after checks for everything that would make training or testing fail.
 
     Without a test set, ``config.test_fraction`` of the sequences are split off, always the same ones, so that runs of
     different seeds can be compared.
@@ -52,14 +52,14 @@ def warn_shared(train: Iterable[Path], test: Iterable[Path]) -> None:
 
 
 def _of_one_group(part: SequenceSet) -> SequenceSet:
-    """Without windows that share steps with two groups: each would reveal the other."""
+    """The data without windows that share steps with two groups, which would reveal each to the other."""
     if part.groups is None or bool((part.groups >= 0).all()):
         return part
     return part.subset((part.groups >= 0).nonzero().flatten().tolist())
 
 
 def _in_order(part: SequenceSet) -> SequenceSet:
-    """By name, where sequences have names: the order of rows and files then decides nothing."""
+    """Sorted by name, if sequences have names, so that the order of rows and files does not matter."""
     if part.names is None:
         return part
     names = part.names

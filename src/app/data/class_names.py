@@ -10,8 +10,8 @@ _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+", re.ASCII)
 def class_name(text: str) -> str:
     """The name of a class that a file writes as ``text``.
 
-    Booleans are ``true`` and ``false`` and whole numbers have no fraction, however a tool writes those of a table to
-    text: ``True`` (pandas), ``TRUE`` (R), ``1.0`` (whole numbers with a gap somewhere in their column).
+    Booleans are ``true`` and ``false``, and whole numbers have no fraction, however a program writes them as text:
+    ``True`` (pandas), ``TRUE`` (R), ``1.0`` (whole numbers in a column with an empty cell).
 
     Example:
         >>> [class_name(text) for text in ("True", "FALSE", "1.0", "01", "up")]

@@ -10,10 +10,10 @@ __all__ = ["check_door"]
 
 
 def check_door(config: AppConfig) -> None:
-    """Refuse a training whose files are missing, or lack a column.
+    """Refuse a training if a file is missing or lacks a column.
 
     Raises:
-        ConfigError, DataError: as reading them would.
+        ConfigError, DataError: the same error that reading the files would raise.
     """
     data = config.data
     for path in (getattr(data, "train_path", None), getattr(data, "test_path", None)):

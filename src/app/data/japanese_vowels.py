@@ -1,6 +1,6 @@
-"""Japanese Vowels: name one of nine speakers from 7 to 29 steps of 12 cepstrum coefficients.
+"""Japanese Vowels: recognise one of nine speakers from 7 to 29 steps of 12 cepstrum coefficients.
 
-The two files lie beside this module, with their attribution (UCI, CC BY 4.0) in ``files/ATTRIBUTION.md``.
+The two files are in ``files``, with their attribution (UCI, CC BY 4.0) in ``files/ATTRIBUTION.md``.
 """
 
 from pathlib import Path

@@ -16,13 +16,13 @@ _WAYS = "set data.ids=per_file if these are two sequences, or data.ids=global if
 
 
 class Names:
-    """Texts by number, in the order in which they first come."""
+    """Numbers texts in the order of their first occurrence."""
 
     def __init__(self) -> None:
         self._known: Dict[Any, int] = {}
 
     def codes(self, texts: Sequence[Any]) -> np.ndarray:
-        """``[n]`` int64, -1 where there is none."""
+        """``[n]`` int64; -1 for a missing text."""
         known = self._known
         return np.array([-1 if text is None else known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
 
@@ -33,19 +33,19 @@ class Names:
 
 @dataclass
 class Order:
-    """Where rows go.
+    """The places of the rows of a table in the array of all sequences.
 
     Attributes:
-        rows: how many there are.
-        names: of the sequences, in the order in which they first come.
-        files: numbers of the files that they begin in.
-        starts, ends: ``[N]`` int64, the places of each sequence's rows.
-        labels: ``[N]`` int64 numbers of label names, or one a row, in the order of the places; -1 where there is none;
-            None without a label column.
-        label_names: by number.
+        rows: number of rows.
+        names: names of the sequences, in the order of their first rows.
+        files: numbers of the files in which they begin.
+        starts, ends: ``[N]`` int64, the places of the rows of each sequence.
+        labels: ``[N]`` int64 numbers of label names, or one for each row, in the order of the places; -1 for a missing
+            label; None without a label column.
+        label_names: names by number.
         groups: ``[N]``, as ``labels``; None without a group column.
-        group_names: by number.
-        place: ``[rows]`` int64, the place of each row of the table; None where they stand in order already.
+        group_names: names by number.
+        place: ``[rows]`` int64, the place of each row of the table; None if they are in order already.
         wanted: ``[rows]`` bool, the rows of the table that have a place; None for all.
         time: kind of the time column, or None.
     """
@@ -69,7 +69,7 @@ class Order:
         return number if self.place is None else number[self.place]
 
     def only(self, chosen: np.ndarray) -> "Order":
-        """Places for the rows of some sequences; the others have none and are empty.
+        """Places for the rows of some sequences only; the other sequences are empty.
 
         Args:
             chosen: ``[N]`` bool.
@@ -82,16 +82,16 @@ class Order:
         return replace(self, rows=int(kept.sum()), starts=ends - kept, ends=ends, place=place, wanted=chosen[number])
 
     def places(self, start: int, count: int) -> Any:
-        """Where ``count`` rows of the table go, from row ``start`` on."""
+        """The places of ``count`` rows of the table, from row ``start`` on."""
         return slice(start, start + count) if self.place is None else self.place[start : start + count]
 
 
 def order_rows(table: Table, config: TableDataConfig) -> Order:
-    """Read the columns that say what belongs together. Without ``data.sequence`` each file is a sequence.
+    """Read the columns of sequences, times, labels and groups. Without ``data.sequence`` each file is a sequence.
 
     Raises:
-        DataError: a row without a sequence, a time that is missing or comes twice, a sequence in several files that may
-            be several, or a label or group that is missing or changes within a sequence.
+        DataError: a row without a sequence, a time that is missing or occurs twice, a name in several files that may
+            stand for several sequences, or a label or group that is missing or changes within a sequence.
     """
     number, label_names, group_names = Names(), Names(), Names()
     codes: List[np.ndarray] = []
@@ -146,10 +146,11 @@ def order_rows(table: Table, config: TableDataConfig) -> Order:
 
 
 def check_written(path: str, column: str, names: Set[str]) -> None:
-    """Refuse ``7`` beside ``7.0``: whole numbers become fractions where a cell of their column is empty.
+    """Refuse ``7`` together with ``7.0``: some programs write whole numbers as fractions if a cell of the column is
+    empty.
 
     Raises:
-        DataError: naming both.
+        DataError: the message has both.
     """
     for name in names:
         whole, point, rest = name.partition(".")
@@ -167,7 +168,7 @@ def _one_kind(table: Table, config: TableDataConfig, times: List[Tuple[np.ndarra
 
 def _check_files(table: Table, names: List[str], code: np.ndarray, home: np.ndarray, time: Optional[np.ndarray],
                  kind: Optional[str]) -> None:
-    """Whether the parts of a sequence in several files are parts of one."""
+    """Check that the parts of a sequence in several files follow each other in time."""
     pair = code * len(table.files) + home
     order = np.argsort(pair, kind="stable") if time is None else np.lexsort((time, pair))
     starts = np.flatnonzero(np.concatenate([[True], pair[order][1:] != pair[order][:-1]]))

@@ -1,4 +1,4 @@
-"""What reading one table gives."""
+"""The content of one table."""
 
 from typing import Dict, List, NamedTuple, Optional
 
@@ -14,16 +14,16 @@ class Part(NamedTuple):
 
     Attributes:
         sequences: ``[T_i, D]`` float64 each.
-        features: the columns that they are made of.
+        features: the names of their columns.
         channels: D.
-        labels: numbers of names, one a sequence, or one a row in their order; -1 where there is none.
-        label_names: by number.
-        values: ``[N, K]``, or ``[rows, K]`` per step; float64.
-        groups: one a sequence, as ``labels``.
-        group_names: by number.
-        names: of the sequences, where they have some.
-        files: that they come from.
-        copies: columns that reveal the target, and how.
+        labels: numbers of label names, one for each sequence or for each row, in order; -1 for a missing label.
+        label_names: names by number.
+        values: targets ``[N, K]``, or ``[rows, K]`` for each step; float64.
+        groups: numbers of groups, one for each sequence.
+        group_names: names by number.
+        names: names of the sequences, if they have some.
+        files: files of the sequences.
+        copies: columns that reveal the target, and in which way.
     """
 
     sequences: Views

@@ -16,14 +16,14 @@ KEYS = ("train_path", "test_path", "tokenizer")
 
 
 def check_data_paths(config: "DataConfig", missing: bool = False) -> None:
-    """Make sure that every file or folder of a data config can be read without waiting.
+    """Check that every file or folder of a data config can be read without waiting.
 
     Args:
-        config: of the data.
-        missing: pass over what is not there, for a reader to say so.
+        config: the config of the data.
+        missing: ignore missing files, which the reader will report.
 
     Raises:
-        DataError: one is missing, or is, links to, or holds a pipe, a device or a socket.
+        DataError: a file is missing, or it is, links to, or contains a pipe, a device or a socket.
     """
     for key in KEYS:
         path = getattr(config, key, None)
@@ -51,7 +51,7 @@ def check_path(key: str, path: str) -> None:
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    """What lies in a folder and in those below it; hidden files are not read."""
+    """The files in a folder and its subfolders; hidden files are not read."""
     for root, names, _ in os.walk(str(folder)):
         names[:] = [name for name in names if not name.startswith((".", "_"))]
         with os.scandir(root) as entries:

@@ -1,4 +1,4 @@
-"""Tables with one row for each sequence, its steps in lists or in columns: rows to sequences."""
+"""Sequences from tables with one row for each sequence, whose steps are in lists or in columns."""
 
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -20,7 +20,7 @@ Choose = Optional[Callable[[int], np.ndarray]]
 
 
 def read_wide(table: Table, config: TableDataConfig, features: List[str], choose: Choose) -> Part:
-    """A column a step. Empty cells at the end of a row are behind the end of its sequence."""
+    """One column for each step. Empty cells at the end of a row are after the end of its sequence."""
     chosen = np.ones(table.rows, bool) if choose is None else choose(table.rows)
     heads = _Heads(table, config, None)
     copies = {}
@@ -46,7 +46,7 @@ def read_wide(table: Table, config: TableDataConfig, features: List[str], choose
 
 
 def read_lists(table: Table, config: TableDataConfig, features: List[str], choose: Choose) -> Part:
-    """Each feature a list."""
+    """One list for each feature."""
     chosen = None if choose is None else choose(table.rows)
     lengths = _list_lengths(table, features, list(config.targets or ()) if config.per_step else [], chosen)
     ends = np.cumsum(lengths)
@@ -70,7 +70,7 @@ def read_lists(table: Table, config: TableDataConfig, features: List[str], choos
 
 def _list_copies(table: Table, config: TableDataConfig, features: List[str], heads: "_Heads", lengths: np.ndarray
                  ) -> Dict[str, str]:
-    """As in a long table whose rows are the items of the lists."""
+    """The same as for a long table whose rows are the items of the lists."""
     def read(names: Sequence[str]) -> Iterator[Tuple[int, Mapping[str, np.ndarray]]]:
         first = 0
         for block in table.blocks(names):
@@ -81,7 +81,7 @@ def _list_copies(table: Table, config: TableDataConfig, features: List[str], hea
     def each(values: np.ndarray) -> np.ndarray:
         return values if config.per_step else np.repeat(values, lengths, axis=0)
 
-    if not lengths.sum():  # said elsewhere
+    if not lengths.sum():  # reported elsewhere
         return {}
     labels = None if heads.labels is None else int((heads.labels >= 0).sum())
     number = np.repeat(np.arange(table.rows), lengths)
@@ -92,10 +92,11 @@ def _list_copies(table: Table, config: TableDataConfig, features: List[str], hea
 
 
 class _Heads:
-    """Names, labels, groups and targets of rows that are whole sequences."""
+    """Names, labels, groups and targets of rows that are sequences."""
 
     def __init__(self, table: Table, config: TableDataConfig, lengths: Optional[np.ndarray]) -> None:
-        """Read them, of all rows; ``lengths`` ``[rows]`` of their lists, for labels and targets that are one a step."""
+        """Read them for all rows; ``lengths`` ``[rows]`` of their lists, if there is a label or target for each
+        step."""
         self.table, self.config = table, config
         others = (config.sequence, config.label, config.group)
         self.columns = [name for name in others if name is not None] + list(config.targets or ())
@@ -109,7 +110,7 @@ class _Heads:
             self._add(block, None if lengths is None else lengths[block.first : block.first + block.rows])
 
     def _add(self, block: Block, sizes: Optional[np.ndarray] = None) -> None:
-        """Take in rows; ``sizes`` of their lists, for targets that are one a step."""
+        """Add rows; ``sizes`` of their lists, if there is a target for each step."""
         config = self.config
         self._files += [block.name] * block.rows
         if config.sequence is not None:
@@ -149,12 +150,12 @@ class _Heads:
 
     @property
     def labels(self) -> Optional[np.ndarray]:
-        """Numbers of their names, one a row, or one a step; None without a label column."""
+        """Numbers of the labels' names, one for each row or each step; None without a label column."""
         return np.concatenate(self._label_codes) if self._label_codes else None
 
     @property
     def targets(self) -> Optional[np.ndarray]:
-        """``[rows, K]`` float64, or one a step; None without."""
+        """Targets ``[rows, K]`` float64, or a row for each step; None without targets."""
         return np.concatenate(self._targets) if self._targets else None
 
     def named(self) -> Dict[str, np.ndarray]:
@@ -185,7 +186,7 @@ def _check_ids(table: Table, config: TableDataConfig, names: List[str], files: L
 
 
 def _list_lengths(table: Table, features: List[str], more: List[str], wanted: Optional[np.ndarray]) -> np.ndarray:
-    """``[rows]`` int64: steps of each sequence, 0 of those not ``wanted``; all list columns must agree."""
+    """``[rows]`` int64: steps of each sequence, 0 if it is not ``wanted``; all list columns must agree."""
     lengths = np.zeros(table.rows, np.int64)
     columns = [*features, *more]
     for block in table.blocks(columns, wanted):

@@ -1,10 +1,10 @@
 """Your own CSV or Parquet tables: ``data=table data.train_path=A.parquet data.sequence=id data.label=class``.
 
-Layouts: long (a row a step, the rows of a sequence anywhere, put in order by a time column), lists (a row a sequence,
-each feature a list), wide (a row a sequence, a column a step), and windows of long recordings. Rows are read block by
-block and go to one array of float64 (in a file where it is large), so that the table may be larger than memory; what
-stays in memory is some 40 bytes for each row. A process that needs some of the sequences keeps only those, and of
-Parquet reads only the row groups that hold them.
+Layouts: long (one row for each step; the rows of a sequence may be anywhere and are ordered by a time column), lists
+(one row for each sequence, a list for each feature), wide (one row for each sequence, one column for each step), and
+windows of long recordings. Rows are read block by block into one array of float64, which is a file if it is large, so
+that the table may be larger than memory; about 40 bytes for each row stay in memory. A process that needs only some of
+the sequences keeps only those, and of Parquet files reads only the row groups that contain them.
 """
 
 import logging
@@ -39,9 +39,9 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
     """Read the files.
 
     Args:
-        config: which files, and what their columns mean.
-        choose: of the number of sequences, which are needed, ``[N]`` bool; the others are left empty. For one file
-            without labels and targets. None: all.
+        config: the files, and the meaning of their columns.
+        choose: from the number of sequences to those that are needed, ``[N]`` bool; the others are left empty. For a
+            file without labels and targets. None: all.
 
     Raises:
         DataError: a missing or damaged file, an unknown column, a value that is not a number, labels or groups that
@@ -76,7 +76,7 @@ def load(config: TableDataConfig, choose: Optional[Callable[[int], np.ndarray]] 
 
 
 def _schema(table: Table, config: TableDataConfig, features: List[str], left_out: Dict[str, str]) -> InputSchema:
-    """What the table's columns are, for reading other tables for the same model."""
+    """The columns of the table, by which other tables are read for the same model."""
     def column(name: str, why: str = "") -> Column:
         return Column(name, table.facts[name].type, why)
 
@@ -91,7 +91,7 @@ def _schema(table: Table, config: TableDataConfig, features: List[str], left_out
 
 
 def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) -> List[str]:
-    """Names of the classes, numbers in their order."""
+    """The names of the classes, and the labels as numbers in their order."""
     found = {part.label_names[code] for part in parts if part.labels is not None
              for code in np.unique(part.labels).tolist() if code >= 0}
     check_written(tables[0].path, str(config.label), found)
@@ -102,14 +102,14 @@ def _classes(tables: List[Table], config: TableDataConfig, parts: List[Part]) ->
 def _as_set(part: Part, config: TableDataConfig, classes: Optional[List[str]], groups: Dict[str, int]) -> SequenceSet:
     known = None
     if part.groups is not None:
-        own = np.array([*(groups[name] for name in part.group_names), -1], dtype=np.int64)  # -1: of none
+        own = np.array([*(groups[name] for name in part.group_names), -1], dtype=np.int64)  # -1: in no group
         known = torch.from_numpy(own[part.groups])
     views = part.sequences
     flat: Any = None
     if part.labels is not None and classes is not None:
         place = {name: i for i, name in enumerate(classes)}
         codes = np.array([*(place.get(class_name(name), IGNORE) for name in part.label_names), IGNORE], dtype=np.int64)
-        flat = torch.from_numpy(codes[part.labels])  # -1, where there is none, is the last
+        flat = torch.from_numpy(codes[part.labels])  # -1, a missing label, indexes the last
     elif part.values is not None:
         flat = torch.from_numpy(part.values)
     if flat is None:

@@ -1,4 +1,4 @@
-"""A long table, a row a step: rows to sequences."""
+"""Sequences from a long table, which has one row for each step."""
 
 from typing import Any, Dict, List, Optional
 
@@ -18,7 +18,7 @@ __all__ = ["finite", "read_long", "without"]
 
 
 def read_long(table: Table, config: TableDataConfig, features: List[str], choose: Any) -> Part:
-    """A row a step."""
+    """One row for each step."""
     order = order_rows(table, config)
     targets = _long_targets(table, config)
     copies = _long_copies(table, config, features, order, targets) if choose is None else {}
@@ -46,10 +46,10 @@ def read_long(table: Table, config: TableDataConfig, features: List[str], choose
 
 
 def without(table: Table, features: List[str], copies: Dict[str, str]) -> List[str]:
-    """The features without those that reveal the target.
+    """The features, except those that reveal the target.
 
     Raises:
-        DataError: there is none.
+        DataError: no feature is left.
     """
     kept = [name for name in features if name not in copies]
     if not kept:
@@ -88,7 +88,7 @@ def _long_copies(table: Table, config: TableDataConfig, features: List[str], ord
 
 
 def _same_in_all(table: Table, order: Order, values: np.ndarray, names: List[str]) -> np.ndarray:
-    """The first row's values of each sequence, which all its rows must have."""
+    """The values in the first row of each sequence, which must be the same in all its rows."""
     first = values[order.starts]
     same = values == np.repeat(first, order.ends - order.starts, axis=0)
     if not same.all():
@@ -101,14 +101,14 @@ def _same_in_all(table: Table, order: Order, values: np.ndarray, names: List[str
 
 def finite(block: Block, values: np.ndarray, names: List[str], missing: str, targets: bool = False,
            sizes: Optional[np.ndarray] = None) -> np.ndarray:
-    """The values ``[rows, names]``, if none is infinite in 32 bits or, with ``missing`` of ``error``, NaN.
+    """The values ``[rows, names]``, after a check that none is infinite in 32 bits or, with ``missing="error"``, NaN.
 
     Args:
-        block: that they come from.
-        names: of the columns.
+        block: the rows.
+        names: names of the columns.
         missing: as ``data.missing``; ``keep`` for targets that may be missing.
-        targets: whether they are targets; else features.
-        sizes: how many of the rows belong to each row of the file, where these are lists.
+        targets: whether they are targets; otherwise features.
+        sizes: the lengths of the lists in each row of the file, if the columns are lists.
     """
     bad = ~(np.abs(values) <= np.finfo(np.float32).max)
     if missing != "error":

@@ -39,7 +39,7 @@ class TsData(NamedTuple):
         data: the sequences, each ``[T_i, D]`` float64 with T_i >= 1; targets are numbers of classes, ``[N, 1]`` float64
             values, or zeros where the file has none.
         classes: names, in the order of the header; None for values and without labels.
-        labelled: whether there are targets.
+        labelled: whether the file has targets.
     """
 
     data: SequenceSet
@@ -53,7 +53,7 @@ def read_ts(path: Union[str, Path], missing: bool = False, targets: bool = True)
     Args:
         path: a `.ts` file, UTF-8; equal or unequal lengths, one or many channels.
         missing: whether values may be missing; they are NaN then.
-        targets: whether they are needed: without, a label may be ``?``, of an unknown class, or nothing at all.
+        targets: whether they are needed; if not, a label may be ``?``, an unknown class, or missing.
 
     Raises:
         DataError: the file is missing, has no header or no sequences, or a line breaks the format; the message names
@@ -94,7 +94,7 @@ def _read_sequence(who: str, line: str, header: Header, channels: Optional[int],
         raise data_error(who, "number of channels", f"must be {channels or 'at least 1'}", len(columns))
     values = [_read_channel(f"{who}, channel {index}", text, missing) for index, text in enumerate(columns, 1)]
     steps = max(map(len, values))
-    if missing:  # a channel that is missing as a whole is one mark
+    if missing:  # a missing channel is a single mark
         values = [channel * steps if len(channel) == 1 and math.isnan(channel[0]) else channel for channel in values]
     lengths = sorted({len(channel) for channel in values})
     if len(lengths) > 1:
@@ -134,7 +134,7 @@ def _read_channel(who: str, text: str, missing: bool) -> List[float]:
 
 
 def _number(word: str) -> float:
-    """NaN where it is none."""
+    """The number, or NaN if it is not one."""
     try:
         return float(word) if "_" not in word else math.nan
     except ValueError:

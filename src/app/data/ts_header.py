@@ -20,7 +20,7 @@ class Header(NamedTuple):
     Attributes:
         labels: ``classes``, ``values`` or ``none``.
         classes: their names.
-        channels: how many, where it says so.
+        channels: their number, if the header has it.
     """
 
     labels: str
@@ -29,10 +29,10 @@ class Header(NamedTuple):
 
 
 def read_lines(path: Path) -> List[str]:
-    """The lines; odd bytes in comments do not matter.
+    """The lines of a file; invalid bytes in comments do not matter.
 
     Raises:
-        DataError: no such file, another format's, or no text.
+        DataError: the file does not exist, has another format, or is not text.
     """
     try:
         data = path.read_bytes()
@@ -61,10 +61,10 @@ def read_lines(path: Path) -> List[str]:
 
 
 def read_header(path: Path, lines: List[str]) -> Tuple[Header, int]:
-    """The header, and the number of lines up to and with ``@data``.
+    """The header, and the number of lines up to and including ``@data``.
 
     Raises:
-        DataError: a line that is none, or a key whose value is wrong.
+        DataError: a line is not ``@key value``, or the value of a key is wrong.
     """
     found: Dict[str, List[str]] = {}
     for index, line in enumerate(lines):

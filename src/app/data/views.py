@@ -1,4 +1,4 @@
-"""Many sequences as views of one long array, which may be a file that is mapped into memory."""
+"""Many sequences as views of one long array, which may be a memory-mapped file."""
 
 import tempfile
 from typing import Any, List, Optional, Sequence, Tuple, Union, overload
@@ -9,11 +9,11 @@ from torch import Tensor
 
 __all__ = ["Views", "empty_array"]
 
-IN_MEMORY = 64 << 20  # bytes; what is larger is written to a file
+IN_MEMORY = 64 << 20  # bytes; larger arrays are written to a file
 
 
 class Views(Sequence[Tensor]):
-    """Rows ``starts[i] .. ends[i] - 1`` of ``values``, made when they are asked for.
+    """The sequences ``values[starts[i]:ends[i]]``, made when they are requested.
 
     Args:
         values: ``[rows, ...]``.
@@ -56,7 +56,7 @@ class Views(Sequence[Tensor]):
 
 
 def empty_array(shape: Tuple[int, ...], dtype: Any, scratch: Optional[str]) -> np.ndarray:
-    """An array to fill: in memory if it is small, else in a file without a name, gone when it is no longer used.
+    """An array to fill: in memory if it is small, otherwise in a file without a name, which is removed after use.
 
     Args:
         shape, dtype: of numpy.

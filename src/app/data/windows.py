@@ -13,20 +13,20 @@ from cfg.data import TableDataConfig
 
 __all__ = ["cut"]
 
-_MANY = 5  # recordings, from which on each stays on one side of a split as a whole
-_PIECES = 20  # contiguous parts of each of fewer recordings, none sharing a step with another
+_MANY = 5  # with so many recordings or more, a recording is never split
+_PIECES = 20  # fewer recordings are cut into so many contiguous parts each, without common steps
 
 
 def cut(part: Part, table: Table, config: TableDataConfig) -> Part:
-    """Windows of ``config.window`` steps, one beginning every ``config.stride``; the steps behind the last whole one
-    are left out. A window's class is the one that most of its steps have (of equals, the one that comes first).
+    """Windows of ``config.window`` steps, one every ``config.stride`` steps; the steps after the last complete window
+    are left out. The class of a window is the most frequent one of its steps (if several are, the first of them).
 
-    Windows of one recording resemble each other. So that no step is on both sides of a split, recordings are groups, or
-    where there are few, contiguous stretches of them; a window that lies in two stretches has group -1, and
-    `app.data.check.checked` leaves it out where a split follows.
+    Windows of one recording resemble each other. So that no step is in two parts of a split, each recording is a group;
+    if there are few recordings, contiguous parts of them are groups. A window that lies in two parts has group -1, and
+    `app.data.check.checked` leaves it out if a split follows.
 
     Raises:
-        DataError: no recording is as long as a window, or a target that changes within one.
+        DataError: no recording is as long as a window, or a target changes within a window.
     """
     size, stride = int(config.window or 1), int(config.stride or config.window or 1)
     begins = part.sequences.starts.tolist()

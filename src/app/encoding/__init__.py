@@ -1,2 +1,2 @@
-"""``job=encode``, part by part: `plan` (which parts there are, and whose), `encode` (sequences to embeddings), `files`
-(a part on disk)."""
+"""The modules of ``job=encode``: `plan` (which parts the output has, and which process makes them), `encode` (sequences
+to embeddings), `files` (a part on disk)."""

@@ -1,7 +1,7 @@
-"""Which parts an output has, which are missing, and which process makes them.
+"""The parts of an output: which are missing, and which process makes them.
 
-A part holds the sequences ``[i * size, (i + 1) * size)`` of the input, whoever makes it; so parts of any number of
-processes, and of a process that was killed and one that went on, fit together. A part gets its name when it is
+Part ``i`` has the sequences ``[i * size, (i + 1) * size)`` of the input, whichever process makes it. Parts from any
+number of processes, and from before and after an interruption, therefore fit together. A part gets its name when it is
 complete.
 """
 
@@ -29,10 +29,10 @@ class Place(NamedTuple):
 
 
 def find_place(environment: Optional[Mapping[str, str]] = None) -> Place:
-    """Rank and number of processes, as torchrun (``RANK``, ``WORLD_SIZE``) or SLURM say; else one process.
+    """Rank and number of processes, as torchrun (``RANK``, ``WORLD_SIZE``) or SLURM set them; otherwise one process.
 
     Raises:
-        RunError: half of it is missing, or no such rank.
+        RunError: only one of the two is set, or the rank does not exist.
 
     Example:
         >>> find_place({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"})
@@ -51,7 +51,7 @@ def find_place(environment: Optional[Mapping[str, str]] = None) -> Place:
 
 
 def file_facts(path: Path) -> Dict[str, Any]:
-    """What identifies an input: size, and a digest of a megabyte at each end; of a folder, of its files."""
+    """Identifies an input: its size and a digest of a megabyte at each end; for a folder, those of its files."""
     digest, size = hashlib.sha256(), 0
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         size += file.stat().st_size
@@ -66,11 +66,12 @@ class Plan:
     """The output folder. Nothing is written to it before `begin`.
 
     Args:
-        folder: a new one, or that of an earlier start with the same facts.
-        facts: what every process and every start must agree on; with ``sequences``, ``part_sequences`` and ``format``.
+        folder: a new folder, or the one of an earlier start with the same facts.
+        facts: facts that must be the same for every process and every start, with ``sequences``, ``part_sequences``
+            and ``format``.
 
     Raises:
-        RunError: the folder is of something else, or cannot be read.
+        RunError: the folder has other contents, or cannot be read.
     """
 
     def __init__(self, folder: Path, facts: Dict[str, Any]) -> None:
@@ -103,7 +104,7 @@ class Plan:
         return RunError(f"job.output must be a folder that can be written; got {str(self.folder)!r}: {problem}")
 
     def path(self, part: int) -> Path:
-        """Of a part's file."""
+        """The path of a part."""
         return self.folder / f"part-{part:08d}.{self.facts['format']}"
 
     def missing(self, place: Place) -> List[int]:
@@ -111,7 +112,7 @@ class Plan:
         return [part for part in range(place.rank, self.count, place.world) if not self.path(part).exists()]
 
     def needed(self, parts: Sequence[int]) -> np.ndarray:
-        """``[sequences]`` bool: those of some parts."""
+        """``[sequences]`` bool: the sequences of some parts."""
         mask = np.zeros(self.facts["sequences"], bool)
         for part in parts:
             span = self.span(part)
@@ -124,7 +125,7 @@ class Plan:
         return range(part * size, min((part + 1) * size, self.facts["sequences"]))
 
     def finish(self) -> bool:
-        """Whether all parts are there; then `DONE` says so."""
+        """Whether all parts exist; then `DONE` is written."""
         if not all(self.path(part).exists() for part in range(self.count)):
             return False
         write_json({"sequences": self.facts["sequences"], "parts": self.count}, self.folder / DONE)

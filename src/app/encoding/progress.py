@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, elsewhere a line in intervals."""
+"""Progress: a bar on a terminal, otherwise a line from time to time."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ class Progress:
         return self
 
     def add(self, sequences: int, tokens: int) -> None:
-        """Some more are done."""
+        """Count further sequences as done."""
         self.done += sequences
         self.tokens += tokens
         now = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One function per format: write the files, and return how each is run."""
+"""One function for each format: it writes the file and returns a function that runs it."""
 
 import contextlib
 import inspect
@@ -15,7 +15,7 @@ from app.export.modules import EncoderStep, WholeEncoder
 __all__ = ["LONGEST", "any_size", "write_onnx", "write_torch_export"]
 
 LONGEST = 1 << 16
-"""Most tokens of a graph for any length."""
+"""Largest number of tokens in a graph for any length."""
 
 _NOT_ONE = re.compile(r"expression Ne\(.*, 1\) on")
 Runner = Callable[[Sequence[torch.Tensor]], List[torch.Tensor]]
@@ -28,7 +28,7 @@ def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path
         module: what the graph computes.
         example: its inputs.
         path: ends in ``.onnx``.
-        dynamic: the one input has any number of sequences and tokens.
+        dynamic: whether the only input may have any number of sequences and tokens.
 
     Raises:
         RunError: a package is missing, or there is no such graph.
@@ -39,7 +39,7 @@ def write_onnx(module: WholeEncoder, example: Sequence[torch.Tensor], path: Path
     except ImportError as error:
         raise RunError(f"job.format=onnx needs the package {error.name!r}; "
                        "pip install 'myfla[onnx]'") from None
-    for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # a line for every constant that they fold
+    for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # they log a line for every folded constant
         logging.getLogger(name).setLevel(logging.ERROR)
     names = _input_names(module)
     given: Any = (_program(module, example, True, "onnx"),) if dynamic else (module, tuple(example))
@@ -93,7 +93,7 @@ def _program(module: WholeEncoder, example: Sequence[torch.Tensor], dynamic: boo
         with any_size():
             return _without_bounds(
                 torch.export.export(module, tuple(example), dynamic_shapes=_any_size_shapes(), strict=False, **more))
-    except Exception as problem:  # PyTorch's exporter has many
+    except Exception as problem:  # PyTorch's exporter raises many kinds
         raise RunError(f"job.length must be given for this encoder, of which PyTorch makes no graph for every length: "
                        f"{str(problem).strip().splitlines()[0]}; job.length=TOKENS") from None
 
@@ -103,9 +103,10 @@ def _any_size_shapes() -> Any:
 
 
 def any_size() -> ContextManager[Any]:
-    """Record sizes that may be 1 at some lengths and not at others, as PyTorch's own ONNX exporter does.
+    """Record sizes that are 1 at some lengths only, as PyTorch's own ONNX exporter does.
 
-    A stem makes one step of several: without this, a graph would be refused because of the lengths at which it does.
+    A stem makes one step of several. Without this setting the graph would be refused, because for short sequences the
+    number of steps is 1.
     """
     from torch.fx.experimental import _config as settings
 
@@ -117,8 +118,8 @@ def any_size() -> ContextManager[Any]:
 def _without_bounds(program: Any) -> Any:
     """The graph without its checks that a size is not 1.
 
-    PyTorch records one where it has asked for a tensor's memory layout, on which no value depends. The comparison with
-    PyTorch covers such a size: a sequence of one step.
+    PyTorch records such a check where it asks for the memory layout of a tensor, on which no value depends. The
+    comparison with PyTorch includes a sequence of one step.
     """
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default and _NOT_ONE.search(str(node.args[-1])):

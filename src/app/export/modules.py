@@ -1,4 +1,4 @@
-"""An encoder as modules of plain tensors: what a graph has as inputs and outputs."""
+"""An encoder as modules whose inputs and outputs are plain tensors, for graphs."""
 
 import re
 from typing import List, Optional, Tuple
@@ -24,9 +24,9 @@ class WholeEncoder(nn.Module):
     task, ``logits`` or ``values`` in the data's units, of each sequence or each step.
 
     Args:
-        encoder: any, that reads prepared data.
-        pipeline: prepares them; it becomes part of the graph.
-        task: with its head; goes with a pipeline.
+        encoder: any encoder; it reads prepared data.
+        pipeline: prepares the data; it becomes part of the graph.
+        task: the task with its head; needs a pipeline.
     """
 
     def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline] = None, task: Optional[Task] = None) -> None:
@@ -50,12 +50,12 @@ class WholeEncoder(nn.Module):
 
     @property
     def channels(self) -> Optional[int]:
-        """Of x; None for token ids ``[B, T]``."""
+        """Channels of x; None for token ids ``[B, T]``."""
         schema = None if self.pipeline is None else self.pipeline.schema
         return self.encoder.config.input_size if schema is None else len(schema.features)
 
     def sample(self, batch: int, length: int) -> torch.Tensor:
-        """Random input, of the size of the data that it was trained on, with missing values where they may be."""
+        """Random input of the scale of the training data, with missing values if they are allowed."""
         size = self.encoder.config.vocab_size
         if size is not None:
             return torch.randint(size, (batch, length))
@@ -76,19 +76,19 @@ class WholeEncoder(nn.Module):
 class EncoderStep(WholeEncoder):
     """``x [B, 1, input_size]`` and the states to ``hidden [B, 1, D]`` and the new states. Nothing is written in place.
 
-    Keys and values of softmax attention ``[B, W, D]`` hold the last W tokens, the newest at the end; ``seen [B]``, the
-    last of the states, then says how many tokens there were.
+    Keys and values of softmax attention ``[B, W, D]`` are those of the last W tokens, the newest at the end; the last
+    state is then ``seen [B]``, the number of tokens so far.
 
     Args:
-        encoder: causal.
+        encoder: a causal encoder.
         pipeline: prepares x.
-        context: W of attention without a window of its own.
+        context: W for attention without a window.
 
     Attributes:
-        state_names: of the states, in order. A sequence begins with zeros.
+        state_names: names of the states, in order. A sequence begins with zeros.
 
     Raises:
-        ConfigError: no ``context`` where it is needed.
+        ConfigError: ``context`` is needed and missing.
     """
 
     def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline] = None,
@@ -106,7 +106,7 @@ class EncoderStep(WholeEncoder):
         self.names = ["hidden", *(f"new_{name}" for name in self.state_names)]
 
     def first_states(self, batch: int) -> List[torch.Tensor]:
-        """The states of sequences that begin."""
+        """The states at the beginning of sequences."""
         states = []
         for tree, window in zip(self.trees, self.windows):
             for name, t in tensors_of(tree):

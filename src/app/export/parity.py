@@ -28,8 +28,8 @@ def compare_step(module: EncoderStep, run: Runner, batch: int, steps: int) -> fl
 def compare_whole(module: WholeEncoder, run: Runner, sizes: Sequence[Tuple[int, int]]) -> float:
     """The largest difference over batches of some sizes, ``(sequences, tokens)``.
 
-    Of three random batches of each size the one is taken that PyTorch itself computes best, by float64: where next to
-    nothing of a single step is left behind a stem, a norm makes of any rounding up to 300 times as much.
+    Of three random batches of each size, the one counts that PyTorch computes most exactly, compared with float64: if
+    almost nothing of a single step is left after a stem, a norm can enlarge rounding errors by a factor of 300.
     """
     exact, worst = copy.deepcopy(module).double(), 0.0
     for batch, length in sizes:
@@ -62,5 +62,5 @@ def _difference(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> fl
 
 
 def _larger(worst: float, gap: float) -> float:
-    """`max`, but once not a number, always not a number."""
+    """`max`, but NaN if any value is NaN."""
     return gap if gap != gap or gap > worst else worst

@@ -1,4 +1,4 @@
-"""The files of an export: all of them, or none."""
+"""Write all files of an export, or none."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ __all__ = ["staged"]
 
 @contextlib.contextmanager
 def staged(folder: Path, last: str) -> Iterator[Path]:
-    """Give a folder to write to; at the end, its files take their places in ``folder``.
+    """Provide a folder to write to; at the end, its files are moved to ``folder``.
 
-    Each file is there completely or not at all, and ``last`` comes after the others: if it exists, all exist. After an
-    error nothing is there; what a killed writer has left is removed by the next one.
+    Each file exists completely or not at all, and ``last`` is moved after the others: if it exists, all exist. After an
+    error there are no files; those of a killed process are removed by the next one.
 
     Args:
-        folder: receives the files; made if it is missing.
-        last: the name of one of them.
+        folder: the folder for the files; it is made if it does not exist.
+        last: the name of the file that is moved last.
 
     Raises:
         OSError: the folder cannot be written, or is full.

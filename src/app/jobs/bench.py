@@ -26,7 +26,7 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 
 def works(job: BenchJobConfig, streams: bool) -> List[Work]:
-    """What is measured, in the order of the table; ``streams``: whether the encoder can be fed token by token."""
+    """The works to measure, in the order of the table; ``streams``: whether the encoder can be fed token by token."""
     whole = [Work(kind, job.batch, length) for kind in ("prefill", "train") for length in job.lengths]
     return whole + [Work("decode", sessions, 1) for sessions in job.sessions if streams]
 
@@ -77,7 +77,7 @@ def _row(work: Work, timing: Timing, peak: Optional[int]) -> Dict[str, Any]:
 
 
 def _figures(rows: List[Dict[str, Any]]) -> Dict[str, float]:
-    """Of each kind, that of the largest size."""
+    """The largest work of each kind."""
     last = {row["kind"]: row for row in rows}
     prefill = last["prefill"]
     figures = {"seconds_per_token": prefill["seconds"]["median"] / (prefill["batch"] * prefill["length"])}

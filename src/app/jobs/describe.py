@@ -1,4 +1,4 @@
-"""``job=describe``: what is installed, and what the configured encoder is made of."""
+"""``job=describe``: what is installed, and the parts of the configured encoder."""
 
 import dataclasses
 from pathlib import Path

@@ -31,10 +31,10 @@ def run(config: AppConfig, folder: Path) -> float:
     """Make the parts of ``job.output`` that are missing.
 
     Returns:
-        seconds per sequence of this start; 0 where nothing was missing.
+        seconds per sequence of this start; 0 if no part was missing.
 
     Raises:
-        ConfigError, DataError, RunError: before anything is written, but for a full disk.
+        ConfigError, DataError, RunError: before anything is written, except for a full disk.
     """
     job = config.job_as(EncodeJobConfig)
     if config.run is None:
@@ -81,7 +81,7 @@ def run(config: AppConfig, folder: Path) -> float:
 
 
 def _facts(job: EncodeJobConfig, trained: Trained, config: AppConfig) -> Dict[str, Any]:
-    """What must be the same at every start."""
+    """The facts that must be the same at every start."""
     given = {"part": job.part} if job.input is None else {"input": file_facts(Path(job.input))}
     return {"run": trained.key, **given, "per": job.per, "format": job.format,
             "part_sequences": job.part_sequences, "size": trained.encoder.config.hidden_size}

@@ -28,13 +28,13 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 
 def run(config: AppConfig, folder: Path) -> float:
-    """Judge and write what `app.report.write_results` lists.
+    """Test the run and write the files that `app.report.write_results` lists.
 
     Returns:
         the loss on the (first) test set.
 
     Raises:
-        ConfigError, DataError, RunError: nothing to judge, or data that do not fit.
+        ConfigError, DataError, RunError: there is no task, or the data do not fit.
     """
     job = config.job_as(EvaluateJobConfig)
     if config.run is None:

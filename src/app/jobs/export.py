@@ -41,8 +41,8 @@ def run(config: AppConfig, folder: Path) -> float:
         the largest difference from PyTorch.
 
     Raises:
-        ConfigError, RunError: nothing to export, an older export, a missing package, or a file that computes something
-            else.
+        ConfigError, RunError: there is no model, or an older export, or a package is missing, or a file computes other
+            results.
     """
     job = config.job_as(ExportJobConfig)
     if config.run is None:
@@ -102,7 +102,7 @@ def _step(trained: Trained, job: ExportJobConfig, folder: Path, differences: Dic
 def _whole(trained: Trained, job: ExportJobConfig, folder: Path, differences: Dict[str, float]) -> Dict[str, Any]:
     whole = WholeEncoder(trained.encoder, trained.pipeline, trained.task).eval()
     path, dynamic = folder / f"encoder{_SUFFIX[job.format]}", job.length is None
-    # Sizes that nothing else in the graph has, so that no rule for one of them is taken for a rule of the other.
+    # Sizes that nothing else in the graph has, so that equal sizes are not taken for the same dimension.
     size = (3, 101) if job.length is None else (job.batch, job.length)
     example = whole.sample(*size)
     runner = _WRITE[job.format](whole, (example,), path, dynamic)

@@ -34,7 +34,7 @@ def run(config: AppConfig, folder: Path) -> float:
         seconds per sequence.
 
     Raises:
-        ConfigError, DataError, InputError, RunError: nothing is written then.
+        ConfigError, DataError, InputError, RunError: before anything is written.
     """
     job = config.job_as(PredictJobConfig)
     if config.run is None:

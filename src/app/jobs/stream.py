@@ -33,7 +33,7 @@ def run(config: AppConfig, folder: Path) -> float:
         seconds per row.
 
     Raises:
-        ConfigError, RunError: before a row is read; or the state, input or output is lost on the way.
+        ConfigError, RunError: before a row is read; or later, if the state, input or output is lost.
     """
     job = config.job_as(StreamJobConfig)
     if config.run is None:
@@ -71,7 +71,7 @@ def run(config: AppConfig, folder: Path) -> float:
 
 
 def _leave(store: Store, sink: Optional[Sink], begun: bool) -> None:
-    """After an error, which counts for more than what comes up here; a start that was refused leaves nothing."""
+    """Close everything after an error, ignoring further errors; a start that was refused leaves no files."""
     if sink is not None:
         sink.abandon(begun)
     if begun:
@@ -94,7 +94,8 @@ def _say(text: str) -> None:
 
 
 def _own_stdout() -> int:
-    """A descriptor of standard output for the output alone: everything else that is printed goes to standard error."""
+    """A descriptor of standard output that only the output uses; everything else that is printed goes to standard
+    error."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
@@ -105,7 +106,7 @@ def _own_stdout() -> int:
 
 
 def _stop_on_signals(service: Service) -> None:
-    """The first signal ends the job after the current step; a second one ends at once, which loses nothing either."""
+    """The first signal ends the job after the current step; a second one ends it at once, without losing data."""
 
     def stop(number: int, frame: Any) -> None:
         service.stopping = True

@@ -39,7 +39,7 @@ def run(config: AppConfig, folder: Path) -> float:
     """Train, test, and write everything below ``folder``.
 
     Returns:
-        the best validation loss; the last training loss where nothing is held out.
+        the best validation loss; the last training loss if nothing is held out.
 
     Raises:
         ConfigError, DataError, PluginError, UnknownEncoderError: before anything is trained.
@@ -59,7 +59,7 @@ def run(config: AppConfig, folder: Path) -> float:
     config = dataclasses.replace(config, encoder=with_checkpoint_sizes(encoder_for(config, data, task)))
     module, parts = prepare(config, data, task)
     split = {"training": parts.train, "validation": parts.validation, **parts.tests}
-    if is_first_process():  # not before all has been built: what is refused leaves nothing
+    if is_first_process():  # only after everything is built: a start that is refused leaves no files
         begin(folder, config, data, given)
     outcome = train(module, parts, data, config, folder)
     parts, first, last = outcome.parts, outcome.first, outcome.last
@@ -106,7 +106,7 @@ def run(config: AppConfig, folder: Path) -> float:
 
 
 def _aim(fit: Fit) -> float:
-    """What a search minimises: the validation loss; that of the training where nothing was held out."""
+    """The loss that a search minimises: on validation data, or on training data if nothing was held out."""
     return fit.figures.get("val_loss", fit.figures["train_loss"])
 
 

@@ -1,1 +1,1 @@
-"""Reports as one HTML file each: nothing is loaded, nothing runs, and it can be light or dark, wide or narrow."""
+"""Reports as single HTML files without scripts and external files, for light and dark, wide and narrow screens."""

@@ -1,4 +1,4 @@
-"""Markup from parts. Text is escaped wherever it meets markup; only `Markup` is taken as it is."""
+"""Markup from parts. All text is escaped; only `Markup` is used as it is."""
 
 from html import escape
 from pathlib import Path
@@ -9,7 +9,7 @@ __all__ = ["Markup", "cards", "code", "details", "figure", "grid", "join", "lege
            "table", "tag"]
 
 _HERE = Path(__file__).parent
-_NARROW = 3  # columns that a phone has room for; of more, a row is shown as lines with the columns' names
+_NARROW = 3  # columns that fit on a phone; a row with more is shown there as lines with the columns' names
 
 
 class Markup(str):
@@ -17,7 +17,7 @@ class Markup(str):
 
 
 def join(*parts: Any) -> Markup:
-    """Parts one after the other; what is no `Markup` is text and is escaped. None is nothing.
+    """The parts in order; everything except `Markup` is text and is escaped. None is left out.
 
     Example:
         >>> join(tag("b", "x"), " < y")
@@ -33,7 +33,7 @@ def tag(name: str, *parts: Any, **attributes: str) -> Markup:
 
 
 def section(title: str, *parts: Any, note: Any = None) -> Markup:
-    """A part of the page under a heading, with a line that says what it shows."""
+    """A part of the page with a heading and a line of explanation."""
     return tag("section", tag("h2", title), tag("p", note, class_="note") if note is not None else None, *parts)
 
 
@@ -60,7 +60,7 @@ def legend(entries: Iterable[Tuple[str, str, str]]) -> Markup:
 
 def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], right: Sequence[Any] = (),
           best: bool = False) -> Markup:
-    """A table that scrolls by itself where it is too wide; None is an empty cell; ``best`` marks the first row."""
+    """A table, which scrolls if it is too wide; None is an empty cell; ``best`` marks the first row."""
     sides = ["num" if column in right else "txt" for column in columns]
 
     def line(cells: Sequence[Any], marked: bool = False) -> Markup:
@@ -102,5 +102,5 @@ def page(title: str, lead: Any, *parts: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """Escaped, and without half characters, which no file can hold."""
+    """Escaped text without lone surrogates, which cannot be written to a file."""
     return escape(str(value).encode("utf-8", "replace").decode("utf-8"))

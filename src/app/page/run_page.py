@@ -28,9 +28,9 @@ def write_run_page(
     Args:
         folder: of the run.
         results: as in ``metrics.json``.
-        config: the whole config, as YAML.
-        groups: sections with ``(title, note, pictures)``; one without pictures is left out.
-        tables: sections that follow them.
+        config: the complete config, as YAML.
+        groups: sections as ``(title, note, pictures)``; those without pictures are left out.
+        tables: further sections.
 
     Returns:
         its path.
@@ -46,7 +46,7 @@ def write_run_page(
 
 
 def repeat_command(overrides: Sequence[str]) -> str:
-    """What to type to run it again, if need be as a single run.
+    """The command that runs it again as a single run.
 
     Example:
         >>> repeat_command(["hparams_search=optuna", "seed=1"])
@@ -88,14 +88,14 @@ def _section(name: str, note: str, pictures: List[Picture]) -> Markup:
 
 
 def _inputs(results: Mapping[str, Any]) -> Optional[Markup]:
-    """The columns that the run read, and those that it left out."""
+    """The columns that the run read and those that it left out."""
     if "inputs" not in results:
         return None
     pipeline = InputPipeline.from_facts(results["inputs"])
     parts = [html.paragraph(pipeline.describe())]
     schema = pipeline.schema
     if schema is not None:
-        wide = len(schema.features)  # with a scale of its own, a channel has a second one: how large its values are
+        wide = len(schema.features)  # with data.own_scale a channel has a second one with the scale of its values
         rows = [(*column[:2], f"{mean:.6g}", f"{std:.6g}") for column, mean, std in
                 zip(schema.features, pipeline.mean[:wide], pipeline.std[:wide])]
         measured = ["mean in training", "standard deviation"]
@@ -110,7 +110,7 @@ def _settings(results: Mapping[str, Any], config: str) -> Markup:
     rows = [(name, _value(value)) for name, value in results.items() if name not in elsewhere]
     return section(
         "Settings", html.paragraph("To run it again:"), html.code(repeat_command(results.get("overrides", []))),
-        html.details("The whole config", html.code(config)),
+        html.details("The complete config", html.code(config)),
         html.details("All figures", html.table(["figure", "value"], rows, right=["value"])),
     )
 

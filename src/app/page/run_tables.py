@@ -1,4 +1,4 @@
-"""Tables of a run's page: the data, the classes, the worst cases, and simple methods beside it."""
+"""Tables of a run's page: the data, the classes, the worst cases, and the comparison with simple methods."""
 
 from typing import Any, List, Mapping, Optional
 
@@ -15,7 +15,8 @@ _MOST_CLASSES = 60
 
 
 def data_section(summary: Optional[Mapping[str, Mapping[str, Any]]]) -> Optional[Markup]:
-    """How many sequences each set has, how long they are, what is missing, and how the classes are spread."""
+    """For each set: the number of sequences, their lengths, the share of missing values, and the sizes of the
+    classes."""
     if not summary:
         return None
     columns, rows = summary_rows(summary)
@@ -31,7 +32,7 @@ def data_section(summary: Optional[Mapping[str, Mapping[str, Any]]]) -> Optional
 
 
 def classes_table(scores: List[ClassScore]) -> Optional[Markup]:
-    """Scores of each class; of many the worst."""
+    """Scores of each class; only the worst ones if there are many."""
     if not scores:
         return None
     columns = ["class", "sequences", "recall", "precision", "F1"]
@@ -44,12 +45,12 @@ def cases_section(columns: List[str], rows: List[List[Any]], *more: Any) -> Opti
     if not rows and not any(more):
         return None
     table = html.table(columns, rows, right=columns[-1:]) if rows else None
-    note = "The test sequences that are told worst; all of them: predictions.csv." if rows else None
+    note = "The test sequences with the worst predictions. All predictions are in predictions.csv." if rows else None
     return section("Worst cases" if rows else "Classes", table, *more, note=note)
 
 
 def baselines_section(results: Mapping[str, Any]) -> Optional[Markup]:
-    """Simple methods on the same split, the best first, this run among them."""
+    """This run and simple methods on the same split, the best first."""
     found = results.get("baselines")
     if not found:
         return None
@@ -61,9 +62,9 @@ def baselines_section(results: Mapping[str, Any]) -> Optional[Markup]:
     rows += [] if own is None else [(tag("strong", f"this run ({results['encoder']})"), own)]
     rows.sort(key=lambda row: -row[1] if kind == "classes" else row[1])
     ahead = [] if own is None else better(found, own, kind)
-    note = "Trained and judged on the same sequences."
+    note = "Trained and tested on the same sequences."
     if ahead:
         note = join(tag("span", f"{ahead[0][0]} does better than this run.", class_="bad"), " ", note)
     shown = [(name, form.format(value)) for name, value in rows]
-    return section("Beside simple methods", html.table(["method", f"test {label}"], shown, right=[f"test {label}"]),
-                   note=note)
+    table = html.table(["method", f"test {label}"], shown, right=[f"test {label}"])
+    return section("Comparison with simple methods", table, note=note)

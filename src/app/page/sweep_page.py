@@ -76,7 +76,7 @@ def _failures(rows: List[Row]) -> Optional[Markup]:
     cells = [[row["job"], *map(shown_value, row["settings"].values()), tag("span", row["error"], class_="bad")]
              for row in failed]
     return section("Failed jobs", html.table(["job", *short_names(names), "reason"], cells),
-                   note="The others ran to their end.")
+                   note="The other jobs ended normally.")
 
 
 def _means(groups: List[Group], rows: List[Row]) -> Optional[Markup]:
@@ -93,8 +93,8 @@ def _means(groups: List[Group], rows: List[Row]) -> Optional[Markup]:
         cells.append([mark, *settings, count, *(_cell(figure, one) for figure in figures)])
     columns = ["", *columns]
     note = f"Sorted by {figures[0].label}; mean \u00b1 standard deviation where there are several seeds. " + (
-        "\u2248: these seeds do not tell it from the best (the means differ by less than two standard errors)."
-        if any(len(one.rows) > 1 for one in groups) else "One seed each: small differences are chance.")
+        "\u2248: not distinguishable from the best with these seeds (means differ by less than two standard errors)."
+        if any(len(one.rows) > 1 for one in groups) else "One seed each: small differences may be chance.")
     table = html.table(columns, cells, right=columns[1 + len(groups[0].settings):], best=bool(groups[0].rows))
     return section("All settings", table, note=note)
 
@@ -117,7 +117,7 @@ def _effects(rows: List[Row]) -> Optional[Markup]:
         if name == SEED or len(set(values)) < 2 or not figures:
             continue
         panels = [(_axis(figure), [_scaled(figure, row.get(figure.key)) for row in good]) for figure in figures]
-        svg = to_svg(effect_figure(name, values, panels), f"effect{len(drawn)}", f"What {name} does")
+        svg = to_svg(effect_figure(name, values, panels), f"effect{len(drawn)}", f"Effect of {name}")
         few = len(set(values)) <= MOST_VALUES
         drawn.append(html.figure(svg, join(tag("strong", name), "; a point for each job" + (
             ", a line at the mean of each value." if few else "."))))
@@ -125,11 +125,11 @@ def _effects(rows: List[Row]) -> Optional[Markup]:
         return None
     several = len([name for name in rows[0]["settings"] if name != SEED]) > 1
     note = "Over all values of the other settings." if several else ""
-    return section("What each setting does", html.grid(*drawn), note=note)
+    return section("Effect of each setting", html.grid(*drawn), note=note)
 
 
 def _panels(figures: List[Figure]) -> List[Figure]:
-    """What is minimised, and the first figure of the test set."""
+    """The figure that is minimised, and the first figure of the test set."""
     tests = [figure for figure in figures[1:] if figure.key.startswith("test_")]
     return figures[:1] + (tests or figures[1:])[:1]
 

@@ -1,1 +1,1 @@
-"""Pictures of runs: each module makes `Figure`s of one kind, `style` gives them one look and writes them."""
+"""Pictures of runs: each module makes figures of one kind, `style` has their style and writes them."""

@@ -1,4 +1,4 @@
-"""What a setting does: a figure of every job of a sweep, by the setting's value."""
+"""The effect of a setting: a figure of every job of a sweep by the value of the setting."""
 
 from typing import List, Optional, Sequence, Tuple
 
@@ -10,7 +10,7 @@ from app.plots.style import ACCENT, SECOND, clean, drawing, label_ticks, plain_n
 __all__ = ["MOST_VALUES", "effect_figure"]
 
 MOST_VALUES = 10
-"""A number with more values than this has an axis of its own."""
+"""A setting with more numbers than this gets a numeric axis."""
 
 
 @drawing
@@ -38,7 +38,7 @@ def effect_figure(name: str, values: Sequence[str], panels: Sequence[Tuple[str, 
             means = [(place, float(np.mean([v for v, p in zip(y, x) if p == place]))) for place in sorted(set(x))]
             for place, mean in means:
                 part.plot([place - 0.24, place + 0.24], [mean, mean], color=SECOND, linewidth=2.4)
-            if means and numbers is not None:  # between words there is nothing
+            if means and numbers is not None:  # there is nothing between two words
                 part.plot(*zip(*means), color=SECOND, linewidth=0.9, alpha=0.6)
         if good and np.min(np.asarray(y, dtype=float)) >= 0:
             within(part, low=0, high=100 if "accuracy" in label or "right" in label or "F1" in label else None)

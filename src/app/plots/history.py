@@ -1,4 +1,4 @@
-"""The course of a training: losses, a figure of the validation set, the learning rate."""
+"""Figures of a training over time: losses, a figure of the validation set, the learning rate."""
 
 import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -11,7 +11,7 @@ from app.plots.style import ACCENT, GREY, MUTED, SECOND, drawing, plain_numbers,
 __all__ = ["judged", "loss_figure", "rate_figure"]
 
 _SHARES = ("val_accuracy", "val_sequence_accuracy", "val_last_accuracy")
-_LARGEST = 700.0  # of a loss whose exponential is still a number
+_LARGEST = 700.0  # largest loss whose exponential is finite
 
 
 @drawing
@@ -68,8 +68,7 @@ def rate_figure(rows: Sequence[Dict[str, Any]], best_epoch: Optional[int] = None
 
 
 def judged(rows: Sequence[Dict[str, Any]], tokens: bool = False) -> Tuple[str, List[Tuple[int, float]]]:
-    """The most telling figure of the validation set, with its points: perplexity of tokens, accuracy of classes, or
-    RMSE.
+    """The main figure of the validation set, with its points: perplexity for tokens, accuracy for classes, or RMSE.
 
     Example:
         >>> judged([{"epoch": 1, "val_rmse": 0.5}])

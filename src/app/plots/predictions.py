@@ -13,7 +13,7 @@ from app.plots.style import ACCENT, INK, MUTED, SECOND, SURFACE, clean, drawing,
 __all__ = ["MOST_CLASSES", "confusion_figure", "place_figure", "residual_figure"]
 
 MOST_CLASSES = 30
-"""Up to so many classes, a matrix has its counts and names."""
+"""Up to this number of classes, a matrix shows counts and names."""
 
 _MOST_POINTS, _MOST_VALUES, _MOST_PLACES = 3000, 4, 60
 
@@ -91,7 +91,7 @@ def residual_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[st
 
 @drawing
 def place_figure(places: np.ndarray, figures: np.ndarray, label: str, high: Optional[float] = None) -> Figure:
-    """The mean of a figure by the place of a step in its sequence; many places are put together.
+    """The mean of a figure by the number of the step; if there are many steps, neighbours are joined.
 
     Args:
         places: ``[N]``, the number of each step.

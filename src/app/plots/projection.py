@@ -12,10 +12,10 @@ from app.plots.style import ACCENT, SECOND, categories, clean, drawing
 __all__ = ["MARKS", "MOST_NAMED", "projection_figure"]
 
 MARKS = (("o", "\u25cf"), ("s", "\u25a0"), ("^", "\u25b2"), ("D", "\u25c6"))
-"""For matplotlib, and as a character; each serves ten classes."""
+"""Markers for matplotlib and as characters; each is used for ten classes."""
 
 MOST_NAMED = 20
-"""Up to so many classes have a colour with a name."""
+"""Up to this number of classes, colours are explained by name."""
 
 _MOST_POINTS = 3000
 

@@ -25,7 +25,7 @@ ACCENT, SECOND, GREY = "#2d6cb6", "#d97a1f", "#969ca8"
 CATEGORIES = ("#3f7fc9", "#de8431", "#2f9e79", "#c84f5c", "#8460c2", "#b08a1e", "#3aa0b8", "#c263a4", "#6f8f3a",
               "#8a6a55")
 
-#: What a page may repaint: these colours become variables of its style sheet.
+#: Colours that a page can change: they become variables of its style sheet.
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", ACCENT: "--accent",
               SECOND: "--second", GREY: "--grey"}
 
@@ -38,7 +38,7 @@ _STYLE: Dict[Any, Any] = {  # matplotlib's own type of the keys is not in all it
     "grid.color": GRID, "grid.linewidth": 0.8, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0,
     "ytick.minor.size": 0, "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
     "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
-    "text.parse_math": False,  # a class may be called $x
+    "text.parse_math": False,  # the name of a class may contain $
     "svg.fonttype": "none", "svg.hashsalt": "myfla",
 }
 
@@ -57,7 +57,7 @@ def drawing(draw: Draw) -> Draw:
 
 
 def categories(count: int) -> List[str]:
-    """Colours of ``count`` classes; they come again after ten."""
+    """Colours of ``count`` classes; they repeat after ten."""
     return [CATEGORIES[i % len(CATEGORIES)] for i in range(count)]
 
 
@@ -138,6 +138,6 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
 
 def _save(figure: Figure, file: Any, **how: Any) -> None:
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A browser finds another font for what ours lacks; a PNG shows a box there, and nothing is lost.
+        # A browser uses another font for characters that ours lacks; a PNG shows a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(file, **how)

@@ -28,10 +28,10 @@ class Engine:
         complain: called with the line of a row that is skipped and the reason.
 
     Attributes:
-        refused: rows that were skipped: too large for the model, or with a result that is not finite.
-        seq: number of the next row, counted from 1 since the state folder began.
-        evicted, returned: sessions that went to disk, and that came back.
-        repeated: rows of the journal that were taken in again.
+        refused: number of rows that were skipped: too large for the model, or with a result that is not finite.
+        seq: number of the next row, counted from 1 since the state folder was made.
+        evicted, returned: number of sessions that were moved to disk, and that were read back.
+        repeated: number of rows of the journal that were computed again.
         model_seconds: time spent in the model.
     """
 
@@ -46,7 +46,7 @@ class Engine:
         self.model_seconds = 0.0
 
     def step(self, rows: Rows) -> List[Output]:
-        """Take rows in, in order, and note them in the journal.
+        """Process rows in order and record them in the journal.
 
         Rows of different sessions share a call of the model; so do several rows of one session, in their order. A row
         that the model cannot take, or whose result is not finite, is skipped and does not change its session.
@@ -64,12 +64,12 @@ class Engine:
         return outputs
 
     def repeat(self) -> None:
-        """Bring the states to where the last commit left the outputs."""
+        """Bring the states to the position of the last commit."""
         self.seq = int(self.store.get("seq") or 1)
         self.repeated += self._replay()
 
     def _replay(self, only: Optional[Set[int]] = None) -> int:
-        """Take in the rows of the journal that no state holds, of all sessions or of some; how many they were."""
+        """Compute the rows of the journal that no state contains, of all sessions or of some; returns their number."""
         count = 0
         for entry in self.store.journal(self.model.input_size):
             chosen = np.arange(len(entry.ids)) if only is None else np.flatnonzero(np.isin(entry.ids, list(only)))
@@ -82,7 +82,7 @@ class Engine:
         return count
 
     def snapshot(self) -> None:
-        """Write every state that changed; the journal begins anew. To be committed by the caller."""
+        """Write every state that has changed and empty the journal. The caller commits."""
         self._write(np.flatnonzero(self.pool.dirty))
         self.store.forget()
 
@@ -98,7 +98,7 @@ class Engine:
         return [made]
 
     def _parted(self, rows: Rows, good: np.ndarray) -> List[Output]:
-        """A step some of whose results are not finite: undone, then done again, the sessions in question row by row."""
+        """Undo a step with results that are not finite and repeat it, with the affected sessions row by row."""
         self._undo(rows.sessions)
         if len(good) == 1:
             self._refuse(rows.lines[0], "the result must be finite; got nan or infinity; the session is unchanged")
@@ -110,7 +110,7 @@ class Engine:
         return [joined(outputs)] if outputs else []
 
     def _undo(self, sessions: Sequence[str]) -> None:
-        """Bring sessions back to where the journal ends: by what is stored of them, and the rows noted since."""
+        """Bring sessions back to the end of the journal, from their stored states and the rows recorded since."""
         names = list(dict.fromkeys(sessions))
         slots = self.pool.find(names)
         ids = set(self.pool.ids[slots].tolist())
@@ -140,7 +140,7 @@ class Engine:
 
     def _repeat(self, sessions: List[str], seqs: np.ndarray, features: np.ndarray) -> int:
         index, slots = self._bring(sessions)
-        new = seqs > self.pool.seqs[slots[index]]  # a state that was written since holds its rows already
+        new = seqs > self.pool.seqs[slots[index]]  # a state that was written later contains these rows
         if not new.any():
             return 0
         kept, index = np.unique(index[new], return_inverse=True)
@@ -179,7 +179,7 @@ class Engine:
         return hidden[rows], embedding[rows], seen[index] + place + 1
 
     def _bring(self, sessions: Sequence[str]) -> Tuple[np.ndarray, np.ndarray]:
-        """``(place of each row's session among the different ones, their slots)``; all are in memory then."""
+        """``(index of each row's session among the different ones, their slots)``; afterwards all are in memory."""
         places: dict = {}
         index = np.array([places.setdefault(name, len(places)) for name in sessions], dtype=np.int64)
         names = list(places)
@@ -197,7 +197,7 @@ class Engine:
         return index, slots
 
     def _evict(self, count: int) -> None:
-        """Make room: a little more than needed, so that it need not be made for each step."""
+        """Make room for a few more sessions than needed, so that not every step has to do it."""
         slots = self.pool.idle(max(count, self.pool.capacity // 16))
         self._write(slots[self.pool.dirty[slots]])
         self.pool.drop(slots)

@@ -1,4 +1,4 @@
-"""What a model can take: rows that are not too large for it, and rows with missing values made whole."""
+"""Which rows a model accepts: rows that are not too large for it; and replacing missing values."""
 
 from typing import Optional, Tuple
 
@@ -12,18 +12,18 @@ from encoders.stack import Encoder
 __all__ = ["Range", "fill_from", "prepared"]
 
 USUAL = 1e4
-"""Standard deviations from the mean up to which a row is not looked at any closer."""
+"""Rows within this number of standard deviations from the mean are accepted without a closer check."""
 
 
 class Range:
-    """Which rows an encoder can take without a number in it that is not finite.
+    """Decides which rows an encoder can process without values that are not finite.
 
-    What the encoder's input layer makes of a row must have a sum of squares that is finite in float32: the norm of the
-    first block divides by its root, and would answer infinity with zeros.
+    For such a row, the output of the encoder's input layer has a sum of squares that is finite in float32: the norm of
+    the first block divides by its root, and would turn infinity into zeros.
 
     Args:
-        encoder: whose input layer counts.
-        pipeline: of its run, or None.
+        encoder: the encoder.
+        pipeline: the pipeline of its run, or None.
     """
 
     def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline]) -> None:
@@ -32,7 +32,7 @@ class Range:
         self._low, self._high = (np.asarray(mean) + sign * USUAL * np.asarray(std) for sign in (-1, 1))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """``[n]`` bool of ``[n, input_size]`` raw features; NaN, which stands for a missing value, is fine."""
+        """``[n]`` bool for ``[n, input_size]`` raw features; NaN is a missing value and is accepted."""
         with np.errstate(invalid="ignore"):
             good = (((features >= self._low) & (features <= self._high)) | np.isnan(features)).all(axis=1)
         odd = np.flatnonzero(~good)
@@ -46,7 +46,7 @@ class Range:
 
 
 def prepared(pipeline: Optional[InputPipeline], x: torch.Tensor) -> torch.Tensor:
-    """``[n, D]`` raw features, each row by itself, as the encoder reads them; what is missing is the channel's mean."""
+    """``[n, D]`` raw features as the encoder reads them, each row separately; a missing value is the channel's mean."""
     if pipeline is None:
         return x
     if pipeline.missing != "error":
@@ -56,7 +56,7 @@ def prepared(pipeline: Optional[InputPipeline], x: torch.Tensor) -> torch.Tensor
 
 
 def fill_from(x: torch.Tensor, counts: torch.Tensor, last: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Missing values take the one before in their session and channel.
+    """Replace each missing value by the one before in its session and channel.
 
     Args:
         x: ``[total, D]``, session after session; NaN where a value is missing.

@@ -1,4 +1,4 @@
-"""Numbered lines from a file or from standard input, as many at a time as are there."""
+"""Numbered lines from a file or from standard input, as many at a time as are available."""
 
 import os
 import queue
@@ -20,8 +20,8 @@ class Line(NamedTuple):
     """One line of the input.
 
     Attributes:
-        data: its bytes without the line end; None if it is longer than can be (`LONGEST`).
-        size: bytes that it takes in the input, with its line end.
+        data: its bytes without the line end; None if it is longer than `LONGEST`.
+        size: its number of bytes in the input, with the line end.
     """
 
     data: Optional[bytes]
@@ -29,11 +29,11 @@ class Line(NamedTuple):
 
 
 class Lines:
-    """Lines out of chunks of bytes.
+    """Lines from chunks of bytes.
 
     Args:
-        read: ``read(wait)`` returns bytes, ``b""`` at the end of the input, or None if nothing is there (which never
-            happens at the end, and with ``wait`` only after a while, so that the caller can look around).
+        read: ``read(wait)`` returns bytes, ``b""`` at the end of the input, or None if nothing is available (never at
+            the end; with ``wait`` only after some time, so that the caller can do other work).
     """
 
     def __init__(self, read: Callable[[bool], Optional[bytes]]) -> None:
@@ -49,7 +49,7 @@ class Lines:
             wait: wait for the first one, for a while.
 
         Returns:
-            Lines; none if there are none now, or none any more (then `ended` is true).
+            Lines; an empty list if none are available, now or ever (then `ended` is true).
         """
         while len(self._ready) < most and not self.ended:
             chunk = self._read(wait and not self._ready)
@@ -95,13 +95,13 @@ def open_file(path: Path, offset: int = 0) -> Lines:
 
 
 def open_stdin(descriptor: int = 0, patience: float = 0.2) -> Lines:
-    """The lines that come through a descriptor, read by a thread so that none is waited for by mistake.
+    """The lines of a descriptor, read by a thread so that the caller need not wait for them.
 
     Args:
         descriptor: standard input's.
         patience: seconds that one ``read(wait=True)`` waits.
     """
-    chunks: "queue.Queue[bytes]" = queue.Queue(64)  # a bound, so that a fast sender is held back
+    chunks: "queue.Queue[bytes]" = queue.Queue(64)  # a limit, so that a fast sender must wait
 
     def pump() -> None:
         while True:

@@ -1,4 +1,4 @@
-"""A trained run as a model that takes one more piece of many sequences at a time."""
+"""A trained run as a model that continues many sequences by further rows."""
 
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
@@ -30,9 +30,9 @@ class StreamModel:
 
     Args:
         encoder: causal, reading real-valued features.
-        pipeline: from the rows to what the encoder reads; None in a folder that holds nothing but an encoder.
-        task: with its head; None as well.
-        key: a name for the weights, so that states of other weights are refused.
+        pipeline: from the rows to the input of the encoder; None for a folder with only an encoder.
+        task: the task with its head; None for a folder with only an encoder.
+        key: a name of the weights, so that states of other weights are refused.
     """
 
     def __init__(self, encoder: Encoder, pipeline: Optional[InputPipeline], task: Optional[Task], key: str) -> None:
@@ -43,7 +43,7 @@ class StreamModel:
         with torch.inference_mode():
             probe = encoder(self.weight.new_zeros(1, 1, self.input_size), use_cache=True).cache
         self._trees = [probe[i] for i in range(len(probe))]
-        #: One row of zeros (and of the pooling's identity): the state of a session that has sent nothing.
+        #: One row of zeros (and of the pooling's neutral values): the state of a session that has sent nothing.
         self.fresh = [torch.zeros_like(t) for tree in self._trees for _, t in tensors_of(tree)]
         self._cached = len(self.fresh)
         self.fresh += self.pooling.start(1, self.weight.device)
@@ -64,13 +64,13 @@ class StreamModel:
     def advance(
         self, x: torch.Tensor, counts: torch.Tensor, seen: torch.Tensor, states: Sequence[torch.Tensor]
     ) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
-        """Take in new rows of some sessions.
+        """Continue some sessions by new rows.
 
         Args:
             x: ``[total, input_size]`` features as they were sent, in the run's order, session after session.
-            counts: ``[N]`` int64, rows of each, at least one.
-            seen: ``[N]`` int64, rows of each before.
-            states: ``[N, ...]`` each, see `fresh`. Those of the recurrence may be written over, and returned.
+            counts: ``[N]`` int64, number of new rows of each, at least one.
+            seen: ``[N]`` int64, number of earlier rows of each.
+            states: ``[N, ...]`` each, see `fresh`. Those of the recurrence may be overwritten and returned.
 
         Returns:
             ``(hidden, embedding, states)``: ``[total, hidden_size]`` of each row and after each row, and the states
@@ -126,11 +126,11 @@ def load_model(folder: Path, emit: str, device: Any = "cpu") -> StreamModel:
     Args:
         folder: of a run of ``job=train``, or of a saved encoder (which has no task).
         emit: ``prediction`` needs the task.
-        device: where it shall run.
+        device: the device on which it runs.
 
     Raises:
-        RunError: nothing there, damaged files, or an encoder that cannot stream: `StreamModel.advance` cannot keep the
-            states of softmax attention, which grow.
+        RunError: the folder is empty, its files are damaged, or the encoder cannot stream (the states of softmax
+            attention grow, so `StreamModel.advance` cannot store them).
     """
     trained = load_trained(folder, device)
     problem = why_no_stream(trained)

@@ -1,7 +1,7 @@
 """Output as a folder of Parquet files, each written completely.
 
-Rows wait in the store, where a commit puts them, until there are enough for a file or it is time for one. A file gets
-its name once it is complete; one that a kill left without its commit is made again from the same rows.
+Rows are kept in the store, where a commit puts them, until there are enough for a file or it is time for one. A file
+gets its name when it is complete; if the process is killed before the commit, it is made again from the same rows.
 """
 
 import io
@@ -25,12 +25,12 @@ class ParquetSink(Sink):
     ``probability`` and ``probability NAME`` for each class, ``predicted NAME`` for each value, or ``embedding``.
 
     Args:
-        path: the folder; made if missing, continued if it is this state's.
-        facts: what `stage` returned last, from the store; None at the very start.
-        part_rows: rows at which a file is full.
+        path: the folder; made if it does not exist, continued if it belongs to this state.
+        facts: the last result of `stage`, from the store; None at the first start.
+        part_rows: number of rows in a full file.
 
     Raises:
-        RunError: pyarrow is not installed, or the folder is another's or cannot be written.
+        RunError: pyarrow is not installed, the folder belongs to another job, or it cannot be written.
     """
 
     kind = "parquet"

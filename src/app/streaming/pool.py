@@ -1,4 +1,4 @@
-"""The states of the sessions in memory: one stacked batch with a row for each, more rows as they are needed."""
+"""The states of the sessions in memory: a batch with one row for each, which grows when needed."""
 
 from typing import Dict, List, NamedTuple, Sequence
 
@@ -12,10 +12,10 @@ class Packed(NamedTuple):
     """One session as it is written to disk.
 
     Attributes:
-        id: the store's number for it.
-        steps: rows it has sent.
-        seq: number, over all sessions, of the last row that its state holds.
-        state: its tensors' bytes, one after another.
+        id: its number in the store.
+        steps: number of rows it has sent.
+        seq: number, over all sessions, of the last row in its state.
+        state: the bytes of its tensors, one after another.
     """
 
     id: int
@@ -25,7 +25,7 @@ class Packed(NamedTuple):
 
 
 class SessionPool:
-    """States of up to ``capacity`` sessions, as tensors ``[rows, ...]`` that only the pool writes.
+    """States of up to ``capacity`` sessions, as tensors ``[rows, ...]`` that only the pool changes.
 
     Args:
         fresh: one row of each tensor: the state of a session that has sent nothing.
@@ -66,14 +66,14 @@ class SessionPool:
         return slots
 
     def drop(self, slots: np.ndarray) -> None:
-        """Forget sessions; what they hold must have been written."""
+        """Remove sessions, whose states must have been written before."""
         for slot in slots.tolist():
             del self._slots[self._names[slot]]
             self._names[slot] = ""
 
     def add(self, names: Sequence[str], ids: Sequence[int], steps: Sequence[int], seqs: Sequence[int],
             states: Sequence[bytes]) -> np.ndarray:
-        """Give sessions a slot; ``b""`` as a state is that of a session that has sent nothing."""
+        """Give sessions a slot; the state ``b""`` is that of a session that has sent nothing."""
         slots = self._take(len(names))
         for name, slot in zip(names, slots.tolist()):
             self._slots[name], self._names[slot] = slot, name
@@ -88,7 +88,7 @@ class SessionPool:
     def gather(self, slots: np.ndarray) -> List[torch.Tensor]:
         """The rows ``slots``, until the next call of the pool.
 
-        They are the pool's own or a copy: whoever writes to them hands them to `scatter`.
+        They are the pool's tensors or copies; after changing them, pass them to `scatter`.
         """
         first, count = (int(slots[0]), len(slots)) if len(slots) else (0, 0)
         if np.array_equal(slots, np.arange(first, first + count)):
@@ -96,7 +96,8 @@ class SessionPool:
         return [t.index_select(0, torch.as_tensor(slots, device=t.device)) for t in self._states]
 
     def scatter(self, slots: np.ndarray, states: Sequence[torch.Tensor], rows: np.ndarray, seqs: np.ndarray) -> None:
-        """New states for the rows ``slots``, which hold ``rows`` more rows of input, the last of them ``seqs``."""
+        """Store new states of ``slots``, which contain ``rows`` further rows of input, the last of them number
+        ``seqs``."""
         self._put(slots, states)
         self.steps[slots] += rows
         self.seqs[slots] = seqs
@@ -123,7 +124,7 @@ class SessionPool:
     def _put(self, slots: np.ndarray, states: Sequence[torch.Tensor]) -> None:
         if len(slots):
             for own, new in zip(self._states, states):
-                if not _within(new, own):  # else it was written where it is
+                if not _within(new, own):  # otherwise it was written in place
                     own.index_copy_(0, torch.as_tensor(slots, device=own.device), new.to(own.dtype))
 
     def _take(self, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Lines to rows: a session and its features, checked; what is not a row is reported with its line and skipped."""
+"""From lines to checked rows, each a session and its features; other lines are reported and skipped."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ LONGEST_NAME = 1000
 
 
 class Rows(NamedTuple):
-    """What came together, in the order of the input.
+    """Rows that were read together, in the order of the input.
 
     Attributes:
         lines: ``[n]`` int64, the number of each row's line in the input.
@@ -32,20 +32,20 @@ class Rows(NamedTuple):
 
 
 class _Malformed(ValueError):
-    """Why a line is not a row."""
+    """The reason why a line is not a row."""
 
 
 class Reader:
     """Turns lines into rows.
 
     Args:
-        parse: one line's text to its session and its list of features; raises a ValueError for one that has none.
+        parse: from the text of a line to its session and its list of features; raises ValueError if it has none.
         input_size: number of features of a row.
         complain: called with the number of a malformed line and the reason.
         missing: whether values may be missing: null or NaN in JSON, an empty cell or ``nan`` in CSV.
 
     Attributes:
-        malformed: how many lines were left out.
+        malformed: number of lines that were skipped.
     """
 
     def __init__(self, parse: Callable[[str], Tuple[Any, Any]], input_size: int,
@@ -138,8 +138,8 @@ def json_reader(session: str, features: Optional[Sequence[str]], schema: Optiona
     Args:
         session: key of the session.
         features: keys of the features; None: one key, ``features``, with a list or an object of features by name; or,
-            where the run's features have names, an object whose keys are these.
-        schema: of the run.
+            if the run's features have names, these as keys of the line.
+        schema: the schema of the run.
         ignore: keys to skip, in an object of features by name.
     """
     named = schema if schema is not None and schema.named else None
@@ -210,10 +210,10 @@ def csv_reader(header: str, session: str, features: Optional[Sequence[str]],
 
 
 def header_features(header: str, session: str, schema: Optional[InputSchema], ignore: Sequence[str]) -> List[str]:
-    """The run's columns, in its order, after a look at whether a CSV header has them all and no others.
+    """The run's columns in its order, after a check that a CSV header has all of them and no others.
 
     Raises:
-        RunError: it does not.
+        RunError: it has not.
     """
     names = [name.strip() for name in _cells(header)]
     rest = [name for name in names if name != session]
@@ -226,7 +226,7 @@ def header_features(header: str, session: str, schema: Optional[InputSchema], ig
 
 
 def looks_like_header(text: str, session: str) -> bool:
-    """Whether a first line is a CSV header with that column, rather than JSON."""
+    """Whether the first line is a CSV header with that column, and not JSON."""
     if text.lstrip().startswith("{"):
         return False
     try:
@@ -245,7 +245,7 @@ def _number(cell: str, missing: bool) -> float:
     if missing and not cell.strip():
         return math.nan
     try:
-        if "_" in cell:  # float() reads 1_000, which no other program writes or means
+        if "_" in cell:  # float() accepts 1_000, which other programs do not
             raise ValueError
         return float(cell)
     except ValueError:
@@ -256,7 +256,7 @@ def _number(cell: str, missing: bool) -> float:
 def _check_text(session: str) -> None:
     try:
         session.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can escape half a character
+    except UnicodeEncodeError:  # JSON can escape a lone surrogate
         raise _Malformed(f"the session must be whole Unicode characters; got {_short(session)}") from None
 
 

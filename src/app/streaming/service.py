@@ -1,4 +1,4 @@
-"""The loop of ``job=stream``: read what is there, take a step, commit, deliver."""
+"""The loop of ``job=stream``: read the available lines, compute a step, commit, deliver."""
 
 import os
 import time
@@ -29,7 +29,7 @@ class Service:
 
     Attributes:
         stopping: set it to end after the current step.
-        begun: whether the first commit has been made; before, the input may still be refused.
+        begun: whether the first commit has been made; before it, the input may still be refused.
     """
 
     def __init__(self, config: StreamJobConfig, store: Store, engine: Engine, sink: Sink,
@@ -42,7 +42,7 @@ class Service:
         self._reader: Optional[Reader] = None
         engine.complain = self._complain
         self._first = 1  # number of the next line to be read
-        self._pending = False  # something is done that no commit holds yet
+        self._pending = False  # something is not yet committed
         self._waited = 0.0
         now = time.perf_counter()
         self._started = self._committed = self._snapped = now
@@ -56,7 +56,7 @@ class Service:
         with torch.inference_mode():
             self.engine.repeat()
             lines = self._open()
-            self._commit()  # delivers what a kill left undelivered, and makes a new output file this state's
+            self._commit()  # delivers what a killed process could not, and claims a new output file
             self.begun = True
             while not self.stopping:
                 if not self._turn(lines) and lines.ended:
@@ -68,7 +68,7 @@ class Service:
         return self._figures()
 
     def _turn(self, lines: Lines) -> bool:
-        """Read what is there; commit if it is time. False if nothing came."""
+        """Read the available lines; commit if it is time. False if there were none."""
         start = time.perf_counter()
         found = lines.take(self.config.batch_rows, wait=not self._pending)
         if not found:
@@ -87,14 +87,14 @@ class Service:
         return True
 
     def _rest(self) -> None:
-        """Nothing to do: write the states, if it is time and there is something to write."""
+        """While idle: write the states, if it is time and some have changed."""
         if self.engine.pool.dirty.any() and time.perf_counter() - self._snapped >= self.config.snapshot_seconds:
             self._commit(snapshot=True)
 
     def _process(self, lines: List[Line]) -> None:
         if self._reader is None:
             self._reader, header = self._choose_reader(lines[0])
-            if header:  # it has a number only where the input is sent from its beginning
+            if header:  # lines have numbers only if the input is sent from its beginning
                 lines, self._first = lines[1:], max(self._first, 2)
         first = self._first
         self._first += len(lines)
@@ -151,7 +151,7 @@ class Service:
         return open_file(path, done.offset)
 
     def _choose_reader(self, first: Line) -> "tuple[Reader, bool]":
-        """The reader that fits, and whether the first line is a header."""
+        """The reader for the format, and whether the first line is a header."""
         config, width = self.config, self.engine.model.input_size
         text = (first.data or b"").decode("utf-8-sig", "replace")
         ending = "" if config.input is None else Path(config.input).suffix.lower()
@@ -162,7 +162,7 @@ class Service:
         schema = None if pipeline is None else pipeline.schema
         chosen = config.features
         if chosen is not None and schema is not None and set(chosen) == set(schema.names):
-            chosen = schema.names  # these are names of the run's own: its order counts
+            chosen = schema.names  # the run has no such names: the order counts
         if is_csv:
             chosen = chosen or header_features(text, config.session, schema, config.ignore)
             parse = csv_reader(text, config.session, chosen, width, self.engine.model.missing)
@@ -176,7 +176,7 @@ class Service:
         self._say(f"line {number}: {reason}; the line is skipped")
 
     def _check_again(self, lines: List[Line], done: int) -> None:
-        """Of the lines that were sent again, the last that is done must be the one that was seen."""
+        """Check that the last answered line, if it is sent again, is unchanged."""
         if done <= len(lines):
             last, want = lines[done - 1], self._position
             if (last.size, _crc(last)) != (want.size, want.crc):
@@ -185,7 +185,7 @@ class Service:
 
     @staticmethod
     def _check_file(path: Path, done: Position) -> None:
-        """The last line that is done must stand where it stood."""
+        """Check that the last answered line is unchanged in the file."""
         got = open_file(path, max(0, done.offset - done.size)).take(1, wait=True)
         last = got[0] if got else Line(b"", 0)
         if (last.size, _crc(last)) != (done.size, done.crc):

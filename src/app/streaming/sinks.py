@@ -1,8 +1,8 @@
-"""Outputs that lose no line and write none twice when the process is killed. A sink works in three steps: `add` what a
-step gave; `stage`, just before a commit, to hand over what the commit must
-hold; `release`, right after it. JSON lines in a file are written first and committed by their length: a restart cuts
-off what was not committed. For standard output, which cannot be cut, lines are committed first and then written, and
-a few bytes of shared memory on disk say how far: see `StdoutSink`.
+"""Outputs that lose no line and write none twice when the process is killed. A sink has three steps: `add` the results
+of a step; `stage`, just before a commit, returns the data that the commit must store; `release` follows the commit.
+JSON lines in a file are written first, and their length is committed: a restart cuts off everything that was not
+committed. For standard output, which cannot be cut, lines are committed first and then written; a few bytes of shared
+memory on disk record the position: see `StdoutSink`.
 """
 
 import mmap
@@ -25,7 +25,7 @@ __all__ = ["FileSink", "Output", "Sink", "StdoutSink", "cannot_write", "joined",
 
 
 class Output(NamedTuple):
-    """What one step gave, in the order of the input.
+    """The results of one step, in the order of the input.
 
     Attributes:
         lines: ``[n]`` int64, line in the input.
@@ -58,7 +58,7 @@ class Output(NamedTuple):
 
 
 def joined(outputs: Sequence[Output]) -> Output:
-    """Outputs of parts of a step as one, in the order of the input."""
+    """Joins the outputs of parts of a step, in the order of the input."""
     order = np.argsort(np.concatenate([one.lines for one in outputs]), kind="stable")
 
     def column(name: str) -> Any:
@@ -74,7 +74,7 @@ def joined(outputs: Sequence[Output]) -> Output:
 
 
 def json_lines(output: Output) -> bytes:
-    """One JSON object a row; numbers with the nine digits that give a float32 back.
+    """One JSON object for each row; numbers have nine digits, from which a float32 can be read back exactly.
 
     Example:
         >>> one = Output(np.array([7]), ["a"], np.array([2]), classes=["x"], probability=np.array([0.75]),
@@ -104,13 +104,13 @@ def _by_name(names: Sequence[str], number: str) -> str:
 
 
 def cannot_write(where: str, problem: OSError) -> RunError:
-    """The error where output can no longer be written."""
+    """The error for output that can no longer be written."""
     return RunError(f"{where} cannot be written: {problem.strerror or problem}; correct that, e.g. free some "
                     "space on the disk, and start the job again: it continues after the last row that it has answered")
 
 
 class Sink:
-    """What all sinks have; `facts` go into the store under the key ``sink`` and come back at a restart."""
+    """The interface of all sinks; `facts` are stored under the key ``sink`` and given back at a restart."""
 
     kind = ""
 
@@ -119,17 +119,17 @@ class Sink:
         raise NotImplementedError
 
     def stage(self, store: Store) -> Dict[str, Any]:
-        """Hand everything added to the commit that follows, and return the facts of the sink."""
+        """Prepare everything that was added for the commit, and return the facts of the sink."""
         raise NotImplementedError
 
     def release(self, store: Store, final: bool = False) -> bool:
         """After the commit: deliver.
 
         Args:
-            final: complete open files as well: at the end, and in intervals.
+            final: also complete open files: at the end, and from time to time.
 
         Returns:
-            Whether there is something new for another commit.
+            Whether another commit is needed.
         """
         return False
 
@@ -148,11 +148,11 @@ class FileSink(Sink):
     """JSON lines in a file.
 
     Args:
-        path: the file; made if missing, continued if it is this state's.
-        facts: what `stage` returned last, from the store; None at the very start.
+        path: the file; made if it does not exist, continued if it belongs to this state.
+        facts: the last result of `stage`, from the store; None at the first start.
 
     Raises:
-        RunError: the file is another's, was shortened, or cannot be written.
+        RunError: the file belongs to another job, was shortened, or cannot be written.
     """
 
     kind = "file"
@@ -229,16 +229,17 @@ class FileSink(Sink):
 class StdoutSink(Sink):
     """JSON lines on standard output.
 
-    Lines wait in the store until they are written. How far they are is noted after every piece of at most 4096 bytes
-    of whole lines, the amount that a pipe takes all or nothing, in memory shared with a file, which outlives a kill.
-    A kill in the instant between a piece and its note makes that piece come again, byte for byte: a reader that
-    must not see a row twice leaves out lines whose ``row`` is not above the last. Into a regular file (``>> FILE``)
-    not even that happens: its size tells.
+    Lines are kept in the store until they are written. They are written in pieces of complete lines of at most 4096
+        bytes, which a pipe accepts completely or not at all. After every piece the position is recorded in memory
+        shared with a file, which survives a kill. If the process is killed in the instant between a piece and its
+        record, the piece is written again, byte for byte: a reader that must not process a row twice skips lines whose
+        ``row`` is not larger than the last. In a regular file (``>> FILE``) this does not happen, because its size
+        shows the position.
 
     Args:
         folder: the state folder.
         facts: as for `FileSink`.
-        descriptor: standard output's.
+        descriptor: the descriptor of standard output.
     """
 
     kind = "standard output"
@@ -257,7 +258,7 @@ class StdoutSink(Sink):
             self._catch_up(facts)
         if self._file is not None:
             self._file["base"] = os.fstat(descriptor).st_size - self._done
-        self._note[:8] = struct.pack("<Q", self._done)  # a note from before must not promise what is still to come
+        self._note[:8] = struct.pack("<Q", self._done)  # an old record must not count output that is not yet written
         self._note.flush()
 
     def add(self, output: Output) -> None:
@@ -299,7 +300,7 @@ class StdoutSink(Sink):
             self._note[:8] = struct.pack("<Q", self._done)
 
     def _catch_up(self, facts: Dict[str, Any]) -> None:
-        """The size of a file that only this job writes to says more than the note: it may be one piece ahead."""
+        """Correct the position by the size of a file that only this job writes to; it may be one piece further."""
         there = os.fstat(self._out).st_size - int(facts["base"])
         if self._done < there <= self._end:
             self._done = there

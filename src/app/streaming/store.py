@@ -1,8 +1,8 @@
-"""The state folder: one SQLite file in which input, output and state advance together. What must stay consistent when
-the process is killed is one transaction: how far the input is read, what was written, and the journal of the rows
-taken in since the states themselves were last written. After a kill, the states come back by repeating the journal.
-States that were written early, because their session was idle, say how many rows they hold, so that none is repeated
-twice. SQLite keeps a transaction whole through kills and power cuts.
+"""The state folder: one SQLite file in which input, output and states advance together. One transaction contains
+everything that must stay consistent when the process is killed: the position in the input, the output, and the journal
+of the rows since the states were last written. After a kill, the states are restored by repeating the journal. States
+that were written early, because their session was idle, record how many rows they contain, so that no row counts twice.
+SQLite guarantees that a transaction survives kills and power failures completely or not at all.
 
 Damage to the file is detected: SQLite checks its own structure when the folder is opened (a third of a second
 for a gigabyte), and every row carries a CRC-32 of its content.
@@ -29,7 +29,7 @@ VERSION = 4
 FILE = "state.sqlite"
 _MAGIC = b"SQLite format 3\0"
 _MANY = 500  # values in one query; older SQLite takes 999
-_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # SQLite quotes a damaged schema in its message, whatever bytes it has
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # SQLite's message may contain any bytes of a damaged schema
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, seal INTEGER);
@@ -41,12 +41,12 @@ CREATE TABLE outbox (id INTEGER PRIMARY KEY, start INTEGER, size INTEGER, seal I
 
 
 class Position(NamedTuple):
-    """How far an input is done.
+    """The position in an input.
 
     Attributes:
         row: lines consumed.
         offset: bytes consumed.
-        size, crc: length and CRC-32 of the last line consumed, by which it is known again.
+        size, crc: length and CRC-32 of the last line consumed, by which it is recognised.
     """
 
     row: int = 0
@@ -74,7 +74,7 @@ class Store:
 
     Args:
         folder: made if it is missing.
-        facts: what the states belong to (model, sizes); a folder of other facts is refused.
+        facts: the model and sizes to which the states belong; a folder with other facts is refused.
 
     Raises:
         RunError: the folder belongs to another model, is used by another job, is damaged or cannot be written.
@@ -127,7 +127,7 @@ class Store:
         self._do("BEGIN IMMEDIATE")
 
     def close(self, clean: bool = True) -> None:
-        """Close; what was not committed is gone.
+        """Close; data that were not committed are lost.
 
         Args:
             clean: also fold SQLite's log into its file.
@@ -169,7 +169,7 @@ class Store:
         self._do("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, text, _seal(key, text)))
 
     def position(self, name: str) -> Position:
-        """How far the input of that name is done."""
+        """The position in the input of that name."""
         found = self._ask("SELECT row, offset, size, crc, seal FROM inputs WHERE name = ?", (name,))
         if not found:
             return Position()
@@ -178,13 +178,13 @@ class Store:
         return Position(*position)
 
     def move(self, name: str, position: Position) -> None:
-        """The input of that name is done up to here."""
+        """Store the position in the input of that name."""
         self._do("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?, ?, ?)", (name, *position, _seal(name, *position)))
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
     def fetch(self, names: Sequence[str]) -> List[Packed]:
-        """Sessions by name, all different; those that were never seen are entered, with ``b""`` as their state."""
+        """Sessions by their different names; unknown ones are added, with the state ``b""``."""
         found: Dict[str, Packed] = {}
         for start in range(0, len(names), _MANY):
             found.update(self._fetch(names[start : start + _MANY]))
@@ -222,7 +222,7 @@ class Store:
         self._do("INSERT INTO journal VALUES (?, ?, ?, ?)", (rows.seq, _seal(rows.seq, ids, features), ids, features))
 
     def journal(self, input_size: int) -> Iterator[Journal]:
-        """Everything noted since `forget`, in order."""
+        """All rows recorded since `forget`, in order."""
         last = -1
         while True:
             query = "SELECT seq, seal, ids, features FROM journal WHERE seq > ? ORDER BY seq LIMIT 1"
@@ -241,19 +241,19 @@ class Store:
     # ---- outbox ----------------------------------------------------------------------------------------------------
 
     def post(self, start: int, size: int, data: bytes) -> None:
-        """Keep output until it is delivered: ``size`` units of it, the first of them number ``start``."""
+        """Store output until it is delivered: ``size`` units, the first of them number ``start``."""
         row = (start, size, _seal(start, size, data), data)
         self._do("INSERT INTO outbox (start, size, seal, data) VALUES (?, ?, ?, ?)", row)
 
     def outbox(self) -> List[Tuple[int, int, bytes]]:
-        """What was posted and not yet removed, in order."""
+        """The stored output, in order."""
         rows = self._ask("SELECT start, size, seal, data FROM outbox ORDER BY id")
         for start, size, seal, data in rows:
             self._check(seal, (start, size, data), f"the output kept from {start} on")
         return [(start, size, data) for start, size, _, data in rows]
 
     def delivered(self, end: int) -> None:
-        """Remove what was posted up to unit ``end``."""
+        """Remove stored output up to unit ``end``."""
         self._do("DELETE FROM outbox WHERE start + size <= ?", (end,))
 
     def _do(self, query: str, values: Iterable[Any] = (), many: bool = False) -> None:
@@ -263,7 +263,7 @@ class Store:
             raise self._refuse(problem) from None
 
     def _ask(self, query: str, values: Iterable[Any] = ()) -> List[Any]:
-        """All rows; damage may show itself only while they are fetched."""
+        """All rows; damage may be detected only while they are fetched."""
         try:
             return self._db.execute(query, values).fetchall()
         except _DAMAGE as problem:
@@ -311,7 +311,7 @@ def _disk_says(folder: Path) -> str:
 
 
 def _check_head(path: Path) -> None:
-    """SQLite takes an almost empty file for a new one; the states in it would be lost without a warning."""
+    """Refuse an almost empty file: SQLite would treat it as new, and the states would be lost without a warning."""
     for log in ("-wal", "-shm", "-journal"):
         if os.path.lexists(f"{path}{log}"):
             check_regular(f"{path}{log}")
@@ -322,7 +322,7 @@ def _check_head(path: Path) -> None:
 
 
 def _seal(*content: Any) -> int:
-    """CRC-32 of one row; numbers and texts as they are written in Python, so that types count too."""
+    """CRC-32 of the values of one row as Python writes them, so that types count too."""
     crc = 0
     for part in content:
         crc = zlib.crc32(part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass"), crc)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def register_sweep_table() -> None:
     """Store the callbacks, of the start and of the end of a sweep, as ``hydra/callbacks=app``.
 
-    In Python, because our YAML holds no class paths.
+    This is done in Python, because our YAML files contain no class paths.
     """
     node = {"run_start": {"_target_": START}, "sweep_table": {"_target_": TARGET}}
     store_config(group="hydra/callbacks", name="app", node=node, provider="app")
@@ -46,7 +46,7 @@ class SweepTable(Callback):
         write_jobs(rows, folder / "sweep.csv")
         write_groups(groups, rows, folder / "sweep_means.csv")
         show(rows, groups, folder)
-        # Where every job failed, a broken check may be the reason, and there is nothing to judge.
+        # If every job failed, a wrong check may be the reason, and there are no results to check.
         judged = [] if all("error" in row for row in rows) else config.checks
         checks = [check for check in map(OmegaConf.to_object, judged) if isinstance(check, CheckConfig)]
         verdicts = judge(checks, rows)

@@ -16,8 +16,8 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def composed_jobs(config: DictConfig) -> Iterator[Tuple[List[str], Callable[[], DictConfig]]]:
-    """``(overrides, compose)`` of every job, where all combinations run; of a search, which chooses as it goes, one for
-    each value of each setting (both ends of an interval), with the first values of the others.
+    """``(overrides, compose)`` of every job, if all combinations run. A search chooses values while it runs: for it,
+    one for each value of each setting (both ends of an interval), with the first values of the other settings.
 
     Args:
         config: the sweep's own, with ``hydra``.
@@ -34,7 +34,7 @@ def composed_jobs(config: DictConfig) -> Iterator[Tuple[List[str], Callable[[], 
 
 
 def _values(override: Override) -> List[str]:
-    """What a setting is given, as overrides of single jobs."""
+    """The values of a setting, as overrides of single jobs."""
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]

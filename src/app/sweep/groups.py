@@ -31,12 +31,12 @@ class Figure(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Runs with the same settings but for the seed.
+    """Runs with the same settings except for the seed.
 
     Attributes:
-        settings: the rest of what differs between jobs.
+        settings: the settings that differ between jobs, without the seed.
         rows: its jobs with figures, the best first.
-        failed: its jobs without.
+        failed: its jobs without figures.
         spread: ``(mean, standard deviation)`` by figure; the deviation is None for one job.
     """
 
@@ -59,7 +59,8 @@ def figures_of(rows: List[Row]) -> List[Figure]:
 
 
 def group(rows: List[Row]) -> List[Group]:
-    """Groups of `collect`'s rows, by the mean of what is minimised; those without a job that ended well last."""
+    """Groups of `collect`'s rows, sorted by the mean of the figure that is minimised; groups without a result are
+    last."""
     found: Dict[Tuple[str, ...], List[Row]] = {}
     names = [name for name in (rows[0]["settings"] if rows else {}) if name != SEED]
     for row in rows:
@@ -74,8 +75,8 @@ def tied(best: Group, other: Group, key: str) -> bool:
     """Whether two groups differ by less than their seeds do: their means differ by less than two standard errors.
 
     Args:
-        best, other: of several jobs each; of a single one nothing can be said.
-        key: of the figure.
+        best, other: groups of several jobs each; a single job has no spread.
+        key: key of the figure.
     """
     (first, a), (second, b) = best.spread.get(key, (math.nan, None)), other.spread.get(key, (math.nan, None))
     if a is None or b is None:

@@ -14,7 +14,7 @@ __all__ = ["Row", "aim_of", "collect"]
 
 Row = Dict[str, Any]
 
-#: What is minimised, by its key: the first that a job has. Trained runs are never put in the order of their test data.
+#: Keys of the figure that is minimised: the first that a job has. Trained runs are never sorted by test results.
 AIMS = {"val_loss": "validation loss", "seconds_per_token": "seconds per token", "train_loss": "training loss",
         "test_loss": "test loss"}
 
@@ -58,7 +58,7 @@ def _read(job: Path) -> Optional[Row]:
         if (job / name).is_file():
             try:
                 return read_json(job / name)
-            except RunError as problem:  # a damaged job must not hide the others
+            except RunError as problem:  # one damaged job must not hide the others
                 reason = str(problem)
     record = job / ".hydra" / "overrides.yaml"  # Hydra writes it before the job starts
     if record.is_file():

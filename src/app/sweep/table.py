@@ -31,7 +31,7 @@ def write_groups(groups: List[Group], rows: List[Row], path: Path) -> None:
 
 
 def show(rows: List[Row], groups: List[Group], folder: Path) -> None:
-    """Print the jobs, the groups where there are several jobs in one, and why jobs failed."""
+    """Print the jobs, the groups if one has several jobs, and why jobs failed."""
     figures = figures_of(rows)
     names = short_names(list(rows[0]["settings"]))
     best = AIMS.get(aim_of(rows) or "", "result")

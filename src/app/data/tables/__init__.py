@@ -1,7 +1,8 @@
-"""CSV and Parquet files as named columns: one model of a column (kind, missing values, exactness) behind every format.
+"""CSV and Parquet files as named columns, with one model of a column (kind, missing values, exactness) for all formats.
 
-`open_table` finds the files and says what each column is, by all its cells. `Table.blocks` then hands out rows: numbers
-are float64, whole times are exact, text is text. Every error names file, row and column. CSV needs nothing but Python.
+`open_table` finds the files and determines what each column is, from all its cells. `Table.blocks` then returns rows:
+numbers are float64, whole times are exact, text is text. Every error names file, row and column. CSV needs no further
+package.
 """
 
 from app.data.tables.blocks import Block

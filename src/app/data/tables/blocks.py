@@ -1,4 +1,4 @@
-"""Some rows of a table, column by column: what every file format is turned into."""
+"""Some rows of a table, column by column, the same for every file format."""
 
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
@@ -12,7 +12,7 @@ __all__ = ["Block", "TextBlock", "clean"]
 
 
 def clean(cells: Sequence[Optional[str]], missing: Any = frozenset()) -> List[Optional[str]]:
-    """Names and labels: without spaces around them, None where there is none. ``nan`` is a missing number."""
+    """Names and labels without spaces around them; None if empty. ``nan`` is a missing number."""
     found = [None if cell is None else cell.strip() for cell in cells]
     return [None if not cell or cell in missing or (len(cell) == 3 and cell.lower() == "nan") else cell
             for cell in found]
@@ -22,16 +22,15 @@ class Block:
     """Rows of one file.
 
     Args:
-        file: as it is named in errors; name: below the path of the table.
-        row: number of the first row in its file, from 0; first: in the table.
-        rows: how many.
+        file: the file as errors name it; name: its name below the path of the table. row: number of the first row in
+            its file, from 0; first: its number in the table. rows: number of rows.
     """
 
     def __init__(self, file: str, name: str, row: int, first: int, rows: int) -> None:
         self.file, self.name, self.row, self.first, self.rows = file, name, row, first, rows
 
     def error(self, place: int, column: str, rule: str, got: Any, hint: str = "") -> DataError:
-        """For one cell, ``place`` rows from the first."""
+        """The position of a cell, ``place`` rows after the first, for errors."""
         return data_error(self.file, f"row {self.row + place + 1}, column {column!r}", rule, got, hint)
 
     def numbers(self, name: str) -> np.ndarray:
@@ -47,11 +46,11 @@ class Block:
         raise NotImplementedError
 
     def lists(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
-        """``(sizes [rows] int64, numbers of all lists one after the other)``."""
+        """``(sizes [rows] int64, the numbers of all lists in one array)``."""
         raise NotImplementedError
 
     def text_lists(self, name: str) -> Tuple[np.ndarray, List[Optional[str]]]:
-        """As `lists`, of text."""
+        """The same as `lists`, for text."""
         raise NotImplementedError
 
     def cells_as_numbers(self, cells: Any, name: str, fact: Fact) -> np.ndarray:
@@ -109,7 +108,7 @@ class TextBlock(Block):
 
 
 def remedy(cell: str) -> str:
-    """What to do about a cell that is not a number."""
+    """The hint of the error for a cell that is not a number."""
     text = cell.strip()
     if text.endswith("%"):
         return "write it without the sign"

@@ -56,7 +56,7 @@ def as_list(cells: Any) -> Sequence[str]:
 
 
 def holds(cells: Any, text: str) -> bool:
-    """Whether a text is in any of the cells."""
+    """Whether any of the cells contains a text."""
     if not hasattr(cells, "to_pylist"):
         return text in "".join(cells)
     import pyarrow.compute as pc
@@ -70,8 +70,8 @@ def is_missing(cell: Optional[str], marks: Marks = POINT) -> bool:
 
 
 def numbers(cells: Any, marks: Marks = POINT) -> Tuple[np.ndarray, Optional[int]]:
-    """``[rows]`` float64, each the nearest to what is written, NaN where it is empty; and the place of the first
-    cell that is not a number, or None. After such a cell the array means nothing.
+    """``[rows]`` float64, each the nearest to the text, NaN for an empty cell; and the place of the first cell that is
+    not a number, or None. From such a cell on, the array is not defined.
 
     Example:
         >>> numbers(["1", "", "-2.5e3"])
@@ -109,13 +109,13 @@ def numbers(cells: Any, marks: Marks = POINT) -> Tuple[np.ndarray, Optional[int]
 
 
 def is_number(cell: str, marks: Marks = POINT) -> bool:
-    """Whether one cell, not an empty one, is a number, or true or false."""
+    """Whether a cell that is not empty is a number, or true or false."""
     text = cell.strip()
     return _rule(marks).fullmatch(text) is not None or text.lower() in _FLAGS
 
 
 def _cast(cells: Any, kind: str) -> Optional[np.ndarray]:
-    """Cells of pyarrow as numbers of a kind, if all are, and none is written as only one of the readers would."""
+    """Cells of pyarrow as numbers of a kind, if all of them are, and both readers read them alike."""
     import pyarrow as pa
 
     try:
@@ -135,10 +135,10 @@ def _rule(marks: Marks) -> "re.Pattern[str]":
 
 
 def times(cells: Any, marks: Marks = POINT) -> Tuple[Any, str, Optional[int]]:
-    """Points in time: ``(values, kind, place of the first cell that is none)``.
+    """Points in time: ``(values, kind, place of the first cell that is not one)``.
 
     Whole numbers are int64 and exact, dates are int64 nanoseconds since 1970 (with a zone: in UTC), other numbers are
-    float64. The place is that of an empty cell, too.
+    float64. An empty cell is not a point in time.
 
     Example:
         >>> values, kind, wrong = times(["1970-01-01T01:00:01+01:00"])
@@ -176,7 +176,7 @@ def times(cells: Any, marks: Marks = POINT) -> Tuple[Any, str, Optional[int]]:
 
 
 def _point(text: str) -> Optional[Tuple[int, str]]:
-    """Nanoseconds since 1970 and the kind of a date by ISO 8601; None where it is none."""
+    """Nanoseconds since 1970 and the kind of a date in ISO 8601; None if it is not one."""
     match = _ISO.fullmatch(text)
     if match is None:
         return None

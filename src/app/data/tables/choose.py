@@ -1,4 +1,4 @@
-"""Which columns of a table are inputs, and why the others are not."""
+"""Decides which columns of a table are inputs, and why the others are not."""
 
 import re
 from collections import Counter
@@ -13,19 +13,19 @@ from cfg.validation import config_error, nearest
 
 __all__ = ["Choice", "check_columns", "check_numbers", "choose_features"]
 
-#: The features in order, and for every column that is neither one nor named in the config, why not.
+#: The features in order, and for every other column that the config does not name, the reason.
 Choice = Tuple[List[str], Dict[str, str]]
 
 _COUNTED = re.compile("(.*?)([0-9]+)")
 
 
 def choose_features(table: Table, config: TableDataConfig) -> Choice:
-    """The columns that the config names, in its order; else all that fit the layout, in natural order of their names,
-    so that the order of a file's columns never matters.
+    """The columns that the config names, in its order; without them, all that fit the layout, in natural order of their
+    names, so that the order of a file's columns does not matter.
 
     Raises:
-        DataError: a named column holds nothing, or numbers that can be read in two ways.
-        ConfigError: there is none.
+        DataError: a named column is empty, or has numbers with two readings.
+        ConfigError: no column is left.
     """
     check_numbers(table, config, ())
     named = {name for _, name in named_columns(config)}
@@ -53,7 +53,7 @@ def check_columns(table: Table, names: Sequence[str]) -> None:
     """Refuse a table that lacks a feature.
 
     Raises:
-        DataError: naming it.
+        DataError: the message names the feature.
     """
     for name in names:
         if name not in table.facts:
@@ -63,11 +63,11 @@ def check_columns(table: Table, names: Sequence[str]) -> None:
 
 
 def check_numbers(table: Table, config: TableDataConfig, features: Sequence[str]) -> None:
-    """Refuse features, targets and times whose numbers can be read in two ways, or features and targets that are
-    numbers in one file and not in the next.
+    """Refuse features, targets and times whose numbers have two readings, and features and targets that are numbers in
+    one file but not in another.
 
     Raises:
-        DataError: naming the column.
+        DataError: the message names the column.
     """
     time = [] if config.time is None or table.facts[config.time].type != "text" else [config.time]
     for name in (*features, *(config.targets or ()), *time):
@@ -77,11 +77,11 @@ def check_numbers(table: Table, config: TableDataConfig, features: Sequence[str]
 
 
 def _steps(fits: List[str], names: List[str], path: str) -> List[str]:
-    """Of a wide table: the columns that one word and a number name, by that number, if there are such; else all, as
-    they stand in the file.
+    """The step columns of a wide table: those named by one word and a number, in the order of the numbers, if there are
+    any; otherwise all, in the order of the file.
 
     Raises:
-        ConfigError: two words name as many.
+        ConfigError: two words have equally many columns.
     """
     words = {name: match.group(1) for name, match in ((name, _COUNTED.fullmatch(name)) for name in fits) if match}
     counts = Counter(words.values())

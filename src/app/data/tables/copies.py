@@ -8,20 +8,20 @@ from app.data.tables.table import Table
 
 __all__ = ["Read", "find_copies", "row_blocks"]
 
-#: ``(rows before, [rows] float64 by column)`` of some columns, block by block, in order.
+#: ``(rows before, [rows] float64 by column)`` for some columns, block after block.
 Read = Callable[[Sequence[str]], Iterator[Tuple[int, Mapping[str, np.ndarray]]]]
 
-_FEW = 5  # rows, below which whole numbers may count them by chance
+_FEW = 5  # with fewer rows, whole numbers may count them by chance
 _INDEX = ("index", "level_0", "rownames")
 
 
 class _Renamed:
-    """Whether each value stands for one number, and each number for one value.
+    """Whether values and numbers correspond one to one.
 
     Args:
         codes: the numbers at each row.
-        seen: how many were seen apart from each other: chance alone makes a copy of few.
-        whole: whether only whole values count.
+        seen: how many independent values there are: few values may be a copy by chance. whole: whether only whole
+            values count.
     """
 
     def __init__(self, codes: np.ndarray, seen: int, whole: bool = False) -> None:
@@ -53,7 +53,7 @@ class _Renamed:
 
 
 class _Rows:
-    """Whether whole numbers count the rows, of the table or of each file, in whatever order."""
+    """Whether whole numbers count the rows of the table or of each file, in any order."""
 
     def __init__(self, edges: np.ndarray, name: str) -> None:
         self.edges, self.named = edges, name in _INDEX
@@ -80,7 +80,7 @@ def _counts(values: np.ndarray) -> bool:
 
 
 class _Equal:
-    """Whether values are the target's, up to scale and shift."""
+    """Whether values equal the target, up to scale and shift."""
 
     def __init__(self, targets: np.ndarray) -> None:
         self.targets = targets
@@ -121,15 +121,15 @@ def row_blocks(table: Table) -> Read:
 
 def find_copies(read: Read, edges: np.ndarray, names: Sequence[str], label: Optional[np.ndarray], labels: int,
                 sequence: Optional[np.ndarray], targets: Mapping[str, np.ndarray]) -> Dict[str, str]:
-    """Why columns are suspicious, by name. One pass, over few columns and rows where there is nothing to find.
+    """The columns that are suspicious, with the reason. One pass, over few columns and rows if there are no copies.
 
     Args:
         read: their values, row after row, or step after step of lists.
-        edges: ``[files + 1]``, where the rows of each file begin, and the end.
+        edges: ``[files + 1]``, the first row of each file, and the end.
         names: columns of numbers.
-        label: ``[rows]`` int64, the class at each row, -1 where there is none; None without.
-        labels: how many labels were given, one a sequence or one a row.
-        sequence: ``[rows]`` int64, which sequence each belongs to; None where each row is one.
+        label: ``[rows]`` int64, the class of each row, -1 if it has none; None without labels.
+        labels: how many labels there are, one for each sequence or each row.
+        sequence: ``[rows]`` int64, the sequence of each row; None if each row is a sequence.
         targets: ``[rows]`` float64 by column.
     """
     claims: List[Tuple[str, str, Union[_Rows, _Renamed, _Equal]]] = []

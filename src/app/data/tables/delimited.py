@@ -18,7 +18,7 @@ from cfg.validation import config_error
 __all__ = ["Delimited"]
 
 _PIECE = 1 << 20
-_GUESSES = 50  # lines that the separator is found by
+_GUESSES = 50  # number of lines by which the separator is found
 _BROKEN = (OSError, EOFError, zlib.error, UnicodeError, csv.Error)
 
 
@@ -28,14 +28,14 @@ class Delimited:
     Args:
         path: of the file.
         config: settings that replace detection.
-        named: columns that must be there; they help to find the separator.
+        named: columns that must exist; they help to find the separator.
 
     Attributes:
         names: of the columns.
-        encoding, separator: as given, or found.
+        encoding, separator: as given or as detected.
 
     Raises:
-        DataError: it is empty, no text, has no header, or two columns of one name.
+        DataError: it is empty, is not text, has no header, or two columns have the same name.
     """
 
     def __init__(self, path: Path, config: TableDataConfig, named: Sequence[str] = ()) -> None:
@@ -84,10 +84,10 @@ class Delimited:
 
         Args:
             size: most rows of a block.
-            places: numbers of the columns that are wanted; None: all.
+            places: numbers of the columns to read; None: all.
 
         Raises:
-            DataError: a row of another width, or a file that is damaged.
+            DataError: a row has another number of cells, or the file is damaged.
         """
         places = range(len(self.names)) if places is None else places
         done = 0
@@ -101,7 +101,7 @@ class Delimited:
             except Unread:
                 pass
         for row, columns in self._rows(size):
-            if row + len(columns[0]) > done:  # what pyarrow has not read
+            if row + len(columns[0]) > done:  # the rows that pyarrow has not read
                 yield max(row, done), [columns[place][max(done - row, 0) :] for place in places]
 
     def _rows(self, size: int) -> Iterator[Tuple[int, List[Tuple[str, ...]]]]:
@@ -146,7 +146,7 @@ class Delimited:
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether it is packed by gzip, whatever its name says."""
+    """Whether it is packed by gzip, whatever its name is."""
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
@@ -158,8 +158,8 @@ def _bytes(path: Path) -> IO[bytes]:
 
 
 def _find_encoding(path: Path) -> Tuple[str, bool]:
-    """By the mark at the start, or what all its bytes fit: UTF-8, else Windows' western encoding, else Latin-1; and
-    whether it is UTF-8 without quotes and odd ends of lines."""
+    """The encoding by the byte order mark, or the first that fits all bytes of UTF-8, Windows-1252 and Latin-1; and
+    whether it is UTF-8 without quotes and unusual line ends."""
     try:
         with _bytes(path) as file:
             start = file.read(4)
@@ -200,7 +200,8 @@ def _decodes(path: Path, encoding: str) -> Tuple[bool, bool]:
 
 
 def _find_separator(lines: List[str], named: Sequence[str]) -> str:
-    """The one under which the header has the columns that must be there, and under which all rows are as wide as it."""
+    """The separator with which the header has the columns that must exist, and all rows have as many cells as the
+    header."""
     best: Tuple[Any, str] = ((False, False, 0), ",")
     for mark in (",", ";", "\t", "|", " "):
         texts = [line.strip(" \r\n") for line in lines] if mark == " " else lines
@@ -208,7 +209,7 @@ def _find_separator(lines: List[str], named: Sequence[str]) -> str:
             rows = [row for row in csv.reader(texts, delimiter=mark, skipinitialspace=mark == " ") if row]
         except csv.Error:
             continue
-        whole = rows[: len(rows) - 1] if len(lines) == _GUESSES else rows  # the last may go on behind the lines
+        whole = rows[: len(rows) - 1] if len(lines) == _GUESSES else rows  # the last one may continue after these lines
         width, names = len(rows[0]), [cell.strip() for cell in rows[0]]
         fits = width > 1 and all(len(row) == width for row in whole)
         known = bool(named) and all(name in names for name in named)
@@ -219,7 +220,7 @@ def _find_separator(lines: List[str], named: Sequence[str]) -> str:
 
 
 def _rows_of(lines: List[str], how: Dict[str, Any]) -> List[List[str]]:
-    """The rows that lines hold, the last one perhaps in part; an error where the first is no row."""
+    """The rows in some lines, the last one perhaps incomplete; an error if the first line is not a row."""
     rows: List[List[str]] = []
     try:
         rows.extend(csv.reader(lines, **how))
@@ -230,8 +231,8 @@ def _rows_of(lines: List[str], how: Dict[str, Any]) -> List[List[str]]:
 
 
 def _is_row(first: List[str], rows: List[List[str]], named: Sequence[str]) -> bool:
-    """Whether the first line holds values: numbers that do not count columns (0, 1, 2, ...; or 400.5, 401.0, ...), or
-    beside numbers a text that stands in its column again."""
+    """Whether the first line has values instead of names: numbers that do not count columns (0, 1, 2, ...; or 400.5,
+    401.0, ...), or, together with numbers, a text that occurs again in its column."""
     if named and all(name in first for name in named):
         return False
     read = [numbers([cell]) for cell in first]

@@ -1,4 +1,4 @@
-"""What a table's columns are: one model behind every file format."""
+"""The model of a table's columns, the same for every file format."""
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
 
@@ -17,9 +17,9 @@ class Odd(NamedTuple):
     """A cell that is not a number.
 
     Attributes:
-        file, row: where, rows from 1.
-        cell: what stands there.
-        cells: how many like it.
+        file, row: its position; rows count from 1.
+        cell: its content.
+        cells: how many cells of the column are not numbers.
     """
 
     file: str
@@ -33,9 +33,9 @@ class Fact(NamedTuple):
 
     Attributes:
         name: as in the file.
-        kind: one of the module's.
-        type: in the file's words, e.g. ``int64``.
-        why: what to say where it is no input; "" for numbers and lists of numbers.
+        kind: one of the kinds of this module.
+        type: its type as the file names it, e.g. ``int64``.
+        why: the reason why it is not an input; "" for numbers and lists of numbers.
         marks: how its numbers are written, in text files.
         odd: the first cell that is not a number.
     """
@@ -49,7 +49,7 @@ class Fact(NamedTuple):
 
 
 def merge(files: Sequence[str], found: Sequence[Dict[str, Fact]]) -> Dict[str, Fact]:
-    """One fact for each column, of the facts of every file, in the order in which they first come."""
+    """One fact for each column, from the facts of all files, in the order of first occurrence."""
     names: List[str] = list(dict.fromkeys(name for facts in found for name in facts))
     return {name: _merge(name, files, [facts.get(name) for facts in found]) for name in names}
 

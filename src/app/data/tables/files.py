@@ -1,4 +1,4 @@
-"""The files that a path stands for."""
+"""The files of a path."""
 
 from pathlib import Path
 from typing import List, Mapping, NamedTuple, Optional
@@ -17,10 +17,10 @@ class Found(NamedTuple):
     """One file.
 
     Attributes:
-        path: where it is.
-        name: below the path that was given, or its own name; with ``/`` everywhere.
+        path: its path.
+        name: its name below the path that was given, or its own name; with ``/`` on every system.
         kind: ``csv`` or ``parquet``.
-        cells: columns that stand in the names of its folders; see `app.data.tables.folders`.
+        cells: columns given by the names of its folders; see `app.data.tables.folders`.
     """
 
     path: Path
@@ -34,7 +34,7 @@ def kind_of(path: Path, alone: bool = False) -> Optional[str]:
 
     Args:
         path: of a file.
-        alone: named itself, and not found in a folder: text may be a table then.
+        alone: whether it was named itself and not found in a folder: then a ``.txt`` file may be a table.
     """
     name = path.name.lower()
     packed = name.endswith(".gz")
@@ -47,7 +47,7 @@ def find_files(path: str) -> List[Found]:
     as are all files below such folders.
 
     Raises:
-        DataError: there is none, they are of several kinds, or one is not a regular file.
+        DataError: there are no files, or files of several kinds, or one is not a regular file.
     """
     place = Path(path)
     if not place.exists():

@@ -1,4 +1,4 @@
-"""Columns that stand in the names of folders: ``subject=3/part-0.parquet``, as Hive, Spark and pyarrow write."""
+"""Columns given by the names of folders, as Hive, Spark and pyarrow write them: ``subject=3/part-0.parquet``."""
 
 from pathlib import PurePath
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -18,7 +18,7 @@ _NONE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def folder_cells(inside: PurePath) -> Dict[str, str]:
-    """The cells of a file by column, "" where there is none.
+    """The cells of a file by column; "" for an empty one.
 
     Args:
         inside: path of the file below the folder of the table.
@@ -32,14 +32,14 @@ def folder_cells(inside: PurePath) -> Dict[str, str]:
 
 
 def check_folders(path: str, names: Sequence[str], cells: Sequence[Mapping[str, str]]) -> None:
-    """Refuse files some of which lack a column that the folders of others name.
+    """Refuse files if the folders of some name a column that the folders of others do not.
 
     Args:
         path: of the table.
-        names: of the files; cells: of each.
+        names: names of the files; cells: cells of each.
 
     Raises:
-        DataError: naming two files.
+        DataError: the message names two files.
     """
     for name, mine in zip(names, cells):
         if set(mine) != set(cells[0]):
@@ -49,7 +49,7 @@ def check_folders(path: str, names: Sequence[str], cells: Sequence[Mapping[str, 
 
 
 def folder_facts(names: Sequence[str], cells: Sequence[Mapping[str, str]], config: TableDataConfig) -> Dict[str, Fact]:
-    """What these columns are. They are inputs only if `data.features` names them.
+    """The facts of these columns. They are inputs only if `data.features` names them.
 
     Args:
         names: of the files; cells: of each.
@@ -69,8 +69,7 @@ class FolderBlock(Block):
     """Rows of a file, with the columns of its folders.
 
     Args:
-        inner: the rows, with a column or more of their own.
-        cells: of the folders, by column.
+        inner: the rows of the file. cells: the cells of the folders by column.
         facts: of the columns.
     """
 

@@ -1,4 +1,4 @@
-"""One Parquet file: what its columns are, and its rows."""
+"""One Parquet file: its columns and its rows."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ class ParquetFile:
     Attributes:
         names: of the columns.
         facts: of the columns.
-        rows: how many there are.
+        rows: number of rows.
 
     Raises:
         DataError: it is empty, damaged, or pyarrow is not installed.
@@ -151,7 +151,7 @@ class ArrowBlock(Block):
                              "data.layout=wide for one row a sequence and one column a step")
         sizes = np.nan_to_num(self._floats(pc.list_value_length(column), name)).astype(np.int64)
         flat = column.flatten()
-        if len(flat) != sizes.sum():  # old versions keep what stands under a missing list of fixed size
+        if len(flat) != sizes.sum():  # old versions keep the values of a missing list of fixed size
             flat = pa.concat_arrays([part.values for part in column if part.is_valid]) if sizes.sum() else flat[:0]
         return sizes, flat.dictionary_decode() if hasattr(flat, "dictionary_decode") else flat
 
@@ -161,7 +161,7 @@ class ArrowBlock(Block):
         if _is_text(column.type):
             return self.cells_as_numbers(column.cast(pa.string()).to_pylist(), name, self._facts[name])
         try:
-            if pa.types.is_decimal(column.type):  # by way of text: the nearest float64, whatever the version
+            if pa.types.is_decimal(column.type):  # through text, which gives the nearest float64 in every version
                 texts = [None if value is None else str(value) for value in column.to_pylist()]
                 return np.array([np.nan if text is None else float(text) for text in texts], dtype=np.float64)
             if pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
@@ -176,7 +176,7 @@ class ArrowBlock(Block):
         import pyarrow as pa
 
         try:
-            if pa.types.is_floating(column.type):  # 1.0 says what 1 says: whole numbers with a gap become 1.0
+            if pa.types.is_floating(column.type):  # 1.0 means 1: whole numbers with an empty cell become 1.0
                 return [None if value is None or value != value else
                         str(int(value)) if abs(value) < 2**53 and value == int(value) else repr(value)
                         for value in column.to_pylist()]
@@ -253,11 +253,12 @@ def _nanoseconds(column: Any) -> Any:
 
 
 def _index_of_pandas(schema: Any) -> List[str]:
-    """Columns that pandas says are its index; those without a name of their own are called ``__index_level_0__``."""
+    """Columns that are the index according to pandas' metadata; without a name, they are called
+    ``__index_level_0__``."""
     names = [name for name in schema.names if name.startswith("__index_level_") or name in ("", "Unnamed: 0")]
     try:
         found = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
         names += [name for name in found if isinstance(name, str)]
-    except (ValueError, AttributeError, TypeError):  # metadata of another program under that name
+    except (ValueError, AttributeError, TypeError):  # metadata of another program with that name
         pass
     return names

@@ -1,5 +1,5 @@
-"""The rows of plain text files, read by pyarrow where it is installed: files without quotes, which all readers split
-alike. The result is what `app.data.tables.delimited` reads by itself, only faster."""
+"""The rows of plain text files, read by pyarrow if it is installed. Only for files without quotes, which all readers
+split alike: the result is the same as that of `app.data.tables.delimited`, but faster."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any, Iterator, List, Sequence
 
 __all__ = ["Unread", "has_pyarrow", "quick_rows"]
 
-_BYTES = 4 << 20  # that are parsed together
+_BYTES = 4 << 20  # parsed together
 
 
 class Unread(Exception):
-    """The file has something that the other reader must read or report."""
+    """The file contains something that the other reader must read or report."""
 
 
 def has_pyarrow() -> bool:
@@ -28,11 +28,11 @@ def quick_rows(path: Path, separator: str, width: int, skip: int, places: Sequen
         separator: between cells.
         width: cells in a row.
         skip: lines before the rows.
-        places: numbers of the columns that are wanted.
+        places: numbers of the columns to read.
         size: most rows of a block.
 
     Raises:
-        Unread: on the way.
+        Unread: at any row.
     """
     import pyarrow as pa
     import pyarrow.csv as csv

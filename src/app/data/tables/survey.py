@@ -1,4 +1,4 @@
-"""What the columns of text files are, judged by all their cells."""
+"""Determines what the columns of text files are, from all their cells."""
 
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -10,16 +10,16 @@ from cfg.data import TableDataConfig
 
 __all__ = ["Tally", "decide"]
 
-_SURE = 1000  # cells without a number among them, after which a column is text
+_SURE = 1000  # after this many cells without a number, a column is text
 
 
 class _Count:
-    """How many cells of one column are numbers under one way to write them."""
+    """Counts the cells of a column that are numbers in one notation."""
 
     def __init__(self, marks: Marks) -> None:
         self.marks, self.good, self.bad = marks, 0, 0
         self.odd: Optional[Odd] = None
-        self.shown = False  # whether a fraction tells that the mark is not one between thousands
+        self.shown = False  # whether a fraction shows that the mark does not separate thousands
 
     def add(self, cells: Any, file: str, start: int) -> None:
         if self.bad > _SURE and not self.good:
@@ -68,7 +68,7 @@ class Tally:
                      if mark != config.thousands_mark]
 
     def add(self, cells: Any, file: str, start: int) -> None:
-        """Take in cells of a file, from row ``start`` (from 0) on."""
+        """Add cells of a file, from row ``start`` (from 0) on."""
         marks = self.ways[0].marks
         if self.first is None:
             self.first = next((cell.strip() for cell in as_list(cells) if not is_missing(cell, marks)), None)
@@ -77,13 +77,13 @@ class Tally:
             first, second = self.ways
             if first.bad or (not second.bad and not holds(cells, first.marks.decimal)):
                 second.add(cells, file, start)
-            else:  # numbers as they are, which are none under the other mark
+            else:  # these are numbers with the decimal point only
                 second.bad += 1
         if self.ways[0].good and any(holds(cells, end) for end in ("ue", "UE", "se", "SE")):
             self.flags += sum(1 for cell in as_list(cells) if cell.strip().lower() in ("true", "false"))
 
     def fact(self, comma: bool, point: bool) -> Fact:
-        """What it is, where other columns show that the file has decimal commas or decimal points."""
+        """What the column is, if other columns show that the file has decimal commas or decimal points."""
         name, first = self.name, self.first
         if first is None:
             nameless = "" if name else f" (column {self.place + 1} has no name)"

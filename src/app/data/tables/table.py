@@ -18,7 +18,7 @@ from cfg.validation import config_error, nearest
 __all__ = ["Table", "check_table", "column_names", "named_columns", "open_table"]
 
 BLOCK = 1 << 16  # rows
-KEPT = 16 << 20  # bytes of text that are parsed once and not again for every pass
+KEPT = 16 << 20  # text of this size in bytes is parsed only once
 
 
 def named_columns(config: TableDataConfig) -> List[Tuple[str, str]]:
