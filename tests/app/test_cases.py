@@ -93,7 +93,7 @@ def test_a_training_loss_above_the_validation_loss_is_explained():
                           "job.offset=0.3"])
     note = loss_note(config, {"train_loss": 1.0, "val_loss": 0.5})
     for part in ("label smoothing 0.1", "dropout 0.2", "skipped layers (drop_path 0.5)", "random shifts (offset 0.3)",
-                 "while the weights still move"):
+                 "during which the weights change"):
         assert part in note
     assert "noise" not in note and loss_note(config, {"train_loss": 0.4, "val_loss": 0.5}) == ""
     assert loss_note(config, {"train_loss": 0.4}) == ""
