@@ -17,7 +17,13 @@ __all__ = ["assert_close", "cases", "expand_cases", "max_error", "raises", "rms_
 
 
 def rms_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Relative Frobenius norm of the difference, ``||got - want|| / ||want||``, in float64.
+    """Relative Frobenius norm of a difference, ``||got - want|| / ||want||``.
+
+    Args:
+        got, want: tensors of the same shape.
+
+    Returns:
+        The norm, computed in float64.
 
     Example:
         >>> rms_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
@@ -29,7 +35,13 @@ def rms_error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def max_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference over the largest magnitude, ``max|got - want| / max|want|``, in float64.
+    """Largest difference relative to the largest magnitude, ``max|got - want| / max|want|``.
+
+    Args:
+        got, want: tensors of the same shape.
+
+    Returns:
+        The ratio, computed in float64; 0 for empty tensors.
 
     Example:
         >>> max_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
@@ -77,8 +89,14 @@ def assert_close(
 def cases(**axes: Iterable[Any]) -> Callable:
     """Run a test once for every combination of the given values.
 
-    ``@cases(T=[1, 5], neg=[True, False])`` gives four cases. Stacks like ``pytest.mark.parametrize``; pytest picks
-    the cases up through ``tests/conftest.py``, `run_as_script` by itself.
+    ``@cases(T=[1, 5], neg=[True, False])`` gives four cases. It can be applied several times, as
+    ``pytest.mark.parametrize``. Pytest gets the cases through ``tests/conftest.py``, `run_as_script` directly.
+
+    Args:
+        axes: the values of each argument of the test.
+
+    Returns:
+        A decorator.
 
     Example:
         >>> @cases(T=[1, 5])
@@ -97,7 +115,13 @@ def cases(**axes: Iterable[Any]) -> Callable:
 
 
 def expand_cases(test: Callable) -> List[Dict[str, Any]]:
-    """The list of keyword arguments that `cases` asks for; one empty dict for a plain test.
+    """The keyword arguments of each case of a test.
+
+    Args:
+        test: a test, decorated by `cases` or not.
+
+    Returns:
+        One dict for each case; one empty dict for a test without `cases`.
 
     Example:
         >>> expand_cases(cases(a=[1, 2], b=["x"])(lambda a, b: None))
@@ -108,7 +132,7 @@ def expand_cases(test: Callable) -> List[Dict[str, Any]]:
 
 
 class raises:
-    """Context manager: the block must raise ``kind`` with every one of ``parts`` in the message.
+    """A context in which ``kind`` must be raised, with all ``parts`` in the message.
 
     Example:
         >>> with raises(ValueError, "field", "rule"):
@@ -133,10 +157,12 @@ class raises:
 
 
 def run_as_script(namespace: Dict[str, Any]) -> None:
-    """Run every ``test_*`` function of a module's ``globals()``, all cases, and exit.
+    """Run every ``test_*`` function of a module, all cases, and exit.
 
-    Prints a line for each failure, then ``N passed, M failed``; the exit code is 1 if anything failed or if there
-    was nothing to run.
+    It prints each failure, then ``N passed, M failed``; the exit code is 1 if a test failed or if there are no tests.
+
+    Args:
+        namespace: the module's ``globals()``.
 
     Example (the end of a test module)::
 

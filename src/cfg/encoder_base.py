@@ -37,9 +37,9 @@ class EncoderConfig:
         mlp_ratio (times hidden_size): inner width of the MLP, as a multiple of ``hidden_size``.
         norm_eps: epsilon of all norms.
         dropout (probability): dropout probability on both branches of a block.
-        drop_path (probability): how often, in training, a sequence skips the mixer of a block (stochastic depth, arXiv
-            1603.09382); it keeps small sets from being learned by heart. Null: chosen from the training data; 0
-            outside of training.
+        drop_path (probability): probability that a sequence skips the mixer of a block in training (stochastic depth,
+            arXiv 1603.09382), against overfitting on small sets. Null: chosen from the training data; 0 outside of
+            training.
         state_weaving: start each layer with the final state of the layer before it (TempoPFN, arXiv 2510.25502): every
             step then sees the complete sequence, so that the encoder cannot be fed in pieces.
         stem: what stands between real-valued input and the stack: ``none`` (a projection of each step), ``patch``

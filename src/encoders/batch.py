@@ -1,8 +1,8 @@
 """Which positions of a batch are tokens: one layout for `lengths`, masks and packed sequences.
 
-The stack sees either a dense batch ``[B, T, ...]`` with a token at every position, or tokens packed as
-``[1, total, ...]`` with ``cu_seqlens``; never a pad (but see `Layout.real`). The content of pads is not read, so it
-may be NaN. Inside a compiler the values of lengths and masks cannot be looked at, and are not checked.
+The stack gets either a dense batch ``[B, T, ...]`` with a token at every position, or tokens packed as
+``[1, total, ...]`` with ``cu_seqlens``, and no padding (except for `Layout.real`). The content of padding is not read,
+so it may be NaN. Inside a compiler the values of lengths and masks are not available, and are not checked.
 """
 
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
@@ -22,15 +22,16 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Layout(NamedTuple):
-    """Where the tokens of one call are.
+    """The positions of the tokens in one call.
 
     Attributes:
         batch, time: the first two sizes of the caller's data.
         lengths: ``[N]`` int64, tokens of each sequence (N is ``batch``, or the number of packed sequences).
         cu_seqlens: ``[N + 1]`` int32, where each sequence starts in the packed tokens; None for a dense batch.
-        tokens: ``[total]`` int64, the flat position of each token in the caller's ``batch * time``; None if all are.
-        real: ``[batch * time]`` bool in a recorded graph, where nothing may depend on how many tokens there are: there
-            the pads follow as one more sequence, for which a cache has a spare row. None elsewhere.
+        tokens: ``[total]`` int64, the flat position of each token in the caller's ``batch * time``; None if all
+            positions are tokens. real: ``[batch * time]`` bool in a recorded graph, in which sizes must not depend on
+            the number of tokens: the padding then follows as one more sequence, for which a cache has an extra row.
+            None otherwise.
     """
 
     batch: int
@@ -41,15 +42,16 @@ class Layout(NamedTuple):
     real: Optional[torch.Tensor] = None
 
     def rows(self) -> int:
-        """How many sequences the stack sees: N, and the spare row if there is one."""
+        """Number of sequences in the stack: N, plus the extra row if there is one."""
         return len(self.lengths) if self.cu_seqlens is None else len(self.cu_seqlens) - 1
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B, T, ...]`` to what the stack sees: ``[1, total, ...]``, or ``x`` itself where all are tokens."""
+        """From ``[B, T, ...]`` to the input of the stack: ``[1, total, ...]``, or ``x`` itself if there is no
+        padding."""
         if self.tokens is None:
             return x
         flat = x.flatten(0, 1)
-        if self.real is not None:  # pads are computed too: what stands in them must not be NaN
+        if self.real is not None:  # padding is computed too, so it must not be NaN
             flat = torch.where(self.real.view(-1, *(1,) * (flat.dim() - 1)), flat, flat.new_zeros(()))
         return flat[self.tokens].unsqueeze(0)
 
@@ -64,7 +66,7 @@ class Layout(NamedTuple):
         return flat.view(self.batch, self.time, *hidden.shape[2:])
 
     def widen(self, cache: Cache) -> Cache:
-        """A cache with the spare row, if there is one: a copy of another row, since it is never read."""
+        """A cache with the extra row, if there is one: a copy of another row, since it is never read."""
         return cache if self.real is None else cache.select([*range(self.batch), 0])
 
     def narrow(self, cache: Cache) -> Cache:
@@ -78,7 +80,7 @@ class Layout(NamedTuple):
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
 
     def reverser(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """A function that turns each sequence of the stack's data around, in its own place; its own inverse."""
+        """A function that reverses each sequence of the stack's data in its place; it is its own inverse."""
         if self.cu_seqlens is None:
             return lambda hidden: hidden.flip(1)
         ends = self.cu_seqlens.long()
@@ -137,7 +139,7 @@ def from_mask(mask: torch.Tensor) -> Layout:
         [1, 2]
     """
     batch, time = mask.shape
-    if mask.is_meta:  # there is nothing to tell pads by; the shapes are those of a full batch
+    if mask.is_meta:  # padding is not known; the shapes are those of a full batch
         return _dense(batch, time, mask.device)
     if tracing():
         order, offsets = pack_all(mask)

@@ -1,4 +1,4 @@
-"""The residual block, and what one pass through the stack has in common."""
+"""The residual block, and the context of one pass through the stack."""
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
@@ -11,11 +11,11 @@ __all__ = ["PreNormBlock", "StackCall"]
 
 
 class StackCall(NamedTuple):
-    """What every block gets in one pass through the stack.
+    """The context that every block gets in one pass through the stack.
 
     Attributes:
         cu_seqlens: ``[N + 1]`` int32 for packed tokens ``[1, total, D]``; None for a dense batch ``[B, T, D]``.
-        cache: the states to continue from; each layer reads and updates the slot of its own number.
+        cache: the states to continue from; each layer reads and updates the slot with its number.
         use_cache: whether layers write their new state to ``cache``.
     """
 
@@ -24,13 +24,13 @@ class StackCall(NamedTuple):
     use_cache: bool = False
 
     def state(self, layer_idx: int) -> Dict[str, Any]:
-        """The cache of a layer: ``recurrent_state``, ``conv_state``, ...; empty before the first call."""
+        """The states of layer ``layer_idx``: ``recurrent_state``, ``conv_state``, ...; empty before the first call."""
         if self.cache is None or len(self.cache) <= layer_idx:
             return {}
         return self.cache[layer_idx] or {}
 
     def keep(self, layer_idx: int, x: torch.Tensor, **states: Any) -> None:
-        """Put a layer's new states into the cache, if they are wanted, and count the tokens of its input.
+        """Store a layer's new states in the cache, if there is one to update, and count the tokens of its input.
 
         Args:
             layer_idx: the layer's slot.
@@ -100,10 +100,10 @@ class PreNormBlock(nn.Module):
         Args:
             hidden: ``[B, T, D]`` or ``[1, total, D]``, the stack's dtype.
             call: see `StackCall`.
-            carry: what the block above returned, None for the first. The stack does not use it.
+            carry: any value that the block before returned; None for the first block. The stack does not use it.
 
         Returns:
-            ``(hidden, carry)`` for the block below.
+            ``(hidden, carry)`` for the next block.
         """
         mixed, carry = self.mix(self.mixer_norm(hidden), call, carry)
         mixed = self.dropout(mixed)
@@ -113,9 +113,9 @@ class PreNormBlock(nn.Module):
         return hidden + self.dropout(self.feed(self.mlp_norm(hidden), call)), carry
 
     def mix(self, x: torch.Tensor, call: StackCall, carry: Any) -> Tuple[torch.Tensor, Any]:
-        """The mixer's branch."""
+        """The branch of the mixer: ``x [..., D]`` is normalised; ``call`` and ``carry`` as for `forward`."""
         return self.mixer(x, call, carry)
 
     def feed(self, x: torch.Tensor, call: StackCall) -> torch.Tensor:
-        """The MLP's branch."""
+        """The branch of the MLP: ``x [..., D]`` is normalised; ``call`` as for `forward`."""
         return self.mlp(x)

@@ -16,11 +16,15 @@ def build_encoder(config: Union[EncoderConfig, Mapping[str, Any]], device: Any =
     """The encoder that a config describes.
 
     Args:
-        config: a strategy's config, whose ``name`` says which; or a mapping with ``name`` and fields of it.
-        device, dtype: for every parameter.
+        config: the config of a strategy, or a mapping with ``name`` and fields of that strategy's config.
+        device, dtype: of every parameter.
+
+    Returns:
+        The `Encoder`, in training mode.
 
     Raises:
-        ValueError: no such strategy (`UnknownEncoderError`), a broken one (`PluginError`), or a broken rule.
+        ValueError: the strategy is unknown (`UnknownEncoderError`) or broken (`PluginError`), or a field breaks its
+            rule.
 
     Example:
         >>> build_encoder({"name": "gated_deltanet", "vocab_size": 10}).config.hidden_size
@@ -34,9 +38,15 @@ def build_encoder(config: Union[EncoderConfig, Mapping[str, Any]], device: Any =
 
 
 def with_checkpoint_sizes(config: EncoderConfig) -> EncoderConfig:
-    """The config with the sizes of the checkpoint that its ``pretrained`` names; without one, as it is.
+    """The config with the sizes of the checkpoint that its ``pretrained`` names; unchanged if it names none.
 
-    What `build_encoder` does first; for callers that must know the sizes before.
+    `build_encoder` does this first; this function is for callers that must know the sizes before.
+
+    Args:
+        config: the config of a strategy.
+
+    Returns:
+        A config of the same class.
 
     Raises:
         ValueError: as `build_encoder`.

@@ -1,4 +1,4 @@
-"""Configs of any strategy, built-in or not: from a mapping, as another encoder's, and in Hydra's ConfigStore."""
+"""Configs of any strategy: from a mapping, from another encoder's config, and in Hydra's ConfigStore."""
 
 import sys
 from typing import Any, List, Mapping, Optional, Sequence
@@ -17,8 +17,11 @@ def encoder_config(values: Mapping[str, Any]) -> EncoderConfig:
     Args:
         values: ``name``, and any fields of that strategy's config.
 
+    Returns:
+        The config, an instance of the strategy's ``config_class``.
+
     Raises:
-        ConfigError: no name, an unknown field (also one that belongs to another encoder), or a broken rule.
+        ConfigError: there is no name, a field is unknown or belongs to another encoder, or a field breaks its rule.
         UnknownEncoderError, PluginError: as `get_strategy`.
 
     Example:
@@ -32,15 +35,18 @@ def encoder_config(values: Mapping[str, Any]) -> EncoderConfig:
 
 
 def switch_encoder(config: EncoderConfig, name: str, **changes: Any) -> EncoderConfig:
-    """The same encoder with another strategy: shared fields stay, the layer's own start afresh.
+    """The config of the same encoder with another strategy: shared fields stay, those of the layer get their defaults.
 
     Args:
-        config: of any strategy.
-        name: the other strategy.
-        changes: fields to set on top.
+        config: the config of any strategy.
+        name: the name of the other strategy.
+        changes: further fields to set.
+
+    Returns:
+        The new config.
 
     Raises:
-        ConfigError: a change that the other config has no field for, or a broken rule.
+        ConfigError: the other config has no such field, or a field breaks its rule.
 
     Example:
         >>> config = encoder_config({"name": "rwkv7", "input_size": 3, "hidden_size": 32})
@@ -53,18 +59,18 @@ def switch_encoder(config: EncoderConfig, name: str, **changes: Any) -> EncoderC
 def register_plugin_configs(
     asked: Optional[Sequence[str]] = None, registry: Optional[Registry] = None
 ) -> List[StrategyInfo]:
-    """Put the configs of third-party encoders into Hydra's ConfigStore; to be called before Hydra composes.
+    """Register the configs of third-party encoders in Hydra's ConfigStore; call it before Hydra composes.
 
-    Strategies are not imported, so this is as free of torch as the plugins' config modules are. A plugin that is
-    broken or blocked is left out of the store, unless it is asked for: then ``encoder=<name>`` composes, and the one
-    who builds the encoder gets the error that says what is wrong with the plugin.
+    Strategies are not imported, so torch is loaded only if a plugin's config module loads it. A plugin that is broken
+    or blocked is not registered, unless the command line names it: then ``encoder=<name>`` composes, and building the
+    encoder raises the error that says what is wrong with the plugin.
 
     Args:
-        asked: names that the command line asks for; read from ``sys.argv`` (``encoder=a,b``) if not given.
-        registry: where to look; the process's own if not given.
+        asked: names on the command line; if not given, they are read from ``sys.argv`` (``encoder=a,b``).
+        registry: the registry to use; by default that of the process.
 
     Returns:
-        What could not be registered.
+        The plugins that could not be registered.
 
     Example:
         >>> register_plugin_configs(asked=[], registry=Registry(plugins=[]))
@@ -84,7 +90,7 @@ def register_plugin_configs(
         try:
             register_encoder_config(offer.name, registry.config_class(offer.name), preset=not offer.preset)
             stored.append(offer.name)
-        except Exception as problem:  # also what OmegaConf says of a dataclass that it cannot hold
+        except Exception as problem:  # also the errors of OmegaConf about a dataclass that it does not support
             lost.append(StrategyInfo.of(offer.name, offer.plugin, "failed", f"{type(problem).__name__}: {problem}"))
     for row in lost:
         if row.name in asked and row.name not in stored and row.distribution != BUILT_IN:

@@ -1,6 +1,6 @@
-"""What the stack, and the code around it, needs from a strategy; `encoders.strategy.EncoderStrategy` provides it.
+"""The interface of a strategy that the stack uses; `encoders.strategy.EncoderStrategy` implements it.
 
-The stack knows only this contract, the strategy knows the stack: so imports run one way.
+The stack imports only this interface, and the strategy imports the stack, so that there is no import cycle.
 """
 
 from typing import Any, Dict, Mapping, Optional, Protocol, Tuple
@@ -15,7 +15,7 @@ __all__ = ["BlockBuilder"]
 
 
 class BlockBuilder(Protocol):
-    """Builds the parts of an encoder; see `encoders.strategy.EncoderStrategy` for what each one means."""
+    """Builds the parts of an encoder; see `encoders.strategy.EncoderStrategy` for each of them."""
 
     name: str
     origin: str
@@ -29,10 +29,10 @@ class BlockBuilder(Protocol):
         """A normalisation of ``config.hidden_size`` features."""
 
     def state_shape(self, config: Any, layer_idx: int) -> Optional[Tuple[int, ...]]:
-        """``(HV, K, V)`` of the state that a layer keeps for one sequence, or None."""
+        """``(HV, K, V)`` of the state of a layer for one sequence, or None."""
 
     def gates(self, mixer: Any, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional[Gates]:
         """How one of its mixers treats its state, or None."""
 
     def fields_of_checkpoint(self, found: ModelConfig, file: str) -> Dict[str, Any]:
-        """Fields of the encoder's config that an official config decides."""
+        """Fields of the encoder's config that an official config sets."""

@@ -1,4 +1,4 @@
-"""Many sequences to embeddings, those of similar length together, in their original order."""
+"""Embeddings of many sequences, in their original order; sequences of similar length are computed together."""
 
 from typing import Any, Callable, Iterator, List, Optional, Protocol, Sequence, Tuple, Union
 
@@ -17,7 +17,7 @@ __all__ = ["Encodes", "batches_of_like_length", "encode_many", "encode_raw"]
 
 
 class Encodes(Protocol):
-    """What is needed of an encoder."""
+    """The interface of an encoder that is used here."""
 
     config: EncoderConfig
     input: nn.Module
@@ -50,18 +50,18 @@ def encode_raw(encoder: Encodes, x: Any, batch_tokens: int = 16384, per_step: bo
 
 def encode_many(encoder: Encodes, lengths: Sequence[int], get: Callable[[int], Tensor], batch_tokens: int,
                 per_step: bool = False) -> Tuple[List[Tensor], Tensor]:
-    """Embeddings of sequences as the encoder takes them, without gradients and in evaluation mode.
+    """Embeddings of prepared sequences, without gradients and in evaluation mode.
 
     Args:
-        encoder: left in the mode in which it was.
-        lengths: of the sequences.
-        get: ``get(place)`` is one, ``[T, ...]``.
-        batch_tokens: most tokens in a call, pads included; a longer sequence is computed alone.
-        per_step: the hidden states of each sequence in place of its embedding.
+        encoder: its mode (training or evaluation) is restored.
+        lengths: lengths of the sequences.
+        get: ``get(place)`` returns one, ``[T, ...]``.
+        batch_tokens: largest number of tokens in a call, padding included; a longer sequence is computed alone.
+        per_step: return the hidden states of each sequence instead of its embedding.
 
     Returns:
-        ``(rows, lengths)``: ``[hidden_size]`` or ``[T_i, hidden_size]`` each, and ``[N]`` int64, the steps of each (of
-        those that a stem leaves); on the CPU.
+        ``(rows, lengths)``: ``[hidden_size]`` or ``[T_i, hidden_size]`` each, and ``[N]`` int64, the steps of each
+        (after a stem); on the CPU.
     """
     weight, training = input_weight(encoder.input), encoder.training
     rows: List[Any] = [None] * len(lengths)
@@ -87,7 +87,7 @@ def encode_many(encoder: Encodes, lengths: Sequence[int], get: Callable[[int], T
 
 
 def batches_of_like_length(lengths: Sequence[int], most: int) -> Iterator[List[int]]:
-    """Places of sequences that go together, longest first, so that memory runs out at once or never.
+    """Batches of places of sequences of similar length, the longest first, so that a lack of memory shows at once.
 
     Example:
         >>> list(batches_of_like_length([1, 3, 2], 4))
@@ -104,7 +104,7 @@ def batches_of_like_length(lengths: Sequence[int], most: int) -> Iterator[List[i
 
 
 def _plain(encoder: Encodes) -> InputPipeline:
-    """The pipeline of an encoder that has none: it leaves data as they are."""
+    """The pipeline for an encoder without one: it does not change the data."""
     config = encoder.config
     if config.vocab_size is not None:
         return InputPipeline.tokens(config.vocab_size)

@@ -1,4 +1,4 @@
-"""Errors of names, plugins, runs and data."""
+"""The errors for names, plugins, runs and data."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ __all__ = ["DataError", "InputError", "PluginError", "RunError", "UnknownEncoder
 
 
 class UnknownEncoderError(ValueError):
-    """No strategy of that name; the message has the nearest name and all known ones."""
+    """There is no strategy of that name; the message has the nearest name and all known ones."""
 
 
 class PluginError(ValueError):
-    """The strategy that was asked for comes from a plugin that is broken or blocked."""
+    """The requested strategy comes from a plugin that is broken or blocked."""
 
 
 class InputError(ValueError):
-    """Data that do not fit what an encoder was trained on: other columns, missing values, no numbers."""
+    """Data that do not fit the training data of an encoder: other columns, missing values, no numbers."""
 
 
 class DataError(ValueError):
-    """Data to learn from that are missing, damaged or not what the config says."""
+    """Training data that are missing, damaged or do not fit the config."""
 
 
 class RunError(ValueError):

@@ -22,9 +22,10 @@ BLOCK_VARIABLE = "ENCODERS_BLOCK"
 
 
 class StrategyInfo(NamedTuple):
-    """One line of `available_strategies`.
+    """One line of `available_strategies`: the ``name`` of a strategy, its ``plugin``, and the plugin's ``distribution``
+    and ``version``.
 
-    ``state`` is ``ready``, ``failed``, ``blocked`` or ``duplicate``; ``detail`` says why it is not ready.
+    ``state`` is ``ready``, ``failed``, ``blocked`` or ``duplicate``; ``detail`` is the reason if it is not ready.
     """
 
     name: str
@@ -36,12 +37,12 @@ class StrategyInfo(NamedTuple):
 
     @classmethod
     def of(cls, name: str, plugin: Plugin, state: str, detail: str = "") -> "StrategyInfo":
-        """The line for a name that ``plugin`` offers."""
+        """The line for a name of ``plugin``, with its ``state`` and ``detail``."""
         return cls(name, plugin.name, plugin.distribution, plugin.version, state, detail)
 
 
 class Registry:
-    """Names and the strategies behind them.
+    """The strategies by name.
 
     Args:
         plugins: third-party plugins, tried in this order after the built-ins; the installed ones if not given.
@@ -67,7 +68,7 @@ class Registry:
                     self._offers[offer.name] = offer
 
     def register(self, strategy: Type["EncoderStrategy"]) -> None:
-        """Add a strategy, or put it in the place of one that was added before; see `encoders.register_strategy`."""
+        """Add a strategy, or replace one that was added before; see `encoders.register_strategy`."""
         name = getattr(strategy, "name", None)
         plugin = Plugin(str(name), RUN_TIME, f"{strategy.__module__}:{strategy.__qualname__}", lambda: strategy)
         offer = make_offer(plugin, name, strategy, getattr(strategy, "config_class", None), False)
@@ -81,14 +82,14 @@ class Registry:
             self._strategies.pop(offer.name, None)
 
     def names(self) -> List[str]:
-        """Names that were registered, in order; nothing is imported."""
+        """The registered names, in order; nothing is imported."""
         return list(self._offers)
 
     def offer(self, name: str) -> Offer:
-        """Who offers ``name`` and what.
+        """The plugin that offers ``name``, and the offer.
 
         Raises:
-            UnknownEncoderError: there is none.
+            UnknownEncoderError: no plugin does.
             PluginError: the plugin of that name is broken or blocked.
         """
         if isinstance(name, str) and name in self._offers:
@@ -143,7 +144,7 @@ class Registry:
         return rows
 
     def offers(self) -> List[Offer]:
-        """What can be asked for, in order."""
+        """All offers, in order."""
         return list(self._offers.values())
 
     def failed(self) -> List[Found]:
@@ -161,15 +162,15 @@ class Registry:
 
 _default: Optional[Registry] = None
 _default_lock = threading.Lock()
-_registered: Dict[str, Type["EncoderStrategy"]] = {}  # kept apart, so that looking for plugins again loses none
+_registered: Dict[str, Type["EncoderStrategy"]] = {}  # separate, so that a new search for plugins keeps them
 
 
 def default_registry(refresh: bool = False) -> Registry:
     """The registry of this process, made on first use from the installed plugins.
 
     Args:
-        refresh: look again, e.g. after a package was installed or ``ENCODERS_BLOCK`` (plugin names, separated by
-            commas) was changed.
+        refresh: search for plugins again, e.g. after a package was installed or ``ENCODERS_BLOCK`` (names of plugins,
+            separated by commas) was changed.
     """
     global _default
     with _default_lock:
@@ -182,19 +183,20 @@ def default_registry(refresh: bool = False) -> Registry:
 
 
 def register_strategy(strategy: Type["EncoderStrategy"]) -> Type["EncoderStrategy"]:
-    """Offer a strategy of your own under its name, in this process: to `build_encoder`, estimators and the application.
+    """Make a strategy of your own available by its name in this process: for `build_encoder`, estimators and the
+    application.
 
-    What it saved loads again wherever it is registered. Registering another class under the same name replaces it, as a
-    notebook's cell does that runs again.
+    Encoders that were saved with it can be loaded by every program that registers it. Registering another class with
+    the same name replaces the first one, for instance if a notebook's cell runs again.
 
     Args:
         strategy: a subclass of `encoders.EncoderStrategy` with ``name`` and ``config_class``.
 
     Returns:
-        the class, so that it can stand above one as a decorator.
+        The class, so that this function can be used as a decorator.
 
     Raises:
-        ValueError, TypeError: a name that a built-in or a plugin has, or a class that does not fit its config.
+        ValueError, TypeError: a built-in or a plugin has this name, or the class does not fit its config.
 
     Example:
         >>> from encoders.strategies.rnn import GRUEncoderStrategy
@@ -212,9 +214,12 @@ strategy and its config another name
 def get_strategy(name: str) -> "EncoderStrategy":
     """The encoder strategy of that name.
 
+    Returns:
+        An instance of the strategy; its ``config_class`` makes configs, its ``build`` makes encoders.
+
     Raises:
-        UnknownEncoderError: no such name; names the nearest and all known ones.
-        PluginError: its plugin is broken or blocked; names the plugin, its version and the cause.
+        UnknownEncoderError: the name is unknown; the message has the nearest and all known names.
+        PluginError: its plugin is broken or blocked; the message has the plugin, its version and the cause.
 
     Example:
         >>> get_strategy("gated_deltanet").name
@@ -224,9 +229,12 @@ def get_strategy(name: str) -> "EncoderStrategy":
 
 
 def available_strategies() -> List[StrategyInfo]:
-    """All strategies with plugin, distribution, version and state; a broken plugin is a row, not an error.
+    """All strategies, including those that are broken or blocked.
 
-    Each strategy is imported to find out whether it is ready.
+    Each strategy is imported to find out whether it is ready; a broken plugin is a line of the result, not an error.
+
+    Returns:
+        One `StrategyInfo` for each strategy and each plugin that failed.
 
     Example:
         >>> [row.state for row in available_strategies() if row.name == "gated_deltanet"]

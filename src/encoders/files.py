@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all, and whose changes are detected."""
+"""Files that exist completely or not at all, and whose changes are detected."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def digest(data: bytes) -> str:
 
 
 def refuse(path: Path, rule: str, got: str, remedy: str) -> CheckpointError:
-    """The error for a file: which, what must hold, what was found, what to do."""
+    """The error for a file: its path, the rule, what was found, and what to do."""
     return CheckpointError(f"load_encoder: {path} {rule}; got {got}; {remedy}")
 
 
@@ -47,16 +47,16 @@ def seal_manifest(manifest: Dict[str, Any]) -> bytes:
 
 
 def parse_manifest(path: Path, kind: str, version: int, remedy: str) -> Dict[str, Any]:
-    """What `seal_manifest` wrote.
+    """Read a manifest of `seal_manifest`.
 
     Args:
         path: the JSON file.
-        kind: what its ``format`` must be.
+        kind: the required ``format``.
         version: the newest ``format_version`` that can be read.
-        remedy: for the messages.
+        remedy: what to do, for the messages.
 
     Raises:
-        CheckpointError: missing, no JSON, of another format, of a newer version, or changed since it was written.
+        CheckpointError: the file is missing, is not JSON, has another format or a newer version, or was changed.
     """
     data = read_bytes(path, remedy, _LIMIT)
     try:

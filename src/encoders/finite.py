@@ -1,4 +1,4 @@
-"""Finds where numbers stop being finite: which part of an encoder, which sequence, which step."""
+"""Finds the part of an encoder, the sequence and the step at which numbers stop being finite."""
 
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Tuple
@@ -12,23 +12,26 @@ __all__ = ["NotFiniteError", "check_finite"]
 
 
 class NotFiniteError(ArithmeticError):
-    """A NaN or an infinity inside an encoder; the message says where it came up first."""
+    """A NaN or an infinity inside an encoder; the message says where it first appeared."""
 
 
 @contextmanager
 def check_finite(encoder: Encoder) -> Iterator[None]:
-    """Check, while the block runs, the output of every part of an encoder.
+    """Check the output of every part of an encoder for NaN and infinity.
 
-    Each check waits for the device; use it to look for a fault, not always.
+    Each check waits for the device; use it only to find an error.
 
     Args:
-        encoder: of any strategy; it does not change.
+        encoder: an encoder of any strategy; it is not changed.
+
+    Returns:
+        A context manager; the checks are made inside its ``with`` block.
 
     Raises:
-        TypeError: no encoder.
-        NotFiniteError: at the first part that returns a NaN or an infinity, in the order of computation; with the
-            first sequence and the first step in it that has one. Steps are counted over real tokens, and from the end
-            in blocks that read backwards. In a chunk form a bad token also shows at the earlier ones of its chunk.
+        TypeError: it is not an encoder.
+        NotFiniteError: for the first part, in the order of computation, that returns a NaN or an infinity. The message
+            names the first sequence with one, and its first step. Steps are counted over real tokens, and from the end
+            in blocks that read backwards. A chunk form may show a NaN at earlier tokens of the same chunk.
 
     Example:
         >>> from encoders import build_encoder

@@ -1,4 +1,4 @@
-"""How a layer treats its state at each token: what a strategy reports, and what `encoders.probing` collects."""
+"""Decay and write strength of a layer at each token: reported by strategies, collected by `encoders.probing`."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ __all__ = ["Gates"]
 
 
 class Gates(NamedTuple):
-    """How a layer treats its state at each token.
+    """Decay and write strength of a layer at each token.
 
     Attributes:
         log_decay: ``[..., heads, channels]``, at most 0: at this token, the state is multiplied by ``exp(log_decay)``.
-            A layer that decays whole heads has one channel.
+            A layer with one decay for each head has one channel.
         strength: ``[..., heads, channels]``: how much of what is stored under a key is replaced.
-        strength_name: the field's name for it, ``beta`` or ``a``.
+        strength_name: its usual name, ``beta`` or ``a``.
         strongest: end of its range, which begins at 0.
     """
 

@@ -19,11 +19,11 @@ def register_encoders(register: Callable) -> None:
 
     Args:
         register: call it as ``register(name, strategy=..., config=..., preset=False)`` for each strategy.
-            ``name`` is what users write (``encoder=name``): lower case, digits, underscores.
+            ``name`` is the name for users (``encoder=name``): lower case, digits, underscores.
             ``strategy`` is a subclass of `encoders.EncoderStrategy`, ``config`` one of `cfg.encoder.EncoderConfig`
             whose ``name`` defaults to the same name; each is the class, or ``"package.module:Class"``, which is
-            imported when it is needed, so that a plugin can stay free of torch until then. ``preset=True`` says that
-            the plugin puts a YAML file ``encoder/<name>`` on Hydra's search path itself.
+            imported when it is needed, so that a plugin need not import torch before. ``preset=True`` means that the
+            plugin itself puts a YAML file ``encoder/<name>`` on Hydra's search path.
 
     Example (the plugin's module, named by an entry point of the group ``encoders``)::
 

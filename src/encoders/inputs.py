@@ -38,10 +38,10 @@ def build_input(config: EncoderConfig, device: Any = None, dtype: Any = None) ->
 
 
 def enter(entry: nn.Module, x: torch.Tensor, layout: Layout, call: StackCall) -> Tuple[torch.Tensor, Layout]:
-    """The stack's first hidden states and their layout, which a stem may make shorter.
+    """The first hidden states of the stack and their layout, which a stem may shorten.
 
     Args:
-        entry: what `build_input` made.
+        entry: the result of `build_input`.
         x: the layout's packed data.
         layout: of ``x``.
         call: of this pass down the stack, for a stem that keeps a state.
@@ -52,14 +52,14 @@ def enter(entry: nn.Module, x: torch.Tensor, layout: Layout, call: StackCall) ->
 
 
 def alone(entry: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the input layer makes of single steps, each without its neighbours.
+    """The output of the input layer for single steps, each without its neighbours.
 
     Args:
-        entry: what `build_input` made, of features, for an encoder that can be fed in pieces.
+        entry: the result of `build_input` for features, for an encoder that can be fed in pieces.
         x: ``[n, input_size]``.
 
     Returns:
-        ``[n, S, hidden_size]``: at its own step, and at the later ones at which a stem still sees it.
+        ``[n, S, hidden_size]``: at its own step, and at later steps at which a stem still sees it.
     """
     if not isinstance(entry, InceptionStem):
         hidden: torch.Tensor = entry(x)
@@ -69,7 +69,7 @@ def alone(entry: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def input_weight(entry: nn.Module) -> torch.Tensor:
-    """The weight that meets the data; its device and dtype are those the data must have."""
+    """The weight that is applied to the data; they must have its device and dtype."""
     weight: torch.Tensor = getattr(entry, "weight")
     return weight
 
@@ -87,15 +87,15 @@ def input_width(config: EncoderConfig) -> int:
 
 
 def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
-    """Refuse data that does not fit the encoder.
+    """Refuse data that do not fit the encoder.
 
     Args:
-        config: the encoder's.
-        entry: what `build_input` made.
-        x: what the caller gave.
+        config: the config of the encoder.
+        entry: the result of `build_input`.
+        x: the data of the caller.
 
     Raises:
-        ValueError: names rank, width, dtype, device or token id.
+        ValueError: the message names rank, width, dtype, device or token id.
     """
     if not isinstance(x, torch.Tensor):
         raise value_error("encoder", "x", "must be a tensor", type(x).__name__)

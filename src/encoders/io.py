@@ -18,23 +18,23 @@ from myfla.utils.errors import CheckpointError
 __all__ = ["FORMAT", "FORMAT_VERSION", "load_encoder", "read_encoder", "save_encoder"]
 
 TASK = "task.safetensors"
-"""The head of a trained run, which an encoder never lies beside without a pipeline."""
+"""The file with the head of a trained run; an encoder in the same folder must have a pipeline."""
 _REMEDY = "use a copy, or write it again with encoder.save"
 _PICKLES = (b"PK\x03\x04", b"\x80")
 
 
 def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
-    """Read what `save_encoder` wrote.
+    """Read an encoder that `Encoder.save` or a run has written.
 
     Nothing in the files is executed, and the state of torch's random generators does not change.
 
     Args:
         path: the folder, the ``.safetensors`` file or the ``.json`` file.
-        device: where to put the encoder.
+        device: the device of the encoder.
 
     Returns:
-        The encoder, in eval mode, with the dtypes it was saved in. That of a trained run takes raw data: it has the
-        run's `InputPipeline` as its ``pipeline``.
+        The encoder, in eval mode, with the dtypes in which it was saved. The encoder of a trained run takes raw data:
+        its ``pipeline`` is the run's `InputPipeline`.
 
     Raises:
         CheckpointError: a file is missing, damaged, foreign or unsafe, or its encoder cannot be built here.
@@ -51,7 +51,8 @@ def load_encoder(path: Union[str, Path], device: Any = None) -> Encoder:
 
 
 def read_encoder(path: Union[str, Path], device: Any = None) -> Tuple[Encoder, Optional[InputPipeline]]:
-    """The two parts of what `load_encoder` gives: an encoder that reads prepared data, and what prepares them.
+    """The two parts of a saved encoder: an encoder that reads prepared data, and the pipeline that prepares them or
+    None.
 
     Example:
         >>> import tempfile
@@ -87,7 +88,7 @@ def read_encoder(path: Union[str, Path], device: Any = None) -> Tuple[Encoder, O
 
 
 def _remedy(origin: str) -> str:
-    """How to get the strategy that a manifest names."""
+    """What to do to get the strategy that a manifest names."""
     how, _, place = origin.partition(" ")
     if how != RUN_TIME:
         return f"install {origin}"
@@ -116,7 +117,7 @@ def _read_pipeline(path: Path, manifest: Dict[str, Any], encoder: Encoder) -> Op
 def _read_weights(path: Path, entry: Dict[str, Any]) -> Dict[str, torch.Tensor]:
     staged = staged_path(path, entry["sha256"])
     if staged.exists() and digest(read_bytes(staged, _REMEDY)) == entry["sha256"]:
-        path = staged  # the writer was killed before the last rename
+        path = staged  # the writing process was killed before the last rename
     data = read_bytes(path, _REMEDY)
     _check_no_pickle(path, data)
     if len(data) != entry["bytes"]:

@@ -1,4 +1,4 @@
-"""From raw data to what a trained encoder reads: columns by name, missing values, scales. Saved with the encoder."""
+"""Prepares raw data for a trained encoder: columns by name, missing values, scales. Saved with the encoder."""
 
 import math
 from dataclasses import dataclass
@@ -14,21 +14,22 @@ from encoders.schema import InputSchema
 __all__ = ["MISSING", "InputPipeline"]
 
 MISSING = ("error", "mean", "forward")
-_BLOCK = 1 << 20  # steps that are measured together
+_BLOCK = 1 << 20  # number of steps that are measured together
 
 
 @dataclass(frozen=True)
 class InputPipeline:
-    """Everything between raw data and an encoder; measured on training sequences only.
+    """All steps between raw data and an encoder; measured on training sequences only.
 
     Attributes:
         schema: the columns that are read; None for token ids.
-        missing: how a missing value (NaN) is treated: ``error``, ``mean`` of its channel, or ``forward``, the value
-            before it, else the first after it.
-        own_scale: each sequence is first brought to mean 0 and standard deviation 1; see `encoders.scaling.own_scale`.
+        missing: how a missing value (NaN) is treated: ``error``, ``mean`` (of its channel), or ``forward`` (the value
+            before it, or the first one after it).
+        own_scale: whether each sequence is first scaled to mean 0 and standard deviation 1; see
+            `encoders.scaling.own_scale`.
         mean, std: of each channel that the encoder reads (`width`), in float64.
-        classes: names, in the order of the logits; None where targets are not classes.
-        targets: names of the values to predict; None where targets are not numbers.
+        classes: names in the order of the logits; None if targets are not classes.
+        targets: names of the values to predict; None if targets are not numbers.
         vocab_size: number of token ids; None for features.
 
     Example:
@@ -63,16 +64,19 @@ class InputPipeline:
     def fit(cls, sequences: Sequence[Tensor], schema: Optional[InputSchema] = None, missing: str = "error",
             standardize: bool = True, own_scale: bool = False, classes: Optional[Sequence[str]] = None,
             targets: Optional[Sequence[str]] = None) -> "InputPipeline":
-        """Measure mean and standard deviation over all steps, in float64, missing values left out.
+        """Measure mean and standard deviation over all steps, in float64, without missing values.
 
         Args:
-            sequences: ``[T_i, D]`` each, NaN where a value is missing; those that are trained on.
-            schema: of their columns; None: channels without names.
+            sequences: the training sequences, ``[T_i, D]`` each, NaN for a missing value.
+            schema: the schema of their columns; None: channels without names.
             missing, own_scale, classes, targets: as above.
-            standardize: False keeps the scale as it is: mean 0, std 1.
+            standardize: False keeps the scale: mean 0, std 1.
+
+        Returns:
+            The pipeline.
 
         Raises:
-            InputError: sequences of another width than the schema's.
+            InputError: the sequences have another width than the schema.
         """
         width = sequences[0].shape[1]
         schema = InputSchema.unnamed(width) if schema is None else schema
@@ -88,7 +92,15 @@ class InputPipeline:
     @classmethod
     def tokens(cls, vocab_size: int, classes: Optional[Sequence[str]] = None,
                targets: Optional[Sequence[str]] = None) -> "InputPipeline":
-        """Token ids, which are read as they are."""
+        """The pipeline for token ids, which are not changed.
+
+        Args:
+            vocab_size: number of token ids.
+            classes, targets: as for the class.
+
+        Returns:
+            The pipeline.
+        """
         return cls(vocab_size=vocab_size, classes=_names(classes), targets=_names(targets))
 
     @property
@@ -104,15 +116,20 @@ class InputPipeline:
         return self.own_scale or self.missing == "forward"
 
     def transform(self, x: Tensor) -> Tensor:
-        """``[..., T, D]`` raw features, in order, to ``[..., T, width]`` float32; token ids to int64.
+        """Prepare raw data for the encoder.
 
-        Every ``[T, D]`` is one whole sequence without pads (with `needs_whole`; else any steps will do). Computed in
-        float64, so that float64 data keep differences that float32 would lose.
+        Args:
+            x: ``[..., T, D]`` raw features, in order, or token ids. With `needs_whole`, every ``[T, D]`` must be a
+                complete sequence without padding; otherwise it may be any steps.
+
+        Returns:
+            ``[..., T, width]`` float32, computed in float64, so that float64 data keep differences that float32 would
+            lose; token ids as int64.
         """
         if self.schema is None:
             return x.long()
         device = x.device
-        place = torch.device("cpu") if device.type == "mps" else device  # which knows no float64
+        place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         x = x.to(place, torch.float64)
         if self.own_scale:
             x = own_scale(x)
@@ -122,7 +139,7 @@ class InputPipeline:
         return standardise(x, mean, std, self.missing).float().to(device)
 
     def untransform(self, x: Tensor) -> Tensor:
-        """``[..., width]`` of what the encoder reads back in the data's units, float64; not with ``own_scale``."""
+        """From prepared features ``x [..., width]`` back to the units of the data, float64; not with ``own_scale``."""
         mean, std = (torch.tensor(values, dtype=torch.float64, device=x.device) for values in (self.mean, self.std))
         return x.double() * std + mean
 
@@ -190,7 +207,7 @@ def _measure(sequences: Sequence[Tensor], scaled: bool, width: int) -> Tuple[Lis
 
 
 def _blocks(sequences: Sequence[Tensor], scaled: bool) -> Iterator[Tensor]:
-    """The steps of all sequences, many together, in float64."""
+    """The steps of all sequences in large pieces, in float64."""
     found: List[Tensor] = []
     steps = 0
     for i in range(len(sequences)):

@@ -1,4 +1,4 @@
-"""Finding plugins and calling their hook: an error of one is recorded and does not affect the others."""
+"""Finds plugins and calls their hook; an error of one is recorded and does not affect the others."""
 
 import inspect
 import re
@@ -14,16 +14,16 @@ from encoders.hookspecs import GROUP
 __all__ = ["BUILT_IN", "RUN_TIME", "Found", "Offer", "Plugin", "collect", "installed_plugins", "make_offer"]
 
 BUILT_IN = "built-in"
-"""What stands for the distribution of a strategy of this project's own."""
+"""The name of the distribution of built-in strategies."""
 
 RUN_TIME = "register_strategy"
-"""What stands for the distribution of a strategy that the running program has registered itself."""
+"""The name of the distribution of strategies that the running program has registered."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 class Plugin(NamedTuple):
-    """A plugin before it is loaded: its name, the distribution it comes from, and how to get at it."""
+    """A plugin before it is loaded: its name, its distribution, and how to load it."""
 
     name: str
     distribution: str
@@ -71,8 +71,8 @@ def installed_plugins() -> List[Plugin]:
 def collect(plugins: Iterable[Plugin], blocked: Iterable[str] = ()) -> List[Found]:
     """Load each plugin and call its hook.
 
-    Nothing that a plugin does wrong reaches the caller: an import error, a wrong hook signature, a misspelt hook or
-    an exception in the hook becomes the `Found.failure` of that plugin, and none of its offers count.
+    Errors of a plugin do not reach the caller: an import error, a wrong hook signature, a misspelt hook or an exception
+    in the hook becomes the `Found.failure` of that plugin, and none of its offers count.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -84,7 +84,7 @@ def _try(manager: pluggy.PluginManager, plugin: Plugin, blocked: set) -> Found:
         return Found(plugin, [], "it is named in ENCODERS_BLOCK", blocked=True)
     try:
         return Found(plugin, _call(manager, plugin, plugin.load()), None)
-    except (Exception, SystemExit) as problem:  # a plugin may raise anything at import; it must hurt nobody else
+    except (Exception, SystemExit) as problem:  # a plugin may raise anything at import, which must not affect others
         return Found(plugin, [], f"{type(problem).__name__}: {problem}")
 
 

@@ -1,6 +1,6 @@
-"""One embedding per sequence from the hidden states of its tokens.
+"""One embedding for each sequence from the hidden states of its tokens.
 
-Every pooling is over the tokens of the call, pads left out; a sequence without tokens has the embedding zero. Sums run
+Every pooling is over the real tokens of the call; a sequence without tokens has the embedding zero. Sums are computed
 in float32 (float64 for float64).
 """
 
@@ -35,7 +35,7 @@ class MeanPool(nn.Module):
 
 
 class LastPool(nn.Module):
-    """The last token of each sequence (in the order of the data, for a bidirectional encoder as well)."""
+    """The last token of each sequence, in the order of the data, also for a bidirectional encoder."""
 
     def forward(self, hidden: torch.Tensor, layout: Layout) -> torch.Tensor:
         if layout.cu_seqlens is None:
@@ -74,7 +74,7 @@ class AttentionPool(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the key anew and set the query to zero."""
+        """Initialise the key at random and the query with zero."""
         self.key.reset_parameters()
         nn.init.zeros_(self.query.weight)
 
@@ -86,9 +86,9 @@ class AttentionPool(nn.Module):
         if layout.cu_seqlens is None:
             return (score.softmax(1) * wide).sum(1).to(hidden.dtype)
         segments = layout.segments()
-        # The largest score only keeps exp in range; the result does not depend on it, so nor does the gradient.
+        # The largest score only keeps exp in range; result and gradient do not depend on it.
         top = _max(score.detach(), layout)
-        weight = (score - top[segments.clamp(max=len(top) - 1)]).exp()  # pads of a graph count for nobody
+        weight = (score - top[segments.clamp(max=len(top) - 1)]).exp()  # padding of a graph belongs to no sequence
         total = _sum(weight, layout)
         total = torch.where(total > 0, total, torch.ones_like(total))
         return (_sum(weight * wide, layout) / total).to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""An official checkpoint as the backbone of an encoder: its sizes, then its weights, in the encoder's own blocks."""
+"""An official checkpoint as the backbone of an encoder: its sizes, then its weights, in the encoder's blocks."""
 
 import dataclasses
 from contextlib import contextmanager
@@ -26,9 +26,9 @@ def build_pretrained(strategy: BlockBuilder, config: EncoderConfig, device: Any 
                      dtype: Any = None) -> Encoder:
     """The encoder of a config whose ``pretrained`` names a checkpoint folder.
 
-    Every block, its norms and its MLP, and the last norm come from the checkpoint; for token ids also the embedding.
-    A projection of real-valued input and the attention pooling begin afresh. The result is an encoder as any other:
-    its config holds the sizes and no longer the folder.
+    Every block with its norms and MLP, and the last norm come from the checkpoint; for token ids also the embedding.
+    The projection of real-valued input and the attention pooling are initialised anew. The result is an ordinary
+    encoder: its config contains the sizes and no longer the folder.
 
     Args:
         strategy: of the checkpoint's architecture.
@@ -43,7 +43,7 @@ def build_pretrained(strategy: BlockBuilder, config: EncoderConfig, device: Any 
     folder = config.pretrained
     sized = dataclasses.replace(config_with_checkpoint(strategy, config), pretrained=None)
     encoder = Encoder(sized, strategy, device=device, dtype=dtype)
-    meta = any(parameter.is_meta for parameter in encoder.parameters())  # then only shapes are wanted
+    meta = any(parameter.is_meta for parameter in encoder.parameters())  # then only shapes are needed
     if folder is not None and not meta:
         with _naming_the_key():
             _fill(encoder, strategy, Path(folder))
@@ -51,7 +51,7 @@ def build_pretrained(strategy: BlockBuilder, config: EncoderConfig, device: Any 
 
 
 def config_with_checkpoint(strategy: BlockBuilder, config: EncoderConfig) -> EncoderConfig:
-    """The config with the sizes of the checkpoint it names; a config that names none as it is.
+    """The config with the sizes of the checkpoint that it names; unchanged if it names none.
 
     Raises:
         ConfigError, CheckpointError: as `build_pretrained`.
@@ -84,7 +84,7 @@ def config_with_checkpoint(strategy: BlockBuilder, config: EncoderConfig) -> Enc
 
 @contextmanager
 def _naming_the_key() -> Iterator[None]:
-    """Errors of the checkpoint's files say which setting led there."""
+    """Add to errors of the checkpoint's files the setting that names it."""
     try:
         yield
     except CheckpointError as problem:
@@ -113,7 +113,7 @@ def _shared_fields(found: ModelConfig) -> Dict[str, Any]:
 
 @torch.no_grad()
 def _fill(encoder: Encoder, strategy: BlockBuilder, folder: Path) -> None:
-    """Copy the checkpoint's tensors over the encoder's fresh ones."""
+    """Copy the tensors of the checkpoint into the new encoder."""
     files = WeightFiles(folder)
     sources = adapt_names(files.names, headless=True)
     tokens = encoder.config.vocab_size is not None

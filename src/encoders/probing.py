@@ -1,6 +1,6 @@
-"""What the layers of an encoder do with their states: how fast they forget, and how strongly they write.
+"""How fast the layers of an encoder forget, and how strongly they write.
 
-`probe` runs the encoder once and asks each layer's strategy about the input that the layer got.
+`probe` runs the encoder once and lets the strategy report the gates for the input of each layer.
 """
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -20,7 +20,7 @@ class LayerGates(NamedTuple):
     Attributes:
         layer: its number.
         backward: whether it reads sequences from their end.
-        gates: ``[tokens, heads, channels]`` each, pads left out; tokens in the order in which the layer reads them.
+        gates: ``[tokens, heads, channels]`` each, for real tokens only, in the order in which the layer reads them.
     """
 
     layer: int
@@ -37,11 +37,11 @@ def probe(
     """The gates of every layer for a batch.
 
     Args:
-        encoder: in any mode; it is run in eval mode, without gradients; its mode is restored.
+        encoder: an encoder; it runs in eval mode without gradients, and its mode is restored.
         x, lengths, cu_seqlens: as for `Encoder.forward`.
 
     Returns:
-        One entry for each layer, and each direction, whose strategy tells; none for strategies that do not.
+        One entry for each layer and direction; none if the strategy does not report gates.
 
     Raises:
         ValueError: as `Encoder.forward`.
@@ -78,7 +78,7 @@ def probe(
 
 
 def _noter(seen: Dict[int, Any], part: nn.Module, place: int) -> Any:
-    """A hook that keeps one of the things a part is called with: of a block its `StackCall`, of a mixer its input."""
+    """A hook that keeps one argument of a part: the `StackCall` of a block, or the input of a mixer."""
 
     def note(module: nn.Module, given: Any) -> None:
         seen[id(part)] = given[place]

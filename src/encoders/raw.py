@@ -1,4 +1,4 @@
-"""Raw data in the usual forms: arrays, lists, tensors, columns by name; one sequence or many."""
+"""Reads raw data in the usual forms: arrays, lists, tensors, columns by name; one sequence or many."""
 
 from typing import Any, List, Mapping, Optional, Tuple
 
@@ -27,8 +27,7 @@ def read_sequences(pipeline: InputPipeline, x: Any) -> List[Tensor]:
             NaN where a value is missing; or columns by name, in any order: a dict or a pandas DataFrame.
 
     Raises:
-        InputError: other columns, another width, no numbers, no steps, or a missing value that the pipeline has no
-            policy for.
+        InputError: other columns, another width, no numbers, no steps, or a missing value with ``missing="error"``.
 
     Example:
         >>> pipeline = InputPipeline.fit([torch.zeros(2, 2)])
@@ -55,12 +54,12 @@ def read_sequences(pipeline: InputPipeline, x: Any) -> List[Tensor]:
 
 
 def open_batch(pipeline: InputPipeline, x: Any, given: Tuple[Any, ...]) -> Tuple[Tensor, Optional[List[int]]]:
-    """A batch as `Encoder.forward` takes it: tensors ``[B, T, D]`` and ``[B, T]`` of ids as they are, all else padded.
+    """A batch for `Encoder.forward`: tensors ``[B, T, D]``, and ``[B, T]`` of ids, are unchanged; all else is padded.
 
     Args:
         pipeline: of the encoder.
         x: as for `read_sequences`.
-        given: lengths, attention_mask and cu_seqlens of the call, which only a whole tensor can have.
+        given: lengths, attention_mask and cu_seqlens of the call, which are only for a single tensor.
 
     Returns:
         ``(x, lengths)``; None for the lengths of a tensor.
@@ -96,7 +95,7 @@ def _check_dtype(pipeline: InputPipeline, x: Tensor, who: str) -> None:
 
 
 def check_values(pipeline: InputPipeline, x: Tensor, first: int = 0, who: str = f"{WHO}: x") -> None:
-    """Refuse values that the pipeline has no policy for; ``x [..., T, D]`` without pads.
+    """Refuse missing values with ``missing="error"``, and infinite ones; ``x [..., T, D]`` without padding.
 
     Raises:
         InputError: names channel, step and value.
@@ -113,17 +112,17 @@ def check_values(pipeline: InputPipeline, x: Tensor, first: int = 0, who: str = 
 
 
 def prepare(pipeline: InputPipeline, tokens: Tensor, layout: Layout, going_on: bool) -> Tensor:
-    """Raw tokens as the encoder reads them.
+    """Raw tokens, prepared for the encoder.
 
     Args:
-        pipeline: of the encoder.
-        tokens: what `Layout.pack` gives: ``[B, T, ...]``, or ``[1, total, ...]`` with offsets.
-        layout: of the call.
-        going_on: the call continues a cache, or another one will continue its own.
+        pipeline: the pipeline of the encoder.
+        tokens: the result of `Layout.pack`: ``[B, T, ...]``, or ``[1, total, ...]`` with offsets.
+        layout: the layout of the call.
+        going_on: whether the call continues a cache or returns one.
 
     Raises:
-        InputError: a width that is not the pipeline's, values without a policy, or pieces of sequences that must be
-            whole.
+        InputError: another width than the pipeline's, missing values with ``missing="error"``, or pieces of sequences
+            that must be complete.
     """
     if pipeline.schema is None:
         return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
@@ -212,7 +211,7 @@ def _by_name(x: Any) -> bool:
 
 
 def _depth(x: Any) -> int:
-    """Dimensions: of an array those it has, of a list one more than of what it holds."""
+    """Number of dimensions: of an array its own, of a list one more than of its items."""
     if hasattr(x, "ndim") and not (x.ndim == 1 and str(getattr(x, "dtype", "")) == "object"):
         return int(x.ndim)
     if isinstance(x, (list, tuple)) or hasattr(x, "ndim"):

@@ -1,7 +1,7 @@
 """The pooling of an encoder over all tokens of a sequence so far, for every token of a stream.
 
-After each token, the running embedding is what `Encoder` returns for the whole sequence up to there. What has to be
-kept between calls is of fixed size: sums (in float64, so that long streams stay exact), counts, or a maximum.
+After each token, the running embedding equals the one that `Encoder` returns for the sequence up to this token. The
+state between calls has a fixed size: sums (in float64, so that long streams stay exact), counts, or a maximum.
 """
 
 import abc
@@ -26,7 +26,7 @@ class RunningPooling:
         hidden_size: D.
 
     Raises:
-        ValueError: a pooling that is none of the built-in ones.
+        ValueError: the pooling is not a built-in one.
 
     Example:
         >>> pool = RunningPooling(MeanPool(), hidden_size=1)
@@ -54,12 +54,12 @@ class RunningPooling:
                      for shape, first in identity)
 
     def __call__(self, hidden: torch.Tensor, lengths: torch.Tensor, state: State) -> Tuple[torch.Tensor, State]:
-        """Take in some tokens of each sequence.
+        """Continue by some tokens of each sequence.
 
         Args:
             hidden: ``[total, D]``, the encoder's hidden states of all new tokens, sequence after sequence.
             lengths: ``[N]`` int64, new tokens of each sequence, none included.
-            state: what the call before returned, or `start`.
+            state: the state that the call before returned, or `start`.
 
         Returns:
             ``(embedding, state)``: ``[total, D]`` after each token, and the state after all of them.
@@ -103,7 +103,7 @@ def _scan(combine: Callable[[State, State], State], items: State, place: torch.T
 
 
 class _Kept(abc.ABC):
-    """What one pooling keeps: shapes and first values, a token's items, how two stretches join, the result."""
+    """The state of one pooling: shapes and initial values, the items of a token, joining two pieces, the result."""
 
     identity: Tuple[Tuple[Tuple[int, ...], float], ...]
 

@@ -1,8 +1,7 @@
 """Writing an encoder: ``encoder.safetensors`` and a manifest ``encoder.json``. No pickle.
 
-The manifest is written last but one step: first the new weights under a name of their own, then the manifest that
-names their digest, then the weights take their final name. Whenever a writer is killed, the manifest describes
-weights that are there, under one name or the other.
+First the new weights are written under a temporary name, then the manifest with their digest, and then the weights get
+their final name. Whenever the process is killed, the manifest describes weights that exist under one of the two names.
 """
 
 import platform
@@ -23,11 +22,11 @@ from myfla import __version__
 __all__ = ["FORMAT", "FORMAT_VERSION", "Savable", "encoder_paths", "save_encoder", "staged_path"]
 
 FORMAT = "myfla-encoder"
-FORMAT_VERSION = 2  # 1 had no input pipeline
+FORMAT_VERSION = 2  # version 1 had no input pipeline
 
 
 class Savable(Protocol):
-    """What `save_encoder` needs of an encoder."""
+    """The interface of an encoder that `save_encoder` uses."""
 
     config: EncoderConfig
     strategy: BlockBuilder
@@ -42,10 +41,10 @@ def save_encoder(encoder: Savable, path: Union[str, Path], pipeline: Optional[In
     """Write an encoder's config, weights and input pipeline.
 
     Args:
-        encoder: any strategy's.
-        pipeline: what brings raw data into the form that it was trained on; None for its own, if it has one.
-        path: a folder (made if missing), for ``encoder.safetensors`` and ``encoder.json`` in it; or the name of the
-            ``.safetensors`` file, with the manifest beside it. An older encoder there is replaced.
+        encoder: an encoder of any strategy.
+        pipeline: prepares raw data for it; None: the encoder's own pipeline, if it has one.
+        path: a folder for ``encoder.safetensors`` and ``encoder.json``, made if it does not exist; or the name of the
+            ``.safetensors`` file, with the manifest in the same folder. An older encoder there is replaced.
 
     Returns:
         The path of the weights file.
@@ -87,7 +86,7 @@ def encoder_paths(path: Path) -> Tuple[Path, Path]:
 
 
 def staged_path(weights: Path, sha: str) -> Path:
-    """Where weights of that digest stand until the manifest names them."""
+    """The temporary name of weights with that digest."""
     return weights.with_name(f".{weights.stem}-{sha[:16]}.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Scales and missing values of raw features, as formulas that graphs can hold too: ``[..., T, D]`` in and out."""
+"""Scales and missing values of raw features, as formulas for eager code and graphs: ``[..., T, D]`` in and out."""
 
 from typing import Optional
 
@@ -11,7 +11,7 @@ __all__ = ["fill_forward", "own_scale", "standardise", "usable_std"]
 
 
 def usable_std(std: Tensor, mean: Tensor) -> Tensor:
-    """The standard deviation, or 1 for a channel that never changes, in which only rounding does.
+    """The standard deviation, or 1 for a channel that is constant up to rounding.
 
     Example:
         >>> usable_std(torch.tensor([2.0, 0.0, 1e-9]), torch.tensor([1.0, 1.0, 1e9])).tolist()
@@ -21,9 +21,9 @@ def usable_std(std: Tensor, mean: Tensor) -> Tensor:
 
 
 def own_scale(x: Tensor) -> Tensor:
-    """``[..., T, D]`` to ``[..., T, 2 D]``: channels with mean 0 and standard deviation 1, and what that deviation was.
+    """From ``[..., T, D]`` to ``[..., T, 2 D]``: channels with mean 0 and standard deviation 1, and their old scale.
 
-    The second half is ``log10(std + 1e-6) / 3``, the same at all steps. Missing values (NaN) count nowhere and stay.
+    The second half is ``log10(std + 1e-6) / 3``, the same at all steps. Missing values (NaN) are ignored and stay NaN.
 
     Example:
         >>> [[round(number, 2) for number in step] for step in own_scale(torch.tensor([[0.0], [20.0]])).tolist()]
@@ -39,7 +39,7 @@ def own_scale(x: Tensor) -> Tensor:
 
 
 def fill_forward(x: Tensor) -> Tensor:
-    """``[..., T, D]`` with every NaN replaced by the last value before it in its channel, or else the first after it.
+    """``[..., T, D]`` with every NaN replaced by the last value before it in its channel, or the first one after it.
 
     A channel without any value keeps its NaN.
 

@@ -1,4 +1,4 @@
-"""The columns that a model was trained on, and the same columns found again in other data, by name."""
+"""The columns that a model was trained on, and finding them by name in other data."""
 
 from dataclasses import dataclass
 from typing import Any, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -9,7 +9,7 @@ from encoders.errors import InputError
 __all__ = ["Column", "InputSchema"]
 
 ROW_NUMBERS = ("", "Unnamed: 0", "__index_level_0__")
-"""What pandas calls an index that it writes as a column."""
+"""Names that pandas gives to an index that it writes as a column."""
 _SHOWN = 12
 
 
@@ -17,9 +17,9 @@ class Column(NamedTuple):
     """One column of a table, or one channel.
 
     Attributes:
-        name: as in the header.
-        type: as the file's format names it, e.g. ``double`` or ``timestamp[us]``; of a time column its unit.
-        reason: why it is left out, as people read it; "" for one that is used.
+        name: its name in the header.
+        type: its type in the file's format, e.g. ``double`` or ``timestamp[us]``; for a time column its unit.
+        reason: why it is left out, in words; "" if it is used.
     """
 
     name: str
@@ -32,13 +32,13 @@ class InputSchema:
     """The columns that a model reads, and the others of the table that it was trained on.
 
     Attributes:
-        features: what it reads, in order.
-        named: False where the data have no names (`.ts` files, arrays): features are ``channel_1``, ... then, and other
+        features: the columns that it reads, in order.
+        named: False if the data have no names (`.ts` files, arrays): features are then ``channel_1``, ..., and other
             data are matched by position.
         time: the column that orders the steps.
-        left_out: columns that are no input, each with its reason.
+        left_out: columns that are not inputs, each with its reason.
         roles: ``(role, column)`` of the columns with a special meaning: ``sequence``, ``label``, ``target``, ``group``.
-        steps: columns of a table with a row a sequence, each of which is a step of its one channel.
+        steps: for a table with one row for each sequence, the columns of its steps.
 
     Example:
         >>> schema = InputSchema((Column("a"), Column("b")), left_out=(Column("note", "string", "text"),))
@@ -62,7 +62,7 @@ class InputSchema:
 
     @classmethod
     def unnamed(cls, width: int) -> "InputSchema":
-        """Channels without names.
+        """The schema of ``width`` channels without names.
 
         Example:
             >>> InputSchema.unnamed(2).names
@@ -72,17 +72,17 @@ class InputSchema:
 
     @property
     def names(self) -> List[str]:
-        """Of the features, in order."""
+        """Names of the features, in order."""
         return [column.name for column in self.features]
 
     @property
     def others(self) -> FrozenSet[str]:
-        """Columns that are skipped without a message: those that the training table had, and pandas' row numbers."""
+        """Columns that are skipped without a message: other columns of the training table, and pandas' row numbers."""
         time = [] if self.time is None else [self.time.name]
         return frozenset([*ROW_NUMBERS, *time, *(column.name for column in self.left_out), *(n for _, n in self.roles)])
 
     def describe(self) -> str:
-        """One line for people: what is read, what orders it, what is left out and why."""
+        """One line of text: the columns that are read, the column that orders them, and the others with the reason."""
         what = "feature" if self.named else "channel"
         text = f"{len(self.features)} {what}{'' if len(self.features) == 1 else 's'}"
         if self.named:
@@ -99,20 +99,20 @@ class InputSchema:
     def match(self, names: Sequence[str], who: str, ignore: Sequence[str] = (), option: str = "ignore") -> List[int]:
         """Find the features among the columns of other data.
 
-        Columns that the training table had beside its features, and pandas' row numbers, are skipped. Without names
-        of its own (`named`), a model takes what remains by position, unless all its ``channel_N`` are there.
+        Columns that the training table had besides its features, and pandas' row numbers, are skipped. A model without
+        names (`named`) takes the remaining columns by position, unless all its ``channel_N`` exist.
 
         Args:
-            names: of the columns, in order.
-            who: whose they are, for messages: a file, an argument.
+            names: names of the columns, in order.
+            who: their source, for messages: a file, an argument.
             ignore: further columns to skip.
-            option: the setting or argument that holds ``ignore``, for messages.
+            option: the setting or argument of ``ignore``, for messages.
 
         Returns:
-            one position for each feature.
+            One position for each feature.
 
         Raises:
-            InputError: a name is missing, unknown or there twice.
+            InputError: a name is missing, unknown or occurs twice.
 
         Example:
             >>> InputSchema((Column("a"), Column("b"))).match(["a", "c"], "my.csv")

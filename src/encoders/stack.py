@@ -36,7 +36,7 @@ class EncoderOutput(NamedTuple):
         hidden: ``[B, T, hidden_size]``, zeros at pads; for packed input ``[1, total, hidden_size]``. With a stem of
             stride s, sequences of length L have ``ceil(L / s)`` steps here, at the beginning of each row.
         embedding: ``[N, hidden_size]``, pooled over the tokens of this call; zero for a sequence without tokens.
-        cache: the states after this call, or None if none were asked for.
+        cache: the states after this call, or None if none were requested.
         lengths: ``[N]`` int64, the steps of each sequence in ``hidden``.
     """
 
@@ -53,13 +53,13 @@ class Encoder(nn.Module):
     output is the mean of both.
 
     Args:
-        config: checked again here, and copied.
-        strategy: builds blocks and norms.
-        device, dtype: for every parameter.
+        config: the config; it is checked and copied.
+        strategy: the strategy, which builds blocks and norms.
+        device, dtype: of every parameter.
 
     Attributes:
-        pipeline: of a trained encoder that `encoders.load_encoder` has read: it then takes raw data, in any of the
-            forms that `encode` takes, and brings them into the form that it was trained on. None for a new one.
+        pipeline: the pipeline of a trained encoder that `encoders.load_encoder` has read; with it, the encoder takes
+            raw data in all the forms that `encode` takes. None for a new encoder.
 
     Example:
         >>> from cfg.encoder import GatedDeltaNetEncoderConfig
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         sizes = {"stem_stride": self.config.shortening, "stem_kernel": self.config.widest_kernel}
         settings = json.dumps({**portable_mapping(self.config), **sizes}, sort_keys=True)
         self.pipeline: Optional[InputPipeline] = None
-        #: A name for the settings; a cache made by an encoder with other settings is refused.
+        #: A digest of the settings; a cache of an encoder with other settings is refused.
         self.fingerprint = hashlib.sha256(settings.encode("utf-8")).hexdigest()[:16]
 
     def forward(
@@ -102,29 +102,29 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Encode a batch, whole or in pieces.
 
-        A causal encoder that is fed in pieces, each call given the cache of the one before, returns the hidden states
-        of one call with everything; the embedding is always over the tokens of the call. Rows may have different
-        numbers of new tokens, none included.
+        A causal encoder can be fed in pieces, if each call gets the cache of the call before: its hidden states are
+            then those of one call with the whole sequences. The embedding is always over the tokens of the call. Rows
+            may have different numbers of new tokens, or none.
 
         Args:
             x: features ``[B, T, input_size]`` in the encoder's dtype, or token ids ``[B, T]`` (int32 or int64);
                 packed ``[1, total, ...]`` with ``cu_seqlens``. With a `pipeline`: raw features of any dtype, or what
                 `encode` takes.
             lengths: ``[B]``, tokens of each row; pads follow them.
-            attention_mask: ``[B, T]`` of 0 and 1, pads anywhere. What stands in a pad is never read.
+            attention_mask: ``[B, T]`` of 0 and 1, padding anywhere. The content of padding is never read.
             cu_seqlens: ``[N + 1]``, where each packed sequence starts, and the end.
-            cache: states to continue from; it stays as it is, and the new states are in the returned cache. Only one
-                that `Cache.in_place` made is advanced itself, and returned.
-            use_cache: return a cache; by default exactly if one was given.
+            cache: states to continue from; it is not changed, and the returned cache has the new states. Only a cache
+                of `Cache.in_place` is itself updated and returned.
+            use_cache: return a cache; by default if one was given.
 
         Returns:
             `EncoderOutput`.
 
         Raises:
             ValueError: the data or its layout does not fit; more than one of ``lengths``, ``attention_mask`` and
-                ``cu_seqlens``; a cache where the encoder has to know the end of a sequence: if it is bidirectional,
-                weaves states or has a stem.
-            CacheError: the cache is of another model or batch.
+                ``cu_seqlens``; a cache for an encoder that must know the end of a sequence: one that is bidirectional,
+                weaves states or has a shortening stem.
+            CacheError: the cache belongs to another model or batch.
         """
         if self.pipeline is not None:
             x, found = open_batch(self.pipeline, x, (lengths, attention_mask, cu_seqlens))
@@ -151,12 +151,12 @@ class Encoder(nn.Module):
         return EncoderOutput(layout.unpack(hidden), embedding, state if use_cache else None, layout.lengths)
 
     def encode(self, x: Any, batch_tokens: int = 16384, per_step: bool = False) -> Union[torch.Tensor, list]:
-        """Embeddings of raw data, without gradients, those of like length together; see `encoders.encoding.encode_raw`.
+        """Embeddings of raw data, without gradients; sequences of similar length are computed together.
 
         Args:
             x: one sequence or many: arrays, lists, tensors, columns by name; see `encoders.raw.read_sequences`.
-            batch_tokens: most tokens in a call, pads included; a longer sequence is computed alone.
-            per_step: the hidden states of each sequence in place of its embedding.
+            batch_tokens: largest number of tokens in a call, padding included; a longer sequence is computed alone.
+            per_step: return the hidden states of each sequence instead of its embedding.
 
         Returns:
             ``[N, hidden_size]`` on the CPU; with ``per_step`` a list of ``[T_i, hidden_size]``.
@@ -170,10 +170,18 @@ class Encoder(nn.Module):
         return encode_raw(self, x, batch_tokens, per_step)
 
     def save(self, path: Union[str, Path], pipeline: Optional[InputPipeline] = None) -> Path:
-        """Write weights, config and input pipeline; see `encoders.saving.save_encoder`."""
+        """Write weights, config and input pipeline.
+
+        Args:
+            path, pipeline: as for `encoders.saving.save_encoder`.
+
+        Returns:
+            The path of the weights file.
+        """
         return save_encoder(self, path, pipeline)
 
     def extra_repr(self) -> str:
+        """Name, direction and fingerprint, for ``repr``."""
         return f"{self.config.name}, {self.config.direction}, fingerprint={self.fingerprint}"
 
     def _run(self, hidden: torch.Tensor, layout: Layout, call: StackCall) -> torch.Tensor:
@@ -205,7 +213,7 @@ class Encoder(nn.Module):
             raise CacheError(message("encoder", "cache", "must be a myfla.models.utils.Cache", type(cache).__name__))
         if cache.batch_size is not None:
             weight = input_weight(self.input)
-            # A cache made by hand has no fingerprint; under autocast the activations kept are of another dtype.
+            # A cache made by hand has no fingerprint; under autocast the stored activations have another dtype.
             cache.require("encoder", fingerprint=self.fingerprint if cache.fingerprint else None,
                           layers=len(self.blocks) + (self.config.stem == "inception"), batch=batch,
                           dtype=None if autocast_enabled(weight.device.type) else weight.dtype)
@@ -218,7 +226,7 @@ class Encoder(nn.Module):
     def _close_cache(self, state: Cache, layout: Layout, packed: int) -> None:
         state.fingerprint = self.fingerprint
         if layout.tokens is not None:
-            # The layers counted packed tokens; positions are counted as the caller sees them, pads included.
+            # The layers counted packed tokens; for the caller, positions include padding.
             none = torch.zeros_like(layout.lengths)
             for i in range(len(state)):
                 state.update(layer_idx=i, offset=layout.time - packed, lengths=none)

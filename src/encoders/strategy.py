@@ -1,4 +1,4 @@
-"""What a strategy is: it knows one kind of layer and builds residual blocks of it."""
+"""The base class of strategies: a strategy builds the residual blocks of one kind of layer."""
 
 import abc
 from types import MappingProxyType
@@ -25,18 +25,18 @@ ConfigT = TypeVar("ConfigT", bound=EncoderConfig)
 class EncoderStrategy(abc.ABC, Generic[ConfigT]):
     """Builds encoders of one kind of layer.
 
-    A subclass names itself and its config class and says how its mixer is made; everything around it (input, packing,
-    residuals, directions, pooling, files) is the stack's. Where the mixer is called in its own way, ``block_class``
-    is a `PreNormBlock` that knows how; where the block itself is another, `build_block` returns any module with the
-    call of `PreNormBlock`.
+    A subclass sets its name and its config class and builds its mixer; everything around it (input, packing, residuals,
+    directions, pooling, files) belongs to the stack. If the mixer is called in another way, ``block_class`` is a
+    subclass of `PreNormBlock` that does so; if the block is another one, `build_block` returns any module that is
+    called like `PreNormBlock`.
 
     Attributes:
-        name: what users write, e.g. ``gated_deltanet``.
+        name: the name for users, e.g. ``gated_deltanet``.
         config_class: a dataclass that extends `cfg.encoder.EncoderConfig`; its ``name`` defaults to ``name``.
-        origin: the package and version it comes from, as saved files name it; set by the registry that finds it.
+        origin: its package and version, which are written to saved files; set by the registry.
         block_class: the residual block.
-        model_type: of official checkpoints that its encoders take over (``encoder.pretrained``); None for none.
-        checkpoint_parts: what the parts of the official block are called in ``block_class``.
+        model_type: ``model_type`` of official checkpoints for ``encoder.pretrained``; None if there are none.
+        checkpoint_parts: the names in ``block_class`` of the parts of the official block.
 
     Example:
         >>> from encoders import get_strategy
@@ -62,27 +62,34 @@ class EncoderStrategy(abc.ABC, Generic[ConfigT]):
         """
 
     def build_mlp(self, config: ConfigT, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
-        """The part that works on each token: a gated MLP (SwiGLU) of ``config.intermediate_size``."""
+        """The part of block ``layer_idx`` that works on each token: a gated MLP (SwiGLU) of
+        ``config.intermediate_size``.
+
+        ``device`` and ``dtype`` are those of its parameters.
+        """
         return GatedMLP(config.hidden_size, intermediate_size=config.intermediate_size, device=device, dtype=dtype)
 
     def build_norm(self, config: ConfigT, device: Any = None, dtype: Any = None) -> nn.Module:
-        """The normalisation in front of each branch and behind the last block: RMSNorm."""
+        """The normalisation before each branch and after the last block: RMSNorm of ``config.hidden_size`` channels.
+
+        ``device`` and ``dtype`` are those of its parameters.
+        """
         return RMSNorm(config.hidden_size, eps=config.norm_eps, device=device, dtype=dtype)
 
     def state_shape(self, config: ConfigT, layer_idx: int) -> Optional[Tuple[int, ...]]:
-        """Shape ``(HV, K, V)`` of the ``recurrent_state`` that a layer's mixer keeps for one sequence, or None.
+        """Shape ``(HV, K, V)`` of the ``recurrent_state`` of mixer ``layer_idx`` for one sequence, or None.
 
-        Needed for ``state_weaving`` only: the mixer then finds a first state in its slot of the cache.
+        Only needed for ``config.state_weaving``: the mixer then gets its first state in its slot of the cache.
         """
         return None
 
     def gates(self, mixer: Any, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Optional[Gates]:
-        """How one of its mixers treats its state, for `encoders.probing.probe`; None where that is not known.
+        """Decay and write strength of a mixer, for `encoders.probing.probe`; None if they are not known.
 
         Args:
-            mixer: as `build_mixer` made it.
-            x: what it got, ``[B, T, D]`` or packed ``[1, total, D]``.
-            cu_seqlens: ``[N + 1]`` int32 where it is packed.
+            mixer: a result of `build_mixer`.
+            x: its input, ``[B, T, D]`` or packed ``[1, total, D]``.
+            cu_seqlens: ``[N + 1]`` int32 if it is packed.
 
         Returns:
             tensors ``[B, T, heads, channels]``.
@@ -90,19 +97,28 @@ class EncoderStrategy(abc.ABC, Generic[ConfigT]):
         return None
 
     def fields_of_checkpoint(self, found: ModelConfig, file: str) -> Dict[str, Any]:
-        """The fields of the encoder's config that an official config decides, beside those that all encoders have.
+        """The fields of the encoder's config that an official config sets, besides those that all encoders have.
 
         Args:
             found: the official config, of ``model_type``.
-            file: where it was read, for messages.
+            file: its file, for messages.
 
         Raises:
-            CheckpointError: a model that the encoder's blocks cannot hold.
+            CheckpointError: the encoder's blocks cannot represent the model.
         """
         return {}
 
     def build_block(self, config: ConfigT, layer_idx: int, device: Any = None, dtype: Any = None) -> nn.Module:
-        """One residual block; see `PreNormBlock` for how it is called."""
+        """One residual block; see `PreNormBlock` for how it is called.
+
+        Args:
+            config: of this strategy's class.
+            layer_idx: number of the block.
+            device, dtype: of every parameter.
+
+        Returns:
+            The block.
+        """
         return self.block_class(
             self.build_mixer(config, layer_idx, device=device, dtype=dtype),
             self.build_mlp(config, layer_idx, device=device, dtype=dtype),

@@ -1,8 +1,8 @@
-"""State weaving: the state in which one layer ends is where the next one begins.
+"""State weaving: each layer starts from the final state of the layer before it.
 
 TempoPFN (arXiv 2510.25502): ``H_0 of layer i + 1 = (learned H_0 of layer i + 1) + (last H of layer i)``. From the
-second layer on, every token so knows the whole sequence, at the cost of one direction. That is also why it is for whole
-sequences only: in a stream the last state of a layer is never known.
+second layer on, every token thus depends on the complete sequence, at the cost of one direction. This works for
+complete sequences only: in a stream the last state of a layer is never known.
 """
 
 from typing import Any, List, Optional, Tuple
@@ -41,12 +41,12 @@ class StateWeaving(nn.Module):
             nn.init.normal_(self.initial, std=1.0 / self.initial.shape[-2])
 
     def seed(self, layer_idx: int, before: Optional[torch.Tensor], like: torch.Tensor, batch: int) -> torch.Tensor:
-        """The state ``[N, HV, K, V]`` in which a layer begins.
+        """The initial state ``[N, HV, K, V]`` of a layer.
 
         Args:
             layer_idx: the layer.
-            before: the last state of the layer in front of it; None for the first layer.
-            like: the layer's input, for the number format.
+            before: the last state of the layer before it; None for the first layer.
+            like: the layer's input, for its dtype.
             batch: N.
         """
         own = self.initial[layer_idx].to(accumulation_dtype(like)).expand(batch, *self.initial.shape[1:])
@@ -54,11 +54,11 @@ class StateWeaving(nn.Module):
 
 
 class Pass:
-    """One pass through the blocks with what each passes on: a carry, and with weaving its last state.
+    """One pass through the blocks, which pass on a carry and, with weaving, their last states.
 
     Args:
         call: see `StackCall`.
-        weaving: None for none; else ``call`` must have no cache, and the layers keep their states in one of the pass.
+        weaving: the weaving, or None. With it, ``call`` must have no cache; the layers use one of this pass.
         batch: N, the number of sequences.
     """
 

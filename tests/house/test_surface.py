@@ -1,6 +1,7 @@
 """The public interface changes only on purpose, and every name is documented."""
 
 import inspect
+import re
 
 from app_runs import run_python
 from myfla.testing import cases
@@ -48,6 +49,40 @@ def test_every_public_name_is_documented_with_an_example(module):
             if ">>>" not in text:
                 missing.append(name)
     assert not missing, f"{module}: no runnable example in the docstring of {', '.join(missing)}"
+
+
+def documented(thing, text):
+    """What of a function's arguments and result a text leaves out; it may refer to another name for its arguments."""
+    call = inspect.signature(thing)
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = [name for name, parameter in call.parameters.items()
+             if name not in ("self", "cls", "ctx") and parameter.kind not in starred]
+    if re.search(r"[Aa]rguments[^.]*`", " ".join(text.split())):
+        return []
+    return [name for name in named if not re.search(rf"\b{name}\b", text)]
+
+
+@cases(module=sorted({module for module, _, _ in public()}))
+def test_every_argument_and_result_of_a_public_name_is_documented(module):
+    """Of functions, of classes, and of the public methods of classes."""
+    missing = []
+    for place, name, thing in public():
+        if place != module or not ours(thing) or inspect.isclass(thing) and issubclass(thing, BaseException):
+            continue
+        text = inspect.getdoc(thing) or ""
+        if inspect.isclass(thing):
+            missing += [f"{name}({argument})" for argument in documented(thing, text)]
+            for method, value in vars(thing).items():
+                plain = getattr(value, "__func__", value.fget if isinstance(value, property) else value)
+                if not method.startswith("_") and inspect.isfunction(plain):
+                    own = plain.__doc__ or ""
+                    gone = documented(plain, own + text)
+                    missing += [f"{name}.{method}"] * (not own) + [f"{name}.{method}({argument})" for argument in gone]
+        elif inspect.isfunction(thing):
+            missing += [f"{name}({argument})" for argument in documented(thing, text)]
+            if inspect.signature(thing).return_annotation not in (None, "None") and "Returns:" not in text:
+                missing.append(f"{name} -> ?")
+    assert not missing, f"{module}: not in the docstrings: {', '.join(missing)}"
 
 
 def test_every_hook_says_what_it_is_called_with():

@@ -82,7 +82,7 @@ TABLE: Dict[str, Backend] = {
     "fla": Backend(_official_missing, _official_cannot, _official_declines),
 }
 AUTO = ("fla", "native", "torch")
-"""Whom ``auto`` asks, one after the other; the last one takes everything."""
+"""The backends that ``auto`` tries in this order; the last one computes every call."""
 BACKENDS = ("auto", *TABLE)
 
 AUTO_RULE = (
@@ -96,10 +96,18 @@ _told: Set[Tuple[str, str, str]] = set()
 
 
 def check_backend(who: str, backend: Any) -> str:
-    """A backend's name, if it is one and can work in this process at all.
+    """Check that a backend exists and can be used in this process.
+
+    Args:
+        who: the caller, for messages.
+        backend: a name.
+
+    Returns:
+        The name.
 
     Raises:
-        BackendError: no such backend; ``compiled`` without a compiler; ``fla`` and ``native`` where they do not import.
+        BackendError: there is no such backend, ``compiled`` has no compiler, or ``fla`` or ``native`` cannot be
+            imported.
 
     Example:
         >>> check_backend("layer", "torch")
@@ -118,16 +126,19 @@ def choose(
     who: str, backend: str, kernel: official.Kernel, queries: torch.Tensor, keys: torch.Tensor,
     *others: Optional[torch.Tensor],
 ) -> str:
-    """Whose code computes a call: a name of `TABLE`.
+    """Choose the backend that computes a call.
 
     Args:
-        who: the op.
-        backend: what the caller asked for.
+        who: the operation, for messages.
+        backend: the argument of the caller.
         kernel: the official function that computes the same.
         queries, keys, others: all tensors of the call.
 
+    Returns:
+        A name of `TABLE`.
+
     Raises:
-        BackendError: an explicit choice that cannot be honoured.
+        BackendError: the caller named a backend that cannot compute this call.
 
     Example:
         >>> from myfla.backends.official import CHUNK_GATED_DELTA_RULE
@@ -151,8 +162,7 @@ def choose(
 def why_not(
     backend: str, kernel: official.Kernel, queries: torch.Tensor, keys: torch.Tensor, *others: Optional[torch.Tensor]
 ) -> Optional[str]:
-    """Why a backend cannot compute a call, and for ``auto`` why it does not choose fla; None if there is no reason
-    against it."""
+    """The reason why a backend cannot compute a call, or why ``auto`` does not choose fla; None if there is none."""
     call = Call(kernel, queries, keys, others)
     return TABLE["fla"].declines(call) if backend == "auto" else TABLE[backend].cannot(call)
 

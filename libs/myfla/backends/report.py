@@ -45,7 +45,14 @@ def describe(device: Any = "cpu", probe: bool = False) -> Dict[str, str]:
 
 
 def summary(backend: str, device: Optional[torch.device] = None) -> str:
-    """A choice as a layer shows it: for ``auto`` with what it comes to on the layer's device.
+    """A backend as the ``repr`` of a layer shows it: for ``auto`` with the result on the layer's device.
+
+    Args:
+        backend: a name.
+        device: the device of the layer.
+
+    Returns:
+        The text.
 
     Example:
         >>> summary("auto", torch.device("meta")), summary("naive")
@@ -62,14 +69,14 @@ def summary(backend: str, device: Optional[torch.device] = None) -> str:
 
 
 def set_backend(module: nn.Module, backend: str) -> int:
-    """Choose for every layer in a module: a layer, a model, an encoder.
+    """Set the backend of every layer in a module: a layer, a model, an encoder.
 
     Args:
-        module: any.
+        module: any module.
         backend: one of `myfla.backends.BACKENDS`.
 
     Returns:
-        How many layers it holds for.
+        The number of layers whose backend was set.
 
     Raises:
         BackendError: unknown, or not available here.

@@ -17,11 +17,14 @@ class _Change(NamedTuple):
 
 
 class Patch:
-    """What was replaced. Leaving its ``with`` block, or `undo`, puts everything back.
+    """Functions and methods that were replaced. `undo`, or the end of a ``with`` block, restores them.
+
+    Args:
+        devices: types of devices whose tensors the replacements compute, e.g. ``("cpu",)``.
 
     Attributes:
-        active: False once undone.
-        changed: what is replaced, as dotted names; empty once undone.
+        active: whether the replacements are in effect; False after `undo`.
+        changed: the replaced functions and methods as dotted names; empty after `undo`.
 
     Example:
         >>> import types
@@ -42,17 +45,18 @@ class Patch:
 
     @property
     def changed(self) -> List[str]:
+        """The replaced functions and methods, as dotted names."""
         return [f"{_dotted_name(change.owner)}.{change.name}" for change in self._changes]
 
     def replace(self, owner: Any, name: str, ours: Callable) -> None:
-        """Let ``owner.name`` be ``ours`` wherever its first tensor is on one of our devices."""
+        """Replace ``owner.name`` by ``ours`` for calls whose first tensor is on one of `devices`."""
         before = getattr(owner, name)
         after = self._choice(before, ours)
         setattr(owner, name, after)
         self._changes.append(_Change(owner, name, before, after))
 
     def undo(self) -> None:
-        """Put everything back. A second time does nothing.
+        """Restore everything. A second call does nothing.
 
         Patches may be undone in any order: one that lies under another stops at once, and leaves with it. What was
         copied from a patched place, such as a bound method, stays harmless: it does what was there before.

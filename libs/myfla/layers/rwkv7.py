@@ -164,6 +164,7 @@ class RWKV7Attention(nn.Module):
         reset_rwkv7(self)
 
     def extra_repr(self) -> str:
+        """Sizes and settings, for ``repr``."""
         parts = ("mode", "hidden_size", "head_dim", "num_heads", "value_dim", "layer_idx", "num_hidden_layers",
                  "norm_eps", "fuse_norm")
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
@@ -227,7 +228,11 @@ class RWKV7Attention(nn.Module):
         return rows.unpack(o), None, past_key_values, v_first
 
     def gates(self, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) -> Tuple[torch.Tensor, torch.Tensor]:
-        """What the layer does with its state at each token of whole sequences ``x`` ``[B, T, hidden_size]``.
+        """Decay and removal rate of the state at each token of complete sequences.
+
+        Args:
+            x: ``[B, T, hidden_size]``, or ``[1, total, hidden_size]`` with ``cu_seqlens``.
+            cu_seqlens: ``[N + 1]``, where each packed sequence starts, and the end.
 
         Returns:
             log decay ``w`` and removal rate ``a``, ``[B, T, num_heads, head_dim]`` float32 (float64 for float64).

@@ -1,6 +1,6 @@
-"""Between a padded batch and its packed tokens, and between a layer and its slot in a cache.
+"""From padded batches to packed tokens and back, and from a layer to its slot in a cache.
 
-Nothing here is remembered between calls, so a mask edited in place is obeyed.
+Nothing is stored between calls, so changes of a mask in place take effect.
 """
 
 from typing import Any, Dict, Optional, Tuple, Union
@@ -17,7 +17,17 @@ Tensors = Union[torch.Tensor, Tuple[torch.Tensor, ...]]
 
 
 def index_first_axis(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows ``indices [n]`` of ``x [b, ...]``: ``[n, ...]``. The gradient adds up where an index comes twice.
+    """Select rows of a tensor. If an index occurs twice, the gradients of both rows are added.
+
+    Args:
+        x: ``[b, ...]``.
+        indices: ``[n]`` integers below b.
+
+    Returns:
+        ``[n, ...]``.
+
+    Raises:
+        ValueError: an index is out of range (checked on a CPU only).
 
     Example:
         >>> index_first_axis(torch.tensor([[1], [2], [3]]), torch.tensor([2, 0])).tolist()
@@ -31,7 +41,18 @@ def index_first_axis(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def index_put_first_axis(x: torch.Tensor, indices: torch.Tensor, first_axis_dim: int) -> torch.Tensor:
-    """``x [n, ...]`` put at rows ``indices [n]`` of ``first_axis_dim`` rows of zeros; the indices are distinct.
+    """Write rows into a tensor of zeros.
+
+    Args:
+        x: ``[n, ...]``.
+        indices: ``[n]`` distinct integers below ``first_axis_dim``.
+        first_axis_dim: number of rows of the result.
+
+    Returns:
+        ``[first_axis_dim, ...]``.
+
+    Raises:
+        ValueError: the number of indices differs from n, or one is out of range (checked on a CPU only).
 
     Example:
         >>> index_put_first_axis(torch.tensor([[3], [1]]), torch.tensor([2, 0]), 4).tolist()
@@ -52,14 +73,14 @@ def index_put_first_axis(x: torch.Tensor, indices: torch.Tensor, first_axis_dim:
 def get_unpad_indices_and_cu(
     attention_mask: torch.Tensor, q_len: Optional[int] = None
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Where the real tokens are.
+    """Positions of the real tokens of a mask.
 
     Args:
-        attention_mask: ``[B, T]`` of 0 and 1, pads anywhere.
-        q_len: look only at the last so many columns.
+        attention_mask: ``[B, T]`` of 0 and 1, padding anywhere.
+        q_len: use only the last ``q_len`` columns; all if not given.
 
     Returns:
-        Their numbers in the flattened ``[B, q_len]``, int64, and the offsets of the packed rows, int32 ``[B + 1]``.
+        The positions in the flattened ``[B, q_len]``, int64, and the offsets of the packed rows, int32 ``[B + 1]``.
 
     Example:
         >>> [t.tolist() for t in get_unpad_indices_and_cu(torch.tensor([[0, 1, 1], [0, 0, 1]]), 2)]
@@ -80,7 +101,17 @@ def get_unpad_indices_and_cu(
 
 
 def get_unpad_data(attention_mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, int]:
-    """`get_unpad_indices_and_cu`, and the number of tokens of the longest row, for which it waits for the device.
+    """Positions of the real tokens of a mask. Waits for the device.
+
+    Args:
+        attention_mask: ``[B, T]`` of 0 and 1, padding anywhere.
+
+    Returns:
+        The positions in the flattened ``[B, T]``, int64; the offsets of the packed rows, int32 ``[B + 1]``; and the
+        number of real tokens in the longest row.
+
+    Raises:
+        ValueError, TypeError: ``attention_mask`` is not a tensor of two dimensions.
 
     Example:
         >>> get_unpad_data(torch.tensor([[0, 1, 1], [0, 0, 1]]))[2]
@@ -97,17 +128,17 @@ def unpad_hidden_states(
     attention_mask: Optional[torch.Tensor],
     q_len: int,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
-    """Pack the real tokens of a batch; nothing is done without a mask, or with explicit ``cu_seqlens``.
+    """Pack the real tokens of a batch. Without a mask, or with ``cu_seqlens``, the input is returned.
 
     Args:
-        hidden_states: ``[B, q_len, ...]``. What stands at pads is not read.
-        cu_seqlens: ``[N + 1]`` of a batch that is packed already; wins over the mask.
+        hidden_states: ``[B, q_len, ...]``. The content of padding is not read.
+        cu_seqlens: ``[N + 1]`` of a batch that is packed already; then the mask is ignored.
         attention_mask: ``[B, T]`` of 0 and 1 with ``T >= q_len``; its last columns belong to the input.
         q_len: number of tokens.
 
     Returns:
-        ``[1, total, ...]``, the tokens' numbers for `repad_hidden_states`, and their offsets ``[B + 1]``; or the input
-        as it came, None, and ``cu_seqlens``.
+        ``[1, total, ...]``, the positions of the tokens for `repad_hidden_states`, and the offsets ``[B + 1]``; or the
+        input, None, and ``cu_seqlens``.
     """
     if cu_seqlens is not None or attention_mask is None:
         return hidden_states, None, cu_seqlens
@@ -130,7 +161,18 @@ def repad_hidden_states(
 
 
 def pad_input(hidden_states: torch.Tensor, indices: torch.Tensor, batch_size: int, seq_len: int) -> torch.Tensor:
-    """Packed tokens ``[total, ...]`` back to ``[batch_size, seq_len, ...]`` with zeros at the pads.
+    """Write packed tokens into a padded batch of zeros.
+
+    Args:
+        hidden_states: ``[total, ...]``.
+        indices: ``[total]``, the positions of the tokens in the flattened ``[batch_size, seq_len]``.
+        batch_size, seq_len: sizes of the batch.
+
+    Returns:
+        ``[batch_size, seq_len, ...]``.
+
+    Raises:
+        ValueError: sizes that do not fit, or an index out of range.
 
     Example:
         >>> pad_input(torch.tensor([[7], [8]]), torch.tensor([1, 2]), 2, 2).squeeze(-1).tolist()

@@ -1,4 +1,4 @@
-"""The model of a folder, whichever it is."""
+"""Load the model of a checkpoint folder by its ``model_type``."""
 
 from pathlib import Path
 from typing import Any, Dict, Tuple, Type, Union
@@ -31,10 +31,17 @@ MODELS: Dict[str, Classes] = {
 
 
 def load_config(folder: Union[str, Path], **overrides: Any) -> ModelConfig:
-    """The config of a checkpoint folder, of the class that its ``model_type`` names.
+    """The config of a checkpoint folder.
+
+    Args:
+        folder: the folder with ``config.json``.
+        overrides: fields of the config to change.
+
+    Returns:
+        The config, of the class for its ``model_type``.
 
     Raises:
-        CheckpointError: no folder, no ``config.json``, or a model that this library does not have.
+        CheckpointError: the folder or ``config.json`` does not exist, or this library does not have the model.
 
     Example:
         >>> import tempfile
@@ -47,17 +54,18 @@ def load_config(folder: Union[str, Path], **overrides: Any) -> ModelConfig:
 
 
 def load_backbone(folder: Union[str, Path], **kwargs: Any) -> FLAModel:
-    """Embedding, blocks and last norm of a checkpoint, without the output map.
-
-    The result maps ids ``[B, T]`` or embeddings ``[B, T, hidden_size]`` to hidden states; its parts are ``embeddings``,
-    ``layers`` (blocks with their norms and feed-forward layers) and ``norm``.
+    """Embedding, blocks and last norm of a checkpoint, without the output projection.
 
     Args:
-        folder: of a model or language model.
+        folder: the folder of a model or language model.
         kwargs: see `FLAPreTrainedModel.from_pretrained`: ``dtype``, ``device``, fields of the config.
 
+    Returns:
+        The model. It maps ids ``[B, T]`` or embeddings ``[B, T, hidden_size]`` to hidden states; its parts are
+        ``embeddings``, ``layers`` (blocks with their norms and feed-forward layers) and ``norm``.
+
     Raises:
-        CheckpointError: as there; or a model that this library does not have.
+        CheckpointError: a file is missing, damaged or does not fit, or this library does not have the model.
 
     Example:
         >>> import tempfile, torch
@@ -72,7 +80,17 @@ def load_backbone(folder: Union[str, Path], **kwargs: Any) -> FLAModel:
 
 
 def load_model(folder: Union[str, Path], **kwargs: Any) -> FLAForCausalLM:
-    """The language model of a checkpoint; arguments and errors as for `load_backbone`.
+    """The language model of a checkpoint.
+
+    Args:
+        folder: the folder of a language model.
+        kwargs: as for `load_backbone`.
+
+    Returns:
+        The model. It maps ids ``[B, T]`` to logits ``[B, T, vocab_size]``, and has ``generate``.
+
+    Raises:
+        CheckpointError: as for `load_backbone`.
 
     Example:
         >>> import tempfile, torch

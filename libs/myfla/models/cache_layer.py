@@ -16,15 +16,14 @@ _BATCHED = ("recurrent_state", "conv_state", "ffn_state")
 
 
 class FLALayer:
-    """One layer's slot of a `Cache`.
-
-    Every update builds a new ``state`` dict, so one that was read before does not change; tensors are never written.
+    """The slot of one layer in a `Cache`. Every update makes a new ``state`` dict, so that an earlier one does not
+    change; tensors are never changed.
 
     Attributes:
         state: dict with ``recurrent_state`` (``[N, HV, K, V]``), ``conv_state``, ``ffn_state`` and ``attn_state``,
-            each a tensor, a tuple of tensors or None; None as a whole before the first update and after `reset`.
-        window_size: positions that ``attn_state`` is cut to, or None.
-        is_initialized: whether there was an update.
+            each a tensor, a tuple of tensors or None. Before the first update and after `reset`, ``state`` is None.
+        window_size: largest number of positions in ``attn_state``, or None.
+        is_initialized: whether the slot was updated.
 
     Example:
         >>> layer = FLALayer()
@@ -59,7 +58,7 @@ class FLALayer:
 
     @property
     def lengths(self) -> Optional[torch.Tensor]:
-        """``[N]`` int64: tokens of each row that were real, pads left out; None where N is unknown."""
+        """``[N]`` int64: number of real tokens of each row, without padding; None if N is not known."""
         if self._pads is not None:
             return self._seen_tokens - self._pads
         batch = self.batch_size
@@ -67,7 +66,7 @@ class FLALayer:
 
     @property
     def has_pads(self) -> bool:
-        """Whether some of the positions counted may have been no tokens of their row."""
+        """Whether some of the counted positions may have been padding."""
         return self._pads is not None
 
     def update(
@@ -83,7 +82,7 @@ class FLALayer:
         A_state: Any = None,
         **kwargs: Any,
     ) -> Dict[str, Any]:
-        """Put states in and count tokens; see `Cache.update`."""
+        """Store states and count tokens; arguments, result and errors as for `Cache.update`."""
         refuse_unknown("Cache.update", kwargs, (*FIELDS, "layer_idx", "offset", "cache_kwargs", "lengths"))
         if attn_state is not None and not isinstance(attn_state, (tuple, list)):
             kind = type(attn_state).__name__
@@ -104,7 +103,7 @@ class FLALayer:
         return state
 
     def get_seq_length(self, cache_position: Any = None) -> int:
-        """Positions counted so far, pads included, as the official cache counts."""
+        """Number of positions so far, with padding, as in the official cache; ``cache_position`` is ignored."""
         return self._seen_tokens
 
     def get_max_length(self) -> int:
@@ -116,7 +115,7 @@ class FLALayer:
         return -1
 
     def get_mask_sizes(self, query_length: int) -> Tuple[int, int]:
-        """``(keys an attention mask must cover, position of the first of them)`` for that many new tokens."""
+        """``(keys that an attention mask must cover, position of the first)`` for ``query_length`` new tokens."""
         cached = self._seen_tokens
         if self.window_size is not None:
             cached = min(cached, self.window_size - 1)
@@ -140,7 +139,7 @@ class FLALayer:
             self._move(self._home)
 
     def crop_length(self, max_length: int) -> int:
-        """The length after `crop`.
+        """The length after `crop` to ``max_length`` positions.
 
         Raises:
             NotImplementedError: shortening would need states that were not kept.

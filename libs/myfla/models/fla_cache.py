@@ -14,12 +14,12 @@ _UPDATE = (*FIELDS, "layer_idx", "offset", "cache_kwargs", "lengths", "A_state")
 
 
 class FLACache:
-    """States of a stack of layers, as flash-linear-attention 0.6.0 keeps them, without transformers.
+    """States of a stack of layers with the interface of flash-linear-attention 0.6.0, without transformers.
 
     An empty cache is false in a boolean context: write ``if cache is not None``.
 
     Args:
-        seen_tokens: accepted as officially; tokens are counted per layer.
+        seen_tokens: accepted for compatibility; tokens are counted for each layer.
 
     Attributes:
         layers: one `FLALayer` per layer.
@@ -51,7 +51,7 @@ class FLACache:
         cache_kwargs: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
     ) -> Dict[str, Any]:
-        """Put the new states of one layer in and count its new tokens. What is not given stays.
+        """Store new states of one layer and count its new tokens. States that are not given do not change.
 
         Args:
             recurrent_state: ``[N, HV, K, V]``, float32 (float64).
@@ -102,34 +102,37 @@ class FLACache:
 
     @property
     def is_sliding(self) -> List[bool]:
-        """Of each layer, whether it has a window of attention that slides along."""
+        """For each layer, whether it has attention with a sliding window."""
         return [layer.is_sliding for layer in self.layers]
 
     def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:
-        """Move a layer's states to the CPU's memory; one with a sliding window only if asked for."""
+        """Move the states of layer ``layer_idx`` to the CPU's memory; with ``only_non_sliding`` not if it has a sliding
+        window."""
         if not (only_non_sliding and self.layers[layer_idx].is_sliding):
             self.layers[layer_idx].offload()
 
     def prefetch(self, layer_idx: int, only_non_sliding: bool = True) -> None:
-        """Bring back what `offload` moved."""
+        """Move the states of layer ``layer_idx`` back; ``only_non_sliding`` as for `offload`."""
         if layer_idx < len(self.layers) and not (only_non_sliding and self.layers[layer_idx].is_sliding):
             self.layers[layer_idx].prefetch()
 
     def get_seq_length(self, layer_idx: Optional[int] = 0, cache_position: Any = None) -> int:
-        """Positions that a layer counted, pads included; 0 for a layer that is not there."""
+        """Number of positions, padding included, that layer ``layer_idx`` has counted; 0 if it does not exist.
+        ``cache_position`` is accepted for compatibility and ignored. """
         layer_idx = layer_idx or 0
         return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
 
     def get_max_length(self, layer_idx: int = 0) -> int:
-        """-1: there is no bound."""
+        """The largest length of layer ``layer_idx``: -1, because there is no limit."""
         return -1
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """-1: there is no bound."""
+        """The largest length of layer ``layer_idx``: -1, because there is no limit."""
         return -1
 
     def get_mask_sizes(self, query_length: Union[int, torch.Tensor], layer_idx: int = 0) -> Tuple[int, int]:
-        """``(keys a mask must cover, position of the first)`` for new tokens, given by number or by position."""
+        """``(number of keys that a mask must cover, position of the first)`` in layer ``layer_idx``. ``query_length``
+        is the number of new tokens, or a tensor of their positions. """
         query_length = query_length.shape[0] if isinstance(query_length, torch.Tensor) else query_length
         if layer_idx >= len(self.layers):
             return query_length, 0
@@ -146,17 +149,18 @@ class FLACache:
         self._pick("Cache.reorder_cache", beam_idx)
 
     def batch_select_indices(self, indices: Rows) -> None:
-        """Keep the given rows, in the given order."""
+        """Keep the rows ``indices``, in this order, in every layer."""
         self._pick("Cache.batch_select_indices", indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Make every row that many rows, side by side."""
+        """Repeat every row ``repeats`` times, next to each other."""
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
             raise value_error("Cache.batch_repeat_interleave", "repeats", "must be a positive integer", repeats)
         self._map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def crop(self, max_length: int) -> None:
-        """Shorten an attention state; see `FLALayer.crop_length` for when that cannot be done."""
+        """Shorten attention states to ``max_length`` positions; see `FLALayer.crop_length` for when this is
+        possible."""
         for layer in self.layers:
             layer.crop_length(max_length)
         for layer in self.layers:
@@ -168,7 +172,7 @@ class FLACache:
 
     @classmethod
     def from_legacy_cache(cls, past_key_values: Any = None, seen_tokens: int = 0, **kwargs: Any) -> "FLACache":
-        """A cache from a list or tuple of state dicts; what is one already is returned as it is.
+        """A cache from a list or tuple of state dicts; a cache is returned unchanged.
 
         Args:
             past_key_values: state dicts, an object whose ``states`` are such, a cache, or None for an empty one.

@@ -10,10 +10,13 @@ __all__ = ["LegacyFLACache"]
 
 
 class LegacyFLACache:
-    """State dicts in a list and one count of tokens, advanced by the last layer. For code that asks for it by name.
+    """A list of state dicts and one count of tokens, which the last layer advances. For code that needs this class.
+
+    Args:
+        seen_tokens: initial count of tokens.
 
     Attributes:
-        states: one dict per layer.
+        states: one dict for each layer.
 
     Example:
         >>> cache = LegacyFLACache()
@@ -49,7 +52,8 @@ class LegacyFLACache:
         offset: Optional[int] = 1,
         cache_kwargs: Optional[Dict[str, Any]] = None,
     ) -> Dict[str, Any]:
-        """As `FLACache.update`, except for the counting."""
+        """Store states of a layer: ``recurrent_state``, ``attn_state``, ``conv_state``, ``ffn_state``, ``layer_idx``,
+        ``offset`` and ``cache_kwargs`` as for `FLACache.update`; the count is shared by all layers."""
         offset = 1 if offset is None else offset
         new = layer_idx >= len(self.states)
         if new:
@@ -67,15 +71,15 @@ class LegacyFLACache:
         return self.states[layer_idx]
 
     def get_seq_length(self, layer_idx: Optional[int] = 0) -> int:
-        """The shared count; 0 for a layer that is not there."""
+        """The shared count; 0 if layer ``layer_idx`` does not exist."""
         return 0 if len(self.states) <= (layer_idx or 0) else self._seen_tokens
 
     def get_max_cache_shape(self) -> Optional[int]:
-        """None: there is no bound."""
+        """The largest length: None, because there is no limit."""
         return None
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all states and set the count to 0."""
         self.states, self._seen_tokens = [], 0
 
     def to_legacy_cache(self) -> Tuple[Dict[str, Any], ...]:
@@ -85,7 +89,7 @@ class LegacyFLACache:
     @classmethod
     def from_legacy_cache(cls, past_key_values: Optional[Sequence[Dict[str, Any]]] = None,
                           seen_tokens: int = 0) -> "LegacyFLACache":
-        """A cache from state dicts."""
+        """A cache from state dicts ``past_key_values``, with the count ``seen_tokens``."""
         cache = cls(seen_tokens)
         if isinstance(past_key_values, (list, tuple)):
             cache.states.extend(past_key_values)

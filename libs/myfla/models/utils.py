@@ -22,16 +22,19 @@ __all__ = ["Cache", "FLACache", "FLAGenerationMixin", "FLALayer", "LegacyFLACach
 class Cache(FLACache):
     """The state of a stack of layers for N sequences.
 
-    It speaks the official protocol (`FLACache`); recurrent states are ``[N, HV, K, V]``. Tensors in a cache are never
-    written, so `fork` costs nothing and does not change; only one that `in_place` made has its states written over.
+    It has the official interface (`FLACache`); recurrent states are ``[N, HV, K, V]``. Tensors in a cache are never
+    changed, so that `fork` needs no copies; only in a cache of `in_place` the states are overwritten.
 
-    ``get_seq_length()`` counts positions, pads included, as the official cache does; ``lengths`` counts the real
-    tokens of each row.
+    ``get_seq_length()`` counts positions with padding, as the official cache does; ``lengths`` counts the real tokens
+    of each row.
+
+    Args:
+        seen_tokens: accepted for compatibility; tokens are counted for each layer.
 
     Attributes:
-        fingerprint: a name for the model and settings the states belong to, set by the code that builds the model; it
-            goes along with every copy and into the file.
-        inplace: whether layers may write over the recurrent states; only where nothing else uses them.
+        fingerprint: identifies the model and settings to which the states belong, set by the code that builds the
+            model; copies and files keep it.
+        inplace: whether layers may overwrite the recurrent states; only if nothing else uses them.
 
     Example:
         >>> cache = Cache()
@@ -58,7 +61,8 @@ class Cache(FLACache):
         return self.get_lengths(0)
 
     def get_lengths(self, layer_idx: int = 0) -> Optional[torch.Tensor]:
-        """``[N]`` int64, real tokens of each row that a layer has taken in; None for a layer without state."""
+        """``[N]`` int64: the number of real tokens of each row that layer ``layer_idx`` has read; None without
+        state."""
         return self.layers[layer_idx].lengths if layer_idx < len(self.layers) else None
 
     @property
@@ -69,7 +73,7 @@ class Cache(FLACache):
     # ---- copies -------------------------------------------------------------------------------------------------
 
     def fork(self) -> "Cache":
-        """An independent cache with the same content; tensors are shared and never written."""
+        """An independent cache with the same content. Tensors are shared, and never changed."""
         return self._copy(lambda field, tensor: tensor, lambda counts: counts, self._groups)
 
     def in_place(self) -> "Cache":
@@ -154,12 +158,16 @@ class Cache(FLACache):
 
     @classmethod
     def stack(cls, caches: Sequence["Cache"]) -> "Cache":
-        """One cache whose rows are those of several, in order: sessions at different positions as one batch.
+        """Join the rows of several caches, so that sessions at different positions become one batch.
 
-        An empty cache counts as one row of zeros (or as many as it has lengths).
+        Args:
+            caches: the caches; an empty one counts as one row of zeros (or as many as it has lengths).
+
+        Returns:
+            One cache with all rows, in order.
 
         Raises:
-            CacheError: no cache, or caches of different models, layers, head sizes, dtypes or devices.
+            CacheError: there is no cache, or they differ in model, layers, head sizes, dtypes or devices.
         """
         caches = [cache.fork() if getattr(cache, "inplace", False) else cache for cache in caches]
         if not caches or not all(isinstance(cache, Cache) for cache in caches):
@@ -222,12 +230,12 @@ class Cache(FLACache):
         batch: Optional[int] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> "Cache":
-        """Read what `save` wrote.
+        """Read a cache from a file of `save`.
 
         Args:
             path: the file.
-            device: where the tensors shall live.
-            fingerprint, layers, batch, dtype: what the reader requires; see `require`.
+            device: the device of the tensors.
+            fingerprint, layers, batch, dtype: requirements that the cache must meet; see `require`.
 
         Raises:
             CacheError: the file is missing, damaged or foreign, or something is not as asked.

@@ -132,7 +132,18 @@ class ShortConvolution(nn.Conv1d):
         output_final_state: bool = False,
         cu_seqlens: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-        """One token for each sequence: x is ``[N, 1, D]``, or ``[1, N, D]`` with ``cu_seqlens``."""
+        """One token for each sequence.
+
+        Args:
+            x: ``[N, 1, D]``, or ``[1, N, D]`` with ``cu_seqlens``.
+            residual: added to the result, or None.
+            cache: ``[N, D, W]``, the last W inputs; None for the beginning of sequences.
+            output_final_state: whether to return the new cache.
+            cu_seqlens: ``[N + 1]`` of packed sequences of one token each.
+
+        Returns:
+            The output, with the shape of x, and the new cache or None.
+        """
         who, weight = type(self).__name__, self.weight.squeeze(1)
         y, cache = step(who, x, cache, residual, weight, self.bias, self.activation)
         return y, cache if output_final_state else None

@@ -208,6 +208,13 @@ class FusedRMSNormGated(_Gated):
 class FusedLayerNormSwishGate(FusedLayerNormGated):
     """`FusedLayerNormGated` with swish.
 
+    Args:
+        hidden_size: D.
+        elementwise_affine: have a weight.
+        bias: have a bias too.
+        eps: added to the variance.
+        device, dtype: of the parameters.
+
     Example:
         >>> FusedLayerNormSwishGate(8)(torch.randn(2, 8), torch.randn(2, 8)).shape
         torch.Size([2, 8])
@@ -227,6 +234,12 @@ class FusedLayerNormSwishGate(FusedLayerNormGated):
 
 class FusedRMSNormSwishGate(FusedRMSNormGated):
     """`FusedRMSNormGated` with swish.
+
+    Args:
+        hidden_size: D.
+        elementwise_affine: have a weight.
+        eps: added to the mean square.
+        device, dtype: of the weight.
 
     Example:
         >>> FusedRMSNormSwishGate(8)(torch.randn(2, 8), torch.zeros(2, 8)).abs().sum().item()
@@ -281,7 +294,10 @@ class FusedLayerNormGatedLinear(NormBase):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Result:
-        """``linear(norm(x) * swish(g), weight, bias)`` with ``weight [out, D]`` and ``bias [out]`` or None."""
+        """``linear(norm(x) * swish(g), weight, bias)`` with ``weight [out, D]`` and ``bias [out]`` or None.
+
+        ``residual``, ``prenorm`` and ``residual_in_fp32`` are those of `layer_norm`.
+        """
         who = type(self).__name__
         result = normalise(
             who, x, self.weight, self.bias, residual, self.eps, prenorm, residual_in_fp32, self.centred, 1, g, "swish")
@@ -289,7 +305,7 @@ class FusedLayerNormGatedLinear(NormBase):
 
 
 class FusedLayerNormSwishGateLinear(FusedLayerNormGatedLinear):
-    """`FusedLayerNormGatedLinear` under its other official name.
+    """`FusedLayerNormGatedLinear` under its other official name; arguments as `FusedLayerNormGatedLinear`.
 
     Example:
         >>> FusedLayerNormSwishGateLinear(8)(torch.randn(2, 8), torch.randn(2, 8), weight=torch.randn(3, 8)).shape
@@ -309,7 +325,7 @@ class FusedRMSNormGatedLinear(FusedLayerNormGatedLinear):
 
 
 class FusedRMSNormSwishGateLinear(FusedRMSNormGatedLinear):
-    """`FusedRMSNormGatedLinear` under its other official name.
+    """`FusedRMSNormGatedLinear` under its other official name; arguments as `FusedLayerNormGatedLinear`.
 
     Example:
         >>> FusedRMSNormSwishGateLinear(8)(torch.randn(2, 8), torch.randn(2, 8), weight=torch.randn(3, 8)).shape

@@ -57,17 +57,17 @@ def layer_norm(
     Args:
         x: ``[..., D]``, any floating type.
         weight, bias: ``[D]`` or None.
-        residual: shaped as x; added first.
+        residual: added to x first; it has the shape of x.
         eps: added to the variance.
-        prenorm: also return h, in the number format of the residual.
-        residual_in_fp32: without a residual, return h in float32 when x is of half precision.
-        is_rms_norm: leave the mean out.
+        prenorm: also return h, in the dtype of the residual.
+        residual_in_fp32: without a residual, return h in float32 if x has half precision.
+        is_rms_norm: do not subtract the mean.
 
     Returns:
-        ``[..., D]`` in the number format of x; with ``prenorm`` a pair.
+        ``[..., D]`` in the dtype of x; with ``prenorm`` also h.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit.
 
     Example:
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), None, None).round().tolist()
@@ -149,13 +149,21 @@ class LayerNorm(NormBase):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Result:
-        """Normalise ``x [..., D]``; see `layer_norm`."""
+        """Normalise ``x [..., D]``; ``residual``, ``prenorm``, ``residual_in_fp32`` and the result as in
+        `layer_norm`."""
         return normalise(
             type(self).__name__, x, self.weight, self.bias, residual, self.eps, prenorm, residual_in_fp32, True)
 
 
 class RMSNorm(NormBase):
-    """`rms_norm` with parameters; arguments as `LayerNorm`.
+    """`rms_norm` with parameters.
+
+    Args:
+        hidden_size: D.
+        elementwise_affine: have a weight.
+        bias: have a bias too.
+        eps: added to the mean square.
+        device, dtype: of the parameters.
 
     Example:
         >>> y = RMSNorm(8)(torch.zeros(2, 8))
@@ -179,7 +187,7 @@ class RMSNorm(NormBase):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Result:
-        """Normalise ``x [..., D]``; see `rms_norm`."""
+        """Normalise ``x [..., D]``; ``residual``, ``prenorm``, ``residual_in_fp32`` and the result as in `rms_norm`."""
         return normalise(
             type(self).__name__, x, self.weight, self.bias, residual, self.eps, prenorm, residual_in_fp32, False)
 
@@ -188,9 +196,9 @@ class GroupNorm(NormBase):
     """`group_norm` with parameters: groups over the last axis, not the second as in ``nn.GroupNorm``.
 
     Args:
-        num_groups: how many equal parts the last axis has.
-        hidden_size, elementwise_affine, bias, eps: as `LayerNorm`.
-        is_rms_norm: leave the mean out.
+        num_groups: number of equal parts of the last axis.
+        hidden_size, elementwise_affine, bias, eps: as for `LayerNorm`.
+        is_rms_norm: do not subtract the mean.
         device, dtype: of the parameters.
 
     Raises:
@@ -223,7 +231,8 @@ class GroupNorm(NormBase):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Result:
-        """Normalise ``x [..., D]``; see `group_norm`."""
+        """Normalise ``x [..., D]``; ``residual``, ``prenorm``, ``residual_in_fp32`` and the result as in
+        `group_norm`."""
         return normalise(
             type(self).__name__, x, self.weight, self.bias, residual, self.eps, prenorm, residual_in_fp32,
             not self.is_rms_norm, self.num_groups)

@@ -89,8 +89,7 @@ class LayerNormGated(NormBase):
         hidden_size: D.
         eps: added to the variance.
         group_size: channels of a group; all D if not given.
-        norm_before_gate: the norm comes first.
-        device, dtype: of the parameters.
+        norm_before_gate: apply the norm first. device, dtype: of the parameters.
 
     Example:
         >>> y = LayerNormGated(8)(torch.randn(2, 8), torch.randn(2, 8))
@@ -123,7 +122,14 @@ class LayerNormGated(NormBase):
 
 
 class RMSNormGated(LayerNormGated):
-    """`rmsnorm_fn` with a weight; here the gate comes before the norm unless asked otherwise.
+    """`rmsnorm_fn` with a weight; by default the gate is applied before the norm.
+
+    Args:
+        hidden_size: D.
+        eps: added to the mean square.
+        group_size: channels of a group; all D if not given.
+        norm_before_gate: apply the norm first.
+        device, dtype: of the weight.
 
     Example:
         >>> y = RMSNormGated(8)(torch.randn(2, 8), torch.randn(2, 8))

@@ -1,4 +1,4 @@
-"""What the norm modules have in common: one weight and one bias for the last axis."""
+"""The base class of the norm modules: one weight and one bias for the last axis."""
 
 from typing import Optional
 
@@ -9,7 +9,7 @@ from myfla.utils.errors import value_error
 
 
 class NormBase(nn.Module):
-    """Holds ``weight [D]`` (ones) and ``bias [D]`` (zeros), each None where it was not asked for.
+    """Has ``weight [D]`` (ones) and ``bias [D]`` (zeros); each is None if it is not wanted.
 
     Args:
         hidden_size: D.

@@ -52,7 +52,7 @@ def layer_norm_linear(
         residual, eps, prenorm, residual_in_fp32, is_rms_norm, num_groups: as `myfla.modules.layernorm.group_norm`.
 
     Returns:
-        ``[..., out]``; with ``prenorm`` also the sum that was normalised.
+        ``[..., out]``; with ``prenorm`` also ``x + residual``.
     """
     who, centred = "layer_norm_linear", not is_rms_norm
     result = normalise(
@@ -71,7 +71,7 @@ def rms_norm_linear(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Result:
-    """`layer_norm_linear` without the mean."""
+    """`layer_norm_linear` with an RMS norm; other arguments and the result as there."""
     result = normalise("rms_norm_linear", x, norm_weight, norm_bias, residual, eps, prenorm, residual_in_fp32, False)
     return project("rms_norm_linear", result, linear_weight, linear_bias)
 
@@ -126,7 +126,10 @@ class LayerNormLinear(NormBase):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Result:
-        """``linear(norm(x), weight, bias)`` with ``weight [out, D]`` and ``bias [out]`` or None."""
+        """``linear(norm(x), weight, bias)`` with ``weight [out, D]`` and ``bias [out]`` or None.
+
+        ``residual``, ``prenorm`` and ``residual_in_fp32`` are those of `layer_norm_linear`.
+        """
         who = type(self).__name__
         result = normalise(
             who, x, self.weight, self.bias, residual, self.eps, prenorm, residual_in_fp32, self.centred, self.groups)

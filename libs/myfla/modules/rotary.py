@@ -60,6 +60,7 @@ class RotaryEmbedding(nn.Module):
         self.inv_freq.copy_(_rates(self.dim // 2, self.base, self.inv_freq.device))
 
     def extra_repr(self) -> str:
+        """Sizes and settings, for ``repr``."""
         return (f"dim={self.dim}, base={self.base}, scale_base={self.scale_base}, interleaved={self.interleaved}, "
                 f"pos_idx_in_fp32={self.pos_idx_in_fp32}")
 

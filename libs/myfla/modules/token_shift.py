@@ -88,8 +88,7 @@ def token_shift_ref(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None) 
 
 
 class TokenShift(torch.autograd.Function):
-    """`token_shift` without its checks, under the official name: ``apply(x, cu_seqlens, cache, ...)`` returns both
-    results. The ends of packed sequences are found at once, without a loop.
+    """`token_shift` without checks, under the official name: ``apply(x, cu_seqlens, cache, ...)`` returns both results.
 
     Example:
         >>> TokenShift.apply(torch.tensor([[[1.0], [3.0]]]), None, None, True)[0].flatten().tolist()
@@ -98,6 +97,7 @@ class TokenShift(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, cu_seqlens=None, cache=None, output_cache=False, chunk_indices=None):
+        """The differences and the last tokens; arguments as `token_shift`."""
         ctx.cu_seqlens, ctx.kernels = cu_seqlens, native(x, cache)
         if ctx.kernels is not None:
             ctx.cache_dtype = None if cache is None else cache.dtype
@@ -109,6 +109,7 @@ class TokenShift(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_delta, d_last):
+        """The gradients of ``x`` and ``cache``, from ``d_delta`` and ``d_last``, those of both results."""
         if torch.is_grad_enabled():
             return _again(ctx, d_delta, d_last)
         if ctx.kernels is not None:

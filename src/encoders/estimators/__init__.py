@@ -1,1 +1,1 @@
-"""Encoders with the interface of scikit-learn and aeon: fit, predict, transform; trained as the application trains."""
+"""Encoders with the interface of scikit-learn and aeon: fit, predict, transform; training is the application's."""

@@ -12,7 +12,7 @@ from encoders.schema import Column, InputSchema
 __all__ = ["LAYOUTS", "Sequences", "read_arrays"]
 
 LAYOUTS = ("channels_first", "channels_last")
-"""Of two dimensions of a sequence: ``[channels, time]``, aeon's, or ``[time, channels]``, PyTorch's and tslearn's."""
+"""Orders of the dimensions of a sequence: ``[channels, time]`` as in aeon, ``[time, channels]`` as in PyTorch."""
 
 
 class Sequences(NamedTuple):
@@ -20,8 +20,8 @@ class Sequences(NamedTuple):
 
     Attributes:
         values: ``[T_i, C]`` float64 each.
-        names: of the channels, where the sequences have them (columns of data frames).
-        columns: how many there were, of a table ``[n, time]`` with a row a sequence; else None.
+        names: names of the channels, if there are any (columns of data frames). columns: number of columns of a table
+            ``[n, time]`` with one row for each sequence; otherwise None.
     """
 
     values: List[Tensor]
@@ -39,13 +39,17 @@ def read_arrays(X: Any, layout: str, who: str, missing: bool = False) -> Sequenc
     Args:
         X: ``[n, time]``, one channel; ``[n, channels, time]`` (with ``layout="channels_last"``
             ``[n, time, channels]``); or a list of sequences of any lengths: ``[time]``, ``[channels, time]`` (or
-            ``[time, channels]``), or data frames with a row a step and a column a channel. numpy, torch, nested lists.
+            ``[time, channels]``), or data frames with one row for each step and one column for each channel. numpy
+            arrays, torch tensors or nested lists.
         layout: one of `LAYOUTS`.
-        who: for messages.
-        missing: whether a value may be missing (NaN).
+        who: the caller, for messages.
+        missing: whether values may be missing (NaN).
+
+    Returns:
+        The sequences in a uniform format.
 
     Raises:
-        InputError, TypeError: no numbers, no steps, another shape, a value that is missing or infinite.
+        InputError, TypeError: there are no numbers or no steps, the shape is wrong, or a value is missing or infinite.
 
     Example:
         >>> [list(x.shape) for x in read_arrays(np.zeros((2, 3, 50)), "channels_first", "fit").values]
@@ -99,7 +103,7 @@ def _parts(X: Any, layout: str, who: str) -> Any:
 
 
 def _is_table(X: Any) -> bool:
-    """Lists of numbers, all of one length, are rows of a table; a list of arrays is always one of sequences."""
+    """Whether X is a table: lists of numbers of one length are its rows; a list of arrays is a list of sequences."""
     rows = isinstance(X, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in X)
     return rows and len({len(row) for row in X}) == 1 and all(np.ndim(value) == 0 for value in X[0])
 

@@ -34,22 +34,22 @@ Callbacks = Optional[Sequence[Any]]
 class SequenceEstimator(TaggedEstimator):
     """The parameters and the training of `SequenceClassifier`, `SequenceRegressor` and `SequenceEncoder`.
 
-    Training is that of ``python -m app``, with its defaults, in a folder that is removed afterwards. What is not given
-    is chosen from the data (`encoders.training.settle`): of a small set nothing is held out; else a share is, to choose
-    the epoch on, and then, with ``refit``, all are trained on for as long.
+    Training is that of ``python -m app``, with its defaults, in a folder that is removed afterwards. Settings that are
+    not given are chosen from the data (`encoders.training.settle`): of a small set nothing is held out; of a larger one
+    a share is held out to choose the epoch, and with ``refit`` all sequences are then trained on for that many epochs.
 
     Args:
-        encoder: name of any strategy, a mapping with ``name`` and fields of its config, or a config.
+        encoder: the name of any strategy, a mapping with ``name`` and fields of its config, or a config.
         hidden_size, num_layers, max_epochs, learning_rate, batch_size, patience, validation_fraction, refit: the
-            application's settings of these names; None leaves its default.
-        missing: what becomes of NaN: ``error``, ``mean`` or ``forward``.
-        own_scale: bring each sequence to mean 0 and standard deviation 1 first.
-        layout: ``channels_first``, aeon's ``[n, channels, time]`` and ``[channels, time]``; or ``channels_last``,
-            ``[n, time, channels]`` and ``[time, channels]``. ``[n, time]`` is one channel either way.
-        settings: any other setting in the words of the command line, e.g. ``{"job.noise": 0.1, "encoder.dropout": 0}``.
-        random_state: an int for the same result every time; a `numpy.random.RandomState`, or None, to draw one.
+            application's settings with these names; None: their defaults.
+        missing: how NaN is treated: ``error``, ``mean`` or ``forward``.
+        own_scale: first scale each sequence to mean 0 and standard deviation 1.
+        layout: ``channels_first``: ``[n, channels, time]`` and ``[channels, time]``, as in aeon; ``channels_last``:
+            ``[n, time, channels]`` and ``[time, channels]``. ``[n, time]`` is one channel in both cases.
+        settings: any other setting by its key on the command line, e.g. ``{"job.noise": 0.1, "encoder.dropout": 0}``.
+        random_state: an int for the same result every time; a `numpy.random.RandomState` or None draws a seed.
         device: ``cpu``, ``gpu``, ``mps`` or ``auto``.
-        threads: of PyTorch on the CPU, in fitting and predicting; None leaves their number.
+        threads: number of threads of PyTorch on the CPU, in fitting and predicting; None: unchanged.
         callbacks: functions that are called with each epoch's figures (``{"epoch": 1, "val_loss": ...}``), or callbacks
             of Lightning.
         verbose: 1 shows a progress bar.
@@ -87,28 +87,31 @@ class SequenceEstimator(TaggedEstimator):
     n_features_in_: int
 
     def save(self, folder: Union[str, Path]) -> Path:
-        """Write what was trained: a folder for `load`, and for ``python -m app run=FOLDER`` with ``job=predict``,
-        ``encode``, ``stream`` or ``export``. No pickle; callbacks are not kept.
+        """Save the trained model to a folder for `load`, and for ``python -m app run=FOLDER`` with ``job=predict``,
+        ``encode``, ``stream`` or ``export``. Nothing is pickled; callbacks are not saved.
 
         Args:
-            folder: made if missing; an older model there is replaced.
+            folder: the folder; it is made if it does not exist, and an older model in it is replaced.
 
         Returns:
-            the folder.
+            The folder.
         """
         check_is_fitted(self, "encoder_")
         return write_folder(Path(folder), self, {"columns": getattr(self, "n_features_in_", None), **self._facts()})
 
     @classmethod
     def load(cls, folder: Union[str, Path], device: str = "cpu") -> Any:
-        """An estimator that was saved, or one that a run of ``python -m app`` has trained, with that run's settings.
+        """Load an estimator that was saved, or the model of a run of ``python -m app`` with that run's settings.
 
         Args:
-            folder: of the run.
-            device: where it shall predict.
+            folder: the folder of `save` or of the run.
+            device: the device for predictions.
+
+        Returns:
+            The fitted estimator.
 
         Raises:
-            RunError: no such folder, damaged files, or a run of another kind.
+            RunError: the folder does not exist, files are damaged, or the run is of another kind.
         """
         trained, params, facts = read_folder(Path(folder), device, cls.__name__, cls._objectives)
         made = cls(**params)
@@ -120,7 +123,7 @@ class SequenceEstimator(TaggedEstimator):
         return made
 
     def _facts(self) -> Dict[str, Any]:
-        """What is saved in addition for this kind of estimator."""
+        """Further values that this kind of estimator saves."""
         return {}
 
     def _adopt(self, facts: Mapping[str, Any]) -> None:

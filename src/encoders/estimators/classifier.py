@@ -18,9 +18,9 @@ class SequenceClassifier(ClassifierMixin, SequenceEstimator):
     scikit-learn's and aeon's interface; arguments and training: `encoders.estimators.base.SequenceEstimator`.
 
     Attributes:
-        classes_: sorted, in the order of the columns of `predict_proba`.
+        classes_: the sorted classes, in the order of the columns of `predict_proba`.
         history_: one row of figures for each epoch.
-        encoder_, task_, pipeline_, config_: what was trained, as a run's folder holds it.
+        encoder_, task_, pipeline_, config_: the trained parts, the same as in the folder of a run.
 
     Example:
         >>> import numpy as np
@@ -35,15 +35,16 @@ class SequenceClassifier(ClassifierMixin, SequenceEstimator):
     _objectives = ("classify",)
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> "SequenceClassifier":
-        """Train.
+        """Train on sequences and return the estimator itself.
 
         Args:
             X: sequences, see ``layout``.
             y: ``[n]`` classes: integers or strings.
-            groups: ``[n]``; sequences of one group (a person) are on one side of the split that chooses the epoch.
+            groups: ``[n]``; sequences of one group (e.g. a person) stay together if some are held out to choose the
+                epoch.
 
         Raises:
-            InputError, DataError, ConfigError: invalid data or settings; all are ValueErrors.
+            InputError, DataError, ConfigError: invalid data or settings; all are subclasses of ValueError.
         """
         sequences = self._read(X)
         labels = class_labels(y, len(sequences.values), f"{type(self).__name__}.fit")
@@ -59,18 +60,19 @@ class SequenceClassifier(ClassifierMixin, SequenceEstimator):
                 else "object"}
 
     def _adopt(self, facts: Mapping[str, Any]) -> None:
-        names = facts.get("classes", self.task_.spec.names)  # those of a run of the application are text
+        names = facts.get("classes", self.task_.spec.names)  # classes of a run of the application are text
         self.classes_ = np.array(names, dtype=facts.get("dtype"))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """``[n, classes]`` float32: the probability of each class, in the order of ``classes_``."""
+        """The probability of each class for the sequences ``X``: ``[n, classes]`` float32, in the order of
+        ``classes_``."""
         return np.asarray(self._answers(X, "predict_proba").probabilities)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """The logarithm of `predict_proba`."""
+        """The logarithm of the probabilities that `predict_proba` gives for ``X``."""
         return np.log(self.predict_proba(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """``[n]``: the most probable class."""
+        """The most probable class of each of the sequences ``X``: ``[n]``."""
         found = np.asarray(self._answers(X, "predict").predicted)
         return self.classes_[found]

@@ -34,16 +34,16 @@ def write_folder(folder: Path, estimator: Any, facts: Mapping[str, Any]) -> Path
 
 
 def read_folder(folder: Path, device: str, who: str, objectives: Sequence[str]) -> Tuple[Trained, Dict[str, Any], Dict]:
-    """What was trained, the parameters of the estimator, and what `write_folder` was given as facts.
+    """The trained model, the parameters of the estimator, and the facts that `write_folder` was given.
 
     Args:
-        folder: of an estimator or of a run of ``job=train``.
-        device: where the model shall be.
-        who: the estimator's class.
-        objectives: that it has.
+        folder: folder of an estimator or of a run of ``job=train``.
+        device: the device of the model.
+        who: the class of the estimator, for messages.
+        objectives: the objectives of that class.
 
     Raises:
-        RunError: it cannot be read, or is of another kind.
+        RunError: the folder cannot be read, or its model is of another kind.
     """
     trained = load_trained(folder, device)
     if trained.task is None or trained.pipeline is None:

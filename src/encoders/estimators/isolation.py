@@ -1,4 +1,4 @@
-"""A call leaves nothing behind: generators, threads, switches, warnings and loggers are restored."""
+"""Calls without side effects: random generators, threads, switches, warnings and loggers are restored."""
 
 import contextlib
 import logging
@@ -19,7 +19,8 @@ _VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
 
 @contextlib.contextmanager
 def isolated(threads: Optional[int]) -> Iterator[None]:
-    """Inside, random generators may be seeded, switches set, and other libraries are quiet; afterwards all is restored.
+    """Within this context random generators may be seeded and switches set, and other libraries are quiet; at the end
+    everything is restored.
 
     Args:
         threads: of torch on the CPU; None leaves their number.

@@ -13,7 +13,7 @@ __all__ = ["Labels", "class_labels", "group_numbers", "looks_like_classes", "nam
 
 
 class Labels(NamedTuple):
-    """Classes: which there are, sorted, and ``[n]`` int64 indices into them."""
+    """The sorted classes, and ``[n]`` int64 indices into them."""
 
     classes: np.ndarray
     targets: Tensor
@@ -23,7 +23,7 @@ def class_labels(y: Any, count: int, who: str) -> Labels:
     """One class for each of ``count`` sequences: numbers or strings.
 
     Raises:
-        InputError: none, of another length, missing, or fractions.
+        InputError: there are none, their number is wrong, one is missing, or they are fractions.
 
     Example:
         >>> class_labels(["no", "yes", "no"], 3, "fit").targets.tolist()
@@ -49,7 +49,7 @@ def target_values(y: Any, count: int, who: str) -> Tensor:
     """Numbers to predict, ``[count, K]`` float64.
 
     Raises:
-        InputError, TypeError: none, of another length, or no finite numbers.
+        InputError, TypeError: there are none, their number is wrong, or they are not finite numbers.
     """
     found = _given(y, who)
     if found.ndim != 2 or found.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""What the estimators need from scikit-learn if it is not installed: parameters by name, and a score."""
+"""Replacements for the parts of scikit-learn that the estimators need, if it is not installed."""
 
 import inspect
 from typing import Any, Callable, Dict, List, Protocol
@@ -9,7 +9,7 @@ __all__ = ["BaseEstimator", "ClassifierMixin", "NotFittedError", "RegressorMixin
 
 
 class NotFittedError(ValueError, AttributeError):
-    """An estimator that is used before it is fitted."""
+    """An estimator was used before it was fitted."""
 
 
 class BaseEstimator:
@@ -24,7 +24,7 @@ class BaseEstimator:
         return {name: getattr(self, name) for name in self._get_param_names()}
 
     def set_params(self, **params: Any) -> Any:
-        """Set parameters by name. Raises ValueError at a name that is none."""
+        """Set parameters by name. Raises ValueError for an unknown name."""
         known = self._get_param_names()
         for name, value in params.items():
             if name not in known:
@@ -73,7 +73,7 @@ class RegressorMixin:
     _estimator_type = "regressor"
 
     def score(self: Predicts, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """R squared, of several values their mean."""
+        """R squared; for several values their mean."""
         y = np.asarray(y, dtype=np.float64)
         found = np.asarray(self.predict(X), dtype=np.float64).reshape(y.shape)
         mean = np.average(y, axis=0, weights=sample_weight)

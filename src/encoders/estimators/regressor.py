@@ -19,7 +19,7 @@ class SequenceRegressor(RegressorMixin, SequenceEstimator):
 
     Attributes:
         history_: one row of figures for each epoch.
-        encoder_, task_, pipeline_, config_: what was trained, as a run's folder holds it.
+        encoder_, task_, pipeline_, config_: the trained parts, the same as in the folder of a run.
 
     Example:
         >>> import numpy as np
@@ -34,19 +34,20 @@ class SequenceRegressor(RegressorMixin, SequenceEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # judged on a table whose columns, one of which counts, are no series
+        tags.regressor_tags.poor_score = True  # scikit-learn tests it on a table whose columns are not a series
         return tags
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> "SequenceRegressor":
-        """Train.
+        """Train on sequences and return the estimator itself.
 
         Args:
             X: sequences, see ``layout``.
             y: ``[n]`` or ``[n, K]`` finite numbers.
-            groups: ``[n]``; sequences of one group (a person) are on one side of the split that chooses the epoch.
+            groups: ``[n]``; sequences of one group (e.g. a person) stay together if some are held out to choose the
+                epoch.
 
         Raises:
-            InputError, DataError, ConfigError: invalid data or settings; all are ValueErrors.
+            InputError, DataError, ConfigError: invalid data or settings; all are subclasses of ValueError.
         """
         sequences = self._read(X)
         count = len(sequences.values)
@@ -59,6 +60,6 @@ class SequenceRegressor(RegressorMixin, SequenceEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """``[n]``, or ``[n, K]`` where there are several; float64, in the units of ``y``."""
+        """The predicted numbers for the sequences ``X``: ``[n]`` or ``[n, K]`` float64, in the units of ``y``."""
         found = np.asarray(self._answers(X, "predict").values)
         return found[:, 0] if found.shape[1] == 1 else found

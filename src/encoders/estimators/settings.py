@@ -32,16 +32,16 @@ _PRESETS = {"data": "ts", "job": "train", "trainer": "cpu", "callbacks": "defaul
 
 def make_config(encoder: Any, objective: str, settings: Mapping[str, Any], seed: int, device: str,
                 threads: Optional[int], progress: bool) -> AppConfig:
-    """The checked config of a run that ``python -m app`` would make of the same settings.
+    """The checked config that ``python -m app`` would make from the same settings.
 
     Args:
         encoder: a name, a mapping with ``name`` and fields, or a config.
         objective: of the job.
-        settings: ``{"job.noise": 0.1, ...}``, in the words of the command line.
+        settings: ``{"job.noise": 0.1, ...}``, by their keys on the command line.
         seed, device, threads, progress: of the run.
 
     Raises:
-        ConfigError: a setting that does not exist or breaks its rule; names the nearest.
+        ConfigError: a setting does not exist (the message has the nearest one) or breaks its rule.
         UnknownEncoderError, PluginError: no such encoder.
     """
     parts: Dict[str, Dict[str, Any]] = {name: {} for name in ("encoder", *_PARTS)}

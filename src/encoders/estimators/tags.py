@@ -1,4 +1,4 @@
-"""The base classes of scikit-learn if it is installed, else small replacements; and the tags that it asks for."""
+"""The base classes of scikit-learn if it is installed, otherwise small replacements; and the tags that it needs."""
 
 from typing import Any
 
@@ -19,7 +19,8 @@ __all__ = ["BaseEstimator", "ClassifierMixin", "NotFittedError", "RegressorMixin
 
 
 class TaggedEstimator(BaseEstimator):
-    """Declares what it accepts: series ``[n, time]`` and ``[n, channels, time]``, and NaN where that has a meaning."""
+    """Declares the accepted input: series ``[n, time]`` and ``[n, channels, time]``, and NaN if ``missing`` allows
+    it."""
 
     missing: Any
 

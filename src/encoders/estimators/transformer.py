@@ -14,14 +14,14 @@ __all__ = ["SequenceEncoder"]
 
 
 class SequenceEncoder(TransformerMixin, SequenceEstimator):
-    """One vector for each sequence, for any estimator of scikit-learn after it in a pipeline.
+    """One vector for each sequence, e.g. for another estimator of scikit-learn after it in a pipeline.
 
-    Trained on ``y``: to predict classes (strings, integers) or numbers (fractions, tables); without ``y``, each
-    next step, with a causal encoder. Arguments and training: `encoders.estimators.base.SequenceEstimator`.
+    It learns to predict ``y``: classes (strings, integers) or numbers (fractions, tables); without ``y``, a causal
+    encoder learns to predict each next step. Arguments and training: `encoders.estimators.base.SequenceEstimator`.
 
     Attributes:
         history_: one row of figures for each epoch.
-        encoder_, task_, pipeline_, config_: what was trained, as a run's folder holds it.
+        encoder_, task_, pipeline_, config_: the trained parts, the same as in the folder of a run.
 
     Example:
         >>> import numpy as np
@@ -38,15 +38,16 @@ class SequenceEncoder(TransformerMixin, SequenceEstimator):
         return tags
 
     def fit(self, X: Any, y: Any = None, groups: Any = None) -> "SequenceEncoder":
-        """Train.
+        """Train on sequences and return the estimator itself.
 
         Args:
             X: sequences, see ``layout``; without ``y`` of two steps or more.
             y: ``[n]`` classes, ``[n]`` or ``[n, K]`` numbers, or None.
-            groups: ``[n]``; sequences of one group (a person) are on one side of the split that chooses the epoch.
+            groups: ``[n]``; sequences of one group (e.g. a person) stay together if some are held out to choose the
+                epoch.
 
         Raises:
-            InputError, DataError, ConfigError: invalid data or settings; all are ValueErrors.
+            InputError, DataError, ConfigError: invalid data or settings; all are subclasses of ValueError.
         """
         sequences, who = self._read(X), f"{type(self).__name__}.fit"
         count, channels = len(sequences.values), sequences.values[0].shape[1]
@@ -66,11 +67,11 @@ class SequenceEncoder(TransformerMixin, SequenceEstimator):
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """``[n, hidden_size]`` float32: the embedding of each sequence, as ``job=encode`` writes it."""
+        """The embeddings of the sequences ``X``, as ``job=encode`` writes them: ``[n, hidden_size]`` float32."""
         return self._embeddings(X, "transform")
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """``["sequenceencoder0", ...]``."""
+        """Names of the columns, ``["sequenceencoder0", ...]``; ``input_features`` is ignored."""
         check_is_fitted(self, "encoder_")
         size = self.encoder_.config.hidden_size
         return np.array([f"{type(self).__name__.lower()}{i}" for i in range(size)], dtype=object)

@@ -1,4 +1,4 @@
-"""Front ends of real-valued input: what stands in place of a plain projection in front of the stack."""
+"""Stems: front ends for real-valued input that replace the projection in front of the stack."""
 
 from typing import Any, Dict, Union
 
@@ -12,7 +12,7 @@ __all__ = ["InceptionStem", "Stem", "build_stem", "shorten"]
 
 def build_stem(config: EncoderConfig, input_size: int, device: Any = None,
                dtype: Any = None) -> Union[Stem, InceptionStem]:
-    """The stem that ``config.stem`` names; it is not ``none``."""
+    """The stem that ``config.stem`` names, which is not ``none``."""
     made: Dict[str, Any] = dict(eps=config.norm_eps, device=device, dtype=dtype)
     stride, kernel, size = config.shortening, config.widest_kernel, config.hidden_size
     if config.stem == "inception":

@@ -116,6 +116,7 @@ class RWKV7FeedForward(nn.Module):
         nn.init.zeros_(self.value.weight)
 
     def extra_repr(self) -> str:
+        """Sizes and settings, for ``repr``."""
         parts = ("hidden_size", "intermediate_size", "hidden_act", "layer_idx", "num_hidden_layers")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in parts)
 

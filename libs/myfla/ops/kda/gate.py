@@ -84,7 +84,20 @@ def fused_kda_gate(
     lower_bound: Optional[float] = None,
     output_dtype: Optional[torch.dtype] = None,
 ) -> torch.Tensor:
-    """`naive_kda_gate`, or with a ``lower_bound`` `naive_kda_lowerbound_gate`; differentiable in all tensors.
+    """The log decay of KDA: `naive_kda_gate`, or with a ``lower_bound`` `naive_kda_lowerbound_gate`.
+
+    Args:
+        g: ``[..., H, K]``, a projection of the input.
+        A_log: ``[H]``; may be None with a ``lower_bound``.
+        dt_bias: ``[H * K]``, added to g; or None.
+        lower_bound: the smallest log decay, a negative number; None for none.
+        output_dtype: dtype of the result; float32 (float64 for float64) if not given.
+
+    Returns:
+        ``[..., H, K]``, at most 0; differentiable in all tensors.
+
+    Raises:
+        ValueError: shapes do not fit, ``lower_bound`` is not negative, or ``A_log`` is missing.
 
     Example:
         >>> fused_kda_gate(torch.zeros(1, 1), torch.zeros(1), lower_bound=-4.0)

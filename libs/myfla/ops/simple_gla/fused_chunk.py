@@ -1,4 +1,4 @@
-"""`fused_chunk_simple_gla`: the official name, and order of arguments, of another kernel for `chunk_simple_gla`."""
+"""`chunk_simple_gla` under the name, and with the order of arguments, of another official kernel."""
 
 from typing import Optional, Tuple
 
@@ -22,7 +22,16 @@ def fused_chunk_simple_gla(
     *,
     backend: str = "auto",
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """`chunk_simple_gla`; all arguments, results and errors are as there.
+    """`chunk_simple_gla` with the arguments in the order of another official kernel.
+
+    Args:
+        q, k, v, g, g_gamma, scale, initial_state, output_final_state, cu_seqlens, backend: as for `chunk_simple_gla`.
+
+    Returns:
+        As `chunk_simple_gla`: outputs ``[B, T, H, V]``, and the final state ``[N, H, K, V]`` or None.
+
+    Raises:
+        As `chunk_simple_gla`.
 
     Example:
         >>> x = torch.ones(1, 2, 1, 1)

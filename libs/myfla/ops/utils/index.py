@@ -1,7 +1,8 @@
 """Arithmetic on packed sequences: lengths, offsets, and the numbers of tokens and chunks.
 
-`cu_seqlens [N+1]` holds where each of N sequences starts, and the end of the last; `lens [N]` their lengths.
-Nothing here is remembered between calls, so a mask or offsets edited in place are obeyed.
+`cu_seqlens [N + 1]` are the first tokens of N packed sequences, and the end of the last; `lens [N]` are their lengths.
+Nothing is stored between calls, so changes of a mask or of offsets in place take effect. Several functions take
+``cu_seqlens_cpu``, a copy of ``cu_seqlens`` on the CPU, whose values can be read without waiting for the device.
 """
 
 from typing import Optional, Tuple
@@ -14,7 +15,16 @@ from myfla.utils.tensors import check_integers, check_size, check_tensor
 
 
 def prepare_lens(cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """Lengths ``[N]`` of the sequences.
+    """Lengths of packed sequences.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+
+    Returns:
+        ``[N]``, with the dtype and device of ``cu_seqlens``.
+
+    Raises:
+        ValueError, TypeError: ``cu_seqlens`` is not an integer tensor of one dimension.
 
     Example:
         >>> prepare_lens(torch.tensor([0, 2, 2, 5])).tolist()
@@ -25,7 +35,16 @@ def prepare_lens(cu_seqlens: torch.Tensor) -> torch.Tensor:
 
 
 def prepare_lens_from_mask(mask: torch.Tensor) -> torch.Tensor:
-    """How many tokens of each row of a mask ``[B, T]`` are real: int32 ``[B]``.
+    """Number of real tokens in each row of a mask.
+
+    Args:
+        mask: ``[B, T]``, 0 or False at padding.
+
+    Returns:
+        ``[B]`` int32.
+
+    Raises:
+        ValueError, TypeError: ``mask`` is not a tensor of two dimensions.
 
     Example:
         >>> prepare_lens_from_mask(torch.tensor([[0, 1, 1], [0, 0, 1]])).tolist()
@@ -38,7 +57,14 @@ def prepare_lens_from_mask(mask: torch.Tensor) -> torch.Tensor:
 
 
 def prepare_cu_seqlens_from_lens(lens: torch.Tensor, dtype: Optional[torch.dtype] = torch.int32) -> torch.Tensor:
-    """Offsets ``[N + 1]`` from lengths ``[N]``.
+    """Offsets of packed sequences from their lengths.
+
+    Args:
+        lens: ``[N]`` integers.
+        dtype: of the result.
+
+    Returns:
+        ``[N + 1]``, beginning with 0.
 
     Example:
         >>> prepare_cu_seqlens_from_lens(torch.tensor([2, 0, 3])).tolist()
@@ -49,7 +75,14 @@ def prepare_cu_seqlens_from_lens(lens: torch.Tensor, dtype: Optional[torch.dtype
 
 
 def prepare_cu_seqlens_from_mask(mask: torch.Tensor, dtype: Optional[torch.dtype] = torch.int32) -> torch.Tensor:
-    """Offsets ``[B + 1]`` of the real tokens of a mask ``[B, T]``, packed row by row.
+    """Offsets of the real tokens of a mask, packed row by row.
+
+    Args:
+        mask: ``[B, T]``, 0 or False at padding.
+        dtype: of the result.
+
+    Returns:
+        ``[B + 1]``, beginning with 0.
 
     Example:
         >>> prepare_cu_seqlens_from_mask(torch.tensor([[0, 1, 1], [0, 0, 1]])).tolist()
@@ -72,16 +105,16 @@ def prepare_split_cu_seqlens(
     """Offsets after every sequence is cut into pieces of at most ``split_size`` tokens.
 
     Args:
-        batch_size, seq_len: the sequences, when they all have one length.
-        split_size: largest piece.
-        cu_seqlens: the sequences, packed; then the two sizes are not read.
+        batch_size, seq_len: number and length of the sequences, if all have the same length.
+        split_size: largest number of tokens in a piece.
+        cu_seqlens: ``[N + 1]`` integers, for packed sequences; the two sizes are then not used.
         dtype, device: of the result.
 
     Returns:
-        The offsets; an empty sequence leaves no piece.
+        The offsets of the pieces; an empty sequence has no piece.
 
     Raises:
-        TypeError: ``split_size`` is missing, or both ways to name the sequences are.
+        TypeError: ``split_size`` is missing, or neither the sizes nor ``cu_seqlens`` are given.
 
     Example:
         >>> prepare_split_cu_seqlens(2, 5, 2).tolist()
@@ -102,7 +135,14 @@ def prepare_split_cu_seqlens(
 
 
 def prepare_position_ids(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor] = None) -> torch.Tensor:
-    """Place ``[T]`` of each token in its sequence.
+    """Position of each token in its sequence.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+        cu_seqlens_cpu: a copy on the CPU.
+
+    Returns:
+        ``[T]``, counted from 0, with the dtype and device of ``cu_seqlens``.
 
     Example:
         >>> prepare_position_ids(torch.tensor([0, 2, 2, 5])).tolist()
@@ -112,7 +152,14 @@ def prepare_position_ids(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torc
 
 
 def prepare_sequence_ids(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor] = None) -> torch.Tensor:
-    """Number ``[T]`` of the sequence each token belongs to; empty sequences are counted.
+    """Number of the sequence of each token; empty sequences have numbers too.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+        cu_seqlens_cpu: a copy on the CPU.
+
+    Returns:
+        ``[T]``, counted from 0, with the dtype and device of ``cu_seqlens``.
 
     Example:
         >>> prepare_sequence_ids(torch.tensor([0, 2, 2, 5])).tolist()
@@ -122,7 +169,14 @@ def prepare_sequence_ids(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torc
 
 
 def prepare_token_indices(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[torch.Tensor] = None) -> torch.Tensor:
-    """``[T, 2]``: sequence and place of each token.
+    """Number of the sequence of each token, and its position in it.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+        cu_seqlens_cpu: a copy on the CPU.
+
+    Returns:
+        ``[T, 2]``, with the dtype and device of ``cu_seqlens``.
 
     Example:
         >>> prepare_token_indices(torch.tensor([0, 2, 3])).tolist()
@@ -134,7 +188,15 @@ def prepare_token_indices(cu_seqlens: torch.Tensor, cu_seqlens_cpu: Optional[tor
 def prepare_chunk_indices(
     cu_seqlens: torch.Tensor, chunk_size: int, cu_seqlens_cpu: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
-    """``[NT, 2]``: sequence of each chunk, and its place there, when sequences are cut into chunks one by one.
+    """Number of the sequence of each chunk, and its position in it, if each sequence is cut into chunks.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+        chunk_size: tokens of a chunk.
+        cu_seqlens_cpu: a copy on the CPU.
+
+    Returns:
+        ``[NT, 2]`` for NT chunks, with the dtype and device of ``cu_seqlens``.
 
     Example:
         >>> prepare_chunk_indices(torch.tensor([0, 2, 2, 5]), 2).tolist()
@@ -145,7 +207,14 @@ def prepare_chunk_indices(
 
 
 def prepare_chunk_offsets(cu_seqlens: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """``[N + 1]``: number of the first chunk of each sequence, and how many there are in all.
+    """Number of the first chunk of each sequence.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+        chunk_size: tokens of a chunk.
+
+    Returns:
+        ``[N + 1]``; the last element is the number of all chunks.
 
     Example:
         >>> prepare_chunk_offsets(torch.tensor([0, 2, 2, 5]), 2).tolist()
@@ -157,7 +226,18 @@ def prepare_chunk_offsets(cu_seqlens: torch.Tensor, chunk_size: int) -> torch.Te
 def get_max_num_splits(
     cu_seqlens: torch.Tensor, chunk_size: int, cu_seqlens_cpu: Optional[torch.Tensor] = None
 ) -> int:
-    """How many chunks the longest sequence has.
+    """Number of chunks of the longest sequence.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+        chunk_size: tokens of a chunk.
+        cu_seqlens_cpu: a copy on the CPU.
+
+    Returns:
+        The number; 0 without sequences.
+
+    Raises:
+        ValueError: ``cu_seqlens`` is on the device meta and has no values.
 
     Example:
         >>> get_max_num_splits(torch.tensor([0, 2, 2, 5]), 2)
@@ -172,7 +252,12 @@ def get_max_num_splits(
 def prepare_chunk_indices_static(
     cu_seqlens: torch.Tensor, chunk_size: int, nt_max: int
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """`prepare_chunk_indices` in a fixed number of rows, without waiting for the device.
+    """`prepare_chunk_indices` with a fixed number of rows, without waiting for the device.
+
+    Args:
+        cu_seqlens: ``[N + 1]`` integers.
+        chunk_size: tokens of a chunk.
+        nt_max: number of rows, at least the number of chunks.
 
     Returns:
         ``[nt_max, 2]``, where rows beyond the last chunk are ``(-1, 0)``, and the chunk offsets ``[N + 1]``.
