@@ -67,7 +67,7 @@ def test_every_argument_and_result_of_a_public_name_is_documented(module):
     """Of functions, of classes, and of the public methods of classes."""
     missing = []
     for place, name, thing in public():
-        if place != module or not ours(thing) or inspect.isclass(thing) and issubclass(thing, BaseException):
+        if place != module or not ours(thing) or (inspect.isclass(thing) and issubclass(thing, BaseException)):
             continue
         text = inspect.getdoc(thing) or ""
         if inspect.isclass(thing):
