@@ -19,7 +19,7 @@ from typing import Any, List
 
 __version__ = "0.2.0"
 
-_PACKAGES = ("layers", "models")  # whose names can be had from here, as officially
+_PACKAGES = ("layers", "models")  # whose names can be had from here, as in fla
 
 
 def __getattr__(name: str) -> Any:

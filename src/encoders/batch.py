@@ -56,7 +56,7 @@ class Layout(NamedTuple):
         return flat[self.tokens].unsqueeze(0)
 
     def unpack(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The reverse of `pack`, with zeros at the pads."""
+        """The reverse of `pack`, with zeros at the padding."""
         if self.tokens is None:
             return hidden
         flat = hidden.new_zeros(self.batch * self.time, *hidden.shape[2:])

@@ -117,7 +117,7 @@ def check_input(config: EncoderConfig, entry: nn.Module, x: Any) -> None:
 
 
 def check_ids(config: EncoderConfig, ids: torch.Tensor) -> None:
-    """Refuse a token id that the vocabulary does not have; ``ids`` are those of real tokens, pads left out."""
+    """Refuse a token id that the vocabulary does not have; ``ids`` are those of real tokens, without padding."""
     if config.vocab_size is None or tracing() or not ids.numel() or ids.device.type == "meta":
         return
     low, high = int(ids.min()), int(ids.max())

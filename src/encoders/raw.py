@@ -22,7 +22,7 @@ def read_sequences(pipeline: InputPipeline, x: Any) -> List[Tensor]:
 
     Args:
         pipeline: of the encoder.
-        x: one sequence or a list of sequences of any lengths, or a batch ``[B, T, D]`` without pads. A sequence is a
+        x: one sequence or a list of sequences of any lengths, or a batch ``[B, T, D]`` without padding. A sequence is a
             tensor, a numpy array or nested lists ``[T, D]`` (``[T]`` for a single channel, and for token ids), None or
             NaN where a value is missing; or columns by name, in any order: a dict or a pandas DataFrame.
 

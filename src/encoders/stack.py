@@ -33,7 +33,7 @@ class EncoderOutput(NamedTuple):
     """What an encoder returns.
 
     Attributes:
-        hidden: ``[B, T, hidden_size]``, zeros at pads; for packed input ``[1, total, hidden_size]``. With a stem of
+        hidden: ``[B, T, hidden_size]``, zeros at padding; for packed input ``[1, total, hidden_size]``. With a stem of
             stride s, sequences of length L have ``ceil(L / s)`` steps here, at the beginning of each row.
         embedding: ``[N, hidden_size]``, pooled over the tokens of this call; zero for a sequence without tokens.
         cache: the states after this call, or None if none were requested.

@@ -1,4 +1,4 @@
-"""The choice of whose code computes a rule.
+"""The backends: which code computes a rule.
 
 ==========  ===========================================================================================
 auto        the rule below
@@ -10,8 +10,8 @@ compiled    torch, through ``torch.compile``, which fuses single steps and what 
 fla         the official Triton kernels of flash-linear-attention, on a CUDA device
 ==========  ===========================================================================================
 
-A choice other than auto is honoured, or refused with the reason. It is about the recurrence (`myfla.ops`). The layers'
-projections are PyTorch's under every backend; their convolutions and norms are myfla-native's where that is installed.
+A backend other than auto is used, or refused with the reason. The choice is about the recurrence (`myfla.ops`). PyTorch
+always computes the layers' projections; myfla-native, if installed, computes their convolutions and norms.
 """
 
 from myfla.backends.choice import AUTO_RULE, BACKENDS, BackendError, check_backend, choose

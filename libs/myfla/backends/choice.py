@@ -1,4 +1,4 @@
-"""The names of the backends, the rule of ``auto``, and the refusals. A new backend is a row of `TABLE`."""
+"""The names of the backends, the rule of ``auto``, and the errors. A new backend is a row of `TABLE`."""
 
 import logging
 from typing import Any, Callable, Dict, NamedTuple, Optional, Set, Tuple
@@ -17,7 +17,7 @@ __all__ = ["AUTO", "AUTO_RULE", "BACKENDS", "TABLE", "Backend", "BackendError", 
 
 
 class Call(NamedTuple):
-    """What a choice depends on."""
+    """The call for which a backend is chosen."""
 
     kernel: official.Kernel  # the official function that computes the same
     queries: torch.Tensor  # [B, T, H, K]
@@ -28,8 +28,8 @@ class Call(NamedTuple):
 class Backend(NamedTuple):
     """A backend. Every function returns the reason against it, or None."""
 
-    missing: Callable[[], Optional[str]]  # in this process, whatever the call
-    cannot: Callable[[Call], Optional[str]]  # compute a call that asks for it by name
+    missing: Callable[[], Optional[str]]  # in this process, for any call
+    cannot: Callable[[Call], Optional[str]]  # compute a call that names it
     declines: Callable[[Call], Optional[str]]  # a call that leaves the choice to ``auto``
 
 
@@ -168,13 +168,13 @@ def why_not(
 
 
 def refusal(who: str, backend: str, problem: str) -> BackendError:
-    """The error for a choice that cannot be honoured."""
+    """The error for a named backend that cannot be used."""
     rule = f"cannot be used here: {problem}"
     return BackendError(message(who, "backend", rule, backend, "use backend='auto' or 'torch'"))
 
 
 def tell(who: str, backend: str, device: str, chosen: str) -> None:
-    """One log line the first time that a backend computes an op on a device."""
+    """Write one log line when a backend computes an operation on a device for the first time."""
     key = (who, device, chosen)
     if key not in _told:
         _told.add(key)

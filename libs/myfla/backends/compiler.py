@@ -2,9 +2,9 @@
 
 A function is compiled for sizes that vary (``dynamic=True``), so that calls of one kind soon share one graph. Another
 dtype, rank, option, None for a tensor, a size of one, or gradients need another graph. PyTorch keeps 8 for a function
-(``torch._dynamo.config.recompile_limit``, ``cache_size_limit`` before 2.6), which is the user's and stays as it is;
-here a function may have `GRAPHS`, or as many as the user allows if that is more. A call that would need one more is
-computed uncompiled, with the same result up to rounding, and a warning says so, once for each function.
+(``torch._dynamo.config.recompile_limit``, ``cache_size_limit`` before 2.6); this setting of the user is not changed.
+Here a function may have `GRAPHS`, or as many as the user allows if that is more. A call that would need one more graph
+is computed uncompiled, with the same result up to rounding, and with a warning, once for each function.
 """
 
 import functools
@@ -20,7 +20,7 @@ from myfla.utils.tracing import compiling
 __all__ = ["Compiled", "compiled", "compiler_problem"]
 
 GRAPHS = 64
-"""Compiled graphs for one function. A model's calls need a few; the limit is against kinds of calls without end."""
+"""Largest number of compiled graphs for one function. A model needs only a few; the limit stops endless compiling."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Compiled:
-    """A function compiled as one graph, and as it is where PyTorch's limit of graphs is reached.
+    """A function compiled as one graph; it runs uncompiled if PyTorch's limit of graphs is reached.
 
     Args:
         function: what to compile.

@@ -11,7 +11,7 @@ import torch
 __all__ = ["Kernel", "import_problem", "kernel", "problem", "unsound_gated_backward"]
 
 OLDEST = (0, 6)
-"""Older releases swallow keywords that they do not know, ``use_gate_in_kernel`` among them: silently wrong results."""
+"""Older releases ignore unknown keywords, such as ``use_gate_in_kernel``, and give wrong results without an error."""
 LARGEST_KEY = 256
 
 
@@ -56,7 +56,7 @@ def import_problem() -> Optional[str]:
 
 
 def kernel(which: Kernel) -> Callable[..., Any]:
-    """The official function; only where `problem` finds none."""
+    """The official function; call it only if `problem` returns None."""
     return getattr(importlib.import_module(which.module), which.name)
 
 

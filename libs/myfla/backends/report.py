@@ -19,11 +19,11 @@ def describe(device: Any = "cpu", probe: bool = False) -> Dict[str, str]:
 
     Args:
         device: as ``torch.device`` takes it.
-        probe: also compile something, to see whether that works (seconds); otherwise only look for ``torch.compile``.
+        probe: also compile a function to test the compiler (takes seconds); otherwise only check for ``torch.compile``.
 
     Returns:
-        Name of the backend and ``"usable"``, ``"usable, ..."`` with a limit, or the reason why not; ``auto`` first,
-        with its rule and what it comes to on this device.
+        For each backend ``"usable"``, ``"usable, ..."`` with a limit, or the reason why not; ``auto`` first, with its
+        rule and the backend that it chooses on this device.
 
     Example:
         >>> describe("cpu")["torch"]

@@ -1,1 +1,1 @@
-"""Other libraries on these ops. Each module here needs its own extra; importing this package needs none of them."""
+"""Other libraries with these operations. Each module needs its own extra; importing this package needs none."""

@@ -40,7 +40,7 @@ def causal_conv1d_fn(
             sequence. Other keywords are passed over.
 
     Returns:
-        ``[B, D, T]`` in the number format of x.
+        ``[B, D, T]`` in the dtype of x.
 
     Raises:
         ValueError: an option of the official function that is not available here.
@@ -78,7 +78,7 @@ def causal_conv1d_update(
         activation: a name that transformers knows, or None.
 
     Returns:
-        Shaped as x, in its number format.
+        Shaped as x, in its dtype.
 
     Raises:
         ValueError: an option of the official function that is not available here.
@@ -115,7 +115,7 @@ def rms_norm_gated(layer: Any, hidden_states: torch.Tensor, gate: Any = None) ->
         gate: the same; Mamba-2's norm also goes without.
 
     Returns:
-        ``[..., D]`` in the number format of ``hidden_states``.
+        ``[..., D]`` in the dtype of ``hidden_states``.
     """
     weight, eps = layer.weight, layer.variance_epsilon
     if not hasattr(layer, "activation"):

@@ -80,7 +80,7 @@ def model_files() -> Dict[str, str]:
 def load_families(names: Optional[Sequence[str]] = None) -> List[ModuleType]:
     """Import the modules of these families, or of all.
 
-    Unless it was asked for by name, a family that is not in `FAMILIES` comes with a warning, or is left out with one if
+    Unless it was requested by name, a family that is not in `FAMILIES` comes with a warning, or is left out with one if
     its layers keep the functions that they found when they were built.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Packed sequences in transformers: what a model gets, and what its functions see of it."""
+"""Packed sequences in transformers: the keywords of a model, and reading them in its functions."""
 
 from typing import Any, Dict, Mapping, Optional
 
@@ -12,9 +12,10 @@ __all__ = ["packed_kwargs", "packed_offsets"]
 def packed_kwargs(position_ids: torch.Tensor) -> Dict[str, Any]:
     """Keywords for a model's forward pass with sequences that are packed in one row.
 
-    From positions alone transformers parts the sequences in its attention layers, but not in its gated delta rule:
-    that needs the offsets, and the convolution the sequence numbers. (`transformers.DataCollatorWithFlattening` gives
-    the same with ``return_flash_attn_kwargs=True, return_seq_idx=True``.)
+    With position ids alone, transformers separates the sequences in its attention layers, but not in its gated delta
+    rule, which needs the offsets, and not in the convolution, which needs the sequence numbers.
+    (`transformers.DataCollatorWithFlattening` gives the same with ``return_flash_attn_kwargs=True,
+    return_seq_idx=True``.)
 
     Args:
         position_ids: ``[1, T]`` integers that start anew at every sequence, e.g. ``[[0, 1, 2, 0, 1]]``.

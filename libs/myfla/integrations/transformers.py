@@ -7,8 +7,8 @@ package's ops.
     with use_myfla():      # or only in here
         model.generate(...)
 
-Where the tensors are decides, call by call: on the CPU these ops compute, whether or not `fla` or `causal_conv1d`
-are installed; everywhere else transformers does what it did before, official kernels included.
+The device of the tensors decides in each call: on the CPU these operations compute, whether or not `fla` or
+`causal_conv1d` are installed; on other devices transformers' own code runs, official kernels included.
 """
 
 import logging
@@ -27,22 +27,21 @@ _log = logging.getLogger(__name__)
 
 
 def use_myfla(devices: Sequence[str] = ("cpu",), families: Optional[Sequence[str]] = None) -> Patch:
-    """Let the models of transformers that these ops serve use them, wherever their tensors are ours.
+    """Let models of transformers use these operations for tensors on ``devices``.
 
-    Replaces the chunked and the recurrent rule (the gated delta rule, Kimi's with a decay for each channel, Mamba-2's
-    state space dual), the causal convolution and its one-token form, and the gated norm, in every model family of the
-    installed transformers that has them, for models that exist and models to come. Mamba-1's families stay as they
-    are. The change holds for the whole process. It makes packed sequences work (see `packed_kwargs`), which
-    transformers alone refuses on the CPU, wherever a model hands their offsets to its layers (inkling and mamba2 with
-    a head do not).
+    This replaces the chunked and the recurrent rule (the gated delta rule, Kimi Delta Attention, Mamba-2's state space
+    dual), the causal convolution and its one-token form, and the gated norm, in every model family of the installed
+    transformers that has them, for existing and future models. Families of Mamba-1 do not change. The replacement is in
+    effect for the whole process. It makes packed sequences work on the CPU (see `packed_kwargs`), if the model passes
+    their offsets to its layers (inkling and mamba2 with a head do not).
 
     Args:
-        devices: device types on which these ops compute. Elsewhere transformers does what it did.
-        families: names as in ``transformers.models``, e.g. ``["qwen3_next"]``; all by default, and any model whose
-            code came with its checkpoint, if it is imported.
+        devices: device types on which these operations compute. On other devices transformers' own code runs.
+        families: names as in ``transformers.models``, e.g. ``["qwen3_next"]``; by default all, and imported models
+            whose code came with a checkpoint.
 
     Returns:
-        The `Patch`, at work already. Use it as a context manager, or call its ``undo()``, or let it stand.
+        The `Patch`, already in effect. Use it as a context manager, or call its ``undo()``, or keep it.
 
     Raises:
         ImportError: transformers is missing, or too old.

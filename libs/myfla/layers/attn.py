@@ -63,7 +63,7 @@ class Attention(nn.Module):
         qk_norm: root-mean-square norms of queries and keys, head by head.
         window_size: how many tokens each one sees, itself included; None for all before it.
         rope_theta: base of the rotations.
-        max_position_embeddings: officially the size of a table; there is none here.
+        max_position_embeddings: in fla the size of a table; there is none here.
         layer_idx: the layer's slot in a cache, which holds ``attn_state``: keys and values ``[N, S, kv heads * D]``.
         device, dtype: of the parameters.
 
@@ -133,17 +133,17 @@ class Attention(nn.Module):
 
         Args:
             hidden_states: ``[B, T, hidden_size]``.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may be anywhere and
-                contain anything, NaN too.
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Padding may be anywhere and may
+                contain anything, NaN included.
             past_key_values: a `Cache` to continue from. With ``use_cache`` the new keys and values are put into it;
                 without, it is read only.
             output_attentions: accepted and ignored.
             use_cache: keep keys and values.
             cu_seqlens: (keyword) ``[N + 1]`` int offsets of N sequences packed in one row; the mask is then ignored.
-                Unlike officially, a cache may have content then.
+                Unlike in fla, a cache may have content then.
 
         Returns:
-            ``(y, None, past_key_values)`` with y ``[B, T, hidden_size]``, zero at pads.
+            ``(y, None, past_key_values)`` with y ``[B, T, hidden_size]``, zero at padding.
 
         Raises:
             ValueError: an input, mask or offsets of the wrong shape, dtype or device.

@@ -1,4 +1,4 @@
-"""The Comba layer: GatedDeltaNet with a key of its own for erasing, and a correction of the output."""
+"""The Comba layer: GatedDeltaNet with a separate key for erasing, and a correction of the output."""
 
 import math
 from typing import Any, Optional, Tuple
@@ -54,7 +54,7 @@ class Comba(ConvLayer):
         conv_bias: give them a bias.
         layer_idx: the layer's slot in a cache; needed to use one.
         norm_eps: added to the mean square in the norm.
-        backend: whose code computes the rule, see `myfla.backends`.
+        backend: which code computes the rule, see `myfla.backends`.
         device, dtype: of the parameters. ``A_log`` and the norm without a gate stay float32 in a half-precision layer.
 
     Raises:
@@ -153,7 +153,7 @@ class Comba(ConvLayer):
         return o, recurrent_state, conv_state
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
+        """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.
 
         Returns:
             log decay ``g`` and write strength ``beta``, ``[B, T, num_v_heads]`` float32 (float64 for float64).

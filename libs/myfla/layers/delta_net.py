@@ -56,7 +56,7 @@ class DeltaNet(ConvLayer):
         qk_activation: of q and k: ``"silu"``, ``"relu"``, ``"elu"`` (plus one) or ``"identity"``.
         qk_norm: ``"l2"`` or ``"sum"``: q and k over their length, or over the sum of their absolute values.
         norm_eps: added to the mean square in the norm.
-        backend: whose code computes the rule, see `myfla.backends`.
+        backend: which code computes the rule, see `myfla.backends`.
         device, dtype: of the parameters. The norm without a gate stays float32 in a half-precision layer.
 
     Raises:

@@ -54,8 +54,8 @@ class GatedDeltaNet(ConvLayer):
         layer_idx: the layer's slot in a cache; needed to use one.
         norm_eps: added to the mean square in the norm.
         output_gate_activation: ``"swish"`` (same as ``"silu"``) or ``"sigmoid"``.
-        backend: whose code computes the rule: ``"auto"``, ``"naive"``, ``"torch"``, ``"compiled"`` or ``"fla"``; see
-            `myfla.backends`.
+        backend: which code computes the rule: ``"auto"``, ``"naive"``, ``"torch"``, ``"native"``, ``"compiled"`` or
+            ``"fla"``; see `myfla.backends`.
         device, dtype: of the parameters. ``A_log`` and the norm without a gate stay float32 in a half-precision layer.
 
     Raises:
@@ -140,7 +140,7 @@ class GatedDeltaNet(ConvLayer):
         return StepGates(g, beta, self.A_log, self.dt_bias, 2 if self.allow_neg_eigval else 1)
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
+        """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.
 
         Returns:
             log decay ``g`` and write strength ``beta``, ``[B, T, num_v_heads]`` float32 (float64 for float64).

@@ -52,7 +52,7 @@ class GatedDeltaProduct(ConvLayer):
         use_forget_gate: let the state decay.
         allow_neg_eigval: double beta, so that each step can reflect (arXiv 2411.12537).
         num_householder: steps of the rule for each token, n.
-        backend: whose code computes the rule, see `myfla.backends`.
+        backend: which code computes the rule, see `myfla.backends`.
         device, dtype: of the parameters. ``A_log`` and the norm without a gate stay float32 in a half-precision layer.
 
     Raises:
@@ -142,7 +142,7 @@ class GatedDeltaProduct(ConvLayer):
         return o, recurrent_state, conv_state
 
     def gates(self, x: torch.Tensor) -> Tuple[Optional[torch.Tensor], torch.Tensor]:
-        """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
+        """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.
 
         Returns:
             log decay ``g`` ``[B, T, num_v_heads]``, None without a forget gate, and write strengths ``beta``

@@ -1,4 +1,4 @@
-"""The Gated DeltaNet 2 layer: erasing and writing with gates of their own, channel by channel."""
+"""The Gated DeltaNet 2 layer: erasing and writing with separate gates, channel by channel."""
 
 from typing import Any, Optional, Tuple
 
@@ -47,7 +47,7 @@ class GatedDeltaNet2(ConvLayer):
         conv_bias: give them a bias.
         layer_idx: the layer's slot in a cache; needed to use one.
         norm_eps: added to the mean square in the norm.
-        backend: whose code computes the rule, see `myfla.backends`.
+        backend: which code computes the rule, see `myfla.backends`.
         device, dtype: of the parameters. ``A_log`` stays float32 in a half-precision layer.
 
     Raises:
@@ -127,7 +127,7 @@ class GatedDeltaNet2(ConvLayer):
         return o, recurrent_state, conv_state
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
+        """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.
 
         Returns:
             log decay ``g`` and erase gate ``b`` ``[B, T, num_heads, head_dim]``, write gate ``w``

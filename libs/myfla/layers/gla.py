@@ -58,7 +58,7 @@ class GatedLinearAttention(ConvLayer):
         clamp_min: least log decay, or None.
         fuse_norm: hold the norm's weight as ``g_norm_swish_gate`` (with ``gate_fn="swish"``) and not as ``g_norm``.
         layer_idx: the layer's slot in a cache; needed to use one.
-        backend: whose code computes the rule, see `myfla.backends`.
+        backend: which code computes the rule, see `myfla.backends`.
         device, dtype: of the parameters. The norm ``g_norm`` stays float32 in a half-precision layer.
 
     Raises:

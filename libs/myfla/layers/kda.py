@@ -50,7 +50,7 @@ class KimiDeltaAttention(ConvLayer):
         conv_bias: give them a bias.
         layer_idx: the layer's slot in a cache; needed to use one.
         norm_eps: added to the mean square in the norm.
-        backend: whose code computes the rule, see `myfla.backends`.
+        backend: which code computes the rule, see `myfla.backends`.
         device, dtype: of the parameters. ``A_log`` stays float32 in a half-precision layer.
 
     Raises:
@@ -140,7 +140,7 @@ class KimiDeltaAttention(ConvLayer):
         return o, recurrent_state, conv_state
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
+        """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.
 
         Returns:
             log decay ``g`` ``[B, T, num_v_heads, head_dim]`` and write strength ``beta`` ``[B, T, num_v_heads]``,

@@ -29,7 +29,7 @@ def check_positive(who: str, **sizes: Any) -> None:
 
 
 def check_hidden_states(who: str, x: Any, hidden_size: int, weight: Any) -> None:
-    """Refuse an input that is not ``[B, T, hidden_size]`` in the number format and on the device of the weights.
+    """Refuse an input that is not ``[B, T, hidden_size]`` in the dtype and on the device of the weights.
 
     Where ``weight`` is no floating-point tensor (a quantised or wrapped projection), only the shape is checked.
     """
@@ -84,7 +84,7 @@ def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int, x: torch.
 
 
 def read_layer_state(who: str, module: Any, past_key_values: Any, fields: Sequence[str]) -> Optional[Dict[str, Any]]:
-    """What a cache holds for a layer, or None where the layer has seen nothing.
+    """The states of a layer in a cache, or None if the layer has read no tokens.
 
     Raises:
         ValueError: the module has no ``layer_idx``.
@@ -111,14 +111,14 @@ def read_layer_state(who: str, module: Any, past_key_values: Any, fields: Sequen
 
 
 def writes_over(cache: Any, state: Optional[torch.Tensor]) -> bool:
-    """Whether a layer's recurrent form may write over the state it found in a cache: see `Cache.in_place`."""
+    """Whether the recurrent form may overwrite the state in a cache: see `Cache.in_place`."""
     allowed = getattr(cache, "inplace", False) and not torch.is_grad_enabled() and not tracing()
     return bool(allowed) and state is not None and state.is_contiguous()
 
 
 def check_state(who: str, field: str, state: Any, axes: Sequence[Tuple[str, int]], like: torch.Tensor,
                 wide: bool = False) -> None:
-    """Refuse a cached tensor of another shape, device or number format than the layer needs.
+    """Refuse a cached tensor of another shape, device or dtype than the layer needs.
 
     Args:
         field: its name.

@@ -30,7 +30,7 @@ KEYWORDS = (
 SIZES = ("hidden_size", "head_dim", "state_size", "n_groups", "conv_kernel", "chunk_size")
 FLAGS = ("use_conv_bias", "D_has_hdim", "rmsnorm", "norm_before_gate", "use_bias")
 OFFICIAL_BACKENDS = ("cuda", "triton")
-"""Whose convolution the official layer takes; here both are ``auto``."""
+"""Backends of the convolution in the official layer; here both mean ``auto``."""
 
 
 class Mamba2(RecurrentLayer):
@@ -59,7 +59,7 @@ class Mamba2(RecurrentLayer):
         hidden_act: activation after the convolution, and of the gate without ``rmsnorm``: ``"silu"``, ``"swish"``,
             ``"relu"``, ``"sigmoid"``, ``"logsigmoid"``, ``"sqrelu"`` or ``"gelu"``.
         A_init_range: ``exp(A_log)`` is drawn from it.
-        D_has_hdim: give D a number for every channel, not one a head.
+        D_has_hdim: give D a number for every channel, not one for each head.
         rmsnorm: normalise the gated outputs, each group for itself; otherwise they are ``o * hidden_act(z)``.
         norm_before_gate: ``RMSNorm(o) * silu(z)`` instead.
         dt_min, dt_max, dt_init_floor: time steps begin between the first two, at least at the third.
@@ -68,7 +68,7 @@ class Mamba2(RecurrentLayer):
         norm_eps: added to the mean square in the norm.
         chunk_size: accepted; the op chooses its own, which changes rounding only.
         layer_idx: the layer's slot in a cache; needed to use one.
-        backend: whose code computes the rule, see `myfla.backends`; fla's own ``"cuda"`` and ``"triton"``, which choose
+        backend: which code computes the rule, see `myfla.backends`; fla's own ``"cuda"`` and ``"triton"``, which choose
             its convolution, are ``"auto"``.
         device, dtype: of the parameters. ``A_log`` stays float32 in a half-precision layer.
 
@@ -178,7 +178,7 @@ class Mamba2(RecurrentLayer):
         self.out_proj.reset_parameters()
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """What the layer does with its state at each token of ``x`` ``[B, T, hidden_size]``.
+        """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.
 
         Returns:
             log decay ``dt A`` and time step ``dt``, with which inputs are written, ``[B, T, num_heads]`` float32

@@ -1,7 +1,7 @@
-"""A layer's decoding step, between its linear maps, in one call of the compiled kernels (`myfla.utils.native`).
+"""A layer's decoding step, between its projections, in one call of the compiled kernels (`myfla.utils.native`).
 
-For one token per row, continued from states in a cache. Where a function returns None, the layer computes the step
-op by op, with the same result up to rounding.
+These functions compute one token for each row, with states from a cache. If a function returns None, the layer computes
+the step operation by operation, with the same result up to rounding.
 """
 
 from typing import Any, NamedTuple, Optional, Sequence, Tuple, cast
@@ -20,7 +20,7 @@ __all__ = ["StepGates", "conv_layer_step", "rwkv7_layer_step", "rwkv7_mix_step"]
 
 
 class StepGates(NamedTuple):
-    """What a layer's gated delta rule takes beside q, k and v, for one token a row.
+    """The arguments of a layer's gated delta rule besides q, k and v, for one token in each row.
 
     Attributes:
         g, beta: ``[N, 1, HV]``; g may be None: no decay.
@@ -40,15 +40,15 @@ class StepGates(NamedTuple):
 def conv_layer_step(
     layer: Any, x: torch.Tensor, call: LayerCall
 ) -> Optional[Tuple[torch.Tensor, torch.Tensor, Tuple[torch.Tensor, ...]]]:
-    """Convolutions, rule and norm of one token a row, behind the layer's projections; or None.
+    """Convolutions, rule and norm of one token for each row, behind the layer's projections; or None.
 
     Args:
         layer: a `ConvLayer`. One whose convolutions or norm have a hook, or are something else, is left alone.
         x: ``[N, T, D]``, the layer's input.
-        call: what is asked for.
+        call: the call of the layer.
 
     Returns:
-        ``[N, 1, HV * V]`` for the last map, the new recurrent state and the convolutions' new states.
+        ``[N, 1, HV * V]`` for the output projection, the new recurrent state and the convolutions' new states.
     """
     kernels = _step_kernels(layer, x, call)
     if kernels is None:
@@ -101,13 +101,13 @@ def conv_layer_step(
 def rwkv7_mix_step(
     layer: Any, x: torch.Tensor, mixes: Sequence[torch.Tensor], call: LayerCall
 ) -> Optional[Tuple[Tuple[torch.Tensor, ...], torch.Tensor]]:
-    """Token shift and the six mixtures of one token a row, and the token for the next call; or None.
+    """Token shift and the six mixtures of one token for each row, and the token for the next call; or None.
 
     Args:
         layer: of RWKV-7.
         x: ``[N, T, D]``.
         mixes: six of ``[1, 1, D]``.
-        call: what is asked for.
+        call: the call of the layer.
     """
     kernels, last = _step_kernels(layer, x, call), call.conv_state
     if kernels is None or not (are_dense(x.dtype, x) and are_dense(last.dtype, last)):
@@ -120,16 +120,16 @@ def rwkv7_mix_step(
 def rwkv7_layer_step(
     layer: Any, projected: Sequence[Optional[torch.Tensor]], call: LayerCall
 ) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
-    """What stands between the maps of RWKV-7 for one token a row; or None.
+    """All operations between the projections of RWKV-7, for one token in each row; or None.
 
     Args:
         layer: of RWKV-7. One whose norm has a hook, or is something else, is left alone.
         projected: r, w, k, v, a, the output gate, and the first layer's values and the share of them (or None both),
             as `myfla.layers.rwkv7_core.Projected` has them.
-        call: what is asked for.
+        call: the call of the layer.
 
     Returns:
-        ``[N, 1, value_dim]`` for the last map, and the new recurrent state.
+        ``[N, 1, value_dim]`` for the output projection, and the new recurrent state.
     """
     first, norm = projected[0], layer.g_norm
     kernels = None if first is None else _step_kernels(layer, first, call)

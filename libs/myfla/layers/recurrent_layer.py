@@ -1,4 +1,4 @@
-"""What all recurrent layers share: masks and packing, the cache's slot, the choice of the rule's form."""
+"""The base class of all recurrent layers: masks and packing, the slot of a cache, the choice of the rule's form."""
 
 import abc
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
@@ -29,7 +29,7 @@ class LayerCall(NamedTuple):
         keep: whether the states after the call are wanted.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences, or None.
         chunks: whether the rule takes its chunk form.
-        inplace: whether the recurrent form may write over ``recurrent_state``.
+        inplace: whether the recurrent form may overwrite ``recurrent_state``.
     """
 
     recurrent_state: Optional[torch.Tensor]
@@ -52,7 +52,7 @@ class RecurrentLayer(nn.Module, abc.ABC):
         mode: ``"chunk"`` or ``"fused_recurrent"``, for long inputs in evaluation without autograd.
         layer_idx: its slot in a cache.
         use_short_conv: whether it has convolutions.
-        backend: whose code computes the rule, see `myfla.backends`.
+        backend: which code computes the rule, see `myfla.backends`.
     """
 
     who: str
@@ -80,8 +80,8 @@ class RecurrentLayer(nn.Module, abc.ABC):
 
         Args:
             hidden_states: ``[B, T, hidden_size]``; T may be 0.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may be anywhere and
-                contain anything, NaN too; they are taken out, so that states and outputs are those of the tokens alone.
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Padding may be anywhere and may
+                contain anything, NaN included; it is removed, so that states and outputs depend on the tokens only.
             past_key_values: a `Cache` to continue from. With ``use_cache`` this layer's states in it are replaced and
                 its tokens counted; without, it is read only.
             use_cache: keep the final states.
@@ -89,7 +89,7 @@ class RecurrentLayer(nn.Module, abc.ABC):
             cu_seqlens: (keyword) ``[N + 1]`` int offsets of N sequences packed in one row; the mask is then ignored.
 
         Returns:
-            ``(y, None, past_key_values)`` with y ``[B, T, hidden_size]``, zero at pads.
+            ``(y, None, past_key_values)`` with y ``[B, T, hidden_size]``, zero at padding.
 
         Raises:
             ValueError: an input, mask or offsets of the wrong shape, dtype or device.
@@ -118,7 +118,7 @@ class RecurrentLayer(nn.Module, abc.ABC):
         return f"{settings}, backend={summary(self.backend, next(self.parameters()).device)}"
 
     def _advance(self, x: torch.Tensor, call: LayerCall) -> Tuple[torch.Tensor, Optional[torch.Tensor], Any]:
-        """``y [B, T, D]`` of tokens without pads; the final recurrent and convolution states."""
+        """``y [B, T, D]`` of tokens without padding; the final recurrent and convolution states."""
         o, recurrent_state, conv_state = self._mix(x, call)
         return self._output(x, o), recurrent_state, conv_state
 
@@ -151,7 +151,7 @@ class RecurrentLayer(nn.Module, abc.ABC):
     # ---- the cache's slot ------------------------------------------------------------------------------------------
 
     def _uses_chunks(self, q_len: int) -> bool:
-        if tracing():  # both ops have the same form but for one token; a graph must not depend on a threshold
+        if tracing():  # except for one token; a graph must not depend on a threshold
             return not is_one(q_len)
         if torch.is_grad_enabled() or self.training:
             return True

@@ -56,30 +56,30 @@ class RWKV7Attention(nn.Module):
     In every layer but the first, v is mixed with the first layer's: ``v + (v_first - v) sigmoid(v_lora(x_v))``.
     States are summed in float32, or in float64 for a float64 layer; outputs have the input's dtype.
 
-    In float16 mind the range: o and ``(sum r k r_k) v`` grow with the third power of the input, so a norm belongs in
-    front of the layer. On a CPU o is kept in float32 until its norm; the result is finite as long as what ``o_proj`` is
-    given stays below 65504 (with fresh weights, inputs of a standard deviation of up to 200). On a GPU o itself
-    must stay below it, as officially.
+    float16 has a small range: o and ``(sum r k r_k) v`` grow with the third power of the input, so a norm should
+        precede the layer. On a CPU o is kept in float32 until its norm; the result is finite as long as the input of
+        ``o_proj`` is below 65504 (with initial weights, for inputs of a standard deviation of up to 200). On a GPU o
+        itself must be below 65504, as in fla.
 
     Args:
         mode: ``"chunk"`` or ``"fused_recurrent"``: the form for long inputs in evaluation without autograd. With
             autograd or in training mode it is always ``"chunk"``, else below 64 steps ``"fused_recurrent"``. Both
             give the same result up to rounding.
         hidden_size: channels in and out, D.
-        head_dim: key size of one head, K. Wins over ``num_heads``.
+        head_dim: key size of one head, K. If given, ``num_heads`` is not used.
         num_heads: heads, H; used when ``head_dim`` is None.
         decay_low_rank_dim, gate_low_rank_dim, a_low_rank_dim, v_low_rank_dim: sizes of the bottlenecks; from
             ``hidden_size`` and ``head_dim`` if not given.
         elementwise_affine: whether the norm has a weight and a bias.
         norm_eps: the norm adds ``head_dim * norm_eps`` to the variance.
-        layer_idx: the layer's number and its slot in a cache. Layer 0 makes ``v_first``, the others need it. None:
-            a layer by itself, which may be given a ``v_first``.
+        layer_idx: the layer's number and its slot in a cache. Layer 0 returns its values as ``v_first``, the other
+            layers need it. None: a single layer, for which ``v_first`` is optional.
         fuse_norm: the official choice between two norms and two ways to scale kk: with it ``1e-6`` is added to its
             squared length, without it lengths below ``1e-12`` count as that.
         value_dim: channels of all values together; ``hidden_size`` by default.
         num_hidden_layers: layers of the model, for the initialisation; ``layer_idx + 1`` by default.
-        backend: whose code computes the rule: ``"auto"``, ``"naive"``, ``"torch"``, ``"compiled"`` or ``"fla"``; see
-            `myfla.backends`.
+        backend: which code computes the rule: ``"auto"``, ``"naive"``, ``"torch"``, ``"native"``, ``"compiled"`` or
+            ``"fla"``; see `myfla.backends`.
         device, dtype: of the parameters.
 
     Raises:
@@ -185,8 +185,8 @@ class RWKV7Attention(nn.Module):
 
         Args:
             hidden_states: ``[B, T, hidden_size]``; T may be 0.
-            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Pads may be anywhere and
-                contain anything, NaN too; they are taken out, so that states and outputs are those of the tokens alone.
+            attention_mask: ``[B, T]`` of 0 and 1, or longer (its last T columns count). Padding may be anywhere and may
+                contain anything, NaN included; it is removed, so that states and outputs depend on the tokens only.
             past_key_values: a `Cache` to continue from. With ``use_cache`` this layer's states in it are replaced and
                 its tokens counted; without, it is read only.
             use_cache: keep the final states.
@@ -195,8 +195,8 @@ class RWKV7Attention(nn.Module):
             cu_seqlens: ``[N + 1]`` int offsets of N sequences packed in one row; the mask is then ignored.
 
         Returns:
-            ``(y, None, past_key_values, v_first)`` with y ``[B, T, hidden_size]``, zero at pads, and the ``v_first``
-            for the next layer: as given, or in layer 0 its own values ``[B, T, value_dim]``, zero at pads.
+            ``(y, None, past_key_values, v_first)`` with y ``[B, T, hidden_size]``, zero at padding, and the ``v_first``
+            for the next layer: as given, or in layer 0 its own values ``[B, T, value_dim]``, zero at padding.
 
         Raises:
             ValueError: an input, mask or offsets of the wrong shape, dtype or device; a missing ``v_first``.
@@ -246,7 +246,7 @@ class RWKV7Attention(nn.Module):
     def _mix(
         self, x: torch.Tensor, v_first: Optional[torch.Tensor], call: LayerCall
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """The layer on tokens without pads: output, final states, and the values before they met ``v_first``."""
+        """The layer on tokens without padding: output, final states, and the values before they met ``v_first``."""
         (xr, xw, xk, xv, xa, xg), conv_state = mix_tokens(self, x, call)
         value = self.v_proj(xv)
         v_share = self.v_lora(xv) if self.layer_idx != 0 and v_first is not None else None

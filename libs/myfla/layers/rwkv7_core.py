@@ -1,4 +1,4 @@
-"""The parts of an RWKV-7 layer around its linear maps: mixtures before them, the rule and output gate after them."""
+"""The parts of an RWKV-7 layer around its projections: mixtures before them, the rule and output gate after them."""
 
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, cast
 
@@ -35,8 +35,8 @@ def mix_tokens(layer: Any, x: torch.Tensor, call: LayerCall) -> Tuple[Tuple[torc
 
     Args:
         layer: an `RWKV7Attention`.
-        x: ``[B, T, D]`` without pads.
-        call: what is asked for.
+        x: ``[B, T, D]`` without padding.
+        call: the call of the layer.
 
     Returns:
         six of ``[B, T, D]``, for r, w, k, v, a and g; and the last token of each sequence ``[N, D]``.
@@ -55,10 +55,10 @@ def mix_time(layer: Any, p: Projected, call: LayerCall) -> Tuple[torch.Tensor, O
     Args:
         layer: an `RWKV7Attention`.
         p: behind its maps.
-        call: what is asked for.
+        call: the call of the layer.
 
     Returns:
-        ``[B, T, H * V]`` for the last map, and the final states.
+        ``[B, T, H * V]`` for the output projection, and the final states.
     """
     step = rwkv7_layer_step(layer, p, call)
     if step is not None:

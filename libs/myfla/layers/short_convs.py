@@ -127,8 +127,8 @@ class ConvLayer(RecurrentLayer):
         return project(self.o_proj, y), recurrent_state, conv_state
 
     def _step_gates(self, x: torch.Tensor) -> Optional[StepGates]:
-        """What the gated delta rule takes beside q, k and v for one token a row ``x [N, 1, D]``; None where that is not
-        what stands between the layer's convolutions and its norm, or does so with something else."""
+        """The arguments of the gated delta rule besides q, k and v, for one token in each row ``x [N, 1, D]``; None if
+        this layer computes something else between its convolutions and its norm."""
         return None
 
     def _qkv(self, x: torch.Tensor, call: LayerCall) -> Tuple[Parts, Any]:

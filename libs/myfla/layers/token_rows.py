@@ -1,4 +1,4 @@
-"""A batch with pads as packed sequences: taken apart in front of a layer, put together behind it."""
+"""A padded batch as packed sequences: unpacked before a layer, and put together after it."""
 
 from typing import Any, NamedTuple, Optional
 
@@ -15,7 +15,7 @@ __all__ = ["TokenRows", "read_rows"]
 
 
 class TokenRows(NamedTuple):
-    """Where the tokens of a layer's input are.
+    """The positions of the tokens in a layer's input.
 
     In a recorded graph nothing may depend on how many tokens there are: there the pads follow as one more sequence,
     for which the states have a spare row.
@@ -51,7 +51,7 @@ class TokenRows(NamedTuple):
         return flat.index_select(0, self.indices).unsqueeze(0)
 
     def unpack(self, y: torch.Tensor) -> torch.Tensor:
-        """The inverse of `pack`, with zeros at pads."""
+        """The inverse of `pack`, with zeros at padding."""
         y = repad_hidden_states(y, self.indices, self.batch, self.time)
         if self.real is None:
             return y

@@ -153,7 +153,7 @@ def unpad_hidden_states(
 def repad_hidden_states(
     hidden_states: torch.Tensor, indices: Optional[torch.Tensor], batch_size: int, q_len: int
 ) -> torch.Tensor:
-    """Undo `unpad_hidden_states`: ``[1, total, ...]`` to ``[batch_size, q_len, ...]`` with zeros at the pads.
+    """Undo `unpad_hidden_states`: ``[1, total, ...]`` to ``[batch_size, q_len, ...]`` with zeros at the padding.
 
     Without ``indices`` the input is returned as it came.
     """

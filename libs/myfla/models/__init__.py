@@ -1,6 +1,6 @@
 """Caches, and whole models with the official checkpoint names.
 
-Models are imported when they are first asked for, since the layers they are made of import the caches from here.
+Models are imported when they are first used, since the layers they are made of import the caches from here.
 """
 
 import importlib

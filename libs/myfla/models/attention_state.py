@@ -40,7 +40,7 @@ def append_tokens(
 
 
 def newest_tokens(tensor: torch.Tensor, count: int) -> torch.Tensor:
-    """The last positions of ``[N, S, ...]``, in memory of their own.
+    """The last positions of ``[N, S, ...]``, in separate memory.
 
     Example:
         >>> newest_tokens(torch.tensor([[1, 2, 3]]), 2).tolist()

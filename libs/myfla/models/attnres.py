@@ -1,4 +1,4 @@
-"""Attention residuals: each half block reads a softmax mixture of what the ones before it made (arXiv 2603.15031)."""
+"""Attention residuals: each half block reads a softmax mixture of the outputs of earlier ones (arXiv 2603.15031)."""
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 

@@ -57,7 +57,7 @@ def join_layers(layers: Sequence[FLALayer], sizes: Sequence[int], index: int) ->
         index: the layer's number, for messages.
 
     Raises:
-        CacheError: the states differ in kind, size, number format or device.
+        CacheError: the states differ in kind, size, dtype or device.
     """
     begun = [layer for layer in layers if layer.state is not None]
     new = FLALayer()

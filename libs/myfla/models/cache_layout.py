@@ -34,7 +34,7 @@ def swap_layer(who: str, layer: FLALayer, index: int) -> FLALayer:
 
 
 def activation_format(field: str, dtype: Optional[torch.dtype]) -> Optional[torch.dtype]:
-    """The number format of a state in a model that computes in ``dtype``: recurrent states are sums and stay wide."""
+    """The dtype of a state in a model that computes in ``dtype``: recurrent states are sums and stay wide."""
     if field != "recurrent_state" or dtype in (None, torch.float64):
         return dtype
     return torch.float32

@@ -8,7 +8,7 @@ __all__ = ["own_state"]
 
 
 def own_state(field: str, tensor: torch.Tensor, like: Optional[torch.Tensor] = None) -> torch.Tensor:
-    """A recurrent state in memory of its own, also where it is only in part that of ``like``; others as they are."""
+    """A recurrent state in separate memory, also where it is only in part that of ``like``; others as they are."""
     shared = like is None or _memory(tensor) == _memory(like)
     return tensor.clone(memory_format=torch.contiguous_format) if field == "recurrent_state" and shared else tensor
 

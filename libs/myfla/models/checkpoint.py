@@ -55,11 +55,11 @@ class WeightFiles:
         return self._where[name]
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU, with memory of its own."""
+        """One tensor, on the CPU, in separate memory."""
         path = self._where[name]
         try:
             return self._files[str(path)].get_tensor(name).clone()  # what was read may be a view of the open file
-        except Exception as problem:  # safetensors has its own errors, torch lacks some number formats
+        except Exception as problem:  # safetensors has its own errors, torch lacks some dtypes
             hint = "fetch the file again, or save it in a number format that this PyTorch has"
             raise CheckpointError(message(str(path), name, "must be readable", str(problem), hint)) from None
 

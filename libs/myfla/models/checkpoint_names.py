@@ -1,4 +1,4 @@
-"""Which tensor of a folder becomes which parameter: older names, and models with or without an output map."""
+"""Which tensor of a folder becomes which parameter: older names, and models with or without an output projection."""
 
 import re
 from typing import Callable, Dict, Iterable, NamedTuple, Optional
@@ -27,7 +27,7 @@ def adapt_names(found: Iterable[str], headless: bool) -> Dict[str, Source]:
 
     Args:
         found: names of the tensors.
-        headless: whether the model has no output map; its names then lack ``model.``.
+        headless: whether the model has no output projection; its names then lack ``model.``.
 
     Returns:
         Name of each parameter and its source. Names that fit no rule are kept as they are.

@@ -33,7 +33,7 @@ class ModelConfig:
 
     Args:
         pad_token_id, bos_token_id, eos_token_id: token ids, or None; the last may be a list.
-        tie_word_embeddings: whether the output map is the embedding itself.
+        tie_word_embeddings: whether the output projection is the embedding itself.
         kwargs: any other key of a ``config.json``.
 
     Raises:

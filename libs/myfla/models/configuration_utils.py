@@ -137,7 +137,7 @@ def _attention_spec(who: str, given: Any, depth: int, taken: List[int]) -> Dict[
 
 
 def validate_loss_config(*, fuse_cross_entropy: bool, fuse_linear_cross_entropy: bool, who: str = "config") -> None:
-    """Refuse both fused losses at once, as officially; warn of the second, whose sums are ordered differently.
+    """Refuse both fused losses at once, as in fla; warn of the second, whose sums are ordered differently.
 
     Example:
         >>> validate_loss_config(fuse_cross_entropy=True, fuse_linear_cross_entropy=False)

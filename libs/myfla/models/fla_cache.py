@@ -59,7 +59,7 @@ class FLACache:
             conv_state: tensor or tuple of tensors ``[N, ...]``.
             ffn_state: ``[N, hidden_size]``.
             layer_idx: number of the layer; missing layers are made.
-            offset: number of new positions, pads included; None counts as 1. With ``attn_state`` its length counts.
+            offset: number of new positions, padding included; None counts as 1. With ``attn_state`` its length counts.
             cache_kwargs: ``{"window_size": int}`` cuts ``attn_state`` to its last positions.
             lengths: (keyword) int64 ``[N]``, how many of the new positions were real tokens of each row; all of
                 them if not given.

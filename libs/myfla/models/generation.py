@@ -69,7 +69,7 @@ class GenerationMixin:
             attention_mask: ``[B, T]`` of 0 and 1. Pads may be anywhere (left is usual). If not given and there is a
                 padding token other than the end tokens, its places in the prompt count as pads.
             max_new_tokens: how many tokens to add; 20 if neither this nor ``max_length`` is given.
-            max_length: tokens at the end, prompt and pads included.
+            max_length: tokens at the end, prompt and padding included.
             do_sample: draw from the distribution; else the likeliest token is taken each time.
             temperature: logits are divided by it; 1 by default.
             top_k: draw from so many of the likeliest tokens; 50 by default, 0 for all.

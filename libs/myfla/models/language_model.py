@@ -1,4 +1,4 @@
-"""An output map over a stack of blocks: logits and loss."""
+"""An output projection over a stack of blocks: logits and loss."""
 
 import copy
 import warnings
@@ -21,7 +21,7 @@ HEAD_KEYWORDS = ("labels", "shift_labels", "logits_to_keep", "num_items_in_batch
 class LanguageModel(Module):
     """The forward pass of a language model, without a base class; see `Stack`.
 
-    The module has a ``config``, a ``model`` and ``lm_head [vocab_size, hidden_size]``, a linear map without bias. Its
+    The module has a ``config``, a ``model`` and ``lm_head [vocab_size, hidden_size]``, a projection without bias. Its
     ``criterion`` is None, or a loss to compute instead of the cross entropy: called with ``(logits [B * T, vocab_size],
     labels [B * T])``, or with ``(hidden [B, T, D], labels [B, T], weight, bias)`` if the config says
     ``fuse_linear_cross_entropy``.
@@ -37,28 +37,28 @@ class LanguageModel(Module):
         return self.model.embeddings
 
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Put another embedding in."""
+        """Replace the embedding."""
         self.model.embeddings = embeddings
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the output map the embedding, if the config says so."""
+        """Make the output projection the embedding, if the config says so."""
         raise NotImplementedError
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The output map."""
+        """The output projection."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Put another output map in."""
+        """Replace the output projection."""
         self.lm_head = new_embeddings
 
     def get_decoder(self) -> nn.Module:
-        """The model without output map."""
+        """The model without output projection."""
         return self.model
 
     def set_decoder(self, decoder: nn.Module) -> None:
-        """Put another model under the output map."""
+        """Replace the model under the output projection."""
         self.model = decoder
 
     def forward(
@@ -83,13 +83,13 @@ class LanguageModel(Module):
         Args:
             input_ids, attention_mask, inputs_embeds, past_key_values, use_cache, output_attentions,
             output_hidden_states, return_dict, cu_seqlens: see `FLAModel.forward`.
-            labels: ``[B, T]`` integers, the tokens themselves; position t is held to label t + 1, -100 to nothing. Of
-                packed sequences the last position of one is held to the first label of the next, as officially: set
-                those to -100.
-            logits_to_keep: compute logits for so many last positions, or for the positions in an index ``[T']``; 0 or
-                None for all. With labels they are all computed. ``num_logits_to_keep`` is its old name.
+            labels: ``[B, T]`` integers, the tokens themselves; the target of position t is label t + 1, and -100 is
+                ignored. In packed sequences the target of the last position of one sequence is the first label of the
+                next, as in fla: set these labels to -100.
+            logits_to_keep: compute logits for this number of last positions, or for the positions in an index ``[T']``;
+                0 or None for all. With labels all are computed. ``num_logits_to_keep`` is its old name.
             num_items_in_batch: divide the summed loss by this, not by the number of labels.
-            shift_labels: ``[B, T]``, labels moved already; they win.
+            shift_labels: ``[B, T]``, labels that are shifted already; then ``labels`` is not used.
 
         Returns:
             `CausalLMOutputWithPast`, or its values as a tuple. With ``fuse_linear_cross_entropy`` and labels there are

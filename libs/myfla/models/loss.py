@@ -1,4 +1,4 @@
-"""The language models' loss: cross entropy of the next token, with or without the logits as a whole."""
+"""The loss of language models: cross entropy of the next token, with or without all logits in memory."""
 
 from typing import Optional, Tuple, Union
 
@@ -13,9 +13,9 @@ from myfla.utils.tensors import INTEGERS
 __all__ = ["IGNORED", "L2_PENALTY", "causal_lm_loss", "l2_warp", "linear_cross_entropy", "next_tokens"]
 
 IGNORED = -100
-"""A label that counts for nothing."""
+"""A label that is ignored."""
 L2_PENALTY = 1e-4
-PART = 1024  # tokens whose logits are held at a time
+PART = 1024  # number of tokens whose logits are in memory at a time
 
 
 def l2_warp(loss: torch.Tensor, logits: torch.Tensor, l2_penalty_factor: float = L2_PENALTY) -> torch.Tensor:

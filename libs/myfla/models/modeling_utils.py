@@ -27,7 +27,7 @@ class FLAModel(Stack, FLAPreTrainedModel):
 
 
 class FLAForCausalLM(LanguageModel, FLAPreTrainedModel, GenerationMixin):
-    """A model and an output map. Subclasses say which model.
+    """A model and an output projection. Subclasses say which model.
 
     Args:
         config: the settings.
@@ -35,7 +35,7 @@ class FLAForCausalLM(LanguageModel, FLAPreTrainedModel, GenerationMixin):
 
     Attributes:
         model: the `FLAModel`.
-        lm_head: the output map, without bias.
+        lm_head: the output projection, without bias.
         criterion: None, or the loss to compute; see `LanguageModel`.
     """
 
@@ -52,7 +52,7 @@ class FLAForCausalLM(LanguageModel, FLAPreTrainedModel, GenerationMixin):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the output map the embedding, if the config says so."""
+        """Make the output projection the embedding, if the config says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embeddings.weight
 

@@ -1,4 +1,4 @@
-"""What models return: values by attribute, by name and by place."""
+"""The outputs of models: values by attribute, by name and by position."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ __all__ = ["BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput"
 class ModelOutput(Mapping):
     """Base of the outputs; behaves as transformers' do.
 
-    ``out.name`` is None for what is not there. ``out["name"]``, ``out[0]``, ``out[:2]``, ``len(out)``, iteration (over
-    names) and `to_tuple` see only what is there.
+    ``out.name`` is None for a missing value. ``out["name"]``, ``out[0]``, ``out[:2]``, ``len(out)``, iteration (over
+    names) and `to_tuple` contain only the values that are not None.
 
     Example:
         >>> out = CausalLMOutputWithPast(logits=torch.zeros(1, 2, 3))
@@ -23,7 +23,7 @@ class ModelOutput(Mapping):
     """
 
     def to_tuple(self) -> Tuple[Any, ...]:
-        """The values that are there, in order."""
+        """The values that are not None, in order."""
         return tuple(getattr(self, name) for name in self)
 
     def __iter__(self) -> Iterator[str]:
@@ -47,12 +47,12 @@ class ModelOutput(Mapping):
 
 @dataclasses.dataclass(eq=False)
 class BaseModelOutputWithPast(ModelOutput):
-    """What a model without an output projection returns.
+    """The output of a model without an output projection.
 
     Attributes:
         last_hidden_state: ``[B, T, hidden_size]``, after the last norm.
         past_key_values: the `Cache`, if one was given or kept.
-        hidden_states: the input of every block and the last hidden state, if asked for.
+        hidden_states: the input of every block and the last hidden state, if requested.
         attentions: always None.
     """
 
@@ -64,7 +64,7 @@ class BaseModelOutputWithPast(ModelOutput):
 
 @dataclasses.dataclass(eq=False)
 class CausalLMOutputWithPast(ModelOutput):
-    """What a language model returns.
+    """The output of a language model.
 
     Attributes:
         loss: scalar, if labels were given.
@@ -81,11 +81,11 @@ class CausalLMOutputWithPast(ModelOutput):
 
 @dataclasses.dataclass(eq=False)
 class GenerateOutput(ModelOutput):
-    """What ``generate(return_dict_in_generate=True)`` returns.
+    """The output of ``generate(return_dict_in_generate=True)``.
 
     Attributes:
         sequences: ``[B, T + new]`` int64, prompt and continuation.
-        scores: for each new token ``[B, vocab_size]``, the logits it was chosen from after all filters, if asked for.
+        scores: for each new token ``[B, vocab_size]``, the logits it was chosen from after all filters, if requested.
         past_key_values: the `Cache` after the last token that the model has read.
     """
 

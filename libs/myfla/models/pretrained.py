@@ -1,4 +1,4 @@
-"""What all models share: initialisation, reading from a folder, and writing to one."""
+"""The base class of all models: initialisation, reading from a folder, and writing to one."""
 
 import copy
 import json
@@ -30,15 +30,15 @@ class FLAPreTrainedModel(nn.Module):
         config: the settings; any object with the attributes of ``config_class``.
 
     Attributes:
-        config_class: what `from_pretrained` reads ``config.json`` with.
-        generation_config: what ``generation_config.json`` held, defaults of `generate`.
+        config_class: the class with which `from_pretrained` reads ``config.json``.
+        generation_config: the content of ``generation_config.json``, the defaults of `generate`.
         gradient_checkpointing: whether blocks are computed again in the backward pass instead of kept.
     """
 
     config_class: Type[ModelConfig] = ModelConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    headless = True  # whether there is no output map
+    headless = True  # whether there is no output projection
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class FLAPreTrainedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     @property
@@ -68,11 +68,11 @@ class FLAPreTrainedModel(nn.Module):
         raise NotImplementedError
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Put another output map in."""
+        """Put another output projection in."""
         setattr(self, "lm_head", new_embeddings)
 
     def num_parameters(self) -> int:
-        """How many numbers can be trained; a tied weight counts once."""
+        """Number of trainable parameters; a tied weight counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
@@ -89,7 +89,8 @@ class FLAPreTrainedModel(nn.Module):
                 module.gradient_checkpointing = on
 
     def tie_weights(self) -> None:
-        """Make the output map the embedding, if the config says so; one without an output map has nothing to tie."""
+        """Make the output projection the embedding, if the config says so; one without an output projection has nothing
+        to tie."""
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
@@ -110,10 +111,10 @@ class FLAPreTrainedModel(nn.Module):
         Args:
             folder: a local folder.
             config: used instead of the folder's.
-            dtype: number format of the parameters; ``"auto"`` for the one that the config tells, or else the weights
+            dtype: dtype of the parameters; ``"auto"`` for the one that the config tells, or else the weights
                 have. None is torch's default. Decay parameters are never kept in less than float32.
-            device: where the parameters shall live.
-            overrides: fields of the config that win over the folder's, and ``backend``, see `myfla.backends`.
+            device: the device of the parameters.
+            overrides: fields of the config that replace those of the folder, and ``backend``, see `myfla.backends`.
 
         Returns:
             The model, in evaluation mode.

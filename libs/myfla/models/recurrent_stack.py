@@ -127,7 +127,7 @@ class RecurrentStack(Stack):
             getattr(module, "reset_parameters")()
 
     def init_head(self, head: nn.Linear) -> None:
-        """Draw the output map."""
+        """Draw the output projection."""
         self.init_module(head)
 
     def _finish(self, hidden_states: torch.Tensor, carried: Any) -> torch.Tensor:

@@ -13,10 +13,11 @@ class Sampler:
     """Greedy choice, or a draw from logits that are scaled and cut.
 
     Args:
-        do_sample: draw; else the largest logit wins and the rest is not looked at.
-        temperature: logits are divided by it.
-        top_k: only so many of the largest logits stay; 0 or None for all.
-        top_p: only the fewest largest that hold this share of the probability stay; 1 or None for all.
+        do_sample: draw; otherwise the largest logit is chosen and the other arguments have no effect.
+        temperature: divisor of the logits.
+        top_k: draw from this number of the largest logits only; 0 or None for all.
+        top_p: draw from the smallest set of the largest logits that has this share of the probability; 1 or None for
+            all.
         generator: source of randomness; torch's own if not given.
 
     Raises:

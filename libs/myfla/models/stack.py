@@ -56,7 +56,7 @@ class Stack(Module):
         raise NotImplementedError
 
     def init_head(self, head: nn.Linear) -> None:
-        """Initialise the output map of a language model."""
+        """Initialise the output projection of a language model."""
         raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -192,7 +192,7 @@ def _by_place(call: Any, name: str, hidden_states: torch.Tensor, carried: Any) -
 
 
 def normal_(module: Union[nn.Linear, nn.Conv1d, nn.Embedding], std: float) -> None:
-    """Draw the weight of an embedding or linear map from a normal distribution."""
+    """Draw the weight of an embedding or projection from a normal distribution."""
     if module.weight.device.type != "meta":
         nn.init.normal_(module.weight, mean=0.0, std=std)
     bias = getattr(module, "bias", None)

@@ -23,13 +23,9 @@ class Cache(FLACache):
     """The state of a stack of layers for N sequences.
 
     It has the official interface (`FLACache`); recurrent states are ``[N, HV, K, V]``. Tensors in a cache are never
-    changed, so that `fork` needs no copies; only in a cache of `in_place` the states are overwritten.
-
-    ``get_seq_length()`` counts positions with padding, as the official cache does; ``lengths`` counts the real tokens
-    of each row.
-
-    Args:
-        seen_tokens: accepted for compatibility; tokens are counted for each layer.
+    changed, so that `fork` needs no copies; only in a cache of `in_place` the states are overwritten. Positions with
+    padding are counted by ``get_seq_length()``, as in the official cache, and real tokens of each row by ``lengths``;
+    the argument ``seen_tokens`` is accepted for compatibility.
 
     Attributes:
         fingerprint: identifies the model and settings to which the states belong, set by the code that builds the
@@ -61,8 +57,7 @@ class Cache(FLACache):
         return self.get_lengths(0)
 
     def get_lengths(self, layer_idx: int = 0) -> Optional[torch.Tensor]:
-        """``[N]`` int64: the number of real tokens of each row that layer ``layer_idx`` has read; None without
-        state."""
+        """``[N]`` int64: real tokens of each row that layer ``layer_idx`` has read; None without state."""
         return self.layers[layer_idx].lengths if layer_idx < len(self.layers) else None
 
     @property
@@ -77,7 +72,7 @@ class Cache(FLACache):
         return self._copy(lambda field, tensor: tensor, lambda counts: counts, self._groups)
 
     def in_place(self) -> "Cache":
-        """A copy in memory of its own, whose recurrent states are written over in decoding: less memory, more speed.
+        """A copy in separate memory, whose recurrent states are overwritten in decoding: less memory, more speed.
 
         It is advanced by every call that is given it, an encoder's too. Copies of it (`fork`, `select`, ...) have
         memory of their own; only what ``cache[i]`` shows changes under its reader's eyes. Calls with autograd, and
@@ -94,7 +89,7 @@ class Cache(FLACache):
         return new
 
     def rollback(self, fork: "Cache") -> "Cache":
-        """Make this cache again what it was when ``fork`` was taken from it; the fork can be used again.
+        """Restore the state of this cache when ``fork`` was made; the fork can be used again.
 
         Returns:
             This cache.
@@ -109,7 +104,7 @@ class Cache(FLACache):
         return self
 
     def to(self, device: Any = None, dtype: Optional[torch.dtype] = None) -> "Cache":
-        """A copy on another device or in another number format.
+        """A copy on another device or in another dtype.
 
         Args:
             device: a device, its name, or (as in torch) a dtype.
@@ -158,13 +153,9 @@ class Cache(FLACache):
 
     @classmethod
     def stack(cls, caches: Sequence["Cache"]) -> "Cache":
-        """Join the rows of several caches, so that sessions at different positions become one batch.
+        """One cache with the rows of several ``caches``, in order, so that sessions become one batch.
 
-        Args:
-            caches: the caches; an empty one counts as one row of zeros (or as many as it has lengths).
-
-        Returns:
-            One cache with all rows, in order.
+        An empty cache counts as one row of zeros (or as many as it has lengths).
 
         Raises:
             CacheError: there is no cache, or they differ in model, layers, head sizes, dtypes or devices.
@@ -238,7 +229,7 @@ class Cache(FLACache):
             fingerprint, layers, batch, dtype: requirements that the cache must meet; see `require`.
 
         Raises:
-            CacheError: the file is missing, damaged or foreign, or something is not as asked.
+            CacheError: the file is missing, damaged or foreign, or a requirement is not met.
         """
         cache = cls()
         cache.layers, about = read_cache(path)
@@ -255,7 +246,7 @@ class Cache(FLACache):
         batch: Optional[int] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        """Raise `CacheError` for the first thing that is not as asked.
+        """Raise `CacheError` for the first requirement that is not met.
 
         Args:
             who: the caller, for the message.

@@ -1,4 +1,4 @@
-"""Layers with parameters and no memory of their own: convolution, norms, token shift, feed-forward."""
+"""Layers with parameters and without states: convolution, norms, token shift, feed-forward."""
 
 from myfla.modules.convolution import ShortConvolution
 from myfla.modules.fused_norm_gate import (

@@ -28,7 +28,7 @@ def conv_rows(
         heads: where packed sequences begin, or None.
 
     Returns:
-        ``[B, T, D]`` in the number format of x.
+        ``[B, T, D]`` in the dtype of x.
     """
     if tracing():
         return formula(x, weight, bias, residual, state, activation, heads)

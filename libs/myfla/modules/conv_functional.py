@@ -54,7 +54,7 @@ def causal_conv1d(
         cp_context: context parallelism; not available.
 
     Returns:
-        ``y`` shaped as x, and the final state ``[N, D, W]`` in the number format of x, or None.
+        ``y`` shaped as x, and the final state ``[N, D, W]`` in the dtype of x, or None.
 
     Raises:
         ValueError: an argument of the wrong shape, name or kind.
@@ -124,7 +124,7 @@ def causal_conv1d_update(
         activation: ``"silu"``, ``"swish"`` or None.
 
     Returns:
-        ``y`` shaped as x, and the new cache, in the number format of the old one.
+        ``y`` shaped as x, and the new cache, in the dtype of the old one.
 
     Example:
         >>> y, cache = causal_conv1d_update(torch.ones(2, 3), torch.zeros(2, 3, 4), weight=torch.ones(3, 4))
@@ -181,7 +181,7 @@ def causal_conv1d_update_states(
         cu_seqlens: ``[N + 1]``.
 
     Returns:
-        ``[N, D, W]`` in the number format of x: slot ``w`` holds input ``T - W + w``. Always a new tensor.
+        ``[N, D, W]`` in the dtype of x: slot ``w`` holds input ``T - W + w``. Always a new tensor.
 
     Example:
         >>> causal_conv1d_update_states(torch.tensor([[[1.0], [2.0]]]), 3).tolist()

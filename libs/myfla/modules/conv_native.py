@@ -34,7 +34,7 @@ def conv_native(
         cu_seqlens: ``[N + 1]`` or None.
 
     Returns:
-        ``[B, T, D]`` in the number format of x.
+        ``[B, T, D]`` in the dtype of x.
     """
     if records(x, weight, bias, residual, state):
         return _Conv.apply(kernels, x, weight, bias, residual, state, activation, cu_seqlens)

@@ -58,7 +58,7 @@ def convolve(
 
 
 class Needs(NamedTuple):
-    """Which gradients are asked for."""
+    """Which gradients are requested."""
 
     x: bool
     taps: bool
@@ -67,7 +67,7 @@ class Needs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of x ``[B, T, D]``, taps ``[W, D]``, bias ``[D]`` and history ``[B, W-1, D]``; None where not asked for."""
+    """Of x ``[B, T, D]``, taps ``[W, D]``, bias ``[D]`` and history ``[B, W-1, D]``; None where not requested."""
 
     x: Optional[torch.Tensor]
     taps: Optional[torch.Tensor]

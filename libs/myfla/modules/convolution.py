@@ -103,7 +103,7 @@ class ShortConvolution(nn.Conv1d):
             chunk_indices: accepted for the official signature.
 
         Returns:
-            ``y`` shaped as x, and the new cache or None. Its number format is that of x, or of the cache when that
+            ``y`` shaped as x, and the new cache or None. Its dtype is that of x, or of the cache when that
             was continued by one token with autograd off.
 
         Raises:

@@ -1,7 +1,7 @@
 """Norms with an output gate: ``y = (norm(x + residual) * weight + bias) * act(g)``.
 
 The norm comes before the gate. `act` is swish, ``g * sigmoid(g)`` ("silu" is the same), or sigmoid. Sums are float32
-(float64 where an argument is float64) and rounded once, to the number format of x.
+(float64 where an argument is float64) and rounded once, to the dtype of x.
 """
 
 from typing import Optional
@@ -47,12 +47,12 @@ def layer_norm_gated(
         weight, bias: ``[D]`` or None.
         activation: ``"swish"``, ``"silu"`` or ``"sigmoid"``.
         residual: shaped as x; added first.
-        prenorm: also return ``x + residual``, in the number format of the residual.
+        prenorm: also return ``x + residual``, in the dtype of the residual.
         residual_in_fp32: without a residual, return it in float32 when x is of half precision.
         eps: added to the variance. The modules below have 1e-5.
 
     Returns:
-        ``[..., D]`` in the number format of x; with ``prenorm`` a pair.
+        ``[..., D]`` in the dtype of x; with ``prenorm`` a pair.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown activation.
@@ -258,7 +258,7 @@ class FusedRMSNormSwishGate(FusedRMSNormGated):
 
 
 class FusedLayerNormGatedLinear(NormBase):
-    """`layer_norm_swish_gate_linear` with the norm's weight; the linear map's weight comes with the call.
+    """`layer_norm_swish_gate_linear` with the norm's weight; the projection's weight comes with the call.
 
     Args:
         hidden_size: D.

@@ -17,7 +17,7 @@ class L2Norm(nn.Module):
 
     Args:
         eps: added to the sum of squares.
-        output_dtype: number format of the result; that of the input if not given.
+        output_dtype: dtype of the result; that of the input if not given.
 
     Example:
         >>> y = L2Norm()(torch.randn(2, 8))

@@ -2,7 +2,7 @@
 
 All take `(x, residual=None, prenorm=False, residual_in_fp32=False)`: the residual is added first, the sum is
 normalised, and with `prenorm` the sum comes back too, to be the next residual. Sums are float32 (float64 where an
-argument is float64) and rounded once, to the number format of x.
+argument is float64) and rounded once, to the dtype of x.
 Root-mean-square norm: Zhang and Sennrich, 2019, arXiv 1910.07467.
 """
 

@@ -40,7 +40,7 @@ def layernorm_fn(
         is_rms_norm: leave the mean out.
 
     Returns:
-        ``[..., D]`` in the number format of x.
+        ``[..., D]`` in the dtype of x.
 
     Example:
         >>> y = layernorm_fn(torch.randn(2, 8), torch.ones(8), None, torch.randn(2, 8), group_size=4)

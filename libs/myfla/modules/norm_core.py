@@ -28,7 +28,7 @@ GATES = ("swish", "silu", "sigmoid")
 
 
 class Settings(NamedTuple):
-    """What is not a tensor. ``dtype`` is the number format of the result."""
+    """What is not a tensor. ``dtype`` is the dtype of the result."""
 
     eps: float
     centred: bool
@@ -45,7 +45,7 @@ def normalise(
     """Add the residual, normalise, gate: what all functions and modules of this package do.
 
     Returns:
-        y shaped as x and in its number format; with ``prenorm`` also the sum that was normalised, in the format of
+        y with the shape and dtype of x; with ``prenorm`` also ``x + residual``, in the dtype of
         the residual (of x without one; float32 then, if ``residual_in_fp32`` and x is of half precision).
     """
     _check(who, x, weight, bias, residual, groups, gate, activation)

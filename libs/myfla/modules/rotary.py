@@ -80,7 +80,7 @@ class RotaryEmbedding(nn.Module):
             chunk_indices: accepted and not needed.
 
         Returns:
-            q and k, rotated, in their number formats.
+            q and k, rotated, in their dtypes.
 
         Raises:
             ValueError: a head of fewer channels than ``dim``, or offsets that do not fit.
@@ -121,7 +121,7 @@ def rotary_embedding(
         chunk_indices: accepted and not needed.
 
     Returns:
-        ``[B, T, H, D]`` in the number format of x.
+        ``[B, T, H, D]`` in the dtype of x.
 
     Raises:
         ValueError: tables that do not fit, or that are too short.
@@ -159,7 +159,7 @@ def rotate_by_position(x: torch.Tensor, positions: torch.Tensor, theta: float = 
         theta: the slowest rotation turns by about ``1 / theta`` a token.
 
     Returns:
-        ``[B, T, H, D]`` in the number format of x.
+        ``[B, T, H, D]`` in the dtype of x.
 
     Example:
         >>> x = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)

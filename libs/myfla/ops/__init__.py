@@ -1,4 +1,4 @@
-"""The rules as functions of tensors. Each is imported from where it is defined when it is first asked for."""
+"""The rules as functions of tensors. Each is imported from where it is defined when it is first used."""
 
 import importlib
 from typing import Any, List

@@ -1,1 +1,1 @@
-"""What every floor of the library may use: errors, number formats, l2 normalisation."""
+"""Functions for all parts of the library: errors, dtypes, l2 normalisation."""

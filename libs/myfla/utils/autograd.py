@@ -34,7 +34,7 @@ def backward_through(
     Args:
         formula: the forward pass in plain differentiable operations, called with ``inputs``.
         inputs: the tensors that the forward pass was given, as saved; None where one was left out.
-        needs: for each input, whether its gradient is asked for.
+        needs: for each input, whether its gradient is requested.
         grads: gradients of the formula's outputs; None counts as zero.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which number formats compute in which."""
+"""The dtypes in which computations are made."""
 
 from typing import Optional
 

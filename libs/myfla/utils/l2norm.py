@@ -39,7 +39,7 @@ def l2norm_bwd(y: torch.Tensor, rstd: torch.Tensor, dy: torch.Tensor, eps: float
         eps: accepted for the official signature; ``rstd`` already holds it.
 
     Returns:
-        The gradient in the number format of ``y``.
+        The gradient in the dtype of ``y``.
     """
     kind = accumulation_dtype(y, dy)
     wide, dy, rstd = y.to(kind), dy.to(kind), rstd.to(kind).unsqueeze(-1)
@@ -56,7 +56,7 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
     Args:
         x: ``[..., D]``, any floating type.
         eps: added to the sum of squares.
-        output_dtype: number format of the result; that of ``x`` if not given.
+        output_dtype: dtype of the result; that of ``x`` if not given.
 
     Returns:
         ``[..., D]``.
@@ -82,7 +82,7 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
 
 
 def l2norm_(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """`l2norm` of what the caller owns, written over it; no autograd, no checks. ``eps`` is ``[]``, in x's format.
+    """`l2norm` of what the caller owns, overwritten it; no autograd, no checks. ``eps`` is ``[]``, in x's format.
 
     Example:
         >>> l2norm_(torch.zeros(1, 2), torch.tensor(1e-6))

@@ -53,7 +53,7 @@ def native(*tensors: Optional[torch.Tensor]) -> Any:
 
 
 def are_dense(dtype: torch.dtype, *tensors: torch.Tensor) -> bool:
-    """Whether `native` takes these tensors, and they are all of one number format and without gaps.
+    """Whether `native` takes these tensors, and they are all of one dtype and without gaps.
 
     Example:
         >>> are_dense(torch.float32, torch.zeros(2, 3)), are_dense(torch.float32, torch.zeros(2, 3).t())

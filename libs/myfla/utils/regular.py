@@ -13,7 +13,7 @@ _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, 
 
 
 def check_regular(path: Union[str, Path]) -> os.stat_result:
-    """Make sure that a path, or what it links to, is a regular file.
+    """Check that a path, or what it links to, is a regular file.
 
     Args:
         path: of the file.

@@ -4,7 +4,7 @@ The hand-written forward and backward passes reuse buffers, read lengths and mas
 recorded. **The rule**: inside ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, a
 ``FakeTensorMode`` and the transforms of ``torch.func``, and for tensors on the device ``meta``, every function of this
 library takes the same formula in plain operations, with no choice that depends on the values of a tensor. It is the
-same function, equal up to rounding. The one exception: a rule over many tokens is an operation of its own in a compiled
+same function, equal up to rounding. The one exception: a rule over many tokens is a separate operation in a compiled
 graph (`myfla.utils.graph_op`).
 """
 

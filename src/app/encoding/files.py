@@ -17,7 +17,7 @@ KIND = "myfla.embeddings"
 
 
 def require(form: str) -> None:
-    """Make sure that a format can be written here.
+    """Check that a format can be written here.
 
     Raises:
         RunError: a package is missing.

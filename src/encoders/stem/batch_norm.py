@@ -31,7 +31,7 @@ class StepBatchNorm(nn.BatchNorm1d):
             real: ``[N, T]`` bool, True at real steps; None if all are.
 
         Returns:
-            as ``x``; with ``real``, in training, zeros at pads.
+            as ``x``; with ``real``, in training, zeros at padding.
         """
         if not self.training:
             return super().forward(x)

@@ -22,7 +22,7 @@ class DeltaNetConfig(RecurrentConfig):
         attn: None, or which blocks have softmax attention, see `GatedDeltaNetConfig`.
         use_cache: whether a model in evaluation keeps states unless told otherwise.
         pad_token_id, bos_token_id, eos_token_id: token ids.
-        tie_word_embeddings: whether the output map is the embedding.
+        tie_word_embeddings: whether the output projection is the embedding.
         initializer_range: standard deviation of fresh weights.
         fuse_norm, fuse_swiglu, fuse_cross_entropy: kept for the file; the results are the same.
         fuse_linear_cross_entropy: compute the loss in parts that never hold all logits; none are returned with it.

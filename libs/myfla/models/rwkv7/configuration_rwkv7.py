@@ -31,7 +31,7 @@ class RWKV7Config(AttentionConfigBase, ModelConfig):
         attn: must be None; the official class does not run with layers of softmax attention either.
         use_cache: whether a model in evaluation keeps states unless told otherwise.
         pad_token_id, bos_token_id, eos_token_id: token ids.
-        tie_word_embeddings: whether the output map is the embedding.
+        tie_word_embeddings: whether the output projection is the embedding.
         initializer_range: kept for the file; fresh weights follow RWKV-LM.
         fuse_norm: the layers' choice between two ways to scale a key to length one.
         fuse_cross_entropy: kept for the file; the result is the same.

@@ -139,7 +139,7 @@ class RWKV7FeedForward(nn.Module):
             use_cache: write to ``state``; False reads it only.
 
         Returns:
-            ``[B, T, D]``, zero at pads, and ``state``.
+            ``[B, T, D]``, zero at padding, and ``state``.
 
         Raises:
             ValueError: an input, mask or offsets of the wrong shape, dtype or device.

@@ -112,7 +112,7 @@ class RWKV7Stack(Stack):
             module.reset_parameters()
 
     def init_head(self, head: nn.Linear) -> None:
-        """Draw the output map: orthogonal."""
+        """Draw the output projection: orthogonal."""
         rows, columns = head.weight.shape
         orthogonal_(head.weight, gain=0.5 * math.sqrt(max(rows / columns, 1.0)))
 

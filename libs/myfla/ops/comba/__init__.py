@@ -1,4 +1,4 @@
-"""Comba's rule (arXiv 2506.02475): the gated delta rule with a key of its own for erasing."""
+"""Comba's rule (arXiv 2506.02475): the gated delta rule with a separate key for erasing."""
 
 from myfla.ops.comba.chunk import chunk_comba
 from myfla.ops.comba.fused_recurrent import fused_recurrent_comba

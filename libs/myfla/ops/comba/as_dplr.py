@@ -31,7 +31,7 @@ def prepare(
         checked: there is nothing left to check.
 
     Returns:
-        q, k, v, a, b and gk of the rule, and the number format of the outputs.
+        q, k, v, a, b and gk of the rule, and the dtype of the outputs.
     """
     if not checked:
         per_token = {"g": (g, ()), **({} if beta is None else {"beta": (beta, ())})}

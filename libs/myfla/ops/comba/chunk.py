@@ -48,7 +48,7 @@ def chunk_comba(
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cu_seqlens_cpu: official name; changes nothing here.
         chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
 
     Returns:
         o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.

@@ -34,7 +34,7 @@ def fused_recurrent_comba(
 
     Args:
         q, k, p, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, backend: as
-            there; p comes before v here, as officially.
+            there; p comes before v here, as in fla.
         inplace_final_state: write the final state over ``initial_state``; only without autograd.
 
     Returns:

@@ -31,7 +31,7 @@ def naive_recurrent_comba(
     Args:
         q, k, p: ``[B, T, H, K]``: queries, keys that write, keys that erase.
         v: ``[B, T, H, V]``.
-        beta, g: ``[B, T, H]``: write strength, log decay; in this order, as officially.
+        beta, g: ``[B, T, H]``: write strength, log decay; in this order, as in fla.
         scale: factor on q; ``K ** -0.5`` by default.
         initial_state: ``[B, H, K, V]``, zeros by default.
         output_final_state: return the state after the last token.

@@ -14,7 +14,7 @@ __all__ = ["check_chunk_size", "check_like", "check_member", "check_per_token", 
 
 
 def check_shapes(who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Ranks, heads, lengths and number formats of q, k and v."""
+    """Ranks, heads, lengths and dtypes of q, k and v."""
     shapes = []
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():

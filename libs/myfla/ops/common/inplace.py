@@ -22,7 +22,7 @@ def check_inplace(who: str, initial_state: Optional[torch.Tensor], *inputs: Opti
         inputs: the op's other tensors.
 
     Raises:
-        ValueError: no state, one of another number format or with gaps, or autograd at work.
+        ValueError: no state, one of another dtype or with gaps, or autograd at work.
     """
     if not isinstance(initial_state, torch.Tensor):
         raise value_error(who, FIELD, "needs an initial_state to write", type(initial_state).__name__,

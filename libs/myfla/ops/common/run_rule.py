@@ -1,4 +1,4 @@
-"""The common end of all ops: what is checked becomes a call, and its results go back as they were asked for."""
+"""The common end of all ops: what is checked becomes a call, and its results go back as they were requested."""
 
 from typing import Any, Optional, Sequence, Tuple
 
@@ -36,8 +36,8 @@ def run_rule(
         initial_state: as the caller gave it, its shape checked.
         cu_seqlens: ``[N + 1]`` or None.
         scale: factor on q, or None.
-        output_final_state: whether the states are asked for.
-        backend: what the caller asked for.
+        output_final_state: whether the states are requested.
+        backend: the choice of the caller.
         out_dtype: of the outputs.
         sequences: N, where ``cu_seqlens`` has been checked.
         l2norm, activation, lower_bound, more: as `Call`.

@@ -37,7 +37,7 @@ def chunk_delta_rule(
     """The delta rule, many tokens at a time: `chunk_gated_delta_rule` without decay.
 
     ``S <- S + k (beta (v - S^T k))^T;  o = scale S^T q`` for every token (DeltaNet, arXiv 2406.06484). Sums and states
-    are float32, or float64 if any input is. Every number format is taken, float32 too, which officially is not.
+    are float32, or float64 if any input is. Every dtype is taken, float32 too, which in fla is not.
 
     Args:
         q, k: ``[B, T, H, K]``.
@@ -50,7 +50,7 @@ def chunk_delta_rule(
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cu_seqlens_cpu: official name; changes nothing here.
         chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
         **legacy: ``head_first=False``.
 
     Returns:

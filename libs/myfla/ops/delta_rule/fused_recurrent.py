@@ -40,7 +40,7 @@ def fused_recurrent_delta_rule(
         use_qk_l2norm_in_kernel: normalise q and k to length one first.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         inplace_final_state: write the final state over ``initial_state``; only without autograd.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
 
     Returns:
         o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.

@@ -34,7 +34,7 @@ def chunk_gated_delta_product(
 
     ``S <- exp(g) S;  for j in 1..n: S <- S + k_j (beta_j (v_j - S^T k_j))^T;  o = scale S^T q`` for every token, with
     ``n = num_householder`` (Gated DeltaProduct, arXiv 2502.10297). Sums and states are float32, or float64 if any
-    input is. Every number format is taken, float32 too, which officially is not.
+    input is. Every dtype is taken, float32 too, which in fla is not.
 
     Args:
         q: ``[B, T, H, K]``.
@@ -51,7 +51,7 @@ def chunk_gated_delta_product(
         cu_seqlens_cpu: official name; changes nothing here.
         cp_context: must be None; there is no context parallelism.
         chunk_size: steps in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
 
     Returns:
         o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.

@@ -69,7 +69,7 @@ def chunk_gated_delta_rule(
         use_gate_in_kernel: ``g = -exp(A_log) softplus(g + dt_bias)``.
         A_log, dt_bias: ``[HV]``, with ``use_gate_in_kernel``; dt_bias may be None.
         chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
 
     Returns:

@@ -65,7 +65,8 @@ def fused_recurrent_gated_delta_rule(
             state_v_first, cu_seqlens: as `chunk_gated_delta_rule`.
         inplace_final_state: write the final state into ``initial_state``, which must be contiguous and float32
             (float64), and return that. For decoding, where nothing else uses the old state; not with autograd.
-        backend: whose code computes, see `myfla.backends`. ``naive`` knows neither gk nor gv nor a beta for channels.
+        backend: which code computes the result, see `myfla.backends`. ``naive`` has neither gk nor gv nor a beta for
+            each channel.
         **legacy: ``transpose_state_layout``, ``head_first=False``.
 
     Returns:

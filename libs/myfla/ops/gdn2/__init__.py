@@ -1,4 +1,4 @@
-"""Gated DeltaNet 2's rule: erasing and writing with gates of their own, channel by channel."""
+"""Gated DeltaNet 2's rule: erasing and writing with separate gates, channel by channel."""
 
 from myfla.ops.gdn2.chunk import chunk_gdn2
 from myfla.ops.gdn2.fused_recurrent import fused_recurrent_gdn2

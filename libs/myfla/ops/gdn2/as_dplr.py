@@ -35,7 +35,7 @@ def prepare(
         checked: there is nothing left to check.
 
     Returns:
-        q, k, v, a, b and gk of the rule, and the number format of the outputs.
+        q, k, v, a, b and gk of the rule, and the dtype of the outputs.
     """
     if not checked:
         key, value = (x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v))

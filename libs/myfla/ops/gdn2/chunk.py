@@ -67,16 +67,16 @@ def chunk_gdn2(
             ``lower_bound sigmoid(exp(A_log) (g + dt_bias))``.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cu_seqlens_cpu, disable_recompute: official names; they change nothing here.
-        safe_gate: official name of a promise that decays are bounded; changes nothing here. As officially, with
+        safe_gate: official name of a promise that decays are bounded; changes nothing here. As in fla, with
             ``use_gate_in_kernel`` it needs a ``lower_bound`` from -5 to below 0.
         lower_bound: see above; a negative number.
         return_intermediate_states: also return the state before every chunk of ``chunk_size`` tokens, 64 by default;
-            not only in inference mode, as officially.
+            not only in inference mode, as in fla.
         state_v_first: states, in and out, are ``[N, HV, V, K]``.
         cp_context: must be None; there is no context parallelism.
         A_log, dt_bias: ``[HV]`` and ``[HV * K]``, with ``use_gate_in_kernel``; dt_bias may be None.
         chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
 
     Returns:

@@ -71,20 +71,20 @@ def chunk_kda(
             ``g = lower_bound sigmoid(exp(A_log) (g + dt_bias))``.
         use_beta_sigmoid_in_kernel: ``beta = sigmoid(beta)``.
         allow_neg_eigval: ``beta = 2 sigmoid(beta)``; needs ``use_beta_sigmoid_in_kernel``.
-        safe_gate: official name of a promise that decays are bounded; changes nothing here. As officially, with
+        safe_gate: official name of a promise that decays are bounded; changes nothing here. As in fla, with
             ``use_gate_in_kernel`` it needs a ``lower_bound`` from -5 to below 0.
         lower_bound: least log decay of the gate; see ``use_gate_in_kernel``.
         disable_recompute, cu_seqlens_cpu, use_graph, max_num_seqs: official names; they choose between kernels there
             and change nothing here.
         return_intermediate_states: also return the state before every chunk of ``chunk_size`` tokens, 64 by default;
-            not only in inference mode, as officially.
+            not only in inference mode, as in fla.
         state_v_first: states, in and out, are ``[N, HV, V, K]``.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cp_context: must be None; there is no context parallelism.
         A_log: ``[HV]``, with ``use_gate_in_kernel``; may be None with ``lower_bound``.
         dt_bias: ``[HV * K]`` or None, with ``use_gate_in_kernel``.
         chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
 
     Returns:

@@ -59,7 +59,7 @@ def fused_recurrent_kda(
             use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound, state_v_first, cu_seqlens: as `chunk_kda`.
         inplace_final_state: write the final state into ``initial_state``, which must be contiguous and float32
             (float64), and return that. For decoding, where nothing else uses the old state; not with autograd.
-        backend: whose code computes, see `myfla.backends`. ``naive`` knows no beta for channels.
+        backend: which code computes the result, see `myfla.backends`. ``naive`` has no beta for each channel.
         **legacy: ``transpose_state_layout``, ``head_first=False``.
 
     Returns:

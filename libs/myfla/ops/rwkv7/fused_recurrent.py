@@ -41,7 +41,7 @@ def fused_recurrent_rwkv7(
         output_final_state: also return the final state.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences.
         inplace_final_state: as `fused_recurrent_dplr_delta_rule`.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.
@@ -98,7 +98,7 @@ def fused_mul_recurrent_rwkv7(
         reverse: walk every sequence from its last token to its first.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences.
         inplace_final_state: as `fused_recurrent_dplr_delta_rule`.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.

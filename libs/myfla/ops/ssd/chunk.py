@@ -56,7 +56,7 @@ def chunk_ssd(
         state_v_first: states, in and out, are ``[N, HV, V, K]``, as Mamba's own code has them.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         chunk_size: tokens in a chunk, 16, 32 or 64; chosen by K and T if not given. Changes rounding only.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
 
     Returns:
         y ``[B, T, HV, V]`` in the dtype of x; the final states in float32 (or float64), or None.

@@ -115,7 +115,7 @@ def check_ssd(
 
     Args:
         who: the op's name.
-        others: as `chunk_ssd` has them; of the initial state only the number format counts.
+        others: as `chunk_ssd` has them; of the initial state only the dtype counts.
     """
     for name, given, rule in (
         ("x", x, "[B, T, HV, V]"), ("B", B, "[B, T, H, K]"), ("C", C, "[B, T, H, K]"),

@@ -52,7 +52,7 @@ def mamba_chunk_scan_combined(
         return_varlen_states: also return the states after each sequence of cu_seqlens.
 
     Returns:
-        y ``[B, T, HV, V]``; with either flag a tuple of it and the states that were asked for, in float32 (or float64).
+        y ``[B, T, HV, V]``; with either flag a tuple of it and the states that were requested, in float32 (or float64).
 
     Raises:
         ValueError: a shape, head count, offset or option that does not fit; the message says which.

@@ -1,4 +1,4 @@
-"""`selective_state_update`: one token of Mamba and Mamba-2, written over the caller's state."""
+"""`selective_state_update`: one token of Mamba and Mamba-2, overwritten the caller's state."""
 
 from typing import Any, Optional
 
@@ -51,7 +51,7 @@ def selective_state_update(
         y ``[N, HV, V]`` in the dtype of x.
 
     Raises:
-        ValueError: a shape or number format that does not fit; the message says which.
+        ValueError: a shape or dtype that does not fit; the message says which.
 
     Example:
         >>> state, one = torch.zeros(1, 2, 3), torch.ones(1, 2)

@@ -60,12 +60,12 @@ def chunk_dplr_delta_rule(
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cu_seqlens_cpu, safe_gate, disable_recompute: official names; they choose between kernels there and change
             nothing here.
-        chunk_size: tokens in a chunk, 16, 32 or 64 as officially; chosen by K and T if not given. Changes rounding
+        chunk_size: tokens in a chunk, 16, 32 or 64 as in fla; chosen by K and T if not given. Changes rounding
             and speed only.
         cp_context: must be None; there is no context parallelism.
-        lower_bound: the promise ``lower_bound <= gk <= 0``, as officially; must be negative. Nothing needs it. With
+        lower_bound: the promise ``lower_bound <= gk <= 0``, as in fla; must be negative. Nothing needs it. With
             bfloat16 on a GPU it saves time, and results are wrong if it is broken.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
         **legacy: ``head_first=False``.
 
     Returns:

@@ -46,7 +46,7 @@ def fused_recurrent_dplr_delta_rule(
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         inplace_final_state: write the final state into ``initial_state``, which must be contiguous and float32
             (float64), and return that. For decoding, where nothing else uses the old state; not with autograd.
-        backend: whose code computes, see `myfla.backends`.
+        backend: which code computes the result, see `myfla.backends`.
 
     Returns:
         o ``[B, T, H, V]`` in v's dtype; the final states ``[N, H, K, V]`` in float32 (or float64), or None.

@@ -28,7 +28,7 @@ def check_inputs(
         N, the number of sequences.
 
     Raises:
-        ValueError: a wrong rank, shape, number format, device or offset.
+        ValueError: a wrong rank, shape, dtype, device or offset.
 
     Example:
         >>> x = torch.zeros(2, 5, 1, 4)

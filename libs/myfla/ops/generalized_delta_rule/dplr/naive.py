@@ -66,7 +66,7 @@ def dplr_chunkwise(
     output_final_state: bool = True,
     chunk_size: int = 32,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """Chunk by chunk, every step of the algebra on a line of its own; every decay is a difference of log sums.
+    """Chunk by chunk, every step of the algebra on a separate line; every decay is a difference of log sums.
 
     With ``c_t`` the log decay summed from the chunk's start and ``<x, y>_ts = sum_d x_td y_sd exp(c_t - c_s)_d``,
     the reads ``u_t = a_t^T S_{t-1}`` of one chunk solve
