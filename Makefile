@@ -1,23 +1,23 @@
 # make demo       train a GatedDeltaNet encoder on real speech data and show the result
-# make test       install and run the tests
-# make test-basic names, configs, one test of every op, the command line: what breaks first, in a minute or two
+# make test       install and run the tests, about 15 minutes on two cores
+# make test-basic a selection: names, configs, one test of every operation, the command line; about two minutes
 # make test-slow  the tests that take minutes
-# make lint       style, and the types of everything
-# make test-matrix   every supported pair of Python and torch that this machine has
-# make test-mutants  change one line at a time in a copy: the tests must notice each
+# make lint       style, and the types of all code
+# make test-matrix   the tests with every supported pair of Python and torch that this machine has
+# make test-mutants  change one line at a time in a copy of the code: the tests must detect each change
 # make native     build the compiled CPU kernels and install them into the virtual environment (docs/native.md)
 # make native-wheels  their wheels for Linux, macOS and Windows, all from here, into dist/native
-# make test-native    the tests of the ops and layers with them, and an instrumented build under a fuzzer
-# make test-native-long  the same fuzzer for 10,000 random calls of each kind
+# make test-native    the tests of operations and layers with them, and random calls in an instrumented build
+# make test-native-long  the same with 10,000 random calls of each kind
 # make docs       the documents as a site, in site/; every link is checked
-# make surface    write the list of public names anew, after a change to them
-# make settings the reference of all settings, docs/settings.md, anew, after a change to them
-# make clean      remove the virtual environment and what runs and builds left
+# make surface    write the list of public names, after a change to them
+# make settings   write the reference of all settings, docs/settings.md, after a change to them
+# make clean      remove the virtual environment and the files of runs and builds
 #
 # PYTHON=python3.11      which Python makes the virtual environment
 # TORCH_INDEX=ADDRESS    an extra pip index for torch, e.g. the CPU one that pytorch.org shows
 # ARGS="seed=1"          more arguments for the demo, or for pytest
-# JOBS=2                 processes that run tests beside each other (0: only this one)
+# JOBS=2                 number of processes that run tests (0: only this one)
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -29,7 +29,7 @@ from benchmarks.sections import SECTIONS  # noqa: E402
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time myfla beside other implementations, in one process and in turn. Each line gives the median "
+        description="Measure myfla and other implementations in one process, in turn. Each line gives the median "
         "(and least) of all rounds: process time on one thread of a CPU, else wall time, on a GPU by its events; and "
         "'times ours', the tokens per second, the share of the floor (floors.py), the peak memory. What cannot be run "
         "is listed as missing.",

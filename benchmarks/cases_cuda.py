@@ -1,4 +1,4 @@
-"""The ops on a CUDA GPU in bfloat16: eager, in a CUDA graph, compiled, beside the official Triton kernels."""
+"""The operations on a CUDA GPU in bfloat16: eager, in a CUDA graph, compiled, compared with the official kernels."""
 
 from typing import Callable, Dict, Iterator, List, Sequence
 

@@ -1,4 +1,4 @@
-"""A decoding step on a CUDA GPU, eager and in a CUDA graph, beside the official Triton kernel."""
+"""A decoding step on a CUDA GPU, eager and in a CUDA graph, compared with the official Triton kernel."""
 
 from typing import Any, Callable, Dict, Iterator, List
 

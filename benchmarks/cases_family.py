@@ -1,4 +1,5 @@
-"""The family's other ops on a CPU, each beside the gated delta rule at its shape, KDA beside whoever computes it."""
+"""The other operations on a CPU, compared with the gated delta rule at the same shape; KDA also with other
+libraries."""
 
 from typing import Callable, Iterator, List, Tuple
 

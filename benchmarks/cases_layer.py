@@ -1,4 +1,4 @@
-"""A training step of a whole layer beside what an encoder would otherwise use: GRU, LSTM, transformers' layer."""
+"""A training step of a complete layer compared with alternatives: GRU, LSTM, transformers' layer."""
 
 from typing import Callable, Iterator, List, Tuple
 

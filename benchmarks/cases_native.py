@@ -1,4 +1,4 @@
-"""The compiled CPU kernels of myfla-native beside plain PyTorch, onnxruntime, transformers: rules and their steps."""
+"""The compiled CPU kernels of myfla-native compared with plain PyTorch, onnxruntime and transformers."""
 
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 

@@ -16,7 +16,7 @@ MODEL_GOALS = {"prefill": 2.0, "decode": 2.0, "train": 3.0}
 
 
 def run(options: Options, threads: int) -> Iterator[List[Row]]:
-    """Decoding steps, training steps beside nn.LSTM, a model of transformers."""
+    """Decoding steps, training steps compared with nn.LSTM, and a model of transformers."""
     for kind in LAYERS:
         yield _decode(kind, 32 if options.quick else 256, threads, options)
     for index, shape in enumerate(((2, 20, 32),) if options.quick else SHAPES):

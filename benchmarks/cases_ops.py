@@ -1,4 +1,4 @@
-"""The ops on a CPU: forward, and forward with backward, beside every other implementation."""
+"""The operations on a CPU: forward, and forward with backward, compared with every other implementation."""
 
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 

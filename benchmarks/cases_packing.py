@@ -1,4 +1,4 @@
-"""What many short sequences cost when they are packed: time for one token, against a dense batch of as many."""
+"""The time for one token of many short packed sequences, compared with a dense batch of as many tokens."""
 
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple

@@ -1,4 +1,4 @@
-"""What packing and padding cost: time for one real token, against a dense batch of about as many tokens."""
+"""The time for one real token of packed and padded sequences, compared with a dense batch of about as many tokens."""
 
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple

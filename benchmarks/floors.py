@@ -13,8 +13,8 @@ so ``3 K V + C (K + V)`` multiplications, and as many additions, for every token
 The sum grows with C. It is taken at `CHUNK` tokens: smaller chunks would save at most C (K + V) more (4 % at C = 16,
 K = V = 128) with products so thin that no matrix product runs them at its rate.
 
-No implementation reaches this floor: a matrix product runs whole triangles, and wants larger chunks to be quick. What
-such a one has to multiply, `dense_flops`, is told beside it.
+No implementation reaches this floor: matrix products compute complete squares, and are fast only for larger chunks. The
+multiplications of such an implementation, `dense_flops`, are reported as well.
 
 The backward of every product is two products of its size (with the state and delta of the forward kept, so nothing
 is computed again), of a triangle again triangles; the backward of the solve is another solve and one triangle. So

@@ -1,4 +1,4 @@
-"""Eight public data sets, read from the sktime package, with default settings: accuracy beside MiniRocket's.
+"""Eight public data sets, read from the sktime package, with default settings: accuracy compared with MiniRocket's.
 
 ``python tools/archive_table.py OUT [--encoders NAME ...] [--seeds N ...] [--sets NAME ...] [-- OVERRIDE ...]`` runs
 ``python -m app`` for each and writes ``OUT/table.md``. Needs sktime with numba (``MiniRocketMultivariateVariable``

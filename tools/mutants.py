@@ -1,4 +1,4 @@
-"""Do the tests bite? Change one line of a copy of the tree at a time; the tests named beside it must fail.
+"""Do the tests detect wrong code? One line of a copy of the tree is changed at a time; the tests of the row must fail.
 
     python tools/mutants.py            all (make test-mutants)
     python tools/mutants.py gate       only those whose name contains a word

@@ -1,4 +1,4 @@
-"""Write docs/settings.md anew, from the config classes: make settings."""
+"""Write docs/settings.md from the config classes: make settings."""
 
 import sys
 from pathlib import Path

@@ -107,7 +107,7 @@ def linear_cross_entropy(
     Args:
         hidden: ``[B, T, D]``.
         weight: ``[vocab_size, D]``.
-        labels, num_items_in_batch, use_l2warp: as there.
+        labels, num_items_in_batch, use_l2warp: as for `causal_lm_loss`.
     """
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     loss = rows.new_zeros((), dtype=accumulation_dtype(hidden))

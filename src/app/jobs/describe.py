@@ -55,7 +55,8 @@ def _show(facts: Dict[str, Any]) -> None:
             for row in facts["strategies"]]
     say(machine_line(facts["machine"]) + "\n")
     show_table(["name", "plugin", "from", "version", "state", "why"], rows, "encoder strategies")
-    show_table(["backend", "on this device"], list(facts["backends"].items()), "backends: who computes the recurrence")
+    title = "backends: which code computes the recurrence"
+    show_table(["backend", "on this device"], list(facts["backends"].items()), title)
     encoder = facts["encoder"]
     title = (f"encoder={encoder['name']}, {encoder['direction']}: {facts['parameters']:,} parameters; "
              f"input {facts['input']}")

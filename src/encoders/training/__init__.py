@@ -6,4 +6,4 @@ Needs Lightning and torchmetrics (``pip install 'myfla[app]'``); `encoders` by i
 __all__ = ["CHECKPOINTS"]
 
 CHECKPOINTS = "checkpoints"
-"""The folder in a run's folder for what a restart needs."""
+"""The subfolder of a run for the files that a restart needs."""

@@ -1,4 +1,4 @@
-"""Sequences to embeddings, those of similar length together, in their original order."""
+"""Embeddings of sequences, in their original order; sequences of similar length are computed together."""
 
 from typing import List, NamedTuple, Optional, Sequence
 
@@ -18,7 +18,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         first: number of the first sequence.
-        embeddings: ``[n, D]``, or one a step, ``[total, D]``; float32 (float64 of a float64 encoder), on the CPU.
+        embeddings: ``[n, D]``, or one for each step, ``[total, D]``; float32 (float64 of a float64 encoder), on the
+            CPU.
         lengths: ``[n]`` int64: steps of each sequence, with a stem those that it leaves.
         names: of the sequences, where the data have names.
     """
@@ -36,7 +37,7 @@ def encode(encoder: Encoder, data: Prepared, span: range, batch_tokens: int, per
         encoder: that reads prepared data.
         data: all sequences, as the encoder gets them.
         span: which.
-        batch_tokens: most tokens in a call, pads included; a longer sequence is computed alone.
+        batch_tokens: largest number of tokens in a call, padding included; a longer sequence is computed alone.
         per_step: the hidden state of each step, in place of the pooled embedding.
     """
     rows, steps = encode_many(encoder, [data.lengths[i] for i in span], lambda place: data[span[place]].x, batch_tokens,

@@ -1,4 +1,4 @@
-"""YAML that others wrote, read as plain data: nothing in it is resolved, repeated or run."""
+"""Reads YAML from others as plain data: no interpolation, no aliases, no code."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ DEEPEST = 32
 
 
 class _Plain(yaml.SafeLoader):
-    """No aliases, which a few lines can make into billions of values, and no key twice."""
+    """Refuses aliases, with which a few lines can make billions of values, and duplicate keys."""
 
     depth = 0
 
@@ -54,7 +54,7 @@ _Plain.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+01234567
 
 
 def read_plain_yaml(path: Path) -> Any:
-    """What a YAML file holds: mappings, lists, numbers, text, true, false and null.
+    """The content of a YAML file: mappings, lists, numbers, text, true, false and null.
 
     Raises:
         OSError: it cannot be read, is no regular file, or too large.

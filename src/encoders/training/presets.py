@@ -9,7 +9,7 @@ __all__ = ["preset"]
 
 
 def preset(group: str, name: str) -> Dict[str, Any]:
-    """The settings of a preset; empty where there is none of that name, as for a strategy of one's own.
+    """The settings of a preset; empty if there is none of that name, as for a registered strategy.
 
     Example:
         >>> preset("callbacks", "all_epochs")["early_stopping"]

@@ -1,4 +1,4 @@
-"""A whole training: fit with validation, then afresh on all training data for as long as validation chose."""
+"""A complete training: with validation, and then again on all training data for the chosen number of epochs."""
 
 import dataclasses
 import logging
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 def prepare(config: AppConfig, data: SequenceData, task: TaskSpec) -> Tuple[Learner, SequenceDataModule]:
-    """What `train` starts with; nothing is written yet.
+    """The module and the data for `train`; nothing is written yet.
 
     Args:
         config: with the encoder's sizes filled in.
@@ -79,7 +79,7 @@ def train(module: Learner, parts: SequenceDataModule, data: SequenceData, config
 
 
 def whole(outcome: Outcome, config: AppConfig, folder: Path) -> Learner:
-    """The trained module in one piece: FSDP leaves it in several, and the checkpoint holds it whole."""
+    """The complete trained module: with FSDP it is in pieces, and is read from the checkpoint."""
     if config.trainer.strategy != "fsdp":
         return outcome.module
     module = _fresh(config, outcome.module.task.spec, outcome.parts)
@@ -89,7 +89,8 @@ def whole(outcome: Outcome, config: AppConfig, folder: Path) -> Learner:
 
 def _refit(config: AppConfig, data: SequenceData, task: TaskSpec, folder: Path,
            first: Fit, watch: Sequence[Any]) -> Tuple[Learner, SequenceDataModule, Fit]:
-    """Train afresh on all training data, with a schedule as long as the number of epochs that validation chose."""
+    """Train again from the start on all training data, with a schedule of the number of epochs that validation
+    chose."""
     trainer = dataclasses.replace(config.trainer, max_epochs=first.epoch, max_steps=None)
     config = dataclasses.replace(config, trainer=trainer)
     parts = SequenceDataModule(data, config.data, config.seed, validate=False, task=task)

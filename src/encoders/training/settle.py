@@ -1,7 +1,7 @@
-"""What is chosen from the training data where a setting leaves the choice (null, or ``encoder.stem=auto``).
+"""Chooses settings from the training data, if a setting leaves the choice (null, or ``encoder.stem=auto``).
 
-A setting that was given is never touched, and nothing but the training set is looked at. The rules are few, and were
-found by cross-validation inside the training sets of eight public data sets (`.doc/90_operations/experiments.md`):
+Settings that were given are never changed, and only the training set is used. The few rules were found by
+cross-validation inside the training sets of eight public data sets (`.doc/90_operations/experiments.md`):
 
 - Whole, long sequences of few channels get a stem of convolutions in front of a bidirectional stack; in training, a
   stretch of each is hidden, and if they are few, each skips half of the recurrent layers. Short ones get no stem, and
@@ -42,7 +42,7 @@ class Facts(NamedTuple):
         sequences: of the training set.
         typical, longest: steps of the median sequence, and of that which nine in ten are not longer than.
         channels: 0 for token ids.
-        whole: one target a sequence.
+        whole: one target for each sequence.
         span: how many times larger the deviation of sequences is at their 95th percentile than at the 5th.
         levels: standard deviation of the sequences' own means, in units of that of all values; over all channels.
     """

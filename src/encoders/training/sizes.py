@@ -1,4 +1,4 @@
-"""An encoder's config, completed by the data and the task, or refused where the three do not go together."""
+"""The config of an encoder, completed from the data and the task, or refused if they do not fit."""
 
 import dataclasses
 from typing import Optional
@@ -18,7 +18,7 @@ def input_size(data: SequenceData, config: DataConfig) -> Optional[int]:
     """Channels that an encoder reads of these data; None for token ids."""
     if data.input_size is None:
         return None
-    return data.input_size * (2 if config.own_scale else 1)  # with a scale of its own, a channel has a second one
+    return data.input_size * (2 if config.own_scale else 1)  # with own_scale, each channel has a second one
 
 
 def encoder_for(config: AppConfig, data: SequenceData, task: TaskSpec) -> EncoderConfig:

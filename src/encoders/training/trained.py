@@ -1,7 +1,7 @@
-"""What a finished run's folder holds of the model, and the one way to get it back.
+"""Reads and writes the model in the folder of a finished run.
 
-`encoder.save` writes ``encoder.safetensors`` and its manifest, which holds the input pipeline; beside them lies
-``task.safetensors``: the head, with the task in JSON.
+`encoder.save` writes ``encoder.safetensors`` and its manifest, which contains the input pipeline; ``task.safetensors``
+has the head, with the task in JSON.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from myfla.utils.regular import read_regular
 __all__ = ["TASK", "Trained", "estimator_facts", "load_trained", "save_task"]
 
 KIND = "myfla.task"
-VERSION = 2  # 1 held the scale of the input too, and no names of columns
+VERSION = 2  # version 1 also had the scale of the input, and no names of columns
 
 
 class Trained(NamedTuple):
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
 
     @property
     def config(self) -> AppConfig:
-        """The whole config of the run; see `encoders.training.run_config.read_config`."""
+        """The complete config of the run; see `encoders.training.run_config.read_config`."""
         return read_config(self.folder)
 
     @property
@@ -56,7 +56,7 @@ class Trained(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A name for weights, head and input pipeline together: the same for what computes the same."""
+        """A digest of weights, head and input pipeline: equal digests mean equal results."""
         digest = hashlib.sha256()
         for name in ("encoder.safetensors", TASK):
             path = self.folder / name
@@ -84,10 +84,10 @@ def load_trained(run: Union[str, Path], device: Any = "cpu") -> Trained:
 
     Args:
         run: the folder.
-        device: where it shall be.
+        device: the device of the model.
 
     Raises:
-        RunError: no such folder, files that are damaged or of another version, or no such device.
+        RunError: the folder or the device does not exist, or files are damaged or of another version.
     """
     folder = Path(run)
     if not folder.is_dir():

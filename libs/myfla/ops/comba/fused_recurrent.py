@@ -41,7 +41,7 @@ def fused_recurrent_comba(
         o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.
 
     Raises:
-        ValueError, BackendError: as there.
+        ValueError, BackendError: as for `chunk_comba`.
 
     Example:
         >>> x = torch.ones(1, 2, 1, 1)

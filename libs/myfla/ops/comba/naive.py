@@ -62,7 +62,7 @@ def naive_chunk_comba(
     initial_state: Optional[torch.Tensor] = None,
     output_final_state: bool = False,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The same chunk by chunk (`myfla.ops.common.naive`). Mind the order: ``g`` before ``beta``.
+    """The same chunk by chunk (`myfla.ops.common.naive`). Note the order: ``g`` before ``beta``.
 
     Args:
         q, k, v, p, g, beta, scale, initial_state, output_final_state: as `naive_recurrent_comba`.

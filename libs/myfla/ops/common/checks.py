@@ -1,4 +1,4 @@
-"""What the ops ask of their arguments, under the name of the op that was called."""
+"""The checks of the arguments of operations; errors have the name of the operation that was called."""
 
 import warnings
 from typing import Any, Mapping, Optional, Tuple
@@ -117,7 +117,7 @@ def state_k_first(
 
 
 def take_legacy_keywords(who: str, legacy: dict, state_v_first: bool, known: tuple) -> bool:
-    """Read the official keywords that have no name of their own any more; returns ``state_v_first``."""
+    """Read the official keywords of older versions; returns ``state_v_first``."""
     for name in legacy:
         if name not in ("transpose_state_layout", "head_first"):
             raise unknown_keyword(who, name, known)

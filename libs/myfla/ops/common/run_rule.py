@@ -1,4 +1,4 @@
-"""The common end of all ops: what is checked becomes a call, and its results go back as they were requested."""
+"""The common end of all operations: checked arguments become a call, whose results are returned as requested."""
 
 from typing import Any, Optional, Sequence, Tuple
 
@@ -41,10 +41,10 @@ def run_rule(
         out_dtype: of the outputs.
         sequences: N, where ``cu_seqlens`` has been checked.
         l2norm, activation, lower_bound, more: as `Call`.
-        chunk_size: the caller's wish, of the chunk form.
+        chunk_size: the choice of the caller, for the chunk form.
         inplace: write the final states over the initial ones, in the recurrent form.
         state_v_first: the layout of the states.
-        reverse: walk every sequence from its last token to its first.
+        reverse: process every sequence from its last token to its first.
         given: more tensors that autograd must not record where a state is written.
         key: of a decoding step (`myfla.ops._delta.steps`), which is planned for the next calls like it.
 

@@ -37,7 +37,7 @@ def chunk_delta_rule(
     """The delta rule, many tokens at a time: `chunk_gated_delta_rule` without decay.
 
     ``S <- S + k (beta (v - S^T k))^T;  o = scale S^T q`` for every token (DeltaNet, arXiv 2406.06484). Sums and states
-    are float32, or float64 if any input is. Every dtype is taken, float32 too, which in fla is not.
+    are float32, or float64 if any input is. All dtypes are accepted, also float32, which fla does not accept.
 
     Args:
         q, k: ``[B, T, H, K]``.

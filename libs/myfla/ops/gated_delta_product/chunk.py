@@ -34,11 +34,11 @@ def chunk_gated_delta_product(
 
     ``S <- exp(g) S;  for j in 1..n: S <- S + k_j (beta_j (v_j - S^T k_j))^T;  o = scale S^T q`` for every token, with
     ``n = num_householder`` (Gated DeltaProduct, arXiv 2502.10297). Sums and states are float32, or float64 if any
-    input is. Every dtype is taken, float32 too, which in fla is not.
+    input is. All dtypes are accepted, also float32, which fla does not accept.
 
     Args:
         q: ``[B, T, H, K]``.
-        k: ``[B, n T, H, K]``, the steps of a token beside each other.
+        k: ``[B, n T, H, K]``, the steps of a token next to each other.
         v: ``[B, n T, HV, V]``; HV is a multiple of H.
         g: ``[B, T, HV]`` log decay of each token, or None for none.
         beta: ``[B, n T, HV]`` write strength.

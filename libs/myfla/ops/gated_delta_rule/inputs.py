@@ -1,4 +1,4 @@
-"""What both forms of the gated delta rule check and prepare."""
+"""The checks and preparations of both forms of the gated delta rule."""
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple, TypeVar
 
@@ -12,7 +12,7 @@ Decay = TypeVar("Decay", torch.Tensor, Optional[torch.Tensor])
 
 
 class Activation(NamedTuple):
-    """What the op does to its inputs before the recurrence, token by token."""
+    """The changes that the operation makes to its inputs before the recurrence, token by token."""
 
     gate: bool
     A_log: Optional[torch.Tensor]  # [HV]
@@ -22,7 +22,7 @@ class Activation(NamedTuple):
 
     @property
     def beta_scale(self) -> int:
-        """What the sigmoid of beta is multiplied by; 0: beta is the write strength itself."""
+        """The factor of the sigmoid of beta; 0: beta is the write strength itself."""
         return (2 if self.neg_eigval else 1) if self.sigmoid else 0
 
     @property

@@ -71,7 +71,7 @@ def chunk_gdn2(
             ``use_gate_in_kernel`` it needs a ``lower_bound`` from -5 to below 0.
         lower_bound: see above; a negative number.
         return_intermediate_states: also return the state before every chunk of ``chunk_size`` tokens, 64 by default;
-            not only in inference mode, as in fla.
+            unlike in fla, not only in inference mode.
         state_v_first: states, in and out, are ``[N, HV, V, K]``.
         cp_context: must be None; there is no context parallelism.
         A_log, dt_bias: ``[HV]`` and ``[HV * K]``, with ``use_gate_in_kernel``; dt_bias may be None.

@@ -46,7 +46,7 @@ def fused_recurrent_gdn2(
 
     Args:
         q, k, v, g, b, w, A_log, dt_bias, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, lower_bound, state_v_first, cu_seqlens, backend: as there.
+        use_gate_in_kernel, lower_bound, state_v_first, cu_seqlens, backend: as for `chunk_gdn2`.
         inplace_final_state: write the final state over ``initial_state``; only without autograd.
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``).
 
@@ -54,7 +54,7 @@ def fused_recurrent_gdn2(
         o ``[B, T, HV, V]`` in q's dtype; the final states in float32 (or float64), or None.
 
     Raises:
-        ValueError, BackendError, TypeError: as there.
+        ValueError, BackendError, TypeError: as for `chunk_gdn2`.
 
     Example:
         >>> x = torch.ones(1, 2, 1, 1)

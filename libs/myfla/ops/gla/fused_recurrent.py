@@ -39,10 +39,10 @@ def fused_recurrent_gla(
     """The rule of `chunk_gla`, one token after another; continues from a state, and trains.
 
     Args:
-        q, k, v, scale, initial_state, output_final_state, state_v_first, cu_seqlens, backend: as there.
+        q, k, v, scale, initial_state, output_final_state, state_v_first, cu_seqlens, backend: as for `chunk_gla`.
         gk: ``[B, T, HV, K]`` log decay of each key channel; none by default.
         gv: ``[B, T, HV, V]`` log decay of each value channel; none by default.
-        reverse: walk every sequence from its last token to its first.
+        reverse: process every sequence from its last token to its first.
         inplace_final_state: write the final state over ``initial_state``, and return that; only without autograd.
         **legacy: ``transpose_state_layout`` (old name of ``state_v_first``), ``head_first=False``.
 
@@ -50,7 +50,7 @@ def fused_recurrent_gla(
         o ``[B, T, HV, V]`` in v's dtype; the final states in float32 (or float64), or None.
 
     Raises:
-        ValueError, BackendError, TypeError: as there.
+        ValueError, BackendError, TypeError: as for `chunk_gla`.
 
     Example:
         >>> x = torch.ones(1, 2, 1, 1)

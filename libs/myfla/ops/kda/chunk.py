@@ -77,7 +77,7 @@ def chunk_kda(
         disable_recompute, cu_seqlens_cpu, use_graph, max_num_seqs: official names; they choose between kernels there
             and change nothing here.
         return_intermediate_states: also return the state before every chunk of ``chunk_size`` tokens, 64 by default;
-            not only in inference mode, as in fla.
+            unlike in fla, not only in inference mode.
         state_v_first: states, in and out, are ``[N, HV, V, K]``.
         cu_seqlens: ``[N + 1]`` int32 or int64, sequences packed in one row (B = 1); empty ones are fine.
         cp_context: must be None; there is no context parallelism.

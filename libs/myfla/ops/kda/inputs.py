@@ -1,4 +1,4 @@
-"""What both forms of the rule check and prepare."""
+"""The checks and preparations of both forms of the rule."""
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
@@ -13,7 +13,7 @@ __all__ = ["KdaActivation"]
 
 
 class KdaActivation(NamedTuple):
-    """What the op does to g and beta before the recurrence, token by token."""
+    """The changes that the operation makes to g and beta before the recurrence, token by token."""
 
     gate: bool
     A_log: Optional[torch.Tensor]  # [HV]

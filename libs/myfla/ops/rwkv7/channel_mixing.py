@@ -31,7 +31,7 @@ def channel_mixing_rwkv7(
         x: ``[B, T, D]``.
         x_prev: ``[B, D]`` or ``[B, 1, D]``, the token before the first.
         x_k: ``[1, 1, D]`` or ``[D]`` mixing vector.
-        key_weight: ``[D, F]``; mind that it is input first.
+        key_weight: ``[D, F]``, input first.
         value_weight: ``[F, D]``.
         inplace: official argument; nothing that the caller can see is ever written to.
 

@@ -30,7 +30,7 @@ def fused_recurrent_rwkv7(
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
     """`fused_recurrent_dplr_delta_rule` under RWKV-7's names; what `chunk_rwkv7` computes. Trains.
 
-    Mind the official defaults: ``scale`` is ``K ** -0.5`` here, and the final state is returned.
+    Note the official defaults: ``scale`` is ``K ** -0.5`` here, and the final state is returned.
 
     Args:
         r, k, a, b: ``[B, T, H, K]``.
@@ -95,7 +95,7 @@ def fused_mul_recurrent_rwkv7(
         scale: factor on r; None for ``K ** -0.5``.
         initial_state: ``[N, H, K, V]``, zeros by default.
         output_final_state: also return the final state.
-        reverse: walk every sequence from its last token to its first.
+        reverse: process every sequence from its last token to its first.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences.
         inplace_final_state: as `fused_recurrent_dplr_delta_rule`.
         backend: which code computes the result, see `myfla.backends`.

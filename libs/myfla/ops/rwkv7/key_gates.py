@@ -1,4 +1,4 @@
-"""From RWKV-7's projections to what its recurrence takes, in one node of the graph and few passes over memory."""
+"""From RWKV-7's projections to the arguments of its recurrence, in one node of the graph and few passes over memory."""
 
 from typing import Optional, Tuple
 

@@ -1,4 +1,4 @@
-"""Linear attention with one decay a head: RetNet, and Mamba-2's state space duality."""
+"""Linear attention with one decay for each head: RetNet, and Mamba-2's state space duality."""
 
 from myfla.ops.simple_gla.chunk import chunk_simple_gla
 from myfla.ops.simple_gla.fused_chunk import fused_chunk_simple_gla

@@ -35,7 +35,7 @@ def chunk_simple_gla(
     backend: str = "auto",
     **legacy: Any,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """Linear attention with one decay a head, many tokens at a time.
+    """Linear attention with one decay for each head, many tokens at a time.
 
     ``S <- exp(g) S + k v^T;  o = scale S^T q`` for every token (RetNet, arXiv 2307.08621; Mamba-2,
     arXiv 2405.21060). Sums and states are float32, or float64 if any input is. Safe for every log decay from 0 to -inf.
@@ -44,7 +44,7 @@ def chunk_simple_gla(
         q, k: ``[B, T, H, K]``.
         v: ``[B, T, HV, V]``; HV is a multiple of H, value head i reads query head ``i // (HV / H)``.
         g: ``[B, T, HV]`` log decay; none by default.
-        g_gamma: ``[HV]`` log decay of every token, beside g.
+        g_gamma: ``[HV]`` log decay of every token, in addition to g.
         scale: factor on q; ``K ** -0.5`` by default.
         initial_state: ``[N, HV, K, V]``, zeros by default. Never written.
         output_final_state: also return the state after the last token of each sequence.

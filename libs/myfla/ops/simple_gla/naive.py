@@ -1,4 +1,4 @@
-"""Linear attention with one decay a head in its plainest form: the specification."""
+"""Linear attention with one decay for each head in its plainest form: the specification."""
 
 from typing import Any, Optional, Tuple
 

@@ -31,14 +31,14 @@ def parallel_simple_gla(
     """`chunk_simple_gla` without states, and on request the weight ``scale q_t^T k_s exp(c_t - c_s)`` of every value.
 
     Args:
-        q, k, v, g, scale, cu_seqlens, cu_seqlens_cpu, backend: as there.
+        q, k, v, g, scale, cu_seqlens, cu_seqlens_cpu, backend: as for `chunk_simple_gla`.
         output_attentions: also return the weights, T times as much memory as the outputs take; not of packed sequences.
 
     Returns:
         o ``[B, T, HV, V]`` in v's dtype; the weights ``[B, HV, T, T]`` in q's dtype, differentiable, or None.
 
     Raises:
-        ValueError, BackendError: as there; ``output_attentions`` with ``cu_seqlens``.
+        ValueError, BackendError: as for `chunk_simple_gla`; ``output_attentions`` with ``cu_seqlens``.
 
     Example:
         >>> x = torch.ones(1, 2, 1, 1)

@@ -1,4 +1,5 @@
-"""The state space dual of Mamba-2 (arXiv 2405.21060): a sum of inputs that decays by one number a head and token."""
+"""The state space dual of Mamba-2 (arXiv 2405.21060): a sum of inputs that decays by one number for each head and
+token."""
 
 from myfla.ops.ssd.chunk import chunk_ssd
 from myfla.ops.ssd.fused_recurrent import fused_recurrent_ssd

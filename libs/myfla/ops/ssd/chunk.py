@@ -46,7 +46,7 @@ def chunk_ssd(
         A: ``[HV]``, negative.
         B, C: ``[B, T, H, K]``: what is written and what is read. HV is a multiple of H, the number of groups; head i
             uses group ``i // (HV / H)``.
-        D: ``[HV]`` or ``[HV, V]``: how much of x passes by the state; none by default.
+        D: ``[HV]`` or ``[HV, V]``: weight of the skip connection; none by default.
         z: ``[B, T, HV, V]`` gate of the outputs; none by default.
         dt_bias: ``[HV]``; none by default.
         dt_softplus: see above.

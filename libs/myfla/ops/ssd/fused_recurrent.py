@@ -34,15 +34,15 @@ def fused_recurrent_ssd(
     """The rule of `chunk_ssd`, one token after another; continues from a state, and trains.
 
     Args:
-        x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit: as there.
-        initial_state, output_final_state, state_v_first, cu_seqlens, backend: as there.
+        x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit: as for `chunk_ssd`.
+        initial_state, output_final_state, state_v_first, cu_seqlens, backend: as for `chunk_ssd`.
         inplace_final_state: write the final state over ``initial_state``, and return that; only without autograd.
 
     Returns:
         y ``[B, T, HV, V]`` in the dtype of x; the final states in float32 (or float64), or None.
 
     Raises:
-        ValueError, BackendError: as there.
+        ValueError, BackendError: as for `chunk_ssd`.
 
     Example:
         >>> x, decay = torch.ones(1, 2, 1, 1), torch.zeros(1)

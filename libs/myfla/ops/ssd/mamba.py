@@ -1,4 +1,4 @@
-"""`mamba_chunk_scan_combined`: the state space dual by the name and call of ``mamba_ssm``."""
+"""`mamba_chunk_scan_combined`: the state space dual with the name and arguments of ``mamba_ssm``."""
 
 import math
 from typing import Any, NamedTuple, Optional, Tuple, Union
@@ -46,8 +46,8 @@ def mamba_chunk_scan_combined(
         initial_states: ``[N, HV, V, K]``, zeros by default; N is B, or the number of packed sequences.
         seq_idx: ``[B, T]`` integers, another number for every sequence packed in a row. The initial states are then
             ``[B, HV, V, K]`` and belong to the first sequence of each row, the final ones to its last.
-        cu_seqlens: ``[N + 1]`` offsets of sequences packed in one row. Alone it keeps them apart (where ``mamba_ssm``
-            only reads states by it); beside seq_idx it must say the same.
+        cu_seqlens: ``[N + 1]`` offsets of sequences packed in one row. It suffices to separate them (in ``mamba_ssm``
+            it only selects states); together with seq_idx both must agree.
         return_final_states: also return the states after the last tokens.
         return_varlen_states: also return the states after each sequence of cu_seqlens.
 

@@ -30,7 +30,7 @@ def selective_state_update(
     dt_softplus: bool = False,
     state_batch_indices: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """One step of a selective state space, by the name and call of ``mamba_ssm``; ``state`` is written.
+    """One step of a selective state space, with the name and arguments of ``mamba_ssm``; ``state`` is overwritten.
 
     ``S <- exp(dt A) S + dt x B^T;  y = (S C + D x) silu(z)`` with ``dt <- softplus(dt + dt_bias)``. Time steps may
     differ from channel to channel and A from number to number (Mamba, arXiv 2312.00752); Mamba-2 has one of each per
@@ -44,8 +44,8 @@ def selective_state_update(
         D, dt_bias: ``[HV, V]``, or none.
         z: ``[N, HV, V]`` gate of the outputs, or none.
         dt_softplus: see above.
-        state_batch_indices: ``[N]`` integers: the row of ``state``, which may have more, that each token is of. No row
-            may be there twice.
+        state_batch_indices: ``[N]`` integers: the row of ``state`` for each token; ``state`` may have more rows. The
+            rows must be different.
 
     Returns:
         y ``[N, HV, V]`` in the dtype of x.

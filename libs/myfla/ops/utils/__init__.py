@@ -1,4 +1,4 @@
-"""What ops and layers share about packed sequences."""
+"""Functions of operations and layers for packed sequences."""
 
 from myfla.ops.utils.index import (
     get_max_num_splits,

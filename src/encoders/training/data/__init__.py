@@ -1,1 +1,1 @@
-"""Sequences with targets, in memory or out of it: how they are split, prepared and batched."""
+"""Sequences with targets, in memory or in files: splitting, preparing and batching."""

@@ -1,4 +1,4 @@
-"""Batches: sequences side by side with pads after them, or one after the other without any."""
+"""Batches: sequences with padding, or packed one after the other."""
 
 from typing import Any, List, NamedTuple, Optional, Sequence
 
@@ -19,7 +19,7 @@ class Batch(NamedTuple):
             ``[1, total, D]`` or ``[1, total]``.
         lengths: ``[N]`` int64, steps of each sequence.
         targets: ``[N]`` int64 or ``[N, K]`` float; per step ``[B, T]`` or ``[B, T, K]`` (packed ``[1, total]``, ...),
-            with `IGNORE` or NaN where there is none.
+            with `IGNORE` or NaN for a missing target.
         cu_seqlens: ``[N + 1]`` int64, where each packed sequence starts, and the end; None for a padded batch.
     """
 
@@ -65,7 +65,7 @@ def collate(samples: Sequence[Sample], per_step: bool = False) -> Batch:
 
 
 def pack(samples: Sequence[Sample], per_step: bool = False) -> Batch:
-    """Lay the sequences one after the other."""
+    """Concatenate the sequences."""
     lengths = torch.tensor([len(sample.x) for sample in samples])
     targets: List[Tensor] = [sample.target for sample in samples]
     joined = torch.cat(targets)[None] if per_step else torch.stack(targets)
@@ -74,5 +74,5 @@ def pack(samples: Sequence[Sample], per_step: bool = False) -> Batch:
 
 
 def _numbers(x: Tensor) -> Tensor:
-    """Token ids may be stored in few bytes; encoders read int64."""
+    """Convert token ids, which may be stored in smaller integers, to int64."""
     return x if x.is_floating_point() else x.long()

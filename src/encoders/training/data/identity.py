@@ -1,4 +1,4 @@
-"""Which sequence a row of an output belongs to, by the names in the data."""
+"""Identifies the sequence of each row of an output by the names in the data."""
 
 from typing import Any, List, NamedTuple, Optional, Sequence
 
@@ -9,9 +9,9 @@ class Identity(NamedTuple):
     """Numbers, names and files of sequences, in order.
 
     Attributes:
-        numbers: of each in its set, from 0.
-        names: what the source calls each, where it does.
-        files: that each comes from, where it comes from one.
+        numbers: number of each in its set, from 0.
+        names: their names in the source, if there are any.
+        files: their files, if they come from files.
 
     Example:
         >>> ids = Identity([0, 1], ["a", "b"], ["x.csv", "y.csv"])

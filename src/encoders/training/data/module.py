@@ -32,7 +32,7 @@ def _check_steps(config: DataConfig, parts: Dict[str, Optional[SequenceSet]]) ->
 
 
 class _Passes(DataLoader):
-    """Says when a pass over the data begins, before anything is drawn for it."""
+    """Reports the beginning of a pass over the data, before anything is drawn for it."""
 
     begin: Callable[[], None] = staticmethod(lambda: None)
 
@@ -48,7 +48,7 @@ def loader(data: Prepared, config: DataConfig, per_step: bool, generator: Option
     Args:
         data: the sequences.
         config: sizes of batches.
-        per_step: whether there is one target a step.
+        per_step: whether there is one target for each step.
         generator: draws the order; None keeps it.
         rank, world, behind: as in `encoders.training.data.sampler.BatchSampler`.
     """
@@ -66,13 +66,12 @@ class SequenceDataModule(lightning.LightningDataModule):
         config: sizes of batches, share of the training set to validate on, whether to standardise.
         seed: fixes the split and the order of the batches.
         validate: hold ``config.validation_fraction`` of the training set out; if False, train on all of it.
-        task: what is learned; None for one class a sequence.
+        task: the task; None for one class for each sequence.
 
     Attributes:
-        inside: how many batches of a pass are behind a checkpoint that is written now; 0 between two passes.
-        restarting: whether the state is that of a checkpoint, and no step has been taken since.
-        pipeline: from the data to what an encoder reads; measured on the sequences that are trained on, and on nothing
-            else.
+        inside: number of batches of this pass that are done, for a checkpoint; 0 between two passes.
+        restarting: whether the state comes from a checkpoint and no step has been taken since.
+        pipeline: prepares the data for the encoder; measured on training sequences only.
     """
 
     def __init__(self, data: SequenceData, config: DataConfig, seed: int, validate: bool = True,
@@ -90,14 +89,15 @@ class SequenceDataModule(lightning.LightningDataModule):
         if self.shift:
             _check_steps(config, {"training": self.train, "validation": self.validation, **self.tests})
         self.pipeline = self._measure(data)
-        # Kept here and not in a loader: each epoch goes on where the one before stopped, after a restart as well.
+        # Kept here and not in a loader, so that each epoch continues where the one before stopped, also after a
+        # restart.
         self._order = torch.Generator().manual_seed(seed)
         self._begun = self._order.get_state()  # before the pass that is going on
         self.inside = 0
         self.restarting = False
 
     def keep(self, batches: int) -> None:
-        """Train, and validate, on so many batches only; their sequences stand as far apart as can be."""
+        """Train and validate on this number of batches only, with sequences spread evenly over the set."""
         count = min(len(self.train), batches * (self.config.batch_size or USUAL_BATCH))
         places = [i * len(self.train) // count for i in range(count)]
         self.train = self.validation = self.train.subset(places)

@@ -1,4 +1,4 @@
-"""Sequences as an encoder is trained on them: through the input pipeline when they are asked for, not before."""
+"""Sequences that are prepared by the input pipeline when they are read, not before."""
 
 from typing import List
 
@@ -39,7 +39,7 @@ class Prepared(Dataset):
 
     @property
     def identity(self) -> Identity:
-        """Which sequence of the data each one is."""
+        """The number of each sequence in the data."""
         names, files = (None if held is None else [held[i] for i in self._index] for held in
                         (self.data.names, self.data.files))
         return Identity(self._index, names, files)

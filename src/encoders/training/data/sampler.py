@@ -1,4 +1,4 @@
-"""Which sequences come together in a batch, and which of them each process takes."""
+"""Chooses the sequences of each batch, and the share of each process."""
 
 import math
 from typing import Iterator, List, Optional, Sequence
@@ -10,20 +10,21 @@ __all__ = ["BatchSampler", "filler", "plan"]
 
 
 class BatchSampler(Sampler):
-    """Batches of indices. Every process draws the same ones and takes every ``world``-th sequence of each.
+    """Batches of indices. Every process draws the same batches and takes every ``world``-th sequence of each.
 
-    So a batch is the same set of sequences on one process and on several, and nothing is seen twice. Where a batch has
-    fewer sequences than there are processes, those left over get its first sequence as a `filler`, which has no target.
+    A batch therefore has the same sequences on one process and on several, and no sequence is used twice. If a batch
+    has fewer sequences than there are processes, the other processes get its first sequence without its target
+    (`filler`).
 
     Args:
         lengths: steps of every sequence.
         batch_size: sequences in a batch, all processes together.
-        batch_tokens: most tokens in a batch instead: pads included, or with ``packed`` the real ones; a longer sequence
-            is a batch of its own. Sequences of like length come together where the order is drawn.
+        batch_tokens: most tokens in a batch instead: padding included, or with ``packed`` the real ones; a longer
+            sequence is a separate batch. Sequences of similar length come together where the order is drawn.
         packed: see ``batch_tokens``.
         generator: draws the order; None keeps the sequences in theirs.
-        rank, world: number of this process, and of all.
-        behind: batches that the first pass leaves out, drawn as ever: an earlier start has had them.
+        rank, world: number of this process, and number of processes.
+        behind: batches that the first pass draws and leaves out, because an earlier start has trained on them.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, batch_tokens: Optional[int] = None,
@@ -46,7 +47,7 @@ class BatchSampler(Sampler):
         shuffled = self.generator is not None
         order = list(RandomSampler(range(self._count), generator=self.generator) if shuffled else range(self._count))
         if shuffled and self._classes is not None:
-            order.sort(key=self._classes.__getitem__)  # stable: like lengths stay in their random order
+            order.sort(key=self._classes.__getitem__)  # stable: similar lengths stay in their random order
         batches, start = [], 0
         for size in self._sizes:
             batches.append(order[start : start + size])
@@ -64,12 +65,12 @@ def filler(index: int) -> int:
 
 
 def length_class(length: int) -> int:
-    """The next of eight lengths an octave. Batches are cut by it: their number so does not depend on the order."""
+    """Round up to one of eight lengths for each octave, so that the number of batches does not depend on the order."""
     return math.ceil(2 ** (math.ceil(8 * math.log2(max(length, 1))) / 8) - 1e-9)
 
 
 def plan(costs: Sequence[int], budget: int, packed: bool) -> List[int]:
-    """Sizes of batches that hold to a budget of tokens.
+    """Sizes of batches that keep within a number of tokens.
 
     Args:
         costs: tokens of each sequence.

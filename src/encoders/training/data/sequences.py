@@ -1,4 +1,4 @@
-"""Sequences with targets, as every source hands them over: in memory, or views of a file that is mapped into it."""
+"""Sequences with targets, as every source returns them: in memory, or views of a memory-mapped file."""
 
 from dataclasses import dataclass, field
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -9,7 +9,7 @@ from encoders.schema import InputSchema
 
 __all__ = ["IGNORE", "Sample", "SequenceData", "SequenceSet"]
 
-#: The class of a step without a target, which counts in no loss and no figure. For values it is NaN.
+#: The class of a step without a target, which is ignored in losses and figures. For values it is NaN.
 IGNORE = -100
 
 
@@ -31,13 +31,13 @@ class SequenceSet:
 
     Attributes:
         sequences: N tensors ``[T_i, D]`` float32 or float64, NaN where a value is missing; or ``[T_i]`` of integer
-            token ids; a list, or made when they are asked for.
-        targets: one a sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one a step: N
-            tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
+            token ids; a list, or made when they are requested.
+        targets: one for each sequence: ``[N]`` int64 indices into the classes, or ``[N, K]`` float32 values; one for
+            each step: N tensors ``[T_i]`` or ``[T_i, K]``, with `IGNORE` or NaN at steps without one.
         groups: ``[N]`` int64; sequences of one group (a patient, a recording) stay on one side of every split. -1 is
             no group but a part of two: such a sequence is not in a set that is split.
-        names: what the source calls each sequence, where it does.
-        files: the file that each sequence comes from, where it comes from one.
+        names: the name of each sequence in the source, if it has one.
+        files: the file of each sequence, if it comes from one.
 
     Example:
         >>> import torch
@@ -94,9 +94,9 @@ class SequenceData:
         classes: class names, a target being an index into them; None where targets are values or missing.
         input_size: D, the number of channels; None for tokens.
         vocab_size: number of token ids; None for features.
-        per_step: one target a step, not one a sequence.
+        per_step: one target for each step, not one for each sequence.
         target_names: of the K values, for targets that are numbers.
-        longer: more test sets by name, e.g. longer ones; reported beside the first.
+        longer: further test sets by name, e.g. longer ones; their figures are reported too.
         schema: the columns of the features; None for channels without names, and for tokens.
 
     Example:

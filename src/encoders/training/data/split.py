@@ -1,4 +1,4 @@
-"""Which sequences are trained on and which are held out: classes keep their shares, groups stay together."""
+"""Chooses training and held-out sequences: classes keep their shares, groups stay together."""
 
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -13,7 +13,7 @@ __all__ = ["class_counts", "group_split", "split", "stratified_split"]
 
 def split(data: SequenceSet, fraction: float, seed: int, classes: Optional[Sequence[str]] = None,
           counts: str = "") -> Tuple[List[int], List[int]]:
-    """Split a set in two: whole groups where it has groups, else by class where it has one class a sequence.
+    """Split a set in two: by groups if it has groups, otherwise by class if each sequence has one class.
 
     Args:
         data: at least two sequences.
@@ -117,7 +117,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, classes: Option
 
 
 def class_counts(data: SequenceData) -> str:
-    """How many sequences of each class there are in all sets together, in words; "" without one class a sequence."""
+    """The number of sequences of each class in all sets together, in words; "" if sequences have no single class."""
     targets = [part.targets for part in (data.train, *(part for _, part in data.tests))]
     flat = [t for t in targets if isinstance(t, Tensor) and t.dim() == 1 and not t.is_floating_point()]
     if data.classes is None or len(flat) < len(targets):

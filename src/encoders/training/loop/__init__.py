@@ -1,1 +1,1 @@
-"""What Lightning is given: the module, its optimizer, callbacks, logger and checkpoints."""
+"""The parts of a training for Lightning: the module, its optimizer, callbacks, logger and checkpoints."""

@@ -1,4 +1,4 @@
-"""How long a training is, in passes over the data."""
+"""The length of a training in passes over the data."""
 
 from typing import Optional, Tuple
 
@@ -8,7 +8,7 @@ __all__ = ["passes"]
 
 
 def passes(config: TrainerConfig, batches: int) -> Tuple[int, Optional[int]]:
-    """How many passes there are, and how many batches of each are taken at most; None for all.
+    """The number of passes, and the largest number of batches in each; None for all.
 
     Args:
         config: with ``max_steps``, or ``max_epochs``.

@@ -11,7 +11,7 @@ __all__ = ["Throughput"]
 
 
 class Throughput(lightning.Callback):
-    """Counts this process's real tokens (pads left out) and the seconds of steps, loading included, validation not.
+    """Counts this process's real tokens (without padding) and the seconds of steps, loading included, validation not.
 
     Attributes:
         tokens, seconds: of all training epochs, those before a restart included.

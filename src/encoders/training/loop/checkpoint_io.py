@@ -15,7 +15,7 @@ KIND = "myfla.training_checkpoint"
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Writes and reads what ``Trainer.save_checkpoint`` hands over; reading a file never runs code from it."""
+    """Writes and reads the checkpoints of ``Trainer.save_checkpoint``; reading a file never runs code from it."""
 
     def save_checkpoint(self, checkpoint: Dict[str, Any], path: Union[str, Path], storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def pack(value: Any, tensors: Dict[str, torch.Tensor]) -> Any:
 
 
 def unpack(facts: List[Any], tensors: Dict[str, torch.Tensor]) -> Any:
-    """What `pack` was given."""
+    """The inverse of `pack`."""
     mark, *rest = facts
     if mark == "tensor":
         return tensors[rest[0]]

@@ -1,4 +1,4 @@
-"""Random parts of sequences, to learn from more than there are."""
+"""Random parts of sequences, as augmentation."""
 
 import torch
 
@@ -7,16 +7,16 @@ from encoders.training.data.batches import Batch
 __all__ = ["crop"]
 
 LEAST = 16
-"""Steps below which nothing is cut off."""
+"""Smallest number of steps that remain."""
 
 
 def crop(batch: Batch, share: float) -> Batch:
     """A random contiguous part of each sequence, at least ``1 - share`` of it and at least `LEAST` steps.
 
-    How long and from where is drawn from torch's global generator, each length and each place alike.
+    Length and position are drawn uniformly from torch's global generator.
 
     Args:
-        batch: with one target a sequence, which stays.
+        batch: with one target for each sequence, which stays.
         share: from 0 (nothing is cut off) to below 1.
 
     Example:

@@ -1,4 +1,4 @@
-"""One call of Lightning's training loop: from a fresh module, or an interrupted one, to the chosen weights."""
+"""One call of Lightning's training loop: from a new or interrupted module to the chosen weights."""
 
 import inspect
 import math
@@ -37,10 +37,10 @@ class Fit:
     """The result of one call of `fit`.
 
     Attributes:
-        epoch: how many epochs the weights have seen.
-        epochs: how many were trained.
-        figures: of that epoch: ``train_loss``, and ``val_...`` where there was validation.
-        seconds: wall-clock time, that before a restart left out.
+        epoch: number of epochs that the weights were trained for.
+        epochs: number of epochs of the training.
+        figures: figures of that epoch: ``train_loss``, and ``val_...`` if there was validation.
+        seconds: wall-clock time, without the time before a restart.
         tokens_per_s: of the training steps.
         rows: one row of figures for each epoch of this and the earlier stages.
     """
@@ -64,9 +64,9 @@ def fit(
 ) -> Fit:
     """Train ``module`` in place.
 
-    With validation data, training ends after ``job.patience`` epochs without a better validation loss and the module
-    is left with the weights of the best epoch, as far as ``callbacks`` say so; without, it is left with those of the
-    last. It continues from what an earlier call for the same folder and stage has left there.
+    With validation data, training ends after ``job.patience`` epochs without a better validation loss, and the module
+    gets the weights of the best epoch, if ``callbacks`` are set so; without validation data it has those of the last
+    epoch. It continues from the checkpoints of an earlier call for the same folder and stage.
 
     Args:
         module: fresh.

@@ -14,13 +14,13 @@ __all__ = ["EpochTable"]
 
 
 class EpochTable(Checkpoint):
-    """Keeps one row an epoch, training and validation side by side, and goes into checkpoints with them.
+    """Keeps one row of training and validation figures for each epoch, and stores them in checkpoints.
 
-    Lightning's own CSV logger writes them as two half-empty rows. Being a `Checkpoint` callback, this one is called
-    when all figures of the epoch are known.
+    Lightning's own CSV logger writes two half-empty rows. This class is a `Checkpoint` callback, because these are
+    called when all figures of the epoch are known.
 
     Args:
-        path: the CSV file; written anew after every epoch, so that a run that is cut off leaves its record.
+        path: the CSV file; written after every epoch, so that an interrupted run has its figures.
         constants: columns with one value in every row, e.g. ``{"stage": "fit"}``.
         rows: rows of an earlier stage to continue from.
         listeners: called with each new row.

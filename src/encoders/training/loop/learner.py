@@ -44,7 +44,7 @@ class Learner(lightning.LightningModule):
         self.encoder = encoder
         self.task = task
         self.config = config
-        # By name and now: FSDP turns parameters into flat pieces, which no longer tell what is a matrix.
+        # By name and now: FSDP flattens parameters, so that matrices cannot be recognised later.
         decayed = {id(p) for p in parameter_groups(self, config.weight_decay)[0]["params"]}
         self._decayed = {name for name, parameter in self.named_parameters() if id(parameter) in decayed}
         self.register_buffer("class_weight", class_weight, persistent=False)
@@ -67,7 +67,7 @@ class Learner(lightning.LightningModule):
         return loss * self._share(weight)
 
     def _share(self, weight: Tensor) -> Any:
-        """Gradients are averaged over processes; this makes of it the mean over all targets of the batch."""
+        """Turn the average of gradients over processes into the mean over all targets of the batch."""
         world = self.trainer.world_size if self._trainer is not None else 1
         if world == 1:
             return 1.0
@@ -76,7 +76,7 @@ class Learner(lightning.LightningModule):
         return weight * world / total.clamp(min=1e-20)
 
     def _augment(self, batch: Batch) -> Tensor:
-        """The features as they are learned from; what becomes of pads does not matter, the encoder never sees them."""
+        """The features with augmentation; padding may change, because the encoder does not read it."""
         x, config = batch.x, self.config
         if not x.is_floating_point():
             return x
@@ -105,7 +105,8 @@ class Learner(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Optional[float] = None,
                                     gradient_clip_algorithm: Optional[str] = None) -> None:
-        """As Lightning does; under FSDP the norm is over the pieces of all processes, which Lightning refuses."""
+        """Clip as Lightning does; with FSDP by the norm over the pieces of all processes, which Lightning does not
+        support."""
         if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val is not None:
             getattr(self.trainer.strategy.model, "clip_grad_norm_")(gradient_clip_val)  # of FullyShardedDataParallel
         else:

@@ -19,7 +19,7 @@ Settings = TypeVar("Settings", bound=LoggerConfig)
 
 
 def make_logger(config: AppConfig, folder: Path, stage: str) -> Union[Logger, bool]:
-    """What the figures of every epoch go to beside ``metrics.csv``.
+    """The logger for the figures of every epoch, besides ``metrics.csv``.
 
     Args:
         config: the whole config; it goes to the logger as well.

@@ -1,4 +1,4 @@
-"""Sequences with a stretch hidden, so that no one place of them decides."""
+"""Hides a random part of sequences, as augmentation."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ __all__ = ["mask"]
 def mask(batch: Batch, most: float) -> Tensor:
     """The features with one stretch of each sequence set to zero, after DeVries and Taylor (arXiv 1708.04552).
 
-    How long and from where is drawn from torch's global generator, each length up to ``most`` of the sequence and each
-    place alike.
+    Its length, up to ``most`` of the sequence, and its position are drawn uniformly from torch's global generator.
 
     Args:
         batch: of features.

@@ -33,8 +33,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> List[Dict[str, A
 
 
 def rate_factor(step: int, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
-    """Factor of the learning rate at ``step``: up in a straight line, then by ``schedule`` half a cosine or a straight
-    line down to zero, or constant.
+    """Factor of the learning rate at ``step``: a linear rise, then, by ``schedule``, a fall to zero along a half cosine
+    or a line, or a constant.
 
     Example:
         >>> [round(rate_factor(step, 2, 6), 3) for step in range(7)]

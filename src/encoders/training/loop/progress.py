@@ -1,4 +1,4 @@
-"""How far a training is: one live bar on a terminal, lines in the log elsewhere."""
+"""The progress of a training: a bar on a terminal, otherwise lines in the log."""
 
 import logging
 import time
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 _FORMS = (("train_loss", "loss {:.3f}"), ("val_loss", "val {:.3f}"), ("val_accuracy", "acc {:.3f}"),
           ("val_rmse", "rmse {:.4g}"))
-_PAUSE = 0.1  # seconds between two looks at the loss, which on a GPU has to be waited for
-_SILENCE = 60.0  # seconds after which a log without a bar has a line from inside an epoch
+_PAUSE = 0.1  # seconds between two readings of the loss, which wait for a GPU
+_SILENCE = 60.0  # seconds after which a log without a bar gets a line during an epoch
 
 
 class TrainingProgress(lightning.Callback):
@@ -81,7 +81,7 @@ class TrainingProgress(lightning.Callback):
             self._looked = time.perf_counter()
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self._bar is not None:  # what stays of the bar is a line in the log
+        if self._bar is not None:  # the bar is replaced by a line in the log
             found = {name: float(value) for name, value in trainer.callback_metrics.items()}
             log.info("%s: %d epochs  %s", self.title, trainer.current_epoch, self._figures(found, trainer))
         self._stop()

@@ -1,4 +1,4 @@
-"""Keep other libraries' messages out of the run's log."""
+"""Hide messages of other libraries from the run's log."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""How an interrupted run continues exactly: checkpoints that hold everything that changes."""
+"""Exact continuation of an interrupted run: checkpoints with everything that changes."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -29,7 +29,8 @@ class RandomState(lightning.Callback):
         self._found = state_dict["processes"]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        """Here and not earlier, because what Lightning does before the first step after a restart draws as well."""
+        """Restored here and not earlier, because Lightning draws random numbers before the first step after a
+        restart."""
         if self._found is None:
             return
         own = self._found[trainer.global_rank % len(self._found)]
@@ -41,7 +42,7 @@ class RandomState(lightning.Callback):
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a restart does not delay by an epoch."""
+    """Early stopping at the same epoch with and without a restart."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -50,11 +51,11 @@ class Patience(EarlyStopping):
 
 
 class WholeCheckpoint(Checkpoint):
-    """Writes everything that a restart needs after every epoch, over the file of the one before.
+    """Writes a checkpoint after every epoch, which replaces the one before.
 
     Args:
-        path: of the file; a reader sees the old one or the new one, never half of one.
-        steps: write it after so many steps of an epoch as well; None for the ends of epochs only.
+        path: the file; a reader sees the complete old file or the complete new one.
+        steps: also write it each time after this number of steps of an epoch; None for the ends of epochs only.
     """
 
     def __init__(self, path: Path, steps: Optional[int] = None) -> None:
@@ -65,7 +66,7 @@ class WholeCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
         done = batch_idx + 1
-        # Not between batches whose gradients belong together: a checkpoint does not hold gradients.
+        # Not while gradients are accumulated: a checkpoint does not contain gradients.
         every = None if self.steps is None else self.steps * trainer.accumulate_grad_batches
         if every is not None and done % every == 0 and done < trainer.num_training_batches:
             self._save(trainer, done)

@@ -1,4 +1,4 @@
-"""FSDP through Lightning, with checkpoints that are the same as those of any other run: whole tensors, no pickle."""
+"""FSDP through Lightning, with the same checkpoints as other runs: complete tensors, no pickle."""
 
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
@@ -16,9 +16,9 @@ __all__ = ["ShardedStrategy"]
 
 
 class ShardedStrategy(FSDPStrategy):
-    """Every process keeps a part of each block's parameters; what it loads goes through the checkpoint plugin.
+    """Every process keeps a part of each block's parameters; checkpoints are read by the checkpoint plugin.
 
-    Lightning's own reads whole checkpoints with ``torch.load``.
+    Lightning's own class reads them with ``torch.load``.
     """
 
     def __init__(self) -> None:

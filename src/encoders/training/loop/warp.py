@@ -1,4 +1,4 @@
-"""Sequences a little slower or faster than they were."""
+"""Stretches or shrinks sequences in time, as augmentation."""
 
 import torch
 
@@ -7,17 +7,16 @@ from encoders.training.data.batches import Batch
 __all__ = ["warp"]
 
 LEAST = 4
-"""Steps that a sequence keeps at least; one of fewer stays as it is."""
+"""Smallest number of steps after warping; shorter sequences do not change."""
 
 
 def warp(batch: Batch, most: float) -> Batch:
-    """Each sequence of T steps read at about ``T * exp(u)`` places, evenly from its first step to its last.
+    """Resample each sequence of T steps at about ``T * exp(u)`` evenly spaced positions by linear interpolation.
 
-    Between two steps stands what a straight line between them says. ``u`` is drawn from torch's global generator, each
-    value from ``-most`` to ``most`` alike.
+    ``u`` is drawn uniformly from ``-most`` to ``most``, from torch's global generator.
 
     Args:
-        batch: of features, with one target a sequence, which stays.
+        batch: of features, with one target for each sequence, which stays.
         most: at least 0.
 
     Example:

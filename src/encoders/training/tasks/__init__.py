@@ -1,1 +1,1 @@
-"""What is learned on top of an encoder: heads, losses, figures and predictions, one `Task` for each objective."""
+"""Tasks on top of an encoder: heads, losses, figures and predictions, one `Task` for each objective."""

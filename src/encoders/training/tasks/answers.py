@@ -1,4 +1,4 @@
-"""A trained task's outputs as classes, or as values in the units of the data."""
+"""The outputs of a trained task as classes, or as values in the units of the data."""
 
 from typing import List, NamedTuple, Optional, Tuple
 

@@ -1,4 +1,4 @@
-"""The predictions of a trained task for many sequences, in parts that memory holds."""
+"""The predictions of a trained task for many sequences, in parts that fit into memory."""
 
 from functools import partial
 from typing import Iterator, NamedTuple
@@ -20,9 +20,9 @@ __all__ = ["BATCH_TOKENS", "Answered", "answer_many"]
 BATCH_TOKENS = 16384
 """Most tokens in a call of the encoder, unless the caller says otherwise."""
 PART = 1024
-"""Most sequences of a part."""
+"""Largest number of sequences in a part."""
 NUMBERS = 1 << 22
-"""Most numbers that are held for a part: fewer sequences of a run with many classes, but at least one."""
+"""Largest number of values in a part: with many classes it has fewer sequences, but at least one."""
 
 
 class Answered(NamedTuple):
@@ -44,11 +44,12 @@ def answer_many(encoder: Encoder, task: Task, pipeline: InputPipeline, sequences
     """The task's answers, part by part.
 
     Args:
-        encoder: that reads prepared data; left in the mode in which it was.
+        encoder: that reads prepared data; its mode (training or evaluation) is restored.
         task: its head, on the same device.
         pipeline: of the same run.
         sequences: prepared by it.
-        batch_tokens: most tokens in a call of the encoder, pads included; a longer sequence is computed alone.
+        batch_tokens: largest number of tokens in a call of the encoder, padding included; a longer sequence is computed
+            alone.
 
     Raises:
         RunError: what the encoder says is not finite.
@@ -71,7 +72,7 @@ def _input(sequences: Prepared, span: range, place: int) -> Tensor:
 
 
 def _spans(sequences: Prepared, spec: TaskSpec) -> Iterator[range]:
-    """The sequences, as many together as `PART` and `NUMBERS` allow."""
+    """The sequences in parts as large as `PART` and `NUMBERS` allow."""
     first = held = 0
     for place, length in enumerate(sequences.lengths):
         size = spec.outputs * (length if spec.per_step else 1)

@@ -10,7 +10,7 @@ __all__ = ["WeightedMean"]
 
 
 class WeightedMean(Metric):
-    """``sum(value * weight) / sum(weight)``; torchmetrics' own leaves out NaN, and a diverging loss has to be seen."""
+    """``sum(value * weight) / sum(weight)``; torchmetrics' own mean ignores NaN, which would hide a diverging loss."""
 
     full_state_update = False
     total: Tensor
@@ -22,7 +22,7 @@ class WeightedMean(Metric):
         self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, values: Tensor, weight: Optional[Any] = None) -> None:
-        """Take in values of any shape, all of one weight (by default 1 each)."""
+        """Add values of any shape, all with the same weight (by default 1 each)."""
         weight = torch.ones((), device=values.device) if weight is None else weight
         self.total += (values * weight).sum()
         self.weight += weight * values.numel()

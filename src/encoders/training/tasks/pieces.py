@@ -1,4 +1,4 @@
-"""Sequences fed to a causal encoder piece by piece, as a stream brings them."""
+"""Feeds sequences to a causal encoder piece by piece, as a stream would."""
 
 from typing import Any, List
 
@@ -19,8 +19,8 @@ def encode_in_pieces(encoder: Encoder, batch: Batch, pieces: int, carry: bool = 
         encoder: causal, without a stem.
         batch: padded.
         pieces: steps of each piece.
-        carry: each piece begins in the state in which the one before ended. False: each begins from nothing, so that
-            no output depends on anything before its own piece.
+        carry: continue each piece from the state after the one before. False: start each from zero, so that no output
+            depends on earlier pieces.
 
     Returns:
         `EncoderOutput` without a cache; with ``carry`` equal to that of the whole batch up to rounding.

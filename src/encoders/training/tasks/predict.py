@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Predictions, and how good they are.
+    """Predictions and their figures.
 
     Attributes:
         prediction: of every sequence.
@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
 
     @property
     def tokens_per_s(self) -> float:
-        """Real tokens, pads left out."""
+        """Real tokens, without padding."""
         return float(self.prediction.lengths.sum()) / max(self.seconds, 1e-9)
 
     @property
@@ -59,10 +59,10 @@ class Evaluation(NamedTuple):
 
 def evaluate(encoder: Encoder, task: Task, batches: Iterable[Batch], pieces: Optional[int] = None,
              carry: bool = True) -> Evaluation:
-    """Encode and judge all batches, on this process alone.
+    """Encode and evaluate all batches, on this process alone.
 
     Args:
-        encoder: left in the mode in which it was, training or not.
+        encoder: its mode (training or evaluation) is restored, training or not.
         task: on the same device.
         batches: e.g. `SequenceDataModule.test_batches`; they are moved to the encoder's device.
         pieces, carry: see `encoders.training.tasks.pieces.encode_in_pieces`; None feeds sequences whole.
@@ -100,7 +100,7 @@ def _rows(values: Tensor, where: Optional[Tensor]) -> Tensor:
 
 
 def to_device(batch: Batch, weight: Tensor) -> Batch:
-    """The batch where a weight is, features in its dtype."""
+    """The batch on the device of a weight, with features in its dtype."""
     def place(t: Any) -> Any:
         return t if t is None else t.to(weight.device)
 

@@ -14,7 +14,7 @@ from encoders.training.tasks.task import Task, Values
 
 __all__ = ["Scores"]
 
-_CONFUSION = 200  # most classes of which a matrix is kept
+_CONFUSION = 200  # largest number of classes with a confusion matrix
 
 
 class Scores(nn.Module):
@@ -25,9 +25,9 @@ class Scores(nn.Module):
     also ``macro_f1`` (mean over the classes), ``perplexity`` of tokens, ``r2``, and the confusion matrix.
 
     Args:
-        task: whose outputs are judged.
-        full: count also what is only wanted at the end.
-        together: figures are over what all processes have seen, and all must ask for them; else each has its own.
+        task: the task.
+        full: also compute the figures that are only needed at the end.
+        together: compute figures over all processes, all of which must then call `compute`; otherwise for each alone.
     """
 
     def __init__(self, task: Task, full: bool = False, together: bool = True) -> None:
@@ -52,7 +52,7 @@ class Scores(nn.Module):
 
     def update(self, outputs: Tensor, batch: Batch, loss: Optional[Tensor] = None,
                weight: Optional[Tensor] = None) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
             outputs: of the task.
@@ -72,7 +72,7 @@ class Scores(nn.Module):
             self._classes(outputs.detach(), targets, valid, batch)
 
     def compute(self) -> Dict[str, float]:
-        """The figures; none where no batch had a target."""
+        """The figures; empty if no batch had a target."""
         loss = float(self.loss.compute())
         if math.isnan(loss) and float(self.loss.weight) == 0:
             return {}
@@ -95,7 +95,7 @@ class Scores(nn.Module):
         return None if matrix is None else matrix.compute().tolist()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set all counts to zero."""
         self.count = 0
         for part in self.children():
             if isinstance(part, Metric):  # as all are
@@ -121,7 +121,7 @@ class Scores(nn.Module):
         self.last.update(right.flatten()[place[seen]].float())
 
     def _values(self, task: Values, values: Tensor, targets: Tensor) -> None:
-        # No figure changes when both are shifted, and 1.7e9 +- 3 is nothing in 32 bits.
+        # Shifting both changes no figure, and float32 cannot represent 1.7e9 +- 3.
         values, targets = (values - task.target_mean).float(), (targets - task.target_mean).float()
         self.count += len(values)
         for part in (self.squares, self.absolute, self.r2):

@@ -1,4 +1,4 @@
-"""What a task is, in plain values: it goes into the run's folder and comes back from it."""
+"""The description of a task in plain values, which is saved in the run's folder."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Mapping, Optional
@@ -42,7 +42,7 @@ class TaskSpec:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "TaskSpec":
-        """What `facts` gave. Raises TypeError where a field is missing or unknown."""
+        """The task of such `facts`. Raises TypeError if a field is missing or unknown."""
         return cls(**facts)
 
 

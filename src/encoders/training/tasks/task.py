@@ -1,4 +1,4 @@
-"""Heads: from an encoder's output to a task's outputs, and from those to a loss and to predictions."""
+"""Heads: from the output of an encoder to the outputs of a task, a loss and predictions."""
 
 from typing import Dict, Optional, Tuple
 
@@ -14,7 +14,7 @@ __all__ = ["Classes", "Task", "Values", "build_task"]
 
 
 class Task(nn.Module):
-    """A linear head on the embedding (one output a sequence) or on the hidden states (one a step).
+    """A linear head on the embedding (one output a sequence) or on the hidden states (one for each step).
 
     Args:
         spec: what to learn.
@@ -27,12 +27,12 @@ class Task(nn.Module):
         self.head = nn.Linear(hidden_size, spec.outputs)
 
     def forward(self, out: EncoderOutput) -> Tensor:
-        """``[N, outputs]``, or per step ``[B, T, outputs]``, where a pad's output means nothing."""
+        """``[N, outputs]``, or per step ``[B, T, outputs]``, in which outputs at padding have no meaning."""
         read = out.hidden if self.spec.per_step else out.embedding
         return self.head(read.to(self.head.weight.dtype))
 
     def has_target(self, targets: Tensor) -> Tensor:
-        """Where there is something to learn or to count: bool, ``[N]`` or ``[B, T]``."""
+        """Which targets are not missing: bool, ``[N]`` or ``[B, T]``."""
         raise NotImplementedError
 
     def loss(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0,
@@ -71,7 +71,7 @@ class Classes(Task):
         valid = self.has_target(targets)
         weight = valid.sum().float() if class_weight is None else class_weight[targets[valid]].sum()
         if not bool(weight > 0):
-            return outputs.sum() * 0.0, weight  # the graph stays whole: another process waits for these gradients
+            return outputs.sum() * 0.0, weight  # keeps the graph connected: other processes wait for these gradients
         mean = F.cross_entropy(outputs, targets, weight=class_weight, label_smoothing=smoothing, ignore_index=IGNORE)
         return mean, weight
 

@@ -44,11 +44,11 @@ def chunk_dplr_delta_rule(
     ``S <- diag(exp(gk)) S + b (a^T S)^T + k v^T;  o = scale S^T q`` for every token; a reads the state before it
     decays (RWKV-7, arXiv 2503.14456). Sums and states are float32, or float64 if any input is.
 
-    Every log decay is safe, down to -inf. What bounds the quick way is the sum of log decays over one chunk, per
-    channel: within 40 either way it is exact to rounding (the RWKV-7 layer stays below 39 at the largest chunk, 64);
-    chunks and heads beyond take a way of about four times the cost that is right for all. The choice is made for
-    each chunk and head by itself; dense bfloat16 batches on a GPU go one way for all decays (`half_levels`). A NaN
-    reaches back at most to the start of its chunk, never into another sequence.
+    Every log decay is allowed, down to -inf. The fast method is exact to rounding as long as the sum of log decays over
+    one chunk stays within 40 for each channel (the RWKV-7 layer stays below 39 at the largest chunk, 64); for other
+    chunks and heads a method is used that is exact for all decays and takes about four times as long. The choice is
+    made for each chunk and head; dense bfloat16 batches on a GPU use one method for all decays (`half_levels`). A NaN
+    reaches back at most to the start of its chunk, and never into another sequence.
 
     Args:
         q, k, a, b: ``[B, T, H, K]``.
@@ -63,8 +63,8 @@ def chunk_dplr_delta_rule(
         chunk_size: tokens in a chunk, 16, 32 or 64 as in fla; chosen by K and T if not given. Changes rounding
             and speed only.
         cp_context: must be None; there is no context parallelism.
-        lower_bound: the promise ``lower_bound <= gk <= 0``, as in fla; must be negative. Nothing needs it. With
-            bfloat16 on a GPU it saves time, and results are wrong if it is broken.
+        lower_bound: a promise that ``lower_bound <= gk <= 0``, as in fla; a negative number. It is optional. With
+            bfloat16 on a GPU it saves time, but results are wrong if a log decay is below it.
         backend: which code computes the result, see `myfla.backends`.
         **legacy: ``head_first=False``.
 

@@ -1,4 +1,4 @@
-"""What every form of the rule asks of its arguments."""
+"""The checks of the arguments of every form of the rule."""
 
 from typing import Any, Dict, Optional
 
