@@ -13,6 +13,7 @@ from myfla.layers import native_steps as door
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
 from myfla.modules import FusedRMSNormGated, GroupNorm, ShortConvolution
+from myfla.ops._delta.steps import forget_steps
 from myfla.testing import assert_close, cases
 from native_guard import guarded_results
 
@@ -33,7 +34,7 @@ LAYERS = {
 }  # fmt: skip
 BITS = [name for name, (kind, _) in LAYERS.items() if kind is not RWKV]
 BARS = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
-STEPS = ("conv_layer_step", "rwkv7_mix_step", "rwkv7_layer_step")
+STEPS = ("plan_conv_layer", "rwkv7_mix_step", "plan_rwkv7_layer")
 
 
 def build(name, dtype=torch.float32):
@@ -73,14 +74,24 @@ def decode(layer, inplace=False, rows=3, before=5, steps=4, rounded=torch.float3
 def taken(native, monkeypatch):
     """Names of the calls of the kernels for whole steps."""
     seen = []
+    watch(native, monkeypatch, lambda name, run, given: seen.append(name) or run(*given))
+    yield seen
+    forget_steps()
 
-    def watch(name):
-        run = getattr(native.steps, name)
-        monkeypatch.setattr(native.steps, name, lambda *given: seen.append(name) or run(*given))
 
+def watch(native, monkeypatch, see):
+    """``see(name, run, given)`` stands between the layers and the kernels for whole steps."""
+    forget_steps()
     for name in STEPS:
-        watch(name)
-    return seen
+        run = getattr(native.steps, name)
+
+        def planned(*given, run=run, name=name):
+            step = run(*given)
+            return lambda *tensors: see(name, step, tensors)
+
+        plans = name.startswith("plan")
+        see_it = planned if plans else (lambda *given, run=run, name=name: see(name, run, given))
+        monkeypatch.setattr(native.steps, name, see_it)
 
 
 def op_by_op(monkeypatch, run, *given, **named):
@@ -93,7 +104,7 @@ def op_by_op(monkeypatch, run, *given, **named):
 def test_a_step_is_one_call_and_equals_op_by_op_and_float64(taken, monkeypatch, name, dtype, inplace):
     layer = build(name, dtype)
     got = decode(layer, inplace, rounded=dtype)
-    assert taken == (["rwkv7_mix_step", "rwkv7_layer_step"] if isinstance(layer, RWKV) else ["conv_layer_step"]) * 4
+    assert taken == (["rwkv7_mix_step", "plan_rwkv7_layer"] if isinstance(layer, RWKV) else ["plan_conv_layer"]) * 4
     want = op_by_op(monkeypatch, decode, layer, inplace, rounded=dtype)
     assert len(taken) in (4, 8)
     truth = decode(copy.deepcopy(layer).double(), rounded=dtype)
@@ -119,10 +130,9 @@ def test_every_level_keeps_within_its_buffers(taken, native, monkeypatch, name, 
 @cases(name=["plain", "odd sizes, grouped", "rwkv7"], threads=[2, 3])
 def test_any_number_of_threads_gives_the_same_bits(native, monkeypatch, name, threads):
     calls = []
-    for step in STEPS:
-        run = getattr(native.steps, step)
-        monkeypatch.setattr(native.steps, step, lambda *given, run=run: calls.append((run, given)) or run(*given))
+    watch(native, monkeypatch, lambda _, run, given: calls.append((run, given)) or run(*given))
     decode(build(name), rows=64, steps=1)
+    forget_steps()
     before, found = torch.get_num_threads(), []
     try:
         for count in (1, threads):
@@ -151,8 +161,12 @@ def test_only_the_recurrent_state_of_a_cache_in_place_is_written_over(taken, nam
     assert all(torch.equal(t, old) for t, old in zip(conv, was[1:]))
 
 
+def norm_of(layer):
+    return layer.o_norm if hasattr(layer, "o_norm") else layer.g_norm
+
+
 def with_a_hook(layer):
-    getattr(layer, "o_norm" if hasattr(layer, "o_norm") else "g_norm").register_forward_hook(lambda *_: None)
+    norm_of(layer).register_forward_hook(lambda *_: None)
 
 
 def with_another_norm(layer):
@@ -164,6 +178,7 @@ def with_another_norm(layer):
 CHANGES = {
     "a hook": with_a_hook,
     "another norm": with_another_norm,
+    "another forward": lambda layer: vars(norm_of(layer)).update(forward=norm_of(layer).forward),
     "backend torch": lambda layer: set_backend(layer, "torch"),
     "training": lambda layer: layer.train(),
     "float64": lambda layer: layer.double(),
@@ -173,9 +188,12 @@ CHANGES = {
 @cases(name=["plain", "rwkv7, first"], change=list(CHANGES))
 def test_what_is_not_as_built_goes_op_by_op(taken, name, change):
     layer = build(name)
+    decode(layer)
+    assert taken
+    taken.clear()
     CHANGES[change](layer)
     decode(layer)
-    assert "conv_layer_step" not in taken and "rwkv7_layer_step" not in taken
+    assert "plan_conv_layer" not in taken and "plan_rwkv7_layer" not in taken
 
 
 WRONG = {
@@ -198,11 +216,13 @@ def test_parts_that_do_not_fit_are_never_handed_to_the_kernels(taken, name):
     seven = name.startswith("rwkv7")
     layer, cache = build("rwkv7, first" if seven else "plain"), Cache()
     with torch.no_grad():
-        layer(torch.randn(2, 1, 64), past_key_values=cache, use_cache=True)
+        for _ in range(2):
+            layer(torch.randn(2, 1, 64), past_key_values=cache, use_cache=True)
+        taken.clear()
         (WRONG7[name[6:]] if seven else WRONG[name])(layer)
         with contextlib.suppress(ValueError, RuntimeError):
             layer(torch.randn(2, 1, 64), past_key_values=cache, use_cache=True)
-    assert "conv_layer_step" not in taken and "rwkv7_layer_step" not in taken
+    assert "plan_conv_layer" not in taken and "plan_rwkv7_layer" not in taken
     assert "mixture" not in name or not taken
 
 
@@ -218,6 +238,20 @@ def test_packed_rows_autocast_and_gradients_go_op_by_op(taken, name):
             layer(x, past_key_values=Cache(), use_cache=True)
     layer(x, past_key_values=cache, use_cache=True)
     assert not taken
+
+
+@cases(name=["plain", "rwkv7, first"])
+def test_a_hook_for_all_modules_sees_every_map_and_norm_once_a_call(taken, name):
+    layer, seen = build(name), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        decode(layer, before=3, steps=2)
+    finally:
+        hook.remove()
+    maps = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+    maps += [layer.o_norm] if name == "plain" else []
+    assert len(maps) > 6 and {seen.count(module) for module in maps} == {3}
+    assert "plan_conv_layer" not in taken and "plan_rwkv7_layer" not in taken
 
 
 @cases(name=["plain", "rwkv7, first"], backend=["auto", "native"])

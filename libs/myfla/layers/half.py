@@ -1,4 +1,5 @@
-"""float16 on a CPU whose PyTorch (before 2.2) has no float16 products there: computed in float32 and rounded once."""
+"""Linear maps with as little around them as there can be; float16 on a CPU whose PyTorch (before 2.2) has no float16
+products there is computed in float32 and rounded once."""
 
 import functools
 from typing import Any
@@ -6,18 +7,46 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.modules import module as modules
 
-__all__ = ["project", "silu"]
+from myfla.utils.tracing import compiling
+
+__all__ = ["is_free", "project", "silu"]
+
+_EVERYWHERE = [
+    getattr(modules, f"_global_{name}_hooks", {}) for name in ("forward", "forward_pre", "backward", "backward_pre")
+]
+
+
+def is_free(module: Any) -> bool:
+    """Whether nobody would notice that a module's forward was computed without calling it: there are no hooks, and no
+    forward of its own.
+
+    Example:
+        >>> is_free(nn.Linear(4, 2))
+        True
+    """
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own.get("_backward_pre_hooks")
+        or "forward" in own or any(_EVERYWHERE)
+    )  # fmt: skip
 
 
 def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
     """``linear(x)``, of an `nn.Linear`, or of an `nn.Sequential` of them.
+
+    To call the module costs as much again as a product of one row.
 
     Example:
         >>> project(nn.Linear(4, 2), torch.zeros(1, 3, 4)).shape
         torch.Size([1, 3, 2])
     """
     if not _needs_float32(x):
+        if type(linear) is nn.Linear and not compiling() and is_free(linear):
+            weight = linear._parameters.get("weight")
+            if weight is not None and "bias" in linear._parameters:
+                return F.linear(x, weight, linear._parameters["bias"])
         return linear(x)
     if isinstance(linear, nn.Sequential):
         for part in linear:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from myfla.backends.choice import tell
-from myfla.layers.half import project
+from myfla.layers.half import is_free, project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.modules import FusedRMSNormGated, GroupNorm, RMSNorm, ShortConvolution
+from myfla.ops._delta.steps import find_step, keep_step, layout_key
 from myfla.utils.autocast import autocast_enabled
 from myfla.utils.native import are_dense, native
 
@@ -53,49 +54,68 @@ def conv_layer_step(
     kernels = _step_kernels(layer, x, call)
     if kernels is None:
         return None
+    modules = layer._modules
+    convs, norm = (modules["q_conv1d"], modules["k_conv1d"], modules["v_conv1d"]), modules["o_norm"]
+    gated = type(norm) is FusedRMSNormGated
+    if not ((gated or type(norm) is RMSNorm) and is_free(norm) and all(map(_is_plain_conv, convs))):
+        return None
     gates = layer._step_gates(x)
     if gates is None:
         return None
-    convs, norm = layer._convs(), layer.o_norm
-    if type(norm) not in (FusedRMSNormGated, RMSNorm) or any(type(conv) is not ShortConvolution for conv in convs):
-        return None
-    if not all(_is_free(module) for module in (*convs, norm)):
-        return None
-    gate = project(layer.g_proj, x) if type(norm) is FusedRMSNormGated else None
-    parts, states, state = layer._project(x), call.conv_state, cast(torch.Tensor, call.recurrent_state)
-    weight, own = norm.weight, [conv._parameters for conv in convs]
-    weights, biases = [each["weight"] for each in own], [each["bias"] for each in own]
-    others = (gates.g, gates.beta, gates.A_log, gates.dt_bias, weight)
-    if layer.conv_size > kernels.MOST_TAPS:
-        return None
-    kind = parts[0].dtype
-    fit = are_dense(kind, *parts, *([] if gate is None else [gate])) and are_dense(torch.float32, state)
-    fit = fit and are_dense(weights[0].dtype, *weights) and all(t is None or are_dense(t.dtype, t) for t in others)
-    given = [bias for bias in biases if bias is not None]
-    if given:
-        fit = fit and len(given) == len(biases) and are_dense(given[0].dtype, *given)
-    if not fit or not are_dense(kind, *(past[0] for past in states)):
-        return None
-    rows, heads, taps = x.shape[0], layer.num_v_heads, layer.conv_size
-    for size, part, filters, bias in zip(layer.conv_channels, parts, weights, biases):
-        if not (_have((rows, 1, size), part) and _have((size, 1, taps), filters) and _have((size,), bias)):
-            return None
-    if not (_have((rows, 1, heads), gates.g, gates.beta) and _have((heads,), gates.A_log, gates.dt_bias)):
-        return None
-    if not (_have((rows, 1, heads * layer.head_v_dim), gate) and _have((layer.head_v_dim,), weight)):
-        return None
-    tell(f"{layer.who} step", layer.backend, "cpu", "native")
-    steps = kernels.steps
-    final = state if call.inplace else torch.empty_like(state)
-    taken = [
-        steps.ConvPart(part, taps, bias, past, conv.activation is not None)
-        for part, taps, bias, past, conv in zip(parts, weights, biases, states, convs)
-    ]
-    y, conv_state = steps.conv_layer_step(
-        taken, gates, layer.head_k_dim**-0.5, layer.num_heads, state, final, gate,
-        None if gate is None else norm.activation, weight, norm.eps,
+    gate = project(modules["g_proj"], x) if gated else None
+    q, k, v = (conv._parameters for conv in convs)
+    state = cast(torch.Tensor, call.recurrent_state)
+    given = (
+        *layer._project(x), q["weight"], k["weight"], v["weight"], q["bias"], k["bias"], v["bias"], *call.conv_state,
+        state, gates.g, gates.beta, gates.A_log, gates.dt_bias, gate, norm._parameters["weight"],
     )  # fmt: skip
+    options = (
+        layer.num_heads, layer.num_v_heads, layer.head_k_dim, layer.head_v_dim, layer.conv_size, layer.backend,
+        convs[0].activation, convs[1].activation, convs[2].activation, gates.beta_scale, gates.l2norm, gated,
+        norm.activation if gated else None, norm.eps,
+    )  # fmt: skip
+    key = layout_key(f"{layer.who} step", options, *given)
+    step = find_step(key)
+    if step is None:
+        if not _conv_layer_fits(kernels, layer, x.shape[0], kernels.steps.ConvLayer(*given)):
+            return None
+        step = kernels.steps.plan_conv_layer(
+            kernels.steps.ConvLayer(*given), [conv.activation is not None for conv in convs], gates.l2norm,
+            gates.beta_scale, layer.head_k_dim**-0.5, layer.num_heads, norm.activation if gated else None, norm.eps,
+        )  # fmt: skip
+        tell(f"{layer.who} step", layer.backend, "cpu", "native")
+        if key is not None:
+            keep_step(key, step)
+    final = state if call.inplace else torch.empty_like(state)
+    y, conv_state = step(final, *given)
     return y, final, conv_state
+
+
+def _is_plain_conv(conv: Any) -> bool:
+    return type(conv) is ShortConvolution and is_free(conv)
+
+
+def _conv_layer_fits(kernels: Any, layer: Any, rows: int, t: Any) -> bool:
+    """Whether the tensors (a `myfla_native.steps.ConvLayer`) are what the compiled step reads."""
+    kind, taps, heads = t.q.dtype, layer.conv_size, layer.num_v_heads
+    parts, weights, biases, pasts = t[:3], t[3:6], t[6:9], t[9:12]
+    given = [bias for bias in biases if bias is not None]
+    fits = (
+        taps <= kernels.MOST_TAPS
+        and are_dense(kind, *parts, *([] if t.gate is None else [t.gate]), *(past[0] for past in pasts))
+        and are_dense(torch.float32, t.state)
+        and are_dense(weights[0].dtype, *weights)
+        and (not given or (len(given) == len(biases) and are_dense(given[0].dtype, *given)))
+        and all(x is None or are_dense(x.dtype, x) for x in (t.g, t.beta, t.A_log, t.dt_bias, t.norm))
+        and _have((rows, 1, heads), t.g, t.beta)
+        and _have((heads,), t.A_log, t.dt_bias)
+        and _have((rows, 1, heads * layer.head_v_dim), t.gate)
+        and _have((layer.head_v_dim,), t.norm)
+    )
+    return fits and all(
+        _have((rows, 1, size), part) and _have((size, 1, taps), filters) and _have((size,), bias)
+        for size, part, filters, bias in zip(layer.conv_channels, parts, weights, biases)
+    )
 
 
 def rwkv7_mix_step(
@@ -131,34 +151,41 @@ def rwkv7_layer_step(
     Returns:
         ``[N, 1, value_dim]`` for the output projection, and the new recurrent state.
     """
-    first, norm = projected[0], layer.g_norm
+    first, norm = projected[0], layer._modules["g_norm"]
     kernels = None if first is None else _step_kernels(layer, first, call)
-    if first is None or kernels is None:
+    if kernels is None or type(norm) not in (nn.GroupNorm, GroupNorm) or not is_free(norm):
         return None
-    if type(norm) not in (nn.GroupNorm, GroupNorm) or not _is_free(norm):
-        return None
-    state = cast(torch.Tensor, call.recurrent_state)
-    given = [t for t in projected if t is not None]
-    k_k, weight, bias = layer.k_k, norm.weight, norm.bias
-    parameters = [t for t in (k_k, layer.k_a, layer.r_k, weight, bias) if t is not None]
-    if not (are_dense(first.dtype, *given) and are_dense(k_k.dtype, *parameters)):
-        return None
-    if not are_dense(torch.float32, state):
-        return None
-    r, w, k, v, a, *values = projected
-    keys, size, (heads, head_dim) = (layer.key_dim,), layer.value_dim, layer.r_k.shape
-    fit = _have((*first.shape[:2], *keys), r, w, k, a) and _have((*first.shape[:2], size), v, *values)
-    if not (fit and _have(keys, k_k, layer.k_a) and heads * head_dim == keys[0] and _have((size,), weight, bias)):
-        return None
-    if norm.num_groups != layer.num_heads:
-        return None
-    tell("RWKV7Attention step", layer.backend, "cpu", "native")
+    own, state = layer._parameters, cast(torch.Tensor, call.recurrent_state)
+    given = *projected, state, own["k_k"], own["k_a"], own["r_k"], norm.weight, norm.bias
+    options = layer.backend, layer.num_heads, layer.key_dim, layer.value_dim, layer.fuse_norm, norm.num_groups, norm.eps
+    key = layout_key("RWKV7Attention step", options, *given)
+    step = find_step(key)
+    if step is None:
+        if not _rwkv7_layer_fits(layer, norm, kernels.steps.Rwkv7Layer(*given)):
+            return None
+        tell("RWKV7Attention step", layer.backend, "cpu", "native")
+        unit_eps = 1e-6 if layer.fuse_norm else None
+        step = kernels.steps.plan_rwkv7_layer(kernels.steps.Rwkv7Layer(*given), norm.eps, unit_eps)
+        if key is not None:
+            keep_step(key, step)
     final = state if call.inplace else torch.empty_like(state)
-    y = kernels.steps.rwkv7_layer_step(
-        *projected, state, final, k_k, layer.k_a, layer.r_k, weight, bias, norm.eps,
-        1e-6 if layer.fuse_norm else None,
+    return step(final, *given), final
+
+
+def _rwkv7_layer_fits(layer: Any, norm: Any, t: Any) -> bool:
+    """Whether the norm and the tensors (a `myfla_native.steps.Rwkv7Layer`) are what the compiled step reads."""
+    tokens, keys, values = t.r.shape[:2], (layer.key_dim,), (layer.value_dim,)
+    return (
+        norm.num_groups == layer.num_heads
+        and are_dense(t.r.dtype, *(x for x in t[:8] if x is not None))
+        and are_dense(t.k_k.dtype, *(x for x in t[9:] if x is not None))
+        and are_dense(torch.float32, t.state)
+        and _have((*tokens, *keys), t.r, t.w, t.k, t.a)
+        and _have((*tokens, *values), t.v, t.gate, t.v_first, t.v_gate)
+        and _have(keys, t.k_k, t.k_a)
+        and _have(values, t.norm_weight, t.norm_bias)
+        and t.r_k.numel() == layer.key_dim
     )
-    return y, final
 
 
 def _step_kernels(layer: Any, x: torch.Tensor, call: LayerCall) -> Any:
@@ -182,8 +209,3 @@ def _step_kernels(layer: Any, x: torch.Tensor, call: LayerCall) -> Any:
 def _have(shape: Tuple[int, ...], *tensors: Optional[torch.Tensor]) -> bool:
     """Whether all given tensors have that shape, which the kernels do not check."""
     return all(x is None or x.shape == shape for x in tensors)
-
-
-def _is_free(module: nn.Module) -> bool:
-    """Whether a module has no hooks."""
-    return not (module._forward_hooks or module._forward_pre_hooks)

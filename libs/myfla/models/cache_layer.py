@@ -51,6 +51,9 @@ class FLALayer:
         """N, or None without a state."""
         if self.state is None:
             return None
+        first = self.state.get(FIELDS[0])
+        if isinstance(first, torch.Tensor):
+            return first.shape[0]
         for field in FIELDS:
             for _, tensor in tensors_of(self.state.get(field)):
                 return tensor.shape[0]
@@ -201,6 +204,8 @@ class FLALayer:
     def _check_batch(self, given: Dict[str, Any]) -> None:
         batch = self.batch_size
         for field, value in given.items():
+            if _have_rows(value, batch):
+                continue
             for path, tensor in tensors_of(value, field):
                 if tensor.dim() == 0:
                     raise CacheError(message("Cache.update", path, "must have the batch as its first axis", "a scalar"))
@@ -232,3 +237,11 @@ class FLALayer:
             size = "N" if batch is None else batch
             raise value_error("Cache.update", "lengths", f"must be an integer tensor [{size}], one count per row", got)
         return lengths.detach().to(torch.int64)
+
+
+def _have_rows(value: Any, rows: Optional[int]) -> bool:
+    """Whether a state is a tensor, or a tuple of tensors, of so many rows, without the walk through any structure."""
+    for tensor in value if type(value) is tuple else (value,):
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0 or tensor.shape[0] != rows:
+            return False
+    return True

@@ -4,8 +4,9 @@ Without checks: every tensor ``[N, 1, channels]`` is without gaps and in one num
 without gaps; see `myfla.layers.native_steps`.
 """
 
+import ctypes
 from struct import Struct
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -13,80 +14,101 @@ from myfla_native.library import DTYPES, declare, threads
 from myfla_native.norms import GATES
 from myfla_native.rules import _CALL, _NONE, DPLR, GATED, _vector
 
-__all__ = ["ConvPart", "Gates", "conv_layer_step", "rwkv7_layer_step", "rwkv7_mix_step"]
+__all__ = ["ConvLayer", "Rwkv7Layer", "plan_conv_layer", "plan_rwkv7_layer", "rwkv7_mix_step"]
 
 _LAYER = Struct("=26qd")  # what mn_conv_layer adds to an mn_rule
 _RWKV7 = Struct("=13q2d2q")  # what mn_rwkv7_step adds
 _layer_step = declare("mn_conv_layer_step", "p")
 _rwkv7_step = declare("mn_rwkv7_layer_step", "p")
+_LayerWords: Any = ctypes.c_int64 * ((_CALL.size + _LAYER.size) // 8)
+_THREADS, _FINAL, _Y = 11, 67, 116  # words: threads, where the new recurrent state and the result lie
+_KEPT = (95, 101, 107)  # the convolutions' new states
+_GIVEN = (13, 19, 25, 91, 97, 103, 92, 98, 104, 93, 99, 105, 61, 31, 37, 49, 55, 112, 114)  # as `ConvLayer` has them
+_Rwkv7Words: Any = ctypes.c_int64 * ((_CALL.size + _RWKV7.size) // 8)
+_RWKV7_GIVEN = (13, 91, 19, 25, 92, 93, 94, 95, 61, 97, 98, 99, 100, 101)  # as `Rwkv7Layer` has them
+_RWKV7_Y = 103
 _rwkv7_mix = declare("mn_rwkv7_mix_step", "pn pn pppppp n ii pp n")
 
 
-class ConvPart(NamedTuple):
-    """q, k or v before its convolution, ``[N, 1, D]``, and that convolution."""
+class ConvLayer(NamedTuple):
+    """The tensors of a layer's step; q, k and v are as before their convolutions, which have taps, a bias and a state.
 
-    x: torch.Tensor
-    weight: torch.Tensor  # [D, 1, W]
-    bias: Optional[torch.Tensor]  # [D]
-    state: torch.Tensor  # [N, D, W] in the format of x, each row without gaps
-    silu: bool
+    Those of ``[N, 1, channels]`` are in one number format, and so are the states of the convolutions.
+    """
 
-
-class Gates(NamedTuple):
-    """What the gated delta rule takes beside q, k and v; see `myfla_native.rules.Rule`."""
-
+    q: torch.Tensor  # [N, 1, H * K]
+    k: torch.Tensor  # [N, 1, H * K]
+    v: torch.Tensor  # [N, 1, HV * V]
+    q_taps: torch.Tensor  # [D, 1, W]
+    k_taps: torch.Tensor
+    v_taps: torch.Tensor
+    q_bias: Optional[torch.Tensor]  # [D]
+    k_bias: Optional[torch.Tensor]
+    v_bias: Optional[torch.Tensor]
+    q_past: torch.Tensor  # [N, D, W], each row without gaps
+    k_past: torch.Tensor
+    v_past: torch.Tensor
+    state: torch.Tensor  # [N, HV, K, V]
     g: Optional[torch.Tensor]  # [N, 1, HV]
     beta: torch.Tensor  # [N, 1, HV]
-    A_log: Optional[torch.Tensor]
-    dt_bias: Optional[torch.Tensor]
-    beta_scale: int
-    l2norm: bool
+    A_log: Optional[torch.Tensor]  # [HV]
+    dt_bias: Optional[torch.Tensor]  # [HV]
+    gate: Optional[torch.Tensor]  # [N, 1, HV * V]
+    norm: Optional[torch.Tensor]  # [V]
 
 
-def conv_layer_step(
-    parts: Sequence[ConvPart], gates: Gates, scale: float, heads: int, state: torch.Tensor, final: torch.Tensor,
-    gate: Optional[torch.Tensor], activation: Optional[str], weight: Optional[torch.Tensor], eps: float,
-) -> Tuple[torch.Tensor, Tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # fmt: skip
-    """Convolutions, the gated delta rule, a root-mean-square norm of each head with or without gate.
+def plan_conv_layer(
+    layer: ConvLayer, silu: Sequence[bool], l2norm: bool, beta_scale: int, scale: float, heads: int,
+    activation: Optional[str], eps: float,
+) -> Callable[..., Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]]:  # fmt: skip
+    """Convolutions, the gated delta rule, a root-mean-square norm of each head with or without gate: over and over,
+    with what all such calls have in common packed once.
 
     Args:
-        parts: q, k and v.
-        gates, scale: of the rule.
+        layer: the tensors.
+        silu: of each convolution, whether it ends in SiLU.
+        l2norm, beta_scale, scale: of the rule, see `myfla_native.rules.Rule`.
         heads: of q and k, H.
-        state: ``[N, HV, K, V]``.
-        final: where the new one goes; may be ``state``.
-        gate: ``[N, 1, HV * V]`` or None.
         activation: of the gate, ``"silu"``, ``"swish"`` or ``"sigmoid"``.
-        weight, eps: of the norm, ``[V]``.
+        eps: of the norm.
 
     Returns:
-        ``[N, 1, HV * V]`` in the format of the parts, and the new states of the convolutions.
+        ``step(final, *layer)`` of tensors that lie as these do, where ``final`` takes the new recurrent state and may
+        be the old one; gives ``[N, 1, HV * V]`` in the format of v, and the new states of the convolutions.
     """
-    q, k, v = parts
+    state, g, beta, A_log, dt_bias, gate, norm = layer[12:]
     N, HV, K, V = state.shape
-    kind, keys, values = v.x.dtype, heads * K, HV * V
-    dtype, size = DTYPES[kind], HV * K * V
-    y = torch.empty((N, 1, values), dtype=kind)
-    finals = (torch.empty(q.state.shape, dtype=kind), torch.empty(k.state.shape, dtype=kind),
-              torch.empty(v.state.shape, dtype=kind))
+    keys, values, dtype, size = heads * K, HV * V, DTYPES[layer.v.dtype], HV * K * V
     words: List[int] = []
-    for (_, taps, bias, past, silu), kept in zip(parts, finals):
-        words += (taps.data_ptr(), 0 if bias is None else bias.data_ptr(), past.data_ptr(), past.stride(0),
-                  kept.data_ptr(), silu)
-    g, beta, A_log, dt_bias, beta_scale, l2norm = gates
-    _layer_step(_CALL.pack(
+    for past, ends_in_silu in zip(layer[9:12], silu):
+        words += (0, 0, 0, past.stride(0), 0, ends_in_silu)
+    template = _CALL.pack(
         GATED, N, 1, heads, HV, K, V, 0, l2norm, A_log is not None, beta_scale, threads(), scale,
-        q.x.data_ptr(), keys, keys, K, 1, dtype, k.x.data_ptr(), keys, keys, K, 1, dtype,
-        v.x.data_ptr(), values, values, V, 1, dtype,
-        *(_NONE if g is None else (g.data_ptr(), HV, HV, 1, 0, DTYPES[g.dtype])),
-        beta.data_ptr(), HV, HV, 1, 0, DTYPES[beta.dtype], *_NONE, *_vector(A_log), *_vector(dt_bias),
-        state.data_ptr(), size, V, K * V, 1, 0, final.data_ptr(), size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
+        0, keys, keys, K, 1, dtype, 0, keys, keys, K, 1, dtype, 0, values, values, V, 1, dtype,
+        *(_NONE if g is None else (0, HV, HV, 1, 0, DTYPES[g.dtype])), 0, HV, HV, 1, 0, DTYPES[beta.dtype], *_NONE,
+        *_vector(A_log), *_vector(dt_bias), 0, size, V, K * V, 1, 0, 0, size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
     ) + _LAYER.pack(
-        *words, q.state.shape[2], DTYPES[q.weight.dtype], 0 if q.bias is None else DTYPES[q.bias.dtype],
-        0 if gate is None else gate.data_ptr(), GATES[activation], 0 if weight is None else weight.data_ptr(),
-        0 if weight is None else DTYPES[weight.dtype], y.data_ptr(), eps,
-    ))  # fmt: skip
-    return y, finals
+        *words, layer.q_past.shape[2], DTYPES[layer.q_taps.dtype],
+        0 if layer.q_bias is None else DTYPES[layer.q_bias.dtype], 0, 0 if gate is None else GATES[activation], 0,
+        0 if norm is None else DTYPES[norm.dtype], 0, eps,
+    )  # fmt: skip
+
+    gaps = not all(past.is_contiguous() for past in layer[9:12])
+
+    def step(final: torch.Tensor, *given: Any) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
+        pasts = [past.contiguous() for past in given[9:12]] if gaps else given[9:12]
+        y, kept = torch.empty_like(given[2]), tuple(map(torch.empty_like, pasts))
+        words = _LayerWords.from_buffer_copy(template)
+        words[_THREADS], words[_FINAL], words[_Y] = threads(), final.data_ptr(), y.data_ptr()
+        for place, x in zip(_KEPT, kept):
+            words[place] = x.data_ptr()
+        for place, x in zip(_GIVEN, given):
+            if x is not None:
+                words[place] = x.data_ptr()
+        _layer_step(words)
+        return y, kept
+
+    return step
 
 
 def rwkv7_mix_step(
@@ -108,39 +130,60 @@ def rwkv7_mix_step(
     return y.unbind(0), now
 
 
-def rwkv7_layer_step(
-    r: torch.Tensor, w: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, gate: torch.Tensor,
-    v_first: Optional[torch.Tensor], v_gate: Optional[torch.Tensor], state: torch.Tensor, final: torch.Tensor,
-    k_k: torch.Tensor, k_a: torch.Tensor, r_k: torch.Tensor, norm_weight: Optional[torch.Tensor],
-    norm_bias: Optional[torch.Tensor], norm_eps: float, unit_eps: Optional[float],
-) -> torch.Tensor:  # fmt: skip
-    """The value residual, the keys' gates, the rule, the norm of its heads, the token's bonus and the output gate.
+class Rwkv7Layer(NamedTuple):
+    """The tensors of an RWKV-7 layer's step between its maps; those of ``[N, 1, channels]`` are in one number format,
+    and so are all parameters."""
+
+    r: torch.Tensor  # [N, 1, H * K]
+    w: torch.Tensor  # [N, 1, H * K], before its activation
+    k: torch.Tensor  # [N, 1, H * K]
+    v: torch.Tensor  # [N, 1, H * V]
+    a: torch.Tensor  # [N, 1, H * K], before its activation
+    gate: torch.Tensor  # [N, 1, H * V]
+    v_first: Optional[torch.Tensor]  # [N, 1, H * V], the first layer's values
+    v_gate: Optional[torch.Tensor]  # [N, 1, H * V], the share of them before its sigmoid
+    state: torch.Tensor  # [N, H, K, V]
+    k_k: torch.Tensor  # [H * K]
+    k_a: torch.Tensor  # [H * K]
+    r_k: torch.Tensor  # [H, K]
+    norm_weight: Optional[torch.Tensor]  # [H * V]
+    norm_bias: Optional[torch.Tensor]  # [H * V]
+
+
+def plan_rwkv7_layer(
+    layer: Rwkv7Layer, norm_eps: float, unit_eps: Optional[float]
+) -> Callable[..., torch.Tensor]:
+    """The value residual, the keys' gates, the rule, the norm of its heads, the token's bonus and the output gate: over
+    and over, with what all such calls have in common packed once.
 
     Args:
-        r, w, k, a: ``[N, 1, H * K]``, w and a before their activations.
-        v, gate: ``[N, 1, H * V]``.
-        v_first, v_gate: ``[N, 1, H * V]``, the first layer's values and the share of them before its sigmoid; or None.
-        state: ``[N, H, K, V]``.
-        final: where the new one goes; may be ``state``.
-        k_k, k_a, r_k: ``[H * K]``, in one format with the norm's parameters.
-        norm_weight, norm_bias, norm_eps: of the norm, ``[H * V]``.
+        layer: the tensors.
+        norm_eps: of the norm.
         unit_eps: added to the squared length of kk; None: lengths below 1e-12 count as that.
 
     Returns:
-        ``[N, 1, H * V]``.
+        ``step(final, *layer)`` of tensors that lie as these do, where ``final`` takes the new state and may be the old
+        one; gives ``[N, 1, H * V]``.
     """
-    N, H, K, V = state.shape
-    dtype, keys, values, size = DTYPES[v.dtype], H * K, H * V, H * K * V
-    y = torch.empty((N, 1, values), dtype=v.dtype)
-    _rwkv7_step(_CALL.pack(
+    N, H, K, V = layer.state.shape
+    dtype, keys, values, size = DTYPES[layer.v.dtype], H * K, H * V, H * K * V
+    template = _CALL.pack(
         DPLR, N, 1, H, H, K, V, 0, False, False, 0, threads(), 1.0,
-        r.data_ptr(), keys, keys, K, 1, dtype, k.data_ptr(), keys, keys, K, 1, dtype,
-        v.data_ptr(), values, values, V, 1, dtype, *_NONE, *_NONE, *_NONE, *_NONE, *_NONE,
-        state.data_ptr(), size, V, K * V, 1, 0, final.data_ptr(), size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
+        0, keys, keys, K, 1, dtype, 0, keys, keys, K, 1, dtype, 0, values, values, V, 1, dtype,
+        *_NONE, *_NONE, *_NONE, *_NONE, *_NONE,
+        0, size, V, K * V, 1, 0, 0, size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
     ) + _RWKV7.pack(
-        w.data_ptr(), a.data_ptr(), gate.data_ptr(), 0 if v_first is None else v_first.data_ptr(),
-        0 if v_gate is None else v_gate.data_ptr(), dtype, k_k.data_ptr(), k_a.data_ptr(), r_k.data_ptr(),
-        0 if norm_weight is None else norm_weight.data_ptr(), 0 if norm_bias is None else norm_bias.data_ptr(),
-        DTYPES[k_k.dtype], y.data_ptr(), norm_eps, -1.0 if unit_eps is None else unit_eps, 0, 0,
-    ))  # fmt: skip
-    return y
+        0, 0, 0, 0, 0, dtype, 0, 0, 0, 0, 0, DTYPES[layer.k_k.dtype], 0, norm_eps,
+        -1.0 if unit_eps is None else unit_eps, 0, 0,
+    )  # fmt: skip
+
+    def step(final: torch.Tensor, *given: Any) -> torch.Tensor:
+        y, words = torch.empty_like(given[3]), _Rwkv7Words.from_buffer_copy(template)
+        words[_THREADS], words[_FINAL], words[_RWKV7_Y] = threads(), final.data_ptr(), y.data_ptr()
+        for place, x in zip(_RWKV7_GIVEN, given):
+            if x is not None:
+                words[place] = x.data_ptr()
+        _rwkv7_step(words)
+        return y
+
+    return step

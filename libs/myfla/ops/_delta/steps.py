@@ -13,7 +13,7 @@ from torch import nn
 from myfla.utils.native import native_package
 from myfla.utils.tracing import undisturbed
 
-__all__ = ["MOST", "Key", "Step", "find_step", "forget_steps", "keep_step", "step_key"]
+__all__ = ["MOST", "Key", "Step", "find_step", "forget_steps", "keep_step", "layout_key", "step_key"]
 
 Key = Tuple[Any, ...]
 
@@ -26,7 +26,7 @@ MOST = 256
 _TENSORS = (torch.Tensor, nn.Parameter)
 _STRIDED, _CPU = torch.strided, torch.device("cpu")
 _PLAIN = frozenset((bool, int, float, str, type(None)))
-_steps: Dict[Optional[Key], Step] = {}
+_steps: Dict[Optional[Key], Any] = {}
 
 find_step = _steps.get
 """The step of a key, or None; None for None."""
@@ -54,11 +54,22 @@ def step_key(
     """
     if state is None or cu_seqlens is not None or type(q) is not torch.Tensor or q.dim() != 4 or q.shape[1] != 1:
         return None
+    return layout_key(who, options, state, q, *tensors)
+
+
+def layout_key(who: str, options: Sequence[Any], *tensors: Any) -> Optional[Key]:
+    """All that a computation on the CPU depends on but the numbers in its tensors; None where somebody watches.
+
+    Args:
+        who: its name.
+        options: numbers, strings and None.
+        tensors: all that it reads, None for one that was left out.
+    """
     if not undisturbed() or not _PLAIN.issuperset(map(type, options)):
         return None
     graph = torch.is_grad_enabled()
     key: List[Any] = [who, native_package(), *options]
-    for x in (state, q, *tensors):
+    for x in tensors:
         if x is None:
             key.append(None)
         elif type(x) in _TENSORS and x.layout is _STRIDED and x.device == _CPU and not (graph and x.requires_grad):
@@ -68,7 +79,7 @@ def step_key(
     return tuple(key)
 
 
-def keep_step(key: Key, step: Step) -> None:
+def keep_step(key: Key, step: Callable[..., Any]) -> None:
     """Remember what computes all calls of a key. It must hold no tensor of the call that it was planned for."""
     if len(_steps) >= MOST:
         _steps.clear()
