@@ -19,6 +19,7 @@
 #ifndef MN_CHANNEL_CHUNK_H
 #define MN_CHANNEL_CHUNK_H
 
+#include "rules/errands.h"
 #include "rules/gradients.h"
 
 enum { C = MN_TOKENS, MIDDLE = C / 2 - 1 };

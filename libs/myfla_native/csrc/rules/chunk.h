@@ -4,6 +4,7 @@
 #ifndef MN_CHUNK_H
 #define MN_CHUNK_H
 
+#include "rules/errands.h"
 #include "rules/gates.h"
 #include "rules/token_job.h"
 #include "rules/transpose.h"
@@ -20,6 +21,7 @@ typedef struct {
     float PN[2 * C * C], dPN[2 * C * C]; /* P over N; gradients of those before the decays */
     float mix[3 * C * C];                /* [C, 3C] dP^T, dP, dN + dN^T */
     float parts[C * MN_W];
+    mn_errands errands; /* done beside the products */
 } chunk;
 
 MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
@@ -38,20 +40,21 @@ MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
 static const float ONE_AT[2 * C] = {[C] = 1};
 static const float ONES_BEFORE[2 * C] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-/* Ask for C rows of n channels from `token` on, to be read or written: no processor guesses where they lie. */
-MN_INLINE void expect(const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n, const int to_write) {
+/* Ask for C rows of n channels from `token` on: no processor guesses where they lie. */
+MN_INLINE void expect(const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n) {
     int64_t width = mn_width((int)x->dtype);
     for (int64_t t = 0; x->at && t < C; t++) {
         uintptr_t next = (uintptr_t)x->at + (uintptr_t)(mn_place(x, row, token + t, head) * width);
-        for (int64_t i = 0; i < n * width; i += 64) __builtin_prefetch((const void *)(next + (uintptr_t)i), to_write);
+        for (int64_t i = 0; i < n * width; i += 64) __builtin_prefetch((const void *)(next + (uintptr_t)i));
     }
 }
-/* Rows of n channels of `count` tokens, of the rest of C zeros. The chunk that comes next begins `ahead` further on. */
+/* Rows of n channels of `count` tokens, of the rest of C zeros. The chunk that comes next begins `ahead` further
+ * on, if that is not zero. */
 MN_INLINE void take(float *to, const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
                     int64_t ahead) {
     int64_t whole = mn_whole(n);
     if (!x->at) count = 0;
-    expect(x, row, first + ahead, head, n, 0);
+    if (ahead) expect(x, row, first + ahead, head, n);
     for (int64_t t = 0; t < count; t++) mn_get(to + t * whole, x, row, first + t, head, n);
     mn_zero(to + count * whole, (C - count) * whole);
 }

@@ -72,7 +72,7 @@ static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp
             gradients_of_channels(x, S, G, Vp, qk, x->dqk + i * 2 * C, rises, j * MN_W, &rise[j], &fall[j]);
         for (int r = 0; r < CHANNELS * 2 * C; r += MN_W)
             vf_store(rising + r, vf_load(qk + r) * vf_load(rises + r % (2 * C)));
-        update(G, G, last, rising, x->go, x->x, Vp, S, &inner, 1);
+        update(G, G, last, rising, x->go, x->x, Vp, S, &inner, &x->errands, 1);
     }
     for (int j = 0; j < C / MN_W; j++) vf_store(risen + j * MN_W, rise[j]), vf_store(fallen + j * MN_W, fall[j]);
     double before = (double)mn_sum(inner) * last, after = 0, total[C]; /* large terms of both signs */
@@ -106,13 +106,12 @@ static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part a
     chunk *x = block;
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = at.head / group;
     int64_t row = at.row, first = at.first, n = at.count, part = at.head % group;
-    expect(&g->dv, row, first, at.head, c->V, 1);
-    if (part + 1 == group) expect(&g->dq, row, first, query, c->K, 1), expect(&g->dk, row, first, query, c->K, 1);
+    mn_expect_next(&x->errands, c, g, row, first, at.head, Kp * Vp / 96, MN_GATED);
     decays(x, c, row, first, n, at.head);
-    take(x->go, &g->go, row, first, n, at.head, c->V, -C);
-    take(x->error, &c->error, row, first, n, at.head, c->V, -C);
-    take_columns(x, x->qk, x->q_unit, &c->q, row, first, n, query, c, -C);
-    take_columns(x, x->qk + C, x->k_unit, &c->k, row, first, n, query, c, -C);
+    take(x->go, &g->go, row, first, n, at.head, c->V, 0);
+    take(x->error, &c->error, row, first, n, at.head, c->V, 0);
+    take_columns(x, x->qk, x->q_unit, &c->q, row, first, n, query, c, 0);
+    take_columns(x, x->qk + C, x->k_unit, &c->k, row, first, n, query, c, 0);
     if (c->l2norm) times_columns(x->qk, Kp, 2 * C, x->q_unit), times_columns(x->qk + C, Kp, 2 * C, x->k_unit);
     one_chunk(x, S, G, Kp, Vp, (float)c->scale);
     for (int64_t i = 0; part && i < Kp * 2 * C; i += MN_W)
@@ -138,7 +137,7 @@ static void forth(void *block, const mn_rule *c, mn_part at, const float *S, flo
     for (int t = 0; t < C; t++) x->fall[t] *= x->k_unit[t] * x->beta[t];
     times_columns(x->qk, Kp, 2 * C, x->fall);
     for (int64_t i = 0; i < Kp; i += CHANNELS)
-        update(next + i * Vp, S + i * Vp, x->rise[C - 1], x->qk + i * 2 * C, x->error, x->error, Vp, S, NULL, 0);
+        update(next + i * Vp, S + i * Vp, x->rise[C - 1], x->qk + i * 2 * C, x->error, x->error, Vp, S, NULL, NULL, 0);
 }
 
 /* States in rows [Kp, Vp], the rest zero. */

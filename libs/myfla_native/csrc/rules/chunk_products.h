@@ -3,13 +3,7 @@
 #define MN_CHUNK_PRODUCTS_H
 
 #include "rules/chunk.h"
-
-/* Loops over registers: left to itself, a compiler may keep them in memory. */
-#if defined(__clang__)
-#define MN_UNROLL _Pragma("unroll")
-#else
-#define MN_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "rules/products.h"
 
 /* [2C, C] sums over L: columns 0 .. 2C of T by columns `of` .. of + C. Sums of sums of SUMMED: fewer roundings, which
  * gradients of decays would show. */
@@ -58,10 +52,12 @@ MN_INLINE void update_part(float *to, const float *from, float factor, const flo
     if (two) *inner += part; /* sums of sums: fewer roundings */
 }
 MN_INLINE void update(float *to, const float *from, float factor, const float *a, const float *b, const float *b2,
-                      int64_t Vp, const float *S, vf *inner, const int two) {
+                      int64_t Vp, const float *S, vf *inner, mn_errands *errands, const int two) {
     int64_t p = 0;
-    for (; p + 2 * MN_W <= Vp; p += 2 * MN_W)
+    for (; p + 2 * MN_W <= Vp; p += 2 * MN_W) {
+        if (two) mn_ask(errands);
         update_part(to + p, from + p, factor, a, b + p, b2 + p, Vp, S + p, inner, 2, two);
+    }
     if (p < Vp) update_part(to + p, from + p, factor, a, b + p, b2 + p, Vp, S + p, inner, 1, two);
 }
 
@@ -106,13 +102,14 @@ MN_INLINE void solve(chunk *x, const float *G, int64_t Kp, int64_t Vp) {
 
 /* Gradients of q and k in CHANNELS channels of MN_W tokens from j on, without and with what passes through P and N.
  * S and G are the channels' rows of the state before and of the gradient after; `rises` is of length 2C. */
-MN_INLINE void gradients_of_channels(const chunk *x, const float *S, const float *G, int64_t Vp, const float *qk,
+MN_INLINE void gradients_of_channels(chunk *x, const float *S, const float *G, int64_t Vp, const float *qk,
                                      float *dqk, const float *rises, int j, vf *risen, vf *fallen) {
     vf dq[CHANNELS], dk[CHANNELS], of_u[CHANNELS];
     MN_UNROLL
     for (int i = 0; i < CHANNELS; i++) dq[i] = dk[i] = of_u[i] = (vf){0};
     const float *out = x->out + j, *S4 = S + 4 * Vp, *G4 = G + 4 * Vp;
     for (int64_t v = 0; v < Vp; v++, out += 3 * C) {
+        if (v % 16 == 0) mn_ask(&x->errands);
         vf go = vf_load(out), solution = vf_load(out + C), u = vf_load(out + 2 * C);
         MN_UNROLL
         for (int i = 0; i < CHANNELS; i++) {

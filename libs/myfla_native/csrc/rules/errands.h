@@ -25,6 +25,12 @@ MN_INLINE void mn_expect(mn_errands *list, const mn_tensor *x, int64_t row, int6
     list->of[list->count++].bytes = n * width;
 }
 
+/* All of it in so many times. */
+MN_INLINE void mn_share(mn_errands *list, int64_t times) {
+    list->due = 0;
+    list->share = (double)(list->count * MN_TOKENS) / (double)mn_max(times, 1);
+}
+
 /* Ask for a share of the rows. */
 MN_INLINE void mn_ask(mn_errands *list) {
     for (list->due += list->share; list->due >= 1 && list->at < list->count; list->due--) {
@@ -34,6 +40,27 @@ MN_INLINE void mn_ask(mn_errands *list) {
         list->of[list->at].next += (uintptr_t)list->of[list->at].step;
         if (++list->row == MN_TOKENS) list->row = 0, list->at++;
     }
+}
+
+/* What a backward needs soon, in so many times: where gradients go; tokens before, whose turn comes next; those MN_KEPT
+ * before, whose states are found again before theirs. */
+MN_INLINE void mn_expect_next(mn_errands *list, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first,
+                              int64_t head, int64_t times, const int rule) {
+    int64_t query = head / (c->HV / c->H), K = c->K, V = c->V, before = first - MN_TOKENS, kept = first - MN_KEPT;
+    list->count = list->at = list->row = 0;
+    mn_expect(list, &g->dv, row, first, head, V);
+    mn_expect(list, &g->dq, row, first, query, K);
+    mn_expect(list, &g->dk, row, first, query, K);
+    if (rule != MN_GATED) mn_expect(list, &g->dg, row, first, head, K);
+    if (rule == MN_DPLR) mn_expect(list, &g->dbeta, row, first, query, K), mn_expect(list, &g->db, row, first, query, K);
+    mn_expect(list, &c->q, row, before, query, K);
+    mn_expect(list, &g->go, row, before, head, V);
+    if (rule == MN_DPLR) mn_expect(list, &c->beta, row, before, query, K);
+    mn_expect(list, &c->k, row, kept, query, K);
+    mn_expect(list, &c->error, row, kept, head, V);
+    if (rule != MN_GATED) mn_expect(list, &c->g, row, kept, head, K);
+    if (rule == MN_DPLR) mn_expect(list, &c->b, row, kept, query, K), mn_expect(list, &c->v, row, kept, head, V);
+    mn_share(list, times);
 }
 
 #endif

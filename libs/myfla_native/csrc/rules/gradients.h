@@ -2,7 +2,6 @@
 #ifndef MN_GRADIENTS_H
 #define MN_GRADIENTS_H
 
-#include "rules/errands.h"
 #include "rules/tokens.h"
 
 typedef struct {
@@ -26,28 +25,6 @@ MN_INLINE float *mn_block_in(block *b, float *room, int64_t K, int64_t V, int ru
     b->parts = next, next += MN_W * MN_W * MN_MOST_SUMS;
     b->states = next;
     return next + (MN_TOKENS + 1) * mn_padded(K) * 4 * MN_W;
-}
-
-/* What is needed soon: where gradients go; tokens before, whose backward comes next; those MN_KEPT before, whose states
- * are found again before theirs. */
-MN_INLINE void expect_next(mn_errands *list, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first,
-                           int64_t head, const int rule) {
-    int64_t query = head / (c->HV / c->H), K = c->K, V = c->V, before = first - MN_TOKENS, kept = first - MN_KEPT;
-    list->count = list->at = list->row = 0;
-    mn_expect(list, &g->dv, row, first, head, V);
-    mn_expect(list, &g->dg, row, first, head, K);
-    mn_expect(list, &g->dq, row, first, query, K);
-    mn_expect(list, &g->dk, row, first, query, K);
-    if (rule == MN_DPLR) mn_expect(list, &g->dbeta, row, first, query, K), mn_expect(list, &g->db, row, first, query, K);
-    mn_expect(list, &c->q, row, before, query, K);
-    mn_expect(list, &g->go, row, before, head, V);
-    if (rule == MN_DPLR) mn_expect(list, &c->beta, row, before, query, K);
-    mn_expect(list, &c->k, row, kept, query, K);
-    mn_expect(list, &c->g, row, kept, head, K);
-    mn_expect(list, &c->error, row, kept, head, V);
-    if (rule == MN_DPLR) mn_expect(list, &c->b, row, kept, query, K), mn_expect(list, &c->v, row, kept, head, V);
-    list->due = 0;
-    list->share = 48.0 * (double)(list->count * MN_TOKENS) / (double)(mn_whole(K) * mn_whole(V));
 }
 
 /* Read n tokens and what belongs to them; u is made. Those after n change nothing. */
