@@ -82,21 +82,21 @@ def decay_mask(c: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 def decay_grad(
-    read: torch.Tensor, handed: torch.Tensor, ends: torch.Tensor, pairs: torch.Tensor
+    reads: torch.Tensor, writes: torch.Tensor, h_dh: torch.Tensor, A_dA: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of the log decays ``[M, C, 1]``: each step collects every path that crosses it.
+    """Gradient of the log decays ``[M, C, 1]``: each step collects every product ``x dx`` whose path crosses it.
 
     Args:
-        read: ``[M, C, 1]``, of the incoming state by each token: crosses the steps up to it.
-        handed: ``[M, C, 1]``, by each token to the chunk's end: crosses the steps after it.
-        ends: ``[M, 1, 1]``, the state's own way.
-        pairs: ``[M, C, C]``, of rows that read columns, nothing on the diagonal and above it.
+        reads: ``[M, C, 1]``, what each token reads of the incoming state: crosses the steps up to it.
+        writes: ``[M, C, 1]``, what it writes to the state after the chunk: crosses the steps after it.
+        h_dh: ``[M, 1, 1]``, the incoming state in the one after the chunk: crosses all.
+        A_dA: ``[M, C, C]``, what rows read of columns: crosses those between. Zero on the diagonal and above it.
     """
-    chunk = pairs.shape[1]
-    dg = read.flip(1).cumsum_(1).flip(1).add_(ends)
-    dg[:, 1:].add_(handed[:, :-1].cumsum(1))
-    earlier = torch.ones(chunk, chunk, dtype=pairs.dtype, device=pairs.device).triu_(1)  # sums over the tokens before
-    before = pairs.reshape(-1, chunk) @ earlier
+    chunk = A_dA.shape[1]
+    dg = reads.flip(1).cumsum_(1).flip(1).add_(h_dh)
+    dg[:, 1:].add_(writes[:, :-1].cumsum(1))
+    earlier = torch.ones(chunk, chunk, dtype=A_dA.dtype, device=A_dA.device).triu_(1)  # sums over the tokens before
+    before = A_dA.reshape(-1, chunk) @ earlier
     return dg.add_(before.view(-1, chunk, chunk).tril_().sum(1).unsqueeze(-1))
 
 

@@ -71,7 +71,7 @@ class StrongDecays:
         A.index_copy_(0, self.matrices, torch.where(late, grid, A.index_select(0, self.matrices)))
 
     def grads(
-        self, dA: torch.Tensor, dleft: torch.Tensor, dout: torch.Tensor, ends: torch.Tensor
+        self, dA: torch.Tensor, dleft: torch.Tensor, dout: torch.Tensor, h_dh: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients of left, right and gk of these matrices.
 
@@ -79,14 +79,14 @@ class StrongDecays:
             dA: ``[M, R C, S C]`` gradient of the products, cut like them.
             dleft: ``[M, R C, K]`` gradient of left through the state.
             dout: ``[M, S C, K]`` gradient of out.
-            ends: ``[M, 1, K]`` what the decay of the whole chunk gets from the state before and the state after.
+            h_dh: ``[M, 1, K]`` what the decay of the whole chunk gets from the state before and the state after.
         """
-        dA, dleft, dout, ends = (x.index_select(0, self.matrices) for x in (dA, dleft, dout, ends))
+        dA, dleft, dout, h_dh = (x.index_select(0, self.matrices) for x in (dA, dleft, dout, h_dh))
         n, rows, columns, chunk, size = len(dA), self.left.shape[1], self.right.shape[1], self.chunk, self.size
         dleft = self._pad(dleft) * self._exp(self.from_start)
         dright = self._pad(dout) * self._exp(self.c[:, -1:] - self.c).unsqueeze(1)
         # A read of the incoming state crosses the steps up to it, a write to the chunk's end the steps after it.
-        dgk = _sum_before((self.right * dright).sum(1)) + ends + self._sum_reads(self.left * dleft)
+        dgk = _sum_before((self.right * dright).sum(1)) + h_dh + self._sum_reads(self.left * dleft)
         grid = F.pad(dA.view(n, rows, chunk, columns, chunk), (0, size - chunk, 0, 0, 0, size - chunk))
         for pair in self.pairs:
             to_reference, from_reference, later, earlier = self._scaled(pair)

@@ -71,7 +71,7 @@ class ChannelFamily(Family):
                    "A": (self.rows * chunk, self.columns * chunk)},
             forward={"v_in": (chunk, value)},
             backward={"dA": (self.rows * chunk, self.columns * chunk), "dright": right,
-                      "flow": (2 * chunk, key), "dgk": (chunk, key)},
+                      "dc": (2 * chunk, key), "dgk": (chunk, key)},
         )  # fmt: skip
 
     def scaled_tokens(self, block: Block, gk: torch.Tensor, load: Load, buffers: Buffers) -> Channels:
@@ -168,10 +168,10 @@ def token_grads(
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the tokens as the family stacked them, and of gk ``[M, C, K]``.
 
-    A step's log decay lies on every path that crosses it: reads of the incoming state by tokens from it on, hand-overs
-    by tokens before it, the state's own way, and pairs of tokens on either side of it, as the difference
-    ``left dleft - right dright`` summed from it on. What no decay scales, a token's read of itself and the last one's
-    hand-over, never enters, so that the difference is exact to rounding for strong decays too.
+    A step's log decay lies on every path that crosses it: reads of the incoming state by tokens from it on, writes to
+    the state after the chunk by tokens before it, the incoming state in that, and reads of tokens before it by later
+    ones, as the difference ``left dleft - right dright`` summed from it on. What no decay scales, a token's read of
+    itself and the last one's write, never enters, so that the difference is exact to rounding for strong decays too.
 
     Args:
         c: what `scale_tokens` gave.
@@ -184,43 +184,43 @@ def token_grads(
         buffers: for what comes in between.
     """
     kinds = dA.shape[2] // chunk
-    ends = (dg_last * c.g_last).transpose(1, 2)
+    h_dh = (dg_last * c.g_last).transpose(1, 2)
     causal_mask_(dA, chunk)
-    exact = None if c.strong is None else c.strong.grads(dA, dleft, dout, ends)
-    own = []
+    exact = None if c.strong is None else c.strong.grads(dA, dleft, dout, h_dh)
+    self_reads = []
     for kind in range(kinds):
         diagonal = dA[:, :chunk, kind * chunk : (kind + 1) * chunk].diagonal(0, 1, 2)
-        own.append(diagonal.clone().unsqueeze(-1))
+        self_reads.append(diagonal.clone().unsqueeze(-1))
         diagonal.zero_()
     dleft.baddbmm_(dA, c.right)
     dright = torch.bmm(dA.transpose(1, 2), c.left, out=buffers["dright"])
-    flow = buffers["flow"]
-    crossing, handed = flow[:, :chunk], flow[:, chunk:]
+    dc = buffers["dc"]
+    of_tokens, of_writes = dc[:, :chunk], dc[:, chunk:]
     queries, dqueries = c.left[:, :chunk], dleft[:, :chunk]
-    torch.mul(queries, dqueries, out=crossing)
+    torch.mul(queries, dqueries, out=of_tokens)
     for row in range(1, dleft.shape[1] // chunk):
         at = slice(row * chunk + before, (row + 1) * chunk)
-        crossing[:, : chunk - before].addcmul_(c.left[:, at], dleft[:, at])
+        of_tokens[:, : chunk - before].addcmul_(c.left[:, at], dleft[:, at])
     rights, drights, douts, outs = (_kinds(x, chunk) for x in (c.right, dright, dout, c.out))
     for kind in range(kinds):
-        crossing.addcmul_(rights[:, kind], drights[:, kind], value=-1)
+        of_tokens.addcmul_(rights[:, kind], drights[:, kind], value=-1)
         if kind:
-            handed.addcmul_(outs[:, kind], douts[:, kind])
+            of_writes.addcmul_(outs[:, kind], douts[:, kind])
         else:
-            torch.mul(outs[:, kind], douts[:, kind], out=handed)
-    ones = torch.ones(chunk, chunk, dtype=flow.dtype, device=flow.device)
-    sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1).expand(flow.shape[0], -1, -1)
-    dgk = torch.bmm(sums, flow, out=buffers["dgk"]).add_(ends)
+            torch.mul(outs[:, kind], douts[:, kind], out=of_writes)
+    ones = torch.ones(chunk, chunk, dtype=dc.dtype, device=dc.device)
+    sums = torch.cat((ones.triu(), ones.tril(-1)), dim=1).expand(dc.shape[0], -1, -1)
+    dgk = torch.bmm(sums, dc, out=buffers["dgk"]).add_(h_dh)
     dright.addcmul_(dout, c.exp_g[:, chunk:])
     for kind in range(kinds):
-        dqueries.addcmul_(rights[:, kind], own[kind])
-        drights[:, kind].addcmul_(queries, own[kind])
+        dqueries.addcmul_(rights[:, kind], self_reads[kind])
+        drights[:, kind].addcmul_(queries, self_reads[kind])
     for row in range(dleft.shape[1] // chunk):
         dleft[:, row * chunk : (row + 1) * chunk].mul_(c.exp_g[:, :-1] if row and before else c.exp_g[:, 1:])
     drights.div_(c.exp_g[:, 1:].unsqueeze(1))
     if c.strong is not None and exact is not None:
-        for found, right in zip((dleft, dright, dgk), exact):
-            found.index_copy_(0, c.strong.matrices, right)
+        for dx, computed_again in zip((dleft, dright, dgk), exact):
+            dx.index_copy_(0, c.strong.matrices, computed_again)
     return dleft, dright, dgk
 
 

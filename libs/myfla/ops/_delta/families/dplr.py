@@ -82,8 +82,8 @@ class Dplr(ChannelFamily):
         block.store(dv, grads[2])
         dleft, dright, dgk = token_grads(c, self.before, chunk, dA, d.qk_in, dout, d.g_last, buffers)
         dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
-        for found, out in zip((dq, dright[:, chunk:], da, dright[:, :chunk], dgk), (grads[0], grads[1], *grads[3:])):
-            block.store(found, out)
+        for dx, out in zip((dq, dright[:, chunk:], da, dright[:, :chunk], dgk), (grads[0], grads[1], *grads[3:])):
+            block.store(dx, out)
 
     def naive(self, call: Call) -> Result:
         x = [t.to(call_dtype(call)) for t in call.x]
@@ -139,8 +139,8 @@ class TiedDplr(Dplr):
         block.store(d.v_in, grads[2])
         dleft, dright, dgk = self.token_grads(block, c, d, buffers)
         dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
-        for found, out in zip((dq, dright, da, dgk), (grads[0], grads[1], grads[3], grads[5])):
-            block.store(found, out)
+        for dx, out in zip((dq, dright, da, dgk), (grads[0], grads[1], grads[3], grads[5])):
+            block.store(dx, out)
 
     def plain(self, x: Tensors, scale: float) -> Chunks:
         q, k, v, a, _, gk = x

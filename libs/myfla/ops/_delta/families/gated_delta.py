@@ -7,8 +7,9 @@ With rows for tokens, and the decays of `chunk.decay`::
 
 ``v_new`` is each token's error against the memory as it was, made consistent within the chunk; beta stands with the
 keys that write. The gradient of the log decay of step t collects every path that crosses it: reads of the state by
-tokens from t on, hand-overs by tokens before t, the state's own way, and pairs of tokens on either side of t. Each sum
-has only the terms that cross, so nothing cancels: it is exact to rounding for strong decays too.
+tokens from t on, writes to the state after the chunk by tokens before t, the incoming state in that, and reads of a
+token before t by one from t on. Each sum has only the terms that cross, so nothing cancels: it is exact to rounding for
+strong decays too.
 """
 
 from typing import Any, ClassVar, Dict
@@ -50,8 +51,8 @@ class GatedDelta(Family):
             residuals={"decays": (5 * chunk, 1), "decay_mask": square, "A": tall, "rstd": (2 * chunk, 1)},
             recomputable={"qk": rows, "k_out": (chunk, key), "A_beta": tall},
             forward={"qk_in": rows, "v_in": (chunk, value)},
-            backward={"qk_in": rows, "dA": tall, "across": square},
-            aliases={"product": ("out", rows), "pairs": ("out", tall)},
+            backward={"qk_in": rows, "dA": tall, "both_A_dA": square},
+            aliases={"product": ("out", rows), "A_dA": ("out", tall)},
         )
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
@@ -84,42 +85,41 @@ class GatedDelta(Family):
     ) -> None:
         decays: TokenDecays = p.extra
         chunk, beta, qk, A = block.chunk, decays.beta, buffers["qk"], buffers["A"]
-        keys, weight = qk[:, chunk:], beta.transpose(1, 2)
+        keys, beta_row = qk[:, chunk:], beta.transpose(1, 2)
 
         # Through the state.
         dqk, dk_out = d.qk_in.mul_(decays.qk_in), d.k_out
         dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
         product = buffers["product"]
-        read = torch.mul(qk, dqk, out=product).sum(-1, keepdim=True)
-        wrote = torch.mul(keys, dk_out, out=product[:, :chunk]).sum(-1, keepdim=True).mul_(decays.exp_g_to_end)
-        crossing, handed = read[:, :chunk] + read[:, chunk:], wrote * beta
+        qk_dqk = torch.mul(qk, dqk, out=product).sum(-1, keepdim=True)
+        dbeta = torch.mul(keys, dk_out, out=product[:, :chunk]).sum(-1, keepdim=True).mul_(decays.exp_g_to_end)
+        reads, writes = qk_dqk[:, :chunk] + qk_dqk[:, chunk:], dbeta * beta
 
         # Within the chunk.
-        both = dA.view(-1, 2, chunk, chunk)
-        both[:, 1].diagonal(dim1=1, dim2=2).zero_()
-        pairs = torch.mul(dA, A, out=buffers["pairs"])
-        diagonal = pairs.diagonal(dim1=1, dim2=2)
-        own = diagonal.unsqueeze(-1).clone()
+        dA_qk_kk = dA.view(-1, 2, chunk, chunk)
+        dA_qk_kk[:, 1].diagonal(dim1=1, dim2=2).zero_()
+        A_dA = torch.mul(dA, A, out=buffers["A_dA"])
+        diagonal = A_dA.diagonal(dim1=1, dim2=2)
+        self_reads = diagonal.unsqueeze(-1).clone()
         diagonal.zero_()
-        wrote.add_(pairs.sum(1).unsqueeze(-1))
-        pairs.mul_(weight)
-        read.add_(pairs.sum(-1, keepdim=True))
-        across = torch.add(pairs[:, :chunk], pairs[:, chunk:], out=buffers["across"])
-        dg = decay_grad(crossing, handed, d.g_last * decays.g_last_exp, across)
-        both.mul_(buffers["decay_mask"].unsqueeze(1))[:, 0].mul_(plan.scale)
-        dA.mul_(weight)
+        dbeta.add_(A_dA.sum(1).unsqueeze(-1))
+        A_dA.mul_(beta_row)
+        qk_dqk.add_(A_dA.sum(-1, keepdim=True))
+        both_A_dA = torch.add(A_dA[:, :chunk], A_dA[:, chunk:], out=buffers["both_A_dA"])
+        dg = decay_grad(reads, writes, d.g_last * decays.g_last_exp, both_A_dA)
+        dA_qk_kk.mul_(buffers["decay_mask"].unsqueeze(1))[:, 0].mul_(plan.scale)
+        dA.mul_(beta_row)
         dqk.baddbmm_(dA, keys)
         dk_out.mul_(decays.k_out).baddbmm_(dA.transpose(1, 2), qk)
         dqk[:, chunk:].add_(dk_out)
 
-        dbeta = wrote.add_(own)
+        dbeta.add_(self_reads)
         if plan.l2norm:
-            read[:, :chunk].addcmul_(own, beta)
-            read[:, chunk:].addcmul_(dbeta, beta)
-            dqk.addcmul_(qk, read, value=-1).mul_(buffers["rstd"])
-        found = dqk[:, :chunk], dqk[:, chunk:], d.v_in, dg, dbeta
-        for one, out in zip(found, grads):
-            block.store(one, out if out.dim() == 4 else out.unsqueeze(-1))
+            qk_dqk[:, :chunk].addcmul_(self_reads, beta)
+            qk_dqk[:, chunk:].addcmul_(dbeta, beta)
+            dqk.addcmul_(qk, qk_dqk, value=-1).mul_(buffers["rstd"])
+        for dx, out in zip((dqk[:, :chunk], dqk[:, chunk:], d.v_in, dg, dbeta), grads):
+            block.store(dx, out if out.dim() == 4 else out.unsqueeze(-1))
 
     def naive(self, call: Call) -> Result:
         return naive_delta(call)

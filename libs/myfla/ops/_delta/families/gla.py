@@ -74,7 +74,7 @@ class SimpleGla(_Sum):
             residuals={"decays": (5 * chunk, 1), "decay_mask": square, "A": square},
             recomputable={"q": rows, "k": rows},
             forward={"q_in": rows, "k_out": rows, "v_in": (chunk, value)},
-            backward={"q_in": rows, "k_out": rows, "dA": square, "pairs": square},
+            backward={"q_in": rows, "k_out": rows, "dA": square, "A_dA": square},
             aliases={"product": ("out", rows)},
         )
 
@@ -102,18 +102,18 @@ class SimpleGla(_Sum):
         dq, dk = d.qk_in.mul_(decays.qk_in[:, :chunk]), d.k_out.mul_(decays.k_out)
         dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
         product = buffers["product"]
-        read = torch.mul(queries, dq, out=product).sum(-1, keepdim=True)
-        wrote = torch.mul(keys, dk, out=product).sum(-1, keepdim=True)
+        reads = torch.mul(queries, dq, out=product).sum(-1, keepdim=True)
+        writes = torch.mul(keys, dk, out=product).sum(-1, keepdim=True)
 
         # Within the chunk.
-        pairs = torch.mul(dA, A, out=buffers["pairs"])
-        pairs.diagonal(dim1=1, dim2=2).zero_()  # a token's read of itself crosses no step
-        dg = decay_grad(read, wrote, d.g_last * decays.g_last_exp, pairs)
+        A_dA = torch.mul(dA, A, out=buffers["A_dA"])
+        A_dA.diagonal(dim1=1, dim2=2).zero_()  # a token's read of itself crosses no step
+        dg = decay_grad(reads, writes, d.g_last * decays.g_last_exp, A_dA)
         dA.mul_(buffers["decay_mask"]).mul_(plan.scale)
         dq.baddbmm_(dA, keys)
         dk.baddbmm_(dA.transpose(1, 2), queries)
-        for found, out in zip((dq, dk, d.v_in, dg), (*grads[:3], grads[3].unsqueeze(-1))):
-            block.store(found, out)
+        for dx, out in zip((dq, dk, d.v_in, dg), (*grads[:3], grads[3].unsqueeze(-1))):
+            block.store(dx, out)
 
     def plain(self, x: Tensors, scale: float) -> Chunks:
         q, k, v, g = x
@@ -149,8 +149,8 @@ class Gla(ChannelFamily, _Sum):
     ) -> None:
         block.store(d.v_in, grads[2])
         dleft, dright, dg = self.token_grads(block, p.extra, d, buffers)
-        for found, out in zip((dleft.mul_(plan.scale), dright, dg), (grads[0], grads[1], grads[3])):
-            block.store(found, out)
+        for dx, out in zip((dleft.mul_(plan.scale), dright, dg), (grads[0], grads[1], grads[3])):
+            block.store(dx, out)
 
     def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:
         if call.form == "chunk":

@@ -44,32 +44,32 @@ class Kda(ChannelFamily):
         return shapes._replace(residuals={"beta": (chunk, 1), **shapes.residuals})
 
     def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
-        (q, k, v, g, beta), chunk, weight = x, block.chunk, buffers["beta"]
+        (q, k, v, g, beta), chunk, strength = x, block.chunk, buffers["beta"]
         if not buffers.backward:
-            block.load(beta.unsqueeze(-1), weight)
+            block.load(beta.unsqueeze(-1), strength)
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
             block.load(q, left[:, :chunk], pad=False).mul_(plan.scale)
             block.load(k, left[:, chunk:], pad=False)
-            torch.mul(left[:, chunk:], weight, out=right)
+            torch.mul(left[:, chunk:], strength, out=right)
 
         c, values = self.scaled_tokens(block, g, load, buffers), v[:, :0]
         if not buffers.backward:
-            refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, weight, c.strong)
+            refine_system(c.A[:, chunk:], c.left[:, chunk:], c.right, strength, c.strong)
             values = block.load(v, buffers["v_in"], pad=False)
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)
 
     def prepare_bwd(
         self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
-        c, weight, chunk = p.extra, buffers["beta"], block.chunk
+        c, strength, chunk = p.extra, buffers["beta"], block.chunk
         block.store(d.v_in, grads[2])
         dleft, dright, dg = self.token_grads(block, c, d, buffers)
         keys = block.load(x[1], buffers["dk_out"], pad=False)
         dbeta = torch.mul(keys, dright, out=keys).sum(-1, keepdim=True)
-        dq, dk = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].addcmul_(dright, weight)
-        for found, out in zip((dq, dk, dg, dbeta), (grads[0], grads[1], grads[3], grads[4].unsqueeze(-1))):
-            block.store(found, out)
+        dq, dk = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].addcmul_(dright, strength)
+        for dx, out in zip((dq, dk, dg, dbeta), (grads[0], grads[1], grads[3], grads[4].unsqueeze(-1))):
+            block.store(dx, out)
 
     def naive(self, call: Call) -> Result:
         return naive_delta(call)

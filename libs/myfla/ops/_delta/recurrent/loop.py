@@ -12,13 +12,18 @@ from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, is_ste
 from myfla.ops._delta.recurrent.step import How, Read, StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
 from myfla.ops._delta.steps import Step
-from myfla.ops._delta.tuning import STEP_BLOCK, STEP_WHOLE
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.constants import number
 from myfla.utils.tracing import tracing
 
 __all__ = ["plan_token", "token_loop"]
+
+STEP_BLOCK = 1 << 20
+"""Elements of large states that one round of a recurrent step's operations works on, on a CPU: they stay in cache."""
+
+STEP_WHOLE = 4 * STEP_BLOCK
+"""Elements of states up to which there is one round: the last cache holds them, and calls cost more."""
 
 SEGMENT = 1 << 16
 """Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
