@@ -74,7 +74,7 @@ def _naive_problem(call: Call) -> Optional[str]:
 
 
 def _run_naive(call: Call) -> Result:
-    call = call.normalised().activated()
+    call = call.normalised().activated(zero_g=True)
     return _naive(call.x[2], call)
 
 

@@ -1,14 +1,15 @@
 """What a family gives to the engine."""
 
-from typing import Any, ClassVar, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, ClassVar, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 
 from myfla.backends.official import Kernel
-from myfla.ops._delta.call import Call, Result
+from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.layout import Block, ChunkLayout
 from myfla.ops._delta.recurrent.step import StepRule
+from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.workspace import BlockShapes, Buffers, Parts
 
 Tensors = Sequence[torch.Tensor]
@@ -57,6 +58,7 @@ class Family:
         pads_heads: whether head sizes are padded to whole vectors.
         corrects: whether there is a triangular system, the delta rule's correction.
         kernels: the official functions, by form.
+        token_loop: the rule in `_delta.naive`.
         step: the recurrent form.
     """
 
@@ -68,6 +70,7 @@ class Family:
     pads_heads = False
     corrects = True
     kernels: ClassVar[Dict[str, Kernel]] = {}
+    token_loop: ClassVar[Callable[..., Result]]
     step = StepRule()
 
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
@@ -92,8 +95,13 @@ class Family:
         raise NotImplementedError
 
     def naive(self, call: Call) -> Result:
-        """The specification: a token loop, of a call whose q, k, g and beta are as the rule has them."""
-        raise NotImplementedError
+        """The specification: `token_loop` over a call whose q, k, g and beta are as the rule has them."""
+        x = [t.to(call_dtype(call)) for t in (*per_value_head(*call.x[:3]), *call.x[2:])]
+
+        def run(*given: torch.Tensor) -> Result:
+            return self.token_loop(*given[:-1], scale=call.scale, state=given[-1])
+
+        return each_sequence(run, x, first_state(call), call.cu_seqlens)
 
     def official(self, call: Call) -> Dict[str, Any]:
         """The family's own arguments of its official functions."""
@@ -114,3 +122,9 @@ class Family:
             tensors with ``[count, B, HV]`` in the place of M.
         """
         raise NotImplementedError
+
+
+def per_value_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """q and k with a head of their own for each head of v."""
+    group = v.shape[2] // k.shape[2]
+    return (q, k) if group == 1 else (q.repeat_interleave(group, dim=2), k.repeat_interleave(group, dim=2))

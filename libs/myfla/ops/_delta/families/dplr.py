@@ -16,7 +16,7 @@ from typing import ClassVar, Dict
 import torch
 
 from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR, Kernel
-from myfla.ops._delta.call import Call, Result, call_dtype
+from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.decay import sums_between
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.families.base import Plan, Tensors
@@ -24,7 +24,6 @@ from myfla.ops._delta.families.channel import ChannelFamily, token_grads
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import dplr_loop
 from myfla.ops._delta.recurrent.step import DplrStep
-from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.traced.step import dplr_step
 from myfla.ops._delta.workspace import BlockShapes, Buffers
 
@@ -40,6 +39,7 @@ class Dplr(ChannelFamily):
     before = True
     kernels: ClassVar[Dict[str, Kernel]] = {"chunk": CHUNK_DPLR, "recurrent": RECURRENT_DPLR}
     step = DplrStep()
+    token_loop = staticmethod(dplr_loop)
 
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         shapes, kv = super().shapes(chunk, key, value), {"values": (chunk, value), "kv": (key, value)}
@@ -84,15 +84,6 @@ class Dplr(ChannelFamily):
         dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
         for dx, out in zip((dq, dright[:, chunk:], da, dright[:, :chunk], dgk), (grads[0], grads[1], *grads[3:])):
             block.store(dx, out)
-
-    def naive(self, call: Call) -> Result:
-        x = [t.to(call_dtype(call)) for t in call.x]
-
-        def run(*given: torch.Tensor) -> Result:
-            q, k, v, a, b, gk, state = given
-            return dplr_loop(q, k, v, a, b, gk, call.scale, state)
-
-        return each_sequence(run, x, first_state(call), call.cu_seqlens)
 
     def traced_step(self, call: Call) -> Result:
         return dplr_step(call)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Dict
 import torch
 
 from myfla.backends.official import CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE, Kernel
-from myfla.ops._delta.call import Call, Result, call_dtype
+from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, token_decays
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.triangular import refine_system
@@ -25,7 +25,6 @@ from myfla.ops._delta.families.base import Family, Plan, Tensors
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops._delta.recurrent.step import DeltaStep
-from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.traced.step import delta_step
 from myfla.ops._delta.workspace import BlockShapes, Buffers
 
@@ -44,6 +43,7 @@ class GatedDelta(Family):
     fuses_l2norm = True
     kernels: ClassVar[Dict[str, Kernel]] = {"chunk": CHUNK_GATED_DELTA_RULE, "recurrent": RECURRENT_GATED_DELTA_RULE}
     step = DeltaStep()
+    token_loop = staticmethod(delta_loop)
 
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         square, tall, rows = (chunk, chunk), (2 * chunk, chunk), (2 * chunk, key)
@@ -121,9 +121,6 @@ class GatedDelta(Family):
         for dx, out in zip((dqk[:, :chunk], dqk[:, chunk:], d.v_in, dg, dbeta), grads):
             block.store(dx, out if out.dim() == 4 else out.unsqueeze(-1))
 
-    def naive(self, call: Call) -> Result:
-        return naive_delta(call)
-
     def official(self, call: Call) -> Dict[str, Any]:
         return {**super().official(call), **official_options(call), **dict(zip(("gk", "gv"), call.more))}
 
@@ -138,20 +135,6 @@ class GatedDelta(Family):
             exp_g[..., -1:, :], torch.cat([scale * exp_g * q, exp_g * k], -2), writes * mask[..., -1, :].unsqueeze(-1),
             scale * mask * (q @ columns), v, mask * (k @ columns),
         )  # fmt: skip
-
-
-def naive_delta(call: Call) -> Result:
-    """The token loop, for shared heads and packed sequences."""
-    q, k, v, g, beta = call.x
-    repeats, dtype = v.shape[2] // q.shape[2], call_dtype(call)
-    q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
-    x = [t.to(dtype) for t in (q, k, v, torch.zeros_like(beta) if g is None else g, beta)]
-
-    def run(*given: torch.Tensor) -> Result:
-        q, k, v, g, beta, state = given
-        return delta_loop(q, k, v, g, beta, call.scale, state)
-
-    return each_sequence(run, x, first_state(call), call.cu_seqlens)
 
 
 def official_options(call: Call) -> Dict[str, Any]:

@@ -10,16 +10,15 @@ from typing import Any, ClassVar, Dict
 import torch
 
 from myfla.backends.official import Kernel
-from myfla.ops._delta.call import Call, Result, call_dtype
+from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, token_decays
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
-from myfla.ops._delta.families.base import Family, Plan, Tensors
+from myfla.ops._delta.families.base import Family, Plan, Tensors, per_value_head
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import gla_loop
 from myfla.ops._delta.recurrent.step import GlaStep
-from myfla.ops._delta.sequences import each_sequence, first_state
 from myfla.ops._delta.traced.step import gla_step
 from myfla.ops._delta.workspace import BlockShapes, Buffers
 
@@ -32,22 +31,11 @@ class _Sum(Family):
     inputs = ("q", "k", "v", "g")
     corrects = False
     step = GlaStep()
-
-    def naive(self, call: Call) -> Result:
-        q, k, v, g = call.x
-        repeats, dtype = v.shape[2] // q.shape[2], call_dtype(call)
-        q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
-
-        def run(*given: torch.Tensor) -> Result:
-            q, k, v, g, state = given
-            return gla_loop(q, k, v, g, call.scale, state)
-
-        return each_sequence(run, [t.to(dtype) for t in (q, k, v, g)], first_state(call), call.cu_seqlens)
+    token_loop = staticmethod(gla_loop)
 
     def official(self, call: Call) -> Dict[str, Any]:
         q, k, v, g = call.x
-        repeats = v.shape[2] // q.shape[2]
-        q, k = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (q, k))
+        q, k = per_value_head(q, k, v)
         return {"q": q, "k": k, "v": v, **self.official_decays(call, g)}
 
     def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:

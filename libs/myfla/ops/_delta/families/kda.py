@@ -20,8 +20,9 @@ from myfla.ops._delta.chunk.triangular import refine_system
 from myfla.ops._delta.families.base import Plan, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
-from myfla.ops._delta.families.gated_delta import naive_delta, official_options
+from myfla.ops._delta.families.gated_delta import official_options
 from myfla.ops._delta.layout import Block
+from myfla.ops._delta.naive import delta_loop
 from myfla.ops._delta.recurrent.step import KdaStep
 from myfla.ops._delta.traced.step import kda_step
 from myfla.ops._delta.workspace import BlockShapes, Buffers
@@ -38,6 +39,7 @@ class Kda(ChannelFamily):
         "chunk": Kernel("fla.ops.kda", "chunk_kda"), "recurrent": Kernel("fla.ops.kda", "fused_recurrent_kda", False),
     }
     step = KdaStep()
+    token_loop = staticmethod(delta_loop)
 
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         shapes = super().shapes(chunk, key, value)
@@ -70,9 +72,6 @@ class Kda(ChannelFamily):
         dq, dk = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].addcmul_(dright, strength)
         for dx, out in zip((dq, dk, dg, dbeta), (grads[0], grads[1], grads[3], grads[4].unsqueeze(-1))):
             block.store(dx, out)
-
-    def naive(self, call: Call) -> Result:
-        return naive_delta(call)
 
     def official(self, call: Call) -> Dict[str, Any]:
         return {**super().official(call), **official_options(call)}
