@@ -13,6 +13,8 @@ from typing import List, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.sequences import longest_first
+
 
 class Block:
     """A group of chunks worked on together; made by `ChunkLayout`.
@@ -168,7 +170,7 @@ class ChunkLayout:
         else:
             self.rows = cu_seqlens.numel() - 1
             group_rows = max(1, min(self.rows, most))
-            counts = self._pack(cu_seqlens.to("cpu", torch.int64), group_rows, device)
+            counts = self._pack(cu_seqlens, group_rows, device)
         self.total = sum(sum(group) for group in counts)
         self.groups: List[List[Block]] = []
         start = self.block_states = 0
@@ -186,11 +188,9 @@ class ChunkLayout:
                 step = stop
             self.groups.append(blocks)
 
-    def _pack(self, bounds: torch.Tensor, group_rows: int, device: torch.device) -> List[List[int]]:
+    def _pack(self, cu_seqlens: torch.Tensor, group_rows: int, device: torch.device) -> List[List[int]]:
         """Index the chunks of packed sequences; returns the active rows of each step of each group of rows."""
-        lengths = bounds[1:] - bounds[:-1]
-        order = torch.sort(lengths, descending=True, stable=True).indices
-        lengths, first = lengths[order], bounds[:-1][order]
+        order, first, lengths = longest_first(cu_seqlens)
         chunks = torch.div(lengths + self.chunk - 1, self.chunk, rounding_mode="floor")
         row = torch.repeat_interleave(torch.arange(self.rows), chunks)
         step = torch.arange(row.numel()) - torch.repeat_interleave(torch.cumsum(chunks, 0) - chunks, chunks)
@@ -211,13 +211,3 @@ class ChunkLayout:
         groups = -(-self.rows // group_rows)
         counts = torch.bincount(step_of_group, minlength=groups * steps).view(groups, steps).tolist()
         return [[count for count in group if count] for group in counts]
-
-
-def sort_rows(layout: ChunkLayout, state: torch.Tensor) -> torch.Tensor:
-    """Rows of ``state [N, ...]`` in the layout's order."""
-    return state if layout.order is None else state.index_select(0, layout.order)
-
-
-def unsort_rows(layout: ChunkLayout, state: torch.Tensor) -> torch.Tensor:
-    """Rows back in the caller's order."""
-    return state if layout.order is None else torch.empty_like(state).index_copy_(0, layout.order, state)

@@ -201,11 +201,6 @@ def saved_shapes(kinds: int, chunk: int, key: int, lower_bound: Optional[float])
     return [(1, (chunk, key), torch.float32), *operands]
 
 
-def scale_tensor(plan: Plan, like: torch.Tensor) -> torch.Tensor:
-    """The scale as a tensor: a compiler would make code for each number."""
-    return torch.full((1,), plan.scale, dtype=plan.dtype, device=like.device)
-
-
 def load_kinds(places: Places, tensors: Sequence[torch.Tensor], heads: int) -> torch.Tensor:
     """Tokens ``[N, H, K]`` of one dtype as chunks ``[M, kinds, C, K]``."""
     if compiling():

@@ -13,7 +13,6 @@ from myfla.ops._delta.bf16.channels import (
     load_kinds,
     operand_grads,
     saved_shapes,
-    scale_tensor,
     scale_tokens,
     sum_decays,
     token_grads,
@@ -29,7 +28,7 @@ def prepare(x: Tensors, plan: Plan) -> Prepared:
     q, k, _, a, b, gk = x
     split, operands = allocate_operands(k, 2, plan)
     c = plan.run(sum_decays)(plan.layout.places, gk, split, plan.dtype)
-    plan.run(load_tokens)(plan.layout.places, q, k, a, b, c, scale_tensor(plan, k), split, operands)
+    plan.run(load_tokens)(plan.layout.places, q, k, a, b, c, plan.scale_tensor(k), split, operands)
     return chunk_products(plan, split, c, operands)
 
 
@@ -37,7 +36,7 @@ def prepare_bwd(x: Tensors, plan: Plan, p: Prepared, grads: Grads) -> Tuple[torc
     """Gradients of q, k, a, b and gk, in chunks."""
     k, gk = x[1], x[5]
     found, _ = operand_grads(plan, p, grads)
-    dq, dk, da, db, dc, dc_last = plan.run(combine_grads)(found, scale_tensor(plan, k), k.dtype)
+    dq, dk, da, db, dc, dc_last = plan.run(combine_grads)(found, plan.scale_tensor(k), k.dtype)
     dgk = plan.run(decay_grad)(
         plan.layout.places, dc, dc.cumsum(1), dc_last, grads.h, grads.dh, found.c, gk, found.split
     )  # fmt: skip

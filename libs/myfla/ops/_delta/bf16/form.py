@@ -51,6 +51,10 @@ class Plan(NamedTuple):
         """What a pass goes through before it is called."""
         return compiled if self.fuse else _as_it_is
 
+    def scale_tensor(self, like: torch.Tensor) -> torch.Tensor:
+        """The scale as a tensor ``[1]``: a compiler would make code for each number."""
+        return torch.full((1,), self.scale, dtype=self.dtype, device=like.device)
+
 
 class Prepared(NamedTuple):
     """What a family makes of its tokens; in their dtype but for g_last and the blocks."""

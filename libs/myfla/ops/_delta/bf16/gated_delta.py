@@ -59,7 +59,7 @@ def prepare(x: Tensors, plan: Plan) -> Prepared:
     d = run(token_decays)(places, g, beta, plan.dtype)
     for x_in, out in ((q, qk[:, :chunk]), (k, keys)):  # first of all, for what follows reads rows of them
         run(load_into)(places, x_in, layout.heads, out)
-    query = run(scale_queries)(qk[:, :chunk], d.exp_g, _scale(plan, k), plan.l2norm, wq[:, chunk:])
+    query = run(scale_queries)(qk[:, :chunk], d.exp_g, plan.scale_tensor(k), plan.l2norm, wq[:, chunk:])
     own, write, k_in, k_out = run(scale_keys)(keys, d, plan.l2norm)
     f = Factors(query, own, write, *d[:3])
     leaves, corners = run(mask_products)(product(qk, keys.transpose(1, 2), plan.dtype), f, A_qk)
@@ -77,14 +77,9 @@ def prepare_bwd(x: Tensors, plan: Plan, p: Prepared, grads: Grads) -> Tuple[torc
     within = product(A_write.transpose(1, 2), qk, plan.dtype)
     out_dtype = k.dtype if k.shape[1] == plan.layout.heads else plan.dtype  # heads that share a key are summed first
     return run(combine_grads)(
-        qk, grads.reads[:, :, :key], inner, grads.k_out, within, grads.h, grads.dh, f, _scale(plan, k), plan.l2norm,
-        out_dtype,
+        qk, grads.reads[:, :, :key], inner, grads.k_out, within, grads.h, grads.dh, f, plan.scale_tensor(k),
+        plan.l2norm, out_dtype,
     )  # fmt: skip
-
-
-def _scale(plan: Plan, like: torch.Tensor) -> torch.Tensor:
-    """The scale as a tensor: a compiler would make code for each number."""
-    return torch.full((1,), plan.scale, dtype=plan.dtype, device=like.device)
 
 
 def token_decays(places: Places, g: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype) -> TokenDecays:
@@ -198,6 +193,8 @@ def combine_grads(
 
 def decay_mask(c: torch.Tensor, dtype: torch.dtype, strict: bool = False) -> torch.Tensor:
     """``exp(c_i - c_j)`` for ``j <= i``, else zero, ``[M, C, C]``: each the exponential of one difference.
+
+    `chunk.decay.decay_mask` also keeps exponentials from underflowing, which is slow on a CPU alone.
 
     Args:
         c: ``[M, C, 1]``, finite.

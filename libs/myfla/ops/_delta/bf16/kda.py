@@ -15,7 +15,6 @@ from myfla.ops._delta.bf16.channels import (
     decay_grad,
     operand_grads,
     saved_shapes,
-    scale_tensor,
     scale_tokens,
     sum_decays,
     token_grads,
@@ -32,7 +31,7 @@ def prepare(x: Tensors, plan: Plan) -> Prepared:
     q, k, _, g, beta = x
     split, operands = allocate_operands(k, 1, plan)
     c = plan.run(sum_decays)(plan.layout.places, g, split, plan.dtype)
-    scale = scale_tensor(plan, k)
+    scale = plan.scale_tensor(k)
     saved = plan.run(load_tokens)(plan.layout.places, q, k, beta, c, scale, plan.l2norm, split, operands)
     return chunk_products(plan, split, c, operands, saved)
 
@@ -42,7 +41,7 @@ def prepare_bwd(x: Tensors, plan: Plan, p: Prepared, grads: Grads) -> Tuple[torc
     k, g, places = x[1], x[3], plan.layout.places
     found, saved = operand_grads(plan, p, grads)
     out_dtype = k.dtype if k.shape[1] == plan.layout.heads else plan.dtype  # heads that share a key are summed first
-    dq, dk, dbeta, dc, dc_last = plan.run(combine_grads)(found, scale_tensor(plan, k), plan.l2norm, saved, out_dtype)
+    dq, dk, dbeta, dc, dc_last = plan.run(combine_grads)(found, plan.scale_tensor(k), plan.l2norm, saved, out_dtype)
     dg = plan.run(decay_grad)(places, dc, dc.cumsum(1), dc_last, grads.h, grads.dh, found.c, g, found.split)
     return dq, dk, dg, dbeta
 

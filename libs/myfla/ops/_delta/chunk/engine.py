@@ -11,7 +11,8 @@ import torch
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, ScanGrads, recompute_states, scan, scan_bwd
 from myfla.ops._delta.chunk.triangular import unit_lower_inverse
 from myfla.ops._delta.families.base import HeadGroup, Plan, Tensors
-from myfla.ops._delta.layout import Block, sort_rows, unsort_rows
+from myfla.ops._delta.layout import Block
+from myfla.ops._delta.sequences import sort_rows, unsort_rows
 from myfla.ops._delta.workspace import Buffers, Workspace
 from myfla.utils.autocast import without_autocast
 
@@ -54,7 +55,7 @@ def chunk_fwd(
                 _forward_block(block, inputs, plan, buffers, running, zero_state, o)
         if not states.is_contiguous():  # else they have been updated in place
             states.copy_(running.view(states.shape))
-    return out, unsort_rows(plan.layout, final)
+    return out, unsort_rows(plan.layout.order, final)
 
 
 def _forward_block(
@@ -109,7 +110,7 @@ def chunk_bwd(
                 _backward_block(block, inputs, plan, buffers, running, zeros, dout, written)
         if not dstates.is_contiguous():  # else they have been updated in place
             dstates.copy_(running.view(dstates.shape))
-    return grads, unsort_rows(plan.layout, dinitial)
+    return grads, unsort_rows(plan.layout.order, dinitial)
 
 
 def _backward_block(
@@ -162,4 +163,4 @@ def _states(given: Optional[torch.Tensor], plan: Plan, like: torch.Tensor) -> to
     shape = (plan.layout.rows, *plan.sizes)
     if given is None:
         return like.new_zeros(shape, dtype=plan.dtype)
-    return like.new_empty(shape, dtype=plan.dtype).copy_(sort_rows(plan.layout, given))
+    return like.new_empty(shape, dtype=plan.dtype).copy_(sort_rows(plan.layout.order, given))

@@ -11,6 +11,7 @@ import torch
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, is_step
 from myfla.ops._delta.recurrent.step import How, Read, StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
+from myfla.ops._delta.sequences import sort_rows, unsort_rows
 from myfla.ops._delta.steps import Step
 from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
@@ -46,9 +47,10 @@ def _run(v: torch.Tensor, call: Call) -> Result:
     if given is None:
         state = v.new_zeros(layout.rows, heads, key, value, dtype=dtype)
     else:
-        state = layout.sort(as_dtype(given, dtype)).contiguous()
+        state = sort_rows(layout.order, as_dtype(given, dtype)).contiguous()
     if not layout.active:
-        return v.new_zeros(v.shape, dtype=call.out_dtype), layout.unsort(state.clone() if state is given else state)
+        state = state.clone() if state is given else state
+        return v.new_zeros(v.shape, dtype=call.out_dtype), unsort_rows(layout.order, state)
     steps = _steps(layout, rule, call, dtype, recorded)
     active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
     # The state that is returned is no view: a compiler would make another graph for each shape of what lies behind one.
@@ -62,7 +64,7 @@ def _run(v: torch.Tensor, call: Call) -> Result:
         final = state.new_empty(state.shape)
         outputs = _written(rule, steps, active, flat, final.flatten(0, 1))
     o = layout.merge([t.reshape(-1, heads, value) for t in outputs]) * call.scale
-    return as_dtype(o, call.out_dtype), layout.unsort(final)
+    return as_dtype(o, call.out_dtype), unsort_rows(layout.order, final)
 
 
 def plan_token(call: Call, wanted: bool = True) -> Optional[Step]:

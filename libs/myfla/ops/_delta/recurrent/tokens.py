@@ -9,6 +9,8 @@ from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.sequences import longest_first
+
 
 class TokenLayout:
     """Steps of a dense batch ``[B, T, ...]`` or of sequences packed as ``[1, total, ...]``.
@@ -32,11 +34,8 @@ class TokenLayout:
         if cu_seqlens is None:
             self.rows, self.active = batch, [batch] * tokens
             return
-        bounds = cu_seqlens.to("cpu", torch.int64)
-        lengths = bounds[1:] - bounds[:-1]
+        order, first, lengths = longest_first(cu_seqlens)
         self.rows = lengths.numel()
-        order = torch.sort(lengths, descending=True, stable=True).indices
-        lengths, first = lengths[order], bounds[:-1][order]
         steps = int(lengths[0]) if self.rows else 0
         alive = lengths[None, :] > torch.arange(steps)[:, None]
         index = first + torch.arange(steps)[:, None]
@@ -69,11 +68,3 @@ class TokenLayout:
             flat = torch.cat(steps)
             return torch.zeros_like(flat).index_copy(0, self.index, flat).unsqueeze(0)
         return steps[0].unsqueeze(1) if len(steps) == 1 else torch.stack(steps, dim=1)
-
-    def sort(self, state: torch.Tensor) -> torch.Tensor:
-        """Rows of ``state [N, ...]`` longest first."""
-        return state if self.order is None else state.index_select(0, self.order)
-
-    def unsort(self, state: torch.Tensor) -> torch.Tensor:
-        """Rows back in the caller's order."""
-        return state if self.order is None else torch.zeros_like(state).index_copy(0, self.order, state)
