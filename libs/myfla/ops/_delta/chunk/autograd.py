@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 from myfla.ops._delta.call import Call, Result, by_token_only, call_dtype, call_tensors
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
-from myfla.ops._delta.chunk.plan import plan_call
-from myfla.ops._delta.families.base import Plan
+from myfla.ops._delta.chunk.plan import Plan, plan_call
 from myfla.ops._delta.families.dplr import DPLR, tie_keys
 from myfla.ops._delta.recurrent.loop import token_loop
 from myfla.ops._delta.traced.chunks import traced_chunks
@@ -92,9 +91,8 @@ class ChunkRule(torch.autograd.Function):
         plan, (cu_seqlens, initial_state, *x, residuals) = ctx.plan, ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: second derivatives go through plain operations
             def formula(state: Optional[torch.Tensor], *x: torch.Tensor) -> Result:
-                return traced_chunks(
-                    plan.family, x, state, plan.scale, plan.l2norm, cu_seqlens, plan.dtype, plan.out_dtype
-                )  # fmt: skip
+                scale, l2norm = plan.options
+                return traced_chunks(plan.family, x, state, scale, l2norm, cu_seqlens, plan.dtype, plan.out_dtype)
 
             found = backward_through(formula, (initial_state, *x), ctx.needs_input_grad[3:], (do, dfinal))
             return (None, None, None, *found)

@@ -8,9 +8,10 @@ from typing import List, Optional, Sequence, Tuple
 
 import torch
 
+from myfla.ops._delta.chunk.plan import HeadGroup, Plan
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, ScanGrads, recompute_states, scan, scan_bwd
 from myfla.ops._delta.chunk.triangular import unit_lower_inverse
-from myfla.ops._delta.families.base import HeadGroup, Plan, Tensors
+from myfla.ops._delta.families.base import Tensors
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.sequences import sort_rows, unsort_rows
 from myfla.ops._delta.workspace import Buffers, Workspace
@@ -61,7 +62,7 @@ def chunk_fwd(
 def _forward_block(
     block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, zero_state: bool, out: torch.Tensor
 ) -> None:
-    heads, c, v_new, A_inv = out.shape[2], plan.family.prepare(block, x, plan, buffers), buffers["v_new"], None
+    heads, c, v_new, A_inv = out.shape[2], plan.family.prepare(block, x, plan.options, buffers), buffers["v_new"], None
     states = buffers.get("states")
     if c.system is None:
         v_new.copy_(c.v_in)
@@ -117,7 +118,7 @@ def _backward_block(
     block: Block, x: Tensors, plan: Plan, buffers: Buffers, running: torch.Tensor, zeros: Tuple[bool, bool],
     do: torch.Tensor, grads: Tensors,
 ) -> None:
-    heads, c = do.shape[2], plan.family.prepare(block, x, plan, buffers)
+    heads, c = do.shape[2], plan.family.prepare(block, x, plan.options, buffers)
     v_new, states, out, dv_new = buffers["v_new"], buffers["states"], buffers["out"], buffers["dv_new"]
     if not plan.save_states:
         recompute_states(block, heads, c, v_new, states)
@@ -128,7 +129,7 @@ def _backward_block(
     )  # fmt: skip
     scan_bwd(block, heads, c, buffers.get("A_inv_T"), states, v_new, running, d, *zeros)
     found = ChunkGrads(out, d.v_in, d.qk_in, d.k_out, d.g_last, d.after, v_new)
-    plan.family.prepare_bwd(block, x, plan, buffers, c, found, grads)
+    plan.family.prepare_bwd(block, x, plan.options, buffers, c, found, grads)
 
 
 def _buffers(

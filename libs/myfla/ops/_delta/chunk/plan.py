@@ -3,15 +3,15 @@
 The sizes of chunks and blocks change speed and rounding, never meaning.
 """
 
-from typing import List, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.families.base import Family, HeadGroup, Plan, Tensors
+from myfla.ops._delta.families.base import Family, Options, Tensors
 from myfla.ops._delta.layout import ChunkLayout
 from myfla.ops._delta.workspace import PADDING, BlockShapes, Parts, Shapes
 
-__all__ = ["graph_chunk", "max_residuals", "plan_call"]
+__all__ = ["HeadGroup", "Plan", "graph_chunk", "max_residuals", "plan_call"]
 
 CPU_BLOCK = 128 * 1024
 """Elements of one buffer per thread (512 kB of float32): a handful of such buffers stay in a core's cache."""
@@ -25,6 +25,33 @@ GPU_BLOCK = 64 * 1024 * 1024
 MAX_RESIDUALS = 15 << 19
 """Elements of all that is saved for the backward (30 MB of float32) up to which what could be recomputed is saved too:
 a tensor of 32 MB or more is new memory at every call to the C library, and that costs as much as recomputing."""
+
+
+class HeadGroup(NamedTuple):
+    """Heads that are worked on together."""
+
+    key_heads: slice  # of queries and keys
+    value_heads: slice
+    heads: int  # how many value heads
+    parts: Parts  # where their residuals lie among all
+    states: Parts  # and their states
+
+
+class Plan(NamedTuple):
+    """What both directions of one call get besides its tensors."""
+
+    family: Family
+    options: Options
+    layout: ChunkLayout  # how the tokens are cut into chunks
+    dtype: torch.dtype  # of sums and states
+    out_dtype: torch.dtype
+    save_states: bool  # save the states before every chunk, not only before every block
+    save_recomputable: bool  # save what is `BlockShapes.recomputable`
+    sizes: Tuple[int, int, int]  # HV, K, V
+    shapes: BlockShapes
+    groups: List[HeadGroup]
+    residuals: int  # elements of all that is saved for the backward
+    largest: int  # matrices of the largest block
 
 
 def plan_call(
@@ -60,8 +87,8 @@ def plan_call(
         start = before.stop
     largest = max([block.size for blocks in layout.groups for block in blocks], default=0) * together * group
     return Plan(
-        family, scale, l2norm, layout, dtype, out_dtype, save_states, save_recomputable, (value_heads, key, value),
-        shapes, groups, start, largest,
+        family, Options(scale, l2norm), layout, dtype, out_dtype, save_states, save_recomputable,
+        (value_heads, key, value), shapes, groups, start, largest,
     )  # fmt: skip
 
 

@@ -1,46 +1,25 @@
 """What a family gives to the engine."""
 
-from typing import Any, Callable, ClassVar, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, ClassVar, Dict, NamedTuple, Sequence, Tuple
 
 import torch
 
 from myfla.backends.official import Kernel
 from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
-from myfla.ops._delta.layout import Block, ChunkLayout
+from myfla.ops._delta.layout import Block
 from myfla.ops._delta.recurrent.step import StepRule
 from myfla.ops._delta.sequences import each_sequence, first_state
-from myfla.ops._delta.workspace import BlockShapes, Buffers, Parts
+from myfla.ops._delta.workspace import BlockShapes, Buffers
 
 Tensors = Sequence[torch.Tensor]
 
 
-class HeadGroup(NamedTuple):
-    """Heads that are worked on together."""
+class Options(NamedTuple):
+    """What a family is told besides its tensors."""
 
-    key_heads: slice  # of queries and keys
-    value_heads: slice
-    heads: int  # how many value heads
-    parts: Parts  # where their residuals lie among all
-    states: Parts  # and their states
-
-
-class Plan(NamedTuple):
-    """What both directions of one call get besides its tensors."""
-
-    family: "Family"
     scale: float  # factor on q
     l2norm: bool  # bring q and k to length one first
-    layout: ChunkLayout  # how the tokens are cut into chunks
-    dtype: torch.dtype  # of sums and states
-    out_dtype: torch.dtype
-    save_states: bool  # save the states before every chunk, not only before every block
-    save_recomputable: bool  # save what is `BlockShapes.recomputable`
-    sizes: Tuple[int, int, int]  # HV, K, V
-    shapes: BlockShapes
-    groups: List[HeadGroup]
-    residuals: int  # elements of all that is saved for the backward
-    largest: int  # matrices of the largest block
 
 
 class Family:
@@ -77,17 +56,17 @@ class Family:
         """The tensors that `prepare` and `prepare_bwd` find in their buffers, beside the engine's own."""
         raise NotImplementedError
 
-    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+    def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         """Chunks of one block. In the backward (``buffers.backward``) the system is not asked for."""
         raise NotImplementedError
 
     def prepare_bwd(
-        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+        self, block: Block, x: Tensors, options: Options, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         """Gradients of one block's tokens.
 
         Args:
-            block, x, plan, buffers: as `prepare`.
+            block, x, options, buffers: as `prepare`.
             p: what `prepare` gave in this direction.
             d: gradients of it.
             grads: where those of ``x`` go, of the same shapes.

@@ -19,7 +19,7 @@ from myfla.backends.official import CHUNK_DPLR, RECURRENT_DPLR, Kernel
 from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.decay import sums_between
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
-from myfla.ops._delta.families.base import Plan, Tensors
+from myfla.ops._delta.families.base import Options, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily, token_grads
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import dplr_loop
@@ -49,11 +49,11 @@ class Dplr(ChannelFamily):
                       "dout_keys": (2 * chunk, key)},
         )  # fmt: skip
 
-    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+    def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         (q, k, v, a, b, gk), chunk = x, block.chunk
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
-            block.load(q, left[:, :chunk], pad=False).mul_(plan.scale)
+            block.load(q, left[:, :chunk], pad=False).mul_(options.scale)
             block.load(a, left[:, chunk:], pad=False).mul_(-1.0)
             block.load(b, right[:, :chunk])
             block.load(k, right[:, chunk:])
@@ -69,7 +69,7 @@ class Dplr(ChannelFamily):
         return Chunks(c.g_last, c.left, c.out[:, :chunk], A_qb, v_in, system, kv, o_v, extra=c)
 
     def prepare_bwd(
-        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+        self, block: Block, x: Tensors, options: Options, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         c, chunk, values, dkv = p.extra, block.chunk, buffers["values"], buffers["after"]
         written, dout = buffers["written"], buffers["dout_keys"]
@@ -81,7 +81,7 @@ class Dplr(ChannelFamily):
         dv = torch.bmm(c.A[:, :, chunk:].transpose(1, 2), d.out, out=values).baddbmm_(c.out[:, chunk:], dkv)
         block.store(dv, grads[2])
         dleft, dright, dgk = token_grads(c, self.before, chunk, dA, d.qk_in, dout, d.g_last, buffers)
-        dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
+        dq, da = dleft[:, :chunk].mul_(options.scale), dleft[:, chunk:].neg_()
         for dx, out in zip((dq, dright[:, chunk:], da, dright[:, :chunk], dgk), (grads[0], grads[1], *grads[3:])):
             block.store(dx, out)
 
@@ -111,11 +111,11 @@ class TiedDplr(Dplr):
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
         return ChannelFamily.shapes(self, chunk, key, value)
 
-    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+    def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         (q, k, v, a, _, gk), chunk = x, block.chunk
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
-            block.load(q, left[:, :chunk], pad=False).mul_(plan.scale)
+            block.load(q, left[:, :chunk], pad=False).mul_(options.scale)
             block.load(a, left[:, chunk:], pad=False).neg_()
             block.load(k, right)
 
@@ -124,12 +124,12 @@ class TiedDplr(Dplr):
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)
 
     def prepare_bwd(
-        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+        self, block: Block, x: Tensors, options: Options, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         c, chunk = p.extra, block.chunk
         block.store(d.v_in, grads[2])
         dleft, dright, dgk = self.token_grads(block, c, d, buffers)
-        dq, da = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].neg_()
+        dq, da = dleft[:, :chunk].mul_(options.scale), dleft[:, chunk:].neg_()
         for dx, out in zip((dq, dright, da, dgk), (grads[0], grads[1], grads[3], grads[5])):
             block.store(dx, out)
 

@@ -21,7 +21,7 @@ from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, token_decays
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.triangular import refine_system
-from myfla.ops._delta.families.base import Family, Plan, Tensors
+from myfla.ops._delta.families.base import Family, Options, Tensors
 from myfla.ops._delta.layout import Block
 from myfla.ops._delta.naive import delta_loop
 from myfla.ops._delta.recurrent.step import DeltaStep
@@ -55,7 +55,7 @@ class GatedDelta(Family):
             aliases={"product": ("out", rows), "A_dA": ("out", tall)},
         )
 
-    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+    def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         (q, k, v, g, beta), chunk = x, block.chunk
         qk, A, k_out, d = buffers["qk"], buffers["A"], buffers["k_out"], TokenDecays.of(buffers["decays"], chunk)
         A_beta = A if buffers.inference else buffers["A_beta"]  # where nobody asks for A again
@@ -63,17 +63,17 @@ class GatedDelta(Family):
         if not buffers.has_recomputable:
             block.load(q, qk[:, :chunk], pad=False)
             block.load(k, keys, pad=False)
-            if plan.l2norm:
+            if options.l2norm:
                 rstd = buffers["rstd"]
                 if not buffers.backward:
                     torch.linalg.vector_norm(qk, dim=-1, keepdim=True, out=rstd).square_().add_(EPSILON).rsqrt_()
                 qk.mul_(rstd)
         if not buffers.backward:
             values = block.load(v, buffers["v_in"], pad=False)
-            mask = decay_mask(token_decays(block, g, beta, plan.scale, d), buffers["decay_mask"])
+            mask = decay_mask(token_decays(block, g, beta, options.scale, d), buffers["decay_mask"])
             torch.bmm(qk, keys.transpose(1, 2), out=A)
             refine_system(A[:, chunk:], keys, keys, d.beta)
-            A.view(-1, 2, chunk, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(plan.scale)
+            A.view(-1, 2, chunk, chunk).mul_(mask.unsqueeze(1))[:, 0].mul_(options.scale)
         if not buffers.has_recomputable:
             torch.mul(A, d.beta.transpose(1, 2), out=A_beta)
             torch.mul(keys, d.k_out, out=k_out)
@@ -81,7 +81,7 @@ class GatedDelta(Family):
         return Chunks(d.g_last_exp, qk_in, k_out, A_beta[:, :chunk], values, A_beta[:, chunk:], extra=d)
 
     def prepare_bwd(
-        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+        self, block: Block, x: Tensors, options: Options, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         decays: TokenDecays = p.extra
         chunk, beta, qk, A = block.chunk, decays.beta, buffers["qk"], buffers["A"]
@@ -107,14 +107,14 @@ class GatedDelta(Family):
         qk_dqk.add_(A_dA.sum(-1, keepdim=True))
         both_A_dA = torch.add(A_dA[:, :chunk], A_dA[:, chunk:], out=buffers["both_A_dA"])
         dg = decay_grad(reads, writes, d.g_last * decays.g_last_exp, both_A_dA)
-        dA_qk_kk.mul_(buffers["decay_mask"].unsqueeze(1))[:, 0].mul_(plan.scale)
+        dA_qk_kk.mul_(buffers["decay_mask"].unsqueeze(1))[:, 0].mul_(options.scale)
         dA.mul_(beta_row)
         dqk.baddbmm_(dA, keys)
         dk_out.mul_(decays.k_out).baddbmm_(dA.transpose(1, 2), qk)
         dqk[:, chunk:].add_(dk_out)
 
         dbeta.add_(self_reads)
-        if plan.l2norm:
+        if options.l2norm:
             qk_dqk[:, :chunk].addcmul_(self_reads, beta)
             qk_dqk[:, chunk:].addcmul_(dbeta, beta)
             dqk.addcmul_(qk, qk_dqk, value=-1).mul_(buffers["rstd"])

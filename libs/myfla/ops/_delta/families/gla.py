@@ -13,7 +13,7 @@ from myfla.backends.official import Kernel
 from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.decay import TokenDecays, decay_grad, decay_mask, sums_between, token_decays
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
-from myfla.ops._delta.families.base import Family, Plan, Tensors, per_value_head
+from myfla.ops._delta.families.base import Family, Options, Tensors, per_value_head
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
 from myfla.ops._delta.layout import Block
@@ -66,7 +66,7 @@ class SimpleGla(_Sum):
             aliases={"product": ("out", rows)},
         )
 
-    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+    def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         (q, k, v, g), chunk = x, block.chunk
         queries, keys, A, d = buffers["q"], buffers["k"], buffers["A"], TokenDecays.of(buffers["decays"], chunk)
         values = v[:, :0]
@@ -75,13 +75,13 @@ class SimpleGla(_Sum):
             block.load(k, keys)  # no beta makes pads write nothing
         if not buffers.backward:
             values = block.load(v, buffers["v_in"], pad=False)
-            mask = decay_mask(token_decays(block, g, None, plan.scale, d), buffers["decay_mask"])
-            torch.bmm(queries, keys.transpose(1, 2), out=A).mul_(mask).mul_(plan.scale)
+            mask = decay_mask(token_decays(block, g, None, options.scale, d), buffers["decay_mask"])
+            torch.bmm(queries, keys.transpose(1, 2), out=A).mul_(mask).mul_(options.scale)
         q_in = torch.mul(queries, d.qk_in[:, :chunk], out=buffers["q_in"])
         return Chunks(d.g_last_exp, q_in, torch.mul(keys, d.k_out, out=buffers["k_out"]), A, values, extra=d)
 
     def prepare_bwd(
-        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+        self, block: Block, x: Tensors, options: Options, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         decays: TokenDecays = p.extra
         chunk, queries, keys, A = block.chunk, buffers["q"], buffers["k"], buffers["A"]
@@ -97,7 +97,7 @@ class SimpleGla(_Sum):
         A_dA = torch.mul(dA, A, out=buffers["A_dA"])
         A_dA.diagonal(dim1=1, dim2=2).zero_()  # a token's read of itself crosses no step
         dg = decay_grad(reads, writes, d.g_last * decays.g_last_exp, A_dA)
-        dA.mul_(buffers["decay_mask"]).mul_(plan.scale)
+        dA.mul_(buffers["decay_mask"]).mul_(options.scale)
         dq.baddbmm_(dA, keys)
         dk.baddbmm_(dA.transpose(1, 2), queries)
         for dx, out in zip((dq, dk, d.v_in, dg), (*grads[:3], grads[3].unsqueeze(-1))):
@@ -121,11 +121,11 @@ class Gla(ChannelFamily, _Sum):
         "chunk": Kernel("fla.ops.gla", "chunk_gla"), "recurrent": Kernel("fla.ops.gla", "fused_recurrent_gla"),
     }
 
-    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+    def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         q, k, v, g = x
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
-            block.load(q, left, pad=False).mul_(plan.scale)
+            block.load(q, left, pad=False).mul_(options.scale)
             block.load(k, right)  # no beta makes pads write nothing
 
         c = self.scaled_tokens(block, g, load, buffers)
@@ -133,11 +133,11 @@ class Gla(ChannelFamily, _Sum):
         return Chunks(c.g_last, c.left, c.out, c.A, values, extra=c)
 
     def prepare_bwd(
-        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+        self, block: Block, x: Tensors, options: Options, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         block.store(d.v_in, grads[2])
         dleft, dright, dg = self.token_grads(block, p.extra, d, buffers)
-        for dx, out in zip((dleft.mul_(plan.scale), dright, dg), (grads[0], grads[1], grads[3])):
+        for dx, out in zip((dleft.mul_(options.scale), dright, dg), (grads[0], grads[1], grads[3])):
             block.store(dx, out)
 
     def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:

@@ -17,7 +17,7 @@ from myfla.ops._delta.call import Call, Result
 from myfla.ops._delta.chunk.decay import sums_between
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, Chunks
 from myfla.ops._delta.chunk.triangular import refine_system
-from myfla.ops._delta.families.base import Plan, Tensors
+from myfla.ops._delta.families.base import Options, Tensors
 from myfla.ops._delta.families.channel import ChannelFamily
 from myfla.ops._delta.families.dplr import decayed
 from myfla.ops._delta.families.gated_delta import official_options
@@ -45,13 +45,13 @@ class Kda(ChannelFamily):
         shapes = super().shapes(chunk, key, value)
         return shapes._replace(residuals={"beta": (chunk, 1), **shapes.residuals})
 
-    def prepare(self, block: Block, x: Tensors, plan: Plan, buffers: Buffers) -> Chunks:
+    def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         (q, k, v, g, beta), chunk, strength = x, block.chunk, buffers["beta"]
         if not buffers.backward:
             block.load(beta.unsqueeze(-1), strength)
 
         def load(left: torch.Tensor, right: torch.Tensor) -> None:
-            block.load(q, left[:, :chunk], pad=False).mul_(plan.scale)
+            block.load(q, left[:, :chunk], pad=False).mul_(options.scale)
             block.load(k, left[:, chunk:], pad=False)
             torch.mul(left[:, chunk:], strength, out=right)
 
@@ -62,14 +62,14 @@ class Kda(ChannelFamily):
         return Chunks(c.g_last, c.left, c.out, c.A[:, :chunk], values, c.A[:, chunk:], extra=c)
 
     def prepare_bwd(
-        self, block: Block, x: Tensors, plan: Plan, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
+        self, block: Block, x: Tensors, options: Options, buffers: Buffers, p: Chunks, d: ChunkGrads, grads: Tensors
     ) -> None:
         c, strength, chunk = p.extra, buffers["beta"], block.chunk
         block.store(d.v_in, grads[2])
         dleft, dright, dg = self.token_grads(block, c, d, buffers)
         keys = block.load(x[1], buffers["dk_out"], pad=False)
         dbeta = torch.mul(keys, dright, out=keys).sum(-1, keepdim=True)
-        dq, dk = dleft[:, :chunk].mul_(plan.scale), dleft[:, chunk:].addcmul_(dright, strength)
+        dq, dk = dleft[:, :chunk].mul_(options.scale), dleft[:, chunk:].addcmul_(dright, strength)
         for dx, out in zip((dq, dk, dg, dbeta), (grads[0], grads[1], grads[3], grads[4].unsqueeze(-1))):
             block.store(dx, out)
 

@@ -12,8 +12,8 @@ import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
-from myfla.ops._delta.chunk.plan import graph_chunk, max_residuals, plan_call
-from myfla.ops._delta.families.base import Family, Plan
+from myfla.ops._delta.chunk.plan import Plan, graph_chunk, max_residuals, plan_call
+from myfla.ops._delta.families.base import Family
 from myfla.ops._delta.graph_op import differentiable_op
 
 __all__ = ["graph_rule", "make_graph_op"]
