@@ -191,10 +191,10 @@ MUTANTS: List[Mutant] = [
            "torch.cat([t.new_zeros(t.shape[0], longest - t.shape[1], *t.shape[2:]), t], 1)",
            "torch.cat([t, t.new_zeros(t.shape[0], longest - t.shape[1], *t.shape[2:])], 1)", ATTENTION),
     # masks, packing, caches
-    Mutant("packing: places past an end not emptied", ENGINE + "layout.py", "cut.flatten(1, 2).transpose(1, 2)[self.holes] = 0", "pass",
+    Mutant("packing: places past an end not emptied", ENGINE + "layout.py", "cut.flatten(1, 2).transpose(1, 2)[self.padding] = 0", "pass",
            RULE + " " + DPLR_RULE),
-    Mutant("packing: holes of another block", ENGINE + "layout.py", "layout.hole[0][first:last] - start,",
-           "layout.hole[0][first:last],", BLOCKS + " tests/myfla/utils/test_varlen.py"),
+    Mutant("packing: padding of another block", ENGINE + "layout.py", "layout.padding[0][first:last] - start,",
+           "layout.padding[0][first:last],", BLOCKS + " tests/myfla/utils/test_varlen.py"),
     Mutant("packing: states in another order", ENGINE + "sequences.py",
            "torch.zeros_like(state).index_copy(0, order, state)", "state", RULE),
     Mutant("mask: shifted by one", LAYERS + "layer_inputs.py", "attention_mask[:, attention_mask.shape[1] - q_len :]",

@@ -24,7 +24,7 @@ from myfla.backends.compiler import compiled
 from myfla.ops._delta.bf16 import dplr, gated_delta, kda
 from myfla.ops._delta.bf16.chunks import bf16_chunks, bf16_problem
 from myfla.ops._delta.bf16.graph import graph_chunks
-from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors, is_step
+from myfla.ops._delta.call import Call, Result, call_tensors, is_step, recurrent_only
 from myfla.ops._delta.chunk.autograd import chunk_rule, loop_rule
 from myfla.ops._delta.dispatch import Backend, register, select
 from myfla.ops._delta.families.dplr import DPLR
@@ -68,7 +68,7 @@ def _run_official(call: Call) -> Result:
 
 
 def _naive_problem(call: Call) -> Optional[str]:
-    if by_token_only(call):
+    if recurrent_only(call):
         return "the specification has neither gk nor gv nor a beta for each channel"
     return None
 
@@ -88,7 +88,7 @@ def _run_traced(call: Call) -> Result:
     if is_step(call) and call.form == "recurrent":
         fused = call.x[0].device.type == "cuda" and compiling() and not exporting()
         return call.family.traced_step(call) if fused else token_loop(call)
-    if by_token_only(call):
+    if recurrent_only(call):
         return token_loop(call)
     if takes_graph_ops():
         return graph_rule(call)

@@ -8,7 +8,7 @@ from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
 from myfla.utils.tracing import is_one
 
-__all__ = ["Call", "Result", "by_token_only", "call_dtype", "call_tensors", "is_step"]
+__all__ = ["Call", "Result", "call_dtype", "call_tensors", "is_step", "recurrent_only"]
 
 Result = Tuple[torch.Tensor, torch.Tensor]
 """o ``[B, T, HV, V]`` in the call's ``out_dtype``, and the final states ``[N, HV, K, V]`` in its ``dtype``."""
@@ -32,7 +32,7 @@ class Call(NamedTuple):
         chunk_size: tokens in a chunk, if the caller has a wish.
         inplace: the initial state may be written.
         lower_bound: what the caller promises of the log decays.
-        more: log decays of the recurrent form beside g: of key channels ``[B, T, HV, K]``, of value channels.
+        channel_decays: log decays of the recurrent form beside g: of key channels ``[B, T, HV, K]``, of value channels.
     """
 
     who: str
@@ -49,7 +49,7 @@ class Call(NamedTuple):
     chunk_size: Optional[int] = None
     inplace: bool = False
     lower_bound: Optional[float] = None
-    more: Sequence[Optional[torch.Tensor]] = ()
+    channel_decays: Sequence[Optional[torch.Tensor]] = ()
 
     def activated(self, zero_g: bool = False) -> "Call":
         """The same with g and beta activated; differentiable. With ``zero_g`` a g that was left out becomes zero."""
@@ -75,19 +75,19 @@ class Call(NamedTuple):
 
 def call_dtype(call: Call) -> torch.dtype:
     """What states and sums are kept in."""
-    return accumulation_dtype(*call.x, call.initial_state, *call.more)
+    return accumulation_dtype(*call.x, call.initial_state, *call.channel_decays)
 
 
 def call_tensors(call: Call) -> Tuple[Any, ...]:
     """All that autograd may record; None for what there is not."""
     gate = () if call.activation is None else (call.activation.A_log, call.activation.dt_bias)
-    return (*call.x, call.initial_state, *call.more, *gate)
+    return (*call.x, call.initial_state, *call.channel_decays, *gate)
 
 
-def by_token_only(call: Call) -> bool:
+def recurrent_only(call: Call) -> bool:
     """Whether only the recurrent form knows these inputs: decays of more channels, or a beta for each."""
     several = len(call.x) == 5 and call.x[4].dim() == call.x[2].dim()
-    return several or any(x is not None for x in call.more)
+    return several or any(x is not None for x in call.channel_decays)
 
 
 def is_step(call: Call) -> bool:
@@ -98,5 +98,5 @@ def is_step(call: Call) -> bool:
 def _with(call: Call, x: Tuple[Any, ...], activation: Any, l2norm: bool) -> Call:
     return Call(
         call.who, call.family, call.form, x, call.initial_state, call.scale, call.cu_seqlens, call.sequences,
-        call.out_dtype, l2norm, activation, call.chunk_size, call.inplace, call.lower_bound, call.more,
+        call.out_dtype, l2norm, activation, call.chunk_size, call.inplace, call.lower_bound, call.channel_decays,
     )  # fmt: skip

@@ -30,8 +30,8 @@ class Block:
         full: of a dense batch how many steps have all their tokens; one more may have fewer.
         begin: the first token of its first step.
         places: of packed sequences the token at each of the ``M * C`` positions; None for a dense batch.
-        holes: chunk and position of what lies past a packed sequence's end; None where nothing does.
-        real: the other ones of the ``M * C`` positions; None where that is all.
+        padding: chunk and position of what lies past a packed sequence's end; None where nothing does.
+        filled: the other ones of the ``M * C`` positions; None where that is all.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class Block:
         self.begin, self.end = first_step * layout.chunk, layout.length
         self.full = min(len(counts), (layout.length - self.begin) // layout.chunk)
         self.places: Optional[torch.Tensor] = None
-        self.holes: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
-        self.real: Optional[torch.Tensor] = None
+        self.padding: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+        self.filled: Optional[torch.Tensor] = None
         if layout.index is None:
             return
         stop = start + self.size
         self.places = layout.index[start:stop].reshape(-1)
-        first, last = layout.holes_before[start], layout.holes_before[stop]
-        if layout.hole is not None and layout.filled is not None and first != last:
-            self.holes = layout.hole[0][first:last] - start, layout.hole[1][first:last]
-            self.real = layout.filled[start * self.chunk - first : stop * self.chunk - last] - start * self.chunk
+        first, last = layout.padding_before[start], layout.padding_before[stop]
+        if layout.padding is not None and layout.filled is not None and first != last:
+            self.padding = layout.padding[0][first:last] - start, layout.padding[1][first:last]
+            self.filled = layout.filled[start * self.chunk - first : stop * self.chunk - last] - start * self.chunk
 
     def states(self, heads: int) -> slice:
         """Where the states that this block begins with lie among those of all sequences."""
@@ -75,8 +75,8 @@ class Block:
             cut = out.view(self.size, heads, many // heads, chunk, size)
             found = x[0].index_select(0, self.places).view(self.size, chunk, heads, 1, size)
             cut.copy_(found.permute(0, 2, 3, 1, 4))
-            if pad and self.holes is not None:  # a mask over all would cost ten times as much
-                cut.flatten(1, 2).transpose(1, 2)[self.holes] = 0
+            if pad and self.padding is not None:  # a mask over all would cost ten times as much
+                cut.flatten(1, 2).transpose(1, 2)[self.padding] = 0
             return out
         (first, last), full = self.rows, self.full
         cut = out.view(len(self.counts), last - first, heads, many // heads, chunk, size)
@@ -101,8 +101,8 @@ class Block:
         if self.places is not None:
             tokens = found.view(self.size, heads, chunk, size).transpose(1, 2).reshape(-1, heads, size)
             places = self.places
-            if self.real is not None:
-                tokens, places = tokens.index_select(0, self.real), places.index_select(0, self.real)
+            if self.filled is not None:
+                tokens, places = tokens.index_select(0, self.filled), places.index_select(0, self.filled)
             out[0].index_copy_(0, places, tokens.to(out.dtype))
             return
         (first, last), full = self.rows, self.full
@@ -140,9 +140,9 @@ class ChunkLayout:
         block_states: number of states that all blocks begin with.
         groups: for each group of rows its blocks, in the order of the recurrence. Groups are independent.
         index: ``[total, C]`` int64, the token at each position; None for a dense batch.
-        hole: chunk and position of every place past a sequence's end, in order; None where there is none.
+        padding: chunk and position of every place past a sequence's end, in order; None where there is none.
         filled: the other places among the ``total * C``, in order; None where that is all.
-        holes_before: ``total + 1`` numbers of places in ``hole`` before each chunk, and of all.
+        padding_before: ``total + 1`` numbers of places in ``padding`` before each chunk, and of all.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class ChunkLayout:
     ) -> None:
         self.chunk, self.length = chunk, tokens
         self.index: Optional[torch.Tensor] = None
-        self.hole: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+        self.padding: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
         self.filled: Optional[torch.Tensor] = None
-        self.holes_before: List[int] = []
+        self.padding_before: List[int] = []
         self.order: Optional[torch.Tensor] = None
         most = block_chunks if block_rows is None else min(block_chunks, block_rows)
         if cu_seqlens is None:
@@ -198,14 +198,14 @@ class ChunkLayout:
         step_of_group = torch.div(row, group_rows, rounding_mode="floor") * steps + step
         by_step = torch.sort(step_of_group, stable=True).indices
         row, offset = row[by_step], step[by_step, None] * self.chunk + torch.arange(self.chunk)
-        hole = offset >= lengths[row][:, None]
+        padding = offset >= lengths[row][:, None]
         # A position past the end repeats the sequence's last token, so that nothing crosses between sequences.
         self.index = (first[row][:, None] + torch.minimum(offset, (lengths[row] - 1)[:, None])).to(device)
-        self.holes_before = [0, *hole.sum(1).cumsum(0).tolist()]
-        if self.holes_before[-1]:
-            chunk_of, position = hole.nonzero(as_tuple=True)
-            self.hole = chunk_of.to(device), position.to(device)
-            self.filled = (~hole).reshape(-1).nonzero(as_tuple=True)[0].to(device)
+        self.padding_before = [0, *padding.sum(1).cumsum(0).tolist()]
+        if self.padding_before[-1]:
+            chunk_of, position = padding.nonzero(as_tuple=True)
+            self.padding = chunk_of.to(device), position.to(device)
+            self.filled = (~padding).reshape(-1).nonzero(as_tuple=True)[0].to(device)
         if not torch.equal(order, torch.arange(self.rows)):
             self.order = order.to(device)
         groups = -(-self.rows // group_rows)

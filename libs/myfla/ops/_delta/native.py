@@ -21,7 +21,8 @@ NATIVE = {"gated_delta": "GATED", "kda": "KDA", "dplr": "DPLR", "gla": "DPLR", "
 
 def native_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot compute a call, or None."""
-    if (len(call.x) == 5 and call.x[4].dim() == 4) or (len(call.more) > 0 and call.more[-1] is not None):
+    of_values = call.channel_decays[-1] if call.channel_decays else None
+    if of_values is not None or (len(call.x) == 5 and call.x[4].dim() == 4):
         return "the compiled kernels do not support a gate of value channels; leave it out"
     tensors = call_tensors(call)
     return None if native(*tensors) is not None else why_not_native(*tensors)
@@ -53,7 +54,9 @@ def plan_native(call: Call, wanted: bool) -> Optional[Step]:
     """How calls like this one, of a token for each row that has a state, are computed, with final states if ``wanted``;
     None where there is nothing to compute, or more to it."""
     state, inplace, activation, arrange = call.initial_state, call.inplace, call.activation, _ARRANGED[call.family.name]
-    if state is None or call.more or state.dtype is not torch.float32 or not state.is_contiguous() or not state.numel():
+    if state is None or not state.numel() or state.dtype is not torch.float32 or not state.is_contiguous():
+        return None
+    if call.channel_decays:
         return None
     rules, (*x, A_log, dt_bias) = native_package().rules, arrange(call.x, activation)
     beta_scale = 0 if activation is None or call.family is KDA else activation.beta_scale
@@ -97,12 +100,12 @@ def _as_the_kernels_have_it(call: Call) -> Call:
         return call._replace(family=DPLR, x=erasing_nothing(call.x))
     if call.family.name != "gated_delta":
         return _activated(call)
-    if not call.more or call.more[0] is None:
+    if not call.channel_decays or call.channel_decays[0] is None:
         return call
     call = _activated(call)
     q, k, v, g, beta = call.x
-    decay = call.more[0] if g is None else call.more[0] + g.unsqueeze(-1)
-    return call._replace(family=KDA, x=(q, k, v, decay, beta), more=())
+    decay = call.channel_decays[0] if g is None else call.channel_decays[0] + g.unsqueeze(-1)
+    return call._replace(family=KDA, x=(q, k, v, decay, beta), channel_decays=())
 
 
 def _activated(call: Call) -> Call:

@@ -8,7 +8,7 @@ from typing import Any, List, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.call import Call, Result, by_token_only, call_tensors
+from myfla.ops._delta.call import Call, Result, call_tensors, recurrent_only
 from myfla.ops._delta.graph_op import differentiable_op
 from myfla.ops._delta.native import NATIVE, erasing_nothing
 from myfla.utils.autograd import records
@@ -27,7 +27,7 @@ def native_graph_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot be an operation of the graph that is being recorded, or None."""
     if not takes_graph_ops():
         return "no compiler records this call"
-    if by_token_only(call):
+    if recurrent_only(call):
         return "the compiled kernels in a graph know no gates of value channels, and of key channels KDA's alone"
     if not graph_takes_native(*call_tensors(call)):
         return "the compiled kernels are not installed, or these are no tensors of theirs"

@@ -23,8 +23,8 @@ def run_rule(
     cu_seqlens: Optional[torch.Tensor], *, scale: Optional[float], output_final_state: bool, backend: str,
     out_dtype: torch.dtype, sequences: Optional[int] = None, l2norm: bool = False, activation: Any = None,
     chunk_size: Optional[int] = None, inplace: bool = False, state_v_first: bool = False, reverse: bool = False,
-    lower_bound: Optional[float] = None, more: Sequence[Optional[torch.Tensor]] = (), given: Sequence[Any] = (),
-    key: Optional[Key] = None,
+    lower_bound: Optional[float] = None, channel_decays: Sequence[Optional[torch.Tensor]] = (),
+    given: Sequence[Any] = (), key: Optional[Key] = None,
 ) -> Final:  # fmt: skip
     """Outputs and final states of checked tensors.
 
@@ -40,7 +40,7 @@ def run_rule(
         backend: the choice of the caller.
         out_dtype: of the outputs.
         sequences: N, where ``cu_seqlens`` has been checked.
-        l2norm, activation, lower_bound, more: as `Call`.
+        l2norm, activation, lower_bound, channel_decays: as `Call`.
         chunk_size: the choice of the caller, for the chunk form.
         inplace: write the final states over the initial ones, in the recurrent form.
         state_v_first: the layout of the states.
@@ -54,7 +54,7 @@ def run_rule(
     if chunk_size is not None:
         check_chunk_size(who, chunk_size)
     if inplace:
-        check_inplace(who, initial_state, *x, *more, *given)
+        check_inplace(who, initial_state, *x, *channel_decays, *given)
     if sequences is None:
         sequences = count_sequences(who, x[0], cu_seqlens)
     scale, state = x[1].shape[3] ** -0.5 if scale is None else check_scale(who, scale, 0), initial_state
@@ -62,10 +62,10 @@ def run_rule(
         state = state.transpose(2, 3)
     if reverse:
         x = tuple(reverse_sequences(t, cu_seqlens) for t in x)
-        more = tuple(t if t is None else reverse_sequences(t, cu_seqlens) for t in more)
+        channel_decays = tuple(t if t is None else reverse_sequences(t, cu_seqlens) for t in channel_decays)
     call = Call(
         who, family, form, x, state, scale, cu_seqlens, sequences, out_dtype, l2norm, activation, chunk_size, inplace,
-        lower_bound, more,
+        lower_bound, channel_decays,
     )  # fmt: skip
     chosen = select(call, backend)
     step = None if key is None or chosen.plan is None else chosen.plan(call, output_final_state)

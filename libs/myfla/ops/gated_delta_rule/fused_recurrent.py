@@ -117,7 +117,7 @@ def fused_recurrent_gated_delta_rule(
         NAME, GATED_DELTA, "recurrent", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, sequences=sequences,
         l2norm=use_qk_l2norm_in_kernel, activation=given,
-        inplace=inplace_final_state, state_v_first=state_v_first, more=() if gk is gv is None else (gk, gv),
+        inplace=inplace_final_state, state_v_first=state_v_first, channel_decays=() if gk is gv is None else (gk, gv),
         given=(A_log, dt_bias), key=key,
     )  # fmt: skip
 

@@ -73,5 +73,5 @@ def fused_recurrent_gla(
     return run_rule(
         NAME, GLA, "recurrent", (q, k, v, g), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, inplace=inplace_final_state,
-        state_v_first=state_v_first, reverse=reverse, more=() if gv is None else (gv,), key=key,
+        state_v_first=state_v_first, reverse=reverse, channel_decays=() if gv is None else (gv,), key=key,
     )  # fmt: skip

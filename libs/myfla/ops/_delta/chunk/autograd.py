@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from myfla.ops._delta.call import Call, Result, by_token_only, call_dtype, call_tensors
+from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, recurrent_only
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.plan import Plan, plan_call
 from myfla.ops._delta.families.dplr import DPLR, tie_keys
@@ -35,7 +35,7 @@ def chunk_rule(call: Call) -> Result:
 
 def loop_rule(call: Call) -> Result:
     """The recurrent form of a checked call; differentiated as the chunk form, where that knows the call's inputs."""
-    if not records(*call_tensors(call)) or by_token_only(call):
+    if not records(*call_tensors(call)) or recurrent_only(call):
         return token_loop(call)
     call, plan = _prepared(call)
     return ChunkRule.apply(plan, call, call.cu_seqlens, call.initial_state, *call.x)

@@ -122,7 +122,7 @@ class GatedDelta(Family):
             block.store(dx, out if out.dim() == 4 else out.unsqueeze(-1))
 
     def official(self, call: Call) -> Dict[str, Any]:
-        return {**super().official(call), **official_options(call), **dict(zip(("gk", "gv"), call.more))}
+        return {**super().official(call), **official_options(call), **dict(zip(("gk", "gv"), call.channel_decays))}
 
     def traced_step(self, call: Call) -> Result:
         return delta_step(call)

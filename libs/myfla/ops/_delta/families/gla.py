@@ -143,7 +143,7 @@ class Gla(ChannelFamily, _Sum):
     def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:
         if call.form == "chunk":
             return {"g": g}
-        return {"gk": g, **dict(zip(("gv",), call.more))}
+        return {"gk": g, **dict(zip(("gv",), call.channel_decays))}
 
     def plain(self, x: Tensors, scale: float) -> Chunks:
         q, k, v, g = x

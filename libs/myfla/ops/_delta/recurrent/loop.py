@@ -71,7 +71,7 @@ def plan_token(call: Call, wanted: bool = True) -> Optional[Step]:
     """How calls like this one, of a token for each row that has a state, are computed: the recurrence's operations with
     less around them; final states only if ``wanted``. None where there is more to them."""
     state, dtype = call.initial_state, call_dtype(call)
-    if state is None or call.more or state.dtype is not dtype or not state.is_contiguous():
+    if state is None or call.channel_decays or state.dtype is not dtype or not state.is_contiguous():
         return None
     return _one_token(call, state, dtype, wanted)
 
@@ -104,7 +104,7 @@ def _steps(
 ) -> Iterator[Tuple[torch.Tensor, ...]]:
     """Every token made ready, many tokens at a time."""
     heads, size = call.x[2].shape[2], max(call.x[1].shape[3], call.x[2].shape[3])
-    how, given = _how(call, dtype, recorded), rule.tokens(call.x, call.more)
+    how, given = _how(call, dtype, recorded), rule.tokens(call.x, call.channel_decays)
     flat = [t if t is None else layout.flat(t) for t in given]
     for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
         yield from rule.ready(part, [count * heads for count in counts], counts, call.activation, how)

@@ -44,7 +44,7 @@ class How(NamedTuple):
 class StepRule:
     """What `loop` needs of a rule."""
 
-    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+    def tokens(self, x: Tokens, channel_decays: Tokens) -> Tokens:
         """The rule's inputs, ``[B, T, ...]``, of those of a `Call`; the keys are the second, the values the third."""
         raise NotImplementedError
 
@@ -112,8 +112,8 @@ class DeltaStep(StepRule):
     """``S <- decay S,  delta = beta (v - k^T S),  o = q^T S + (q k) delta,  S <- S + k delta^T``; key and query read in
     one product. Inputs: q, k, v, g, beta, and log decays of key and value channels."""
 
-    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
-        return (*x, *(more or (None, None)))
+    def tokens(self, x: Tokens, channel_decays: Tokens) -> Tokens:
+        return (*x, *(channel_decays or (None, None)))
 
     def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
         q, k, v, *others = x
@@ -182,7 +182,7 @@ def _gates(
 class KdaStep(DeltaStep):
     """The same with a g for each key channel."""
 
-    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+    def tokens(self, x: Tokens, channel_decays: Tokens) -> Tokens:
         q, k, v, g, beta = x
         return q, k, v, None, beta, g, None
 
@@ -195,7 +195,7 @@ class DplrStep(StepRule):
     """``u = a^T S,  S <- exp(gk) S + b u^T + k v^T``, of which ``o = (q exp(gk))^T S + (q b) u + (q k) v`` needs no
     second look at the state. Inputs: q, k, v, a, b, gk."""
 
-    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
+    def tokens(self, x: Tokens, channel_decays: Tokens) -> Tokens:
         return x
 
     def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
@@ -233,8 +233,8 @@ class GlaStep(StepRule):
     """``S <- exp(g) S + k v^T,  o = q^T S``. Inputs: q, k, v, g (one number, or one for each key channel), and log
     decays of value channels."""
 
-    def tokens(self, x: Tokens, more: Tokens) -> Tokens:
-        return (*x, *(more or (None,)))
+    def tokens(self, x: Tokens, channel_decays: Tokens) -> Tokens:
+        return (*x, *(channel_decays or (None,)))
 
     def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
         (q, k, v, g, gv), dtype = x, how.dtype

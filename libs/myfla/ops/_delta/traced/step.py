@@ -19,7 +19,7 @@ __all__ = ["delta_step", "dplr_step", "gla_step", "kda_step"]
 def delta_step(call: Call) -> Result:
     """`recurrent.step.DeltaStep` of a call with one token."""
     call = call.normalised().activated()
-    return _delta(call.x[2], call, call.x[3], *(call.more or (None, None)))
+    return _delta(call.x[2], call, call.x[3], *(call.channel_decays or (None, None)))
 
 
 def kda_step(call: Call) -> Result:
@@ -45,7 +45,7 @@ def _gla(v: torch.Tensor, call: Call) -> Result:
     q, k = (_per_value_head(x[:, 0].to(dtype), heads).unsqueeze(-1) for x in (q, k))
     decay = g[:, 0].to(dtype).exp()
     new = first_state(call) * (decay[..., None] if decay.dim() == 3 else decay[..., None, None])
-    for gv in call.more:
+    for gv in call.channel_decays:
         new = new if gv is None else new * gv[:, 0].to(dtype).exp().unsqueeze(-2)
     new = new + k * v[:, 0].to(dtype).unsqueeze(2)
     o = call.scale * (q * new).sum(2)
