@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from myfla.backends import choice, set_backend
-from myfla.layers import DeltaNet, GatedDeltaNet, RWKV7Attention
+from myfla.layers import DeltaNet, GatedDeltaNet, KimiDeltaAttention, RWKV7Attention
 from myfla.layers import native_steps as door
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
@@ -28,6 +28,10 @@ LAYERS = {
         "output_gate_activation": "sigmoid"}),
     "delta": (DeltaNet, {"hidden_size": 32, "num_heads": 2}),
     "delta, gate": (DeltaNet, {"hidden_size": 48, "num_heads": 3, "use_gate": True, "allow_neg_eigval": True}),
+    "kda": (KimiDeltaAttention, {"hidden_size": 48, "head_dim": 16, "num_heads": 3, "allow_neg_eigval": True}),
+    "kda, bounded, grouped": (KimiDeltaAttention, {
+        "hidden_size": 40, "head_dim": 7, "num_heads": 2, "num_v_heads": 4, "expand_v": 2, "lower_bound": -4.0,
+        "conv_bias": True}),
     "rwkv7, first": (RWKV, {"hidden_size": 64, "head_dim": 32, "layer_idx": 0, "fuse_norm": True}),
     "rwkv7": (RWKV, {"hidden_size": 40, "head_dim": 8, "value_dim": 60}),
     "rwkv7, odd": (RWKV, {"hidden_size": 42, "head_dim": 6, "elementwise_affine": False}),

@@ -34,7 +34,7 @@ def is_free(module: Any) -> bool:
 
 
 def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
-    """``linear(x)``, of an `nn.Linear`, or of an `nn.Sequential` of them.
+    """``linear(x)``, of an `nn.Linear`, or of an `nn.Sequential` of them and of activations.
 
     To call the module costs as much again as a product of one row.
 
@@ -47,6 +47,10 @@ def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
             weight = linear._parameters.get("weight")
             if weight is not None and "bias" in linear._parameters:
                 return F.linear(x, weight, linear._parameters["bias"])
+        if type(linear) is nn.Sequential and not compiling() and is_free(linear):
+            for part in linear._modules.values():
+                x = project(part, x)
+            return x
         return linear(x)
     if isinstance(linear, nn.Sequential):
         for part in linear:

@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 
 from myfla.layers.half import project
+from myfla.layers.native_steps import StepGates
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
 from myfla.layers.short_convs import ConvLayer
@@ -138,6 +139,10 @@ class KimiDeltaAttention(ConvLayer):
             lower_bound=self.lower_bound, **bounded,
         )  # fmt: skip
         return o, recurrent_state, conv_state
+
+    def _step_gates(self, x: torch.Tensor) -> StepGates:
+        g, beta = self.gates(x)
+        return StepGates(g, beta, rule="KDA")
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.

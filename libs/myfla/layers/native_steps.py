@@ -24,10 +24,11 @@ class StepGates(NamedTuple):
     """The arguments of a layer's gated delta rule besides q, k and v, for one token in each row.
 
     Attributes:
-        g, beta: ``[N, 1, HV]``; g may be None: no decay.
+        g, beta: ``[N, 1, HV]``; g may be None: no decay; for KDA it is ``[N, 1, HV, K]``.
         A_log, dt_bias: ``[HV]`` where g is a pre-activation, else None.
         beta_scale: 0: beta is the write strength; 1 or 2: so many times its sigmoid is.
         l2norm: q and k are brought to length one.
+        rule: ``"GATED"``, or ``"KDA"`` with a decay for each key channel.
     """
 
     g: Optional[torch.Tensor]
@@ -36,6 +37,7 @@ class StepGates(NamedTuple):
     dt_bias: Optional[torch.Tensor] = None
     beta_scale: int = 0
     l2norm: bool = True
+    rule: str = "GATED"
 
 
 def conv_layer_step(
@@ -71,17 +73,19 @@ def conv_layer_step(
     )  # fmt: skip
     options = (
         layer.num_heads, layer.num_v_heads, layer.head_k_dim, layer.head_v_dim, layer.conv_size, layer.backend,
-        convs[0].activation, convs[1].activation, convs[2].activation, gates.beta_scale, gates.l2norm, gated,
-        norm.activation if gated else None, norm.eps,
+        convs[0].activation, convs[1].activation, convs[2].activation, gates.beta_scale, gates.l2norm, gates.rule,
+        gated, norm.activation if gated else None, norm.eps,
     )  # fmt: skip
     key = layout_key(f"{layer.who} step", options, *given)
     step = find_step(key)
     if step is None:
-        if not _conv_layer_fits(kernels, layer, x.shape[0], kernels.steps.ConvLayer(*given)):
+        of_g = () if gates.rule == "GATED" else (layer.head_k_dim,)
+        if not _conv_layer_fits(kernels, layer, x.shape[0], of_g, kernels.steps.ConvLayer(*given)):
             return None
         step = kernels.steps.plan_conv_layer(
-            kernels.steps.ConvLayer(*given), [conv.activation is not None for conv in convs], gates.l2norm,
-            gates.beta_scale, layer.head_k_dim**-0.5, layer.num_heads, norm.activation if gated else None, norm.eps,
+            getattr(kernels.rules, gates.rule), kernels.steps.ConvLayer(*given),
+            [conv.activation is not None for conv in convs], gates.l2norm, gates.beta_scale, layer.head_k_dim**-0.5,
+            layer.num_heads, norm.activation if gated else None, norm.eps,
         )  # fmt: skip
         tell(f"{layer.who} step", layer.backend, "cpu", "native")
         if key is not None:
@@ -95,8 +99,9 @@ def _is_plain_conv(conv: Any) -> bool:
     return type(conv) is ShortConvolution and is_free(conv)
 
 
-def _conv_layer_fits(kernels: Any, layer: Any, rows: int, t: Any) -> bool:
-    """Whether the tensors (a `myfla_native.steps.ConvLayer`) are what the compiled step reads."""
+def _conv_layer_fits(kernels: Any, layer: Any, rows: int, of_g: Tuple[int, ...], t: Any) -> bool:
+    """Whether the tensors (a `myfla_native.steps.ConvLayer`) are what the compiled step reads; g is
+    ``[rows, 1, HV, *of_g]``."""
     kind, taps, heads = t.q.dtype, layer.conv_size, layer.num_v_heads
     parts, weights, biases, pasts = t[:3], t[3:6], t[6:9], t[9:12]
     given = [bias for bias in biases if bias is not None]
@@ -107,7 +112,8 @@ def _conv_layer_fits(kernels: Any, layer: Any, rows: int, t: Any) -> bool:
         and are_dense(weights[0].dtype, *weights)
         and (not given or (len(given) == len(biases) and are_dense(given[0].dtype, *given)))
         and all(x is None or are_dense(x.dtype, x) for x in (t.g, t.beta, t.A_log, t.dt_bias, t.norm))
-        and _have((rows, 1, heads), t.g, t.beta)
+        and _have((rows, 1, heads, *of_g), t.g)
+        and _have((rows, 1, heads), t.beta)
         and _have((heads,), t.A_log, t.dt_bias)
         and _have((rows, 1, heads * layer.head_v_dim), t.gate)
         and _have((layer.head_v_dim,), t.norm)

@@ -12,7 +12,7 @@ import torch
 
 from myfla_native.library import DTYPES, declare, threads
 from myfla_native.norms import GATES
-from myfla_native.rules import _CALL, _NONE, DPLR, GATED, _vector
+from myfla_native.rules import _CALL, _NONE, DPLR, KDA, _vector
 
 __all__ = ["ConvLayer", "Rwkv7Layer", "plan_conv_layer", "plan_rwkv7_layer", "rwkv7_mix_step"]
 
@@ -49,7 +49,7 @@ class ConvLayer(NamedTuple):
     k_past: torch.Tensor
     v_past: torch.Tensor
     state: torch.Tensor  # [N, HV, K, V]
-    g: Optional[torch.Tensor]  # [N, 1, HV]
+    g: Optional[torch.Tensor]  # [N, 1, HV], KDA [N, 1, HV, K]
     beta: torch.Tensor  # [N, 1, HV]
     A_log: Optional[torch.Tensor]  # [HV]
     dt_bias: Optional[torch.Tensor]  # [HV]
@@ -58,13 +58,14 @@ class ConvLayer(NamedTuple):
 
 
 def plan_conv_layer(
-    layer: ConvLayer, silu: Sequence[bool], l2norm: bool, beta_scale: int, scale: float, heads: int,
+    kind: int, layer: ConvLayer, silu: Sequence[bool], l2norm: bool, beta_scale: int, scale: float, heads: int,
     activation: Optional[str], eps: float,
 ) -> Callable[..., Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]]:  # fmt: skip
-    """Convolutions, the gated delta rule, a root-mean-square norm of each head with or without gate: over and over,
-    with what all such calls have in common packed once.
+    """Convolutions, the gated delta rule or KDA's, a root-mean-square norm of each head with or without gate: over and
+    over, with what all such calls have in common packed once.
 
     Args:
+        kind: `myfla_native.rules.GATED` or `myfla_native.rules.KDA`.
         layer: the tensors.
         silu: of each convolution, whether it ends in SiLU.
         l2norm, beta_scale, scale: of the rule, see `myfla_native.rules.Rule`.
@@ -82,10 +83,12 @@ def plan_conv_layer(
     words: List[int] = []
     for past, ends_in_silu in zip(layer[9:12], silu):
         words += (0, 0, 0, past.stride(0), 0, ends_in_silu)
+    own = K if kind == KDA else 1
+    decay = _NONE if g is None else (0, HV * own, HV * own, own, 1 if kind == KDA else 0, DTYPES[g.dtype])
     template = _CALL.pack(
-        GATED, N, 1, heads, HV, K, V, 0, l2norm, A_log is not None, beta_scale, threads(), scale,
+        kind, N, 1, heads, HV, K, V, 0, l2norm, A_log is not None, beta_scale, threads(), scale,
         0, keys, keys, K, 1, dtype, 0, keys, keys, K, 1, dtype, 0, values, values, V, 1, dtype,
-        *(_NONE if g is None else (0, HV, HV, 1, 0, DTYPES[g.dtype])), 0, HV, HV, 1, 0, DTYPES[beta.dtype], *_NONE,
+        *decay, 0, HV, HV, 1, 0, DTYPES[beta.dtype], *_NONE,
         *_vector(A_log), *_vector(dt_bias), 0, size, V, K * V, 1, 0, 0, size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
     ) + _LAYER.pack(
         *words, layer.q_past.shape[2], DTYPES[layer.q_taps.dtype],

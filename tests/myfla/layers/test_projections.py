@@ -55,7 +55,8 @@ def test_it_is_what_the_module_gives(change, bias):
     with torch.no_grad():
         want = linear(x)
         assert torch.equal(project(linear, x), want)
-        assert torch.equal(project(copy.deepcopy(linear), x), want) or change == "own forward"
+        if change not in ("own forward", "parametrized"):  # which do not take copies along, or refuse
+            assert torch.equal(project(copy.deepcopy(linear), x), want)
 
 
 def test_gradients_and_hooks_of_the_backward_are_the_modules():
