@@ -195,7 +195,7 @@ MUTANTS: List[Mutant] = [
            RULE + " " + DPLR_RULE),
     Mutant("packing: padding of another block", ENGINE + "layout.py", "layout.padding[0][first:last] - start,",
            "layout.padding[0][first:last],", BLOCKS + " tests/myfla/utils/test_varlen.py"),
-    Mutant("packing: states in another order", ENGINE + "sequences.py",
+    Mutant("packing: states in another order", ENGINE + "layout.py",
            "torch.zeros_like(state).index_copy(0, order, state)", "state", RULE),
     Mutant("mask: shifted by one", LAYERS + "layer_inputs.py", "attention_mask[:, attention_mask.shape[1] - q_len :]",
            "attention_mask.roll(1, 1)[:, attention_mask.shape[1] - q_len :]", LAYER),

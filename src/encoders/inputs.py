@@ -9,7 +9,7 @@ from cfg.encoder import EncoderConfig
 from encoders.batch import Layout, make_layout
 from encoders.blocks import StackCall
 from encoders.stem import InceptionStem, Stem, build_stem
-from myfla.utils.autocast import autocast_enabled
+from myfla.utils.dtypes import autocast_enabled
 from myfla.utils.errors import value_error
 from myfla.utils.tracing import tracing
 

@@ -23,7 +23,7 @@ from encoders.saving import save_encoder
 from encoders.weaving import Pass, build_weaving
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
-from myfla.utils.autocast import autocast_enabled
+from myfla.utils.dtypes import autocast_enabled
 from myfla.utils.errors import CacheError, message, value_error
 
 __all__ = ["Encoder", "EncoderOutput"]

@@ -20,8 +20,8 @@ from myfla.integrations.hf_rules import chunk_gated_delta_rule
 from myfla.integrations.packing import packed_offsets
 from myfla.modules.blocks import blocks
 from myfla.modules.conv_taps import add_taps, add_x
-from myfla.utils.autocast import autocast_enabled
 from myfla.utils.autograd import backward_through
+from myfla.utils.dtypes import autocast_enabled
 from myfla.utils.tracing import tracing
 
 LAYER = "GatedDeltaNet"

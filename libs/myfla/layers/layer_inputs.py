@@ -4,8 +4,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 
-from myfla.utils.autocast import autocast_enabled
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.dtypes import accumulation_dtype, autocast_enabled
 from myfla.utils.errors import CacheError, message, value_error
 from myfla.utils.tracing import tracing
 

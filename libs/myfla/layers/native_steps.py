@@ -14,7 +14,7 @@ from myfla.layers.half import is_free, project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.modules import FusedRMSNormGated, GroupNorm, RMSNorm, ShortConvolution
 from myfla.ops._delta.steps import find_step, keep_step, layout_key
-from myfla.utils.autocast import autocast_enabled
+from myfla.utils.dtypes import autocast_enabled
 from myfla.utils.native import are_dense, native
 
 __all__ = ["StepGates", "conv_layer_step", "rwkv7_layer_step", "rwkv7_mix_step"]

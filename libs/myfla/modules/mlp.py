@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from myfla.utils.autocast import autocast_enabled
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.dtypes import accumulation_dtype, autocast_enabled
 from myfla.utils.errors import refuse_unknown, value_error
 from myfla.utils.tensors import check_tensor
 

@@ -36,7 +36,7 @@ from myfla.ops._delta.native_graph import native_graph_problem, run_native_graph
 from myfla.ops._delta.recurrent.loop import plan_token, token_loop
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.ops._delta.traced.graph import graph_rule, make_graph_op
-from myfla.utils.autocast import without_autocast
+from myfla.utils.dtypes import without_autocast
 from myfla.utils.graph_op import takes_graph_ops
 from myfla.utils.tracing import compiling, exporting, tracing
 

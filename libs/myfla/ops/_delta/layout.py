@@ -13,8 +13,6 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.sequences import longest_first
-
 
 class Block:
     """A group of chunks worked on together; made by `ChunkLayout`.
@@ -211,3 +209,26 @@ class ChunkLayout:
         groups = -(-self.rows // group_rows)
         counts = torch.bincount(step_of_group, minlength=groups * steps).view(groups, steps).tolist()
         return [[count for count in group if count] for group in counts]
+
+
+def longest_first(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The order of packed sequences by length; in it the first token of each, and how many it has. All on the host.
+
+    Example:
+        >>> [x.tolist() for x in longest_first(torch.tensor([0, 1, 4, 6]))]
+        [[1, 2, 0], [1, 4, 0], [3, 2, 1]]
+    """
+    bounds = cu_seqlens.to("cpu", torch.int64)
+    lengths = bounds[1:] - bounds[:-1]
+    order = torch.sort(lengths, descending=True, stable=True).indices
+    return order, bounds[:-1][order], lengths[order]
+
+
+def sort_rows(order: Optional[torch.Tensor], state: torch.Tensor) -> torch.Tensor:
+    """Rows of ``state [N, ...]`` in an order ``[N]``; None is the given one."""
+    return state if order is None else state.index_select(0, order)
+
+
+def unsort_rows(order: Optional[torch.Tensor], state: torch.Tensor) -> torch.Tensor:
+    """The inverse of `sort_rows`; differentiable."""
+    return state if order is None else torch.zeros_like(state).index_copy(0, order, state)

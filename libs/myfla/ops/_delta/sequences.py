@@ -1,4 +1,4 @@
-"""Sequences packed in one row: longest first, back to front, and one by one for forms that know batches only."""
+"""Sequences packed in one row: one by one for forms that know batches only, and back to front."""
 
 from typing import Callable, List, Optional, Sequence, Tuple
 
@@ -6,7 +6,7 @@ import torch
 
 from myfla.ops._delta.call import Call, call_dtype
 
-__all__ = ["each_sequence", "first_state", "longest_first", "reverse_sequences", "sort_rows", "unsort_rows"]
+__all__ = ["each_sequence", "first_state", "reverse_sequences"]
 
 Run = Callable[..., Tuple[torch.Tensor, torch.Tensor]]
 
@@ -50,29 +50,6 @@ def first_state(call: Call) -> torch.Tensor:
         return call.initial_state.to(call_dtype(call))
     v, key = call.x[2], call.x[1].shape[3]
     return v.new_zeros(call.sequences, v.shape[2], key, v.shape[3], dtype=call_dtype(call))
-
-
-def longest_first(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The order of packed sequences by length; in it the first token of each, and how many it has. All on the host.
-
-    Example:
-        >>> [x.tolist() for x in longest_first(torch.tensor([0, 1, 4, 6]))]
-        [[1, 2, 0], [1, 4, 0], [3, 2, 1]]
-    """
-    bounds = cu_seqlens.to("cpu", torch.int64)
-    lengths = bounds[1:] - bounds[:-1]
-    order = torch.sort(lengths, descending=True, stable=True).indices
-    return order, bounds[:-1][order], lengths[order]
-
-
-def sort_rows(order: Optional[torch.Tensor], state: torch.Tensor) -> torch.Tensor:
-    """Rows of ``state [N, ...]`` in an order ``[N]``; None is the given one."""
-    return state if order is None else state.index_select(0, order)
-
-
-def unsort_rows(order: Optional[torch.Tensor], state: torch.Tensor) -> torch.Tensor:
-    """The inverse of `sort_rows`; differentiable."""
-    return state if order is None else torch.zeros_like(state).index_copy(0, order, state)
 
 
 def reverse_sequences(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:

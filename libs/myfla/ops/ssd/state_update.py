@@ -5,9 +5,8 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 
-from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
-from myfla.utils.dtypes import accumulation_dtype
+from myfla.utils.dtypes import accumulation_dtype, without_autocast
 from myfla.utils.errors import value_error
 from myfla.utils.tensors import check_integers, check_tensor
 from myfla.utils.tracing import tracing

@@ -29,7 +29,7 @@ from myfla.ops._delta.bf16.layout import Layout, Places, load_into
 from myfla.ops._delta.bf16.products import accumulate, product
 from myfla.ops._delta.bf16.scan import advance, scan_bwd, scan_rows
 from myfla.ops._delta.bf16.static import mark_static
-from myfla.utils.autocast import without_autocast
+from myfla.utils.dtypes import without_autocast
 
 Tensors = Sequence[torch.Tensor]
 Shape = Tuple[int, Tuple[int, int], torch.dtype]

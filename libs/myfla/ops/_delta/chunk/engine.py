@@ -12,10 +12,9 @@ from myfla.ops._delta.chunk.plan import HeadGroup, Plan
 from myfla.ops._delta.chunk.recurrence import ChunkGrads, ScanGrads, recompute_states, scan, scan_bwd
 from myfla.ops._delta.chunk.triangular import unit_lower_inverse
 from myfla.ops._delta.families.base import Tensors
-from myfla.ops._delta.layout import Block
-from myfla.ops._delta.sequences import sort_rows, unsort_rows
+from myfla.ops._delta.layout import Block, sort_rows, unsort_rows
 from myfla.ops._delta.workspace import Buffers, Workspace
-from myfla.utils.autocast import without_autocast
+from myfla.utils.dtypes import without_autocast
 
 __all__ = ["chunk_bwd", "chunk_fwd"]
 

@@ -9,13 +9,13 @@ from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, cas
 import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, is_step
+from myfla.ops._delta.layout import sort_rows, unsort_rows
 from myfla.ops._delta.recurrent.step import How, Read, StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
-from myfla.ops._delta.sequences import sort_rows, unsort_rows
 from myfla.ops._delta.steps import Step
-from myfla.utils.autocast import without_autocast
 from myfla.utils.autograd import records
 from myfla.utils.constants import number
+from myfla.utils.dtypes import without_autocast
 from myfla.utils.tracing import tracing
 
 __all__ = ["plan_token", "token_loop"]

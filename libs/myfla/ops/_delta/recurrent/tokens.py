@@ -9,7 +9,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.sequences import longest_first
+from myfla.ops._delta.layout import longest_first
 
 
 class TokenLayout:

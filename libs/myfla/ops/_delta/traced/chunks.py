@@ -12,7 +12,7 @@ from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.chunk.recurrence import Chunks
 from myfla.ops._delta.chunk.triangular import substitute
 from myfla.ops._delta.families.base import Family, Tensors
-from myfla.utils.autocast import without_autocast
+from myfla.utils.dtypes import without_autocast
 from myfla.utils.l2norm import l2norm as normalise
 from myfla.utils.rows import from_rows, to_rows
 from myfla.utils.tracing import compiling, exporting

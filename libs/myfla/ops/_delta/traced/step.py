@@ -11,7 +11,7 @@ import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype
 from myfla.ops._delta.sequences import first_state
-from myfla.utils.autocast import without_autocast
+from myfla.utils.dtypes import without_autocast
 
 __all__ = ["delta_step", "dplr_step", "gla_step", "kda_step"]
 
