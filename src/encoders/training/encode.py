@@ -48,7 +48,7 @@ def encode(encoder: Encoder, data: Prepared, span: range, batch_tokens: int, per
 
 
 def check_finite_rows(rows: Sequence[Tensor], span: range) -> None:
-    """Make sure of what an encoder has made of the sequences of a span.
+    """Check the embeddings of the sequences of a span.
 
     Raises:
         RunError: a NaN or an infinity; with the number of the sequence.
