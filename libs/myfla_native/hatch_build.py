@@ -1,4 +1,4 @@
-"""Hatchling's hook: the compiled library into the wheel, and the wheel's name after the platform, not after a Python.
+"""Hatchling's build hook: puts the compiled library into the wheel and names the wheel after the platform.
 
 ``MYFLA_NATIVE_TARGET=linux-arm64`` (any key of `toolchain.TARGETS`) builds for another platform.
 """
@@ -19,7 +19,7 @@ class NativeBuildHook(BuildHookInterface):
     """Compiles before the wheel is packed."""
 
     def dependencies(self) -> List[str]:
-        """Zig's compiler, where another platform is asked for or there is no compiler here."""
+        """Zig's compiler, if another platform is requested or this machine has no compiler."""
         return ["ziglang>=0.13"] if self._target() or toolchain.system_compiler() is None else []
 
     def initialize(self, version: str, build_data: Dict[str, Any]) -> None:

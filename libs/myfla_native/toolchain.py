@@ -1,6 +1,6 @@
 """Compile the C sources: with the system's compiler, or with the one in the package `ziglang`, which has every target.
 
-As a program it builds the library for this machine, in place, for who works on it::
+As a program it builds the library for this machine, in the package's folder, for development::
 
     python libs/myfla_native/toolchain.py [--sanitize] [--to FOLDER]
 """
@@ -41,7 +41,7 @@ class Target(NamedTuple):
     """A platform to build for.
 
     Attributes:
-        zig: what Zig calls it.
+        zig: its name in Zig.
         tag: the platform part of a wheel's name, for a library that Zig has linked.
         library: the file's name.
     """
@@ -65,10 +65,10 @@ TARGETS = {
 
 
 def this_machine() -> str:
-    """The key in `TARGETS` of the machine that this runs on.
+    """The key in `TARGETS` of this machine.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: `TARGETS` does not contain this machine.
     """
     system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform, sys.platform)
     machine = platform.machine().lower()
@@ -80,7 +80,7 @@ def this_machine() -> str:
 
 
 def system_compiler() -> Optional[List[str]]:
-    """``$CC``, else the first of cc, gcc and clang that there is."""
+    """``$CC``, otherwise the first of cc, gcc and clang that is installed."""
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
     for name in ("cc", "gcc", "clang"):
@@ -98,7 +98,7 @@ def build(folder: Path, target: Optional[str] = None, sanitize: bool = False) ->
     """Compile and link into a folder.
 
     Args:
-        folder: where the library goes; made if it is not there.
+        folder: of the library; made if it does not exist.
         target: a key in `TARGETS`, cross-compiled by Zig; this machine by its own compiler if not given.
         sanitize: with the address and undefined-behaviour sanitizers, for tests.
 
@@ -106,7 +106,7 @@ def build(folder: Path, target: Optional[str] = None, sanitize: bool = False) ->
         The library.
 
     Raises:
-        RuntimeError: a compiler that fails, with what it said.
+        RuntimeError: the compiler failed; the message has its output.
     """
     compiler = zig_compiler(target) if target else system_compiler() or zig_compiler(this_machine())
     target = target or this_machine()
@@ -126,10 +126,11 @@ def build(folder: Path, target: Optional[str] = None, sanitize: bool = False) ->
 
 
 def build_driver(folder: Path, target: str) -> Path:
-    """A program without Python that calls the library's functions and compares: all in one file, for an emulator.
+    """Build a program without Python, in one file for an emulator, that calls the library's functions and checks the
+    results.
 
     Args:
-        folder: where it goes.
+        folder: of the program.
         target: a key in `TARGETS`, of Linux.
     """
     zig = TARGETS[target].zig.split("-")[0] + "-linux-musl"
@@ -158,7 +159,7 @@ def _objects(scratch: Path, of_kernels: Dict[str, List[str]]) -> List[Sequence]:
 
 
 def _run(command: Sequence[str]) -> str:
-    """What a command says; a RuntimeError with that if it fails."""
+    """The output of a command; a RuntimeError with it if the command fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
     if done.returncode:
         raise RuntimeError(f"myfla-native: {' '.join(command)} failed:\n{done.stdout}")
@@ -173,7 +174,7 @@ def platform_tag(target: Optional[str]) -> str:
 
 
 def fingerprint() -> str:
-    """A short name of everything that makes the library on this machine: the sources, this file, the compiler."""
+    """A short name of everything that determines the library on this machine: the sources, this file, the compiler."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in sorted(SOURCES.rglob("*.[ch]")):
         digest.update(str(path.relative_to(SOURCES)).encode() + path.read_bytes())

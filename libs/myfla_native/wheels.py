@@ -2,7 +2,7 @@
 
     python libs/myfla_native/wheels.py FOLDER [TARGET ...]
 
-Each is looked into afterwards: its name, and that the library in it is one of the platform it is named after.
+Each wheel is checked: its name, and that its library is for the platform in the name.
 """
 
 import argparse
@@ -16,17 +16,17 @@ from typing import List
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import toolchain
 
-# How a library of a platform begins: the format, and for which processor.
+# The numbers of processors in the headers of the three formats of libraries.
 ELF = {62: "x86_64", 183: "aarch64"}
 MACHO = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
 PE = {0x8664: "x86_64"}
 
 
 def build(folder: Path, target: str) -> Path:
-    """One wheel.
+    """Build one wheel.
 
     Raises:
-        RuntimeError: the build failed, or the wheel does not hold what its name says.
+        RuntimeError: the build failed, or the wheel's library is not for the platform in its name.
     """
     before = set(folder.glob("*.whl"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(toolchain.HERE)]

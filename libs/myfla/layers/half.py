@@ -1,5 +1,5 @@
-"""Linear maps with as little around them as there can be; float16 on a CPU whose PyTorch (before 2.2) has no float16
-products there is computed in float32 and rounded once."""
+"""Projections with little overhead. Where PyTorch has no float16 products on a CPU (before 2.2), they are computed in
+float32 and rounded once."""
 
 import functools
 from typing import Any
@@ -19,8 +19,7 @@ _EVERYWHERE = [
 
 
 def is_free(module: Any) -> bool:
-    """Whether nobody would notice that a module's forward was computed without calling it: there are no hooks, and no
-    forward of its own.
+    """Whether a module's forward may be computed without calling the module: it has no hooks, and no replaced forward.
 
     Example:
         >>> is_free(nn.Linear(4, 2))
@@ -34,9 +33,9 @@ def is_free(module: Any) -> bool:
 
 
 def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
-    """``linear(x)``, of an `nn.Linear`, or of an `nn.Sequential` of them and of activations.
+    """``linear(x)``, for an `nn.Linear` or an `nn.Sequential` of linear layers and activations.
 
-    To call the module costs as much again as a product of one row.
+    A call of the module takes as long as a product of one row.
 
     Example:
         >>> project(nn.Linear(4, 2), torch.zeros(1, 3, 4)).shape

@@ -26,7 +26,7 @@ class StepGates(NamedTuple):
     Attributes:
         g, beta: ``[N, 1, HV]``; g may be None: no decay; for KDA it is ``[N, 1, HV, K]``.
         A_log, dt_bias: ``[HV]`` where g is a pre-activation, else None.
-        beta_scale: 0: beta is the write strength; 1 or 2: so many times its sigmoid is.
+        beta_scale: 0: beta is the write strength; 1 or 2: the write strength is this times the sigmoid of beta.
         l2norm: q and k are brought to length one.
         rule: ``"GATED"``, or ``"KDA"`` with a decay for each key channel.
     """
@@ -43,10 +43,10 @@ class StepGates(NamedTuple):
 def conv_layer_step(
     layer: Any, x: torch.Tensor, call: LayerCall
 ) -> Optional[Tuple[torch.Tensor, torch.Tensor, Tuple[torch.Tensor, ...]]]:
-    """Convolutions, rule and norm of one token for each row, behind the layer's projections; or None.
+    """Convolutions, rule and norm of one token for each row, after the layer's projections; or None.
 
     Args:
-        layer: a `ConvLayer`. One whose convolutions or norm have a hook, or are something else, is left alone.
+        layer: a `ConvLayer`. If its convolutions or norm have a hook or another type, the result is None.
         x: ``[N, T, D]``, the layer's input.
         call: the call of the layer.
 

@@ -1,4 +1,4 @@
-"""The dtypes in which computations are made. Ops choose their own: autocast must not lower the products inside them."""
+"""The dtypes of computations. Ops choose their dtypes: autocast must not lower those of products inside them."""
 
 import functools
 from typing import Any, Callable, Optional

@@ -9,7 +9,7 @@ from myfla_native.library import DTYPES, declare, pointer, threads
 __all__ = ["MOST_TAPS", "conv_backward", "conv_forward"]
 
 MOST_TAPS = 16
-"""Wider kernels are not taken."""
+"""Largest supported width of a convolution."""
 
 _forward = declare("mn_conv_forward", "piin piin pn pn pn p iiii n pp n n")
 _backward = declare("mn_conv_backward", "piin piin pn pn pn p iiii n pppn")
@@ -36,11 +36,11 @@ def conv_forward(
         state: ``[N, D, W]``.
         silu: the activation; without it there is none.
         cu_seqlens: ``[N + 1]``.
-        y: whether the result is wanted.
-        final: number format of the final state, where that is wanted.
+        y: whether the result is needed.
+        final: dtype of the final state, or None if it is not needed.
 
     Returns:
-        y ``[B, T, D]`` in the format of x or None, the final state ``[N, D, W]`` or None.
+        y ``[B, T, D]`` in the dtype of x or None, the final state ``[N, D, W]`` or None.
     """
     B, T, D = x.shape
     W = weight.shape[1]
@@ -69,15 +69,15 @@ def conv_backward(
     dx: bool = True,
     dstate: bool = False,
 ) -> Tuple[Optional[torch.Tensor], torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
-    """Gradients of `conv_forward`, but for the residual, whose gradient is ``dy``.
+    """Gradients of `conv_forward`, except that of the residual, which is ``dy``.
 
     Args:
         dy: ``[B, T, D]``.
-        dx, dstate: whether they are wanted.
+        dx, dstate: whether they are needed.
 
     Returns:
-        of x in its format or None, of the weight ``[D, W]`` and the bias ``[D]`` in float32, of the state
-        ``[N, D, W]`` in float32 or None.
+        of x in its dtype or None, of the weight ``[D, W]`` and the bias ``[D]`` in float32, of the state ``[N, D, W]``
+        in float32 or None.
     """
     B, T, D = x.shape
     W = weight.shape[1]
@@ -96,7 +96,7 @@ def conv_backward(
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers, each row ``[D]`` of ``[..., D]`` without gaps."""
+    """The tensor, or a copy of it in which each row ``[D]`` of ``[..., D]`` is without gaps."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 

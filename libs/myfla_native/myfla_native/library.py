@@ -1,4 +1,4 @@
-"""The shared library, and how its functions are called: ctypes, which lets go of the interpreter's lock meanwhile."""
+"""The shared library, and calls of its functions by ctypes, which releases the interpreter's lock during a call."""
 
 import ctypes
 import sys
@@ -10,7 +10,8 @@ import torch
 __all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "level", "pointer", "set_level", "threads"]
 
 INTERFACE = 4
-"""What the compiled library must answer; raised with ``MN_INTERFACE`` in the sources."""
+"""The interface number that the compiled library must return; increased together with ``MN_INTERFACE`` in the
+sources."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LEVELS = ("base", "avx2", "avx512")
@@ -44,7 +45,7 @@ def declare(name: str, arguments: str) -> Callable[..., None]:
             ``d`` double; blanks do not count.
 
     Raises:
-        MemoryError: (when called) no memory for scratch.
+        MemoryError: (when called) there is no memory for the scratch space.
     """
     function = getattr(_library, name)
     function.argtypes = [_KINDS[letter] for letter in arguments if letter != " "]
@@ -58,7 +59,7 @@ def declare(name: str, arguments: str) -> Callable[..., None]:
 
 
 def pointer(x: Optional[torch.Tensor]) -> Optional[int]:
-    """Where a tensor's first element lies, or None."""
+    """The address of a tensor's first element, or None."""
     return None if x is None else x.data_ptr()
 
 
@@ -71,7 +72,8 @@ _forced: Optional[str] = None
 
 
 def set_level(name: Optional[str]) -> str:
-    """Use a lower variant than the processor has (None: the best), for tests; returns the one that is now in use."""
+    """Use a lower variant than the processor supports (None: the best), for tests; returns the variant that is now in
+    use."""
     global _forced
     _forced = name
     return level()

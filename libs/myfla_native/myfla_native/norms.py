@@ -33,7 +33,7 @@ def norm_forward(
     """``((h - mean) * rstd * weight + bias) * act(g)``.
 
     Args:
-        h: ``[..., D]``; each of the groups of ``D / groups`` channels is normalised on its own.
+        h: ``[..., D]``; each group of ``D / groups`` channels is normalised separately.
         g: shaped as h.
         weight, bias: ``[D]``.
         eps: added to the mean square, or with ``unit_length`` to the sum of squares.
@@ -41,7 +41,7 @@ def norm_forward(
         activation: of the gate, ``"silu"``, ``"swish"`` or ``"sigmoid"``.
         dtype: of the result.
         unit_length: rows of length one.
-        keep: also return what the backward pass needs.
+        keep: also return the tensors for the backward pass.
 
     Returns:
         y shaped as h; mean (where centred) and rstd ``[rows, groups]`` float32, or None.
@@ -76,7 +76,7 @@ def norm_backward(
     """Gradients of `norm_forward`; ``mean`` and ``rstd`` are its second and third result.
 
     Returns:
-        of h and g in their formats, and ``[2, D]`` float32, of weight and bias; each None where not asked for.
+        of h and g in their dtypes, and ``[2, D]`` float32, of weight and bias; each None if not requested.
     """
     D = h.shape[-1]
     of_dy, of_h, of_g = _rows(dy, D), _rows(h, D), _rows(g, D)
@@ -92,7 +92,8 @@ def norm_backward(
 
 
 def _rows(x: Optional[torch.Tensor], D: int) -> Tuple[Optional[torch.Tensor], Rows]:
-    """The tensor as rows ``[n, D]`` at equal distances (it must live as long as its address is used), and where."""
+    """The tensor as rows ``[n, D]`` at equal distances, and its address. It must be kept as long as the address is
+    used."""
     if x is None:
         return None, (None, 0, 0)
     if not x.is_contiguous():

@@ -15,7 +15,7 @@ from myfla_native.library import DTYPES, declare, threads
 __all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "forward", "kept_size", "plan_step"]
 
 GATED, KDA, DPLR = 0, 1, 2
-"""One decay for a head, one for each key channel, and the diagonal-plus-low-rank rule (RWKV-7)."""
+"""The rules: one decay for each head, one for each key channel, and diagonal plus low rank (RWKV-7)."""
 
 _CALL = Struct("=12qd78q")  # mn_rule
 _GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
@@ -30,7 +30,7 @@ _empty = torch.empty
 
 
 class Rule(NamedTuple):
-    """What is computed, beside the tensors.
+    """The rule and its options.
 
     Attributes:
         kind: `GATED`, `KDA` or `DPLR`.
@@ -38,7 +38,7 @@ class Rule(NamedTuple):
         l2norm: divide q and k by the root of their sums of squares + 1e-6 first.
         A_log, dt_bias: ``[HV]``, for `GATED`; with A_log, g is the pre-activation of
             ``-exp(A_log) softplus(g + dt_bias)``.
-        beta_scale: 0: beta is the write strength; 1 or 2: so many times its sigmoid is.
+        beta_scale: 0: beta is the write strength; 1 or 2: the write strength is this times the sigmoid of beta.
         cu_seqlens: ``[N + 1]`` offsets of sequences packed in one row, or None.
     """
 
@@ -70,15 +70,15 @@ def forward(
     """The rule over whole sequences.
 
     Args:
-        rule, inputs: what is computed of what.
-        initial_state: ``[N, HV, K, V]`` of any strides, zeros if not given.
+        rule, inputs: the rule and the tensors. initial_state: ``[N, HV, K, V]`` of any strides, zeros if not given.
         out_dtype: of o; v's if not given.
-        keep: for a backward.
-        final: ``[N, HV, K, V]`` to write the final states to; may be ``initial_state``.
-        want_final: make final states if there is no room for them.
+        keep: whether to return the tensor for `backward`.
+        final: ``[N, HV, K, V]``, receives the final states; may be ``initial_state``.
+        want_final: return final states also where ``final`` is not given.
 
     Returns:
-        o ``[B, T, HV, V]``; the final states, or None; what `backward` needs, `kept_size` float32, or None.
+        o ``[B, T, HV, V]``; the final states, or None; the tensor for `backward`, `kept_size` numbers in float32, or
+        None.
     """
     v = inputs.v
     o = _empty(v.shape, dtype=out_dtype or v.dtype)
@@ -91,7 +91,7 @@ def forward(
 
 
 def kept_size(rule: Rule, inputs: Inputs) -> int:
-    """How many float32 a forward keeps: what each token corrects ``[B, T, HV, V]``, and states."""
+    """How many float32 numbers a forward keeps: each token's correction ``[B, T, HV, V]``, and states."""
     v, cu = inputs.v, rule.cu_seqlens
     batch, tokens, heads, value = v.shape
     slots = batch * (tokens // _KEPT) if cu is None else tokens // _KEPT + cu.shape[0] - 1
@@ -105,12 +105,13 @@ def backward(
     """Gradients of `forward`.
 
     Args:
-        rule, inputs, initial_state, kept: as there, and what it kept.
-        do, dfinal: gradients of its results; None counts as zero.
+        rule, inputs, initial_state: as for `forward`.
+        kept: its third result.
+        do, dfinal: gradients of its first two results; None counts as zero.
 
     Returns:
-        the inputs' gradients, each like its tensor; that of the initial states ``[N, HV, K, V]`` in float32; those of
-        A_log and dt_bias ``[HV]`` in float32, or None.
+        the inputs' gradients, each in the shape and dtype of its tensor; that of the initial states ``[N, HV, K, V]``
+        in float32; those of A_log and dt_bias ``[HV]`` in float32, or None.
     """
     rule = _packed(rule)
     grads = [None if x is None else _empty(x.shape, dtype=x.dtype) for x in inputs]
@@ -131,17 +132,17 @@ def backward(
 def plan_step(
     rule: Rule, inputs: Inputs, state: torch.Tensor, out_dtype: Optional[torch.dtype] = None
 ) -> Callable[..., torch.Tensor]:
-    """`forward` of one token for each sequence, over and over: what all such calls have in common is packed once.
+    """`forward` for one token of each sequence, called many times: the arguments that do not change are packed once.
 
     Args:
-        rule, inputs: what is computed of what, T = 1.
+        rule, inputs: the rule and the tensors, with T = 1.
         state: ``[N, HV, K, V]``.
         out_dtype: of o; v's if not given.
 
     Returns:
-        ``step(q, k, v, g, beta, b, A_log, dt_bias, state, final)`` of tensors that lie as these do, or None where these
-        are None; gives o ``[N, 1, HV, V]``. ``final``, like ``state`` and float32, takes the new state; it may be
-        ``state``.
+        ``step(q, k, v, g, beta, b, A_log, dt_bias, state, final)`` for tensors with the strides of these, or None where
+        these are None; it returns o ``[N, 1, HV, V]``. ``final``, in float32 and laid out like ``state``, receives the
+        new state; it may be ``state``.
     """
     shape, dtype = inputs.v.shape, out_dtype or inputs.v.dtype
     template = _call(rule, inputs, state, state, _empty(shape, dtype=dtype, device="cpu"), None)
@@ -193,7 +194,7 @@ def _call(
 
 
 def _tensor(x: Optional[torch.Tensor]) -> Sequence[int]:
-    """Of ``[row, token, head]`` or ``[row, token, head, channel]``."""
+    """The strides of ``[row, token, head]`` or ``[row, token, head, channel]``."""
     if x is None:
         return _NONE
     stride = x.stride()
@@ -203,7 +204,7 @@ def _tensor(x: Optional[torch.Tensor]) -> Sequence[int]:
 
 
 def _state(x: Optional[torch.Tensor]) -> Sequence[int]:
-    """Of ``[sequence, head, key, value]``."""
+    """The strides of ``[sequence, head, key, value]``."""
     if x is None:
         return _NONE
     sequence, head, key, value = x.stride()
@@ -211,5 +212,5 @@ def _state(x: Optional[torch.Tensor]) -> Sequence[int]:
 
 
 def _vector(x: Optional[torch.Tensor]) -> Sequence[int]:
-    """Of ``[head]``."""
+    """The stride of ``[head]``."""
     return _NONE if x is None else (x.data_ptr(), 0, 0, x.stride(0), 0, DTYPES[x.dtype])

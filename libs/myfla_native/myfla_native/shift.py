@@ -16,7 +16,7 @@ _backward = declare("mn_shift_backward", "piin pn p iii pp n")
 def shift_forward(
     x: torch.Tensor, cache: Optional[torch.Tensor] = None, cu_seqlens: Optional[torch.Tensor] = None
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """``x[t-1] - x[t]`` ``[B, T, D]``, and the last token of each sequence ``[N, D]``, both in the format of x.
+    """``x[t-1] - x[t]`` ``[B, T, D]``, and the last token of each sequence ``[N, D]``, both in the dtype of x.
 
     Args:
         x: ``[B, T, D]``; packed ``[1, T, D]`` with offsets.

@@ -1,7 +1,8 @@
-"""One token of a whole layer for each row, from its projections to what its last map takes, in one call.
+"""One token of a whole layer for each row, from the results of its projections to the input of its output projection,
+in one call.
 
-Without checks: every tensor ``[N, 1, channels]`` is without gaps and in one number format, recurrent states are float32
-without gaps; see `myfla.layers.native_steps`.
+Nothing is checked: every tensor ``[N, 1, channels]`` must be without gaps and in one dtype, recurrent states must be
+float32 without gaps; see `myfla.layers.native_steps`.
 """
 
 import ctypes
@@ -21,19 +22,19 @@ _RWKV7 = Struct("=13q2d2q")  # what mn_rwkv7_step adds
 _layer_step = declare("mn_conv_layer_step", "p")
 _rwkv7_step = declare("mn_rwkv7_layer_step", "p")
 _LayerWords: Any = ctypes.c_int64 * ((_CALL.size + _LAYER.size) // 8)
-_THREADS, _FINAL, _Y = 11, 67, 116  # words: threads, where the new recurrent state and the result lie
+_THREADS, _FINAL, _Y = 11, 67, 116  # words: threads, addresses of the new recurrent state and of the result
 _KEPT = (95, 101, 107)  # the convolutions' new states
-_GIVEN = (13, 19, 25, 91, 97, 103, 92, 98, 104, 93, 99, 105, 61, 31, 37, 49, 55, 112, 114)  # as `ConvLayer` has them
+_GIVEN = (13, 19, 25, 91, 97, 103, 92, 98, 104, 93, 99, 105, 61, 31, 37, 49, 55, 112, 114)  # of `ConvLayer`, in order
 _Rwkv7Words: Any = ctypes.c_int64 * ((_CALL.size + _RWKV7.size) // 8)
-_RWKV7_GIVEN = (13, 91, 19, 25, 92, 93, 94, 95, 61, 97, 98, 99, 100, 101)  # as `Rwkv7Layer` has them
+_RWKV7_GIVEN = (13, 91, 19, 25, 92, 93, 94, 95, 61, 97, 98, 99, 100, 101)  # of `Rwkv7Layer`, in order
 _RWKV7_Y = 103
 _rwkv7_mix = declare("mn_rwkv7_mix_step", "pn pn pppppp n ii pp n")
 
 
 class ConvLayer(NamedTuple):
-    """The tensors of a layer's step; q, k and v are as before their convolutions, which have taps, a bias and a state.
+    """The tensors of a layer's step: q, k and v before their convolutions, and the taps, biases and states of these.
 
-    Those of ``[N, 1, channels]`` are in one number format, and so are the states of the convolutions.
+    Those of ``[N, 1, channels]`` are in one dtype, and so are the states of the convolutions.
     """
 
     q: torch.Tensor  # [N, 1, H * K]
@@ -61,8 +62,8 @@ def plan_conv_layer(
     kind: int, layer: ConvLayer, silu: Sequence[bool], l2norm: bool, beta_scale: int, scale: float, heads: int,
     activation: Optional[str], eps: float,
 ) -> Callable[..., Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]]:  # fmt: skip
-    """Convolutions, the gated delta rule or KDA's, a root-mean-square norm of each head with or without gate: over and
-    over, with what all such calls have in common packed once.
+    """Plan a step of convolutions, the gated delta rule or KDA, and a root-mean-square norm of each head with or
+    without gate. The arguments that do not change between calls are packed once.
 
     Args:
         kind: `myfla_native.rules.GATED` or `myfla_native.rules.KDA`.
@@ -74,8 +75,8 @@ def plan_conv_layer(
         eps: of the norm.
 
     Returns:
-        ``step(final, *layer)`` of tensors that lie as these do, where ``final`` takes the new recurrent state and may
-        be the old one; gives ``[N, 1, HV * V]`` in the format of v, and the new states of the convolutions.
+        ``step(final, *layer)`` for tensors with the strides of these, where ``final`` receives the new recurrent state
+        and may be the old one; it returns ``[N, 1, HV * V]`` in the dtype of v, and the new states of the convolutions.
     """
     state, g, beta, A_log, dt_bias, gate, norm = layer[12:]
     N, HV, K, V = state.shape
@@ -117,12 +118,12 @@ def plan_conv_layer(
 def rwkv7_mix_step(
     x: torch.Tensor, last: torch.Tensor, mixes: Sequence[torch.Tensor]
 ) -> Tuple[Tuple[torch.Tensor, ...], torch.Tensor]:
-    """``x + (last - x) mix`` for each of six mixes, ``[N, 1, D]``, and x as the next call's last ``[N, D]``.
+    """``x + (last - x) mix`` for each of six mixes, ``[N, 1, D]``, and x as ``last`` of the next call, ``[N, D]``.
 
     Args:
         x: ``[N, 1, D]``.
         last: ``[N, D]``, the tokens before.
-        mixes: six of ``[1, 1, D]``, in one format.
+        mixes: six of ``[1, 1, D]``, in one dtype.
     """
     N, _, D = x.shape
     y, now = torch.empty((6, N, 1, D), dtype=x.dtype), torch.empty((N, D), dtype=x.dtype)
@@ -134,7 +135,7 @@ def rwkv7_mix_step(
 
 
 class Rwkv7Layer(NamedTuple):
-    """The tensors of an RWKV-7 layer's step between its maps; those of ``[N, 1, channels]`` are in one number format,
+    """The tensors of an RWKV-7 layer's step between its projections; those of ``[N, 1, channels]`` are in one dtype,
     and so are all parameters."""
 
     r: torch.Tensor  # [N, 1, H * K]
@@ -144,7 +145,7 @@ class Rwkv7Layer(NamedTuple):
     a: torch.Tensor  # [N, 1, H * K], before its activation
     gate: torch.Tensor  # [N, 1, H * V]
     v_first: Optional[torch.Tensor]  # [N, 1, H * V], the first layer's values
-    v_gate: Optional[torch.Tensor]  # [N, 1, H * V], the share of them before its sigmoid
+    v_gate: Optional[torch.Tensor]  # [N, 1, H * V], their share, before the sigmoid
     state: torch.Tensor  # [N, H, K, V]
     k_k: torch.Tensor  # [H * K]
     k_a: torch.Tensor  # [H * K]
@@ -156,17 +157,17 @@ class Rwkv7Layer(NamedTuple):
 def plan_rwkv7_layer(
     layer: Rwkv7Layer, norm_eps: float, unit_eps: Optional[float]
 ) -> Callable[..., torch.Tensor]:
-    """The value residual, the keys' gates, the rule, the norm of its heads, the token's bonus and the output gate: over
-    and over, with what all such calls have in common packed once.
+    """Plan a step of the value residual, the keys' gates, the rule, the norm of its heads, the token's bonus and the
+    output gate. The arguments that do not change between calls are packed once.
 
     Args:
         layer: the tensors.
         norm_eps: of the norm.
-        unit_eps: added to the squared length of kk; None: lengths below 1e-12 count as that.
+        unit_eps: added to the squared length of kk; None: lengths below 1e-12 count as 1e-12 instead.
 
     Returns:
-        ``step(final, *layer)`` of tensors that lie as these do, where ``final`` takes the new state and may be the old
-        one; gives ``[N, 1, H * V]``.
+        ``step(final, *layer)`` for tensors with the strides of these, where ``final`` receives the new state and may be
+        the old one; it returns ``[N, 1, H * V]``.
     """
     N, H, K, V = layer.state.shape
     dtype, keys, values, size = DTYPES[layer.v.dtype], H * K, H * V, H * K * V

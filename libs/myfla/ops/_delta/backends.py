@@ -1,16 +1,16 @@
-"""The back ends of this library, in the order in which they are asked.
+"""The back ends of this library, in the order in which they are tried.
 
 ==========  ========  =====================================================================================
 name        choice    what it is
 ==========  ========  =====================================================================================
 official    fla       the official kernels
-naive       naive     the token loop that is this package's specification
+naive       naive     the token loop, which is the specification
 compiled    compiled  plain operations through ``torch.compile``
 native      native    compiled kernels for CPUs, where myfla-native is installed
 native      native    the same as operations of a graph that ``torch.compile`` records
 graph
 bf16        torch     bfloat16 on the matrix units of a GPU
-traced      torch     plain operations for who records them: compilers, exporters, function transforms
+traced      torch     plain operations, for compilers, exporters and function transforms
 loop        torch     the recurrent form
 plain       torch     the chunk form, written by hand in both directions
 ==========  ========  =====================================================================================
@@ -97,7 +97,7 @@ def _run_traced(call: Call) -> Result:
 
 def _bf16_problem(call: Call) -> Optional[str]:
     if tracing(call.x[0]) and not takes_graph_ops():
-        return "it is recorded by a compiler only"
+        return "of all that record a call only torch.compile can use it"
     count = 5 if call.family is DPLR else 3
     return bf16_problem(call.x[:count], *call_tensors(call)[count:])
 
@@ -130,7 +130,7 @@ def _run_compiled(call: Call) -> Result:
 
 
 def _compiled_rule(call: Call) -> Result:
-    """The whole op for a compiler, which fuses what stands around the rule."""
+    """The whole op for a compiler, which fuses the operations around the rule with it."""
     if is_step(call) and call.form == "recurrent" and call.x[0].device.type == "cuda":
         return call.family.traced_step(call)
     return _run_traced(call)

@@ -1,4 +1,4 @@
-"""One call of an op, checked: what every back end is given."""
+"""A checked call of an op, the input of every back end."""
 
 from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
@@ -19,7 +19,7 @@ class Call(NamedTuple):
 
     Attributes:
         who: the op, for messages.
-        family: whose rule it is, a `families.base.Family`.
+        family: the rule, a `families.base.Family`.
         form: ``"chunk"`` or ``"recurrent"``.
         x: the family's tensors, ``[B, T, heads, ...]``: queries, keys, values and the rest.
         initial_state: ``[N, HV, K, V]`` or None.
@@ -28,10 +28,10 @@ class Call(NamedTuple):
         sequences: N.
         out_dtype: of the outputs.
         l2norm: bring q and k to length one first.
-        activation: what makes g and beta of those in ``x``; None where they come as they are.
-        chunk_size: tokens in a chunk, if the caller has a wish.
-        inplace: the initial state may be written.
-        lower_bound: what the caller promises of the log decays.
+        activation: the function that computes g and beta from those in ``x``; None if they need none.
+        chunk_size: tokens in a chunk, or None to choose it by the inputs.
+        inplace: whether the initial state may be overwritten.
+        lower_bound: value below which the caller promises to have no log decay, or None.
         channel_decays: log decays of the recurrent form beside g: of key channels ``[B, T, HV, K]``, of value channels.
     """
 
@@ -52,7 +52,7 @@ class Call(NamedTuple):
     channel_decays: Sequence[Optional[torch.Tensor]] = ()
 
     def activated(self, zero_g: bool = False) -> "Call":
-        """The same with g and beta activated; differentiable. With ``zero_g`` a g that was left out becomes zero."""
+        """The same call with g and beta activated; differentiable. With ``zero_g`` a missing g becomes zero."""
         if zero_g and self.x[3] is None:
             g = torch.zeros_like(self.x[4], dtype=call_dtype(self))
             return _with(self, (*self.x[:3], g, *self.x[4:]), self.activation, self.l2norm).activated()
@@ -62,7 +62,7 @@ class Call(NamedTuple):
         return _with(self, (*self.x[:3], g, beta, *self.x[5:]), None, self.l2norm)
 
     def normalised(self) -> "Call":
-        """The same with q and k of length one, if that is asked for; differentiable."""
+        """The same call with q and k of length one, if requested; differentiable."""
         if not self.l2norm:
             return self
         wide = accumulation_dtype(*self.x[:2])
@@ -74,18 +74,18 @@ class Call(NamedTuple):
 
 
 def call_dtype(call: Call) -> torch.dtype:
-    """What states and sums are kept in."""
+    """The dtype of states and sums."""
     return accumulation_dtype(*call.x, call.initial_state, *call.channel_decays)
 
 
 def call_tensors(call: Call) -> Tuple[Any, ...]:
-    """All that autograd may record; None for what there is not."""
+    """All tensors that autograd may record; None for missing ones."""
     gate = () if call.activation is None else (call.activation.A_log, call.activation.dt_bias)
     return (*call.x, call.initial_state, *call.channel_decays, *gate)
 
 
 def recurrent_only(call: Call) -> bool:
-    """Whether only the recurrent form knows these inputs: decays of more channels, or a beta for each."""
+    """Whether only the recurrent form supports these inputs: decays of more channels, or a beta for each channel."""
     several = len(call.x) == 5 and call.x[4].dim() == call.x[2].dim()
     return several or any(x is not None for x in call.channel_decays)
 

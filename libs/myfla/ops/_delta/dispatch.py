@@ -1,7 +1,7 @@
-"""Who computes a call: one choice over a registry of back ends.
+"""The choice of the back end for a call, from a registry.
 
-To add one: write ``problem(call)``, which says why it cannot take a call, and ``run(call)``, and `register` a
-`Backend` of them.
+To add a back end, write ``problem(call)``, which returns the reason why it cannot compute a call, and ``run(call)``,
+and `register` a `Backend` with both.
 """
 
 from typing import Callable, Container, List, NamedTuple, Optional
@@ -14,24 +14,24 @@ from myfla.utils.tracing import tracing
 __all__ = ["Backend", "register", "select"]
 
 Reason = Callable[[Call], Optional[str]]
-"""Why not, or None where there is no reason against it."""
+"""Returns the reason why a call cannot be computed, or None if it can."""
 
 
 class Backend(NamedTuple):
     """One implementation of the rules.
 
     Attributes:
-        name: its own.
-        choice: what a caller asks for by ``backend=``; several may answer to one.
+        name: of this back end.
+        choice: what a caller asks for by ``backend=``; several back ends may have the same.
         run: computes a call.
-        problem: why it cannot compute a call; by default nothing.
-        reserve: why ``auto`` shall not choose it though it could; by default nothing.
-        families: names of the families that it has a form of; by default all.
-        device, form, recorded: where several could compute a call, it is asked about calls on this kind of device, of
-            this form, and that somebody records (`myfla.utils.tracing`) or that nobody does; by default about all.
-        on_request: it is only taken where it is asked for by name.
-        plan: how it computes all decoding steps like a call that it can compute, with the final states or without; None
-            where it has no short way for them, by default for none.
+        problem: returns why it cannot compute a call; by default it can compute all.
+        reserve: returns why ``auto`` does not choose it for a call that it can compute; by default never.
+        families: names of the families that it supports; by default all.
+        device, form, recorded: with ``auto`` and ``torch`` it is only considered for calls on this kind of device, of
+            this form, and that are recorded (`myfla.utils.tracing`) or not recorded; by default for all.
+        on_request: it is only used where it is requested by name.
+        plan: from a call that it can compute, and whether final states are needed, makes a function that computes all
+            decoding steps of this kind, or returns None if it has no such function; by default it has none.
     """
 
     name: str
@@ -55,7 +55,7 @@ def register(backend: Backend, before: Optional[str] = None) -> None:
 
     Args:
         backend: its ``name`` must be new.
-        before: the name of the one that it goes before; by default it is the last to be asked.
+        before: the name of the back end in front of which it is inserted; by default it is the last.
     """
     names = [one.name for one in _registry]
     if backend.name in names:
@@ -65,14 +65,15 @@ def register(backend: Backend, before: Optional[str] = None) -> None:
 
 
 def select(call: Call, choice: str) -> Backend:
-    """The first back end that answers to a choice and can compute a call.
+    """The first back end that has this choice and can compute the call.
 
     Args:
-        call: what is asked for.
+        call: the call of the layer.
         choice: as the caller gave it.
 
     Raises:
-        BackendError: no such choice, or none that answers to it can compute this here; the message says why.
+        BackendError: there is no such choice, or none of its back ends can compute this call here; the message says
+            why.
     """
     reasons, one_of_all, x = [], choice == "auto" or choice == "torch", call.x[0]
     device, recorded = x.device.type, tracing(x)
@@ -92,7 +93,7 @@ def select(call: Call, choice: str) -> Backend:
             continue
         reason = None
         if backend.families is not None and call.family.name not in backend.families:
-            reason = f"it has no form of {call.family.name}"
+            reason = f"it does not support {call.family.name}"
         elif backend.problem is not None:
             reason = backend.problem(call)
         if reason is None and choice == "auto" and backend.reserve is not None:
@@ -102,4 +103,4 @@ def select(call: Call, choice: str) -> Backend:
                 choices.tell(call.who, choice, device, backend.choice)
             return backend
         reasons.append(reason)
-    raise choices.refusal(call.who, choice, reasons[0] if reasons else "nothing here answers to it")
+    raise choices.refusal(call.who, choice, reasons[0] if reasons else "there is no back end for such a call")

@@ -1,4 +1,4 @@
-"""How an operation of a compiled graph is made together with its backward, for every form that has one."""
+"""Makes an operation of a compiled graph together with its backward, for every form that has one."""
 
 import functools
 from typing import Any, Callable, Sequence
@@ -22,15 +22,15 @@ def differentiable_op(
         inputs: schemas of the tensors, such as ``"Tensor q"`` or ``"Tensor? initial_state"``.
         options: schema of what follows them.
         results: schema of the results: o and the final states, then residuals for the backward.
-        forward: of the inputs and options.
-        backward: of these, the residuals, and the gradients of o and of the final states. It returns the gradients of
-            all inputs but the constants, without those that are None.
-        fake: tensors in the shapes and dtypes of the results.
+        forward: function of the inputs and options.
+        backward: function of inputs, options, residuals, and the gradients of o and of the final states. It returns the
+            gradients of all inputs except the constants, without those that are None.
+        fake: function that returns tensors in the shapes and dtypes of the results.
         residuals: schema of the residuals as one argument of the backward.
         constants: how many of the last inputs have no gradient.
 
     Returns:
-        the operation; None in a PyTorch that has none (before 2.4).
+        the operation; None before PyTorch 2.4, which has no such operations.
     """
     if custom_op is None:
         return None

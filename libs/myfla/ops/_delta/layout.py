@@ -1,11 +1,11 @@
-"""How a batch is cut into chunks, and in which order they are worked on.
+"""How a batch is cut into chunks, and in which order these are computed.
 
 Recurrent chunk forms do most of their work chunk by chunk, in large batched products, and then a short scan from
-each chunk to the next. Here every sequence is cut into chunks of C tokens; **step** s of the scan works on the s-th
-chunk of every sequence that has one. Sequences are ordered by length, longest first, so that step s works on the first
+each chunk to the next. Here every sequence is cut into chunks of C tokens; **step** s of the scan computes the s-th
+chunk of every sequence that has one. Sequences are ordered by length, longest first, so that step s updates the first
 ``n_s`` states. A dense batch is the case where all sequences are equally long.
 
-A `Block` is what is worked on at one time: some rows, some steps, small enough to stay in the processor's cache. Its
+A `Block` is computed at one time: some rows and some steps, few enough to stay in the processor's cache. Its
 tensors are ``[M * heads, C, D]``, ordered by step, then row, then head: a step is one contiguous slice.
 """
 
@@ -15,7 +15,7 @@ import torch
 
 
 class Block:
-    """A group of chunks worked on together; made by `ChunkLayout`.
+    """A group of chunks that are computed together; made by `ChunkLayout`.
 
     Attributes:
         chunk: tokens in a chunk, C.
@@ -25,11 +25,11 @@ class Block:
         start: number of chunks that come before this block, over the whole layout.
         first_state: number of states that the blocks before this one began with, over the whole layout.
         size: number of chunks, M.
-        full: of a dense batch how many steps have all their tokens; one more may have fewer.
+        full: for a dense batch the number of steps with all their tokens; one more may have fewer.
         begin: the first token of its first step.
-        places: of packed sequences the token at each of the ``M * C`` positions; None for a dense batch.
-        padding: chunk and position of what lies past a packed sequence's end; None where nothing does.
-        filled: the other ones of the ``M * C`` positions; None where that is all.
+        places: for packed sequences the token at each of the ``M * C`` positions; None for a dense batch.
+        padding: chunk and position of all places past a packed sequence's end; None if there are none.
+        filled: the other ones of the ``M * C`` positions; None if these are all.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Block:
             self.filled = layout.filled[start * self.chunk - first : stop * self.chunk - last] - start * self.chunk
 
     def states(self, heads: int) -> slice:
-        """Where the states that this block begins with lie among those of all sequences."""
+        """The range of the states that this block begins with, among those of all sequences."""
         return slice(self.rows[0] * heads, (self.rows[0] + self.counts[0]) * heads)
 
     def load(self, x: torch.Tensor, out: torch.Tensor, pad: bool = True) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Block:
         return out
 
     def store(self, found: torch.Tensor, out: torch.Tensor) -> None:
-        """Write this block's tokens back, converting; heads that share one of ``out``'s are summed.
+        """Write this block's tokens back, converting; heads that share a head of ``out`` are summed.
 
         Args:
             found: ``[M * HV, C, D]``.
@@ -112,8 +112,8 @@ class Block:
             tail.copy_(cut[full, ..., : tail.shape[2], :])
 
     def _chunks(self, x: torch.Tensor) -> torch.Tensor:
-        """Of ``[B, T, H, D]`` the chunks with all their tokens, a view ``[steps, rows, H, C, D]``."""
-        row, token, head, channel = x.stride()  # one call instead of four: they cost as much as small copies
+        """The complete chunks of ``[B, T, H, D]``, a view ``[steps, rows, H, C, D]``."""
+        row, token, head, channel = x.stride()  # one call instead of four, each of which takes as long as a small copy
         shape = (self.full, self.rows[1] - self.rows[0], x.shape[2], self.chunk, x.shape[3])
         at = x.storage_offset() + self.rows[0] * row + self.begin * token
         return x.as_strided(shape, (self.chunk * token, row, head, token, channel), at)
@@ -129,18 +129,19 @@ class ChunkLayout:
         cu_seqlens: ``[N + 1]`` integer offsets of packed sequences, already checked; None for a dense batch.
         device: where index tensors live.
         block_chunks: how many chunks a block may have, at least one step of one row each.
-        block_rows: how many sequences a block may have; by default only ``block_chunks`` limits them.
+        block_rows: how many sequences a block may have; by default limited by ``block_chunks`` only.
 
     Attributes:
         rows: number of sequences, N.
-        order: ``[N]`` int64, the sequences longest first, or None where that is the given order.
+        order: ``[N]`` int64, the sequences longest first, or None if they are given in this order.
         total: number of chunks.
         block_states: number of states that all blocks begin with.
         groups: for each group of rows its blocks, in the order of the recurrence. Groups are independent.
         index: ``[total, C]`` int64, the token at each position; None for a dense batch.
-        padding: chunk and position of every place past a sequence's end, in order; None where there is none.
-        filled: the other places among the ``total * C``, in order; None where that is all.
-        padding_before: ``total + 1`` numbers of places in ``padding`` before each chunk, and of all.
+        padding: chunk and position of every place past a sequence's end, in order; None if there are none.
+        filled: the other places among the ``total * C``, in order; None if these are all.
+        padding_before: ``total + 1`` numbers: how many places in ``padding`` lie before each chunk, and how many there
+            are.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class ChunkLayout:
         by_step = torch.sort(step_of_group, stable=True).indices
         row, offset = row[by_step], step[by_step, None] * self.chunk + torch.arange(self.chunk)
         padding = offset >= lengths[row][:, None]
-        # A position past the end repeats the sequence's last token, so that nothing crosses between sequences.
+        # A position past the end repeats the sequence's last token, so that no value of another sequence is read.
         self.index = (first[row][:, None] + torch.minimum(offset, (lengths[row] - 1)[:, None])).to(device)
         self.padding_before = [0, *padding.sum(1).cumsum(0).tolist()]
         if self.padding_before[-1]:
@@ -212,7 +213,8 @@ class ChunkLayout:
 
 
 def longest_first(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The order of packed sequences by length; in it the first token of each, and how many it has. All on the host.
+    """The order of packed sequences by length, longest first, and in this order their first tokens and lengths. All on
+    the host.
 
     Example:
         >>> [x.tolist() for x in longest_first(torch.tensor([0, 1, 4, 6]))]
@@ -225,7 +227,7 @@ def longest_first(cu_seqlens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor,
 
 
 def sort_rows(order: Optional[torch.Tensor], state: torch.Tensor) -> torch.Tensor:
-    """Rows of ``state [N, ...]`` in an order ``[N]``; None is the given one."""
+    """Rows of ``state [N, ...]`` in an order ``[N]``; None leaves them as they are."""
     return state if order is None else state.index_select(0, order)
 
 

@@ -3,7 +3,7 @@
 For every token, with the state ``S [K, V]`` of one head::
 
     S     <- exp(g_t) S                          forget; g one number, or one for each key channel
-    error  = v_t - S^T k_t                       what the memory gets wrong about k_t
+    error  = v_t - S^T k_t                       the error of the state's value for k_t
     S     <- S + k_t (beta_t error)^T            correct it
     o_t    = scale * S^T q_t                     read
 
@@ -13,8 +13,8 @@ diagonal plus low rank (RWKV-7 "Goose", arXiv 2503.14456, transposed)::
     S    <- diag(exp(gk_t)) S + b_t (a_t^T S)^T + k_t v_t^T        a reads the state before it decays
     o_t   = scale * S^T q_t
 
-Without a correction (gated linear attention, arXiv 2312.06635): ``S <- exp(g_t) S + k_t v_t^T``; with n corrections a
-token (DeltaProduct, arXiv 2502.10297) the second and third line n times.
+Without a correction (gated linear attention, arXiv 2312.06635): ``S <- exp(g_t) S + k_t v_t^T``; with n corrections for
+each token (DeltaProduct, arXiv 2502.10297) the second and third line are applied n times.
 """
 
 from typing import Callable, List, Optional, Tuple
@@ -40,8 +40,8 @@ def delta_loop(
         beta: ``[B, T, H]``, or ``[B, T, H, V]`` for each value channel.
         scale: factor on q.
         state: ``[B, H, K, V]``.
-        erase: ``[B, T, H, K]`` keys whose values are taken out, k by default (Comba, Gated DeltaNet 2).
-        before: they read the state before it decays.
+        erase: ``[B, T, H, K]`` keys whose values are erased (Comba, Gated DeltaNet 2); k by default.
+        before: whether they read the state before it decays.
     """
 
     def step(
@@ -61,7 +61,7 @@ def product_loop(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, scale: float,
     state: torch.Tensor,
 ) -> Result:
-    """One decay and n corrections a token, all in one dtype.
+    """The delta rule with one decay and n corrections for each token, all in one dtype.
 
     Args:
         q: ``[B, T, H, K]``.
@@ -130,8 +130,8 @@ def gla_loop(
 
 
 def _each_token(step: Callable[..., Result], state: torch.Tensor, like: torch.Tensor, *x: torch.Tensor) -> Result:
-    """``o, state = step(state, *tokens)`` for the tokens ``[B, ...]`` of ``x [B, T, ...]``; without any, o is as
-    ``like [B, 0, H, V]``."""
+    """``o, state = step(state, *tokens)`` for the tokens ``[B, ...]`` of ``x [B, T, ...]``; without tokens, o has the
+    shape of ``like [B, 0, H, V]``."""
     outputs: List[torch.Tensor] = []
     for tokens in zip(*(t.unbind(1) for t in x)):
         o, state = step(state, *tokens)

@@ -16,7 +16,7 @@ __all__ = ["NATIVE", "erasing_nothing", "native_problem", "native_reserve", "pla
            "run_native"]  # fmt: skip
 
 NATIVE = {"gated_delta": "GATED", "kda": "KDA", "dplr": "DPLR", "gla": "DPLR", "simple_gla": "DPLR"}
-"""The families that have compiled kernels, and what the package calls them."""
+"""The families that have compiled kernels, and their names in that package."""
 
 
 def native_problem(call: Call) -> Optional[str]:
@@ -29,9 +29,9 @@ def native_problem(call: Call) -> Optional[str]:
 
 
 def native_reserve(call: Call) -> Optional[str]:
-    """Why ``auto`` shall not choose the compiled kernels for a call that they can compute, or None."""
+    """Why ``auto`` does not choose the compiled kernels for a call that they can compute, or None."""
     if not call.family.corrects and records(*call_tensors(call)):
-        return "the plain form trains faster where nothing is corrected"
+        return "the plain form trains faster for rules without the delta rule's correction"
     return None
 
 
@@ -51,8 +51,8 @@ def run_native(call: Call) -> Result:
 
 
 def plan_native(call: Call, wanted: bool) -> Optional[Step]:
-    """How calls like this one, of a token for each row that has a state, are computed, with final states if ``wanted``;
-    None where there is nothing to compute, or more to it."""
+    """The function that computes decoding steps like this call, with final states if ``wanted``; None for empty calls
+    and for calls that need more than that."""
     state, inplace, activation, arrange = call.initial_state, call.inplace, call.activation, _ARRANGED[call.family.name]
     if state is None or not state.numel() or state.dtype is not torch.float32 or not state.is_contiguous():
         return None
@@ -95,7 +95,8 @@ _ARRANGED = {"gated_delta": _of_gated, "kda": _of_kda, "dplr": _of_dplr, "gla": 
 
 
 def _as_the_kernels_have_it(call: Call) -> Call:
-    """The kernels activate the gates of the gated rule; decays of key channels are KDA, that of the head among them."""
+    """The kernels activate the gates of the gated rule. Decays of key channels, with that of the head added, are
+    computed as KDA."""
     if not call.family.corrects:
         return call._replace(family=DPLR, x=erasing_nothing(call.x))
     if call.family.name != "gated_delta":
@@ -109,8 +110,8 @@ def _as_the_kernels_have_it(call: Call) -> Call:
 
 
 def _activated(call: Call) -> Call:
-    """`Call.activated`; in the recurrent form token by token, for the same bits however a sequence is split: the last
-    numbers of a tensor go through other code in PyTorch than the rest."""
+    """`Call.activated`; in the recurrent form token by token, so that the bits do not depend on how a sequence is
+    split: PyTorch computes the last numbers of a tensor with other code than the rest."""
     if call.activation is None or call.form != "recurrent" or call.x[0].shape[1] == 0:
         return call.activated()
     g, beta = call.x[3:5]
@@ -123,7 +124,7 @@ def _activated(call: Call) -> Call:
 
 
 def erasing_nothing(x: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
-    """A rule that corrects nothing as DPLR's: ``a = b = 0``.
+    """A rule without correction as the DPLR rule with ``a = b = 0``.
 
     Args:
         x: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]`` and g ``[B, T, HV]`` or ``[B, T, HV, K]``.
@@ -174,7 +175,7 @@ class _Rule(torch.autograd.Function):
         rule = _rule(rules, call, A_log, dt_bias)
         o, final, kept = rules.forward(rule, _inputs(rules, tuple(x)), state, out_dtype=call.out_dtype, keep=True)
         ctx.save_for_backward(*tensors, kept)
-        # what is saved must not be held by the call as well
+        # The call must not hold a second reference to saved tensors.
         ctx.rules, ctx.call = rules, call._replace(x=(), initial_state=None)
         ctx.set_materialize_grads(False)
         return o, final

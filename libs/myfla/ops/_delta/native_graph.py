@@ -1,7 +1,7 @@
 """The compiled CPU kernels as operations of a graph: what ``torch.compile`` records where myfla-native is installed.
 
-One operation for all families and both forms, ``myfla::native_rule``, and its backward. Gates are activated in front of
-it, in plain operations that the compiler joins with what stands there.
+One operation for all families and both forms, ``myfla::native_rule``, and its backward. Gates are activated before it,
+in plain operations that the compiler fuses with those around them.
 """
 
 from typing import Any, List, Optional, Tuple
@@ -26,11 +26,11 @@ _INPUTS = (
 def native_graph_problem(call: Call) -> Optional[str]:
     """Why the compiled kernels cannot be an operation of the graph that is being recorded, or None."""
     if not takes_graph_ops():
-        return "no compiler records this call"
+        return "this call is not recorded by torch.compile"
     if recurrent_only(call):
-        return "the compiled kernels in a graph know no gates of value channels, and of key channels KDA's alone"
+        return "in a graph the compiled kernels support channel gates only for the keys of KDA"
     if not graph_takes_native(*call_tensors(call)):
-        return "the compiled kernels are not installed, or these are no tensors of theirs"
+        return "the compiled kernels are not installed, or do not support these tensors"
     return None
 
 

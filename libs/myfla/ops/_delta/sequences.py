@@ -1,4 +1,4 @@
-"""Sequences packed in one row: one by one for forms that know batches only, and back to front."""
+"""Sequences packed in one row: one by one, for forms that support batches only, and in reverse order."""
 
 from typing import Callable, List, Optional, Sequence, Tuple
 
@@ -39,13 +39,13 @@ def each_sequence(
         o, final = run(*(x[:, start:end] for x in tensors), state[i : i + 1])
         outputs.append(o)
         finals.append(final)
-    if not outputs:  # no sequences at all: what an empty batch gives, without its row
+    if not outputs:  # no sequences at all: the results of an empty batch, without its row
         return run(*tensors, state.new_zeros(1, *state.shape[1:]))[0], state
     return torch.cat(outputs, dim=1), torch.cat(finals)
 
 
 def first_state(call: Call) -> torch.Tensor:
-    """``[N, HV, K, V]`` in the accumulation's dtype; zeros where there is none."""
+    """The state ``[N, HV, K, V]`` in the accumulation's dtype; zeros if there is none."""
     if call.initial_state is not None:
         return call.initial_state.to(call_dtype(call))
     v, key = call.x[2], call.x[1].shape[3]
@@ -53,7 +53,7 @@ def first_state(call: Call) -> torch.Tensor:
 
 
 def reverse_sequences(x: torch.Tensor, cu_seqlens: Optional[torch.Tensor]) -> torch.Tensor:
-    """Every sequence back to front."""
+    """Every sequence in reverse order."""
     if cu_seqlens is None:
         return x.flip(1)
     bounds = cu_seqlens.long()

@@ -1,8 +1,8 @@
-"""Decoding steps, decided once: a step is one token for each row that has a state, in plain execution on a CPU.
+"""A cache of plans for decoding steps. A step is one token for each row that has a state, in plain execution on a CPU.
 
-What an op's checks find, who computes and how the numbers lie depend on nothing but what `step_key` holds. So the first
-call of its kind goes the whole way, through all checks, and leaves a `Step` for the next ones. A call that is refused
-leaves none.
+The result of an op's checks, the back end and the layout of the numbers depend only on what `step_key` contains. The
+first call with a key goes through all checks and stores a `Step`, which computes the following ones. A call that fails
+its checks stores none.
 """
 
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -18,10 +18,10 @@ __all__ = ["MOST", "Key", "Step", "find_step", "forget_steps", "keep_step", "lay
 Key = Tuple[Any, ...]
 
 Step = Callable[[Tuple[Any, ...], Any, Any], Tuple[torch.Tensor, Optional[torch.Tensor]]]
-"""``step(x, activation, state)``, of tensors as `Call` has them: o, and the final states where they are wanted."""
+"""``step(x, activation, state)``, with tensors as in `Call`: o, and the final states if requested."""
 
 MOST = 256
-"""Steps that are kept at most; then they are planned again."""
+"""Largest number of steps that are kept; beyond it all are planned again."""
 
 _TENSORS = (torch.Tensor, nn.Parameter)
 _STRIDED, _CPU = torch.strided, torch.device("cpu")
@@ -35,15 +35,16 @@ find_step = _steps.get
 def step_key(
     who: str, options: Sequence[Any], state: Any, cu_seqlens: Any, q: Any, *tensors: Any
 ) -> Optional[Key]:
-    """All that a decoding step depends on but its numbers; None for any other call, or where somebody watches.
+    """Everything that a decoding step depends on, except its numbers; None for other calls, and where operations are
+    recorded or profiled.
 
     Args:
         who: the op.
         options: its other arguments.
         state: the initial state.
-        cu_seqlens: as the op was given it.
+        cu_seqlens: as given to the op.
         q: the op's first tensor, ``[B, T, ...]``.
-        tensors: its other tensors, None for one that was left out.
+        tensors: its other tensors, None for a missing one.
 
     Example:
         >>> x, state = torch.zeros(1, 1, 2, 4), torch.zeros(1, 2, 4, 4)
@@ -58,12 +59,13 @@ def step_key(
 
 
 def layout_key(who: str, options: Sequence[Any], *tensors: Any) -> Optional[Key]:
-    """All that a computation on the CPU depends on but the numbers in its tensors; None where somebody watches.
+    """Everything that a computation on the CPU depends on, except the numbers in its tensors; None where operations are
+    recorded or profiled.
 
     Args:
         who: its name.
         options: numbers, strings and None.
-        tensors: all that it reads, None for one that was left out.
+        tensors: all that it reads, None for a missing one.
     """
     if not undisturbed() or not _PLAIN.issuperset(map(type, options)):
         return None
@@ -80,12 +82,12 @@ def layout_key(who: str, options: Sequence[Any], *tensors: Any) -> Optional[Key]
 
 
 def keep_step(key: Key, step: Callable[..., Any]) -> None:
-    """Remember what computes all calls of a key. It must hold no tensor of the call that it was planned for."""
+    """Store the step of a key. It must hold no tensor of the call from which it was planned."""
     if len(_steps) >= MOST:
         _steps.clear()
     _steps[key] = step
 
 
 def forget_steps() -> None:
-    """Plan all steps again: for who changes what they are planned from."""
+    """Remove all steps, which are then planned again; to be called where something changes on which plans depend."""
     _steps.clear()

@@ -1,10 +1,10 @@
-"""How the products of two tokens in a chunk are split so that no factor of a decay leaves the range of its format.
+"""How the products of two tokens in a chunk are split so that no factor of a decay leaves the range of its dtype.
 
 With ``c_t`` the log decay summed from the chunk's start, two tokens s < t meet with ``exp(c_t - c_s)``, per channel
 (less t's own step where the reader sees the state before it). Inside a **block** of a few tokens both factors refer to
-the block's middle, and a step counts as at least the floor, so that neither overflows. Tokens of different blocks meet
-at the boundary of exactly one pair of neighbouring sub-chunks of one, two, four ... blocks: s in the first, t in the
-second. With that boundary as reference both factors are decays of real steps, at most one.
+the block's middle, and a step's log decay counts as at least a lower limit, so that neither overflows. Tokens of
+different blocks meet at the boundary of exactly one pair of neighbouring sub-chunks of one, two, four ... blocks: s in
+the first, t in the second. With that boundary as reference both factors are decays of real steps, at most one.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
@@ -16,8 +16,8 @@ from myfla.utils.tracing import compiling
 RANGE = {torch.float32: 64.0, torch.float64: 640.0}
 """Largest log of a factor inside a block."""
 BLOCK = 8
-"""Tokens in a block where nothing is known of the decays. A step then counts as -16 at least, 1e-7: what float32 rounds
-off."""
+"""Tokens in a block where nothing is known of the decays. A step's log decay then counts as at least -16, a factor of
+1e-7, which float32 rounds off."""
 
 
 class SubChunkPair(NamedTuple):
@@ -27,7 +27,7 @@ class SubChunkPair(NamedTuple):
     inside: bool
 
     def places(self, chunk: int) -> int:
-        """How many there are in a chunk."""
+        """The number of these places in a chunk."""
         return chunk // (self.size if self.inside else 2 * self.size)
 
     def sides(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -88,11 +88,11 @@ class SubChunks(NamedTuple):
     block: int
 
     def floor(self, dtype: torch.dtype) -> float:
-        """The least a step's log decay counts as."""
+        """The lower limit of a step's log decay."""
         return -RANGE[dtype] / (self.block // 2)
 
     def pairs(self) -> List[SubChunkPair]:
-        """All pairs of tokens, each once: inside blocks, then at the boundaries of ever larger sub-chunks."""
+        """All pairs of tokens, each once: inside blocks, then at the boundaries of sub-chunks, smallest first."""
         found, size = [SubChunkPair(self.block, True)], self.block
         while size < self.chunk:
             found.append(SubChunkPair(size, False))
@@ -101,12 +101,12 @@ class SubChunks(NamedTuple):
 
 
 def choose_subchunks(chunk: int, dtype: torch.dtype, lower_bound: Optional[float] = None) -> SubChunks:
-    """The largest blocks that log decays from ``lower_bound`` on allow; `BLOCK` tokens if nothing is promised.
+    """The largest blocks that log decays from ``lower_bound`` on allow; `BLOCK` tokens without a bound.
 
     Args:
         chunk: tokens in a chunk, a power of two, at least `BLOCK`.
         dtype: of the sums.
-        lower_bound: no step's log decay is below.
+        lower_bound: no step's log decay is below this; None if unknown.
 
     Example:
         >>> choose_subchunks(64, torch.float32)
@@ -121,7 +121,7 @@ def choose_subchunks(chunk: int, dtype: torch.dtype, lower_bound: Optional[float
 
 
 def keep_seen(squares: torch.Tensor) -> torch.Tensor:
-    """``[..., 2, n, W, n]`` with zeros for what lies in the future: the first sees s <= t, the second s < t."""
+    """``[..., 2, n, W, n]`` with zeros for later tokens: the first kind sees s <= t, the second s < t."""
     ones = torch.ones(squares.shape[-1], squares.shape[-1], dtype=torch.bool, device=squares.device)
     keep = torch.stack((ones.tril(), ones.tril(-1))).unsqueeze(2)
     return torch.where(keep, squares, squares.new_zeros(()))
@@ -137,7 +137,7 @@ def join_squares(squares: List[torch.Tensor], split: SubChunks) -> torch.Tensor:
             place = pair.squares(whole)
             place.copy_(square.view(place.shape))
         return whole
-    whole = inside  # every number once, from where it is
+    whole = inside  # copies every number once
     for square in squares[1:]:
         first, second = whole.unflatten(1, (-1, 2)).unbind(2)
         upper = torch.cat((first, torch.zeros_like(first)), dim=-1)

@@ -1,7 +1,7 @@
 """Names of this package's operations in compiled graphs, which change with its code.
 
 A compiler keeps its graphs on disk, with the sizes of all results, under keys that hold the names of operations but not
-what they do. An operation of another release, or of a checkout at work, must not meet a graph of this one.
+what they do. A graph of one release must not be used with the operations of another, or of a checkout that changes.
 """
 
 import functools
@@ -19,7 +19,7 @@ def source_digest(folder: Path = Path(__file__).parent, version: str = myfla.__v
 
     Args:
         folder: by default this package.
-        version: by default that of `myfla`; all there is where the files cannot be read, as in a zip file.
+        version: by default that of `myfla`; used alone where the files cannot be read, as in a zip file.
     """
     digest = hashlib.sha256(version.encode())
     for path in sorted(folder.rglob("*.py")):

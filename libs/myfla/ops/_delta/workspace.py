@@ -1,4 +1,4 @@
-"""One tensor for all that a block of chunks works with, cut into named matrices."""
+"""One tensor for all buffers of a block of chunks, cut into named matrices."""
 
 from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -8,11 +8,11 @@ __all__ = ["PADDING", "BlockShapes", "Buffers", "Parts", "Shapes", "Workspace"]
 
 Shape = Tuple[int, int]
 Shapes = Dict[str, Shape]
-"""By name the rows and columns of each of M matrices."""
+"""For each name the rows and columns of its M matrices."""
 
 PADDING = 5 * 16
-"""Numbers between one part and the next, an odd number of cache lines of float32: what is read and written at one time
-shall not lie at the same place of a page."""
+"""Numbers between one part and the next, an odd number of cache lines of float32, so that parts that are used together
+do not lie at the same position of a page."""
 
 
 class BlockShapes(NamedTuple):
@@ -20,9 +20,9 @@ class BlockShapes(NamedTuple):
 
     Attributes:
         residuals: what the forward always saves for its backward.
-        recomputable: what is quickly computed again, and so is saved of short inputs only.
-        forward, backward: what else either direction works on.
-        aliases: of the backward, each in the memory of the named tensor, which is no longer read then.
+        recomputable: tensors that are quick to compute again, and so are saved for short inputs only.
+        forward, backward: further buffers of either direction.
+        aliases: buffers of the backward, each in the memory of the named tensor, which is no longer read then.
     """
 
     residuals: Shapes
@@ -33,19 +33,19 @@ class BlockShapes(NamedTuple):
 
 
 class Buffers(Dict[str, torch.Tensor]):
-    """One block's tensors by name, ``[M, ...]``, unwritten but for what the forward has saved.
+    """One block's tensors by name, ``[M, ...]``; only those that the forward has saved contain values.
 
     Attributes:
-        inference: there is no backward.
-        backward: it is the backward, and what is `BlockShapes.residuals` has been written.
-        has_recomputable: what is `BlockShapes.recomputable` has been written too.
+        inference: whether there is no backward.
+        backward: whether this is the backward, and the tensors of `BlockShapes.residuals` have been written.
+        has_recomputable: whether those of `BlockShapes.recomputable` have been written too.
     """
 
     inference = backward = has_recomputable = False
 
 
 class Parts:
-    """Where named parts lie in one tensor.
+    """The positions of named parts in one tensor.
 
     Args:
         shapes: of each part's matrices.
@@ -74,7 +74,7 @@ class Parts:
         self.parts += [(name, starts[base], shape) for name, (base, shape) in aliases.items()]
 
     def views(self, memory: torch.Tensor, matrices: int, first: int = 0) -> Dict[str, torch.Tensor]:
-        """By name so many matrices from the first on, ``[matrices, ...]``."""
+        """For each name this many matrices from the first on, ``[matrices, ...]``."""
         zero = memory.storage_offset()
         return {
             name: memory.as_strided(
@@ -104,7 +104,7 @@ class Workspace:
         self.found: Dict[int, Dict[str, torch.Tensor]] = {}
 
     def views(self, matrices: int) -> Dict[str, torch.Tensor]:
-        """The buffers of a block of so many matrices."""
+        """The buffers of a block of this many matrices."""
         if matrices not in self.found:
             self.found[matrices] = self.parts.views(self.memory, matrices)
         return self.found[matrices]

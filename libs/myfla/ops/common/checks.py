@@ -117,7 +117,7 @@ def state_k_first(
 
 
 def take_legacy_keywords(who: str, legacy: dict, state_v_first: bool, known: tuple) -> bool:
-    """Read the official keywords of older versions; returns ``state_v_first``."""
+    """Accept the official keywords of older versions; returns ``state_v_first``."""
     for name in legacy:
         if name not in ("transpose_state_layout", "head_first"):
             raise unknown_keyword(who, name, known)

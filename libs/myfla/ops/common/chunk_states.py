@@ -1,4 +1,4 @@
-"""The states before every chunk, which the chunk ops of some rules give on request."""
+"""The states before every chunk, which the chunk ops of some rules return on request."""
 
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 

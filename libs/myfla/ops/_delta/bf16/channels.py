@@ -1,15 +1,14 @@
-"""What families with a decay for each key channel share: DPLR and KDA.
+"""Common code of the families with a decay for each key channel, DPLR and KDA.
 
-Two tokens read, ``q`` and ``a``, and W are read or written: ``b``, and with a second pair ``k``. a sees tokens before
-its own. With ``c`` the log decay summed from the chunk's start, and ``c_a`` that or (DPLR) the same without a's own
-step::
+Of each token ``q`` and ``a`` read, and W kinds write: ``b``, and with a second pair ``k``. a sees earlier tokens only.
+With ``c`` the log decay summed from the chunk's start, and ``c_a`` the same or (DPLR) without a's step::
 
     q_in = scale exp(c) q     k_in = -exp(c_a) a     k_out = exp(c_last - c) [b; k]
     A    = [q; a] against [b; k], each product of two tokens with the decay between them (`subchunks`);   L = -A_ab
 
-The operands of A are float32: rounded ones would make the largest of all errors. A step's log decay lies on every path
-that crosses it: its gradient is summed from what such paths contribute. A contribution is always an operand, as the
-product read it, times its gradient, so that what cancels does so exactly.
+The operands of A are float32: rounded ones would make the largest of all errors. The gradient of a step's log decay is
+the sum over all paths that cross it. The contribution of a path is an operand, with the rounding that the product read,
+times its gradient, so that terms that cancel do so exactly.
 """
 
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -26,7 +25,7 @@ from myfla.utils.tracing import compiling
 
 
 class Operands(NamedTuple):
-    """Where the tokens of all chunks go once they are scaled; written by `scale_tokens`."""
+    """The scaled tokens of all chunks; written by `scale_tokens`."""
 
     reads: torch.Tensor  # [M, 2C, K + W C], as `Prepared` has it
     k_in: torch.Tensor  # [M, C, K]
@@ -36,7 +35,7 @@ class Operands(NamedTuple):
 
 
 def allocate_operands(like: torch.Tensor, kinds: int, plan: Plan) -> Tuple[SubChunks, Operands]:
-    """How a chunk is split, and the memory for the tokens ``like [N, H, K]``, W = kinds."""
+    """The split of a chunk, and the memory for the scaled tokens of ``like [N, H, K]``, W = kinds."""
     layout, key = plan.layout, like.shape[2]
     m, chunk = layout.matrices, layout.chunk
     split = choose_subchunks(chunk, plan.dtype, plan.lower_bound)
@@ -62,7 +61,7 @@ def chunk_products(
 
 
 class ChannelGrads(NamedTuple):
-    """What a family's backward starts from."""
+    """The first gradients of a family's backward."""
 
     split: SubChunks
     c: torch.Tensor  # [M, C, K]
@@ -74,7 +73,7 @@ class ChannelGrads(NamedTuple):
 
 
 def operand_grads(plan: Plan, p: Prepared, grads: Grads) -> Tuple[ChannelGrads, Tuple[torch.Tensor, ...]]:
-    """The gradients of the products' operands; also what else the family has saved."""
+    """The gradients of the products' operands; also the other tensors that the family has saved."""
     split = choose_subchunks(plan.layout.chunk, plan.dtype, plan.lower_bound)
     key, half = p.k_in.shape[2], len(split.pairs())
     c, earlier, later = p.saved[0], p.saved[1 : 1 + half], p.saved[1 + half : 1 + 2 * half]
@@ -105,7 +104,7 @@ def scale_tokens(
         c: of `sum_decays`.
         before: whether a sees the state before its own step decays it.
         scale: ``[1]``, factor on q.
-        operands: written.
+        operands: the result, written.
     """
     kinds, chunk, key = written.shape[1], split.chunk, c.shape[2]
     from_start = _from_start(c, before)
@@ -124,11 +123,11 @@ def join_products(
     """The products ``[M places, 2n, W n]`` of all sub-chunk pairs put together.
 
     Args:
-        A_qk: ``[M, C, W C]``, written: what q reads.
+        A_qk: ``[M, C, W C]``, written: the factors with which q reads.
 
     Returns:
-        with a second pair A_v ``[M, 2C, C]``, what reads v: q over a; otherwise nothing. And the blocks of
-        ``L = -A_ab``.
+        with a second pair A_v ``[M, 2C, C]``, the factors with which q and a read v, q over a; otherwise nothing. And
+        the blocks of ``L = -A_ab``.
     """
     mark_static(squares, split, A_qk)
     whole = join_squares(squares, split)
@@ -148,11 +147,11 @@ def split_products(dA: torch.Tensor, split: SubChunks) -> List[torch.Tensor]:
 def token_grads(
     x: ChannelGrads, before: bool, scale: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of the tokens, and what the decays' gradient is summed from.
+    """Gradients of the tokens, and the terms of the decays' gradient.
 
     Returns:
-        of ``[M, 2, C, K]`` q over a, of ``[M, W, C, K]`` b over k; what a token contributes to its own step and all
-        before, ``[M, C, K]``, and what all writes to the chunk's end contribute, ``[M, 1, K]``.
+        those of q over a ``[M, 2, C, K]`` and of b over k ``[M, W, C, K]``; the terms that a token adds to its step and
+        all earlier ones, ``[M, C, K]``, and those of all writes to the chunk's end, ``[M, 1, K]``.
     """
     split, c, operands = x.split, x.c, x.operands
     chunk = split.chunk
@@ -171,7 +170,7 @@ def token_grads(
         dreading = pair.added(dreading, 1, dlater * _scaled(since, scale))
         dc_written = pair.added(dc_written, 0, (earlier * dearlier).sum(1))
         dc_read = pair.added(dc_read, 1, later * dlater)
-    # Where a reads the state before its own step, what it contributes begins a step earlier.
+    # Where a reads the state before its step, its terms begin a step earlier.
     second = torch.nn.functional.pad(dc_read[:, 1, 1:], (0, 0, 0, 1)) if before else dc_read[:, 1]
     return dreading, dwritten, dc_read[:, 0] + second - dc_written, dc_last
 
@@ -180,7 +179,7 @@ def decay_grad(
     places: Places, dc: torch.Tensor, sums: torch.Tensor, dc_last: torch.Tensor, h: torch.Tensor, dh: torch.Tensor,
     c: torch.Tensor, g: torch.Tensor, split: SubChunks,
 ) -> torch.Tensor:
-    """Gradient of ``g [N, HV, K]`` in chunks ``[M, C, K]``, zero where a step counts as the floor.
+    """Gradient of ``g [N, HV, K]`` in chunks ``[M, C, K]``, zero where a step counts as the lower limit.
 
     Args:
         dc, dc_last: of `token_grads`.
@@ -195,7 +194,7 @@ def decay_grad(
 
 
 def saved_shapes(kinds: int, chunk: int, key: int, lower_bound: Optional[float]) -> List[Shape]:
-    """Shapes of what `chunk_products` saves, but for the family's own."""
+    """Shapes of the tensors that `chunk_products` saves, without the family's."""
     pairs = choose_subchunks(chunk, torch.float32, lower_bound).pairs()
     operands = [(x.places(chunk), (n * x.size, key), torch.float32) for n in (kinds, 2) for x in pairs]
     return [(1, (chunk, key), torch.float32), *operands]
@@ -219,6 +218,6 @@ def _from_start(c: torch.Tensor, before: bool) -> torch.Tensor:
 
 
 def _scaled(factor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Of q and a, ``[M, 2, ...]``: with the scale on q's; in place."""
+    """Multiply q's half of ``[M, 2, ...]``, q and a, by the scale, in place."""
     factor[:, 0].mul_(scale)
     return factor

@@ -1,4 +1,4 @@
-"""A call of this form: whether it serves, and its autograd function."""
+"""A call of this form: the check whether it can be used, and its autograd function."""
 
 from typing import Any, Callable, Optional, Sequence, Tuple
 
@@ -15,20 +15,20 @@ __all__ = ["bf16_chunks", "bf16_problem", "plan_call"]
 
 
 def bf16_problem(tokens: Sequence[torch.Tensor], *more: Optional[torch.Tensor]) -> Optional[str]:
-    """What speaks against this form, or None: it is for bfloat16 on a GPU, with nothing in float64.
+    """The reason why this form cannot be used, or None: it is for bfloat16 on a GPU, without float64.
 
-    float16 does not hold the range of sums over a chunk; it keeps float32 products.
+    The range of float16 is too small for sums over a chunk; it is computed with float32 products.
 
     Args:
-        tokens: what is multiplied.
+        tokens: the tensors of products.
         more: decays, strengths and states, which may be float32.
     """
     if not has_matrix_units(tokens[0].device):
         return "needs a GPU with matrix units and PyTorch 2.8"
     if tokens[0].numel() == 0:
-        return "takes no empty inputs"
+        return "it does not support empty inputs"
     if any(x.dtype != torch.bfloat16 for x in tokens) or accumulation_dtype(*tokens, *more) != torch.float32:
-        return "is for bfloat16, with nothing in float64"
+        return "it is for bfloat16, without float64 tensors"
     return None
 
 
@@ -50,11 +50,12 @@ def bf16_chunks(
         tensors: its inputs, ``[B, T, H or HV, ...]``.
         initial_state: ``[N, HV, K, V]`` or None.
         scale: factor on q.
-        formula: the same of ``(*tensors, initial_state)`` in differentiable operations, for second derivatives.
+        formula: the same function of ``(*tensors, initial_state)`` in differentiable operations, for second
+            derivatives.
         cu_seqlens: ``[N + 1]``, sequences packed in one row (B = 1).
         chunk: tokens in a chunk, 16, 32 or 64.
-        layout: chosen here by default.
-        **options: further `Plan`.
+        layout: of the chunks; by default made from the other arguments.
+        **options: further fields of `Plan`.
 
     Returns:
         o ``[B, T, HV, V]`` in v's dtype and the final states ``[N, HV, K, V]`` in float32 (or float64).
@@ -70,7 +71,7 @@ def plan_call(
     cu_seqlens: Optional[torch.Tensor] = None, chunk: Optional[int] = None, layout: Optional[Layout] = None,
     **options: Any,
 ) -> Plan:
-    """What is decided before anything is computed; arguments as `bf16_chunks`."""
+    """The plan, made before anything is computed; arguments as for `bf16_chunks`."""
     v = tensors[2]
     batch, tokens, heads = v.shape[:3]
     if layout is None and cu_seqlens is not None:
@@ -82,14 +83,14 @@ def plan_call(
 
 
 class _Chunks(torch.autograd.Function):
-    """Joins the two hand-written directions."""
+    """The hand-written forward and backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, family: Family, plan: Plan, formula: Optional[Callable[..., Any]],
         initial_state: Optional[torch.Tensor], *tensors: torch.Tensor,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        # Detached: to a compiler the same function of the same tensors, with and without gradients.
+        # Detached, so that a compiler sees the same function of the same tensors with and without gradients.
         state = None if initial_state is None else initial_state.detach()
         given = [x.detach() for x in tensors]
         o, final, kept = forward(given[2], family, given, state, plan)

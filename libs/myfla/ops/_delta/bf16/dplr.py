@@ -1,4 +1,4 @@
-"""DPLR, the rule of RWKV-7: a decay for each channel, and a key-value pair of its own beside the one that erases."""
+"""DPLR, the rule of RWKV-7: a decay for each channel, and a key-value pair that is separate from the erasing pair."""
 
 from typing import List, Optional, Tuple
 
@@ -55,7 +55,7 @@ def load_tokens(
 
 
 def combine_grads(x: ChannelGrads, scale: torch.Tensor, out_dtype: torch.dtype) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q, k, a and b in ``out_dtype``, and of `token_grads` what the decays' is summed from."""
+    """Gradients of q, k, a and b in ``out_dtype``, and from `token_grads` the terms of the decays' gradient."""
     mark_static(x)
     dreading, dwritten, dc, dc_last = token_grads(x, True, scale)
     (dq, da), (db, dk) = dreading.unbind(1), dwritten.unbind(1)

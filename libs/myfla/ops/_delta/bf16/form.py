@@ -1,7 +1,7 @@
 """The chunk form on a GPU's matrix units, for every family: bfloat16 products, float32 sums, decays and states.
 
-A family prepares its tokens (`Prepared`); the triangular system, the scan, the outputs and their backward are one. For
-a chunk, with the state ``h [K, V]`` before it::
+A family prepares its tokens (`Prepared`); the triangular system, the scan, the outputs and their backward are shared.
+For a chunk, with the state ``h [K, V]`` before it::
 
     A_inv = (I + L)^-1,   u = A_inv v_in,   w = A_inv k_in            every chunk at once
     v_new = u - w h                                                   chunk after chunk
@@ -33,22 +33,22 @@ from myfla.utils.dtypes import without_autocast
 
 Tensors = Sequence[torch.Tensor]
 Shape = Tuple[int, Tuple[int, int], torch.dtype]
-"""Of a saved tensor: matrices in multiples of M, their rows and columns, dtype."""
+"""Shape of a saved tensor: matrices in multiples of M, their rows and columns, dtype."""
 
 
 class Plan(NamedTuple):
-    """What both directions get besides the tensors."""
+    """Options of the forward and the backward pass."""
 
     layout: Layout
     scale: float  # factor on q
     dtype: torch.dtype  # of sums and states
     fuse: bool = False  # have the elementwise passes compiled
     l2norm: bool = False  # bring q and k to length one first
-    lower_bound: Optional[float] = None  # no log decay is below
+    lower_bound: Optional[float] = None  # no log decay is below this
 
     @property
     def run(self) -> Callable[[Callable], Callable]:
-        """What a pass goes through before it is called."""
+        """The function that compiles a pass, if requested, before it is called."""
         return compiled if self.fuse else _as_it_is
 
     def scale_tensor(self, like: torch.Tensor) -> torch.Tensor:
@@ -57,15 +57,15 @@ class Plan(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a family makes of its tokens; in their dtype but for g_last and the blocks."""
+    """A family's tokens, prepared; in their dtype except g_last and the blocks."""
 
     g_last: torch.Tensor  # [M, 1 or K, 1]  decay over the whole chunk
     reads: torch.Tensor  # [M, 2C, K + R]  room for -w over q_in, queries decayed from the chunk's start; beside it A_qk
     k_in: torch.Tensor  # [M, C, K]  keys that read, decayed from the chunk's start
     k_out: torch.Tensor  # [M, R, K]  keys decayed to the chunk's end
-    A_v: torch.Tensor  # [M, 2C, C]  with a second pair what reads v: q over A_in; otherwise nothing
+    A_v: torch.Tensor  # [M, 2C, C] with a second pair the factors that read v: q over A_in; otherwise nothing
     blocks: Tuple[torch.Tensor, List[torch.Tensor]]  # of L, as `inverse` reads them
-    saved: Tuple[torch.Tensor, ...]  # what the family's own backward wants to see again
+    saved: Tuple[torch.Tensor, ...]  # what the family's backward needs
 
 
 def split_reads(reads: torch.Tensor, key: int) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +74,7 @@ def split_reads(reads: torch.Tensor, key: int) -> Tuple[torch.Tensor, torch.Tens
 
 
 class Grads(NamedTuple):
-    """What a family's backward gets."""
+    """The input of a family's backward."""
 
     reads: torch.Tensor  # [M, 2C, K + R]  of q_in over less k_in, and beside it of A_qk over less those of the system
     k_out: torch.Tensor  # [M, R, K]
@@ -83,27 +83,27 @@ class Grads(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A family in this form. Tokens come flat, ``[N, H, ...]``."""
+    """A family in this form. Tokens are flat, ``[N, H, ...]``."""
 
     name: str
     inputs: Tuple[str, ...]  # q, k and v come first
     pair: bool  # whether there is a second pair of keys and values
-    channels: bool  # whether each key channel has a decay of its own
+    channels: bool  # whether each key channel has a separate decay
     prepare: Callable[[Tensors, Plan], Prepared]
     prepare_bwd: Callable[[Tensors, Plan, Prepared, Grads], Tuple[torch.Tensor, ...]]  # all but v's, in chunks
     saved: Callable[[int, int, torch.Tensor, Optional[float]], List[Shape]]  # of (C, K, v, lower_bound)
 
 
 class Residuals(NamedTuple):
-    """What the backward needs besides the inputs."""
+    """Tensors that the backward needs besides the inputs."""
 
     prepared: Prepared
     A_inv: torch.Tensor  # [M, C, C]
     stack: torch.Tensor  # [M, K + R, V]  the state before each chunk over v_new over v
-    transitions: Optional[torch.Tensor]  # [rows, K, K]  what each row makes of a state, where sequences are cut
+    transitions: Optional[torch.Tensor]  # [rows, K, K] each row's transition, where sequences are cut
 
     def flat(self) -> Tuple[Optional[torch.Tensor], ...]:
-        """As autograd saves it."""
+        """The residuals in the form in which autograd saves them."""
         return (self.A_inv, self.stack, self.transitions, *self.prepared[:5], *self.prepared.saved)
 
     @classmethod
@@ -116,7 +116,7 @@ class Residuals(NamedTuple):
 def forward(
     v: torch.Tensor, family: Family, tensors: Tensors, initial_state: Optional[torch.Tensor], plan: Plan
 ) -> Tuple[torch.Tensor, torch.Tensor, Residuals]:
-    """Outputs, final states and what the backward needs.
+    """Outputs, final states and residuals for the backward.
 
     Args:
         v: the values, one of the tensors.
@@ -155,7 +155,7 @@ def backward(
         do: ``[B, T, HV, V]`` gradient of the outputs.
         family, tensors, plan: as given to `forward`.
         dfinal: ``[N, HV, K, V]`` gradient of the final states, or None.
-        kept: what the forward kept.
+        kept: residuals of the forward.
     """
     x, layout, run, p = _flat(tensors), plan.layout, plan.run, kept.prepared
     v, chunk, m = x[2], layout.chunk, layout.matrices
@@ -192,7 +192,7 @@ def _store(places: Places, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _flat(tensors: Tensors) -> List[torch.Tensor]:
-    """``[B, T, ...]`` as ``[N, ...]``, with an axis for what is one number a head."""
+    """``[B, T, ...]`` as ``[N, ...]``, with a last axis where there is one number for each head."""
     return [x.flatten(0, 1) if x.dim() == 4 else x.flatten(0, 1).unsqueeze(-1) for x in tensors]
 
 

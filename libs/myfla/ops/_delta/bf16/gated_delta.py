@@ -1,15 +1,15 @@
-"""The gated delta rule: a decay of one number a head.
+"""The gated delta rule, with one decay for each head.
 
-Lengths, write strengths and decays never touch the half-precision queries and keys of a chunk's own products: each is a
-number for a token, or for a pair of them, and multiplies float32 sums or is rounded with a product's operand, once.
-With Q and K as given, factors ``query`` (scale over length), ``key`` (one over length) and ``write`` (beta times key)::
+Lengths, write strengths and decays do not change the half-precision queries and keys of products within a chunk: each
+is a number for a token, or for a pair of tokens, and multiplies float32 sums or an operand that is rounded once. With Q
+and K as given, factors ``query`` (scale over length), ``key`` (one over length) and ``write`` (beta times key)::
 
     L     = decay_mask * key Q.. K K^T ..write, strictly lower      A_qk = decay_mask * query Q K^T write, lower
     k_in  = exp_g key K      q_in = exp_g query Q      k_out = exp_g_to_end write K      v_in = V
 
-In the backward a token's log decay lies on every path that crosses it: its gradient is a sum over tokens from it on of
-``Q.dQ + K.dK - K.dK_write``, and of what is written to the chunk's end. beta enters through the keys that write alone,
-lengths through the factors, whose gradients are row by row products that are there already.
+The gradient of a token's log decay is the sum over all paths that cross it: over this and later tokens of ``Q.dQ + K.dK
+- K.dK_write``, and over the writes to the chunk's end. beta enters only through the writing keys, and lengths through
+the factors, whose gradients are row by row products that are computed anyway.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
@@ -25,7 +25,7 @@ from myfla.utils.dtypes import has_float64
 from myfla.utils.tracing import compiling
 
 TINY = 1e-20
-"""A write strength below this, but for zero, is left out of gradients that it would scale."""
+"""A write strength below this, except zero, is left out of gradients that it would scale."""
 
 
 class TokenDecays(NamedTuple):
@@ -38,9 +38,9 @@ class TokenDecays(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """Numbers beside the tokens, ``[M, C, 1]`` each."""
+    """Factors of the tokens, ``[M, C, 1]`` each."""
 
-    query: torch.Tensor  # scale, over the query's length if that is to be one
+    query: torch.Tensor  # scale, divided by the query's length if that is to be one
     key: torch.Tensor  # one over the key's length, or one
     write: torch.Tensor  # beta * key
     exp_g: torch.Tensor
@@ -57,7 +57,7 @@ def prepare(x: Tensors, plan: Plan) -> Prepared:
     wq, A_qk = split_reads(reads, key)
     keys = qk[:, chunk:]
     d = run(token_decays)(places, g, beta, plan.dtype)
-    for x_in, out in ((q, qk[:, :chunk]), (k, keys)):  # first of all, for what follows reads rows of them
+    for x_in, out in ((q, qk[:, :chunk]), (k, keys)):  # first, because the following lines read its rows
         run(load_into)(places, x_in, layout.heads, out)
     query = run(scale_queries)(qk[:, :chunk], d.exp_g, plan.scale_tensor(k), plan.l2norm, wq[:, chunk:])
     own, write, k_in, k_out = run(scale_keys)(keys, d, plan.l2norm)
@@ -83,11 +83,12 @@ def prepare_bwd(x: Tensors, plan: Plan, p: Prepared, grads: Grads) -> Tuple[torc
 
 
 def token_decays(places: Places, g: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype) -> TokenDecays:
-    """What g and beta ``[N, HV, 1]`` come to in all chunks, in ``dtype``, exact for every gate."""
+    """The decays and write strengths of all chunks from g and beta ``[N, HV, 1]``, in ``dtype``, exact for every
+    gate."""
     mark_static(places, g, beta)
     heads = g.shape[1]
     wide = torch.float64 if has_float64(g.device) else torch.float32
-    # Below the floor a decay is zero; -inf would turn differences into NaN.
+    # Below the lower limit a decay is zero; -inf would turn differences into NaN.
     floor = -1000.0 if dtype == torch.float64 else -120.0
     c = places.load(g, heads).to(wide).clamp(min=floor).cumsum(1)
     return TokenDecays(c.to(dtype).exp(), (c[:, -1:] - c).to(dtype).exp(), c, places.load(beta, heads).to(dtype))
@@ -106,7 +107,7 @@ def scale_queries(
 def scale_keys(
     keys: torch.Tensor, d: TokenDecays, l2norm: bool
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The factor of K ``[M, C, K]``, that of the keys that write, k_in and k_out."""
+    """The factor of K ``[M, C, K]``, that of the writing keys, k_in and k_out."""
     mark_static(keys, d)
     factor = reciprocal_length(keys, d.exp_g.dtype) if l2norm else torch.ones_like(d.exp_g)
     write = d.beta * factor
@@ -115,11 +116,12 @@ def scale_keys(
 
 
 def mask_products(A: torch.Tensor, f: Factors, A_qk: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
-    """Queries over keys against keys ``[M, 2C, C]``: of the first A_qk, written, of the others the blocks of L."""
+    """From the products of queries over keys with keys ``[M, 2C, C]``: A_qk of the queries, written, and the blocks of
+    L of the keys."""
     mark_static(A, f, A_qk)
     chunk = A.shape[2]
     weights = decay_mask(f.c, A.dtype).mul_(f.write.transpose(1, 2))
-    if compiling():  # nothing but the blocks is ever written
+    if compiling():  # only the blocks are written
         leaves, corners = split_blocks(A[:, chunk:])
         ways = zip([leaves, *corners], row_blocks(f.c), column_blocks(f.c), row_blocks(f.key),
                    column_blocks(f.write))  # fmt: skip
@@ -136,16 +138,16 @@ def mask_products_bwd(
     dA: torch.Tensor, c: torch.Tensor, factor: torch.Tensor, write: torch.Tensor, strict: bool, out: torch.Tensor,
     out_write: torch.Tensor,
 ) -> None:
-    """What the gradient of A_qk, or of L with its sign turned, makes of keys that are read, and of what reads. Both
-    get the same numbers, so that what cancels in the decays' gradient cancels exactly.
+    """The gradients of keys that are read, and of queries or keys that read them, from the gradient of A_qk, or of L
+    with its sign turned. Both use the same numbers, so that terms that cancel in the decays' gradient do so exactly.
 
     Args:
         dA: ``[M, C, C]``.
         c, write: of `Factors`.
-        factor: ``[M, C, 1]``, that of Q, or of K with its sign turned.
+        factor: ``[M, C, 1]``, of Q, or of K with its sign turned.
         strict: whether a token does not see itself.
-        out: ``[M, C, C]``, written: with the factor of the keys that write.
-        out_write: the same with one in its place where beta is zero.
+        out: ``[M, C, C]``, written: with the factor of the writing keys.
+        out_write: the same with a beta of one where beta is zero.
     """
     mark_static(dA, c, factor, write, out, out_write)
     inner = decay_mask(c, dA.dtype, strict).mul_(factor).mul_(dA)
@@ -159,13 +161,14 @@ def combine_grads(
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q and k ``[M, C, K]`` in ``out_dtype``, and of g and beta ``[M, C, 1]``.
 
-    beta's gradient is that of the keys that write over beta, and where beta is zero that of them with a beta of one.
+    beta's gradient is that of the writing keys divided by beta; where beta is zero it is that of the keys with a beta
+    of one.
 
     Args:
         qk: ``[M, 2C, K]``, Q over K.
         reads: ``[M, 2C, K]``, gradient of q_in over that of k_in with its sign turned.
         inner: ``[M, 2C, K]``, gradient of Q over K from within the chunk.
-        dk_out, within: ``[M, C, K]``, of the keys that write: of k_out, and from within the chunk.
+        dk_out, within: ``[M, C, K]``, of the writing keys: of k_out, and from within the chunk.
         h, dh: ``[M, K, V]``, each chunk's incoming state and its outgoing one's gradient.
     """
     mark_static(qk, reads, inner, dk_out, within, h, dh, f)
@@ -205,13 +208,13 @@ def decay_mask(c: torch.Tensor, dtype: torch.dtype, strict: bool = False) -> tor
     later, earlier = c, c.transpose(1, 2)
     if compiling():
         return (later - earlier).to(dtype).exp().tril(diagonal)
-    # The difference is formed in c's format and stored in the other: no pass and no memory for the wide one.
+    # The difference is computed in c's dtype and stored in the other, without a pass over and memory for the wider one.
     mask = torch.empty((*c.shape[:2], c.shape[1]), dtype=dtype, device=c.device)
     return torch.sub(later, earlier, out=mask).exp_().tril_(diagonal)
 
 
 def reciprocal_length(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``rsqrt(sum(x^2) + 1e-6)`` of the last axis, kept with size one: what makes a row's length one."""
+    """``rsqrt(sum(x^2) + 1e-6)`` of the last axis, kept with size one: the factor that makes a row's length one."""
     if compiling():
         return (x.to(dtype).square().sum(-1, keepdim=True) + 1e-6).rsqrt()
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)

@@ -1,8 +1,8 @@
-"""This form as one operation of a compiled graph, with what it keeps for its backward.
+"""This form as one operation of a compiled graph, with the tensors saved for its backward.
 
-The graph carries the residuals from one direction to the other, so that the backward does not run the forward again.
-How many chunks packed sequences have is not known when a graph is made: their operation carries none, and its backward
-finds them again.
+The graph keeps the residuals of the forward for the backward, so that the forward is not run again. The number of
+chunks of packed sequences is not known when a graph is made: their operation keeps no residuals, and its backward
+computes them again.
 """
 
 import functools
@@ -32,7 +32,7 @@ def graph_chunks(
     chunk: Optional[int] = None, l2norm: bool = False, lower_bound: Optional[float] = None,
     cu_seqlens: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """`chunks.bf16_chunks` for a compiler; arguments and results as there."""
+    """`chunks.bf16_chunks` for a compiler, with the same arguments and results."""
     if cu_seqlens is not None:
         o, final = _PACKED[family.name](initial_state, *tensors, cu_seqlens, scale, l2norm, chunk or 0, lower_bound)
         return o, final
@@ -41,7 +41,7 @@ def graph_chunks(
 
 
 def _make(family: Family) -> None:
-    """Make the operations of a family; none in a PyTorch that cannot have lists of tensors in them (before 2.5)."""
+    """Make the operations of a family; none before PyTorch 2.5, whose operations cannot have lists of tensors."""
     if not hasattr(getattr(torch, "library", None), "register_vmap"):
         return
     inputs = ["Tensor? initial_state", *(f"Tensor {name}" for name in family.inputs)]
@@ -83,7 +83,7 @@ def _packed_fake(family: Family, *given: Any) -> Tuple[torch.Tensor, torch.Tenso
 
 
 def _fuses(device: torch.device) -> bool:
-    """Whether the passes can be compiled too, whatever it is that compiles the graph around them."""
+    """Whether the passes can be compiled too; this does not depend on the compiler of the graph around them."""
     return compiler_problem(device.type) is None
 
 

@@ -1,9 +1,9 @@
-"""The inverse of unit lower triangular matrices in few large batches, as a GPU wants them; float32 throughout.
+"""The inverse of unit lower triangular matrices in few large batches, for a GPU; all in float32.
 
 `chunk.triangular` inverts in place instead, which takes a third to two thirds of the time on a CPU.
 
 Blocks of 16 on the diagonal are solved; two neighbours ``A`` and ``D`` with the block ``L`` between them make one of
-twice the size, ``[A^-1, 0; -D^-1 L A^-1, D^-1]``. What is above the diagonal is never stored on the way.
+twice the size, ``[A^-1, 0; -D^-1 L A^-1, D^-1]``. Elements above the diagonal are not stored in between.
 """
 
 from typing import Callable, List, Tuple
@@ -54,7 +54,7 @@ def view_blocks(lower: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
 
 
 def row_blocks(x: torch.Tensor) -> List[torch.Tensor]:
-    """Numbers for the rows of ``lower``, ``[M, C, 1]``, as they stand beside the blocks of `split_blocks`."""
+    """Numbers for the rows of ``lower``, ``[M, C, 1]``, split like the rows of the blocks of `split_blocks`."""
     count, size = x.shape[:2]
     blocks = [x.reshape(count, size // LEAF, LEAF, 1)]
     while LEAF << len(blocks) <= size:
@@ -63,7 +63,7 @@ def row_blocks(x: torch.Tensor) -> List[torch.Tensor]:
 
 
 def column_blocks(x: torch.Tensor) -> List[torch.Tensor]:
-    """The same for numbers of the columns, ``[M, C, 1]`` too."""
+    """The same for numbers of the columns, also ``[M, C, 1]``."""
     count, size = x.shape[:2]
     blocks = [x.reshape(count, size // LEAF, 1, LEAF)]
     while LEAF << len(blocks) <= size:
@@ -91,11 +91,11 @@ def invert_leaves(leaves: torch.Tensor) -> torch.Tensor:
 def invert_blocks(
     leaves: torch.Tensor, corners: List[torch.Tensor], run: Callable[[Callable], Callable] = lambda step: step
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """All but the last step: what `join_blocks` makes the inverse of.
+    """All steps except the last: the input of `join_blocks`.
 
     Args:
         leaves, corners: of `split_blocks`.
-        run: what `invert_leaves` and `join_blocks` go through before they are called.
+        run: applied to `invert_leaves` and `join_blocks` before they are called, to compile them.
 
     Returns:
         inverses of the two halves ``[M, 2, C / 2, C / 2]`` and the block below ``[M, C / 2, C / 2]``; with one leaf,
@@ -122,7 +122,8 @@ def join_inverse(blocks: torch.Tensor, corner: torch.Tensor, dtype: torch.dtype)
 
 
 def join_blocks(blocks: torch.Tensor, corner: torch.Tensor) -> torch.Tensor:
-    """Neighbours ``[M, 2P, s, s]`` and what is below the first of each two, ``[M P, s, s]``: ``[M P, 2s, 2s]``."""
+    """Join neighbours ``[M, 2P, s, s]`` and the block below the first of each two, ``[M P, s, s]``, to ``[M P, 2s,
+    2s]``."""
     mark_static(blocks, corner)
     step = blocks.shape[2]
     if not corner.numel():

@@ -1,6 +1,6 @@
 """KDA (Kimi Linear): the gated delta rule with a decay for each channel.
 
-In the words of `channels`: ``a = -k``, which reads after its own step, ``b = beta k``, and no second pair.
+In the notation of `channels`: ``a = -k``, which reads after its step, ``b = beta k``, and no second pair.
 """
 
 from typing import List, Optional, Tuple
@@ -69,7 +69,7 @@ def load_tokens(
 def combine_grads(
     x: ChannelGrads, scale: torch.Tensor, l2norm: bool, saved: Tuple[torch.Tensor, ...], out_dtype: torch.dtype
 ) -> Tuple[torch.Tensor, ...]:
-    """Gradients of q and k in ``out_dtype`` and of beta, and of `token_grads` what the decays' is summed from."""
+    """Gradients of q and k in ``out_dtype`` and of beta, and from `token_grads` the terms of the decays' gradient."""
     mark_static(x, saved)
     queries, keys, strength = saved
     (unit_q, per_q), (unit_k, per_k) = (_normalised(t, x.c.dtype, l2norm) for t in (queries, keys))
@@ -85,7 +85,7 @@ def combine_grads(
 def _normalised(
     x: torch.Tensor, dtype: torch.dtype, l2norm: bool
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """``x`` in ``dtype``, of length one if that is asked for, and one over its length."""
+    """``x`` in ``dtype``, of length one if requested, and one over its length."""
     if not l2norm:
         return x.to(dtype), None
     per = reciprocal_length(x, dtype)

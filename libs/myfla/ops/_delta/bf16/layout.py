@@ -1,12 +1,12 @@
-"""Which token stands in which chunk, and in which order the chunks follow each other.
+"""Which token is in which chunk, and the order of the chunks.
 
-Every sequence is cut into chunks of C tokens; **step** s of the scan works on the s-th chunk of every row that has one.
+Every sequence is cut into chunks of C tokens; **step** s of the scan computes the s-th chunk of every row that has one.
 A row is a sequence, or a part of a long one where there are too few to fill a GPU. Rows are ordered by length, longest
-first, so that step s works on the first rows and its chunks lie next to each other. A dense batch is the case where all
+first, so that step s computes the first rows and its chunks lie next to each other. A dense batch is the case where all
 rows are equally long; its layout is computed on the device, without reading anything back.
 
 `_delta.layout` cuts a batch the same way for CPUs: there a block of chunks that fits a cache is one strided view, while
-a GPU gathers all tokens by index in one launch.
+on a GPU one kernel gathers all tokens by index.
 """
 
 from typing import Callable, List, NamedTuple, Optional, Tuple, Union
@@ -18,18 +18,18 @@ from myfla.utils.tracing import compiling
 
 Index = Union[slice, torch.Tensor]
 WORD = torch.int64
-"""As long as four bfloat16."""
+"""A dtype of the size of four bfloat16 numbers."""
 
 
 class Places(NamedTuple):
-    """Where tokens stand; n chunks of C tokens, N tokens in all."""
+    """The places of tokens; n chunks of C tokens, N tokens in all."""
 
-    token: torch.Tensor  # [n, C] int64  the token in each place; some token where there is none
-    filled: Optional[torch.Tensor]  # [n, C] bool  whether there is one; None where all are filled
+    token: torch.Tensor  # [n, C] int64 the token in each place; any token in an empty place
+    filled: Optional[torch.Tensor]  # [n, C] bool whether the place has a token; None if all have
     place: torch.Tensor  # [N] int64  the place ``chunk * C + c`` of each token
 
     def load(self, x: torch.Tensor, heads: int) -> torch.Tensor:
-        """The chunks ``[n * heads, C, D]`` of tokens ``x [N, H, D]``, H a divisor of heads; zeros where none is."""
+        """The chunks ``[n * heads, C, D]`` of tokens ``x [N, H, D]``, H a divisor of heads; zeros in empty places."""
         words = _as_words(x)
         at = torch.arange(heads, device=x.device) // (heads // x.shape[1])
         chunks = words[self.token.unsqueeze(1), at.unsqueeze(1)]
@@ -56,12 +56,13 @@ class Layout(NamedTuple):
     sequences: int  # N
     steps: Tuple[int, ...]  # rows that have a chunk at each step of the scan, never more than at the step before
     places: Places
-    sequence: Optional[torch.Tensor]  # [rows]  which sequence each row begins; None: each its own, in order
-    parts: Tuple[Tuple[Index, Index], ...]  # where some sequences are several rows: those with a j-th, and its row
+    sequence: Optional[torch.Tensor]  # [rows] which sequence each row begins; None: every row is a sequence, in order
+    # where some sequences are several rows: for each j the sequences with a j-th row, and that row
+    parts: Tuple[Tuple[Index, Index], ...]
 
     @property
     def rows(self) -> int:
-        """Rows that are scanned side by side."""
+        """Rows that are scanned at the same time."""
         return self.steps[0] if self.steps else 0
 
     @property
@@ -81,13 +82,13 @@ def load_into(places: Places, x: torch.Tensor, heads: int, out: torch.Tensor) ->
 
 
 def chunk_size(tokens: int) -> int:
-    """Tokens in a chunk for sequences of so many."""
+    """Tokens in a chunk, for sequences of this many tokens."""
     return 64 if tokens > 32 else 32 if tokens > 16 else 16
 
 
 def count_parts(rows: int, chunks: int) -> int:
-    """Into how many parts a sequence is cut to be scanned side by side: about the root of its chunks while the GPU is
-    not full.
+    """The number of parts into which a sequence is cut to be scanned at the same time: about the square root of its
+    number of chunks while the GPU is not full.
 
     Args:
         rows: sequences times heads.
@@ -107,8 +108,8 @@ def dense_layout(
     batch: int, tokens: int, heads: int, device: torch.device, chunk: Optional[int] = None,
     parts: Optional[int] = None, run: Callable[[Callable], Callable] = lambda function: function,
 ) -> Layout:
-    """The layout of ``[B, T, HV, ...]``; chunks and parts are chosen where they are not given. ``run`` is what
-    `dense_places` goes through before it is called."""
+    """The layout of ``[B, T, HV, ...]``; chunks and parts are chosen where they are not given. ``run`` is applied to
+    `dense_places` before it is called, to compile it."""
     chunk = chunk or chunk_size(tokens)
     count = -(-tokens // chunk)
     parts = parts or count_parts(batch * heads, count)
@@ -121,7 +122,8 @@ def dense_layout(
 def dense_places(
     batch: int, tokens: int, steps: int, parts: int, chunk: int, ragged: bool, device: torch.device
 ) -> Places:
-    """Rows of ``steps`` chunks, ``parts`` of them a sequence; ragged: the last row of each is not full."""
+    """The places of rows with ``steps`` chunks each, ``parts`` rows for each sequence; ragged: the last row of each is
+    not full."""
     mark_static(chunk, parts)
     rows, c = batch * parts, torch.arange(chunk, device=device)
     n = torch.arange(steps * rows, device=device).unsqueeze(1)
@@ -140,14 +142,15 @@ def packed_layout(
     cu_seqlens: torch.Tensor, heads: int, device: torch.device, chunk: Optional[int] = None,
     parts: Optional[int] = None,
 ) -> Layout:
-    """The layout of sequences packed as ``[1, T, HV, ...]``, which are looked at on the host.
+    """The layout of sequences packed as ``[1, T, HV, ...]``; their offsets are read on the host.
 
     Args:
         cu_seqlens: ``[N + 1]`` integer offsets; empty sequences have no row.
         heads: HV.
         device: of the tokens.
         chunk: tokens in a chunk; chosen by the average length.
-        parts: into how many the longest sequence is cut, others into parts as long as its own; chosen by default.
+        parts: into how many parts the longest sequence is cut; others are cut into parts of the same length. Chosen by
+            default.
     """
     bounds = cu_seqlens.to("cpu", torch.int64)
     lengths = bounds[1:] - bounds[:-1]
@@ -181,7 +184,8 @@ def packed_layout(
 
 
 def _packed_places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int, tokens: int) -> Places:
-    """Chunks that begin at tokens ``start [n]``, with ``left [n]`` tokens of their sequence from there on."""
+    """The places of chunks that begin at tokens ``start [n]``, with ``left [n]`` tokens of their sequence from there
+    on."""
     c = torch.arange(chunk, device=start.device)
     token = start.unsqueeze(1) + c
     filled = None if left is None else c < left.unsqueeze(1)
@@ -192,7 +196,8 @@ def _packed_places(start: torch.Tensor, left: Optional[torch.Tensor], chunk: int
 
 
 def _as_words(x: torch.Tensor) -> torch.Tensor:
-    """``x [..., D]`` seen as words of 8 bytes, if that fits: a GPU gathers words faster than halves."""
+    """``x [..., D]`` viewed as numbers of 8 bytes, if possible: a GPU gathers these faster than half-precision
+    numbers."""
     if compiling() or x.element_size() != 2 or x.stride(-1) != 1:
         return x
     strides = [stride for stride, size in zip(x.stride()[:-1], x.shape) if size > 1]

@@ -1,8 +1,8 @@
-"""Products of half-precision matrices, summed in float32: what the matrix units of a GPU are made for.
+"""Products of half-precision matrices, summed in float32, for the matrix units of a GPU.
 
-The hardware reads bfloat16 and adds up in float32. PyTorch (from 2.8, on CUDA) hands out those float32 sums; where it
-does not, and on a CPU, the same numbers are worked out in float32 from the start. Float64 matrices stay float64, so
-that the algebra built on these functions can be held against a float64 loop on any machine.
+The hardware reads bfloat16 and sums in float32. PyTorch (from 2.8, on CUDA) returns these float32 sums; otherwise, and
+on a CPU, the same numbers are computed in float32. Float64 matrices stay float64, so that code that uses these
+functions can be compared with a float64 loop on any machine.
 """
 
 from typing import Optional
@@ -17,7 +17,8 @@ _SUMS = hasattr(torch.ops.aten.bmm, "dtype_out") and hasattr(torch.ops.aten.badd
 
 
 def has_matrix_units(device: torch.device) -> bool:
-    """Whether products of half-precision matrices run on matrix units here, with their float32 sums within reach."""
+    """Whether products of half-precision matrices run on matrix units here, and PyTorch can return their float32
+    sums."""
     return _SUMS and device.type == "cuda"
 
 
@@ -30,9 +31,9 @@ def product(
     Args:
         a: ``[M, I, J]``.
         b: ``[M, J, L]``, in a's dtype.
-        dtype: of the result, a's or that of the sums; a's by default.
+        dtype: of the result, either a's (the default) or that of the sums.
         alpha: factor, applied before the sums are rounded.
-        out: where the result goes, ``[M, I, L]`` with one dense axis; decides the dtype.
+        out: receives the result, ``[M, I, L]`` with one dense axis; determines the dtype.
     """
     if out is None:
         out = torch.empty((a.shape[0], a.shape[1], b.shape[2]), dtype=dtype or a.dtype, device=a.device)
@@ -54,7 +55,7 @@ def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: flo
 
 def scale_into(out: torch.Tensor, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """``out = x * factor``, multiplied in the wider of their dtypes and rounded once."""
-    # A compiler fuses this. Elsewhere a product and a conversion are faster than one kernel that mixes dtypes.
+    # A compiler fuses this. Without one, a product and a conversion are faster than one kernel that mixes dtypes.
     if compiling() or (x.dtype == factor.dtype and x.dtype != out.dtype):
         return out.copy_(x * factor)
     return torch.mul(x, factor, out=out)

@@ -1,10 +1,10 @@
-"""From chunk to chunk: the state itself stays in float32, each chunk reads it rounded.
+"""The scan over chunks: the state stays in float32, and each chunk reads a rounded copy.
 
-Three kernels a step: one pass that rounds the state and lets it decay, and two products. Where sequences and heads are
-too few to fill a GPU, long sequences are cut into rows that are scanned side by side, from nothing and from the
-identity at once: that gives, at every chunk, what its row makes of any state. With the states between the rows known,
-one product gives the states of all chunks. The backward scans twice: from nothing, and then, with the gradients
-between the rows known, for good.
+A step has three kernels: one pass that rounds the state and decays it, and two products. Where sequences and heads are
+too few to fill a GPU, long sequences are cut into rows that are scanned at the same time, both from a zero state and
+from the identity matrix. That gives each chunk's state as a function of its row's first state. Once the states between
+the rows are known, one product gives the states of all chunks. The backward scans twice: first from zero, and then with
+the known gradients between the rows.
 """
 
 from typing import Callable, Optional, Tuple
@@ -19,7 +19,7 @@ Advance = Callable[..., None]
 
 
 def advance(h: torch.Tensor, g_last: torch.Tensor, rounded: torch.Tensor) -> None:
-    """``rounded <- h;  h <- g_last h``: what is done to a state between two products."""
+    """``rounded <- h; h <- g_last h``: the pass over a state between two products."""
     mark_static(h, g_last, rounded)
     rounded.copy_(h)
     h.mul_(g_last)
@@ -32,7 +32,7 @@ def scan_rows(
     """The states before all chunks, and ``v_new``.
 
     Args:
-        advance: the function above, perhaps compiled.
+        advance: the function above, compiled or not.
         layout: the order of the chunks.
         g_last: ``[M, 1 or K, 1]``.
         wq: ``[M, 2C, K]``, -w over q_in.
@@ -43,8 +43,8 @@ def scan_rows(
         dtype: of states.
 
     Returns:
-        the final states ``[N, HV, K, V]``, and where sequences are cut what each row makes of a state,
-        ``[rows, HV, K, K]``.
+        the final states ``[N, HV, K, V]``, and where sequences are cut the transition of each row, ``[rows, HV, K,
+        K]``.
     """
     key, value, heads = wq.shape[2], stack.shape[2], layout.heads
     h = stack.new_zeros(layout.sequences, heads, key, value, dtype=dtype)
@@ -64,7 +64,7 @@ def scan_rows(
     _scan(advance, layout, g_last, wq, k_out, wide, effects.flatten(0, 1))
     transitions = effects[..., value:].contiguous()
     starts = _join_parts(layout, effects[..., :value], transitions, h)
-    # What the row made of nothing, and what it makes of the state that it starts from.
+    # The row's result from a zero state, and the part that depends on its first state.
     starts = starts.to(stack.dtype).flatten(0, 1)
     starts = torch.cat([starts[: rows * heads] for rows in layout.steps])
     stack.copy_(wide[:, :, :value])
@@ -79,7 +79,7 @@ def scan_bwd(
     """The gradients of the states after all chunks, and of ``v_new``.
 
     Args:
-        advance, layout, g_last, wq: as `scan_rows`.
+        advance, layout, g_last, wq: as for `scan_rows`.
         k_out: ``[M, C, K]``.
         dvo: ``[M, 2C, V]``, the gradient that reaches v_new within its chunk, completed in place, over do.
         transitions: of `scan_rows`.
@@ -141,9 +141,9 @@ def _join_parts(
     """The states where all rows start (backward: the gradients where they end).
 
     Args:
-        from_zero: ``[rows, HV, K, V]``, what each row makes of nothing.
-        transitions: ``[rows, HV, K, K]``, what it makes of a state, but for that.
-        h: ``[N, HV, K, V]`` where the sequences start (backward: where they end); moved on to their other ends.
+        from_zero: ``[rows, HV, K, V]``, the result of each row from a zero state.
+        transitions: ``[rows, HV, K, K]``, the factor of each row's first state in its result.
+        h: ``[N, HV, K, V]`` at the sequences' starts (backward: at their ends); advanced to their other ends, in place.
     """
     starts = torch.empty(from_zero.shape, dtype=from_zero.dtype, device=from_zero.device)
     transitions = transitions.transpose(2, 3) if back else transitions

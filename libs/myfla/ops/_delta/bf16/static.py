@@ -1,4 +1,4 @@
-"""Sizes that a compiler is to take as numbers."""
+"""Sizes that a compiler treats as constants."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from myfla.utils.tracing import compiling
 
 
 def mark_static(*given: Any) -> None:
-    """In a compiled function: have code made for these sizes, strides and integers, and for no others.
+    """Make a compiled function treat these sizes, strides and integers as constants.
 
-    All sizes but a tensor's first: chunks, tokens and rows vary from call to call, what a model is made of does not.
-    With numbers for the rest a GPU's code reads whole vectors and divides by constants; without, the same functions
-    took 1.3 to 1.8 times as long. Tuples are looked into; everything else is left alone.
+    This applies to all sizes but a tensor's first: chunks, tokens and rows vary from call to call, the sizes of a model
+    do not. With constants a GPU's code reads whole vectors and divides by constants; without them the same functions
+    took 1.3 to 1.8 times as long. Elements of tuples are treated in the same way; other arguments are ignored.
     """
     if not compiling():
         return

@@ -1,1 +1,1 @@
-"""Many tokens at a time: one inverse, one scan, one output, and their backward, for every family."""
+"""The chunk form, many tokens at a time: inverse, scan, outputs and their backward pass, shared by all families."""

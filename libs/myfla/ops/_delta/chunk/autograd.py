@@ -1,4 +1,4 @@
-"""The one autograd Function of all families."""
+"""The autograd Function that all families share."""
 
 from typing import Any, Optional, Tuple
 
@@ -16,8 +16,8 @@ from myfla.utils.autograd import backward_through, records
 __all__ = ["chunk_rule", "loop_rule"]
 
 LANES = 16
-"""Head sizes of some families are filled up to a multiple of this: products of odd sizes are slow, and depend on
-alignment."""
+"""Head sizes of some families are padded to a multiple of this: products of odd sizes are slow, and their results
+depend on alignment."""
 
 
 def chunk_rule(call: Call) -> Result:
@@ -34,7 +34,8 @@ def chunk_rule(call: Call) -> Result:
 
 
 def loop_rule(call: Call) -> Result:
-    """The recurrent form of a checked call; differentiated as the chunk form, where that knows the call's inputs."""
+    """The recurrent form of a checked call; its gradients are computed by the chunk form where that supports the
+    inputs."""
     if not records(*call_tensors(call)) or recurrent_only(call):
         return token_loop(call)
     call, plan = _prepared(call)
@@ -42,7 +43,7 @@ def loop_rule(call: Call) -> Result:
 
 
 def _prepared(call: Call, lanes: int = 1) -> Tuple[Call, Plan]:
-    """The call as the engine takes it, head sizes padded to a multiple of ``lanes`` where the family wants that."""
+    """The call for the engine, with head sizes padded to a multiple of ``lanes`` where the family needs that."""
     if call.family is DPLR and call.x[4] is call.x[1]:
         call = tie_keys(call)
     if call.family.pads_heads:
@@ -56,7 +57,7 @@ def _prepared(call: Call, lanes: int = 1) -> Tuple[Call, Plan]:
 
 
 def _pad_heads(call: Call, key: int, value: int) -> Call:
-    """So many channels that do nothing behind those of keys, and of values."""
+    """Append this many channels without effect to keys and to values."""
     if not key and not value:
         return call
     call, state = call.activated().normalised(), call.initial_state
@@ -65,7 +66,7 @@ def _pad_heads(call: Call, key: int, value: int) -> Call:
 
 
 class ChunkRule(torch.autograd.Function):
-    """Joins the hand-written directions; the forward may also be the token loop, for a recurrent call.
+    """The hand-written forward and backward pass; for a recurrent call the forward pass is the token loop.
 
     Arguments: the plan, the call if it is a recurrent one, ``cu_seqlens``, the initial state, and the family's tensors.
     """

@@ -1,4 +1,4 @@
-"""Decays of one number a head inside a chunk, exact for every gate.
+"""Decays inside a chunk for rules with one decay for each head, exact for every gate.
 
 With ``c_i`` the log decay summed from the chunk's start: ``exp_g = exp(c_i)`` carries the incoming state to token i,
 ``exp_g_to_end = exp(c_last - c_i)`` carries token i to the chunk's end, ``decay_mask = exp(c_i - c_j)`` token j to i.
@@ -15,19 +15,19 @@ from myfla.ops._delta.layout import Block
 from myfla.utils.dtypes import has_float64
 
 FLOOR = -1000.0
-"""A log decay below this is zero in every number format; -inf would turn differences into NaN."""
+"""A log decay below this is zero in every dtype; -inf would turn differences into NaN."""
 
 LEAST = {torch.float32: -86.0, torch.float64: -700.0}
-"""Exponentials of less become zero: on a CPU one that underflows takes thirty times as long as another."""
+"""Exponentials of less become zero: on a CPU an exponential that underflows takes thirty times as long as others."""
 
 
 def wide_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What log decays are summed in."""
+    """The dtype in which log decays are summed."""
     return torch.float64 if has_float64(device) else dtype
 
 
 class TokenDecays(NamedTuple):
-    """The numbers that stand beside every token."""
+    """The factors of every token."""
 
     qk_in: torch.Tensor  # [M, 2C, 1]  scale exp_g, of a query that reads, over exp_g, of a key that reads
     k_out: torch.Tensor  # [M, C, 1]  beta exp_g_to_end, the factor of a key that writes
@@ -45,7 +45,7 @@ class TokenDecays(NamedTuple):
 def token_decays(
     block: Block, g: torch.Tensor, beta: Optional[torch.Tensor], scale: float, out: TokenDecays
 ) -> torch.Tensor:
-    """Write the decays of one block; returns ``c [M, C]``, in float64 where there is.
+    """Write the decays of one block; returns ``c [M, C]``, in float64 where the device has it.
 
     Args:
         block: which chunks.
@@ -76,7 +76,7 @@ def decay_mask(c: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         out: ``[M, C, C]``, written; zero for ``j > i``.
     """
     least = LEAST[out.dtype]
-    # the rest, which would overflow, is made one, and then zero
+    # the rest would overflow: its exponent is made zero here, the result below
     out.copy_(c[:, :, None] - c[:, None, :]).tril_().clamp_(min=least).exp_()
     return torch.threshold_(out, math.exp(least + 1), 0.0).tril_()
 
@@ -84,13 +84,15 @@ def decay_mask(c: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 def decay_grad(
     reads: torch.Tensor, writes: torch.Tensor, h_dh: torch.Tensor, A_dA: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of the log decays ``[M, C, 1]``: each step collects every product ``x dx`` whose path crosses it.
+    """Gradient of the log decays ``[M, C, 1]``: that of a step is the sum of the products ``x dx`` over all paths that
+    cross it.
 
     Args:
-        reads: ``[M, C, 1]``, what each token reads of the incoming state: crosses the steps up to it.
-        writes: ``[M, C, 1]``, what it writes to the state after the chunk: crosses the steps after it.
-        h_dh: ``[M, 1, 1]``, the incoming state in the one after the chunk: crosses all.
-        A_dA: ``[M, C, C]``, what rows read of columns: crosses those between. Zero on the diagonal and above it.
+        reads: ``[M, C, 1]``, each token's reading of the incoming state, which crosses the steps up to that token.
+        writes: ``[M, C, 1]``, its part of the state after the chunk, which crosses the steps after it.
+        h_dh: ``[M, 1, 1]``, the incoming state's part of the state after the chunk, which crosses all steps.
+        A_dA: ``[M, C, C]``, each row's reading of a column, which crosses the steps between. Zero on the diagonal and
+            above it.
     """
     chunk = A_dA.shape[1]
     dg = reads.flip(1).cumsum_(1).flip(1).add_(h_dh)
@@ -103,7 +105,8 @@ def decay_grad(
 def sums_between(g: torch.Tensor) -> torch.Tensor:
     """``L[i, j] = g[j + 1] + ... + g[i]`` for ``i >= j`` of ``g [..., C, D]``, and -inf above the diagonal.
 
-    Each is summed by itself, not as a difference: exact where g is large, and safe where it is -inf. Differentiable.
+    Each sum is computed separately, not as a difference of two: it is exact where g is large, and no NaN arises where g
+    is -inf. Differentiable.
 
     Returns:
         ``[..., C, C, D]``.

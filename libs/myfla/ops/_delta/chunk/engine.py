@@ -1,7 +1,7 @@
-"""The chunk form of every family, in both directions: head by head, block by block.
+"""The forward and backward pass of the chunk form for all families, head by head and block by block.
 
-A block is what stays in the processor's caches. Its family prepares it; the triangular system, the way from chunk to
-chunk and the outputs are the same for all (`recurrence`).
+A block is small enough to stay in the processor's caches. The family prepares it; the triangular system, the scan over
+chunks and the outputs are the same for all families (`recurrence`).
 """
 
 from typing import List, Optional, Sequence, Tuple
@@ -29,8 +29,8 @@ def chunk_fwd(
         v: ``[B, T, HV, V]``, one of x.
         x: the family's tensors.
         initial_state: ``[N, HV, K, V]`` or None.
-        plan: how.
-        residuals: ``[plan.residuals]``, which is filled; None if there is no backward.
+        plan: chunks, blocks and options.
+        residuals: ``[plan.residuals]``, written; None if there is no backward.
 
     Returns:
         o ``[B, T, HV, V]`` in ``plan.out_dtype``, final states ``[N, HV, K, V]`` in ``plan.dtype``.
@@ -66,7 +66,7 @@ def _forward_block(
     if c.system is None:
         v_new.copy_(c.v_in)
     else:
-        A_inv = buffers["A_inv_T"].transpose(1, 2)  # the solver, too, hands over columns
+        A_inv = buffers["A_inv_T"].transpose(1, 2)  # the solver's result is in columns, too
         unit_lower_inverse(c.system, A_inv)
     if states is not None and not plan.save_states:
         states.copy_(running[block.states(heads)])
@@ -86,7 +86,7 @@ def chunk_bwd(
         do: ``[B, T, HV, V]`` gradient of the outputs.
         dfinal: ``[N, HV, K, V]`` gradient of the final states, or None.
         x, plan: as given to `chunk_fwd`.
-        residuals: what it filled.
+        residuals: as `chunk_fwd` has written them.
         zero_state: whether there was no initial state; what is returned as its gradient is then undefined.
     """
     shapes, (heads, key, value) = plan.shapes, plan.sizes
@@ -134,7 +134,7 @@ def _backward_block(
 def _buffers(
     workspace: Workspace, block: Block, group: HeadGroup, plan: Plan, residuals: Optional[torch.Tensor], backward: bool
 ) -> Buffers:
-    """What a block works with: its part of the residuals, and of the workspace the rest."""
+    """The buffers of a block: its part of the residuals, and the workspace for the rest."""
     heads = group.heads
     buffers = Buffers(workspace.views(block.size * heads))
     buffers.inference, buffers.backward = residuals is None, backward
@@ -159,7 +159,7 @@ def _of_group(group: HeadGroup, heads: int, tensors: Sequence[torch.Tensor]) -> 
 
 
 def _states(given: Optional[torch.Tensor], plan: Plan, like: torch.Tensor) -> torch.Tensor:
-    """``[N, HV, K, V]`` of ours alone, in the layout's order; zeros if there is none."""
+    """A copy of the state ``[N, HV, K, V]`` that may be overwritten, in the layout's order; zeros if there is none."""
     shape = (plan.layout.rows, *plan.sizes)
     if given is None:
         return like.new_zeros(shape, dtype=plan.dtype)

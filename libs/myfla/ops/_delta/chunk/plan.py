@@ -1,4 +1,4 @@
-"""What is decided before anything is computed: chunks, blocks, heads, and where each residual lies.
+"""The plan of a call, made before anything is computed: chunks, blocks, heads, and where each residual lies.
 
 The sizes of chunks and blocks change speed and rounding, never meaning.
 """
@@ -17,18 +17,19 @@ CPU_BLOCK = 128 * 1024
 """Elements of one buffer per thread (512 kB of float32): a handful of such buffers stay in a core's cache."""
 
 CPU_STATES = 128 * 1024
-"""Elements of the states carried at one time per thread (512 kB of float32): half of a core's second cache."""
+"""Elements per thread of the states that are updated together (512 kB of float32): half of a core's second-level
+cache."""
 
 GPU_BLOCK = 64 * 1024 * 1024
-"""On a GPU large products matter, not caches."""
+"""Elements of either on a GPU, where large products matter and caches do not."""
 
 MAX_RESIDUALS = 15 << 19
 """Elements of all that is saved for the backward (30 MB of float32) up to which what could be recomputed is saved too:
-a tensor of 32 MB or more is new memory at every call to the C library, and that costs as much as recomputing."""
+for a tensor of 32 MB or more the C library requests new memory at every call, which takes as long as recomputing."""
 
 
 class HeadGroup(NamedTuple):
-    """Heads that are worked on together."""
+    """Heads that are computed together."""
 
     key_heads: slice  # of queries and keys
     value_heads: slice
@@ -38,7 +39,7 @@ class HeadGroup(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What both directions of one call get besides its tensors."""
+    """Options of a call for the forward and the backward pass."""
 
     family: Family
     options: Options
@@ -69,7 +70,7 @@ def plan_call(
     layout = ChunkLayout(batch, tokens, chunk, cu_seqlens, device, chunks, states // (together * group))
     shapes, matrices = _engine_shapes(family, chunk, key, value), layout.total * value_heads
     saved, elements = dict(shapes.residuals), _elements(shapes.residuals) + key * value
-    # What a graph saves depends on nothing but sizes.
+    # What a graph saves depends on sizes only.
     save_states = for_graph or saves_recomputable(matrices * elements, device)
     elements += _elements(shapes.recomputable)
     save_recomputable = save_states and not for_graph and saves_recomputable(matrices * elements, device)
@@ -93,7 +94,7 @@ def plan_call(
 
 
 def _engine_shapes(family: Family, chunk: int, key: int, value: int) -> BlockShapes:
-    """The family's tensors and the engine's own."""
+    """Shapes of the family's tensors and of the engine's."""
     own, rows = family.shapes(chunk, key, value), 2 * chunk if family.corrects else chunk
     solved: Shapes = {"A_inv_T": (chunk, chunk)} if family.corrects else {}
     grads: Shapes = {"out": (rows, value), "dv_new": (chunk, value), "dqk_in": (rows, key), "dk_out": (chunk, key)}
@@ -104,20 +105,20 @@ def _engine_shapes(family: Family, chunk: int, key: int, value: int) -> BlockSha
 
 
 def max_residuals(family: Family, chunk: int, key: int, value: int, chunks: int, heads: int) -> int:
-    """Elements of what ``for_graph`` calls of so many chunks and heads save, at most."""
+    """The largest number of elements that ``for_graph`` calls with this many chunks and heads save."""
     saved = _engine_shapes(family, chunk, key, value).residuals
     return chunks * heads * (_elements(saved) + key * value) + (16 + PADDING) * (len(saved) + 1) * heads
 
 
 def _elements(shapes: Shapes) -> int:
-    """Of a matrix of each."""
+    """Elements of one matrix of each name."""
     return sum([rows * columns for rows, columns in shapes.values()])
 
 
 def chunk_tokens(tokens: int, key: int, value: int, device: torch.device) -> int:
     """Tokens in a chunk, between 16 and 64, and not much more than there are.
 
-    Within a chunk the work grows with C, and small products run at a lower rate; on CPUs these were the fastest.
+    Within a chunk the work grows with C, and small products run at a lower rate; these sizes were the fastest on CPUs.
 
     Args:
         tokens: length of a typical sequence.
@@ -141,7 +142,7 @@ def graph_chunk(family: Family, x: Tensors) -> int:
 
 
 def block_chunks(elements: int, device: torch.device) -> int:
-    """How many chunks are worked on together.
+    """The number of chunks in a block.
 
     Args:
         elements: elements of one chunk of all heads in the largest buffer.
@@ -152,7 +153,7 @@ def block_chunks(elements: int, device: torch.device) -> int:
 
 
 def states_together(elements: int, device: torch.device) -> int:
-    """How many states are carried at a time; sequences and heads are independent.
+    """The number of states that are updated together; sequences and heads are independent.
 
     Args:
         elements: elements of one state.
@@ -166,7 +167,7 @@ def saves_recomputable(elements: int, device: torch.device) -> bool:
     """Whether training saves what could be recomputed: the states before every chunk, not only before every block.
 
     Args:
-        elements: elements of all that is saved then.
-        device: where it runs; on a GPU a block is almost everything as it is.
+        elements: elements of all tensors that would be saved.
+        device: where it runs; on a GPU one block is almost the whole batch.
     """
     return device.type == "cpu" and elements <= MAX_RESIDUALS

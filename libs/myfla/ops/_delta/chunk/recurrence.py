@@ -1,4 +1,4 @@
-"""The recurrence over chunks that every family prepares for.
+"""The recurrence over chunks that all families use.
 
 For one chunk of one head, with rows for tokens and the incoming state ``h [K, V]``::
 
@@ -13,14 +13,14 @@ For one chunk of one head, with rows for tokens and the incoming state ``h [K, V
     dq_in  = do h^T,   dk_in = -dv_in h^T,   dk_out = v_new dh'^T,   dg_last = sum of h * dh'
     dA_qk  = do v_new^T,   dL = -dv_in v_new^T                           each cut to its triangle
 
-From chunk to chunk there are two forms, which compute the same:
+There are two forms of the scan over chunks, which compute the same result:
 
-**Steps**: a chunk's tokens read the incoming state and update it. The fewest multiplications: best on CPUs, where
-products cost what their multiplications cost.
+**Steps**: a chunk's tokens read the incoming state and update it. This needs the fewest multiplications, and is best on
+CPUs, where the time of a product is that of its multiplications.
 
 **Transitions** put a chunk's whole effect on the state into one matrix, ``h' = P h + R``, all chunks at once, so that
-one product a chunk is left in the loop: ``P = g_last - k_out^T A_inv k_in``, ``R = k_out^T A_inv v_in (+ kv)``. More
-multiplications, a quarter of the launches: best on GPUs where one step's matrices are few.
+the loop has one product for each chunk: ``P = g_last - k_out^T A_inv k_in``, ``R = k_out^T A_inv v_in (+ kv)``. This
+needs more multiplications and a quarter of the kernel launches, and is best on GPUs where a step has few matrices.
 
 With bfloat16 on a GPU's matrix units the same recurrence is `bf16.form`: there states are float32, but rounded where a
 product reads them, and all outputs are one product after the scan.
@@ -35,17 +35,17 @@ from myfla.ops._delta.layout import Block
 
 
 class Chunks(NamedTuple):
-    """What a family makes of its tokens; M chunks of C tokens."""
+    """A family's tokens, prepared; M chunks of C tokens."""
 
     g_last: torch.Tensor  # [M, 1 or K, 1]  decay over the whole chunk
     qk_in: torch.Tensor  # [M, 2C, K]  q_in over k_in, decayed from the chunk's start; [M, C, K]: queries only
     k_out: torch.Tensor  # [M, C, K]  keys decayed to the chunk's end
     A_qk: torch.Tensor  # [M, C, C]  what each query reads of its own chunk: a lower triangle
-    v_in: torch.Tensor  # [M, C, V]  may be written over
+    v_in: torch.Tensor  # [M, C, V]  may be overwritten
     system: Optional[torch.Tensor] = None  # [M, C, C]  L, read below the diagonal only; None: no delta rule
     kv: Optional[torch.Tensor] = None  # [M, K, V]  written whatever the state is
     o_v: Optional[torch.Tensor] = None  # [M, C, V]  read whatever the state is
-    extra: Any = None  # what the family's own `prepare_bwd` wants to see again
+    extra: Any = None  # what the family's `prepare_bwd` needs
 
     @property
     def q_in(self) -> torch.Tensor:
@@ -59,7 +59,8 @@ class Chunks(NamedTuple):
 
 
 class ChunkGrads(NamedTuple):
-    """Gradients of `Chunks`, for the family to take back to its tokens. Buffers: may be written over."""
+    """Gradients of `Chunks`, from which the family computes those of its tokens. They are buffers and may be
+    overwritten."""
 
     out: torch.Tensor  # [M, 2C, V]  do over -dv_in; [M, C, V] without a delta rule. ``out v_new^T``: of A_qk over L
     v_in: torch.Tensor  # [M, C, V]
@@ -71,17 +72,17 @@ class ChunkGrads(NamedTuple):
 
 
 def by_transitions(device: torch.device, matrices: int) -> bool:
-    """Which form to take.
+    """Whether to use transitions, rather than steps.
 
     Args:
         device: where it runs.
-        matrices: sequences times heads, what one step of the loop works on; a hundred of them fill a large GPU.
+        matrices: sequences times heads, the matrices of one step of the loop; a hundred fill a large GPU.
     """
     return device.type != "cpu" and matrices < 128
 
 
 def split_steps(block: Block, heads: int, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[Any, ...]]:
-    """For each step of a block its part of each tensor ``[M, ...]``; None for None."""
+    """The part of each tensor ``[M, ...]`` that belongs to each step of a block; None for None."""
     sizes = [count * heads for count in block.counts]
     return zip(*[repeat(None) if x is None else x.split(sizes) for x in tensors])
 
@@ -90,12 +91,12 @@ def scan(
     block: Block, heads: int, c: Chunks, A_inv: Optional[torch.Tensor], running: torch.Tensor, v_new: torch.Tensor,
     o: torch.Tensor, states: Optional[torch.Tensor] = None, zero_state: bool = False,
 ) -> None:
-    """From the first chunk to the last.
+    """Compute states and outputs from the first chunk to the last.
 
     Args:
         block: which chunks.
         heads: HV.
-        c: the block's chunks; ``v_in`` is written over.
+        c: the block's chunks; ``v_in`` is overwritten.
         A_inv: ``[M, C, C]``, None without a delta rule: then ``v_new`` is given.
         running: ``[N * HV, K, V]`` states of all sequences, before and after.
         v_new: ``[M, C, V]``, written.
@@ -130,7 +131,7 @@ def scan(
 
 
 def recompute_states(block: Block, heads: int, c: Chunks, v_new: torch.Tensor, states: torch.Tensor) -> None:
-    """The states before each chunk again, from those before the first.
+    """Recompute the states before each chunk from those before the first.
 
     Args:
         block, heads, c, v_new: as `scan`.
@@ -147,22 +148,22 @@ def recompute_states(block: Block, heads: int, c: Chunks, v_new: torch.Tensor, s
 
 
 class ScanGrads(NamedTuple):
-    """What `scan_bwd` works on."""
+    """The tensors of `scan_bwd`."""
 
     out: torch.Tensor  # [M, 2C or C, V]  given: do in the upper half; written: -dv_in in the lower
-    v_new: torch.Tensor  # [M, C, V]  given: A_qk^T do; written over: all that reaches v_new
+    v_new: torch.Tensor  # [M, C, V] given: A_qk^T do; overwritten by the whole gradient of v_new
     v_in: torch.Tensor  # [M, C, V]  written; v_new itself without a delta rule
     qk_in: torch.Tensor  # [M, 2C or C, K]  written
     k_out: torch.Tensor  # [M, C, K]  written
     g_last: torch.Tensor  # [M, 1 or K, 1]  written
-    after: Optional[torch.Tensor]  # [M, K, V]  of the states after each chunk, written; None if nobody wants them
+    after: Optional[torch.Tensor]  # [M, K, V]  of the states after each chunk, written; None if not needed
 
 
 def scan_bwd(
     block: Block, heads: int, c: Chunks, A_inv_T: Optional[torch.Tensor], states: torch.Tensor, v_new: torch.Tensor,
     running: torch.Tensor, d: ScanGrads, zero_state: bool = False, zero_dh: bool = False,
 ) -> None:
-    """From the last chunk to the first.
+    """Compute the gradients from the last chunk to the first.
 
     Args:
         block, heads, c: as `scan`.
@@ -170,7 +171,7 @@ def scan_bwd(
         states: ``[M, K, V]`` before each chunk.
         v_new: ``[M, C, V]``.
         running: ``[N * HV, K, V]`` gradients of the states of all sequences, after and before.
-        d: where the gradients go.
+        d: receives the gradients.
         zero_state: whether the states before were zero; their gradients are then undefined.
         zero_dh: whether the gradients of the states after are zero.
     """
@@ -217,8 +218,8 @@ def scan_bwd(
 def state_buffers(
     block: Block, heads: int, running: torch.Tensor, states: Optional[torch.Tensor]
 ) -> List[Tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]]:
-    """For each step the states before it, where it writes those after it, and, where sequences end, to where the others
-    are then copied.
+    """For each step: the states before it, where it writes those after it, and, where sequences end, where the others
+    are copied.
 
     Args:
         block, heads: as `scan`.
@@ -248,7 +249,7 @@ def _scan_by_transitions(
     block: Block, heads: int, c: Chunks, A_inv: Optional[torch.Tensor], running: torch.Tensor, v_new: torch.Tensor,
     o: torch.Tensor, states: Optional[torch.Tensor],
 ) -> None:
-    """`scan` with one product a chunk."""
+    """`scan` in the form of transitions, with one product for each chunk."""
     w = None if A_inv is None else torch.bmm(A_inv, c.k_in)
     if A_inv is not None:
         torch.bmm(A_inv, c.v_in, out=v_new)
@@ -271,7 +272,7 @@ def _scan_bwd_by_transitions(
     block: Block, heads: int, c: Chunks, A_inv_T: Optional[torch.Tensor], states: torch.Tensor, v_new: torch.Tensor,
     running: torch.Tensor, d: ScanGrads,
 ) -> None:
-    """`scan_bwd` with one product a chunk."""
+    """`scan_bwd` in the form of transitions, with one product for each chunk."""
     w = None if A_inv_T is None else torch.bmm(A_inv_T.transpose(1, 2), c.k_in)
     stored = torch.bmm(c.q_in.transpose(1, 2), d.out[:, : block.chunk])
     if w is not None:

@@ -1,10 +1,10 @@
-"""Chunks whose decay is too strong to be split into two factors at the chunk's start.
+"""Products in chunks whose decay is too strong to be split into two factors at the chunk's start.
 
-Sub-chunks of 1, 2, 4, ... tokens have references of their own (`subchunks`). Two tokens s < t meet at the boundary of
+Sub-chunks of 1, 2, 4, ... tokens each have a separate reference (`subchunks`). Two tokens s < t meet at the boundary of
 exactly one pair of neighbours: with it as reference both ``exp(c_t - c_ref)`` and ``exp(c_ref - c_s)`` are decays of
-real steps, at most one for log decays at or below zero, and what underflows is truly negligible. So this is right for
-every log decay down to -inf, costs one product per size, and its gradients of the decay contain no term that a decay
-should have removed: nothing cancels.
+real steps, at most one for log decays at or below zero, and what underflows is truly negligible. So the result is
+correct for every log decay down to -inf, and needs one product for each size. The gradients of decays contain no terms
+that would have to cancel.
 """
 
 from typing import Tuple
@@ -26,7 +26,7 @@ class StrongDecays:
         block: which chunks.
         gk: ``[B, T, HV, K]`` log decays.
         matrices: ``[n]`` which matrices of the block.
-        late: ``[n, C]`` bool, the tokens from the first strong decay of each on.
+        late: ``[n, C]`` bool, in each matrix the tokens from the first strong decay on.
         before: whether the second kind of rows reads before its own decay.
         left: ``[n, R C, K]`` the rows, not scaled.
         right: ``[n, S C, K]`` the columns.
@@ -50,10 +50,10 @@ class StrongDecays:
         self.from_start, self.before = torch.stack(rows, dim=1), before
 
     def replace(self, left: torch.Tensor, out: torch.Tensor, g_last: torch.Tensor, A: torch.Tensor) -> None:
-        """Write what `families.channel.scale_tokens` found of these matrices again, in place.
+        """Compute the results of `families.channel.scale_tokens` for these matrices again, in place.
 
-        Products of tokens before the first strong decay stay as they are, so that no token's result depends, by as
-        much as a bit, on decays after it.
+        Products of tokens before the first strong decay are kept, so that no bit of a token's result depends on later
+        decays.
         """
         n, rows, columns, last = self.matrices.numel(), self.left.shape[1], self.right.shape[1], self.c[:, -1:]
         left.index_copy_(0, self.matrices, self._unpad(self.left * self._exp(self.from_start)))
@@ -79,7 +79,7 @@ class StrongDecays:
             dA: ``[M, R C, S C]`` gradient of the products, cut like them.
             dleft: ``[M, R C, K]`` gradient of left through the state.
             dout: ``[M, S C, K]`` gradient of out.
-            h_dh: ``[M, 1, K]`` what the decay of the whole chunk gets from the state before and the state after.
+            h_dh: ``[M, 1, K]`` gradient of the whole chunk's log decay through the states before and after it.
         """
         dA, dleft, dout, h_dh = (x.index_select(0, self.matrices) for x in (dA, dleft, dout, h_dh))
         n, rows, columns, chunk, size = len(dA), self.left.shape[1], self.right.shape[1], self.chunk, self.size
@@ -112,8 +112,8 @@ class StrongDecays:
         return to_reference, from_reference, later, earlier
 
     def _sum_reads(self, x: torch.Tensor) -> torch.Tensor:
-        """Of ``[n, R, ..., tokens, K]`` what crosses each step: reads by its token and later ones, of rows that read
-        before their own decay by later ones only."""
+        """The sum of the reads that cross each step, of ``[n, R, ..., tokens, K]``: those by its token and later ones,
+        for rows that read before their decay those by later ones only."""
         kinds = x.unbind(1)
         total = _sum_from(kinds[0])
         for row in kinds[1:]:

@@ -1,7 +1,7 @@
 """The triangular system of a chunk: products of keys with keys, and the inverse of the unit lower triangular matrix.
 
-On a GPU with bfloat16 the inverse is `bf16.inverse`: the same blocks, but stored apart, so that a compiler writes every
-number once; on a CPU that takes 1.6 to 3 times as long as the in-place form here.
+On a GPU with bfloat16 the inverse is `bf16.inverse`: the same blocks, stored separately so that a compiler writes every
+number once. On a CPU that takes 1.6 to 3 times as long as the in-place form of this module.
 """
 
 from typing import Optional
@@ -35,7 +35,7 @@ def unit_lower_inverse(lower: torch.Tensor, out: Optional[torch.Tensor] = None) 
     """
     size = lower.shape[1]
     if size <= LEAF:
-        found = _substitute(lower.contiguous())  # of a view the solver's own copies take half as long again
+        found = _substitute(lower.contiguous())  # with a view the solver copies, which takes half as long again
         return found if out is None else out.copy_(found)
     inverse = torch.zeros_like(lower) if out is None else out.zero_()
     whole = size - size % LEAF
@@ -66,7 +66,7 @@ def _substitute(lower: torch.Tensor) -> torch.Tensor:
     one = torch.eye(size, dtype=lower.dtype, device=lower.device)
     if lower.device.type != "mps":
         # From the right: on a CPU rows then need no transposed copies, and that is half of the time.
-        # Of this layout the solver takes both sides as they are.
+        # The solver uses both sides in this layout without copies.
         found = torch.empty_like(lower).copy_(one).transpose(-2, -1)
         return torch.linalg.solve_triangular(lower, found, upper=False, left=False, unitriangular=True, out=found)
     return _row_by_row(lower)
@@ -107,17 +107,17 @@ def refine_system(
     system: torch.Tensor, left: torch.Tensor, right: torch.Tensor, beta: torch.Tensor,
     strong: Optional[StrongDecays] = None,
 ) -> None:
-    """The products of keys with keys again, summed in float64, in the rows from the first beta above 1 on.
+    """Compute the products of keys with keys again, summed in float64, in the rows from the first beta above 1 on.
 
-    There a transition may keep lengths instead of shrinking them (eigenvalue -1), and keys that are alike have their
-    products rounded alike: over a thousand tokens such an error adds up to 2e-4, where the token loop has 1e-5. No
-    token's result depends, by as much as a bit, on a beta after it.
+    There a transition may preserve lengths instead of reducing them (eigenvalue -1), and products of similar keys have
+    similar rounding errors: over a thousand tokens they add up to 2e-4, against 1e-5 in the token loop. No bit of a
+    token's result depends on a later beta.
 
     Args:
-        system: ``[M, C, C]``, written; on a CPU in float32 only, elsewhere it stays.
+        system: ``[M, C, C]``, written on a CPU in float32, unchanged otherwise.
         left, right: ``[M, C, K]`` its factors.
         beta: ``[M, C, 1]``.
-        strong: the matrices whose rows from the first strong decay on stay.
+        strong: the matrices whose rows from the first strong decay on are not changed.
     """
     if system.dtype is not torch.float32 or system.device.type != "cpu" or not bool((beta > 1).any()):
         return

@@ -1,1 +1,1 @@
-"""What differs between the members of the family: how their tokens become chunks."""
+"""The rules of the engine, each with its preparation of chunks from tokens."""

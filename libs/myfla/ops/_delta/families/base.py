@@ -1,4 +1,4 @@
-"""What a family gives to the engine."""
+"""The interface between a family and the engine."""
 
 from typing import Any, Callable, ClassVar, Dict, NamedTuple, Sequence, Tuple
 
@@ -16,14 +16,14 @@ Tensors = Sequence[torch.Tensor]
 
 
 class Options(NamedTuple):
-    """What a family is told besides its tensors."""
+    """Options of a family."""
 
     scale: float  # factor on q
     l2norm: bool  # bring q and k to length one first
 
 
 class Family:
-    """How the tokens of one rule become chunks, and gradients of chunks those of tokens.
+    """One rule: prepares chunks from tokens, and gradients of tokens from those of chunks.
 
     A family is one object without state. ``x`` are always its tensors in the order of `inputs`, ``[B, T, heads, ...]``:
     the queries first, the keys second, the values third.
@@ -31,9 +31,9 @@ class Family:
     Attributes:
         name: of the family.
         inputs: names of its tensors.
-        largest_chunk: most tokens in a chunk that are worth it.
-        traced_chunk: tokens in a chunk of plain operations. It does not follow T, so that one graph serves every T.
-        fuses_l2norm: whether `prepare` normalises queries and keys; otherwise they come normalised.
+        largest_chunk: number of tokens in a chunk beyond which the form gets slower.
+        traced_chunk: tokens in a chunk of plain operations. It does not depend on T, so that one graph serves every T.
+        fuses_l2norm: whether `prepare` normalises queries and keys; otherwise they are normalised before.
         pads_heads: whether head sizes are padded to whole vectors.
         corrects: whether there is a triangular system, the delta rule's correction.
         kernels: the official functions, by form.
@@ -53,11 +53,11 @@ class Family:
     step = StepRule()
 
     def shapes(self, chunk: int, key: int, value: int) -> BlockShapes:
-        """The tensors that `prepare` and `prepare_bwd` find in their buffers, beside the engine's own."""
+        """The tensors that `prepare` and `prepare_bwd` find in their buffers, besides those of the engine."""
         raise NotImplementedError
 
     def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
-        """Chunks of one block. In the backward (``buffers.backward``) the system is not asked for."""
+        """Chunks of one block. In the backward (``buffers.backward``) the triangular system is not needed."""
         raise NotImplementedError
 
     def prepare_bwd(
@@ -67,14 +67,14 @@ class Family:
 
         Args:
             block, x, options, buffers: as `prepare`.
-            p: what `prepare` gave in this direction.
-            d: gradients of it.
-            grads: where those of ``x`` go, of the same shapes.
+            p: the result of `prepare` in this direction.
+            d: its gradients.
+            grads: receive the gradients of ``x``, in the same shapes.
         """
         raise NotImplementedError
 
     def naive(self, call: Call) -> Result:
-        """The specification: `token_loop` over a call whose q, k, g and beta are as the rule has them."""
+        """The specification: `token_loop` for a call whose q, k, g and beta are normalised and activated."""
         x = [t.to(call_dtype(call)) for t in (*per_value_head(*call.x[:3]), *call.x[2:])]
 
         def run(*given: torch.Tensor) -> Result:
@@ -83,18 +83,18 @@ class Family:
         return each_sequence(run, x, first_state(call), call.cu_seqlens)
 
     def official(self, call: Call) -> Dict[str, Any]:
-        """The family's own arguments of its official functions."""
+        """The arguments of the official function in which families differ, by name."""
         return dict(zip(self.inputs, call.x))
 
     def traced_step(self, call: Call) -> Result:
-        """One token in operations that a compiler joins."""
+        """One token, in operations that a compiler fuses."""
         raise NotImplementedError
 
     def plain(self, x: Tensors, scale: float) -> Chunks:
         """`prepare` in plain differentiable operations.
 
         Args:
-            x: ``[count, B, HV, C, D]`` each; numbers a head are ``[count, B, HV, C, 1]``.
+            x: ``[count, B, HV, C, D]`` each; with one number for each head, ``[count, B, HV, C, 1]``.
             scale: factor on q.
 
         Returns:
@@ -104,6 +104,6 @@ class Family:
 
 
 def per_value_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """q and k with a head of their own for each head of v."""
+    """q and k with one head for each head of v."""
     group = v.shape[2] // k.shape[2]
     return (q, k) if group == 1 else (q.repeat_interleave(group, dim=2), k.repeat_interleave(group, dim=2))

@@ -1,16 +1,17 @@
-"""What the families with a decay for every key channel share: its decays inside a chunk, and their gradients.
+"""The decays inside a chunk, and their gradients, for the families with a decay for every key channel.
 
-A family stacks the kinds of tokens that read (``left [M, R C, K]``: queries, then keys) over each other, and those that
-write (``right [M, S C, K]``). With ``c_t`` the log decay summed from the chunk's start, per channel::
+A family stacks its R kinds of reading tokens (``left [M, R C, K]``: queries, then keys) over each other, and its S
+kinds of writing tokens (``right [M, S C, K]``). With ``c_t`` the log decay summed from the chunk's start, per channel::
 
     left   = left exp(c)          (exp(c) without token t's own decay for rows that read before it)
     out    = right exp(c_last - c)
-    A      = sum over channels of left_t right_s exp(c_t - c_s)          cut to what each row sees
+    A      = sum over channels of left_t right_s exp(c_t - c_s)          zero for what a row does not see
 
 Splitting ``exp(c_t - c_s)`` into ``exp(c_t)`` and ``exp(-c_s)`` is exact to rounding while ``|c|`` stays within `LIMIT`
-in the chunk (the RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). In matrices beyond, the
-tokens from the first that leaves the limit are computed again by `chunk.strong_decays`, right for every decay down to
--inf; that takes about four times as long. `bf16.channels` does it so for every chunk: a GPU then reads nothing back.
+in the chunk (the RWKV-7 layer's decay, at least -0.6065 a step, sums to 39 over 64 tokens). In the other matrices,
+tokens from the first one beyond the limit on are computed again by `chunk.strong_decays`, which is correct for every
+decay down to -inf and takes about four times as long. `bf16.channels` uses that for every chunk, so that no value has
+to be read back from the GPU.
 """
 
 import math
@@ -28,13 +29,13 @@ from myfla.ops._delta.workspace import BlockShapes, Buffers
 __all__ = ["LIMIT", "ChannelFamily", "Channels", "token_grads"]
 
 LIMIT = 40.0
-"""Largest summed log decay, up or down, that a chunk may have to be split in two factors: both stay below exp(40)."""
+"""Largest absolute sum of log decays with which a chunk is split into two factors: both stay below exp(40)."""
 
 Load = Callable[[torch.Tensor, torch.Tensor], None]
 """Fills ``left [M, R C, K]`` and ``right [M, S C, K]`` with tokens that are not scaled."""
 
 RECOMPUTABLE = ("exp_g", "left", "right", "out_keys", "A")
-"""What is saved of short inputs only."""
+"""Tensors that are saved for short inputs only."""
 
 
 class Channels(NamedTuple):
@@ -50,14 +51,14 @@ class Channels(NamedTuple):
 
 
 class ChannelFamily(Family):
-    """Base of these families.
+    """Base class of these families.
 
     Attributes:
         rows, columns: R and S, how many kinds of tokens read and write.
         before: whether the second kind of rows reads before its own decay.
     """
 
-    largest_chunk = 32  # work within a chunk, and the sum of its decays, grow faster than elsewhere
+    largest_chunk = 32  # computation within a chunk, and the sum of its decays, grow faster than in other families
     pads_heads = True
     rows = 2
     columns = 1
@@ -75,12 +76,12 @@ class ChannelFamily(Family):
         )  # fmt: skip
 
     def scaled_tokens(self, block: Block, gk: torch.Tensor, load: Load, buffers: Buffers) -> Channels:
-        """The block's tokens, scaled by their decays; those that are saved are taken as they are."""
+        """The block's tokens, scaled by their decays; saved ones are used as they are."""
         chunk, strong = block.chunk, buffers["strong"]
         if buffers.has_recomputable and not bool(strong.any()):
             exp_g, left, right, out, A = (buffers[name] for name in RECOMPUTABLE)
             return Channels(exp_g, left, right, out, A, exp_g[:, chunk:].transpose(1, 2).contiguous(), None)
-        # What is saved stays as it is.
+        # Saved tensors are not changed.
         exp_g, left, right, out, A = (
             torch.empty_like(buffers[name]) if buffers.has_recomputable else buffers[name] for name in RECOMPUTABLE
         )
@@ -93,7 +94,8 @@ class ChannelFamily(Family):
         return scale_tokens(block, left, right, gk, self.before, exp_g, beyond, out, A)
 
     def token_grads(self, block: Block, p: Channels, d: ChunkGrads, buffers: Buffers) -> Tuple[torch.Tensor, ...]:
-        """`token_grads` where one kind of tokens writes: of left ``[M, R C, K]``, of right ``[M, C, K]``, of gk."""
+        """`token_grads` where one kind of tokens writes: gradients of left ``[M, R C, K]``, of right ``[M, C, K]``, of
+        gk."""
         dA = torch.bmm(d.out, d.v_new.transpose(1, 2), out=buffers["dA"])
         return token_grads(p, self.before, block.chunk, dA, d.qk_in, d.k_out, d.g_last, buffers)
 
@@ -101,8 +103,9 @@ class ChannelFamily(Family):
 def exp_decays(block: Block, gk: torch.Tensor, exp_g: torch.Tensor) -> Optional[torch.Tensor]:
     """Fill ``exp_g [M, C + 1, K]``; returns the indices of the matrices beyond the limit, or None.
 
-    Summed in float64 where there is one: rounding errors of a float32 sum would be the largest of all. Every matrix is
-    judged by itself, so that no row and no earlier token feels another's decay; a NaN counts as within.
+    Summed in float64 where the device has it: rounding errors of a float32 sum would be the largest of all. Every
+    matrix is checked separately, so that no other row and no earlier token depends on its decays; NaN counts as within
+    the limit.
     """
     shape = (exp_g.shape[0], block.chunk, gk.shape[3])
     steps = block.load(gk, gk.new_empty(shape, dtype=wide_dtype(gk.device, exp_g.dtype)))
@@ -117,7 +120,7 @@ def exp_decays(block: Block, gk: torch.Tensor, exp_g: torch.Tensor) -> Optional[
 
 
 def exceeds_limit(exp_g: torch.Tensor) -> torch.Tensor:
-    """Where ``exp(c)`` has left the limit."""
+    """Where ``exp(c)`` is beyond the limit."""
     return (exp_g < math.exp(-LIMIT)).logical_or_(exp_g > math.exp(LIMIT))
 
 
@@ -129,8 +132,8 @@ def scale_tokens(
 
     Args:
         block: which chunks.
-        left: ``[M, R C, K]``, those that read; written over.
-        right: ``[M, S C, K]``, those that write; written over.
+        left: ``[M, R C, K]``, reading tokens; overwritten.
+        right: ``[M, S C, K]``, writing tokens; overwritten.
         gk: ``[B, T, HV, K]`` log decays.
         before: whether the second kind of rows reads before its own decay.
         exp_g, beyond: of `exp_decays`.
@@ -155,7 +158,7 @@ def scale_tokens(
 
 
 def causal_mask_(A: torch.Tensor, chunk: int) -> torch.Tensor:
-    """Zero, in place, the future in ``[M, R C, S C]``: above the diagonal for queries, on it too for keys."""
+    """Set later tokens in ``[M, R C, S C]`` to zero, in place: above the diagonal for queries, also on it for keys."""
     for row in range(A.shape[1] // chunk):
         for column in range(A.shape[2] // chunk):
             A[:, row * chunk : (row + 1) * chunk, column * chunk : (column + 1) * chunk].tril_(-1 if row else 0)
@@ -168,20 +171,21 @@ def token_grads(
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the tokens as the family stacked them, and of gk ``[M, C, K]``.
 
-    A step's log decay lies on every path that crosses it: reads of the incoming state by tokens from it on, writes to
-    the state after the chunk by tokens before it, the incoming state in that, and reads of tokens before it by later
-    ones, as the difference ``left dleft - right dright`` summed from it on. What no decay scales, a token's read of
-    itself and the last one's write, never enters, so that the difference is exact to rounding for strong decays too.
+    The gradient of a step's log decay is a sum over all paths that cross the step: reads of the incoming state by this
+    token and later ones, writes of earlier tokens to the state after the chunk, the incoming state's part of that, and
+    reads of earlier tokens by this one and later ones. These are the difference ``left dleft - right dright``, summed
+    from this token on. Terms that no decay scales (a token's reading of itself, the last token's write) are left out,
+    so that the difference is exact to rounding for strong decays too.
 
     Args:
-        c: what `scale_tokens` gave.
-        before: as `scale_tokens` has it.
+        c: the result of `scale_tokens`.
+        before: as for `scale_tokens`.
         chunk: C.
-        dA: ``[M, R C, S C]`` gradient of A, not yet cut; overwritten.
+        dA: ``[M, R C, S C]`` gradient of A, with later tokens not yet zero; overwritten.
         dleft: ``[M, R C, K]`` gradient of left through the state; overwritten.
         dout: ``[M, S C, K]`` gradient of out; overwritten.
         dg_last: ``[M, K, 1]`` gradient of g_last.
-        buffers: for what comes in between.
+        buffers: for intermediate results.
     """
     kinds = dA.shape[2] // chunk
     h_dh = (dg_last * c.g_last).transpose(1, 2)

@@ -1,12 +1,12 @@
 """The delta rule with a diagonal-plus-low-rank transition (RWKV-7, arXiv 2503.14456).
 
-With ``u_t = a_t^T S_{t-1}`` what a token reads before it writes, in the notation of `families.channel`::
+With ``u_t = a_t^T S_{t-1}``, a token's reading before it writes, in the notation of `families.channel`::
 
     left = [scale q; -a],  right = [b; k],  A = [A_qb, A_qk; -A_ab, -A_ak]
     L = -A_ab,  v_in = A_ak v,  k_in = -a',  v_new = u,  k_out = b',  kv = k'^T v,  o_v = A_qk v
 
-Comba and GDN-2 tie the two keys that write, ``b = k``. One kind of tokens writes then, ``w_t = v_t + S_{t-1}^T a_t``,
-and one triangular system serves erasing and writing, half the work of the general rule::
+Comba and Gated DeltaNet 2 have one key for both writes, ``b = k``. With one kind of writing tokens, ``w_t = v_t +
+S_{t-1}^T a_t``, one triangular system serves erasing and writing, half the work of the general rule::
 
     left = [scale q; -a],  right = [k],  A = [A_qk; -A_ak],  L = -A_ak,  v_in = v,  k_in = -a',  v_new = w,  k_out = k'
 """
@@ -103,7 +103,7 @@ class Dplr(ChannelFamily):
 
 
 class TiedDplr(Dplr):
-    """The tensors of `Dplr`; of b nothing is read, and k has the gradient of both."""
+    """The rule with ``b = k``, with the tensors of `Dplr`; b is not read, and k has the gradient of both."""
 
     name = "tied_dplr"
     columns = 1
@@ -144,7 +144,7 @@ def decayed(x: torch.Tensor, y: torch.Tensor, decay: torch.Tensor) -> torch.Tens
 
 
 def tie_keys(call: Call) -> Call:
-    """A call of `DPLR` whose b and k are one tensor, as one of `TIED_DPLR`."""
+    """A call of `DPLR` as a call of `TIED_DPLR` where b and k are the same tensor."""
     q, k, v, a, b, gk = call.x
     return call._replace(family=TIED_DPLR, x=(q, k, v, a, b.detach(), gk))
 

@@ -1,15 +1,15 @@
-"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464): one decay a head.
+"""The gated delta rule (Gated DeltaNet, arXiv 2412.06464), with one decay for each head.
 
 With rows for tokens, and the decays of `chunk.decay`::
 
     A    = decay_mask * [scale Q; K] (beta K)^T      A_qk over L
     qk_in = exp_g [scale Q; K],   k_out = beta exp_g_to_end K,   v_in = V
 
-``v_new`` is each token's error against the memory as it was, made consistent within the chunk; beta stands with the
-keys that write. The gradient of the log decay of step t collects every path that crosses it: reads of the state by
-tokens from t on, writes to the state after the chunk by tokens before t, the incoming state in that, and reads of a
-token before t by one from t on. Each sum has only the terms that cross, so nothing cancels: it is exact to rounding for
-strong decays too.
+``v_new`` is the error of each token's prediction from the state before it, solved for all tokens of the chunk at once;
+beta multiplies the writing keys. The gradient of the log decay of step t is a sum over all paths that cross it: reads
+of the state by token t and later ones, writes of earlier tokens to the state after the chunk, the incoming state's part
+of that, and reads of a token before t by one from t on. Only terms that cross are summed, so nothing cancels, and the
+sum is exact to rounding for strong decays too.
 """
 
 from typing import Any, ClassVar, Dict
@@ -58,7 +58,7 @@ class GatedDelta(Family):
     def prepare(self, block: Block, x: Tensors, options: Options, buffers: Buffers) -> Chunks:
         (q, k, v, g, beta), chunk = x, block.chunk
         qk, A, k_out, d = buffers["qk"], buffers["A"], buffers["k_out"], TokenDecays.of(buffers["decays"], chunk)
-        A_beta = A if buffers.inference else buffers["A_beta"]  # where nobody asks for A again
+        A_beta = A if buffers.inference else buffers["A_beta"]  # A is not needed after this
         keys, values = qk[:, chunk:], v[:, :0]
         if not buffers.has_recomputable:
             block.load(q, qk[:, :chunk], pad=False)
@@ -138,7 +138,7 @@ class GatedDelta(Family):
 
 
 def official_options(call: Call) -> Dict[str, Any]:
-    """What the official function does to its inputs first."""
+    """The arguments with which the official function prepares its inputs."""
     options: Dict[str, Any] = {"use_qk_l2norm_in_kernel": call.l2norm}
     return options if call.activation is None else {**options, **call.activation.official()}
 

@@ -1,8 +1,8 @@
 """Rules without the delta rule's correction: a decaying sum of key-value products, ``h <- exp(g) h + k v^T``.
 
-``SIMPLE_GLA`` has one decay a head (RetNet, Mamba-2's state space duality), ``GLA`` one for every key channel (gated
-linear attention, arXiv 2312.06635). No triangular system is to be solved: ``v_new = v`` in the notation of
-`chunk.recurrence`. The gradient of a log decay collects what crosses its step, as in `gated_delta`.
+``SIMPLE_GLA`` has one decay for each head (RetNet, Mamba-2's state space duality), ``GLA`` one for every key channel
+(gated linear attention, arXiv 2312.06635). There is no triangular system to solve: ``v_new = v`` in the notation of
+`chunk.recurrence`. The gradient of a log decay is a sum over all paths that cross its step, as in `gated_delta`.
 """
 
 from typing import Any, ClassVar, Dict
@@ -26,7 +26,7 @@ __all__ = ["GLA", "SIMPLE_GLA"]
 
 
 class _Sum(Family):
-    """What both share: ``q, k [B, T, H, K]``, ``v [B, T, HV, V]`` and a log decay g."""
+    """The base class of both: ``q, k [B, T, H, K]``, ``v [B, T, HV, V]`` and a log decay g."""
 
     inputs = ("q", "k", "v", "g")
     corrects = False
@@ -39,7 +39,7 @@ class _Sum(Family):
         return {"q": q, "k": k, "v": v, **self.official_decays(call, g)}
 
     def official_decays(self, call: Call, g: torch.Tensor) -> Dict[str, Any]:
-        """The log decays under their official names."""
+        """The log decays with their official argument names."""
         return {"g": g}
 
     def traced_step(self, call: Call) -> Result:
@@ -95,7 +95,7 @@ class SimpleGla(_Sum):
 
         # Within the chunk.
         A_dA = torch.mul(dA, A, out=buffers["A_dA"])
-        A_dA.diagonal(dim1=1, dim2=2).zero_()  # a token's read of itself crosses no step
+        A_dA.diagonal(dim1=1, dim2=2).zero_()  # a token's reading of itself crosses no step
         dg = decay_grad(reads, writes, d.g_last * decays.g_last_exp, A_dA)
         dA.mul_(buffers["decay_mask"]).mul_(options.scale)
         dq.baddbmm_(dA, keys)

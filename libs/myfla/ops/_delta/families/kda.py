@@ -1,11 +1,11 @@
 """Kimi Delta Attention (arXiv 2510.26692): the delta rule with a decay for every key channel.
 
-In the notation of `families.channel`, beta stands with the keys that write, as in `gated_delta`::
+In the notation of `families.channel`, beta multiplies the writing keys, as in `gated_delta`::
 
     left = [scale q; k],  right = [beta k],  A = [A_qk; L],  qk_in = left',  k_out = right',  v_in = v
 
-Keys that read and keys that write are tied, so that one triangular system serves both, half the work of the general
-rule with a diagonal-plus-low-rank transition.
+Reading and writing keys are the same, so that one triangular system serves both, half the work of the general rule with
+a diagonal-plus-low-rank transition.
 """
 
 from typing import Any, ClassVar, Dict

@@ -1,1 +1,1 @@
-"""Token by token: what decoding runs on."""
+"""The recurrent form, token by token, for decoding."""

@@ -1,7 +1,7 @@
-"""The recurrence token by token: what decoding and training on short inputs run on.
+"""The recurrence token by token, for decoding and for training on short inputs.
 
-Every token is computed from slices of one shape, so that a sequence fed in pieces gives, bit for bit, what it gives in
-one.
+Every token is computed from slices of one shape, so that a sequence given in pieces has, bit for bit, the results of
+the whole sequence.
 """
 
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, cast
@@ -21,17 +21,19 @@ from myfla.utils.tracing import tracing
 __all__ = ["plan_token", "token_loop"]
 
 STEP_BLOCK = 1 << 20
-"""Elements of large states that one round of a recurrent step's operations works on, on a CPU: they stay in cache."""
+"""Elements of large states that a recurrent step updates at a time on a CPU, so that they stay in the cache."""
 
 STEP_WHOLE = 4 * STEP_BLOCK
-"""Elements of states up to which there is one round: the last cache holds them, and calls cost more."""
+"""Elements of states up to which all are updated at once: they fit the last-level cache, and more calls would take
+longer."""
 
 SEGMENT = 1 << 16
 """Elements of one input that are prepared at a time; bounds the memory of a long sequence."""
 
 
 def token_loop(call: Call) -> Result:
-    """Run the rule; the caller's state is written only if the call says so, and then returned."""
+    """Run the rule; the caller's state is overwritten and returned if the call allows that, and not changed
+    otherwise."""
     return _run(call.x[2], call)
 
 
@@ -53,7 +55,7 @@ def _run(v: torch.Tensor, call: Call) -> Result:
         return v.new_zeros(v.shape, dtype=call.out_dtype), unsort_rows(layout.order, state)
     steps = _steps(layout, rule, call, dtype, recorded)
     active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
-    # The state that is returned is no view: a compiler would make another graph for each shape of what lies behind one.
+    # The returned state is no view: a compiler would make another graph for each shape of the tensor behind it.
     if recorded:
         outputs, final = _recorded(rule, steps, active, flat)
         final = final.reshape(state.shape)
@@ -68,8 +70,8 @@ def _run(v: torch.Tensor, call: Call) -> Result:
 
 
 def plan_token(call: Call, wanted: bool = True) -> Optional[Step]:
-    """How calls like this one, of a token for each row that has a state, are computed: the recurrence's operations with
-    less around them; final states only if ``wanted``. None where there is more to them."""
+    """The function that computes decoding steps like this call, without the checks and conversions of other calls;
+    final states only if ``wanted``. None for calls that need more than that."""
     state, dtype = call.initial_state, call_dtype(call)
     if state is None or call.channel_decays or state.dtype is not dtype or not state.is_contiguous():
         return None
@@ -77,7 +79,8 @@ def plan_token(call: Call, wanted: bool = True) -> Optional[Step]:
 
 
 def _one_token(call: Call, state: torch.Tensor, dtype: torch.dtype, wanted: bool) -> Step:
-    """The function of one token, made of sizes and options alone; autocast is off, and nobody records."""
+    """The function of one token; it depends on sizes and options only. Autocast is off, and no operation is
+    recorded."""
     rule, shape, of_o, out_dtype = call.family.step, state.shape, call.x[2].shape, call.out_dtype
     flat = state.view(-1, *shape[2:])
     matrices, many, inplace = flat.shape, flat.shape[0], call.inplace
@@ -102,7 +105,7 @@ def _how(call: Call, dtype: torch.dtype, recorded: bool) -> How:
 def _steps(
     layout: TokenLayout, rule: StepRule, call: Call, dtype: torch.dtype, recorded: bool
 ) -> Iterator[Tuple[torch.Tensor, ...]]:
-    """Every token made ready, many tokens at a time."""
+    """Prepare every token, many tokens at a time."""
     heads, size = call.x[2].shape[2], max(call.x[1].shape[3], call.x[2].shape[3])
     how, given = _how(call, dtype, recorded), rule.tokens(call.x, call.channel_decays)
     flat = [t if t is None else layout.flat(t) for t in given]
@@ -113,7 +116,7 @@ def _steps(
 def _written(
     rule: StepRule, steps: Iterable[Any], active: Sequence[int], state: torch.Tensor, new: torch.Tensor
 ) -> List[torch.Tensor]:
-    """The first step writes from ``state`` to ``new``, which may be the same; the others write over ``new``."""
+    """The first step writes from ``state`` to ``new``, which may be the same; the others overwrite ``new``."""
     outputs, rows, read, block = [], state.shape[0], reader(state), _block(state)
     for step, count in zip(steps, active):
         if count < rows and new is not state:
@@ -125,7 +128,7 @@ def _written(
 
 
 def _block(state: torch.Tensor) -> int:
-    """How many matrices of ``state [M, K, V]`` one round of a step's operations works on; 0 for all of them."""
+    """The number of matrices of ``state [M, K, V]`` that a step computes at a time; 0 for all of them."""
     if state.numel() <= STEP_WHOLE or state.device.type != "cpu":
         return 0
     return max(1, STEP_BLOCK // state[0].numel())
@@ -134,7 +137,7 @@ def _block(state: torch.Tensor) -> int:
 def _update(
     rule: StepRule, read: Read, old: torch.Tensor, new: torch.Tensor, step: Sequence[torch.Tensor], block: int
 ) -> torch.Tensor:
-    """`StepRule.update`, so many matrices at a time."""
+    """`StepRule.update`, ``block`` matrices at a time."""
     if not block:
         return rule.update(read, old, new, *step)
     return torch.cat([rule.update(read, *part) for part in zip(*(t.split(block) for t in (old, new, *step)))])
@@ -143,7 +146,7 @@ def _update(
 def _recorded(
     rule: StepRule, steps: Iterable[Any], active: List[int], state: torch.Tensor
 ) -> Tuple[List[torch.Tensor], torch.Tensor]:
-    """The same, in operations that autograd, compilers and transforms can follow: nothing is written."""
+    """All steps in operations that autograd, compilers and transforms can record: nothing is overwritten."""
     outputs: List[torch.Tensor] = []
     done: List[torch.Tensor] = []
     for step, count in zip(steps, active):

@@ -1,8 +1,8 @@
-"""One token: a row for each matrix of the state, M = N HV of them.
+"""The rules for one token, with a row for each of the M = N HV matrices of the state.
 
-A rule that runs token by token says how tokens are made ready, many at a time where each element rounds alike in
-tensors of any length (exponentials and gates may not, and are taken token by token), and how one of them changes the
-state: in place, and in operations that autograd can follow.
+A rule defines how tokens are prepared and how a token changes the state, both in place and in operations that autograd
+can record. Many tokens are prepared at a time where rounding does not depend on the length of a tensor; exponentials
+and gates, where it may, are computed token by token.
 """
 
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -15,10 +15,10 @@ from myfla.utils.l2norm import l2norm, l2norm_
 __all__ = ["DeltaStep", "DplrStep", "GlaStep", "How", "KdaStep", "StepRule"]
 
 LARGE = 1 << 17
-"""Elements of all states from which on bags are worth their call."""
+"""Elements of all states from which on embedding bags (`reader`) are faster."""
 
 _HAS_BAGS = "fbgemm" in torch.backends.quantized.supported_engines
-"""Whether this PyTorch has FBGEMM and the CPU can run it: elsewhere bags are plain loops."""
+"""Whether this PyTorch has FBGEMM and the CPU can run it: without it embedding bags are plain loops."""
 
 Read = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Tokens = Sequence[Any]
@@ -26,13 +26,13 @@ Tokens = Sequence[Any]
 
 
 class How(NamedTuple):
-    """What the tokens of a call have in common.
+    """Options that all tokens of a call share.
 
     Attributes:
         dtype: of the states.
-        recorded: whether autograd or somebody else follows.
+        recorded: whether autograd, a compiler or a transform records the operations.
         l2norm: bring q and k to length one.
-        eps: ``[]``, added to squared lengths then; None where somebody follows.
+        eps: ``[]``, added to squared lengths then; None if operations are recorded.
     """
 
     dtype: torch.dtype
@@ -42,25 +42,25 @@ class How(NamedTuple):
 
 
 class StepRule:
-    """What `loop` needs of a rule."""
+    """The interface between a rule and `loop`."""
 
     def tokens(self, x: Tokens, channel_decays: Tokens) -> Tokens:
         """The rule's inputs, ``[B, T, ...]``, of those of a `Call`; the keys are the second, the values the third."""
         raise NotImplementedError
 
     def ready(self, x: Tokens, rows: List[int], counts: List[int], activation: Any, how: How) -> Iterator[Any]:
-        """For each token what `update` takes beside the states.
+        """For each token the arguments of `update` that follow the states.
 
         Args:
             x: the inputs of some tokens, one after another.
             rows, counts: matrices of the state and sequences of every token.
             activation: of the `Call`.
-            how: what they have in common.
+            how: options that they share.
         """
         raise NotImplementedError
 
     def single(self, x: Tokens, many: int, activation: Any, how: How) -> Sequence[Any]:
-        """`ready` of one token of ``many`` matrices, which nobody follows; ``x`` as a `Call` has it."""
+        """`ready` for one token of ``many`` matrices, without recording; ``x`` as in a `Call`."""
         x = self.tokens(x, ())
         return next(self.ready(x, [many], [len(x[2])], activation, how))
 
@@ -69,20 +69,21 @@ class StepRule:
         raise NotImplementedError
 
     def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """o and the new state, in operations that autograd, compilers and transforms can follow."""
+        """o and the new state, in operations that autograd, compilers and transforms can record."""
         raise NotImplementedError
 
 
 def as_dtype(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``x.to(dtype)``; a conversion to the same costs a microsecond, and there are many."""
+    """``x.to(dtype)``, without a call where the dtype is the same: each takes a microsecond, and there are many."""
     return x if x.dtype is dtype else x.to(dtype)
 
 
 def reader(states: torch.Tensor) -> Read:
-    """Who multiplies two rows and each matrix in a call: one for all tokens and blocks, which so have the same bits.
+    """The function that multiplies two rows with each matrix; one for all tokens and blocks of a call, so that results
+    do not depend on the block.
 
-    A batched product of so few rows reaches half the rate at which a CPU reads. The same sums are bags of an embedding,
-    whose table is all rows of all matrices and whose weights are the vectors: that kernel goes along each row once.
+    A batched product of so few rows reaches half the rate at which a CPU reads. The same sums are those of embedding
+    bags: the table has all rows of all matrices, and the vectors are the weights. That kernel reads each row once.
 
     Args:
         states: all matrices, ``[M, K, V]``.
@@ -129,7 +130,7 @@ class DeltaStep(StepRule):
         """Key over query ``[M, 2, K]``, the key ``[M, K, 1]``, their product ``[M, 1]`` and the value ``[M, V]``, M for
         all tokens."""
         (own, key), (heads, value), dtype = k.shape[-2:], v.shape[-2:], how.dtype
-        if not q.dtype is k.dtype is v.dtype is dtype:  # a conversion to the same costs a microsecond
+        if not q.dtype is k.dtype is v.dtype is dtype:  # a conversion to the same dtype takes a microsecond
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         read = torch.stack((k, q), dim=-2)
         if how.l2norm:
@@ -193,7 +194,7 @@ class KdaStep(DeltaStep):
 
 class DplrStep(StepRule):
     """``u = a^T S,  S <- exp(gk) S + b u^T + k v^T``, of which ``o = (q exp(gk))^T S + (q b) u + (q k) v`` needs no
-    second look at the state. Inputs: q, k, v, a, b, gk."""
+    second reading of the state. Inputs: q, k, v, a, b, gk."""
 
     def tokens(self, x: Tokens, channel_decays: Tokens) -> Tokens:
         return x

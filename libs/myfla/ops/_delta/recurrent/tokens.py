@@ -1,8 +1,8 @@
-"""The token by token view of a batch: every token's rows behind those of the token before, and how many there are.
+"""The order of a batch for the recurrent form: the rows of each token follow those of the token before.
 
 A recurrent form that updates its state by operations of one shape for every token gives the same bits however a
-sequence is split into calls. Many tokens may be prepared at once where each element rounds alike in tensors of any
-length, which the remainder of a vectorised loop may not.
+sequence is split into calls. Many tokens may be prepared at once where rounding does not depend on the length of a
+tensor; in the remainder of a vectorised loop it may.
 """
 
 from typing import Any, Iterator, List, Optional, Tuple
@@ -15,7 +15,7 @@ from myfla.ops._delta.layout import longest_first
 class TokenLayout:
     """Steps of a dense batch ``[B, T, ...]`` or of sequences packed as ``[1, total, ...]``.
 
-    Packed sequences are ordered longest first, so that step t works on the first ``active[t]`` states.
+    Packed sequences are ordered longest first, so that step t updates the first ``active[t]`` states.
 
     Args:
         batch, tokens: B and T, or 1 and the packed total.
@@ -25,7 +25,7 @@ class TokenLayout:
     Attributes:
         rows: number of sequences, N.
         active: number of sequences that have a t-th token, for each t.
-        order: ``[N]`` int64 sequences longest first, or None where that is the given order.
+        order: ``[N]`` int64 sequences longest first, or None if they are given in this order.
     """
 
     def __init__(self, batch: int, tokens: int, cu_seqlens: Optional[torch.Tensor], device: torch.device) -> None:
@@ -51,7 +51,8 @@ class TokenLayout:
         return x.squeeze(1) if len(self.active) == 1 else x.transpose(0, 1).flatten(0, 1)
 
     def segments(self, rows: int, *tensors: Optional[torch.Tensor]) -> Iterator[Tuple[List[int], Tuple[Any, ...]]]:
-        """What `flat` gave, cut between tokens into pieces of about so many rows; each with its part of ``active``."""
+        """The result of `flat`, cut between tokens into pieces of about this many rows; each with its part of
+        ``active``."""
         total, start, stop = sum(self.active), 0, 0
         counts: List[int] = []
         for count in self.active:
@@ -63,7 +64,8 @@ class TokenLayout:
                 start, counts = stop, []
 
     def merge(self, steps: List[torch.Tensor]) -> torch.Tensor:
-        """One ``[active, ...]`` for every step, at least one, as ``[B, T, ...]`` (packed: ``[1, total, ...]``)."""
+        """The tensors ``[active, ...]`` of all steps, at least one, as ``[B, T, ...]`` (packed: ``[1, total,
+        ...]``)."""
         if self.index is not None:
             flat = torch.cat(steps)
             return torch.zeros_like(flat).index_copy(0, self.index, flat).unsqueeze(0)

@@ -1,1 +1,1 @@
-"""What ``torch.compile``, ``torch.export``, ONNX, ``torch.func`` and second derivatives see."""
+"""The rules for ``torch.compile``, ``torch.export``, ONNX, ``torch.func`` and second derivatives."""

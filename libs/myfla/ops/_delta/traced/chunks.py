@@ -1,7 +1,7 @@
 """The chunk form of every family in plain operations.
 
-Nothing here depends on a tensor's values, and in a compiled graph nothing but shapes depends on the length
-(`myfla.utils.tracing` has the rule). It can be differentiated any number of times.
+No operation depends on a tensor's values, and in a compiled graph only shapes depend on the length (the rule is in
+`myfla.utils.tracing`). The form can be differentiated any number of times.
 """
 
 from typing import Any, Callable, List, Optional, Tuple
@@ -42,13 +42,13 @@ def traced_chunks(
     """The rule over checked arguments.
 
     Args:
-        family: whose.
+        family: which rule.
         x: its tensors.
         initial_state: ``[N, HV, K, V]`` or None.
         scale: factor on q.
         l2norm: bring q and k to length one first.
         cu_seqlens: ``[N + 1]`` or None; computed as a batch of N rows as long as all sequences together.
-        dtype: what is computed in.
+        dtype: of the computation.
         out_dtype: of the outputs.
 
     Returns:
@@ -102,7 +102,7 @@ def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:
     """``[B, T, H, D]`` as ``[count, B, heads, C, D]``, with zeros after the end, and heads repeated."""
     batch, tokens, own, size = x.shape
     count = _count(tokens, chunk)
-    # A gather, not a pad: the size of a pad is a difference, of which an exporter cannot know that it is positive.
+    # A gather, not a pad: the size of a pad is a difference, and an exporter cannot know that it is positive.
     place = torch.arange(count * chunk, device=x.device)
     x = x.index_select(1, place.clamp(max=tokens - 1)).masked_fill((place >= tokens).view(-1, 1, 1), 0)
     x = x.view(batch, count, chunk, own, size).permute(1, 0, 3, 2, 4)
@@ -110,11 +110,11 @@ def split_chunks(x: torch.Tensor, chunk: int, heads: int) -> torch.Tensor:
 
 
 def _count(tokens: int, chunk: int) -> int:
-    """How many chunks. A compiled graph has at least two, and at least one pad: it serves every length from 2 on, where
-    questions like "is there a pad?" would each compile another one."""
+    """The number of chunks. A compiled graph has at least two, and at least one padding position: so it serves every
+    length from 2 on, while conditions such as "is there padding?" would each compile another graph."""
     if not compiling() or (exporting() and isinstance(tokens, int)):
         return -(-tokens // chunk)
-    if exporting():  # whose solver does not see through a maximum
+    if exporting():  # its solver does not support a maximum
         return tokens // chunk + 2
     return _largest(tokens // chunk + 1, 2)
 

@@ -1,9 +1,9 @@
-"""The chunk form of every family as one operation of a compiled graph, with what it keeps for its backward.
+"""The chunk form of every family as one operation of a compiled graph, with the tensors saved for its backward.
 
-``torch.compile`` cannot look into a hand-written backward pass, and what it makes of the same rule in plain operations
-is slower and, with gradients, has been wrong (Inductor of PyTorch 2.13 on a scan). So a compiled graph calls the rule
-whole: the code that runs eagerly, for every length and for packed sequences of any offsets. A graph must know the size
-of what goes from one direction to the other, so it is one tensor, as large as any offsets can make it.
+``torch.compile`` cannot record a hand-written backward pass, and its code for the same rule in plain operations is
+slower and, with gradients, has been wrong (Inductor of PyTorch 2.13 on a scan). So a compiled graph calls the whole
+rule as one operation: the code that runs eagerly, for every length and for packed sequences of any offsets. A graph
+must know the size of what the forward saves, so that is one tensor of the largest size that any offsets need.
 """
 
 from typing import Any, Dict, List, Optional, Tuple
@@ -33,7 +33,7 @@ def graph_rule(call: Call) -> Result:
 
 
 def _plan(family: Family, given: Tuple[Any, ...]) -> Tuple[List[torch.Tensor], Optional[torch.Tensor], Plan]:
-    """The tensors, the state, and a plan that depends on nothing but sizes."""
+    """The tensors, the state, and a plan that depends on sizes only."""
     count = len(family.inputs)
     x, (state, cu_seqlens, scale, l2norm, dtype, out_dtype) = list(given[:count]), given[count : count + 6]
     sequences = x[0].shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1

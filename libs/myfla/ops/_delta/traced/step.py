@@ -1,8 +1,9 @@
-"""One token in the operations that a compiler for GPUs joins.
+"""One token, in operations that a compiler for GPUs fuses.
 
-The loop lets a matrix product read the state, which a compiler calls as it is; here the products are sums, so that
-reading, decaying and writing the state become kernels of their own: two for states ``[N, HV, K, V]``, and one, which
-reads and writes every number once, where they are held value-first (``state_v_first``). Same function, up to rounding.
+In the loop a matrix product reads the state, and a compiler does not fuse it with other operations. Here the products
+are sums, so that reading, decaying and writing the state become two kernels for states ``[N, HV, K, V]``, and one,
+which reads and writes every number once, for states with the value first (``state_v_first``). The function is the same,
+up to rounding.
 """
 
 from typing import Optional
