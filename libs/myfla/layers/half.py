@@ -18,6 +18,10 @@ _EVERYWHERE = [
 ]
 
 
+_ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.ReLU, nn.Identity)
+_SHORT = (nn.Linear, nn.Sequential, *_ACTIVATIONS)
+
+
 def is_free(module: Any) -> bool:
     """Whether a module's forward may be computed without calling the module: it has no hooks, and no replaced forward.
 
@@ -41,20 +45,21 @@ def project(linear: Any, x: torch.Tensor) -> torch.Tensor:
         >>> project(nn.Linear(4, 2), torch.zeros(1, 3, 4)).shape
         torch.Size([1, 3, 2])
     """
-    if not _needs_float32(x):
-        if type(linear) is nn.Linear and not compiling() and is_free(linear):
-            weight = linear._parameters.get("weight")
-            if weight is not None and "bias" in linear._parameters:
-                return F.linear(x, weight, linear._parameters["bias"])
-        if type(linear) is nn.Sequential and not compiling() and is_free(linear):
-            for part in linear._modules.values():
-                x = project(part, x)
-            return x
-        return linear(x)
-    if isinstance(linear, nn.Sequential):
-        for part in linear:
+    half, kind = _needs_float32(x), type(linear)
+    short = half or (kind in _SHORT and not compiling() and is_free(linear))
+    if kind is nn.Sequential and short:
+        for part in linear._modules.values():
             x = project(part, x)
         return x
+    if half:
+        return linear(x.float()).to(x.dtype) if kind in _ACTIVATIONS else _linear_in_float32(linear, x)
+    weight = linear._parameters.get("weight") if short else None
+    if weight is not None and "bias" in linear._parameters:
+        return F.linear(x, weight, linear._parameters["bias"])
+    return linear.forward(x) if short and kind in _ACTIVATIONS else linear(x)
+
+
+def _linear_in_float32(linear: Any, x: torch.Tensor) -> torch.Tensor:
     bias = None if linear.bias is None else linear.bias.float()
     return F.linear(x.float(), linear.weight.float(), bias).to(x.dtype)
 

@@ -6,6 +6,7 @@ from typing import Any, Optional, Tuple, Union, cast
 import torch
 from torch import nn
 
+from myfla.layers.half import project
 from myfla.utils.errors import value_error
 
 __all__ = ["LoRA"]
@@ -82,7 +83,7 @@ class LoRA(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        return self.lora(x)
+        return project(self.lora, x)
 
     def _maps(self) -> Tuple[nn.Linear, nn.Linear]:
         return cast(nn.Linear, self.lora[0]), cast(nn.Linear, self.lora[2])

@@ -57,7 +57,8 @@ def conv_layer_step(
     if kernels is None:
         return None
     modules = layer._modules
-    convs, norm = (modules["q_conv1d"], modules["k_conv1d"], modules["v_conv1d"]), modules["o_norm"]
+    convs = modules.get("q_conv1d"), modules.get("k_conv1d"), modules.get("v_conv1d")
+    norm = modules.get("o_norm")
     gated = type(norm) is FusedRMSNormGated
     if not ((gated or type(norm) is RMSNorm) and is_free(norm) and all(map(_is_plain_conv, convs))):
         return None
@@ -96,6 +97,7 @@ def conv_layer_step(
 
 
 def _is_plain_conv(conv: Any) -> bool:
+    """Whether a module, or None, is a short convolution that nobody has hooked into."""
     return type(conv) is ShortConvolution and is_free(conv)
 
 

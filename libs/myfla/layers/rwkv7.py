@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 from myfla.backends import check_backend, summary
+from myfla.layers.half import project
 from myfla.layers.layer_inputs import (
     INERT_FORWARD,
     check_hidden_states,
@@ -248,14 +249,14 @@ class RWKV7Attention(nn.Module):
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
         """The layer on tokens without padding: output, final states, and the values before they met ``v_first``."""
         (xr, xw, xk, xv, xa, xg), conv_state = mix_tokens(self, x, call)
-        value = self.v_proj(xv)
+        value = project(self.v_proj, xv)
         v_share = self.v_lora(xv) if self.layer_idx != 0 and v_first is not None else None
         projected = Projected(
-            self.r_proj(xr), self.w_lora(xw), self.k_proj(xk), value, self.a_lora(xa), self.g_lora(xg),
-            None if v_share is None else v_first, v_share,
+            project(self.r_proj, xr), self.w_lora(xw), project(self.k_proj, xk), value, self.a_lora(xa),
+            self.g_lora(xg), None if v_share is None else v_first, v_share,
         )
         o, state = mix_time(self, projected, call)
-        return self.o_proj(o), state, conv_state, value
+        return project(self.o_proj, o), state, conv_state, value
 
     def _uses_chunks(self, q_len: int) -> bool:
         if tracing():  # both ops have the same form but for one token; a graph must not depend on a threshold

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import parametrize, spectral_norm, weight_norm
 
-from myfla.layers import GatedDeltaNet
+from myfla.layers import GatedDeltaNet, half
 from myfla.layers.half import is_free, project
-from myfla.testing import cases
+from myfla.testing import assert_close, cases
 
 
 class Doubled(nn.Module):
@@ -46,7 +46,30 @@ CHANGES = {
     "flat weight": flat,
     "own forward": own_forward,
     "sequential": lambda linear: nn.Sequential(linear, nn.Linear(3, 2)),
+    "bottleneck": lambda linear: nn.Sequential(linear, nn.Tanh(), nn.Identity(), nn.Linear(3, 2)),
+    "another activation": lambda linear: nn.Sequential(linear, nn.PReLU(), nn.Linear(3, 2)),
 }
+
+
+@cases(change=["bottleneck", "as it is"])
+def test_float16_is_computed_in_float32_where_there_are_no_half_products(change, monkeypatch):
+    monkeypatch.setattr(half, "_half_products", lambda: False)
+    linear, x = CHANGES[change](nn.Linear(4, 3)), torch.randn(2, 1, 4)
+    got = project(copy.deepcopy(linear).half(), x.half())
+    assert got.dtype is torch.float16
+    assert_close(got, linear(x), 2e-3)
+
+
+@cases(part=[0, 1, 2], kind=["hook", "forward"])
+def test_parts_of_a_sequence_are_called_where_somebody_would_notice(part, kind):
+    linear, x, seen = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(2, 1, 4), []
+    if kind == "hook":
+        linear[part].register_forward_pre_hook(lambda *_: seen.append(1))
+    else:
+        own = linear[part].forward
+        linear[part].forward = lambda x: seen.append(1) or own(x)
+    project(linear, x)
+    assert seen == [1]
 
 
 @cases(change=list(CHANGES), bias=[False, True])
