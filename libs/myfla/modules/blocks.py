@@ -1,4 +1,5 @@
-"""Backward passes a few tokens at a time, so that what they read several times stays in a core's cache."""
+"""Backward passes computed a few tokens at a time, so that values that are read several times stay in a core's
+cache."""
 
 from typing import Iterator, Tuple
 
@@ -9,7 +10,7 @@ CPU_BLOCK = 256 * 1024
 
 
 def blocks(batch: int, tokens: int, channels: int, device: torch.device) -> Iterator[Tuple[slice, int, int]]:
-    """Parts of ``[batch, tokens, channels]``, the last tokens first; on other devices than the CPU one for all.
+    """Parts of ``[batch, tokens, channels]``, the last tokens first; one part on devices other than the CPU.
 
     Yields:
         A slice of rows, and the first and the last but one token. The blocks of some rows follow each other, from the

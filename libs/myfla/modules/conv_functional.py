@@ -48,9 +48,9 @@ def causal_conv1d(
         initial_state: the last W inputs of each sequence so far, ``[N, D, W]``, newest last; zeros if not given.
         output_final_state: also return the state after the last token.
         activation: ``"silu"`` or ``"swish"`` (the same), or None.
-        backend: an official name, ``"triton"``, ``"cuda"`` or ``"mix"``; all mean this implementation.
-        cu_seqlens: ``[N + 1]`` int32 or int64, where each packed sequence starts, and the end.
-        cu_seqlens_cpu, chunk_indices: accepted for the official signature; nothing to gain from them here.
+        backend: an official name, ``"triton"``, ``"cuda"`` or ``"mix"``; all mean this implementation. cu_seqlens: ``[N
+            + 1]`` int32 or int64, where each packed sequence starts, and the end. cu_seqlens_cpu, chunk_indices:
+            accepted for the official signature, and not used.
         cp_context: context parallelism; not available.
 
     Returns:
@@ -116,8 +116,8 @@ def causal_conv1d_update(
 
     Args:
         x: ``[N, D]``, ``[1, N, D]`` or ``[N, 1, D]``.
-        cache: the last W inputs of each sequence, ``[N, D, W]``, newest last. It is read, never written: the
-            official kernel shifts it in place, here the new one is returned.
+        cache: the last W inputs of each sequence, ``[N, D, W]``, newest last. It is not changed: the official kernel
+            shifts it in place, this function returns a new one.
         residual: shaped as x; added after the activation.
         weight: ``[D, W]``.
         bias: ``[D]``.
@@ -159,7 +159,7 @@ def step(
     y = conv_rows(rows, weight, bias, rest, cache, activation, None)
     if cache is None:
         cache = rows.new_zeros(rows.shape[0], *weight.shape)
-    # All numbers move up by one place, over the ends of the rows too, where the newest input then goes: one long copy
+    # All numbers move by one place, also across the ends of rows, which the newest input then replaces: one long copy
     # is several times faster than one of W - 1 numbers for each channel.
     moved = torch.roll(cache, -1)
     moved.select(2, -1).copy_(rows[:, 0])

@@ -46,7 +46,7 @@ def final_state_native(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """The last ``width`` inputs of each sequence, ``[N, D, width]``, without autograd."""
-    taps = x.new_empty(x.shape[2], width)  # read, and of no consequence: there is no y
+    taps = x.new_empty(x.shape[2], width)  # read, but without effect: there is no y
     return kernels.conv_forward(x, taps, state=state, cu_seqlens=cu_seqlens, y=False, final=dtype)[1]
 
 

@@ -2,10 +2,10 @@
 
 Legend: B sequences, T tokens, D channels, W taps. `taps [W, D]` is the kernel with its axes swapped, so that each tap
 is one row that multiplies whole tokens: `z[t] = bias + sum_s taps[W-1-s] * x[t-s]`, s = 0 .. W-1.
-`history [B, W-1, D]` is what stood before the first token, newest last; without it the past is zero.
+`history [B, W-1, D]` has the inputs before the first token, newest last; without it they are zero.
 
-Taps are added newest first everywhere, so a sequence cut in two and continued through its history, or packed among
-others, repeats the same sums in the same order as the whole.
+Taps are added newest first everywhere, so a sequence that is cut in two and continued with its history, or packed with
+others, has the same sums in the same order as the whole sequence.
 """
 
 import math
@@ -19,9 +19,9 @@ from myfla.modules.blocks import blocks
 class Heads(NamedTuple):
     """The first W-1 tokens of packed sequences: the only ones whose window reaches over a boundary."""
 
-    grid: torch.Tensor  # [N * (W-1)] their numbers, sequence by sequence, clamped to the last token there is
+    grid: torch.Tensor  # [N * (W-1)] their numbers, sequence by sequence, at most that of the last token
     rows: torch.Tensor  # [M] the numbers of those that exist: shorter sequences have fewer
-    keep: Optional[torch.Tensor]  # [M] where those stand in the grid; None if all exist
+    keep: Optional[torch.Tensor]  # [M] their places in the grid; None if all exist
     gone: Optional[torch.Tensor]  # the other places of the grid
 
 
@@ -47,7 +47,7 @@ def convolve(
     for s in range(1, min(width, T)):
         z[:, s:].addcmul_(x[:, : T - s], taps[-1 - s])
     if heads is not None:
-        # That ran over the boundaries. The heads are done again, as a batch of short sequences with their own past.
+        # This crossed the boundaries. The heads are computed again, as a batch of short sequences with their histories.
         own = convolve(_pick(x, heads, width), taps, bias, history).flatten(0, 1)
         z[0].index_copy_(0, heads.rows, _existing(own, heads))
     elif history is not None:
@@ -67,7 +67,8 @@ class Needs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of x ``[B, T, D]``, taps ``[W, D]``, bias ``[D]`` and history ``[B, W-1, D]``; None where not requested."""
+    """Gradients of x ``[B, T, D]``, taps ``[W, D]``, bias ``[D]`` and history ``[B, W-1, D]``; None where not
+    requested."""
 
     x: Optional[torch.Tensor]
     taps: Optional[torch.Tensor]
@@ -79,7 +80,7 @@ def backward(
     dy: torch.Tensor, z: Optional[torch.Tensor], x: torch.Tensor, taps: torch.Tensor, history: Optional[torch.Tensor],
     heads: Optional[Heads], needs: Needs,
 ) -> Gradients:
-    """Gradients of ``silu(z)``, or of z itself if it is not given; ``dy`` is never written."""
+    """Gradients of ``silu(z)``, or of z itself if it is not given; ``dy`` is not changed."""
     if heads is None:
         return _backward_dense(dy, z, x, taps, history, needs)
     dz = dy.clone() if z is None else torch.ops.aten.silu_backward(dy, z)
@@ -102,7 +103,7 @@ def _backward_dense(
     dy: torch.Tensor, z: Optional[torch.Tensor], x: torch.Tensor, taps: torch.Tensor, history: Optional[torch.Tensor],
     needs: Needs,
 ) -> Gradients:
-    """Block by block from the last token on: a block needs the gradients of the W-1 tokens behind it."""
+    """Computed block by block from the last token on: a block needs the gradients of the W-1 tokens after it."""
     width, (B, T, D) = taps.shape[0], x.shape
     found = Gradients(
         dy.new_empty(B, T, D) if needs.x else None, dy.new_zeros(width, D) if needs.taps else None,
@@ -112,7 +113,7 @@ def _backward_dense(
     for rows, start, end in blocks(B, T, D, x.device):
         n = end - start
         if end == T:
-            window = dy.new_zeros(rows.stop - rows.start, n + width - 1, D)  # dz of this block and of what follows it
+            window = dy.new_zeros(rows.stop - rows.start, n + width - 1, D)  # dz of this block and of later tokens
             product = torch.empty_like(window) if needs.taps else product
         else:
             window[:, n : n + width - 1] = window[:, : width - 1].clone()
@@ -136,8 +137,8 @@ def add_x(dx: torch.Tensor, window: torch.Tensor, taps: torch.Tensor, left: int)
     """Gradient of a block's inputs ``[B, n, *D]``.
 
     Args:
-        dx: filled.
-        window: ``[B, n + W - 1, *D]``, gradients of z at the block and at the tokens behind it.
+        dx: the result, written.
+        window: ``[B, n + W - 1, *D]``, gradients of z at the block and at the tokens after it.
         taps: ``[W, *D]``.
         left: tokens from the first of the block to the end of the sequence.
     """
@@ -155,7 +156,7 @@ def add_taps(
     for s in range(dtaps.shape[0]):
         first = max(start, s)
         if first < end:
-            # A contiguous piece of the buffer, whatever s: a sum over a strided one is several times slower.
+            # A contiguous piece of the buffer for every s: a sum over a strided one is several times slower.
             shape = (x.shape[0], end - first, *x.shape[2:])
             product = buffer.view(-1)[: math.prod(shape)].view(shape)
             torch.mul(window[:, first - start : end - start], x[:, first - s : end - s], out=product)
@@ -165,7 +166,8 @@ def add_taps(
 def _add_past(
     found: Gradients, dz: torch.Tensor, history: torch.Tensor, rows: slice, taps: torch.Tensor, start: int
 ) -> None:
-    """What the first tokens of the sequences read of their past; ``dz`` is that of tokens from ``start`` on."""
+    """The gradient of the history, from the first tokens of the sequences; ``dz`` is that of tokens from ``start``
+    on."""
     for s in range(start + 1, taps.shape[0]):
         m = min(s - start, dz.shape[1])
         if found.taps is not None:
@@ -184,6 +186,6 @@ def _existing(rows: torch.Tensor, heads: Heads) -> torch.Tensor:
 
 
 def _past(history: torch.Tensor, s: int, m: int) -> torch.Tensor:
-    """What tap ``s`` reads of the history for the first ``m`` tokens, or writes to its gradient."""
+    """The part of the history, or of its gradient, that tap ``s`` reads for the first ``m`` tokens."""
     start = history.shape[1] - s
     return history[:, start : start + m]

@@ -28,13 +28,13 @@ _CALL = ("x", "residual", "mask", "cache", "output_final_state", "cu_seqlens", "
 class ShortConvolution(nn.Conv1d):
     """Depthwise causal convolution over ``[B, T, D]``: ``y[t] = act(sum_s w[:, W-1-s] * x[t-s] + b) + residual[t]``.
 
-    The short convolution of H3 and Mamba (Gu and Dao, 2023, arXiv 2312.00752) as the official layers use it. A
-    subclass of ``nn.Conv1d`` only for its parameters: ``weight [D, 1, W]`` and ``bias [D]``.
+    This is the short convolution of H3 and Mamba (Gu and Dao, 2023, arXiv 2312.00752), with the interface of the
+    official layers. A subclass of ``nn.Conv1d`` only for its parameters: ``weight [D, 1, W]`` and ``bias [D]``.
 
     Args:
         hidden_size: D, channels in and out.
-        kernel_size: W, how many tokens each output sees, its own included.
-        bias: one number per channel, added before the activation.
+        kernel_size: W, how many tokens each output depends on, including its own.
+        bias: whether to have one number for each channel, added before the activation.
         activation: ``"silu"`` or ``"swish"`` (the same), or None.
         backend: ``"triton"`` or ``"cuda"``; both mean this implementation.
         device, dtype: of the parameters.
@@ -96,15 +96,15 @@ class ShortConvolution(nn.Conv1d):
         Args:
             x: ``[B, T, D]``; packed ``[1, T, D]`` with ``cu_seqlens``.
             residual: shaped as x; added after the activation.
-            mask: ``[B, T]`` of 0 and 1; what stands at a 0 is read as zero, whatever it is.
-            cache: ``[N, D, W]``, the last W inputs of each sequence, newest last. It is never written.
+            mask: ``[B, T]`` of 0 and 1; inputs at a 0 are replaced by zero, NaN included.
+            cache: ``[N, D, W]``, the last W inputs of each sequence, newest last. It is not changed.
             output_final_state: also return the cache after the last token.
             cu_seqlens: ``[N + 1]`` int32 or int64, where each packed sequence starts, and the end.
             chunk_indices: accepted for the official signature.
 
         Returns:
-            ``y`` shaped as x, and the new cache or None. Its dtype is that of x, or of the cache when that
-            was continued by one token with autograd off.
+            ``y`` shaped as x, and the new cache or None. Its dtype is that of x, or that of the cache if it was
+            continued by one token with autograd off.
 
         Raises:
             ValueError: shapes that do not fit, or both ``mask`` and ``cu_seqlens``.

@@ -43,7 +43,7 @@ def layer_norm_gated(
 
     Args:
         x: ``[..., D]``, any floating type.
-        g: as many rows of D as x.
+        g: the gate, with as many rows of D as x.
         weight, bias: ``[D]`` or None.
         activation: ``"swish"``, ``"silu"`` or ``"sigmoid"``.
         residual: shaped as x; added first.
@@ -177,7 +177,7 @@ class FusedLayerNormGated(_Gated):
 
 
 class FusedRMSNormGated(_Gated):
-    """`rms_norm_gated` with a weight: what GatedDeltaNet puts on each head's output.
+    """`rms_norm_gated` with a weight, the norm of each head's output in GatedDeltaNet.
 
     Args:
         hidden_size: D.
@@ -258,7 +258,7 @@ class FusedRMSNormSwishGate(FusedRMSNormGated):
 
 
 class FusedLayerNormGatedLinear(NormBase):
-    """`layer_norm_swish_gate_linear` with the norm's weight; the projection's weight comes with the call.
+    """`layer_norm_swish_gate_linear` with the norm's weight; the projection's weight is an argument of the call.
 
     Args:
         hidden_size: D.

@@ -1,4 +1,4 @@
-"""`L2Norm`, and the functions it is made of."""
+"""`L2Norm`, and the functions that it uses."""
 
 from typing import Optional
 

@@ -1,7 +1,7 @@
-"""LayerNorm, RMSNorm and GroupNorm over the last axis, with the residual added on the way.
+"""LayerNorm, RMSNorm and GroupNorm over the last axis, with an optional residual.
 
 All take `(x, residual=None, prenorm=False, residual_in_fp32=False)`: the residual is added first, the sum is
-normalised, and with `prenorm` the sum comes back too, to be the next residual. Sums are float32 (float64 where an
+normalised, and with `prenorm` the sum is returned too, for use as the next residual. Sums are float32 (float64 where an
 argument is float64) and rounded once, to the dtype of x.
 Root-mean-square norm: Zhang and Sennrich, 2019, arXiv 1910.07467.
 """
@@ -106,7 +106,7 @@ def group_norm(
     is_rms_norm: bool = False,
     num_groups: int = 1,
 ) -> Result:
-    """`layer_norm` of ``num_groups`` equal parts of the last axis, each on its own; weight and bias are ``[D]``.
+    """`layer_norm` of each of ``num_groups`` equal parts of the last axis; weight and bias are ``[D]``.
 
     Example:
         >>> group_norm(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), None, None, num_groups=2).round().tolist()
@@ -117,7 +117,7 @@ def group_norm(
 
 
 class LayerNorm(NormBase):
-    """`layer_norm` with parameters. Unlike ``nn.LayerNorm`` it has no bias unless asked.
+    """`layer_norm` with parameters. Unlike ``nn.LayerNorm`` it has a bias only if requested.
 
     Args:
         hidden_size: D.

@@ -1,4 +1,4 @@
-"""The other gated norms, as Mamba-2 has them: ``norm(x) * silu(z)``, or ``norm(x * silu(z))``, in groups.
+"""The gated norms of Mamba-2: ``norm(x) * silu(z)`` or ``norm(x * silu(z))``, in groups.
 
 Dao and Gu, 2024, arXiv 2405.21060. The layers of this library use `myfla.modules.fused_norm_gate`.
 """
@@ -37,7 +37,7 @@ def layernorm_fn(
         eps: added to the variance.
         group_size: channels of a group; all D if not given.
         norm_before_gate: ``norm(x) * silu(z)``; otherwise ``norm(x * silu(z))``.
-        is_rms_norm: leave the mean out.
+        is_rms_norm: do not subtract the mean.
 
     Returns:
         ``[..., D]`` in the dtype of x.

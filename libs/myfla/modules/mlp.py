@@ -16,7 +16,7 @@ PASSED_ALONG = ("cu_seqlens", "cu_seqlens_cpu", "num_items_in_batch", "position_
 
 
 def inner_size(hidden_size: int, hidden_ratio: Optional[float] = None, intermediate_size: Optional[int] = None) -> int:
-    """The official size in between; see `GatedMLP`.
+    """The official intermediate size; see `GatedMLP`.
 
     Example:
         >>> inner_size(1024), inner_size(1024, intermediate_size=100)
@@ -30,12 +30,12 @@ def inner_size(hidden_size: int, hidden_ratio: Optional[float] = None, intermedi
 class GatedMLP(nn.Module):
     """Gated feed-forward layer with the official names ``gate_proj``, ``up_proj``, ``down_proj``, none with a bias.
 
-    In float16 the product of what ``gate_proj`` and ``up_proj`` give must stay below 65504.
+    In float16 the product of the results of ``gate_proj`` and ``up_proj`` must stay below 65504.
 
     Args:
         hidden_size: D, size in and out.
         hidden_ratio: the three matrices together hold about ``hidden_ratio * 2 * D^2`` weights; 4 if not given.
-        intermediate_size: size in between. If not given, ``D * hidden_ratio * 2 / 3``, rounded down to an integer and
+        intermediate_size: intermediate size. If not given, ``D * hidden_ratio * 2 / 3``, rounded down to an integer and
             up to a multiple of 256.
         hidden_act: ``"swish"``, or ``"powlu"``: like swish below zero, above it ``g^(p / (sqrt(g) + 1)) * sigmoid(g)``.
         fuse_swiglu: accepted for the official signature; the result is the same.
@@ -94,7 +94,7 @@ class GatedMLP(nn.Module):
         if self.hidden_act == "swish":
             return F.silu(gate)
         above = gate > 0
-        # Ones where the power is not taken: its gradient there would be infinite, and zero times infinite is NaN.
+        # One where the power is not used: its gradient there would be infinite, and zero times infinity is NaN.
         base = torch.where(above, gate, torch.ones_like(gate))
         power = base.pow(self.powglu_power / (base.sqrt() + 1))
         return torch.where(above, power, gate) * torch.sigmoid(gate)

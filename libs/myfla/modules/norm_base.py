@@ -9,7 +9,7 @@ from myfla.utils.errors import value_error
 
 
 class NormBase(nn.Module):
-    """Has ``weight [D]`` (ones) and ``bias [D]`` (zeros); each is None if it is not wanted.
+    """Has ``weight [D]`` (ones) and ``bias [D]`` (zeros); each is None if not requested.
 
     Args:
         hidden_size: D.

@@ -28,7 +28,7 @@ GATES = ("swish", "silu", "sigmoid")
 
 
 class Settings(NamedTuple):
-    """What is not a tensor. ``dtype`` is the dtype of the result."""
+    """The arguments that are not tensors. ``dtype`` is the dtype of the result."""
 
     eps: float
     centred: bool
@@ -42,7 +42,7 @@ def normalise(
     residual: Optional[torch.Tensor], eps: float, prenorm: bool, residual_in_fp32: bool, centred: bool,
     groups: int = 1, gate: Optional[torch.Tensor] = None, activation: Optional[str] = None,
 ) -> Result:
-    """Add the residual, normalise, gate: what all functions and modules of this package do.
+    """Add the residual, normalise, and apply the gate: the common function of all norms of this package.
 
     Returns:
         y with the shape and dtype of x; with ``prenorm`` also ``x + residual``, in the dtype of
@@ -54,7 +54,7 @@ def normalise(
     gate = None if gate is None else gate.reshape(x.shape)
     kernels = native(total, gate, weight, bias)
     if gate is None and centred and groups == 1 and _one_format(x.dtype, total, weight, bias):
-        y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)  # torch's own is one pass over memory
+        y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)  # PyTorch's operation is one pass over memory
     elif kernels is not None and total.numel():
         y = norm_native(kernels, total, gate, weight, bias, settings, _formula)
     elif tracing():
@@ -129,7 +129,7 @@ def _backward_rows(rows, kept, w, b, dweight, dbias, settings):
     if dg is not None:
         dg.copy_(_backward_gate(dy, unit, w, b, g, gate, settings))
     dnorm = dy if gate is None else dy * gate
-    # One buffer for what is summed over tokens, then over channels, then for the gradient itself.
+    # One buffer for the terms of the sum over tokens, then of that over channels, then for the gradient.
     along = dnorm * unit
     if dweight is not None:
         dweight += along.view(-1, dweight.shape[0]).sum(0)
@@ -146,7 +146,7 @@ def _backward_rows(rows, kept, w, b, dweight, dbias, settings):
 
 
 def _split(rows: torch.Tensor, groups: int) -> torch.Tensor:
-    """``[..., D]`` as ``[..., G, d]``, where there are groups."""
+    """``[..., D]`` as ``[..., G, d]`` if there are groups."""
     return rows if groups == 1 else rows.reshape((*rows.shape[:-1], groups, rows.shape[-1] // groups))
 
 
@@ -155,7 +155,7 @@ def _parameter(parameter: Optional[torch.Tensor], kind: torch.dtype, groups: int
 
 
 def _forward(h, g, weight, bias, settings):
-    """y, and what the backward pass needs: the mean, rstd and the activated gate."""
+    """y, and for the backward pass the mean, rstd and the activated gate."""
     kind, groups = accumulation_dtype(h, g, weight, bias), settings.groups
     rows, mean, gate = _split(h.to(kind), groups), None, None
     if settings.centred:

@@ -1,4 +1,4 @@
-"""A norm followed by a projection whose weight the caller holds: ``linear(norm(x), weight, bias)``."""
+"""A norm followed by a projection whose weight is an argument of the call: ``linear(norm(x), weight, bias)``."""
 
 from typing import Optional
 
@@ -12,7 +12,7 @@ from myfla.utils.tensors import check_tensor
 
 
 def project(who: str, result: Result, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor]) -> Result:
-    """The projection of a norm's result, which is a pair after ``prenorm``; weights come to its dtype."""
+    """The projection of a norm's result, which is a pair with ``prenorm``; weights are converted to its dtype."""
     y, carried = result if isinstance(result, tuple) else (result, None)
     if weight is None:
         raise value_error(who, "linear weight", "must be a tensor", "NoneType")

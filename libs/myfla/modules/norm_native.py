@@ -14,10 +14,10 @@ def norm_native(
     kernels: Any, h: torch.Tensor, g: Optional[torch.Tensor], weight: Optional[torch.Tensor],
     bias: Optional[torch.Tensor], settings: Any, formula: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    """What `myfla.modules.norm_core` describes, of arguments that were checked.
+    """The norm that `myfla.modules.norm_core` describes, for checked arguments.
 
     Args:
-        kernels: the package with them, which takes all these tensors.
+        kernels: the package with the kernels, which supports all these tensors.
         h: ``[..., D]``, not empty.
         g: shaped as h, or None.
         weight, bias: ``[D]`` or None.
@@ -25,7 +25,7 @@ def norm_native(
         formula: the same in plain operations, for second derivatives.
 
     Returns:
-        ``[..., D]`` in the format of the settings.
+        ``[..., D]`` in the dtype of the settings.
     """
     if records(h, g, weight, bias):
         return _Norm.apply(kernels, h, g, weight, bias, settings, formula)

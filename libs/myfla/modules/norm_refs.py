@@ -19,7 +19,7 @@ def group_norm_ref(
     prenorm: bool = False,
     upcast: bool = False,
 ) -> Result:
-    """Norm over groups of the last axis. ``upcast``: compute in float32 (float64 stays), else in the format of x."""
+    """Norm over groups of the last axis. ``upcast``: compute in float32 (float64 stays), else in the dtype of x."""
     kind = x.dtype
     wide = x.float() if upcast and kind != torch.float64 else x
     if residual is not None:

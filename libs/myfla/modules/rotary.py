@@ -1,4 +1,4 @@
-"""Rotary position embeddings (RoFormer, arXiv 2104.09864): a token's place as rotations of its channels."""
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864): a token's position as rotations of its channels."""
 
 from typing import Any, Optional, Tuple, Union
 
@@ -15,21 +15,21 @@ from myfla.utils.varlen import check_cu_seqlens
 __all__ = ["RotaryEmbedding", "rotary_embedding", "rotate_by_position"]
 
 Offset = Union[int, torch.Tensor]
-FARTHEST = 1 << 62  # a place that int64 still holds
+FARTHEST = 1 << 62  # largest position, within int64
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotates queries and keys by their places; with ``scale_base`` XPos (arXiv 2212.10554).
+    """Rotates queries and keys by their positions; with ``scale_base`` XPos (arXiv 2212.10554).
 
-    Channel pair i of ``dim / 2`` turns by ``place * base^(-2i / dim)``. Nothing is kept between calls; angles are
-    float64, and the result is rounded once.
+    Channel pair i of ``dim / 2`` is rotated by ``position * base^(-2i / dim)``. Nothing is kept between calls; angles
+    are float64, and the result is rounded once.
 
     Args:
         dim: channels of a head that are rotated, the first ones; even.
-        base: the slowest rotation turns by about ``1 / base`` a token.
-        scale_base: with XPos, lengths change by a factor e in about so many tokens; 512 is usual.
-        interleaved: pairs are neighbours (GPT-J), not halves of the head (GPT-NeoX).
-        pos_idx_in_fp32: False rounds places to the format of ``inv_freq`` first, as some models were trained.
+        base: the slowest rotation is by about ``1 / base`` for each token.
+        scale_base: for XPos, the number of tokens in which lengths change by a factor of about e; 512 is usual.
+        interleaved: pairs are neighbouring channels (GPT-J), not one from each half of the head (GPT-NeoX).
+        pos_idx_in_fp32: False rounds positions to the dtype of ``inv_freq`` first, as in the training of some models.
         device: of ``inv_freq``.
 
     Raises:
@@ -73,10 +73,11 @@ class RotaryEmbedding(nn.Module):
         Args:
             q: ``[B, T, H, D]``.
             k: ``[B, T, H_k, D]``.
-            seqlen_offset: place of the first tokens; a number, or ``[N]`` integers. What stands before place 0, as
-                with pads on the left, becomes zero.
+            seqlen_offset: position of the first tokens; a number, or ``[N]`` integers. Tokens before position 0, such
+                as padding on the left, become zero.
             cu_seqlens: ``[N + 1]`` offsets of packed sequences, each of which begins anew.
-            max_seqlen: with ``scale_base`` the length in whose middle nothing is scaled; that of this call by default.
+            max_seqlen: with ``scale_base`` the length whose middle position is not scaled; that of this call by
+                default.
             chunk_indices: accepted and not needed.
 
         Returns:
@@ -113,10 +114,9 @@ def rotary_embedding(
 
     Args:
         x: ``[B, T, H, D]`` queries or keys.
-        cos, sin: ``[places, R / 2]``.
-        interleaved: pairs are neighbours, not halves.
+        cos, sin: ``[positions, R / 2]``. interleaved: pairs are neighbouring channels, not one from each half.
         inplace: write the result into x; not with autograd.
-        seqlen_offsets: place of the first tokens; a number, or ``[N]`` integers.
+        seqlen_offsets: position of the first tokens; a number, or ``[N]`` integers.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences, each of which begins anew.
         chunk_indices: accepted and not needed.
 
@@ -156,7 +156,7 @@ def rotate_by_position(x: torch.Tensor, positions: torch.Tensor, theta: float = 
     Args:
         x: ``[B, T, H, D]`` queries or keys, D even.
         positions: ``[T]`` or ``[B, T]`` integers.
-        theta: the slowest rotation turns by about ``1 / theta`` a token.
+        theta: the slowest rotation is by about ``1 / theta`` for each token.
 
     Returns:
         ``[B, T, H, D]`` in the dtype of x.
@@ -172,13 +172,13 @@ def rotate_by_position(x: torch.Tensor, positions: torch.Tensor, theta: float = 
 
 
 def _rates(half: int, base: float, device: torch.device) -> torch.Tensor:
-    """How far each of ``half`` pairs turns in a token."""
+    """The angle of each of ``half`` pairs for one token."""
     exact = torch.float64 if has_float64(device) else torch.float32
     return base ** (torch.arange(half, device=device, dtype=exact) / -half)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    """Rotate by ``cos, sin [T, R / 2]`` or ``[B, T, R / 2]``; channels from R on stay."""
+    """Rotate by ``cos, sin [T, R / 2]`` or ``[B, T, R / 2]``; channels from R on are not changed."""
     wide, size = accumulation_dtype(x), 2 * cos.shape[-1]
     cos, sin = cos.to(wide).unsqueeze(-2), sin.to(wide).unsqueeze(-2)
     turned = x[..., :size].to(wide)
@@ -193,12 +193,13 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: 
 
 
 def _none_before(y: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Zeros at places before the first."""
+    """Set positions before the first to zero."""
     return torch.where((place >= 0)[..., None, None], y, y.new_zeros(()))
 
 
 def _check_heads(who: str, field: str, x: Any, dim: int, beside: Optional[torch.Tensor] = None) -> None:
-    """Refuse what is not ``[B, T, H, D]`` with at least ``dim`` channels, B and T those of the tensor beside it."""
+    """Refuse a tensor that is not ``[B, T, H, D]`` with at least ``dim`` channels, and B and T of the tensor
+    ``beside``."""
     check_tensor(who, field, x, beside, "q")
     if x.dim() != 4 or x.shape[3] < dim or not x.is_floating_point():
         rule = f"must be floating point [B, T, H, D] with D from {dim}"

@@ -29,7 +29,7 @@ def token_shift(
     Args:
         x: ``[B, T, D]``, or ``[1, total, D]`` with ``cu_seqlens``.
         cu_seqlens: ``[N + 1]`` offsets of packed sequences; empty ones are fine.
-        cache: ``[N, D]``, the last token of each sequence in the call before. Not written to.
+        cache: ``[N, D]``, the last token of each sequence in the call before. It is not changed.
         output_cache: also return the cache for the next call.
         chunk_indices: official argument; not needed here.
 
@@ -129,7 +129,7 @@ class TokenShift(torch.autograd.Function):
 
 
 def _again(ctx: Any, d_delta: torch.Tensor, d_last: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
-    """The gradients as autograd can record them; the shift is linear, so its inputs may be anything."""
+    """The gradients as autograd can record them; the shift is linear, so they do not depend on its inputs."""
     x, has_cache = torch.zeros_like(d_delta).requires_grad_(), ctx.cache_dtype is not None
     cache = torch.zeros_like(d_last, dtype=ctx.cache_dtype).requires_grad_() if has_cache else None
 

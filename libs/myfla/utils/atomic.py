@@ -11,10 +11,10 @@ __all__ = ["replacing", "write_atomic"]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the same folder; at the end, it replaces ``path``.
+    """Return a temporary name in the same folder; at the end this file replaces ``path``.
 
-    A reader, or a reader after a crash, sees the old file or the new one, never half of one. After an error the old one
-    stands, and nothing is left behind.
+    Readers, also after a crash, see either the whole old file or the whole new one. After an error the old file is
+    unchanged, and the temporary file is removed.
 
     Raises:
         OSError: the folder is missing, read-only or full.
@@ -34,13 +34,13 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(str(temporary), str(path))
     except BaseException as problem:
-        # A full disk does not say which file; an error without a number would lose its words to a file name.
+        # The error of a full disk has no file name; one without a number would show only the file name.
         if isinstance(problem, OSError) and problem.errno is not None and problem.filename is None:
             problem.filename = str(path)
         if temporary.exists():
             temporary.unlink()
         raise
-    if os.name != "nt":  # the rename itself must survive a power cut; Windows cannot open a folder
+    if os.name != "nt":  # so that the rename survives a power cut; Windows cannot open a folder
         folder = os.open(str(path.parent), os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -52,7 +52,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file with `replacing`.
 
     Raises:
-        OSError: the folder is missing, read-only or full; what stood at ``path`` is untouched.
+        OSError: the folder is missing, read-only or full; a file at ``path`` is unchanged.
 
     Example:
         >>> import tempfile

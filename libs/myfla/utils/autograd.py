@@ -1,4 +1,4 @@
-"""What hand-written autograd functions share: when to record, and second derivatives."""
+"""Common code of hand-written autograd functions: when to record, and second derivatives."""
 
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
@@ -27,13 +27,13 @@ def backward_through(
 ) -> Tuple[Optional[torch.Tensor], ...]:
     """The backward pass as autograd itself would do it, recorded so that it can be differentiated again.
 
-    A hand-written backward reuses buffers and saved intermediates that autograd knows nothing of, so its result
-    cannot be differentiated. Such a backward calls this instead when it runs under ``create_graph=True``, which it
-    sees as ``torch.is_grad_enabled()``.
+    A hand-written backward reuses buffers and saved intermediates that autograd does not record, so its result cannot
+    be differentiated. With ``create_graph=True``, where ``torch.is_grad_enabled()`` is true in the backward, it calls
+    this function instead.
 
     Args:
         formula: the forward pass in plain differentiable operations, called with ``inputs``.
-        inputs: the tensors that the forward pass was given, as saved; None where one was left out.
+        inputs: the saved inputs of the forward pass; None for a missing one.
         needs: for each input, whether its gradient is requested.
         grads: gradients of the formula's outputs; None counts as zero.
 
@@ -65,11 +65,11 @@ def hand_differentiated(
     """A function of tensors with a backward pass written by hand.
 
     Args:
-        forward: of the inputs, one result or a tuple of them. It may reuse buffers.
-        backward: ``backward(grad, *inputs)``, with a tuple of gradients where there is one of results: the gradient of
-            every input, in its shape and dtype.
-        formula: `forward` in plain differentiable operations, for what is recorded (`myfla.utils.tracing`) and for
-            second derivatives; by default `forward` itself.
+        forward: function of the inputs that returns one result or a tuple. It may reuse buffers.
+        backward: ``backward(grad, *inputs)``, which returns the gradient of every input in its shape and dtype; for a
+            tuple of results, ``grad`` is a tuple.
+        formula: `forward` in plain differentiable operations, for recorded calls (`myfla.utils.tracing`) and second
+            derivatives; by default `forward`.
         linear: the number of an input that is only added to the results, so that its values need not be kept.
 
     Example:
@@ -94,7 +94,7 @@ class _HandDifferentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: _Rule, *inputs: torch.Tensor) -> Any:
         ctx.rule = rule
-        # For what is linear a zero in its shape and dtype, in the memory of one number.
+        # For a linear input a zero in its shape and dtype, in the memory of one number.
         kept = [x.new_zeros(()).expand(x.shape) if i == rule.linear else x for i, x in enumerate(inputs)]
         ctx.save_for_backward(*kept)
         return rule.forward(*inputs)

@@ -1,4 +1,4 @@
-"""Tensors of eager decoding steps that depend on nothing but numbers and sizes, made once."""
+"""Tensors of eager decoding steps that depend only on numbers and sizes; each is made once."""
 
 from typing import Any, Dict, Tuple
 
@@ -7,10 +7,10 @@ import torch
 __all__ = ["bags_of_rows", "number"]
 
 MOST = 64
-"""Numbers that are kept at most; then they are made again."""
+"""Largest number of tensors of `number` that are kept; beyond it all are made again."""
 
 MOST_BAGS = 8
-"""Indices that are kept at most: a model has a state or two."""
+"""Largest number of results of `bags_of_rows` that are kept: a model has one or two shapes of states."""
 
 _numbers: Dict[Any, torch.Tensor] = {}
 _bags: Dict[Any, Tuple[torch.Tensor, torch.Tensor]] = {}
@@ -19,8 +19,8 @@ _bags: Dict[Any, Tuple[torch.Tensor, torch.Tensor]] = {}
 def number(value: float, dtype: torch.dtype) -> torch.Tensor:
     """A number as a tensor ``[]`` on the CPU, which must not be written to.
 
-    An operation makes a tensor of each Python number that it is given, and that costs more than what it computes: two
-    of them are an eighth of one row's decoding step.
+    An operation makes a tensor of each Python number among its arguments, which takes longer than its computation: two
+        of them take an eighth of a decoding step of one row.
 
     Example:
         >>> number(0.5, torch.float32)
@@ -36,7 +36,7 @@ def number(value: float, dtype: torch.dtype) -> torch.Tensor:
 def bags_of_rows(matrices: int, each: int, rows: int) -> Tuple[torch.Tensor, torch.Tensor]:
     """The bags of ``torch.embedding_bag`` that hold all rows of a matrix, ``each`` times for each of many matrices.
 
-    To make them costs a third of what such a call costs.
+    Making them takes a third of the time of such a call.
 
     Args:
         matrices: how many, one after another in the table.
@@ -60,7 +60,7 @@ def bags_of_rows(matrices: int, each: int, rows: int) -> Tuple[torch.Tensor, tor
 
 
 def _keep(kept: Dict[Any, Any], most: int, key: Any, made: Any, tensor: torch.Tensor) -> None:
-    """Remember what was made, but for what a mode makes in place of a tensor (a fake one, say)."""
+    """Store a tensor, unless a mode has made something else in its place, such as a fake tensor."""
     if type(tensor) is torch.Tensor:
         if len(kept) >= most:
             kept.clear()

@@ -5,11 +5,11 @@ from typing import Any, Callable, Optional
 
 import torch
 
-_BY_DEVICE = hasattr(torch, "get_autocast_dtype")  # from here on is_autocast_enabled takes a device
+_BY_DEVICE = hasattr(torch, "get_autocast_dtype")  # from this version on is_autocast_enabled takes a device
 
 
 def accumulation_dtype(*tensors: Optional[torch.Tensor]) -> torch.dtype:
-    """The format that states and sums are kept in: float64 if any tensor is float64, else float32.
+    """The dtype of states and sums: float64 if any tensor is float64, else float32.
 
     Example:
         >>> accumulation_dtype(torch.zeros(1, dtype=torch.bfloat16))

@@ -1,4 +1,4 @@
-"""Error messages in one form: who, which field, the rule, the value, what to do."""
+"""Error messages in one form: the caller, the field, the rule, the value, and what to do."""
 
 import difflib
 from typing import Any, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ class CheckpointError(ValueError):
 
 
 class BackendError(ValueError):
-    """A backend that is unknown, or cannot do what was asked of it.
+    """A backend that is unknown, or that cannot compute a call.
 
     Example:
         >>> from myfla.backends import check_backend
@@ -33,7 +33,7 @@ def value_error(who: str, field: str, rule: str, got: Any, hint: str = "") -> Va
         field: the argument's name.
         rule: what must hold, worded to follow the name, e.g. ``"must be a multiple of num_heads=2"``.
         got: the value that was given; shown with ``repr``.
-        hint: the way out, if there is more to say than the rule.
+        hint: what to do, if the rule does not say it.
 
     Example:
         >>> str(value_error("GatedDeltaNet", "num_v_heads", "must be a multiple of num_heads=2", 3, "use 2 or 4"))
@@ -49,23 +49,23 @@ def message(who: str, field: str, rule: str, got: Any, hint: str = "") -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"did you mean 'x'?"``, or an empty string when nothing is near."""
+    """``"did you mean 'x'?"``, or an empty string if no name is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
 
 
 def unknown_keyword(who: str, name: str, known: Sequence[str]) -> TypeError:
-    """The `TypeError` for an unknown keyword; names the nearest valid one."""
+    """The `TypeError` for an unknown keyword; it names the most similar valid one."""
     hint = nearest(name, known) or "known: " + ", ".join(known)
     return TypeError(f"{who}: unknown keyword {name!r}; {hint}")
 
 
 def refuse_unknown(who: str, given: Mapping[str, Any], known: Sequence[str], inert: Sequence[str] = ()) -> None:
-    """Raise for the first keyword of ``given`` that is not in the written list ``inert``.
+    """Raise an error for the first keyword of ``given`` that is not in ``inert``.
 
     Args:
         who: the caller.
-        given: what ``**kwargs`` caught.
+        given: the keywords in ``**kwargs``.
         known: the caller's named arguments, for the suggestion.
         inert: official names that are accepted and change nothing here.
     """

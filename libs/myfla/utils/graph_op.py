@@ -1,4 +1,4 @@
-"""What operations of a compiled graph share (`myfla.ops._delta.traced.graph`)."""
+"""Common code of operations of a compiled graph (`myfla.ops._delta.traced.graph`)."""
 
 from typing import Any, Callable, Optional, Sequence
 
@@ -9,11 +9,11 @@ from myfla.utils.tracing import compiling, exporting
 __all__ = ["custom_op", "one_by_one", "takes_graph_ops"]
 
 custom_op: Any = getattr(torch.library, "custom_op", None) if hasattr(torch, "library") else None
-"""``torch.library.custom_op``; None in a PyTorch that has none (before 2.4)."""
+"""``torch.library.custom_op``; None before PyTorch 2.4, which has none."""
 
 
 def takes_graph_ops() -> bool:
-    """Whether a compiler is recording that runs its graph in this process, with this library at hand.
+    """Whether a compiler records that runs its graph in this process, where this library is imported.
 
     Example:
         >>> takes_graph_ops()
@@ -23,7 +23,7 @@ def takes_graph_ops() -> bool:
 
 
 def one_by_one(op: Callable, info: Any, in_dims: Sequence[Optional[int]], *given: Any) -> Any:
-    """Under ``torch.func.vmap`` in a compiled graph: a loop."""
+    """Compute as a loop under ``torch.func.vmap`` in a compiled graph."""
     calls = [
         op(*(x if dim is None else x.select(dim, i) for x, dim in zip(given, in_dims)))
         for i in range(info.batch_size)

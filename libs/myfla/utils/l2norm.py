@@ -1,4 +1,4 @@
-"""Normalise the last axis to unit length, with the small number inside the root as the official kernels have it."""
+"""Normalise the last axis to unit length, with the small number inside the root as in the official kernels."""
 
 from typing import Any, Optional, Tuple, Union
 
@@ -82,7 +82,7 @@ def l2norm(x: torch.Tensor, eps: float = 1e-6, output_dtype: Optional[torch.dtyp
 
 
 def l2norm_(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """`l2norm` of what the caller owns, overwritten it; no autograd, no checks. ``eps`` is ``[]``, in x's format.
+    """`l2norm` in place, without autograd and checks. ``eps`` is ``[]``, in x's dtype.
 
     Example:
         >>> l2norm_(torch.zeros(1, 2), torch.tensor(1e-6))
@@ -100,7 +100,7 @@ def _rstd(x: torch.Tensor, eps: Union[float, torch.Tensor]) -> torch.Tensor:
 
 
 def _kernels(x: torch.Tensor, output_dtype: Optional[torch.dtype]) -> Any:
-    """The compiled kernels, where they can compute this."""
+    """The compiled kernels if they can compute this, else None."""
     return native(x) if x.numel() and output_dtype is not torch.float64 else None
 
 

@@ -1,6 +1,6 @@
 """The compiled CPU kernels of the distribution `myfla-native`, where it is installed; see `docs/native.md`.
 
-Nothing here needs them. A function with a compiled form calls `native` each time, and computes in PyTorch where it
+This library works without them. A function with a compiled form calls `native` each time, and computes in PyTorch if it
 returns None.
 """
 
@@ -19,7 +19,7 @@ __all__ = ["INTERFACE", "are_dense", "graph_takes_native", "missing_native", "na
            "why_not_native"]  # fmt: skip
 
 INTERFACE = 4
-"""What these files can call. A `myfla_native` with another number is left alone."""
+"""The interface number that these files support. A `myfla_native` with another number is not used."""
 
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = (torch.Tensor, nn.Parameter)
@@ -37,7 +37,7 @@ def native(*tensors: Optional[torch.Tensor]) -> Any:
         >>> native(torch.zeros(2, dtype=torch.float64)) is None
         True
     """
-    package = None if compiling() else _installed()[0]  # a compiler would read the search for it into the graph
+    package = None if compiling() else _installed()[0]  # a compiler would record the search for it
     if package is None or _watched() is not None:
         return None
     for x in tensors:  # `_is_plain`, written out: this runs for every token
@@ -53,7 +53,7 @@ def native(*tensors: Optional[torch.Tensor]) -> Any:
 
 
 def are_dense(dtype: torch.dtype, *tensors: torch.Tensor) -> bool:
-    """Whether `native` takes these tensors, and they are all of one dtype and without gaps.
+    """Whether `native` supports these tensors, and all have this dtype and no gaps.
 
     Example:
         >>> are_dense(torch.float32, torch.zeros(2, 3)), are_dense(torch.float32, torch.zeros(2, 3).t())
@@ -86,12 +86,12 @@ def _is_installed() -> bool:
     return _installed()[0] is not None
 
 
-# What torch.compiler.assume_constant_result sets, without importing the compiler: it calls the function as it is.
+# What torch.compiler.assume_constant_result sets, without importing the compiler, which then calls the function.
 setattr(_is_installed, "_dynamo_marked_constant", True)
 
 
 def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:
-    """Why `native` answers None, in words; None where it does not.
+    """The reason why `native` returns None; None if it returns the package.
 
     Example:
         >>> why_not_native(torch.zeros(2, dtype=torch.float64)) is None
@@ -112,17 +112,18 @@ def why_not_native(*tensors: Optional[torch.Tensor]) -> Optional[str]:
 
 
 def missing_native() -> Optional[str]:
-    """Why there are no compiled kernels in this process, or None; not looked for while a compiler records."""
+    """The reason why there are no compiled kernels in this process, or None; not searched for while a compiler
+    records."""
     return None if compiling() else _installed()[1]
 
 
 def native_package() -> Any:
-    """The package whatever a call is, for the shapes of a recorded one; only where there are kernels."""
+    """The package for every call, for the shapes of a recorded one; only if kernels are installed."""
     return _installed()[0]
 
 
 def native_level() -> str:
-    """The compiled variant that is in use, as ``avx512``; only where there are kernels."""
+    """The compiled variant that is in use, such as ``avx512``; only if kernels are installed."""
     return _installed()[0].level()
 
 
@@ -143,7 +144,7 @@ def _installed() -> Tuple[Any, Optional[str]]:
 
 
 def _watched() -> Optional[str]:
-    """What is recording plain operations, and would not see what a compiled kernel does."""
+    """What records plain operations, and could not record a compiled kernel; None if nothing does."""
     if tracing():
         return "a compiler, an exporter or a transform of torch.func records this call"
     if _modes is not None and _modes():

@@ -1,4 +1,4 @@
-"""Files from others: only regular ones are opened, so that none blocks. Needs no torch."""
+"""Opens only regular files, so that opening never blocks. Needs no torch."""
 
 import errno
 import os
@@ -13,16 +13,16 @@ _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, 
 
 
 def check_regular(path: Union[str, Path]) -> os.stat_result:
-    """Check that a path, or what it links to, is a regular file.
+    """Check that a path, or the target of its link, is a regular file.
 
     Args:
         path: of the file.
 
     Returns:
-        what the system says of it.
+        the result of ``os.stat``.
 
     Raises:
-        OSError: it is missing, or a folder, a pipe, a device or a socket, which might be waited for without end.
+        OSError: it is missing, or a folder, a pipe, a device or a socket, which may block for ever.
 
     Example:
         >>> import tempfile
@@ -38,7 +38,7 @@ def check_regular(path: Union[str, Path]) -> os.stat_result:
 
 
 def open_regular(path: Union[str, Path]) -> BinaryIO:
-    """Open a regular file for reading; see `check_regular` for what is refused.
+    """Open a regular file for reading; `check_regular` lists the errors.
 
     Args:
         path: of the file.
@@ -51,7 +51,7 @@ def open_regular(path: Union[str, Path]) -> BinaryIO:
         ...     file.read()
         b'text'
     """
-    check_regular(path)  # first: opening a device may already do something
+    check_regular(path)  # first, because opening a device may have an effect
     descriptor = os.open(str(path), os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         _refuse_others(os.fstat(descriptor), path)
@@ -62,11 +62,11 @@ def open_regular(path: Union[str, Path]) -> BinaryIO:
 
 
 def read_regular(path: Union[str, Path], limit: Optional[int] = None) -> bytes:
-    """The content of a regular file; see `check_regular` for what is refused.
+    """The content of a regular file; `check_regular` lists the errors.
 
     Args:
         path: of the file.
-        limit: most bytes that it may have; None for any number.
+        limit: largest number of bytes; None for no limit.
 
     Raises:
         OSError: it cannot be read, or is larger.

@@ -10,7 +10,7 @@ __all__ = ["from_rows", "pack_all", "segments_of", "to_rows"]
 def to_rows(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     """Packed ``[1, total, ...]`` as a batch ``[N, total, ...]``, every sequence at its row's start, then zeros.
 
-    As large as N times the packed data: the price of a shape that a compiled graph can know.
+    It has N times the size of the packed data, because a compiled graph must know the shape.
 
     Example:
         >>> to_rows(torch.tensor([[1, 2, 3]]), torch.tensor([0, 1, 3])).tolist()
@@ -38,13 +38,14 @@ def from_rows(rows: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
 
 
 def pack_all(mask: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Rows with pads as packed sequences, and all pads as one more sequence after them.
+    """Rows with padding as packed sequences, and all padding as one more sequence after them.
 
     Args:
-        mask: ``[B, T]``, True at tokens; pads may be anywhere.
+        mask: ``[B, T]``, True at tokens; padding may be anywhere.
 
     Returns:
-        ``[B * T]`` int64: which position of the flattened batch comes where; and the offsets ``[B + 2]`` int32.
+        ``[B * T]`` int64, for each packed position the position in the flattened batch; and the offsets ``[B + 2]``
+        int32.
 
     Example:
         >>> [x.tolist() for x in pack_all(torch.tensor([[False, True, True], [True, False, False]]))]

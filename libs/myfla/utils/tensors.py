@@ -12,13 +12,12 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 def check_tensor(who: str, field: str, x: Any, beside: Optional[torch.Tensor] = None, name: str = "x") -> None:
-    """Refuse what is not a tensor, or is on another device.
+    """Refuse an argument that is not a tensor, or is on another device.
 
     Args:
         who, field: the caller and its argument, for the message.
         x: the argument.
-        beside: a tensor that it must lie beside.
-        name: what that one is called.
+        beside: a tensor on whose device it must be. name: of that tensor, for the message.
 
     Example:
         >>> check_tensor("norm", "x", torch.zeros(1))
@@ -30,7 +29,7 @@ def check_tensor(who: str, field: str, x: Any, beside: Optional[torch.Tensor] = 
 
 
 def check_integers(who: str, field: str, x: Any, rank: int) -> None:
-    """Refuse what is no tensor of integers with that many axes, or has no values.
+    """Refuse an argument that is not a tensor of integers with this many axes, or has no values.
 
     Example:
         >>> check_integers("prepare_lens", "cu_seqlens", torch.tensor([0, 2]), rank=1)
@@ -43,7 +42,8 @@ def check_integers(who: str, field: str, x: Any, rank: int) -> None:
 
 
 def check_size(who: str, field: str, x: Any, low: int = 0) -> None:
-    """Refuse what is no whole number from ``low`` that a tensor's size can be; a compiler's symbol is one.
+    """Refuse an argument that is not a whole number from ``low`` that a tensor's size can have; a compiler's symbol is
+    one.
 
     Example:
         >>> check_size("pad_input", "seq_len", 3)
@@ -55,7 +55,7 @@ def check_size(who: str, field: str, x: Any, low: int = 0) -> None:
 
 
 def check_scale(who: str, scale: Any, size: int) -> float:
-    """The factor on queries, ``size ** -0.5`` where none is given.
+    """The factor on queries, ``size ** -0.5`` by default.
 
     Example:
         >>> check_scale("chunk_gdn", None, 4)

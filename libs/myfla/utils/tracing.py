@@ -1,11 +1,11 @@
 """Whether a compiler, an exporter or a function transform is active, instead of plain eager execution.
 
-The hand-written forward and backward passes reuse buffers, read lengths and masks back to the host and cannot be
+The hand-written forward and backward passes reuse buffers and read lengths and masks on the host, so they cannot be
 recorded. **The rule**: inside ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, a
 ``FakeTensorMode`` and the transforms of ``torch.func``, and for tensors on the device ``meta``, every function of this
-library takes the same formula in plain operations, with no choice that depends on the values of a tensor. It is the
-same function, equal up to rounding. The one exception: a rule over many tokens is a separate operation in a compiled
-graph (`myfla.utils.graph_op`).
+library computes its formula in plain operations, without conditions on the values of a tensor. The results are equal up
+to rounding. The one exception: a rule over many tokens is a separate operation in a compiled graph
+(`myfla.utils.graph_op`).
 """
 
 import functools
@@ -19,21 +19,22 @@ __all__ = ["compiling", "exporting", "is_one", "tracing", "transforming", "undis
 _compiler = getattr(torch, "compiler", None)
 _is_compiling = getattr(_compiler, "is_compiling", None)
 # torch.compiler.is_exporting() itself is true in every compiled graph of PyTorch 2.11; the flag behind it is not.
-# Before there was one (2.6), torch.export alone raised the flag of compilation, and only where it is not strict.
+# Before this flag (2.6), only torch.export set the flag of compilation, and only if it is not strict.
 _export_flag = "_is_exporting_flag" if hasattr(_compiler, "_is_exporting_flag") else "_is_compiling_flag"
 _functorch = getattr(torch._C, "_functorch", None)
 _transform = getattr(_functorch, "peek_interpreter_stack", None)
 _mode = getattr(torch._C, "_get_dispatch_mode", None)  # PyTorch 2.1
 _keys = getattr(torch._C, "_TorchDispatchModeKey", None)
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", None)  # PyTorch 2.0
-_by_device = hasattr(torch, "get_autocast_dtype")  # from here on is_autocast_enabled takes a device
+_by_device = hasattr(torch, "get_autocast_dtype")  # from this version on is_autocast_enabled takes a device
 _autocast = functools.partial(torch.is_autocast_enabled, "cpu") if _by_device else torch.is_autocast_cpu_enabled
 _RECORDERS = tuple(getattr(_keys, name) for name in ("FAKE", "PROXY") if hasattr(_keys, name))
 _compiler_knows_transforms = hasattr(getattr(torch, "library", None), "register_vmap")  # PyTorch 2.5
 
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` or ``torch.export`` is recording; False in a PyTorch that cannot tell (before 2.3).
+    """Whether ``torch.compile`` or ``torch.export`` is recording; always False before PyTorch 2.3, which has no such
+    query.
 
     Example:
         >>> compiling()
@@ -43,9 +44,10 @@ def compiling() -> bool:
 
 
 def exporting() -> bool:
-    """Whether ``torch.export`` is recording: the graph is for other runtimes, so it keeps to their operations.
+    """Whether ``torch.export`` is recording: the graph is for other runtimes, so it has only operations that they
+    support.
 
-    In PyTorch 2.4 and 2.5 a strict export cannot be told from ``torch.compile``.
+    In PyTorch 2.4 and 2.5 a strict export cannot be distinguished from ``torch.compile``.
 
     Example:
         >>> exporting()
@@ -55,7 +57,7 @@ def exporting() -> bool:
 
 
 def is_one(size: Any) -> bool:
-    """Whether a size is 1, as far as a choice may depend on it: a size that an exported graph leaves open is not.
+    """Whether a size is known to be 1; False for a size that an exported graph leaves variable.
 
     Example:
         >>> is_one(1), is_one(2)
@@ -65,9 +67,9 @@ def is_one(size: Any) -> bool:
 
 
 def transforming() -> bool:
-    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is at work.
+    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) is active.
 
-    The compiler of PyTorch 2.4 and older cannot ask: there it is False in a compiled graph.
+    The compiler of PyTorch 2.4 and older cannot query this: there it is False in a compiled graph.
 
     Example:
         >>> transforming()
@@ -79,10 +81,10 @@ def transforming() -> bool:
 
 
 def tracing(*tensors: Optional[torch.Tensor]) -> bool:
-    """Whether plain operations are needed; see above.
+    """Whether plain operations are needed, by the rule at the top of this file.
 
     Args:
-        tensors: those that a choice would depend on; one without values, on the device ``meta``, is reason enough.
+        tensors: those on which a condition would depend; one on the device ``meta``, without values, is sufficient.
 
     Example:
         >>> tracing(), tracing(torch.zeros(1)), tracing(torch.zeros(1, device="meta"))
@@ -103,10 +105,9 @@ def tracing(*tensors: Optional[torch.Tensor]) -> bool:
 
 
 def undisturbed() -> bool:
-    """Whether plain eager execution on a CPU is all that goes on: nobody records or watches, and nothing changes the
-    formats of operations.
+    """Whether this is plain eager execution on a CPU, in which nothing records operations or changes their dtypes.
 
-    Not `tracing`, nor a dispatch mode of any kind, forward-mode differentiation or autocast.
+    False with `tracing`, any dispatch mode, forward-mode differentiation or autocast.
 
     Example:
         >>> with torch.autocast("cpu", torch.bfloat16):
@@ -117,7 +118,7 @@ def undisturbed() -> bool:
         (_is_compiling is not None and _is_compiling())
         or (_transform is not None and _transform() is not None)
         or torch._C._get_tracing_state() is not None
-        or (_modes is not None and _modes() > 0)  # those of fake tensors and recorders among them
+        or (_modes is not None and _modes() > 0)  # including those of fake tensors and recorders
         or forward_ad._current_level >= 0
         or _autocast()
     )

@@ -1,4 +1,4 @@
-"""Packed sequences: the one check of `cu_seqlens` that convolution, token shift, ops and layers share."""
+"""Packed sequences: the check of `cu_seqlens` that convolution, token shift, ops and layers share."""
 
 from typing import Any, Optional
 
@@ -13,15 +13,15 @@ def check_cu_seqlens(
 ) -> int:
     """Refuse offsets that do not describe a packed batch ``[1, tokens, ...]``.
 
-    Empty sequences (two equal offsets) are fine. The values are read once, which waits for the
-    device; under a compiler or a function transform they cannot be read and are trusted.
+    Empty sequences (two equal offsets) are fine. The values are read once, which waits for the device. Under a compiler
+    or a function transform they cannot be read and are not checked.
 
     Args:
         who: the caller, for the message.
         cu_seqlens: int32 or int64 tensor ``[N + 1]``: where each of N sequences starts, and the end of the last.
         batch: size of the data's first axis; packed data has 1.
         tokens: size of the data's second axis.
-        data: the packed data; where it has values, the offsets must have some.
+        data: the packed data; if it has values, the offsets must have values too.
 
     Returns:
         N, the number of sequences.
