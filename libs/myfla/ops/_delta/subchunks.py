@@ -1,10 +1,11 @@
 """How the products of two tokens in a chunk are split so that no factor of a decay leaves the range of its dtype.
 
-With ``c_t`` the log decay summed from the chunk's start, two tokens s < t meet with ``exp(c_t - c_s)``, per channel
-(less t's own step where the reader sees the state before it). Inside a **block** of a few tokens both factors refer to
-the block's middle, and a step's log decay counts as at least a lower limit, so that neither overflows. Tokens of
-different blocks meet at the boundary of exactly one pair of neighbouring sub-chunks of one, two, four ... blocks: s in
-the first, t in the second. With that boundary as reference both factors are decays of real steps, at most one.
+With ``c_t`` the log decay summed from the chunk's start, the product of tokens s < t has the factor ``exp(c_t - c_s)``,
+per channel (less t's own step where the reader sees the state before it). Inside a **block** of a few tokens both
+factors refer to the block's middle, and a step's log decay counts as at least a lower limit, so that neither overflows.
+Tokens of different blocks lie on either side of the boundary of exactly one pair of neighbouring sub-chunks of one,
+two, four ... blocks: s in the first, t in the second. With that boundary as reference both factors are decays of real
+steps, at most one.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
@@ -21,7 +22,7 @@ BLOCK = 8
 
 
 class SubChunkPair(NamedTuple):
-    """Where tokens meet: inside every block, or at the boundary of two sub-chunks."""
+    """Pairs of tokens: inside every block, or on either side of the boundary of two sub-chunks."""
 
     size: int  # n, tokens of a block or of a sub-chunk
     inside: bool

@@ -257,8 +257,8 @@ def _scan_by_transitions(
     stored = stored if c.kv is None else stored.add_(c.kv)
     states = torch.empty_like(stored) if states is None else states
     steps = split_steps(block, heads, _transition(c, w), stored)
-    for (transition, fill), (state, after, following) in zip(steps, state_buffers(block, heads, running, states)):
-        torch.baddbmm(fill, transition, state, out=after)
+    for (transition, added), (state, after, following) in zip(steps, state_buffers(block, heads, running, states)):
+        torch.baddbmm(added, transition, state, out=after)
         if following is not None:
             following.copy_(after[: following.shape[0]])
     if w is not None:
@@ -274,14 +274,14 @@ def _scan_bwd_by_transitions(
 ) -> None:
     """`scan_bwd` in the form of transitions, with one product for each chunk."""
     w = None if A_inv_T is None else torch.bmm(A_inv_T.transpose(1, 2), c.k_in)
-    stored = torch.bmm(c.q_in.transpose(1, 2), d.out[:, : block.chunk])
+    reads = torch.bmm(c.q_in.transpose(1, 2), d.out[:, : block.chunk])
     if w is not None:
-        stored.baddbmm_(w.transpose(1, 2), d.v_new, alpha=-1)
+        reads.baddbmm_(w.transpose(1, 2), d.v_new, alpha=-1)
     after, running = torch.empty_like(states) if d.after is None else d.after, running[block.rows[0] * heads :]
     transition = _transition(c, w).transpose(1, 2)
-    for move, fill, gradient in reversed(list(split_steps(block, heads, transition, stored, after))):
-        gradient.copy_(running[: gradient.shape[0]])
-        torch.baddbmm(fill, move, gradient, out=running[: gradient.shape[0]])
+    for transition_T, read, dh in reversed(list(split_steps(block, heads, transition, reads, after))):
+        dh.copy_(running[: dh.shape[0]])
+        torch.baddbmm(read, transition_T, dh, out=running[: dh.shape[0]])
     d.v_new.baddbmm_(c.k_out, after)
     if A_inv_T is not None:
         torch.neg(torch.bmm(A_inv_T, d.v_new, out=d.v_in), out=d.out[:, block.chunk :])

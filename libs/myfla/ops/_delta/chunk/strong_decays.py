@@ -1,10 +1,10 @@
 """Products in chunks whose decay is too strong to be split into two factors at the chunk's start.
 
-Sub-chunks of 1, 2, 4, ... tokens each have a separate reference (`subchunks`). Two tokens s < t meet at the boundary of
-exactly one pair of neighbours: with it as reference both ``exp(c_t - c_ref)`` and ``exp(c_ref - c_s)`` are decays of
-real steps, at most one for log decays at or below zero, and what underflows is truly negligible. So the result is
-correct for every log decay down to -inf, and needs one product for each size. The gradients of decays contain no terms
-that would have to cancel.
+Sub-chunks of 1, 2, 4, ... tokens each have a separate reference (`subchunks`). Two tokens s < t lie on either side of
+the boundary of exactly one pair of neighbours: with it as reference both ``exp(c_t - c_ref)`` and ``exp(c_ref - c_s)``
+are decays of real steps, at most one for log decays at or below zero, and what underflows is truly negligible. So the
+result is correct for every log decay down to -inf, and needs one product for each size. The gradients of decays contain
+no terms that would have to cancel.
 """
 
 from typing import Tuple

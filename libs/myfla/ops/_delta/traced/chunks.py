@@ -82,8 +82,8 @@ def _rule(
         state = v.new_zeros(v.shape[0], heads, key, value, dtype=dtype)
     else:
         state = initial_state.to(dtype).contiguous()
-    fixed = p.k_out.transpose(-1, -2) @ u
-    states, final = _states_before(p, w, fixed if p.kv is None else fixed + p.kv, state)
+    stored = p.k_out.transpose(-1, -2) @ u
+    states, final = _states_before(p, w, stored if p.kv is None else stored + p.kv, state)
     v_new = u if w is None else u - w @ states
     o = q_in @ states + p.A_qk @ v_new
     return join_chunks(o if p.o_v is None else o + p.o_v, tokens).to(out_dtype), final
@@ -133,30 +133,30 @@ def _solve_unit_lower(lower: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _states_before(
-    p: Chunks, w: Optional[torch.Tensor], given: torch.Tensor, state: torch.Tensor
+    p: Chunks, w: Optional[torch.Tensor], stored: torch.Tensor, state: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Run ``h <- g_last h - k_out^T (w h) + given`` over chunks: the state before each ``[count, ..., K, V]``, and the
+    """Run ``h <- g_last h - k_out^T (w h) + stored`` over chunks: the state before each ``[count, ..., K, V]``, and the
     last one. A Python loop, or in a compiled graph ``torch._higher_order_ops.scan``: one graph for every length."""
-    moves: List[torch.Tensor] = [p.g_last, given]
+    inputs: List[torch.Tensor] = [p.g_last, stored]
     if w is not None:
-        moves += [p.k_out.transpose(-1, -2), w]
-    if _scan is not None and compiling() and not (exporting() and isinstance(given.shape[0], int)):
-        last, before = _scan(_scan_step, state, tuple(moves), dim=0)
+        inputs += [p.k_out.transpose(-1, -2), w]
+    if _scan is not None and compiling() and not (exporting() and isinstance(stored.shape[0], int)):
+        last, before = _scan(_scan_step, state, tuple(inputs), dim=0)
         return before, last
     states: List[torch.Tensor] = []
-    for move in zip(*(x.unbind(0) for x in moves)):
+    for step in zip(*(x.unbind(0) for x in inputs)):
         states.append(state)
-        state = _advance(state, *move)
-    return torch.stack(states) if states else given, state  # without chunks `given` is empty, of the right shape
+        state = _advance(state, *step)
+    return torch.stack(states) if states else stored, state  # without chunks `stored` is empty, of the right shape
 
 
 def _advance(
-    state: torch.Tensor, decay: torch.Tensor, given: torch.Tensor, k_out: Optional[torch.Tensor] = None,
+    state: torch.Tensor, g_last: torch.Tensor, stored: torch.Tensor, k_out: Optional[torch.Tensor] = None,
     w: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    moved = decay * state + given
-    return moved if k_out is None or w is None else moved - k_out @ (w @ state)
+    after = g_last * state + stored
+    return after if k_out is None or w is None else after - k_out @ (w @ state)
 
 
-def _scan_step(state: torch.Tensor, moves: Any) -> Tuple[torch.Tensor, torch.Tensor]:
-    return _advance(state, *moves), state.clone()
+def _scan_step(state: torch.Tensor, inputs: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+    return _advance(state, *inputs), state.clone()
