@@ -33,7 +33,7 @@ int mn_level(void) {
     return found;
 }
 
-/* Use a lower variant, for tests; a negative number asks for the best. Answers the one that is now in use. */
+/* Use a lower variant, for tests; a negative number selects the best. Returns the variant that is now in use. */
 MN_API int mn_set_level(int wanted) {
     int most = best();
     __atomic_store_n(&level, wanted < 0 || wanted > most ? most : wanted, __ATOMIC_RELAXED);

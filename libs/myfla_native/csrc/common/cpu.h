@@ -6,7 +6,7 @@
 
 enum { MN_BASE = 0, MN_AVX2 = 1, MN_AVX512 = 2 };
 
-/* The variant in use: the best one, or a lower one that was asked for. */
+/* The variant in use: the best one, or a lower one that was selected. */
 int mn_level(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* Small parameters as floats, whatever they are stored as. */
+/* Small parameters of any dtype as floats. */
 #ifndef MN_FLOATS_H
 #define MN_FLOATS_H
 
@@ -7,7 +7,7 @@
 typedef struct {
     const void *from;
     float *to;
-    int64_t outer, inner; /* [outer, inner] transposed and its outer axis reversed, or outer = 1: as it is */
+    int64_t outer, inner; /* [outer, inner] transposed, with its outer axis reversed; unchanged if outer = 1 */
     int dtype;
 } mn_floats;
 

@@ -1,4 +1,4 @@
-/* Numbers of any stored format as vectors of floats; `dtype` is a constant where it counts. For `*.kernel.c` only. */
+/* Loads numbers of any dtype as vectors of floats; `dtype` is a constant where speed matters. For `*.kernel.c` only. */
 #ifndef MN_LOAD_H
 #define MN_LOAD_H
 
@@ -34,7 +34,7 @@ MN_INLINE uint16_t mn_to_f16(float x) {
     sign = (uint16_t)(bits >> 16 & 0x8000);
     rest = bits & 0x7fffffff;
     if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* 65520 and more */
+    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* 65520 and more: infinity */
     if (rest >= 0x38800000) return (uint16_t)(sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13);
     memcpy(&x, &rest, 4);
     x += 0.5f; /* its last place is then 2^-24, the step of the small halves: the addition rounds */
@@ -68,7 +68,7 @@ MN_INLINE vh vh_to_f16(vf x) {
 
 MN_INLINE vf vf_from_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
 
-MN_INLINE vh vh_to_bf16(vf x) { /* to nearest, ties to even; a NaN stays one */
+MN_INLINE vh vh_to_bf16(vf x) { /* to nearest, ties to even; NaN stays NaN */
     vu bits = (vu)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     vu quiet = (bits >> 16) | 0x40, is_nan = (vu)(x != x);
     return __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), vh);

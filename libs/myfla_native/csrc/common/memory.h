@@ -26,7 +26,7 @@ MN_INLINE void mn_free(void *memory) {
 #endif
 }
 
-/* `count` floats rounded up to whole cache lines, so that what follows is aligned too. */
+/* `count` floats rounded up to whole cache lines, so that the memory after them is aligned too. */
 MN_INLINE int64_t mn_padded(int64_t count) { return (count + 15) / 16 * 16; }
 
 #endif

@@ -1,4 +1,4 @@
-/* What every file knows: how functions are exported, how numbers are stored, what a call answers. */
+/* Definitions for every file: exported functions, dtypes of tensors, and results of calls. */
 #ifndef MN_H
 #define MN_H
 
@@ -12,13 +12,13 @@
 
 #define MN_INLINE static inline __attribute__((always_inline, unused))
 
-/* Number formats of tensors; arithmetic is in float whatever they are. */
+/* Dtypes of tensors; arithmetic is always in float. */
 enum { MN_F32 = 0, MN_BF16 = 1, MN_F16 = 2 };
 
-/* What an exported function returns. */
+/* The results of exported functions. */
 enum { MN_DONE = 0, MN_NO_MEMORY = 1 };
 
-/* Raised by one whenever the meaning of an exported function changes. */
+/* Increased by one with every change of what an exported function does. */
 #define MN_INTERFACE 4
 
 MN_INLINE int64_t mn_min(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -10,7 +10,7 @@
 #define MN_JOIN(a, b) MN_JOIN_(a, b)
 #define MN_VARIANT(name) MN_JOIN(name, MN_SUFFIX)
 
-#if defined(__x86_64__) && !defined(MN_ONE_VARIANT) /* instrumented builds have one, for this very processor */
+#if defined(__x86_64__) && !defined(MN_ONE_VARIANT) /* instrumented builds have one variant, for this processor */
 #define MN_KERNEL(name, arguments) \
     void name##_base arguments;    \
     void name##_avx2 arguments;    \

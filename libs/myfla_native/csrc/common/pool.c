@@ -1,7 +1,7 @@
-/* The workers: started when first needed, asleep between jobs, gone with the process.
+/* The workers are started when first needed, sleep between jobs, and end with the process.
  *
- * One job at a time: whoever finds `owner` taken computes alone. A child of fork() has none of its parent's threads,
- * and locks in whatever state; it begins afresh (`reset`). */
+ * They do one job at a time: a thread that finds `owner` taken computes alone. A child of fork() has none of its
+ * parent's threads, and its locks are in an unknown state; `reset` initialises all of it. */
 #include "common/pool.h"
 
 #include <stddef.h>
@@ -72,7 +72,7 @@ static void reset(void) {
 }
 #endif
 
-/* Have `count` workers, or as many as the system gives. Under `owner`. */
+/* Start workers until there are `count`, or as many as the system allows. The caller must hold `owner`. */
 static int at_least(int count) {
     if (workers < count) {
 #if !defined(_WIN32)

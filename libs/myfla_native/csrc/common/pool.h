@@ -1,19 +1,19 @@
-/* Work split over a few threads of our own. */
+/* Splits work over the threads of this library. */
 #ifndef MN_POOL_H
 #define MN_POOL_H
 
 #include "common/mn.h"
 
-/* Items begin to end (exclusive) of a job. slot: which worker, from 0, so which scratch area. */
+/* Items begin to end (exclusive) of a job. slot: the number of the worker, from 0, and of its scratch area. */
 typedef void (*mn_task)(const void *args, int64_t begin, int64_t end, int slot);
 
-/* How many workers a job gets at most: slots are below this. */
+/* The largest number of workers for a job; slots are below this. */
 int mn_slots(int64_t count, int64_t piece, int threads);
 
 /* Call task for every piece of `piece` items out of `count`, on at most `threads` threads, and wait.
  *
- * Everything runs on the calling thread if there is one piece, or while another thread has the workers: nobody waits
- * for them. Which worker gets which piece is open, so no result may depend on it. Answers MN_DONE. */
+ * Everything runs on the calling thread if there is one piece, or while another thread uses the workers, so no thread
+ * waits for them. Results must not depend on which worker gets which piece. Returns MN_DONE. */
 int mn_parallel(mn_task task, const void *args, int64_t count, int64_t piece, int threads);
 
 #endif

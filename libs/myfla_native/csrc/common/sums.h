@@ -1,4 +1,4 @@
-/* Partial sums of blocks, added in order: the same bits whoever computed which block. */
+/* Partial sums of blocks, added in order: the bits do not depend on which thread computed a block. */
 #ifndef MN_SUMS_H
 #define MN_SUMS_H
 

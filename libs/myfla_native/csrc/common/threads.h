@@ -1,4 +1,4 @@
-/* Mutex, condition and thread of POSIX or Windows under one name each. */
+/* Mutex, condition and thread of POSIX and Windows under common names. */
 #ifndef MN_THREADS_H
 #define MN_THREADS_H
 
@@ -46,7 +46,7 @@ static inline void mn_wake_all(mn_cond *c) { pthread_cond_broadcast(c); }
 typedef void *mn_thread_result;
 #define MN_THREAD_CALL
 
-/* 1 if the thread runs. It takes no signals: those are for the interpreter's main thread. */
+/* 1 if the thread runs. It blocks signals, which are for the interpreter's main thread. */
 static inline int mn_start(mn_thread_result(MN_THREAD_CALL *body)(void *), void *given) {
     pthread_t thread;
     pthread_attr_t how;
@@ -54,7 +54,7 @@ static inline int mn_start(mn_thread_result(MN_THREAD_CALL *body)(void *), void 
     int failed;
     if (pthread_attr_init(&how)) return 0;
     pthread_attr_setdetachstate(&how, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&how, (size_t)1 << 21); /* some systems give a second thread very little */
+    pthread_attr_setstacksize(&how, (size_t)1 << 21); /* on some systems the default stack of threads is very small */
     sigfillset(&every);
     pthread_sigmask(SIG_SETMASK, &every, &before);
     failed = pthread_create(&thread, &how, body, given);

@@ -22,7 +22,7 @@ MN_INLINE vf vf_set(float x) { return x - (vf){0}; } /* + 0 would be a real addi
 MN_INLINE vf vf_load(const float *p) { return *(const vf *)p; }
 MN_INLINE void vf_store(float *p, vf x) { *(vf *)p = x; }
 
-/* The first n of a vector; what is missing is zero. Nothing beyond them is touched. */
+/* The first n elements of a vector, zeros after them. No memory beyond them is accessed. */
 MN_INLINE vf vf_load_n(const float *p, int64_t n) {
     vf x = {0};
     memcpy(&x, p, (size_t)n * 4);

@@ -7,7 +7,7 @@ int mn_norm_forward(
     int weight_dtype, const void *bias, int bias_dtype, int64_t rows, int64_t D, int64_t groups, double eps,
     int unit_length, int centred, void *y, int y_dtype, float *mean, float *rstd, int threads);
 
-/* The convolution of one of q, k and v, which from then on is what it has made. */
+/* The convolution of q, k or v, whose result replaces it in the call. */
 static void convolve(const mn_conv_layer *c, int which, mn_tensor *x, int64_t heads, int64_t size, char *to) {
     int64_t D = heads * size;
     mn_conv_step job = {(const void *)(intptr_t)x->at, &c->parts[which], to, D, c->W, x->row, (int)x->dtype,

@@ -1,8 +1,9 @@
-/* The convolution of one token, with the arithmetic of whole sequences: the same bits. */
+/* The convolution of one token, with the arithmetic of whole sequences, so that the bits are the same. */
 #include "common/load.h"
 #include "layers/steps.h"
 
-/* Vectors over channels from a row of channels with four taps each, and back: twice every other element of a pair. */
+/* Vectors over channels from a row of channels with four taps each, and back: every other element of two vectors,
+ * twice. */
 #if MN_W == 16
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)

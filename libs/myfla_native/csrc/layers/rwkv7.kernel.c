@@ -1,4 +1,4 @@
-/* What stands around the rule in a layer of RWKV-7, for one token; `steps.h` has the formulas. */
+/* The operations around the rule in a layer of RWKV-7, for one token; the formulas are in `steps.h`. */
 #include <math.h>
 
 #include "common/load.h"

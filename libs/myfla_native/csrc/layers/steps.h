@@ -1,26 +1,27 @@
-/* One token of a whole layer for each of N rows, from its projections to what its last map takes. */
+/* One token of a whole layer for each of N rows, from the results of its projections to the input of its output
+ * projection. */
 #ifndef MN_STEPS_H
 #define MN_STEPS_H
 
 #include "modules/conv.h"
 #include "rules/rule.h"
 
-/* A convolution's step: y = act(conv(x)) and the state moved on by one input. */
+/* A convolution's step: y = act(conv(x)) and the state with one more input. */
 typedef struct {
     int64_t weight, bias; /* addresses of [D, W] and [D]; no bias: 0 */
-    int64_t state, row;   /* of [N, D, W] in the format of x, its rows so many elements apart */
-    int64_t final;        /* of [N, D, W] in the format of x, not the same */
+    int64_t state, row;   /* of [N, D, W] in the dtype of x; the distance of its rows in elements */
+    int64_t final;        /* of [N, D, W] in the dtype of x; other memory than the old one */
     int64_t silu;
 } mn_conv_part;
 
-/* Convolutions of q, k and v, the gated delta rule, a norm with or without gate. Fields of eight bytes throughout. */
+/* Convolutions of q, k and v, the gated delta rule, a norm with or without gate. All fields have eight bytes. */
 typedef struct {
-    mn_rule rule; /* its q, k and v are what the convolutions read: rows [heads * channels] without gaps */
+    mn_rule rule; /* its q, k and v are the inputs of the convolutions: rows [heads * channels] without gaps */
     mn_conv_part parts[3];
     int64_t W, weight_dtype, bias_dtype;
-    int64_t gate, activation; /* [N, HV * V] in the format of v, or 0; `MN_SILU`, `MN_SIGMOID` */
+    int64_t gate, activation; /* [N, HV * V] in the dtype of v, or 0; `MN_SILU`, `MN_SIGMOID` */
     int64_t norm, norm_dtype; /* [V] or 0 */
-    int64_t y;                /* [N, HV * V] in the format of v */
+    int64_t y;                /* [N, HV * V] in the dtype of v */
     double eps;
 } mn_conv_layer;
 
@@ -29,7 +30,7 @@ typedef struct {
  *     y = (groupnorm(o) + (sum r k r_k) v) gate
  * around the rule. Every [N, D] is without gaps; rows of keys are H * K long, of values H * V. */
 typedef struct {
-    mn_rule rule;                 /* of its tensors q (r), k, v, initial and final are given; k and v before all that */
+    mn_rule rule;                 /* with tensors q (r), k, v, initial and final; k and v as before these formulas */
     int64_t w, a, gate;           /* [N, H K], [N, H K], [N, H V]: before their activations; the gate after it */
     int64_t v_first, v_gate;      /* [N, H V], or 0 both */
     int64_t dtype;                /* of all above */
@@ -37,7 +38,7 @@ typedef struct {
     int64_t norm_weight, norm_bias; /* [H V] or 0 */
     int64_t parameter_dtype;
     int64_t y;                    /* [N, H V] in `dtype` */
-    double norm_eps, unit_eps;    /* unit_eps: added to |k k_k|^2; below 0: lengths under 1e-12 count as that */
+    double norm_eps, unit_eps;    /* unit_eps: added to |k k_k|^2; below 0: lengths under 1e-12 count as 1e-12 */
     float *own;                   /* [N, 5 H K + 3 H V]: log decay, a, b, k, r k r_k; v, o, its norm; made here */
     const float *parameters;      /* k_k, k_a, r_k as floats, made here */
 } mn_rwkv7_step;

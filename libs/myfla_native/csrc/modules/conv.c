@@ -4,7 +4,7 @@
 #include "common/memory.h"
 #include "common/sums.h"
 
-/* weight [D, W] as taps [W, D], newest first, and the bias behind them; NULL without memory. */
+/* weight [D, W] as taps [W, D], newest first, followed by the bias; NULL if there is no memory. */
 static float *parameters(const void *weight, int weight_dtype, const void *bias, int bias_dtype, int64_t D, int64_t W) {
     float *taps = mn_alloc((W + 1) * D * 4);
     if (!taps) return NULL;
@@ -35,7 +35,7 @@ MN_API int mn_conv_forward(
     return MN_DONE;
 }
 
-/* dx [tokens, D] in the format of x; dtaps [W + 1, D], newest first, the last row that of the bias; dstate [N, D, W],
+/* dx [tokens, D] in the dtype of x; dtaps [W + 1, D], newest first, the last row that of the bias; dstate [N, D, W],
  * zero at first. dx and dstate may be NULL. */
 MN_API int mn_conv_backward(
     const void *x, int64_t x_batch, int64_t x_token, int dtype, const void *dy, int64_t dy_batch, int64_t dy_token,
@@ -43,7 +43,7 @@ MN_API int mn_conv_backward(
     int state_dtype, const int64_t *offsets, int64_t N, int64_t T, int64_t D, int64_t W, int silu, void *dx,
     float *dtaps, float *dstate, int threads) {
     int64_t tokens = offsets ? T : N * T;
-    /* At most 256 blocks, so that their sums stay small; never by how many threads there are. */
+    /* At most 256 blocks, so that their sums stay small. The number does not depend on the number of threads. */
     int64_t block = mn_max(2, mn_blocks(mn_blocks(tokens, MN_CONV_BLOCK), 256)) * MN_CONV_BLOCK;
     int64_t blocks = mn_blocks(tokens, block), width = (W + 1) * D;
     float *taps = parameters(weight, weight_dtype, bias, bias_dtype, D, W);

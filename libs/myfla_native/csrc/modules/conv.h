@@ -13,13 +13,13 @@ typedef struct {
     const void *state;       /* [N, D, W], the inputs before the first token, newest last */
     int state_dtype, silu;
     int64_t tokens, D, W;
-    const float *taps; /* [W, D], tap s in row s: that of the input s tokens back */
+    const float *taps; /* [W, D], row s has the tap of the input s tokens before */
     const float *bias; /* [D] or NULL */
-    void *y;           /* [tokens, D] in the format of x; in the backward pass dx, or NULL */
-    void *final;       /* [N, D, W] in the format `final_dtype` */
+    void *y;           /* [tokens, D] in the dtype of x; in the backward pass dx, or NULL */
+    void *final;       /* [N, D, W] in `final_dtype` */
     int final_dtype;
     float *partial; /* backward: [blocks, W + 1, D], gradients of the taps and of the bias from each block */
-    int64_t block;  /* tokens in one, a multiple of MN_CONV_BLOCK */
+    int64_t block;  /* tokens in a block, a multiple of MN_CONV_BLOCK */
     float *dstate;  /* backward: [N, D, W] or NULL */
 } mn_conv;
 

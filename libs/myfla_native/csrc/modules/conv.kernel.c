@@ -1,5 +1,5 @@
-/* Short runs of tokens, all channels of one before the next: rows are read as they lie, and the last W inputs of a
- * vector of channels stay in registers while it goes along its run. */
+/* Computed in short runs of tokens, all channels of a run before the next run: rows are read in the order of memory,
+ * and the last W inputs of a vector of channels stay in registers during a run. */
 #include "modules/conv.h"
 
 #include "common/load.h"
@@ -8,7 +8,8 @@
 #define READ(p, i, dtype) (full ? vf_read(p, i, dtype) : vf_read_n(p, i, m, dtype))
 #define WRITE(p, i, x, dtype) (full ? vf_write(p, i, x, dtype) : vf_write_n(p, i, x, m, dtype))
 
-/* Channels c .. c + m of the input `token` of sequence n, which begins at `first`: from its state where it lies before. */
+/* Channels c .. c + m of the input `token` of sequence n, which begins at `first`: from its state if the token is
+ * before `first`. */
 MN_INLINE vf input(const mn_conv *a, int64_t n, int64_t first, int64_t token, int64_t c, int64_t m, int dtype, int full) {
     if (token >= first) return READ(a->x.data, mn_row(&a->x, &a->sequences, n, token) + c, dtype);
     float part[MN_W] = {0};
@@ -35,7 +36,7 @@ MN_INLINE int next_run(const mn_conv *a, run *r, int64_t end) {
 }
 
 MN_INLINE void forward_channels(const mn_conv *a, const run *r, int64_t c, int64_t m, int dtype, int W, int full) {
-    vf tap[MN_MOST_TAPS], seen[MN_MOST_TAPS]; /* seen[s]: the input s tokens back */
+    vf tap[MN_MOST_TAPS], seen[MN_MOST_TAPS]; /* seen[s]: the input s tokens before */
     vf bias = a->bias ? READ(a->bias, c, MN_F32) : vf_set(0);
     for (int s = 0; s < W; s++) tap[s] = READ(a->taps, s * a->D + c, MN_F32);
     for (int s = 1; s < W; s++) seen[s] = input(a, r->n, r->first, r->begin - s, c, m, dtype, full);
@@ -84,10 +85,10 @@ void MN_VARIANT(conv_state)(const mn_conv *a, int64_t begin, int64_t end, int sl
     }
 }
 
-/* Gradients of what a run's tokens read. The gradients dz of the W - 1 tokens behind it are found again: they read it
- * too. A sequence's first run also answers for the state. */
+/* Gradients of the inputs that a run's tokens read. The gradients dz of the next W - 1 tokens, which read them too, are
+ * computed again. A sequence's first run also computes the gradient of the state. */
 MN_INLINE void backward_channels(const mn_conv *a, const run *r, float *own, int64_t c, int64_t m, int dtype, int W, int full) {
-    vf tap[MN_MOST_TAPS], dtap[MN_MOST_TAPS + 1], seen[MN_MOST_TAPS], dz[MN_MOST_TAPS]; /* dz[s]: that s tokens back */
+    vf tap[MN_MOST_TAPS], dtap[MN_MOST_TAPS + 1], seen[MN_MOST_TAPS], dz[MN_MOST_TAPS]; /* dz[s]: of token t - s */
     vf bias = a->bias ? READ(a->bias, c, MN_F32) : vf_set(0);
     for (int s = 0; s < W; s++) tap[s] = READ(a->taps, s * a->D + c, MN_F32);
     for (int s = 0; s <= W; s++) dtap[s] = READ(own, s * a->D + c, MN_F32);
@@ -110,7 +111,7 @@ MN_INLINE void backward_channels(const mn_conv *a, const run *r, float *own, int
             }
             for (int s = W - 1; s > 0; s--) seen[s] = seen[s - 1];
         }
-        int64_t reader = t - (W - 1); /* all that read this token are in dz now */
+        int64_t reader = t - (W - 1); /* dz now has all tokens that read this one */
         vf dx = dz[0] * tap[W - 1];
         for (int s = 1; s < W; s++) dx += dz[s] * tap[W - 1 - s];
         if (reader >= r->begin) {

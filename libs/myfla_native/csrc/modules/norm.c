@@ -4,7 +4,7 @@
 #include "common/memory.h"
 #include "common/sums.h"
 
-/* Float copies of weight and bias in one allocation, or themselves where they are floats; *memory is to be freed. */
+/* Float copies of weight and bias in one allocation, or the originals if they are floats; the caller frees *memory. */
 static int parameters(mn_norm *a, const void *weight, int weight_dtype, const void *bias, int bias_dtype, void **memory) {
     int64_t D = a->D;
     *memory = NULL;
@@ -21,7 +21,7 @@ static int parameters(mn_norm *a, const void *weight, int weight_dtype, const vo
 }
 
 /* y [rows, D], and for the backward pass rstd and (centred) mean [rows, groups]; rstd may be NULL, mean where unused.
- * unit_length: rows of length one, the sum of squares undivided. */
+ * unit_length: makes rows of length one, with the sum of squares not divided. */
 MN_API int mn_norm_forward(
     const void *h, int64_t h_row, int h_dtype, const void *g, int64_t g_row, int g_dtype, int gate, const void *weight,
     int weight_dtype, const void *bias, int bias_dtype, int64_t rows, int64_t D, int64_t groups, double eps,
@@ -37,7 +37,7 @@ MN_API int mn_norm_forward(
     return MN_DONE;
 }
 
-/* dh and dg [rows, D] in the formats of h and g, either NULL; dparameters [2, D]: of weight and bias, or NULL. */
+/* dh and dg [rows, D] in the dtypes of h and g, each may be NULL; dparameters [2, D]: of weight and bias, or NULL. */
 MN_API int mn_norm_backward(
     const void *dy, int64_t dy_row, int dy_dtype, const void *h, int64_t h_row, int h_dtype, const void *g,
     int64_t g_row, int g_dtype, int gate, const void *weight, int weight_dtype, const void *bias, int bias_dtype,
@@ -48,7 +48,8 @@ MN_API int mn_norm_backward(
         .g_dtype = g_dtype, .dy_dtype = dy_dtype, .rows = rows, .D = D, .groups = groups,
         .divisor = unit_length ? 1 : (float)(D / groups), .centred = centred, .gate = g ? gate : MN_NO_GATE,
         .mean = (float *)mean, .rstd = (float *)rstd, .y = dh, .dg = dg};
-    /* Few enough blocks for their sums, each worth a thread's while; never by how many threads there are. */
+    /* Few enough blocks for their sums, each large enough for a thread. The number does not depend on the number of
+     * threads. */
     a.block = mn_max(mn_max(1, (1 << 13) / D), mn_blocks(rows, MN_NORM_BLOCKS));
     int64_t blocks = mn_blocks(rows, a.block);
     void *memory;

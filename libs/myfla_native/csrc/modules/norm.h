@@ -1,6 +1,6 @@
 /* Norms over groups of channels, with an output gate:
  *     unit = (h - mean) * rstd,  rstd = 1 / sqrt(sum((h - mean)^2) / divisor + eps),  n = unit * weight + bias,  y = n * act(g)
- * D channels a row in `groups` groups of d; the divisor is d, or 1 for rows of length one. */
+ * A row has D channels in `groups` groups of d; the divisor is d, or 1 for rows of length one. */
 #ifndef MN_NORM_H
 #define MN_NORM_H
 
@@ -9,18 +9,18 @@
 enum { MN_NO_GATE = 0, MN_SILU = 1, MN_SIGMOID = 2, MN_NORM_BLOCKS = 128 };
 
 typedef struct {
-    const void *h, *g, *dy; /* [rows, D] by a stride of rows; g may be NULL */
+    const void *h, *g, *dy; /* [rows, D] with a stride of rows; g may be NULL */
     int64_t h_row, g_row, dy_row;
     int h_dtype, g_dtype, dy_dtype, y_dtype;
     const float *weight, *bias; /* [D] or NULL */
     int64_t rows, D, groups;
     float eps, divisor;
     int centred, gate;
-    float *mean, *rstd; /* [rows, groups]; mean only where centred */
-    void *y;            /* forward: [rows, D]; backward: the gradient of h in its format, or NULL */
-    void *dg;           /* the gradient of g in its format, or NULL */
+    float *mean, *rstd; /* [rows, groups]; mean only if centred */
+    void *y;            /* forward: [rows, D]; backward: the gradient of h in its dtype, or NULL */
+    void *dg;           /* the gradient of g in its dtype, or NULL */
     float *partial;     /* backward: [blocks, 2, D], gradients of weight and bias from each block, or NULL */
-    int64_t block;      /* rows in one */
+    int64_t block;      /* rows in a block */
 } mn_norm;
 
 MN_KERNEL(norm_forward, (const mn_norm *a, int64_t begin, int64_t end, int slot))

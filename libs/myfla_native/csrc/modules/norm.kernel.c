@@ -1,4 +1,4 @@
-/* One group of one row at a time, in two or three passes over what then lies in the first cache. */
+/* One group of one row at a time, in two or three passes, during which it stays in the first-level cache. */
 #include "modules/norm.h"
 
 #include <math.h>
@@ -8,7 +8,7 @@
 #define READ(p, i, dtype) (m == MN_W ? vf_read(p, i, dtype) : vf_read_n(p, i, m, dtype))
 #define WRITE(p, i, x, dtype) (m == MN_W ? vf_write(p, i, x, dtype) : vf_write_n(p, i, x, m, dtype))
 
-/* CALL for every vector of a group of d channels: m of them from j on; m is a constant in all but the last call. */
+/* CALL for every vector of a group of d channels: m channels from j on; m is a constant except in the last call. */
 #define EACH_VECTOR(d, CALL)                            \
     do {                                                \
         int64_t j = 0;                                  \
@@ -19,7 +19,7 @@
         }                                               \
     } while (0)
 
-/* Where a group stands: in h, g, dy; in results; in the parameters. And what it is normalised with. */
+/* The places of a group in h, g and dy, in results, and in the parameters; and its mean and rstd. */
 typedef struct {
     int64_t h, g, dy, out, c;
     float mean, rstd, along, level;
@@ -86,7 +86,7 @@ void MN_VARIANT(norm_forward)(const mn_norm *a, int64_t begin, int64_t end, int 
     else forward_rows(a, begin, end, MN_F32, a->gate, 0);
 }
 
-/* First pass back: gradients of the gate and of the parameters, and the sums that the second needs. */
+/* First pass of the backward: gradients of the gate and of the parameters, and the sums that the second pass needs. */
 MN_INLINE void first_pass(const mn_norm *a, const place *p, float *own, vf *share, vf *total, int64_t j, int64_t m, int dtype, int gate) {
     vf normal = unit(a, p, j, m, dtype), dn = READ(a->dy, p->dy + j, a->dy_dtype);
     vf weight = a->weight ? READ(a->weight, p->c + j, MN_F32) : vf_set(1);

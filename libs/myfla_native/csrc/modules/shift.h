@@ -11,8 +11,8 @@ typedef struct {
     const void *beside; /* [N, D]: the cache, or NULL; backward: the gradient of the last tokens */
     int beside_dtype;
     int64_t D;
-    void *y;    /* [tokens, D] in the format of x: delta; backward: the gradient of x */
-    void *last; /* [N, D] in the format of x: the last tokens; backward: the gradient of the cache */
+    void *y;    /* [tokens, D] in the dtype of x: delta; backward: the gradient of x */
+    void *last; /* [N, D] in the dtype of x: the last tokens; backward: the gradient of the cache */
 } mn_shift;
 
 MN_KERNEL(shift_forward, (const mn_shift *a, int64_t begin, int64_t end, int slot))

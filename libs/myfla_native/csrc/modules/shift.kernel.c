@@ -52,7 +52,8 @@ void MN_VARIANT(shift_backward)(const mn_shift *a, int64_t begin, int64_t end, i
     }
 }
 
-/* Of sequences begin .. end the last token (an empty one's cache); backward (without y): the first one's gradient. */
+/* The last token of sequences begin .. end (of an empty one its cache); backward (without y): the gradient of the first
+ * token. */
 void MN_VARIANT(shift_last)(const mn_shift *a, int64_t begin, int64_t end, int slot) {
     (void)slot;
     for (int64_t n = begin; n < end; n++) {

@@ -1,21 +1,21 @@
 /* Backward of KDA and DPLR, C = MN_TOKENS tokens of a value head at a time, in products of matrices.
  *
- * With E_i the product of a channel's decays from the middle of the chunk to token i (backwards: one over it), what
- * tokens read and write becomes free of decays:
+ * With E_i the product of a channel's decays from the middle of the chunk to token i (backwards: one over it), reads
+ * and writes of tokens become free of decays:
  *
  *     reads   [q E_i; a E_{i-1}]         (KDA: k E_i in the place of a)            2C x K
  *     writes  [b / E_j; k / E_j]         (KDA: k / E_j alone)                      n x K
  *     M = reads writes^T, for j <= i, below the diagonal for a                     2C x n
  *
- * S before and D, the gradient of the state after, count from the middle too: S' = head S, D' = tail D, where head and
- * tail are the products of the chunk's first and second half. u (DPLR: u, v) are the values of the writes, y the
- * gradients of what a reads:
+ * The state S before, and D, the gradient of the state after, refer to the middle too: S' = head S, D' = tail D, where
+ * head and tail are the products of the chunk's first and second half. u (DPLR: u, v) are the values of the writes, y
+ * the gradients of the sums that a reads:
  *
  *     du = writes D' + M^T [go; y],   y = du  (KDA: -beta du)                      from the last token to the first
  *     dM = [go; y] [u; v]^T;   dreads = [go; y] S' + dM writes;   dwrites = [u; v] D' + dM^T reads
  *     D <- head (tail D + reads^T [go; y])
  *
- * Good as long as no half decays below MN_FAINT; states lie as columns, [Vp, Kp]. */
+ * This is accurate as long as no half decays below MN_FAINT; states lie as columns, [Vp, Kp]. */
 #ifndef MN_CHANNEL_CHUNK_H
 #define MN_CHANNEL_CHUNK_H
 
@@ -27,7 +27,7 @@ enum { C = MN_TOKENS, MIDDLE = C / 2 - 1 };
 
 typedef struct {
     float *reads, *dreads;             /* [2C, Kp] */
-    float *writes, *dwrites, *later;   /* [2C, Kp]; later: of dwrites what is read after the chunk */
+    float *writes, *dwrites, *later;   /* [2C, Kp]; later: the part of dwrites from reads after the chunk */
     float *E, *over_E;                 /* [C, Kp] */
     float *head, *tail, *whole;        /* [Kp] */
     float *inner;                      /* [Kp] sums of S D */
@@ -36,7 +36,7 @@ typedef struct {
     float M[2 * C * 2 * C], dM[2 * C * 2 * C];
     float along[2 * C];                /* the diagonal of dM, for each kind of write */
     float parts[C * MN_W];
-    mn_errands errands; /* done beside the products */
+    mn_errands errands; /* done during the products */
 } chunk;
 
 MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
@@ -52,7 +52,7 @@ MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
     return next;
 }
 
-/* Decays from the middle, and what tokens read and write; false if that would leave the range of numbers. */
+/* Decays from the middle, and reads and writes of tokens; false if these would leave the range of numbers. */
 MN_INLINE int centre(chunk *x, const block *b, int64_t Kp, const int rule) {
     vi fine = ~(vi){0};
     for (int64_t c = 0; c < Kp; c += MN_W) {
@@ -96,7 +96,7 @@ MN_INLINE int centre(chunk *x, const block *b, int64_t Kp, const int rule) {
     return all;
 }
 
-/* Gradients of what tokens read and wrote, of their decays too. */
+/* Gradients of the reads and writes of tokens, and of their decays. */
 MN_INLINE void undo_decays(chunk *x, block *b, int64_t Kp, const int rule) {
     const float *dq = x->dreads, *da = dq + C * Kp, *dw = x->dwrites, *late = x->later;
     for (int64_t c = 0; c < Kp; c += MN_W) {

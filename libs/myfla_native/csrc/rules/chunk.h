@@ -1,4 +1,4 @@
-/* C = MN_TOKENS tokens of one value head: what the backward in chunks reads and makes. For `*.kernel.c` only.
+/* C = MN_TOKENS tokens of one value head: the inputs and results of the backward in chunks. For `*.kernel.c` only.
  *
  * Where tokens meet tokens, or channels of states, they lie in columns: a vector is one channel of MN_W tokens. */
 #ifndef MN_CHUNK_H
@@ -15,13 +15,13 @@ typedef struct {
     float *qk, *dqk;                     /* [Kp, 2C] q and k of length one, and the gradients of those */
     float *out;                          /* [Vp, 3C] go, x, u */
     float *go, *error, *x;               /* [C, Vp] */
-    float *row;                          /* [C, Kp] q, k and their gradients as they come and go */
+    float *row;                          /* [C, Kp] q, k as read from the tensors, and their gradients as written */
     float decay[C], beta[C], q_unit[C], k_unit[C], dbeta[C], ddecay[C];
     float rise[C], fall[C], D[C * C];
     float PN[2 * C * C], dPN[2 * C * C]; /* P over N; gradients of those before the decays */
     float mix[3 * C * C];                /* [C, 3C] dP^T, dP, dN + dN^T */
     float parts[C * MN_W];
-    mn_errands errands; /* done beside the products */
+    mn_errands errands; /* done during the products */
 } chunk;
 
 MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
@@ -36,11 +36,11 @@ MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
     return next;
 }
 
-/* From place C - i on: zeros with a one at i; and ones before i, then zeros. */
+/* Read from place C - i on, these are zeros with a one at i, and ones before i followed by zeros. */
 static const float ONE_AT[2 * C] = {[C] = 1};
 static const float ONES_BEFORE[2 * C] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-/* Ask for C rows of n channels from `token` on: no processor guesses where they lie. */
+/* Prefetch C rows of n channels from `token` on: no processor predicts their addresses. */
 MN_INLINE void expect(const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n) {
     int64_t width = mn_width((int)x->dtype);
     for (int64_t t = 0; x->at && t < C; t++) {
@@ -48,8 +48,8 @@ MN_INLINE void expect(const mn_tensor *x, int64_t row, int64_t token, int64_t he
         for (int64_t i = 0; i < n * width; i += 64) __builtin_prefetch((const void *)(next + (uintptr_t)i));
     }
 }
-/* Rows of n channels of `count` tokens, of the rest of C zeros. The chunk that comes next begins `ahead` further
- * on, if that is not zero. */
+/* Rows of n channels of `count` tokens, and zeros for the rest of C. The next chunk begins `ahead` tokens further on,
+ * unless that is zero. */
 MN_INLINE void take(float *to, const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
                     int64_t ahead) {
     int64_t whole = mn_whole(n);
@@ -59,7 +59,7 @@ MN_INLINE void take(float *to, const mn_tensor *x, int64_t row, int64_t first, i
     mn_zero(to + count * whole, (C - count) * whole);
 }
 
-/* The same for q or k, as columns of T [Kp, 2C]; `unit` is what makes them of length one. */
+/* The same for q or k, as columns of T [Kp, 2C]; `unit` has the factors that make them of length one. */
 MN_INLINE void take_columns(chunk *x, float *T, float *unit, const mn_tensor *from, int64_t row, int64_t first,
                             int64_t count, int64_t head, const mn_rule *c, int64_t ahead) {
     int64_t Kp = mn_whole(c->K);
@@ -77,13 +77,13 @@ MN_INLINE void take_columns(chunk *x, float *T, float *unit, const mn_tensor *fr
     for (int j = 0; j < C; j++) unit[j] = c->l2norm ? 1 / sqrtf(unit[j] + 1e-6f) : 1;
 }
 
-/* Columns of T [whole, step], each times its factor. */
+/* Columns of T [whole, step], each multiplied by its factor. */
 MN_INLINE void times_columns(float *T, int64_t whole, int64_t step, const float *factors) {
     for (int64_t i = 0; i < whole; i++, T += step)
         for (int j = 0; j < C; j += MN_W) vf_store(T + j, vf_load(T + j) * vf_load(factors + j));
 }
 
-/* Gates of `count` tokens, for the rest such that change nothing; and the products of decays. */
+/* Gates of `count` tokens, for the rest ones that change nothing; and the products of decays. */
 MN_INLINE void decays(chunk *x, const mn_rule *c, int64_t row, int64_t first, int64_t count, int64_t head) {
     for (int64_t t = 0; t < C; t++) {
         x->decay[t] = t < count ? mn_log_decay(c, row, first + t, head) : 0;

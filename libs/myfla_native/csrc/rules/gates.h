@@ -7,7 +7,7 @@
 MN_INLINE float mn_softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
 MN_INLINE float mn_sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-/* g as the gate has it before its activation. */
+/* The input of the gate's activation. */
 MN_INLINE float mn_gate_input(const mn_rule *c, int64_t row, int64_t token, int64_t head) {
     float g = mn_one(&c->g, row, token, head);
     return c->dt_bias.at ? g + mn_one(&c->dt_bias, 0, 0, head) : g;

@@ -1,4 +1,4 @@
-/* The backward of a few tokens of one head, token by token: what it reads and hands back. `*.kernel.c` only. */
+/* The tensors of the backward of a few tokens of one head, token by token. For `*.kernel.c` only. */
 #ifndef MN_GRADIENTS_H
 #define MN_GRADIENTS_H
 
@@ -6,11 +6,11 @@
 
 typedef struct {
     mn_tokens in;
-    float *go;                     /* [2C, Vp], with the scale; the second half for what a chunk makes */
+    float *go;                     /* [2C, Vp], with the scale; the second half is for results of a chunk */
     float *error, *u, *dv;         /* [C, Vp] */
     float *dq, *dk, *da, *db, *dd; /* [C, Kp]; dd: of the log decay */
     float dbeta[MN_TOKENS], u_out[MN_TOKENS], v_out[MN_TOKENS];
-    float *states; /* [C + 1, Kp, 4 W], for going token by token */
+    float *states; /* [C + 1, Kp, 4 W], for the form token by token */
     float *parts;  /* [MN_W, SUMS, MN_W], the same */
 } block;
 
@@ -27,7 +27,7 @@ MN_INLINE float *mn_block_in(block *b, float *room, int64_t K, int64_t V, int ru
     return next + (MN_TOKENS + 1) * mn_padded(K) * 4 * MN_W;
 }
 
-/* Read n tokens and what belongs to them; u is made. Those after n change nothing. */
+/* Read n tokens and their gates and gradients, and compute u. Tokens after n are filled so that they change nothing. */
 MN_INLINE void fill(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
                     int64_t head, const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
@@ -66,8 +66,8 @@ MN_INLINE void put_keys(const mn_tensor *to, const mn_rule *c, int64_t row, int6
     }
 }
 
-/* Gradients of the inputs from those of what `fill` made of them. The heads of a group add to dq and dk in sums,
- * [T, 2, Kp]; the last writes them. */
+/* Gradients of the inputs from those of the results of `fill`. The heads of a group add dq and dk to sums, [T, 2, Kp];
+ * the last head writes them. */
 MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
                          int64_t head, float *sums, const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = head / group, part = head % group;

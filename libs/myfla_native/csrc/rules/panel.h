@@ -1,5 +1,5 @@
-/* The parts of a token's work on nv vectors of the state's columns; every form computes with these, so that all give
- * the same bits. For `*.kernel.c` only. nv, rule and reads are constants where they are called. */
+/* The operations of a token on nv vectors of the state's columns. Every form uses these, so that all have the same
+ * bits. For `*.kernel.c` only. nv, rule and reads are constants where they are called. */
 #ifndef MN_PANEL_H
 #define MN_PANEL_H
 
@@ -11,7 +11,7 @@
 #include <arm_neon.h>
 #endif
 
-/* a b + c, rounded once where the processor can: left to itself, a compiler does so in one place and not in another. */
+/* a b + c, rounded once if the processor supports that. Without this a compiler would do so in some places only. */
 MN_INLINE vf vf_fma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -35,7 +35,7 @@ MN_INLINE void read_state(const float *S, int64_t step, const float *x, const fl
         }
 }
 
-/* to <- d S + w u (+ k v), and what the next token reads of it. */
+/* to <- d S + w u (+ k v), and the sums that the next token reads. */
 MN_INLINE void pass(float *to, const float *S, int64_t to_step, int64_t step, const float *d, const float decay,
                     const float *w, const float *k, const vf *u, const vf *v, const float *x, const float *z, int64_t n,
                     vf *r, vf *y, const int nv, const int rule, const int reads) {
@@ -51,7 +51,7 @@ MN_INLINE void pass(float *to, const float *S, int64_t to_step, int64_t step, co
         }
 }
 
-/* What token t makes of what was read, r and y, which begin anew: u and v for the pass, and o and error [C, Vp]. */
+/* From the sums r and y that token t has read: u and v for the pass, o and error [C, Vp]. r and y are set to zero. */
 MN_INLINE void answer(const mn_tokens *b, int64_t t, int64_t p, int64_t Vp, vf *r, vf *y, vf *u, vf *v, float *o,
                       float *error, const int nv, const int rule) {
     for (int j = 0; j < nv; j++) {

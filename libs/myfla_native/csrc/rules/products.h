@@ -4,7 +4,7 @@
 
 #include "common/vec.h"
 
-/* Loops over registers: left to itself, a compiler may keep them in memory. */
+/* Loops over registers are unrolled: otherwise a compiler may keep the registers in memory. */
 #if defined(__clang__)
 #define MN_UNROLL _Pragma("unroll")
 #else
@@ -26,7 +26,7 @@ MN_INLINE void mn_give(float *to, int64_t step, const vf *sum, const int nv) {
     MN_UNROLL
     for (int i = 0; i < MN_ROWS * nv; i++) vf_store(to + i / nv * step + i % nv * MN_W, sum[i]);
 }
-/* Columns times their factors. */
+/* Columns multiplied by their factors. */
 MN_INLINE void mn_scale(vf *sum, const float *factors, const int nv) {
     MN_UNROLL
     for (int i = 0; i < MN_ROWS * nv; i++) sum[i] *= vf_load(factors + i % nv * MN_W);
@@ -44,7 +44,7 @@ MN_INLINE void mn_multiply(vf *sum, const float *a, int64_t row, int64_t term, c
     }
 }
 
-/* A statement for every block of a matrix [rows, n]: it knows the block's place (i, j) and nv. */
+/* A statement for every block of a matrix [rows, n]: it can use the block's place (i, j) and nv. */
 #define MN_EACH_BLOCK(rows, n, statement)                                                                              \
     for (int64_t j = 0, wide; j < (n); j += (wide ? MN_WIDE : 1) * MN_W) {                                             \
         wide = j + MN_WIDE * MN_W <= (n);                                                                              \

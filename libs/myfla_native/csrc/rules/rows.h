@@ -13,7 +13,7 @@ MN_INLINE void *mn_base(const mn_tensor *x) { return (void *)(intptr_t)x->at; }
 
 /* A state lies in panels of columns [Kp, width]; the panel at column p begins at S + p Kp. */
 enum { MN_PANEL = 4 };                 /* vectors in the widest panel */
-MN_INLINE int mn_panel(int64_t left) { /* vectors of the next panel, so many columns from the end */
+MN_INLINE int mn_panel(int64_t left) { /* vectors of the next panel, this many columns before the end */
     return left >= 4 * MN_W ? 4 : left >= 2 * MN_W ? 2 : 1;
 }
 
@@ -69,7 +69,8 @@ MN_INLINE void mn_get(float *to, const mn_tensor *x, int64_t row, int64_t token,
     else
         for (int64_t j = 0; j < n; j += MN_W) vf_store(to + j, vf_load(p + j));
 }
-/* The same, and ask for the row so many tokens further on, if any, which comes next: no processor guesses that. */
+/* The same, and prefetch the row that is read next, this many tokens further on (0: none): no processor predicts its
+ * address. */
 MN_INLINE void mn_get_on(float *to, const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n,
                          int64_t ahead) {
     uintptr_t next = (uintptr_t)x->at + (uintptr_t)(mn_place(x, row, token + ahead, head) * mn_width((int)x->dtype));

@@ -3,7 +3,7 @@
  *     gated, KDA   S <- d S;  e = v - S^T k;  u = beta e;  S <- S + k u^T;               o = S^T q
  *     DPLR         u = S^T a;                 S <- d S + b u^T + k v^T;                  o = S^T q
  *
- * with d = exp(g): a number (gated delta rule) or one for each key channel (KDA, DPLR, RWKV-7); q carries the scale.
+ * with d = exp(g): a number (gated delta rule) or one for each key channel (KDA, DPLR, RWKV-7); q includes the scale.
  *
  * N sequences, T tokens of a dense one, H query heads, HV value heads, K key and V value channels; Kp and Vp are K and
  * V rounded up to whole vectors, the rest zero. */
@@ -17,12 +17,12 @@ enum { MN_GATED = 0, MN_KDA = 1, MN_DPLR = 2 };
 
 /* A tensor [row, token, head, channel], or a state [sequence, head, key, value]. Strides count elements. */
 typedef struct {
-    int64_t at; /* address, 0: there is none */
+    int64_t at; /* address, or 0 */
     int64_t row, token, head, channel;
     int64_t dtype;
 } mn_tensor;
 
-/* One call. Every field has eight bytes: the caller packs it without a compiler's layout rules. */
+/* One call. Every field has eight bytes, so that the caller packs it without a compiler's layout rules. */
 typedef struct {
     int64_t rule, N, T, H, HV, K, V;
     int64_t cu_seqlens; /* address of [N + 1] int64 for sequences packed in one row, or 0 */
@@ -42,20 +42,20 @@ typedef struct {
     mn_tensor kept;           /* states [slot, HV, K, V] in float32, with error: see mn_slot */
 } mn_rule;
 
-/* The forward keeps the state after every MN_KEPT tokens for the backward, which finds those between again. */
+/* The forward keeps the state after every MN_KEPT tokens for the backward, which computes those between again. */
 enum { MN_KEPT = 128 };
-enum { MN_TOKENS = 16 }; /* prepared at a time */
+enum { MN_TOKENS = 16 }; /* tokens that are prepared at a time */
 
-/* What the backward reads and writes beside the call: gradients in their tensors' shapes. */
+/* The tensors of the backward besides those of the call: gradients in the shapes of their tensors. */
 typedef struct {
     mn_rule call;
     mn_tensor go, gfinal;                /* of the outputs; either may be missing */
-    mn_tensor dq, dk, dv, dg, dbeta, db; /* dbeta: da for DPLR; written whole */
+    mn_tensor dq, dk, dv, dg, dbeta, db; /* dbeta: da for DPLR; all are written completely */
     mn_tensor dA_log, ddt_bias;          /* float32 [N, HV], for each sequence; with gate */
     mn_tensor dinitial;                  /* float32; may be missing */
 } mn_rule_grad;
 
-/* Tokens of sequence n and where its first one lies. */
+/* The number of tokens of sequence n, and the place of its first one. */
 MN_INLINE void mn_span(const mn_rule *c, int64_t n, int64_t *row, int64_t *first, int64_t *tokens) {
     const int64_t *cu = (const int64_t *)(intptr_t)c->cu_seqlens;
     *row = cu ? 0 : n;

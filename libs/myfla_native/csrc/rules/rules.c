@@ -3,11 +3,11 @@
 #include "rules/token_job.h"
 
 enum {
-    PIECE = 1 << 14, /* multiplications of an item that is worth taking alone */
-    SHARE = 1 << 19  /* multiplications that are worth another thread */
+    PIECE = 1 << 14, /* the smallest number of multiplications in a piece */
+    SHARE = 1 << 19  /* multiplications for each further thread */
 };
 
-/* `items` equal parts of the call, each with so many multiplications. */
+/* Run the call in `items` equal parts, each with this many multiplications. */
 static int run(mn_task task, mn_token_job *job, int64_t items, int64_t work) {
     int64_t threads = mn_min(job->call->threads, mn_max(1, items * work / SHARE));
     int64_t piece = mn_max(1, mn_min(PIECE / mn_max(work, 1), items / mn_max(threads, 1)));
@@ -31,7 +31,7 @@ MN_API int mn_rule_forward(const mn_rule *call) {
     return forward(call, call->T == 1 ? (mn_task)MN_PICK(mn_token_step) : (mn_task)MN_PICK(mn_token_forward));
 }
 
-/* One token for each sequence, T = 1: the same, for who knows that it is one. */
+/* One token for each sequence, T = 1: the same for callers that know this. */
 MN_API int mn_rule_step(const mn_rule *call) { return forward(call, (mn_task)MN_PICK(mn_token_step)); }
 
 /* Gradients of mn_rule_forward, which has kept `error`. */

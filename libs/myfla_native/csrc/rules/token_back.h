@@ -1,8 +1,8 @@
 /* Backward of KDA and DPLR, token by token from the last to the first; exact for every decay of channels. For
  * `*.kernel.c` only.
  *
- * States are found again with what the forward kept, e or u: that needs no sums. With D the gradient of S after a token
- * has been read, D <- D + q go^T, and S its state before:
+ * States are computed again from e or u, which the forward kept: that needs no sums. With D the gradient of S after a
+ * token has been read, D <- D + q go^T, and S its state before:
  *
  *     KDA    de = beta (D^T k);   D <- D - k de^T                                       (now of d S)
  *     DPLR   du = D^T b,  dv = D^T k
@@ -15,7 +15,7 @@
 #include "rules/gradients.h"
 #include "rules/rows.h"
 
-/* What a pass sums over value channels, one vector of partial sums for each key channel: */
+/* The sums of a pass over value channels, one vector of partial sums for each key channel: */
 enum {
     S_BACK = 0,
     /* S de, DPLR: S du */ S_OUT = 1,

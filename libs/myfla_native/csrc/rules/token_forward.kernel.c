@@ -1,6 +1,7 @@
-/* Token by token: a panel of the state's columns stays in the first cache, is read and written once a token.
+/* Token by token: a panel of the state's columns stays in the first-level cache, and is read and written once for each
+ * token.
  *
- * While it writes token t's state, a pass reads what token t + 1 asks of it. */
+ * While it writes token t's state, a pass computes the sums that token t + 1 reads. */
 #include "rules/errands.h"
 #include "rules/panel.h"
 #include "rules/states.h"
@@ -22,7 +23,7 @@ MN_INLINE void panel(float *S, const mn_tokens *b, int64_t n, int64_t p, int64_t
     }
 }
 
-/* What `panels` passes over a block's tokens have time for: its outputs, and the tokens after it. */
+/* The rows that are prefetched during `panels` passes over a block's tokens: its outputs, and the next tokens. */
 MN_INLINE void expect(mn_errands *list, const mn_rule *c, int64_t row, int64_t first, int64_t count, int64_t head,
                       int64_t panels, const int rule) {
     int64_t query = head / (c->HV / c->H), next = first + count;

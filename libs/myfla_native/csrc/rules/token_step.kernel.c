@@ -1,4 +1,4 @@
-/* One token for each sequence, as decoding has it: the state is read twice where it lies and written once. */
+/* One token for each sequence, for decoding: the state is read twice in its tensor and written once. */
 #include "rules/panel.h"
 #include "rules/token_job.h"
 
@@ -28,7 +28,7 @@ MN_INLINE void head(const mn_rule *c, int64_t n, int64_t head, float *room, cons
     mn_put(&c->o, n, 0, head, o, V);
 }
 
-/* Whether a call is one token a sequence, with float32 states whose rows are whole vectors. */
+/* Whether a call has one token for each sequence, and float32 states whose rows are whole vectors. */
 static int fits(const mn_rule *c) {
     const mn_tensor *a = &c->initial, *b = &c->final;
     int rows = a->dtype == MN_F32 && b->dtype == MN_F32 && a->channel == 1 && b->channel == 1 && c->V % MN_W == 0;

@@ -1,4 +1,4 @@
-/* A few tokens of one head, read, normalised, gated and ready for the recurrence. For `*.kernel.c` only. */
+/* A few tokens of one head, read, normalised and gated for the recurrence. For `*.kernel.c` only. */
 #ifndef MN_TOKENS_H
 #define MN_TOKENS_H
 
@@ -11,11 +11,11 @@ typedef struct {
     float *q, *k;      /* [C, Kp], q with the scale if states are read */
     float *a, *b;      /* [C, Kp] DPLR */
     float *d;          /* [C, Kp] decay of each channel; KDA, DPLR */
-    float *read_key;   /* [C, Kp] what reads u or e from the state before it decays: k d; gated: k, DPLR: a */
+    float *read_key;   /* [C, Kp] reads u or e from the state before it decays: k d; gated: k, DPLR: a */
     float *read_query; /* [C, Kp] q d; gated: q */
     float *v;          /* [C, Vp] */
     float decay[MN_TOKENS], beta[MN_TOKENS];
-    float q_unit[MN_TOKENS], k_unit[MN_TOKENS]; /* what made q and k of length one */
+    float q_unit[MN_TOKENS], k_unit[MN_TOKENS]; /* the factors that made q and k of length one */
     float q_write[MN_TOKENS], q_k[MN_TOKENS];   /* q k; DPLR: q b, q k */
 } mn_tokens;
 
@@ -44,14 +44,14 @@ MN_INLINE void mn_start_dot(float *part, const float *a, const float *b, int64_t
     vf_store(part, sum);
 }
 
-/* What makes rows of length one, from their products with themselves. */
+/* The factors that make rows of length one, from their products with themselves. */
 MN_INLINE void mn_unit(float *out, float *parts, int64_t n, int64_t l2norm) {
     if (l2norm) mn_finish_dots(out, parts, n);
     for (int64_t t = 0; t < n; t++) out[t] = l2norm ? 1 / sqrtf(out[t] + 1e-6f) : 1;
 }
 
-/* Tokens first to first + n of a row, for value head `head`; the next ones will be `ahead` further on, if that is not
- * zero. rule and what is needed are constants where it is called. */
+/* Tokens first to first + n of a row, for value head `head`; the next ones are `ahead` tokens further on, unless that
+ * is zero. rule and the flags are constants where it is called. */
 enum { MN_NEED_Q = 1, MN_NEED_V = 2, MN_NEED_READS = 4 }; /* reads: what a token reads from a state, with Q */
 MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head,
                               int64_t ahead, const int rule, const int need) {
@@ -105,7 +105,7 @@ MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int6
         }
 }
 
-/* Tokens n to MN_TOKENS become such that leave the state as it is. */
+/* Tokens n to MN_TOKENS are set so that they do not change the state. */
 MN_INLINE void mn_no_tokens(mn_tokens *to, int64_t n, int64_t Kp, int64_t Vp, const int rule) {
     float *rows[] = {to->q, to->k, to->a, to->b};
     for (int i = 0; i < (rule == MN_DPLR ? 4 : 2); i++) mn_zero(rows[i] + n * Kp, (MN_TOKENS - n) * Kp);

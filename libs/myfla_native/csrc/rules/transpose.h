@@ -1,10 +1,10 @@
-/* Rows become columns. For `*.kernel.c` only. */
+/* Transposes matrices. For `*.kernel.c` only. */
 #ifndef MN_TRANSPOSE_H
 #define MN_TRANSPOSE_H
 
 #include "rules/row_sums.h"
 
-/* to [columns, rows] from a [rows, columns], both whole vectors: in blocks, whose halves change places in turn. */
+/* to [columns, rows] from a [rows, columns], both whole vectors: in blocks, by exchanging their halves repeatedly. */
 static __attribute__((noinline)) void mn_transpose(const float *a, int64_t lda, int64_t rows, int64_t columns,
                                                    float *to, int64_t ldt) {
     for (int64_t r = 0; r < rows; r += MN_W)

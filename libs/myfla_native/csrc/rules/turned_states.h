@@ -1,4 +1,4 @@
-/* The state of a head in scratch memory, turned: a row for each value channel, [Vp, Kp]. For `*.kernel.c` only. */
+/* The state of a head in scratch memory, transposed: a row for each value channel, [Vp, Kp]. For `*.kernel.c` only. */
 #ifndef MN_TURNED_STATES_H
 #define MN_TURNED_STATES_H
 

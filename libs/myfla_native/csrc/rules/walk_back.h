@@ -1,8 +1,8 @@
-/* The backward's way through a sequence, whoever computes: from the last to the first, and through the value heads of
- * one query head side by side. For `*.kernel.c` only.
+/* The order of the backward pass, for every form: chunks of a sequence from the last to the first, and in each the
+ * value heads of one query head. For `*.kernel.c` only.
  *
- * The forward has kept the state before every MN_KEPT tokens. Those before every MN_TOKENS of these are found again,
- * then walked back; they stay in cache meanwhile. */
+ * The forward has kept the state before every MN_KEPT tokens. The states before every MN_TOKENS of these are computed
+ * again and used from the last to the first, while they stay in the cache. */
 #ifndef MN_WALK_BACK_H
 #define MN_WALK_BACK_H
 
@@ -17,8 +17,8 @@ typedef struct {
 /* The state after whole MN_TOKENS tokens from S before. */
 typedef void mn_advance(void *block, const mn_rule *c, mn_part at, const float *S, float *next);
 
-/* Gradients of the tokens; D, that of the state after them, becomes that of S before. Value heads add up what they
- * share in `sums` [MN_TOKENS, 2, Kp], in any order of their own; the last hands it back. */
+/* Gradients of the tokens; D, that of the state after them, becomes that of S before. Value heads add the gradients of
+ * shared q and k to `sums` [MN_TOKENS, 2, Kp] in a layout that each form chooses; the last head writes them. */
 typedef void mn_retreat(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *D,
                         float *sums, double *gate);
 
