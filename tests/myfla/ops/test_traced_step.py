@@ -23,7 +23,7 @@ def step(q, k, v, g, beta, initial_state, l2norm, inplace=False, gk=None, gv=Non
     x = (q, k, v, g, beta)
     return delta_step(Call(
         "step", GATED_DELTA, "recurrent", x, initial_state, 0.3, None, q.shape[0], v.dtype, l2norm, inplace=inplace,
-        more=(gk, gv),
+        channel_decays=(gk, gv),
     ))  # fmt: skip
 
 
