@@ -21,7 +21,7 @@ QUICK: Dict[str, Sequence[Shape]] = {"gated delta rule": ((1, 256, 2, 64),), "RW
 
 
 def run(options: Options) -> Iterator[List[Row]]:
-    """Every shape and work of both ops; yields the lines of each."""
+    """All shapes and works of both ops; yields the lines of each."""
     for op, shapes in (QUICK if options.quick else SHAPES).items():
         for shape in shapes:
             for work in WORKS:
@@ -35,7 +35,7 @@ def _case(op: str, shape: Shape, work: str, options: Options) -> List[Row]:
     names += [OURS + COMPILED + GRAPH, OURS + COMPILED] if options.compile else []  # the last stays compiled
     if op == "gated delta rule":
         names += [TRITON, TRITON + GRAPH, TRANSFORMERS]
-    # The official chunk_rwkv7 tries kernels out for minutes before the first result: it is left out.
+    # The official chunk_rwkv7 is not measured: it tunes kernels for minutes before the first result.
     peaks: Dict[str, float] = {}
     sides = [Side(name, _maker(op, name, work, inputs, peaks)) for name in names]
     product, flops = product_side("cuda", torch.bfloat16)
@@ -55,7 +55,7 @@ def _case(op: str, shape: Shape, work: str, options: Options) -> List[Row]:
 
 
 def least_bytes(inputs: Sequence[torch.Tensor], work: str) -> float:
-    """Bytes if every input and output moved once: the inputs and o; for the backward also dO and the gradients."""
+    """Bytes if every input and output is moved once: the inputs and o; for the backward also dO and the gradients."""
     read = sum(x.numel() * x.element_size() for x in inputs)
     output = inputs[2].numel() * inputs[2].element_size()
     return float(read + output if work == "forward" else 3 * read + 2 * output)

@@ -48,7 +48,7 @@ def _case(batch: int, options: Options) -> List[Row]:
 
 
 def _error(got: Any, want: Any) -> float:
-    """Of the output alone: a state in place changes from step to step, and one is held value-first."""
+    """The error of the output only: a state in place changes from step to step, and one is stored value-first."""
     return largest_error(got[:1], want[:1])
 
 

@@ -63,7 +63,7 @@ def _maker(maker: Callable[[], Callable[..., Tuple[Any, Any]]], inputs: Any, sta
                 return step(*inputs, own)
 
         work()
-        own.copy_(state)  # what works in place starts where the others start
+        own.copy_(state)  # forms that work in place start from the same state as the others
         return work
 
     return make
@@ -117,4 +117,4 @@ STEPS = {
     },
     "RWKV-7": RWKV7_STEPS,
 }
-"""Of each rule, who takes a step ``step(*inputs, state) -> (o, new state)``."""
+"""For each rule, its implementations of a step ``step(*inputs, state) -> (o, new state)``."""

@@ -17,7 +17,7 @@ Shape = Tuple[int, int, int, int]
 
 
 def run(options: Options) -> Iterator[List[Row]]:
-    """Every member at the shapes of the gated delta rule but the largest; ``--only`` names some."""
+    """Every member at the shapes of the gated delta rule except the largest; ``--only`` selects members."""
     shapes = QUICK[RULE] if options.quick else SHAPES[RULE][:-1]
     for threads in options.threads:
         torch.set_num_threads(threads)
@@ -52,7 +52,7 @@ def _maker(member: Member, side: str, shape: Shape, work: str) -> Callable[[], W
 
 
 def _unseen(work: Work) -> Work:
-    """The work without its result, which is not to be compared with another rule's."""
+    """The work without its result, because results of different rules cannot be compared."""
 
     def run() -> None:
         work()

@@ -1,4 +1,4 @@
-"""Models of transformers on its own functions and on ours: one with the gated delta rule, and those with Mamba-2."""
+"""Models of transformers with its functions and with ours: one with the gated delta rule, and those with Mamba-2."""
 
 import functools
 from typing import Any, Callable, Dict, Iterator, List, Tuple
@@ -33,7 +33,7 @@ def run(options: Options) -> Iterator[List[Row]]:
 
 
 def run_mamba(options: Options) -> Iterator[List[Row]]:
-    """The same of every family with Mamba-2, and of one with short convolutions alone; ``--only`` names some."""
+    """The same for every family with Mamba-2, and for one with short convolutions only; ``--only`` selects families."""
     tokens = 64 if options.quick else TOKENS
     models = load_models()
     if isinstance(models, Missing):
@@ -47,7 +47,7 @@ def run_mamba(options: Options) -> Iterator[List[Row]]:
 
 
 def load_models() -> Any:
-    """What is done with a model, or why transformers is missing."""
+    """The works of a model; raises `Missing` with the reason why transformers cannot be used."""
     try:
         qwen3_next()  # before anything else imports transformers: with fla hidden
         return optional("benchmarks.hf_models")
@@ -56,7 +56,7 @@ def load_models() -> Any:
 
 
 def whole(models: Any, model: torch.nn.Module, tokens: int) -> Works:
-    """What is done with a whole model."""
+    """The works of a whole model."""
     ids = torch.randint(1, model.config.vocab_size, (1, tokens))
     works = (models.prefill, models.decode, models.train)
     return {work.__name__: functools.partial(work, model, ids) for work in works}

@@ -13,7 +13,7 @@ from benchmarks.rows import Options, Row, rows_of
 SHAPES = ((8, 128, 128), (2, 512, 256), (1, 2048, 512))
 GRU, LSTM, PEER = "nn.GRU", "nn.LSTM", "transformers layer"
 HEADS = 6
-"""As the official default: 6 heads of width / 8, values twice as wide as keys."""
+"""The official default: 6 heads of width / 8, values twice as wide as keys."""
 
 
 def run(options: Options) -> Iterator[List[Row]]:

@@ -21,7 +21,7 @@ SHAPES: Dict[str, Sequence[Shape]] = {
 QUICK: Dict[str, Sequence[Shape]] = {"gated delta rule": ((1, 40, 2, 16),), "RWKV-7": ((1, 64, 2, 16),)}
 SECTION = {"gated delta rule": "ops", "RWKV-7": "rwkv7"}
 RIVALS = {"gated delta rule": (TRANSFORMERS,), "RWKV-7": ("fla naive chunk", "token loop")}
-"""Goals are ratios to these, or to the better of them."""
+"""The implementations to which goals refer; where there are several, the faster one."""
 
 GOALS: Dict[Tuple[str, str], Sequence[float]] = {
     ("gated delta rule", "forward"): (2.5, 2.3, 2.5, 3.0),
@@ -31,7 +31,7 @@ GOALS: Dict[Tuple[str, str], Sequence[float]] = {
 }
 SHARES = {"forward": 0.55, "forward + backward": 0.5}
 LONGEST_LOOP = {"forward": 2048, "forward + backward": 512}
-"""Token loops run up to this length, RWKV-7's (a rival) to 2048 always."""
+"""Token loops run up to this length; that of RWKV-7, to which a goal refers, always up to 2048."""
 
 
 def run(options: Options) -> Iterator[List[Row]]:
@@ -117,7 +117,7 @@ def _add_peaks(rows: List[Row], op: str, shape: Shape, work: str, names: Sequenc
 
 
 def _goal(rows: List[Row], rivals: Sequence[str], goal: float, share: Optional[float]) -> str:
-    """What was reached against the better rival, in words."""
+    """A text with the speed relative to the faster one of the other implementations."""
     ratios = [row.ratio for row in rows if row.side in rivals and row.ratio]
     text = f"{min(ratios):.2f}x the speed of {' / '.join(rivals)} (goal: {goal:g}x)" if ratios else ""
     if share is not None and rows[0].share:

@@ -18,7 +18,7 @@ SIDES: Dict[str, Tuple[str, ...]] = {
     "RWKV-7": (OURS, "fla naive chunk", "token loop"),
 }
 LIMIT, PEER_LIMIT = 15.0, 4.0
-"""Seconds that one run of ours, or of a peer, may take by the last length's; beyond, it is not tried any more."""
+"""Seconds that one run of ours, or of a peer, may take, estimated from the last length; longer runs are not started."""
 
 
 def run(options: Options) -> Iterator[List[Row]]:
@@ -35,12 +35,12 @@ def run(options: Options) -> Iterator[List[Row]]:
 
 
 def _wanted(names: Iterable[str], options: Options) -> List[str]:
-    """Those of these that ``--only`` names; all, if it names none."""
+    """The names that ``--only`` selects; all without it."""
     return [name for name in names if name in options.only] or list(names)
 
 
 def _case(op: str, work: str, tokens: int, last: Dict[str, float], options: Options) -> List[Row]:
-    """``last`` holds each side's seconds at half this length, and is brought up to date."""
+    """``last`` holds each side's seconds at half this length, and is updated."""
     shape = (1, tokens, HEADS, 16 if options.quick else SIZE)
     sides = [Side(name, _maker(op, name, work, shape, last, options)) for name in SIDES[op]]
     rounds = options.rounds if tokens <= 4096 else min(options.rounds, 3)

@@ -67,7 +67,7 @@ def _importer(code: str) -> Callable[[], Work]:
 
 
 def _first_call(side: str) -> Row:
-    """The first forward and backward of a process, compared with the median of the next ones."""
+    """The first forward and backward pass of a process, compared with the median of the following ones."""
     code = FIRST_CALL.format(paths=[str(ROOT), str(ROOT / "libs")], side=side)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     done = subprocess.run([sys.executable, "-c", code], **pipes)

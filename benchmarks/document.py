@@ -5,11 +5,11 @@ from typing import Dict
 
 
 def insert(path: Path, tables: Dict[str, str]) -> None:
-    """Replace what stands between ``<!-- benchmark NAME -->`` and ``<!-- end NAME -->``.
+    """Replace the text between ``<!-- benchmark NAME -->`` and ``<!-- end NAME -->``.
 
     Args:
         path: the document.
-        tables: text for each name; places of other names stay as they are.
+        tables: text for each name; text of other names is not changed.
 
     Raises:
         ValueError: a name has no place in the document.

@@ -11,7 +11,7 @@ so ``3 K V + C (K + V)`` multiplications, and as many additions, for every token
 ``a b, a k, q b, q k`` and the reads and writes ``a S, q S, k^T v, b^T u``: ``4 K V + 2 C (K + V)``.
 
 The sum grows with C. It is taken at `CHUNK` tokens: smaller chunks would save at most C (K + V) more (4 % at C = 16,
-K = V = 128) with products so thin that no matrix product runs them at its rate.
+K = V = 128) with products that are too narrow to reach the rate of a matrix product.
 
 No implementation reaches this floor: matrix products compute complete squares, and are fast only for larger chunks. The
 multiplications of such an implementation, `dense_flops`, are reported as well.
@@ -28,7 +28,7 @@ from typing import List, NamedTuple
 CHUNK = 16
 
 RUN_CHUNK = 64
-"""What the official kernels and most others take."""
+"""Tokens in a chunk of the official kernels and most others."""
 
 
 class Product(NamedTuple):
@@ -70,7 +70,7 @@ PRODUCTS = {"gated delta rule": gated_delta_rule_products, "RWKV-7": rwkv7_produ
 
 
 def op_flops(op: str, batch: int, tokens: int, heads: int, key: int, value: int, backward: bool) -> float:
-    """Flops of the products that ``op`` cannot do without.
+    """Flops of the products that ``op`` needs at least.
 
     Args:
         op: a key of `PRODUCTS`.
@@ -82,7 +82,7 @@ def op_flops(op: str, batch: int, tokens: int, heads: int, key: int, value: int,
 
 
 def dense_flops(op: str, batch: int, tokens: int, heads: int, key: int, value: int, backward: bool) -> float:
-    """The same as an implementation has to run them: whole products, in chunks of `RUN_CHUNK` tokens."""
+    """Flops of the products in an implementation: whole products, in chunks of `RUN_CHUNK` tokens."""
     one = sum(product.dense for product in PRODUCTS[op](RUN_CHUNK, key, value))
     return (3 if backward else 1) * one * batch * heads * tokens / RUN_CHUNK
 

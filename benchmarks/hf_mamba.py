@@ -1,7 +1,7 @@
-"""Models of transformers with Mamba-2, and one with short convolutions alone: 1024 wide, with 4 layers.
+"""Models of transformers with Mamba-2, and one with short convolutions only: 1024 wide, with 4 layers.
 
-Else every model is as its configuration stands, but for a vocabulary of 8192, heads in proportion to its width and, in
-Nemotron-H, feed-forward layers in the place of experts.
+Otherwise every model has the defaults of its configuration, except for a vocabulary of 8192, heads in proportion to its
+width and, in Nemotron-H, feed-forward layers in place of experts.
 """
 
 from typing import Any, Dict
@@ -28,7 +28,7 @@ MODELS: Dict[str, Dict[str, Any]] = {
     "lfm2": dict(
         MIXED, layer_types=["conv", "conv", "full_attention", "conv"], num_key_value_heads=8, intermediate_size=4096),
 }  # fmt: skip
-"""By family, what differs from its configuration's defaults."""
+"""For each family the differences from the defaults of its configuration."""
 
 
 def build(family: str) -> torch.nn.Module:

@@ -2,13 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/hf_models.py [--tokens 2048] [--rounds 3] [--dtype float32]
 
-Both sides run in one process on the same weights, in turn; times are medians of process time, which on one thread is
-what the work costs, whatever else the machine does. The first round is not timed: there both sides must give the
-same logits and the same loss.
+Both sides run in one process on the same weights, in turn; times are medians of process time, which on one thread does
+not depend on other load of the machine. The first round is not timed: it checks that both sides give the same logits
+and the same loss.
 
-The model is `Qwen3NextConfig` as it stands, but for width 1024, 4 layers (3 with the gated delta rule, 1 of
-attention), 8 experts of which a token meets 2, and a vocabulary of 8192. Its matrix products are the same on both
-sides; the lines below the model's time the functions alone that `use_myfla` replaces, at the shapes of the model.
+The model has the defaults of `Qwen3NextConfig`, except for width 1024, 4 layers (3 with the gated delta rule, 1 with
+attention), 8 experts of which 2 are used for a token, and a vocabulary of 8192. Its matrix products are the same on
+both sides. The lines below those of the model are the times of only those functions that `use_myfla` replaces, at the
+shapes of the model.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def train(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def functions_alone(model: torch.nn.Module, tokens: int) -> Dict[str, Callable[[], torch.Tensor]]:
-    """Calls of the replaced functions as a layer of the model makes them, forward alone and with backward."""
+    """Calls of the replaced functions as in a layer of the model, forward only and with backward."""
     layer, dtype = model.model.layers[0].linear_attn, next(model.parameters()).dtype
     shape = (1, tokens, _query_heads(layer), layer.head_k_dim)
     q, k = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2))
@@ -101,7 +102,8 @@ def functions_alone(model: torch.nn.Module, tokens: int) -> Dict[str, Callable[[
 
 
 def _query_heads(layer: torch.nn.Module) -> int:
-    """How many heads a layer hands to the rule: in transformers 5.17 those of the values, later its own."""
+    """The number of query heads in a layer's call of the rule: that of the values in transformers 5.17, later that of
+    the queries."""
     name, x = "torch_chunk_gated_delta_rule", layer.in_proj_qkvz.weight.new_zeros(1, 2, layer.hidden_size)
     with torch.no_grad(), mock.patch.object(modeling, name, wraps=getattr(modeling, name)) as rule:
         layer(x)

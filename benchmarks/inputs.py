@@ -1,4 +1,4 @@
-"""Random inputs like those a freshly initialised layer hands to its op, and the two kinds of work on them."""
+"""Random inputs like those of the op in a newly initialised layer, and the two kinds of work on them."""
 
 from typing import Any, Callable, Dict, Tuple
 
@@ -67,7 +67,7 @@ WORKS = {"forward": forward, "forward + backward": forward_backward}
 
 
 def largest_error(got: Tensors, want: Tensors) -> float:
-    """The worst relative norm of the difference over all tensors."""
+    """The largest relative norm of the difference, of all tensors."""
     return max(((a.float() - b.float()).norm() / b.float().norm()).item() for a, b in zip(got, want))
 
 

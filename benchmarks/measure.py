@@ -11,15 +11,15 @@ import torch
 Work = Callable[[], Any]
 
 SHORTEST = 0.02
-"""Seconds one sample lasts at least; quicker work is repeated within the sample."""
+"""The shortest time of a sample in seconds; shorter work is repeated within the sample."""
 
 
 class Missing(Exception):
-    """Something that cannot be run here; the message says why."""
+    """Raised for work that cannot be run here; the message says why."""
 
 
 class TooSlow(Missing):
-    """Something that would take too long; the message says what and when."""
+    """Raised for work that would take too long; the message says what was too slow, and when."""
 
 
 class Side(NamedTuple):
@@ -83,11 +83,11 @@ def time_in_turn(
             start = time.perf_counter()
             result = work()
             once = time.perf_counter() - start
-            if compare is not None and result is not None:  # before another run: what works in place goes on
+            if compare is not None and result is not None:  # before the state changes in place
                 reference = result if reference is None else reference
                 timing.error = None if result is reference else compare(result, reference)
-            if once < 1.0:  # what is slow is slow the next times too
-                # Two: with the result before still there, one may have to fill memory that nobody has used yet.
+            if once < 1.0:  # a slow run is slow the next times too
+                # Two: while the last result is still kept, one run may have to use memory for the first time.
                 once = min(_sample(work, 1, device)[0] for _ in range(2))
         except Exception as error:
             timing.give_up(error)
@@ -139,7 +139,7 @@ GEMM_SIDE, COPY_SIDE = "matrix product", "copy"
 
 
 def product_side(device: str, dtype: torch.dtype) -> Tuple[Side, float]:
-    """A large square matrix product, whose rate the floors are taken at, and its flops."""
+    """A large square matrix product, whose rate is used for the floors, and its flops."""
     size = 1024 if device == "cpu" else 8192
 
     def make() -> Work:
@@ -155,7 +155,7 @@ def product_side(device: str, dtype: torch.dtype) -> Tuple[Side, float]:
 
 
 def copy_side(device: str, elements: int) -> Tuple[Side, float]:
-    """A copy of as many float32 as the work touches, and the bytes it reads and writes."""
+    """A copy of as many float32 numbers as the work uses, and the bytes that it reads and writes."""
 
     def make() -> Work:
         source = torch.randn(elements, device=device)

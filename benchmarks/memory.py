@@ -1,10 +1,10 @@
-"""Peak memory of one side, in a process of its own.
+"""Peak memory of one side, in a separate process.
 
     python -m benchmarks.memory '{"op": "gated delta rule", "side": "myfla", "shapes": [[1, 64, 4, 64]], ...}'
 
-prints one JSON line for each shape. The peak is the high-water mark of the resident set above what is resident when
-the work starts; inputs do not count, outputs and gradients do. (The mark is read from /proc and set back before each
-shape: ``getrusage`` would start from the peak of the process that forked this one. It is used where there is no /proc.)
+prints one JSON line for each shape. The peak is the largest resident set during the work, less that at its start;
+outputs and gradients are included, inputs are not. (It is read from /proc and reset before each shape: ``getrusage``
+would start from the peak of the process that forked this one. It is used where there is no /proc.)
 """
 
 import json
@@ -18,13 +18,14 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
-"""Give every freed buffer back at once, so that one run's leftovers do not hide the next one's needs."""
+"""Return every freed buffer to the system at once, so that memory left by one run does not hide the needs of the
+next."""
 
 
 def peaks(spec: Dict[str, Any], timeout: float) -> Tuple[List[float], str]:
-    """Bytes for as many of ``spec["shapes"]`` as could be run, and why not all of them ("" if all).
+    """Bytes for those of ``spec["shapes"]`` that could be run, and why others could not ("" if all could).
 
-    Each shape has a process of its own, so that buffers that one call leaves for the next count for both.
+    Each shape runs in a separate process, so that buffers that one call leaves for the next count for both.
 
     Args:
         spec: ``op``, ``side``, ``work``, ``dtype``, ``threads`` and ``shapes``, a list of ``[B, T, H, K]``.
@@ -86,7 +87,7 @@ def measure(spec: Dict[str, Any]) -> Iterator[float]:
 
     torch.set_num_threads(spec["threads"])
     op, dtype = load_op(spec["op"], spec["side"]), getattr(torch, spec["dtype"])
-    WORKS[spec["work"]](op, INPUTS[spec["op"]](1, 128, 1, 16, dtype, "cpu"))()  # what is loaded once does not count
+    WORKS[spec["work"]](op, INPUTS[spec["op"]](1, 128, 1, 16, dtype, "cpu"))()  # loads what is loaded once
     for shape in spec["shapes"]:
         work = WORKS[spec["work"]](op, INPUTS[spec["op"]](*shape, dtype, "cpu"))
         before = _start()

@@ -1,4 +1,4 @@
-"""The two sides of the compiled CPU kernels' benchmarks: with them, and without."""
+"""The two sides of the benchmarks of the compiled CPU kernels: with the kernels, and without."""
 
 import contextlib
 from typing import Any, Callable, Iterator, List, Optional, Sequence
@@ -39,7 +39,7 @@ def rows(sides: Sequence[Side], options: Options, threads: int, **case: Any) -> 
 
 
 def add_goal(lines: Sequence[Row], goal: Optional[float], against: str = OURS, name: str = "the plain form") -> None:
-    """What the compiled kernels reach, as a multiple of another side's speed."""
+    """The speed of the compiled kernels as a multiple of another side's."""
     by_side = {row.side: row for row in lines}
     row, other = by_side[NATIVE], by_side[against]
     if goal and row.seconds and other.seconds:
@@ -57,7 +57,7 @@ def need_native() -> None:
 
 @contextlib.contextmanager
 def plain_only() -> Iterator[None]:
-    """Nobody finds the compiled kernels, as where they are not installed: a layer's parts ask for them too."""
+    """Hide the compiled kernels from all code, as if they were not installed: the parts of a layer use them too."""
     from myfla.utils import native as door
 
     found = door._installed

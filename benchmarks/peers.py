@@ -25,7 +25,7 @@ OURS, TRANSFORMERS, TRITON = "myfla", "transformers chunk", "fla Triton"
 
 
 def optional(name: str) -> ModuleType:
-    """Import a module. Whatever goes wrong is `Missing`: a mismatched Triton raises ValueError, for one."""
+    """Import a module. Every error is raised as `Missing`; an unsuitable Triton, for example, raises ValueError."""
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -80,12 +80,12 @@ def rwkv_ops() -> ModuleType:
 
 
 def first(result: Any) -> torch.Tensor:
-    """The output, whether or not a state comes with it."""
+    """The output, of a result with or without a state."""
     return result[0] if isinstance(result, tuple) else result
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
-    """Length one, for the forms that leave this to their caller."""
+    """Normalise to length one, for forms that do not do this themselves."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 

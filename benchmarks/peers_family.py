@@ -1,4 +1,4 @@
-"""The members of the delta rule's family as ``op(*inputs) -> o``, their inputs, and who else computes one on a CPU."""
+"""The related rules as ``op(*inputs) -> o``, their inputs, and other implementations for a CPU."""
 
 from typing import Callable, Dict, NamedTuple
 
@@ -31,7 +31,7 @@ def _gated(batch: int, tokens: int, heads: int, size: int) -> Tensors:
 
 
 def _channels(batch: int, tokens: int, heads: int, size: int) -> Tensors:
-    """The same with a g for each key channel, as a fresh KDA layer has them."""
+    """The same with a g for each key channel, as in a new KDA layer."""
     q, k, v, g, beta = _gated(batch, tokens, heads, size)
     return q, k, v, g.unsqueeze(-1) * torch.rand(k.shape, generator=torch.Generator().manual_seed(2)), beta
 

@@ -1,8 +1,8 @@
 """onnxruntime's `LinearAttention` as a peer of the gated delta rule: forward on a CPU; it has no backward.
 
 The operator came with onnxruntime 1.26 and is quick from 1.30 on. It reads and writes PyTorch's memory, so that only
-its own work is timed. It does not normalise q and k; that is done before, as for the other forms that leave it to
-their caller.
+its own work is timed. It does not normalise q and k; that is done before the call, as for other forms that do not
+normalise.
 """
 
 import functools

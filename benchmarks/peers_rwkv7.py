@@ -9,7 +9,7 @@ from benchmarks.measure import Missing
 from benchmarks.peers import OURS, TRITON, Op, first, fla_file, optional, rwkv_ops
 
 STRONGEST = -0.6065306597126334
-"""What both layers promise their op: no log decay of theirs is below."""
+"""The lower bound of log decays that both layers give to their op."""
 
 
 def _ours(backend: str = "torch") -> Op:
@@ -37,7 +37,7 @@ def _fla(name: str) -> Op:
 
 def _rwkv_ops() -> Op:
     op = rwkv_ops().generalized_delta_rule
-    # It takes the decay as log(-log decay), which a layer has at hand.
+    # Its argument is log(-log decay), which a layer computes anyway.
     return lambda r, w, k, v, a, b: first(op(r, torch.log(-w), k, v, a, b, output_final_state=False))
 
 
@@ -94,7 +94,7 @@ def _fla_step() -> Op:
 
 
 def _plain_step() -> Op:
-    """The equations, each in one operation, on a state ``[K, V]``: what one would write down."""
+    """The equations on a state ``[K, V]``, each written as one operation."""
 
     def step(r, w, k, v, a, b, s):
         r, decay, k, v, a, b = (x[:, 0, :, :, None] for x in (r, w.exp(), k, v, a, b))

@@ -6,7 +6,7 @@ from benchmarks.rows import Row
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The lines of one case: a heading, one line for a side, notes."""
+    """The lines of one case: a heading, one line for each side, notes."""
     first = rows[0]
     heading = " | ".join(part for part in (first.op, first.shape, first.dtype, first.work, _threads(first)) if part)
     width = max(len(row.side) for row in rows) + 2
@@ -38,8 +38,8 @@ def _figures(row: Row) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """For each op and dtype a table with a line for each case and a column for each side.
 
-    Cells hold milliseconds, (times the first side's), and peak memory where it was measured. Below the table is why a
-    side did not run everywhere; one that did not run at all is left out.
+    Cells hold milliseconds, (times the first side's), and peak memory where it was measured. The text below the table
+    says why a side did not run everywhere; a side that did not run at all has no column.
     """
     groups = dict.fromkeys((row.op, row.dtype) for row in rows)
     return "\n\n".join(_pivot([row for row in rows if (row.op, row.dtype) == group]) for group in groups)

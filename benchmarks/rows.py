@@ -9,7 +9,7 @@ from benchmarks.peers import OURS
 
 @dataclass
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     device: str = "cpu"
     threads: Sequence[int] = (1,)
@@ -69,7 +69,7 @@ def rows_of(
 
     Args:
         timings: as `time_in_turn` returns them.
-        sides: which become lines, in this order.
+        sides: those with a line, in this order.
         process: take process time as the time (one thread of a CPU), instead of wall time.
         tokens: tokens of one run.
         floor: seconds of the floor.

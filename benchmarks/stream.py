@@ -1,9 +1,10 @@
 """``python -m benchmarks.stream``: rows per second of ``job=stream`` for 1, 100 and 10 000 sessions.
 
-Each line is one job in a process of its own, with the default encoder (its weights do not matter for time): rows of all
-sessions in turn from a file to a file; and, as ``live``, one session whose sender waits for each answer before it sends
-the next row. The times are the job's own: from its first look at the input to its last commit, without the start of
-Python, and with every write to the disk waited for. ``outside`` is the share of that time outside the model.
+Each line is one job in a separate process, with the default encoder (the time does not depend on its weights): rows of
+all sessions in turn from a file to a file; and, as ``live``, one session whose sender waits for each answer before it
+sends the next row. The times are those that the job reports: from its first reading of the input to its last commit,
+without the start of Python, and including the wait for every write to the disk. ``outside`` is the share of that time
+outside the model.
 """
 
 import argparse
@@ -33,7 +34,7 @@ WIDTH, CLASSES = 12, 9
 
 
 def make_run(folder: Path, encoder: str) -> Path:
-    """A folder as ``job=train`` leaves it for the data that ship with the application."""
+    """The folder of a run of ``job=train`` with the data that are part of the application."""
     folder.mkdir()
     torch.manual_seed(0)
     made = build_encoder({"name": encoder, "input_size": WIDTH})

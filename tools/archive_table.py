@@ -21,7 +21,7 @@ Row = Dict[str, Any]
 
 
 def folder_of(name: str) -> Path:
-    """Where sktime has a data set."""
+    """The folder of a data set in sktime."""
     found = find_spec("sktime")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("archive_table: the package sktime, which holds the data, must be installed")
@@ -56,7 +56,7 @@ def minirocket(name: str, seed: int) -> Row:
 
 
 def ours(name: str, encoder: str, seed: int, out: Path, overrides: List[str]) -> Row:
-    """``python -m app`` with its defaults, in a process of its own."""
+    """Run ``python -m app`` with its defaults, in a separate process."""
     run, files = out / f"{encoder}-{name}-{seed}", folder_of(name)
     paths = [f"data.{part}_path={files / f'{name}_{part.upper()}.ts'}" for part in ("train", "test")]
     subprocess.run([sys.executable, "-m", "app", "data=ts", *paths, f"encoder={encoder}", f"seed={seed}",
@@ -80,7 +80,7 @@ def table(found: Dict[str, Dict[str, List[Row]]]) -> str:
 
 
 def main() -> None:
-    """Run what the command line says."""
+    """Run the data sets of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)

@@ -2,7 +2,7 @@
 
     python tools/mutants.py            all (make test-mutants)
     python tools/mutants.py gate       only those whose name contains a word
-    python tools/mutants.py --check    only see that every line to change is there, once
+    python tools/mutants.py --check    only check that every line to change occurs once
 
 A row whose text is no longer in its file is an error: then the row has to be written anew.
 """
@@ -20,7 +20,7 @@ TREE = ("libs", "src", "tests", "conf", "pyproject.toml")
 
 
 class Mutant(NamedTuple):
-    """One change, and the tests that must notice it."""
+    """One change, and the tests that must detect it."""
 
     name: str
     file: str
