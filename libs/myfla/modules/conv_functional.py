@@ -85,6 +85,10 @@ def run(
     x = x.reshape(x.shape[0], x.shape[1], D)
     residual = None if residual is None else residual.reshape(x.shape)
     kernels = conv_kernels(weight, x, bias, residual, state)
+    if kernels is not None and output_final_state and not records(x, weight, bias, residual, state):
+        silu = activation is not None
+        y, final = kernels.conv_forward(x, weight, bias, residual, state, silu, cu_seqlens, final=x.dtype)
+        return y.reshape(shape), final
     if kernels is not None:
         y = conv_native(kernels, x, weight, bias, residual, state, activation, cu_seqlens).reshape(shape)
         return y, _final_state(x, weight.shape[1], state, cu_seqlens, count) if output_final_state else None
