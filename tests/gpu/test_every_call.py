@@ -1,4 +1,4 @@
-"""All public functions and modules on a CUDA device: the numbers of the CPU, with and without gradients."""
+"""All public functions and modules on a CUDA device, with and without gradients: as exact as on the CPU."""
 
 import inspect
 
@@ -8,11 +8,11 @@ import torch
 from fuzz_family import draw
 from fuzz_subjects import SUBJECTS
 from myfla.models.utils import Cache
-from myfla.testing import assert_close, cases
+from myfla.testing import assert_close, cases, rms_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-BOUND = 5e-5
+BOUND = 2e-5
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def results(call, arguments, grad):
               if grad and isinstance(x, torch.Tensor) and x.is_floating_point()}
     with torch.set_grad_enabled(grad):
         found = tensors(call(**arguments))
-    summed = [(x.float() * draw(x.numel(), seed=place).view(x.shape).to(x.device)).sum()
+    summed = [(x.double() * draw(x.numel(), seed=100 + place).view(x.shape).to(x.device)).sum()
               for place, x in enumerate(found) if x.requires_grad]
     if not summed or not leaves:
         return [x.detach().clone() for x in found]
@@ -58,14 +58,20 @@ def results(call, arguments, grad):
     return [x.detach() for x in found] + [x for x in grads if x is not None]
 
 
+def double(value):
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
 @cases(name=list(SUBJECTS), grad=[False, True])
 def test_a_gpu_computes_what_the_cpu_does(name, grad):
+    """Within rounding of float64: where a CPU loses digits, up to four times as many."""
     subject = SUBJECTS[name]
-    want = results(subject.make(torch.float32), subject.arguments(), grad)
-    got = results(to_cuda(subject.make(torch.float32)), {k: to_cuda(v) for k, v in subject.arguments().items()}, grad)
-    assert len(got) == len(want)
-    for place, (a, b) in enumerate(zip(got, want)):
-        if b.is_floating_point():
-            assert_close(a, b, BOUND, name=f"{name}, result {place}")
+    truth = results(subject.make(torch.float64), {k: double(v) for k, v in subject.arguments().items()}, grad)
+    cpu = results(subject.make(torch.float32), subject.arguments(), grad)
+    gpu = results(to_cuda(subject.make(torch.float32)), {k: to_cuda(v) for k, v in subject.arguments().items()}, grad)
+    assert len(gpu) == len(cpu) == len(truth)
+    for place, (a, b, want) in enumerate(zip(gpu, cpu, truth)):
+        if want.is_floating_point():
+            assert_close(a, want, max(BOUND, 4 * rms_error(b, want)), name=f"{name}, result {place}")
         else:
-            assert torch.equal(a.cpu(), b)
+            assert torch.equal(a.cpu(), want)

@@ -29,7 +29,7 @@ _PLAIN = frozenset((bool, int, float, str, type(None)))
 _steps: Dict[Optional[Key], Any] = {}
 
 find_step = _steps.get
-"""The step of a key, or None; None for None."""
+"""The step of a key, or None. Not to be called without a key: compilers cannot read it."""
 
 
 def step_key(

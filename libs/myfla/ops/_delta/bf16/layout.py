@@ -164,7 +164,7 @@ def packed_layout(
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), pieces)
     part = torch.arange(len(sequence)) - torch.repeat_interleave(pieces.cumsum(0) - pieces, pieces)
     size = (counts[sequence] - part * most).clamp(max=most)
-    order = torch.argsort(size, descending=True, stable=True)
+    order = torch.sort(size, descending=True, stable=True).indices
     sequence, part, size = sequence[order], part[order], size[order]
     most_steps = int(size[0]) if len(size) else 0
     steps = len(size) - torch.bincount(size, minlength=most_steps + 1).cumsum(0)[:most_steps]
