@@ -26,7 +26,7 @@ from benchmarks.inputs import gated_inputs, forward_backward
 from benchmarks.registry import load_op
 work = forward_backward(load_op("gated delta rule", {side!r}), gated_inputs(1, 64, 2, 32, torch.float32, "cpu"))
 one = torch.ones(1, requires_grad=True)
-torch.autograd.grad(one * one, one, torch.ones(1))  # the first use of autograd costs the same whoever makes it
+torch.autograd.grad(one * one, one, torch.ones(1))  # the first use of autograd costs the same for every library
 times = []
 for _ in range(20):
     start = time.process_time(); work(); times.append(time.process_time() - start)

@@ -46,7 +46,7 @@ def pipeline_of(trained: Trained) -> InputPipeline:
     """The input pipeline of a run.
 
     Raises:
-        RunError: there is nothing but an encoder.
+        RunError: there is only an encoder.
     """
     if trained.pipeline is None:
         raise RunError(f"run={str(trained.folder)!r} must hold what its training measured; got an encoder by itself; "

@@ -1,4 +1,4 @@
-"""One writer at a time: locks that the system releases when their process ends for whatever reason."""
+"""One writer at a time: locks that the system releases when their process ends, for any reason."""
 
 import os
 from contextlib import suppress

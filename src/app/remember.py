@@ -75,7 +75,7 @@ def measure_memory(
     Args:
         encoder: on the device of the data.
         batches: ``(x, lengths, cu_seqlens)`` as for `Encoder.forward`.
-        most_tokens: no further batch is read after so many tokens.
+        most_tokens: no further batch is read after this many tokens.
 
     Returns:
         None if the strategy does not report it, else values for JSON: ``tokens`` read, ``strength_name`` and

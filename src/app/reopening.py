@@ -123,7 +123,7 @@ def _open_again(folder: Path, config: AppConfig, sizes: Dict[str, Any], given: L
 
 
 def edited(before: Any, now: Any, key: str = "") -> Dict[str, Tuple[Any, Any]]:
-    """``(before, now)`` of every setting that differs; None stands for one that is not there.
+    """``(before, now)`` of every setting that differs; None for a missing one.
 
     Example:
         >>> edited({"seed": 0, "job": {"noise": 0.0}}, {"seed": 1, "job": {"noise": 0.0}})

@@ -44,7 +44,7 @@ def is_known(layer: type) -> bool:
 
 
 def sorts_by_kind(layer: type) -> bool:
-    """Whether a class of transformers has such a layer's parts at all, in whatever version."""
+    """Whether a class of transformers has such a layer's parts at all, in any version."""
     return layer.__name__.endswith(LAYER) and all(name in vars(layer) for name in METHODS)
 
 

@@ -36,7 +36,7 @@ def mamba2_chunk_scan(
     Args:
         hidden_states: ``[B, T, HV, V]``.
         dt, A, B, C, D, dt_bias, initial_states, dt_softplus, dt_limit, z: as the op's.
-        chunk_size: changes nothing but rounding, and is passed over.
+        chunk_size: changes only rounding, and is ignored.
         return_final_states: also return the states after each row's last token.
         **kwargs: ``cu_seqlens``, ``cu_seq_lens_q`` or ``seq_idx`` for packed sequences; others are passed over.
 

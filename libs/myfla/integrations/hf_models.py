@@ -31,7 +31,7 @@ CONVOLUTIONS: Dict[str, Callable] = {
     "causal_conv1d_fn": hf_layers.causal_conv1d_fn,
     "causal_conv1d_update": hf_layers.causal_conv1d_update,
 }
-"""The same. A model that calls none of these and none of `RULES` is left alone."""
+"""The same. A model that calls none of these and none of `RULES` is not changed."""
 
 OTHER_RULE = "mamba_selective_scan("
 """What Mamba-1's families call, which stay as they are: their time goes into this scan, not into the convolution."""

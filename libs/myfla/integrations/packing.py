@@ -18,7 +18,7 @@ def packed_kwargs(position_ids: torch.Tensor) -> Dict[str, Any]:
     return_seq_idx=True``.)
 
     Args:
-        position_ids: ``[1, T]`` integers that start anew at every sequence, e.g. ``[[0, 1, 2, 0, 1]]``.
+        position_ids: ``[1, T]`` integers that start again at 0 for every sequence, e.g. ``[[0, 1, 2, 0, 1]]``.
 
     Returns:
         ``position_ids``, ``seq_idx [1, T]``, ``cu_seq_lens_q`` and ``cu_seq_lens_k`` ``[N + 1]`` (int32),

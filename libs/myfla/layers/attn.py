@@ -231,7 +231,7 @@ class Attention(nn.Module):
 
     def _attend(self, q: torch.Tensor, new: Tuple[torch.Tensor, ...], past: Optional[Tuple[torch.Tensor, ...]],
                 before: Optional[torch.Tensor], added: Optional[torch.Tensor]) -> torch.Tensor:
-        """Rows of queries with the keys of their own and of the past; ``before`` and ``added`` count real ones."""
+        """Rows of queries with the keys of this call and of the past; ``before`` and ``added`` count real ones."""
         k, v = append_tokens(past, new, added)
         stored, real = k.shape[1] - q.shape[1], None
         if before is not None or added is not None:

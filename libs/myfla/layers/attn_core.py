@@ -50,8 +50,8 @@ def visible(
 
     Args:
         queries, keys: T and S.
-        real: ``[B]``: so many of the last places hold tokens; None for all. Every place sees itself.
-        window: a query sees so many places, its own included; None for all before it.
+        real: ``[B]``: how many of the last places hold tokens; None for all. Every place sees itself.
+        window: number of places that a query sees, including its own; None for all before it.
 
     Returns:
         ``[B or 1, T, S]`` bool; None where `attend` needs none.

@@ -27,7 +27,7 @@ class GatedDeltaProduct(ConvLayer):
     """Gated DeltaProduct (arXiv 2502.10297), with the parameters, results and cache protocol of fla 0.6.0's layer.
 
     For each token the state decays once and then makes ``n = num_householder`` steps of the delta rule, each with a
-    key, value and write strength of its own, so that its transition is a product of n Householder matrices::
+    separate key, value and write strength, so that its transition is a product of n Householder matrices::
 
         S <- exp(g) S;  for j in 1..n: S <- S + k_j (beta_j (v_j - S^T k_j))^T;  o = S^T q / sqrt(head_dim)
         y = o_proj(RMSNorm(o) * silu(g_proj(x)))

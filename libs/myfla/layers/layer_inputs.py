@@ -73,7 +73,7 @@ def real_tokens(who: str, attention_mask: Any, batch: int, q_len: int, x: torch.
         raise value_error(who, field, "must have values", "a tensor on the device meta")
     mask = attention_mask[:, attention_mask.shape[1] - q_len :]
     is_one = mask == 1
-    if tracing(attention_mask):  # the values cannot be looked at
+    if tracing(attention_mask):  # the values cannot be read
         return is_one.to(torch.int64)
     every, valid = torch.stack([is_one.all(), (is_one | (mask == 0)).all()]).tolist()
     if not valid:

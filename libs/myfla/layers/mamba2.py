@@ -168,7 +168,7 @@ class Mamba2(RecurrentLayer):
         self.out_proj = nn.Linear(self.intermediate_size, hidden_size, bias=use_bias, **new)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, as construction does; call it after ``to_empty`` on a meta-device layer."""
+        """Draw all parameters again, as construction does; call it after ``to_empty`` on a meta-device layer."""
         self.conv1d.reset_parameters()
         self._reset_taps()
         self.in_proj.reset_parameters()

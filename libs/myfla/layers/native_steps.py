@@ -97,7 +97,7 @@ def conv_layer_step(
 
 
 def _is_plain_conv(conv: Any) -> bool:
-    """Whether a module, or None, is a short convolution that nobody has hooked into."""
+    """Whether a module, or None, is a short convolution without hooks."""
     return type(conv) is ShortConvolution and is_free(conv)
 
 
@@ -151,7 +151,7 @@ def rwkv7_layer_step(
     """All operations between the projections of RWKV-7, for one token in each row; or None.
 
     Args:
-        layer: of RWKV-7. One whose norm has a hook, or is something else, is left alone.
+        layer: of RWKV-7. If its norm has a hook or another type, the result is None.
         projected: r, w, k, v, a, the output gate, and the first layer's values and the share of them (or None both),
             as `myfla.layers.rwkv7_core.Projected` has them.
         call: the call of the layer.

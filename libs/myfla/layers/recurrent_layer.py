@@ -160,7 +160,7 @@ class RecurrentLayer(nn.Module, abc.ABC):
     def _check_states(
         self, state: Optional[Dict[str, Any]], sequences: int, x: torch.Tensor
     ) -> Tuple[Optional[torch.Tensor], Any]:
-        """The states of the layer's cache slot, if they are this layer's for so many sequences; else a CacheError."""
+        """The states of the layer's cache slot; a CacheError if they do not fit the layer or the sequences."""
         if state is None:
             return None, None
         recurrent, conv = state.get("recurrent_state"), state.get("conv_state")

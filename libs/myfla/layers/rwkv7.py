@@ -259,7 +259,7 @@ class RWKV7Attention(nn.Module):
         return project(self.o_proj, o), state, conv_state, value
 
     def _uses_chunks(self, q_len: int) -> bool:
-        if tracing():  # both ops have the same form but for one token; a graph must not depend on a threshold
+        if tracing():  # both ops have the same form except for one token; a graph must not depend on a threshold
             return not is_one(q_len)
         if torch.is_grad_enabled() or self.training:
             return True

@@ -86,5 +86,5 @@ def mix_time(layer: Any, p: Projected, call: LayerCall) -> Tuple[torch.Tensor, O
 
 
 def _overflows(x: torch.Tensor) -> bool:
-    """Whether o would leave its format's range long before its norm does; a GPU's kernels want one format for all."""
+    """Whether o would leave its dtype's range long before its norm does; a GPU's kernels need one dtype for all."""
     return x.dtype == torch.float16 and x.device.type == "cpu"

@@ -25,7 +25,7 @@ from myfla.utils.tracing import exporting
 __all__ = ["ConvLayer"]
 
 NAMES = ("q", "k", "v")
-# Up to so many numbers, one convolution of q, k and v together costs less than three, in spite of the copy.
+# Up to this many numbers, one convolution of q, k and v together takes less time than three, in spite of the copy.
 FUSED_ON_CPU = 2**18
 Parts = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -63,7 +63,7 @@ class ConvLayer(RecurrentLayer):
     o_proj: nn.Linear
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, as construction does; call it after ``to_empty`` on a meta-device layer."""
+        """Draw all parameters again, as construction does; call it after ``to_empty`` on a meta-device layer."""
         children: Dict[str, Any] = dict(self.named_children())
         for name, child in children.items():
             parts: Any = child if isinstance(child, nn.Sequential) else (child,)
@@ -87,7 +87,7 @@ class ConvLayer(RecurrentLayer):
 
         Args:
             known: the constructor's keywords.
-            unknown: keywords that are none of its own; ``inert`` ones choose a kernel and not a result.
+            unknown: keywords that it does not have; ``inert`` ones choose a kernel and not a result.
             flags, choices: further settings that are booleans, or one of a few values.
             **given: the arguments.
         """

@@ -46,7 +46,7 @@ class TokenRows(NamedTuple):
         if self.indices is None:
             return x
         flat = x.flatten(0, 1)
-        if self.real is not None:  # pads are computed too: what stands in them must not be NaN
+        if self.real is not None:  # padding is computed too: its values must not be NaN
             flat = torch.where(self.real.view(-1, *(1,) * (flat.dim() - 1)), flat, flat.new_zeros(()))
         return flat.index_select(0, self.indices).unsqueeze(0)
 

@@ -193,7 +193,7 @@ def unpad_input(
         q: ``[B, q_len, ...]``, or a tuple of such.
         states: each ``[B, T, ...]``.
         attention_mask: ``[B, T]`` of 0 and 1.
-        q_len: T, 1 (decoding; then every row has one query, whatever the mask says of it), or any length between;
+        q_len: T, 1 (decoding; then every row has one query, independent of the mask), or any length between;
             queries are the last tokens.
         keepdim: give ``[1, total, ...]`` instead of ``[total, ...]``.
 

@@ -15,7 +15,7 @@ def append_tokens(
     Args:
         cached: tensors ``[N, S, ...]``, or None for S = 0.
         new: as many tensors ``[N, C, ...]``.
-        added: ``[N]``: so many of the last new positions of a row are real; None for all.
+        added: ``[N]``: how many of the last new positions of a row are real; None for all.
 
     Returns:
         Tensors ``[N, S + C, ...]``.
@@ -57,7 +57,7 @@ def update_attention_cache(
     Args:
         cached_state: tensors ``[N, S, ...]``.
         new_state: as many tensors ``[N, C, ...]``.
-        window_size: keep at most so many positions, the last ones; None for all.
+        window_size: the largest number of positions that are kept, the last ones; None for all.
 
     Returns:
         Tensors ``[N, min(S + C, window_size), ...]``.

@@ -72,7 +72,7 @@ class AttnRes:
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """The block's forward pass: the sum since the last boundary, and what was put aside."""
         total: Optional[torch.Tensor] = None
-        if states is None:  # the embedding is the only source, and a sum of its own
+        if states is None:  # the embedding is the only source, and is also their sum
             states, mixed = [hidden_states], block.attn_norm(hidden_states)
         else:
             mixed, total, states = _mix(hidden_states, states, block.boundaries[0], block.attn_res_proj,

@@ -240,7 +240,7 @@ class FLALayer:
 
 
 def _have_rows(value: Any, rows: Optional[int]) -> bool:
-    """Whether a state is a tensor, or a tuple of tensors, of so many rows, without the walk through any structure."""
+    """Whether a state is a tensor, or a tuple of tensors, with this number of rows; no other structure is read."""
     for tensor in value if type(value) is tuple else (value,):
         if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0 or tensor.shape[0] != rows:
             return False

@@ -93,7 +93,7 @@ class WeightFiles:
         try:
             file = safe_open(str(path), framework="pt")
             names = list(file.keys())
-        except Exception as problem:  # whatever safetensors raises on bytes that are not its own
+        except Exception as problem:  # any error of safetensors for bytes in another format
             rule = "must be safetensors"
             raise CheckpointError(message(str(path), "format", rule, str(problem), _why(path))) from None
         self._files[str(path)] = file

@@ -70,7 +70,7 @@ def _save(tensors: Dict[str, torch.Tensor], path: Path, temporary: Path) -> None
 
 
 def _plain(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """On the CPU, contiguous, each in separate memory, as safetensors wants them."""
+    """On the CPU, contiguous, each in separate memory, as safetensors needs them."""
     plain: Dict[str, torch.Tensor] = {}
     taken = set()
     for name, tensor in tensors.items():

@@ -72,7 +72,7 @@ class GenerationMixin:
             max_length: tokens at the end, prompt and padding included.
             do_sample: draw from the distribution; else the likeliest token is taken each time.
             temperature: logits are divided by it; 1 by default.
-            top_k: draw from so many of the likeliest tokens; 50 by default, 0 for all.
+            top_k: number of the likeliest tokens from which is drawn; 50 by default, 0 for all.
             top_p: draw from the fewest likeliest tokens that hold this share of the probability; 1 by default.
             eos_token_id: a row ends with this token, or one of these; None for none.
             pad_token_id: what follows the end of a row while others go on; the (first) end token by default.
@@ -167,7 +167,7 @@ class _Loop:
             rule, hint = f"must be longer than the {read} tokens in past_key_values", "give the whole sequence"
             raise value_error(WHO, "input_ids", rule, length, hint)
         scores: List[torch.Tensor] = []
-        own = cache is None  # and nobody else sees it before the end
+        own = cache is None  # and no other code sees it before the end
         for end in range(length, length + steps):
             logits, cache = self._next(ids[:, :end], read, mask if read < length else None, cache, end)
             if own and end == length and cache is not None:

@@ -91,7 +91,7 @@ class GatedDeltaNetConfig(_Config):
     model_type = "gated_deltanet"
     plain = MODELS["gated_deltanet"][0]
 
-    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+    def __init__(self, **fields: Any) -> None:  # transformers adds one to a class that has none
         super().__init__(**fields)
 
 
@@ -101,7 +101,7 @@ class DeltaNetConfig(_Config):
     model_type = "delta_net"
     plain = MODELS["delta_net"][0]
 
-    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+    def __init__(self, **fields: Any) -> None:  # transformers adds one to a class that has none
         super().__init__(**fields)
 
 
@@ -111,7 +111,7 @@ class GatedDeltaProductConfig(_Config):
     model_type = "gated_deltaproduct"
     plain = MODELS["gated_deltaproduct"][0]
 
-    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+    def __init__(self, **fields: Any) -> None:  # transformers adds one to a class that has none
         super().__init__(**fields)
 
 
@@ -121,7 +121,7 @@ class KDAConfig(_Config):
     model_type = "kda"
     plain = MODELS["kda"][0]
 
-    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+    def __init__(self, **fields: Any) -> None:  # transformers adds one to a class that has none
         super().__init__(**fields)
 
 
@@ -131,7 +131,7 @@ class RWKV7Config(_Config):
     model_type = "rwkv7"
     plain = MODELS["rwkv7"][0]
 
-    def __init__(self, **fields: Any) -> None:  # transformers writes one if a class has none of its own
+    def __init__(self, **fields: Any) -> None:  # transformers adds one to a class that has none
         super().__init__(**fields)
 
 
@@ -184,7 +184,7 @@ class _Pretrained(PreTrainedModel):
 def _returning(kind: type, forward: Any) -> Any:
     """A forward pass that takes its cache by each of transformers' names and returns outputs of transformers.
 
-    transformers looks at its signature.
+    transformers reads its signature.
     """
     field = next(field.name for field in dataclasses.fields(kind) if field.name in CACHES)
 
@@ -262,7 +262,7 @@ class _Language(_Pretrained, Generation):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the layers keep recurrent states, in a cache of their own
+        return False  # the layers keep recurrent states, in a separate cache
 
 
 class GatedDeltaNetForCausalLM(_Language, LanguageModel):

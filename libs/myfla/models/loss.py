@@ -50,7 +50,7 @@ def next_tokens(
     Args:
         labels: ``[B, T]`` integers, the tokens themselves.
         shift_labels: ``[B, T]`` integers that are moved already; they win.
-        like: ``[B, T, ...]``, what they stand beside.
+        like: ``[B, T, ...]``, the tensor to which they belong.
 
     Raises:
         ValueError: another shape, or no integers.

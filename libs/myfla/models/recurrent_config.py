@@ -23,7 +23,7 @@ class RecurrentConfig(AttentionConfigBase, ModelConfig):
 
         Args:
             given: the constructor's arguments, by ``locals()``.
-            sizes: fields that must be positive integers, or None, beside those that all models have.
+            sizes: fields that must be positive integers, or None, in addition to those that all models have.
             extra: keywords that are no fields.
         """
         who = type(self).__name__

@@ -72,7 +72,7 @@ def read_sealed(
         raise error(message(who, "sha256", "must match the content", "another value", "the file is damaged"))
     try:
         return parse_tensors(data), note["facts"]
-    except Exception as problem:  # whatever safetensors raises on a file that was sealed wrongly
+    except Exception as problem:  # any error of safetensors for a file with a wrong header
         raise error(message(who, "format", "must be safetensors", str(problem))) from None
 
 

@@ -35,7 +35,7 @@ class Stack(Module):
     has a ``config`` and a flag ``gradient_checkpointing``.
 
     Attributes:
-        carried: what a block hands to the next beside the hidden states.
+        carried: the values that a block passes to the next in addition to the hidden states.
         state_fields: fields of the config that decide what is in a cache.
     """
 

@@ -74,9 +74,9 @@ class Cache(FLACache):
     def in_place(self) -> "Cache":
         """A copy in separate memory, whose recurrent states are overwritten in decoding: less memory, more speed.
 
-        It is advanced by every call that is given it, an encoder's too. Copies of it (`fork`, `select`, ...) have
-        memory of their own; only what ``cache[i]`` shows changes under its reader's eyes. Calls with autograd, and
-        those of more tokens than the recurrent form takes, write nothing over.
+        Every call that has it as an argument advances it, also that of an encoder. Copies (`fork`, `select`, ...) have
+        separate memory; only the result of ``cache[i]`` changes with later calls. Calls with autograd, and those with
+        more tokens than the recurrent form computes, overwrite nothing.
 
         Example:
             >>> cache = Cache()

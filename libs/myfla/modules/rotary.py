@@ -75,7 +75,7 @@ class RotaryEmbedding(nn.Module):
             k: ``[B, T, H_k, D]``.
             seqlen_offset: position of the first tokens; a number, or ``[N]`` integers. Tokens before position 0, such
                 as padding on the left, become zero.
-            cu_seqlens: ``[N + 1]`` offsets of packed sequences, each of which begins anew.
+            cu_seqlens: ``[N + 1]`` offsets of packed sequences, each of which begins at position 0.
             max_seqlen: with ``scale_base`` the length whose middle position is not scaled; that of this call by
                 default.
             chunk_indices: accepted and not needed.
@@ -117,7 +117,7 @@ def rotary_embedding(
         cos, sin: ``[positions, R / 2]``. interleaved: pairs are neighbouring channels, not one from each half.
         inplace: write the result into x; not with autograd.
         seqlen_offsets: position of the first tokens; a number, or ``[N]`` integers.
-        cu_seqlens: ``[N + 1]`` offsets of packed sequences, each of which begins anew.
+        cu_seqlens: ``[N + 1]`` offsets of packed sequences, each of which begins at position 0.
         chunk_indices: accepted and not needed.
 
     Returns:

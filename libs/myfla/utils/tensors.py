@@ -17,7 +17,8 @@ def check_tensor(who: str, field: str, x: Any, beside: Optional[torch.Tensor] = 
     Args:
         who, field: the caller and its argument, for the message.
         x: the argument.
-        beside: a tensor on whose device it must be. name: of that tensor, for the message.
+        beside: a tensor on whose device it must be.
+        name: of that tensor, for the message.
 
     Example:
         >>> check_tensor("norm", "x", torch.zeros(1))

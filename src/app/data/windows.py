@@ -13,8 +13,8 @@ from cfg.data import TableDataConfig
 
 __all__ = ["cut"]
 
-_MANY = 5  # with so many recordings or more, a recording is never split
-_PIECES = 20  # fewer recordings are cut into so many contiguous parts each, without common steps
+_MANY = 5  # with this many recordings or more, a recording is never split
+_PIECES = 20  # fewer recordings are each cut into this many contiguous parts, without common steps
 
 
 def cut(part: Part, table: Table, config: TableDataConfig) -> Part:

@@ -27,7 +27,7 @@ class GatedDeltaProductConfig(RecurrentConfig):
         fuse_linear_cross_entropy: compute the loss in parts that never hold all logits; none are returned with it.
         use_l2warp: pull the largest logit of each token towards zero, see `myfla.models.loss.l2_warp`.
         vocab_size: number of tokens.
-        attnres_block_size: None, or attention residuals (arXiv 2603.15031) over blocks of so many half layers.
+        attnres_block_size: None, or attention residuals (arXiv 2603.15031) over blocks of this many half layers.
         kwargs: any other key; kept.
 
     Raises:

@@ -27,7 +27,7 @@ class KDAConfig(RecurrentConfig):
         fuse_norm, fuse_swiglu, fuse_cross_entropy: kept for the file; the results are the same.
         use_l2warp: pull the largest logit of each token towards zero, see `myfla.models.loss.l2_warp`.
         vocab_size: number of tokens.
-        attnres_block_size: None, or attention residuals (arXiv 2603.15031) over blocks of so many half layers.
+        attnres_block_size: None, or attention residuals (arXiv 2603.15031) over blocks of this many half layers.
         kwargs: any other key; kept.
 
     Raises:

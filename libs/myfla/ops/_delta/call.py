@@ -32,7 +32,7 @@ class Call(NamedTuple):
         chunk_size: tokens in a chunk, or None to choose it by the inputs.
         inplace: whether the initial state may be overwritten.
         lower_bound: value below which the caller promises to have no log decay, or None.
-        channel_decays: log decays of the recurrent form beside g: of key channels ``[B, T, HV, K]``, of value channels.
+        channel_decays: further log decays of the recurrent form: of key channels ``[B, T, HV, K]``, of value channels.
     """
 
     who: str

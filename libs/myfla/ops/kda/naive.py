@@ -91,7 +91,7 @@ def _prepared(
     who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor,
     scale: Optional[float], initial_state: Optional[torch.Tensor],
 ) -> Tuple[List[torch.Tensor], float, torch.Tensor]:
-    """The tensors with heads of their own in one dtype, the factor on q, and the first state, once everything fits."""
+    """The tensors, each with all heads, in one dtype, the factor on q, and the first state, once everything fits."""
     check_shapes(who, q, k, v)
     check_per_token(who, "g", g, v, k.shape[3])
     check_per_token(who, "beta", beta, v)

@@ -35,7 +35,7 @@ def fused_k_rwkv7(
         k: ``[B, T, D]`` projected keys.
         a: ``[B, T, D]`` in-context learning rates, in (0, 1).
         ka: ``[D]`` or ``[1, 1, D]``; its gradient has its shape.
-        cu_seqlens, cu_seqlens_cpu: official arguments; every token stands for itself, so they change nothing.
+        cu_seqlens, cu_seqlens_cpu: official arguments; tokens are independent, so they change nothing.
 
     Returns:
         ``[B, T, D]`` in k's dtype.

@@ -113,7 +113,7 @@ class _Packed(NamedTuple):
         return x.flatten(0, 1).unsqueeze(0)
 
     def spread(self, states: Any) -> torch.Tensor:
-        """States of rows as those of sequences, zeros but for each row's first."""
+        """States of rows as those of sequences, zeros except for each row's first."""
         check_tensor(NAME, "initial_states", states, self.cu_seqlens)
         if states.dim() != 4 or len(states) != self.shape[0]:
             rule = f"must have shape [B, HV, V, K] with B = {self.shape[0]}"

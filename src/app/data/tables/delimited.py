@@ -146,7 +146,7 @@ class Delimited:
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether it is packed by gzip, whatever its name is."""
+    """Whether it is compressed by gzip, for any name."""
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
 

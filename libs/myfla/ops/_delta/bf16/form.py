@@ -60,7 +60,7 @@ class Prepared(NamedTuple):
     """A family's tokens, prepared; in their dtype except g_last and the blocks."""
 
     g_last: torch.Tensor  # [M, 1 or K, 1]  decay over the whole chunk
-    reads: torch.Tensor  # [M, 2C, K + R]  room for -w over q_in, queries decayed from the chunk's start; beside it A_qk
+    reads: torch.Tensor  # [M, 2C, K + R] room for -w over q_in, queries decayed from the start; next to it A_qk
     k_in: torch.Tensor  # [M, C, K]  keys that read, decayed from the chunk's start
     k_out: torch.Tensor  # [M, R, K]  keys decayed to the chunk's end
     A_v: torch.Tensor  # [M, 2C, C] with a second pair the factors that read v: q over A_in; otherwise nothing
@@ -76,7 +76,7 @@ def split_reads(reads: torch.Tensor, key: int) -> Tuple[torch.Tensor, torch.Tens
 class Grads(NamedTuple):
     """The input of a family's backward."""
 
-    reads: torch.Tensor  # [M, 2C, K + R]  of q_in over less k_in, and beside it of A_qk over less those of the system
+    reads: torch.Tensor  # [M, 2C, K + R]  of q_in over less k_in, and next to it of A_qk over less those of the system
     k_out: torch.Tensor  # [M, R, K]
     h: torch.Tensor  # [M, K, V]  the state before each chunk; with dh, the gradient of g_last
     dh: torch.Tensor  # [M, K, V]  of the state after it

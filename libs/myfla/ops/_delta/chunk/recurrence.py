@@ -43,8 +43,8 @@ class Chunks(NamedTuple):
     A_qk: torch.Tensor  # [M, C, C]  what each query reads of its own chunk: a lower triangle
     v_in: torch.Tensor  # [M, C, V]  may be overwritten
     system: Optional[torch.Tensor] = None  # [M, C, C]  L, read below the diagonal only; None: no delta rule
-    kv: Optional[torch.Tensor] = None  # [M, K, V]  written whatever the state is
-    o_v: Optional[torch.Tensor] = None  # [M, C, V]  read whatever the state is
+    kv: Optional[torch.Tensor] = None  # [M, K, V]  written independently of the state
+    o_v: Optional[torch.Tensor] = None  # [M, C, V]  read independently of the state
     extra: Any = None  # what the family's `prepare_bwd` needs
 
     @property

@@ -37,7 +37,7 @@ class StrongDecays:
         left: torch.Tensor, right: torch.Tensor,
     ) -> None:
         self.chunk, self.size = block.chunk, 1 << max(0, block.chunk - 1).bit_length()
-        self.pairs = SubChunks(self.size, 1).pairs()[1:]  # but for a token with itself
+        self.pairs = SubChunks(self.size, 1).pairs()[1:]  # except for a token with itself
         self.matrices, self.late, self.dtype = matrices, late, left.dtype
         heads, key = gk.shape[2:]
         steps = gk.new_empty(block.size * heads, self.chunk, key, dtype=wide_dtype(gk.device, left.dtype))

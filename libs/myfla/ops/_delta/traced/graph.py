@@ -44,7 +44,7 @@ def _plan(family: Family, given: Tuple[Any, ...]) -> Tuple[List[torch.Tensor], O
 
 
 def _residuals_size(family: Family, given: Tuple[Any, ...]) -> Any:
-    """Elements of what the forward saves, whatever the offsets are."""
+    """Elements that the forward saves at most, for any offsets."""
     x, cu_seqlens = given[: len(family.inputs)], given[len(family.inputs) + 1]
     (key, (heads, value)), chunk = (x[1].shape[3], x[2].shape[2:]), graph_chunk(family, x)
     batch, tokens = x[0].shape[:2]
