@@ -63,8 +63,8 @@ def test_a_small_set_is_trained_on_as_a_whole_for_some_steps_and_a_large_one_is_
 
 def test_few_sequences_skip_layers_behind_convolutions():
     assert settled(LONG)[0].encoder.drop_path == 0.5 == settled(LONG, "encoder.stem=inception")[0].encoder.drop_path
-    for train, *overrides in ((some([24] * 40),), (some([100] * 300),), (LONG, "encoder.stem=conv"),
-                              (LONG, "trainer.max_epochs=7")):
+    for train, *overrides in ((some([24] * 40),), (some([100] * 300),), (some([100] * 40, channels=2),),
+                              (LONG, "encoder.stem=conv"), (LONG, "trainer.max_epochs=7")):
         assert settled(train, *overrides)[0].encoder.drop_path == 0
     assert settled(LONG, "encoder.drop_path=0.1")[0].encoder.drop_path == 0.1
 

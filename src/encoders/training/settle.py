@@ -4,8 +4,8 @@ Settings that were given are never changed, and only the training set is used. T
 cross-validation inside the training sets of eight public data sets (`.doc/90_operations/experiments.md`):
 
 - Whole, long sequences of few channels get a stem of convolutions in front of a bidirectional stack; in training, a
-  stretch of each is hidden, and if they are few, each skips half of the recurrent layers. Short ones get no stem, and
-  shifts where their own levels differ.
+  stretch of each is hidden, and if they are few and of one channel, each skips half of the recurrent layers. Short
+  ones get no stem, and shifts where their own levels differ.
 - Where the scale of whole sequences spans orders of magnitude, each is brought to its own.
 - A small set is trained on as a whole, for a number of optimizer steps: what could be held out of it would be too
   little to choose an epoch by. A large one, one with a target a step, or a training whose epochs were given, holds a
@@ -27,7 +27,7 @@ __all__ = ["Facts", "facts_of", "settle"]
 log = logging.getLogger(__name__)
 
 SMALL = 1000  # training sequences below which none is held out
-FEW = 300  # below which they are learned by heart, unless they skip layers
+FEW = 300  # training sequences of one channel below which they are learned by heart, unless they skip layers
 LONG, FEW_CHANNELS = 64, 64  # steps of the median sequence, and channels, for the stem
 STACK = 110  # steps of a sequence that the stem leaves to the stack, if it can
 TOKENS = 1_400_000  # that the stack is to see in a training, so that it takes minutes
@@ -120,7 +120,8 @@ def _data(config: AppConfig, facts: Facts) -> Choices:
 def _encoder(config: AppConfig, facts: Facts) -> Choices:
     chosen = _stem(config, facts) if config.encoder.stem == "auto" else {}  # None elsewhere has its own meaning
     convolves = chosen.get("stem", config.encoder.stem) == "inception"
-    return {**chosen, "drop_path": 0.5 if convolves and _small(config, facts) and facts.sequences < FEW else 0.0}
+    few = _small(config, facts) and facts.sequences < FEW and facts.channels == 1
+    return {**chosen, "drop_path": 0.5 if convolves and few else 0.0}
 
 
 def _stem(config: AppConfig, facts: Facts) -> Choices:
