@@ -57,7 +57,7 @@ MN_INLINE void back(void *work_, const mn_rule *c, const mn_rule_grad *g, mn_par
     work *w = work_;
     block *b = &w->tokens;
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
-    mn_expect_next(&w->chunk.errands, c, g, at.row, at.first, at.head, Kp * Vp / 48, rule);
+    mn_expect_next(&w->chunk.errands, c, g, at.row, at.first, at.head, Kp * Vp / (3 * MN_W), rule);
     fill(b, c, g, at.row, at.first, at.count, at.head, rule);
     if (at.count > FEW && centre(&w->chunk, b, Kp, rule)) {
         one_chunk(&w->chunk, b, S, D, Kp, Vp, rule);

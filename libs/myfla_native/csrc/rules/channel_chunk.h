@@ -15,7 +15,7 @@
  *     dM = [go; y] [u; v]^T;   dreads = [go; y] S' + dM writes;   dwrites = [u; v] D' + dM^T reads
  *     D <- head (tail D + reads^T [go; y])
  *
- * This is accurate as long as no half decays below MN_FAINT; states lie as columns, [Vp, Kp]. */
+ * This is accurate as long as no half decays below MN_FAINT; states lie turned, [Vp, Kp]. */
 #ifndef MN_CHANNEL_CHUNK_H
 #define MN_CHANNEL_CHUNK_H
 
@@ -75,7 +75,8 @@ MN_INLINE int centre(chunk *x, const block *b, int64_t Kp, const int rule) {
         vf last = 1 / over;
         for (int i = 0; i < C; i++) {
             int64_t at = i * Kp + c;
-            vf inverse = 1 / before[i], e = i <= MIDDLE ? inverse : before[i], one_over = i <= MIDDLE ? before[i] : inverse;
+            vf inverse = 1 / before[i], e = i > MIDDLE ? before[i] : inverse;
+            vf one_over = i > MIDDLE ? inverse : before[i];
             vf k = vf_load(b->in.k + at);
             vf_store(x->E + at, e);
             vf_store(x->over_E + at, one_over);

@@ -53,9 +53,9 @@ MN_INLINE void solve(chunk *x, block *b, float *y, const float *N, int64_t Vp, c
 /* A product over many terms, with some errands now and then. */
 MN_INLINE void multiply_asking(chunk *x, vf *sum, const float *a, int64_t row, int64_t term, const float *b,
                                int64_t step, int64_t L, const int nv) {
-    for (int64_t l = 0; l < L; l += 16) {
+    for (int64_t l = 0; l < L; l += MN_ASKED) {
         mn_ask(&x->errands);
-        mn_multiply(sum, a + l * term, row, term, b + l * step, step, mn_min(16, L - l), nv);
+        mn_multiply(sum, a + l * term, row, term, b + l * step, step, mn_min(MN_ASKED, L - l), nv);
     }
 }
 

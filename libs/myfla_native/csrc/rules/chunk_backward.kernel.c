@@ -106,7 +106,7 @@ static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part a
     chunk *x = block;
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = at.head / group;
     int64_t row = at.row, first = at.first, n = at.count, part = at.head % group;
-    mn_expect_next(&x->errands, c, g, row, first, at.head, Kp * Vp / 96, MN_GATED);
+    mn_expect_next(&x->errands, c, g, row, first, at.head, Kp * Vp / (6 * MN_W), MN_GATED);
     decays(x, c, row, first, n, at.head);
     take(x->go, &g->go, row, first, n, at.head, c->V, 0);
     take(x->error, &c->error, row, first, n, at.head, c->V, 0);

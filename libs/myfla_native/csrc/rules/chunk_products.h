@@ -108,8 +108,9 @@ MN_INLINE void gradients_of_channels(chunk *x, const float *S, const float *G, i
     MN_UNROLL
     for (int i = 0; i < CHANNELS; i++) dq[i] = dk[i] = of_u[i] = (vf){0};
     const float *out = x->out + j, *S4 = S + 4 * Vp, *G4 = G + 4 * Vp;
+    if (MN_W < 16) mn_ask(&x->errands); /* within the loop there are not enough registers for it */
     for (int64_t v = 0; v < Vp; v++, out += 3 * C) {
-        if (v % 16 == 0) mn_ask(&x->errands);
+        if (MN_W == 16 && v % MN_ASKED == 0) mn_ask(&x->errands);
         vf go = vf_load(out), solution = vf_load(out + C), u = vf_load(out + 2 * C);
         MN_UNROLL
         for (int i = 0; i < CHANNELS; i++) {
@@ -119,7 +120,8 @@ MN_INLINE void gradients_of_channels(chunk *x, const float *S, const float *G, i
             of_u[i] += u * g;
         }
     }
-    vf of_rise = {0}, of_fall = {0}, rise_q = vf_load(rises + j), rise_k = vf_load(rises + C + j), fall = vf_load(x->fall + j);
+    vf of_rise = {0}, of_fall = {0};
+    vf rise_q = vf_load(rises + j), rise_k = vf_load(rises + C + j), fall = vf_load(x->fall + j);
     MN_UNROLL
     for (int i = 0; i < CHANNELS; i++) {
         vf q = vf_load(qk + i * 2 * C + j), k = vf_load(qk + i * 2 * C + C + j);

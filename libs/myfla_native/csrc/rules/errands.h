@@ -5,7 +5,7 @@
 
 #include "rules/rows.h"
 
-enum { MN_MOST_ERRANDS = 16 };
+enum { MN_MOST_ERRANDS = 20, MN_ASKED = MN_W == 16 ? 16 : 32 /* terms of a product between two times */ };
 
 typedef struct {
     struct {
@@ -36,30 +36,42 @@ MN_INLINE void mn_ask(mn_errands *list) {
     for (list->due += list->share; list->due >= 1 && list->at < list->count; list->due--) {
         uintptr_t next = list->of[list->at].next;
         for (int64_t i = 0; i < list->of[list->at].bytes; i += 64)
-            __builtin_prefetch((const void *)(next + (uintptr_t)i));
+            __builtin_prefetch((const void *)(next + (uintptr_t)i), 0, 2); /* the first cache is in use */
         list->of[list->at].next += (uintptr_t)list->of[list->at].step;
         if (++list->row == MN_TOKENS) list->row = 0, list->at++;
     }
 }
 
+/* What goes into states, of MN_TOKENS tokens. */
+MN_INLINE void mn_expect_writes(mn_errands *list, const mn_rule *c, int64_t row, int64_t first, int64_t head,
+                                const int rule) {
+    int64_t query = head / (c->HV / c->H);
+    mn_expect(list, &c->k, row, first, query, c->K);
+    mn_expect(list, &c->error, row, first, head, c->V);
+    if (rule != MN_GATED) mn_expect(list, &c->g, row, first, head, c->K);
+    if (rule != MN_DPLR) return;
+    mn_expect(list, &c->b, row, first, query, c->K);
+    mn_expect(list, &c->v, row, first, head, c->V);
+}
+
 /* What a backward needs soon, in so many times: where gradients go; tokens before, whose turn comes next; those MN_KEPT
- * before, whose states are found again before theirs. */
+ * before, whose states are found again before theirs, if a second cache can hold rows so far apart for so long. */
 MN_INLINE void mn_expect_next(mn_errands *list, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first,
                               int64_t head, int64_t times, const int rule) {
-    int64_t query = head / (c->HV / c->H), K = c->K, V = c->V, before = first - MN_TOKENS, kept = first - MN_KEPT;
+    enum { FAR = 4096 }; /* bytes */
+    int64_t query = head / (c->HV / c->H), K = c->K, V = c->V, before = first - MN_TOKENS;
     list->count = list->at = list->row = 0;
     mn_expect(list, &g->dv, row, first, head, V);
     mn_expect(list, &g->dq, row, first, query, K);
     mn_expect(list, &g->dk, row, first, query, K);
     if (rule != MN_GATED) mn_expect(list, &g->dg, row, first, head, K);
-    if (rule == MN_DPLR) mn_expect(list, &g->dbeta, row, first, query, K), mn_expect(list, &g->db, row, first, query, K);
+    if (rule == MN_DPLR) mn_expect(list, &g->dbeta, row, first, query, K);
+    if (rule == MN_DPLR) mn_expect(list, &g->db, row, first, query, K);
     mn_expect(list, &c->q, row, before, query, K);
     mn_expect(list, &g->go, row, before, head, V);
     if (rule == MN_DPLR) mn_expect(list, &c->beta, row, before, query, K);
-    mn_expect(list, &c->k, row, kept, query, K);
-    mn_expect(list, &c->error, row, kept, head, V);
-    if (rule != MN_GATED) mn_expect(list, &c->g, row, kept, head, K);
-    if (rule == MN_DPLR) mn_expect(list, &c->b, row, kept, query, K), mn_expect(list, &c->v, row, kept, head, V);
+    mn_expect_writes(list, c, row, before, head, rule);
+    if (c->k.token * mn_width((int)c->k.dtype) <= FAR) mn_expect_writes(list, c, row, first - MN_KEPT, head, rule);
     mn_share(list, times);
 }
 

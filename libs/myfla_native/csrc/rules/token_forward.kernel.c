@@ -31,7 +31,8 @@ MN_INLINE void expect(mn_errands *list, const mn_rule *c, int64_t row, int64_t f
     mn_expect(list, &c->k, row, next, query, c->K);
     if (rule != MN_GATED) mn_expect(list, &c->g, row, next, head, c->K);
     mn_expect(list, &c->q, row, next, query, c->K);
-    if (rule == MN_DPLR) mn_expect(list, &c->beta, row, next, query, c->K), mn_expect(list, &c->b, row, next, query, c->K);
+    if (rule == MN_DPLR) mn_expect(list, &c->beta, row, next, query, c->K);
+    if (rule == MN_DPLR) mn_expect(list, &c->b, row, next, query, c->K);
     mn_expect(list, &c->v, row, next, head, c->V);
     mn_expect(list, &c->o, row, first, head, c->V);
     mn_expect(list, &c->error, row, first, head, c->V);
