@@ -50,12 +50,16 @@ MN_INLINE void solve(chunk *x, block *b, float *y, const float *N, int64_t Vp, c
         vf_store(b->dbeta + i, mn_sums(x->parts + i * MN_W, MN_W));
 }
 
-/* A product over many terms, with some errands now and then. */
+/* A product over many terms, with some errands now and then, and sums of sums as in `mn_product_block`. */
 MN_INLINE void multiply_asking(chunk *x, vf *sum, const float *a, int64_t row, int64_t term, const float *b,
                                int64_t step, int64_t L, const int nv) {
     for (int64_t l = 0; l < L; l += MN_ASKED) {
+        vf part[MN_SUMS];
         mn_ask(&x->errands);
-        mn_multiply(sum, a + l * term, row, term, b + l * step, step, mn_min(MN_ASKED, L - l), nv);
+        mn_clear(part, nv);
+        mn_multiply(part, a + l * term, row, term, b + l * step, step, mn_min(MN_ASKED, L - l), nv);
+        MN_UNROLL
+        for (int i = 0; i < MN_ROWS * nv; i++) sum[i] += part[i];
     }
 }
 
