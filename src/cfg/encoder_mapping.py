@@ -9,6 +9,8 @@ from cfg.validation import ConfigError, config_error, nearest
 __all__ = ["field_names", "from_mapping", "portable_mapping", "switch_encoder", "to_mapping"]
 
 LOCAL = ("backend", "pretrained")
+LATER = ("attn", "drop_path")
+"""Fields that files of earlier versions lack. Unset, they are left out, so that fingerprints stay what they were."""
 
 
 def field_names(config_class: Type[EncoderConfig]) -> list:
@@ -29,7 +31,7 @@ def portable_mapping(config: EncoderConfig) -> Dict[str, Any]:
         False
     """
     plain = to_mapping(config)
-    return {name: value for name, value in plain.items() if name not in LOCAL and (name, value) != ("attn", None)}
+    return {name: value for name, value in plain.items() if name not in LOCAL and (value or name not in LATER)}
 
 
 def from_mapping(config_class: Type[EncoderConfig], values: Mapping[str, Any]) -> EncoderConfig:
