@@ -135,7 +135,7 @@ def test_a_scale_that_is_a_tensor_is_read_each_time():
 
 @pytest.mark.skipif(not hasattr(torch._C, "_len_torch_dispatch_stack"), reason="came with PyTorch 2.0")
 def test_who_watches_or_records_sees_the_plain_operations():
-    call = arguments()
+    call = dict(arguments(), backend="torch")
     want = results(call)
     with Watching() as mode:
         assert all(map(torch.equal, results(call), want)) and mode.seen > 5
@@ -155,13 +155,13 @@ def test_who_watches_or_records_sees_the_plain_operations():
 
 
 def test_a_backend_that_joins_is_asked_and_one_that_leaves_is_not(monkeypatch):
-    call, seen = arguments(), []
+    call, seen = dict(arguments(), backend="torch"), []
     want = results(call)
     loop = next(one for one in dispatch._registry if one.name == "loop")
     monkeypatch.setattr(dispatch, "_registry", list(dispatch._registry))
     own = loop._replace(name="own", run=lambda call: seen.append(call.who) or loop.run(call), plan=None)
     dispatch.register(own, before="loop")
-    assert all(map(torch.equal, results(dict(call, backend="torch")), want)) and seen
+    assert all(map(torch.equal, results(call), want)) and seen
     with pytest.raises(BackendError, match="backend"):
         results(dict(call, backend="unknown"))
 
