@@ -78,7 +78,7 @@ def conv_layer_step(
         gated, norm.activation if gated else None, norm.eps,
     )  # fmt: skip
     key = layout_key(f"{layer.who} step", options, *given)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is None:
         of_g = () if gates.rule == "GATED" else (layer.head_k_dim,)
         if not _conv_layer_fits(kernels, layer, x.shape[0], of_g, kernels.steps.ConvLayer(*given)):
@@ -167,7 +167,7 @@ def rwkv7_layer_step(
     given = *projected, state, own["k_k"], own["k_a"], own["r_k"], norm.weight, norm.bias
     options = layer.backend, layer.num_heads, layer.key_dim, layer.value_dim, layer.fuse_norm, norm.num_groups, norm.eps
     key = layout_key("RWKV7Attention step", options, *given)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is None:
         if not _rwkv7_layer_fits(layer, norm, kernels.steps.Rwkv7Layer(*given)):
             return None

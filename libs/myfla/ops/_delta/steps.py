@@ -28,8 +28,10 @@ _STRIDED, _CPU = torch.strided, torch.device("cpu")
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 _steps: Dict[Optional[Key], Any] = {}
 
-find_step = _steps.get
-"""The step of a key, or None. Not to be called without a key: compilers cannot read it."""
+
+def find_step(key: Optional[Key]) -> Any:
+    """The step of a key, or None. Without a key nothing is looked up: a compiler that reads this could not follow."""
+    return None if key is None else _steps.get(key)
 
 
 def step_key(

@@ -50,7 +50,7 @@ def fused_recurrent_comba(
     """
     options = scale, output_final_state, use_qk_l2norm_in_kernel, inplace_final_state, backend
     key = step_key(NAME, options, initial_state, cu_seqlens, q, k, p, v, g, beta)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     x, dtype = prepare(
         NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel, checked=step is not None
     )

@@ -56,7 +56,7 @@ def fused_recurrent_delta_rule(
     """
     options = scale, output_final_state, use_qk_l2norm_in_kernel, inplace_final_state, backend
     key = None if beta is None else step_key(NAME, options, initial_state, cu_seqlens, q, k, v, beta)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is not None:
         return step((q, k, v, None, beta), None, initial_state)
     per_token = {}

@@ -69,7 +69,7 @@ def fused_recurrent_gdn2(
             backend,
         )  # fmt: skip
         key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, b, w, A_log, dt_bias)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     x, dtype = prepare(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
         use_gate_in_kernel, A_log, dt_bias, lower_bound, checked=step is not None,

@@ -62,7 +62,7 @@ def fused_recurrent_gla(
     if gk is not None and gv is None and not state_v_first:
         options = scale, output_final_state, inplace_final_state, backend
         key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, gk)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is not None:
         return step((q, k, v, gk), None, initial_state)
     sizes = [x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v)]

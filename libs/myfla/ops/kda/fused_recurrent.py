@@ -87,7 +87,7 @@ def fused_recurrent_kda(
             allow_neg_eigval, lower_bound, inplace_final_state, backend,
         )  # fmt: skip
         key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is not None:
         return step((q, k, v, g, beta), given, initial_state)
     check_shapes(NAME, q, k, v)

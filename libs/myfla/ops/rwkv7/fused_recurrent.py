@@ -57,7 +57,7 @@ def fused_recurrent_rwkv7(
     """
     name, options = "fused_recurrent_rwkv7", (scale, output_final_state, inplace_final_state, backend)
     key = step_key(name, options, initial_state, cu_seqlens, r, w, k, v, a, b)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is not None:
         return step((r, k, v, a, b, w), None, initial_state)
     rows = check_inputs(name, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
@@ -114,7 +114,7 @@ def fused_mul_recurrent_rwkv7(
     """
     name, options = "fused_mul_recurrent_rwkv7", (scale, output_final_state, inplace_final_state, backend)
     key = step_key(name, options, initial_state, cu_seqlens, r, w, k, v, kk, a)
-    step, rows = None if key is None else find_step(key), None
+    step, rows = find_step(key), None
     if step is None:
         rows = check_inputs(name, {"r": r, "w": w, "k": k, "kk": kk, "a": a}, v, initial_state, cu_seqlens)
     wide = accumulation_dtype(r, w, k, v, kk, a, initial_state)  # what feeds the state is not rounded to half precision

@@ -62,7 +62,7 @@ def fused_recurrent_simple_gla(
     if g is not None and g_gamma is None and not state_v_first:
         options = scale, output_final_state, inplace_final_state, backend
         key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is not None:
         return step((q, k, v, g), None, initial_state)
     g = given_decays(NAME, v, g, g_gamma)

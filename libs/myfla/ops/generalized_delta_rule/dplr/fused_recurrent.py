@@ -63,7 +63,7 @@ def fused_recurrent_dplr_delta_rule(
     """
     options = scale, output_final_state, inplace_final_state, backend
     key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, a, b, gk)
-    step = None if key is None else find_step(key)
+    step = find_step(key)
     if step is not None:
         return step((q, k, v, a, b, gk), None, initial_state)
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
