@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from myfla.layers import Attention, GatedDeltaNet, RWKV7Attention
-from myfla.layers.half import _half_products
+from myfla.layers.projections import _half_products
 from myfla.models.rwkv7 import RWKV7FeedForward
 from myfla.modules import GatedMLP
 from myfla.testing import assert_close, cases

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from myfla.backends import check_backend
 from myfla.layers.feature_maps import elu_p1
-from myfla.layers.half import project, silu
 from myfla.layers.native_steps import StepGates
+from myfla.layers.projections import project, silu
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import check_settings, expanded, split_heads_of, wide_dtype
 from myfla.layers.short_convs import ConvLayer, Parts

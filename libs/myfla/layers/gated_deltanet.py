@@ -6,8 +6,8 @@ import torch
 import torch.nn as nn
 
 from myfla.layers.feature_maps import elu_p1, sum_norm
-from myfla.layers.half import project
 from myfla.layers.native_steps import StepGates
+from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
 from myfla.layers.short_convs import ConvLayer

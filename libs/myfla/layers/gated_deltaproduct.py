@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn as nn
 
-from myfla.layers.half import project
+from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
 from myfla.layers.short_convs import ConvLayer

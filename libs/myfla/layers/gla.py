@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from myfla.backends import check_backend
 from myfla.layers.feature_maps import ACTIVATIONS
-from myfla.layers.half import project
+from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import MODES, check_settings, expanded, split_heads_of, wide_dtype
 from myfla.layers.short_convs import ConvLayer, Parts

@@ -6,7 +6,7 @@ from typing import Any, Optional, Tuple, Union, cast
 import torch
 from torch import nn
 
-from myfla.layers.half import project
+from myfla.layers.projections import project
 from myfla.utils.errors import value_error
 
 __all__ = ["LoRA"]

@@ -9,8 +9,8 @@ import torch.nn as nn
 from myfla.backends import check_backend
 from myfla.layers.decay import reset_A_log, reset_dt_bias
 from myfla.layers.feature_maps import ACTIVATIONS
-from myfla.layers.half import project
 from myfla.layers.layer_inputs import check_state
+from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall, RecurrentLayer
 from myfla.layers.settings import check_settings, expanded, split_heads_of, wide_dtype
 from myfla.modules import ShortConvolution

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from myfla.backends.choice import tell
-from myfla.layers.half import is_free, project
+from myfla.layers.projections import is_free, project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.modules import FusedRMSNormGated, GroupNorm, RMSNorm, ShortConvolution
 from myfla.ops._delta.steps import find_step, keep_step, layout_key

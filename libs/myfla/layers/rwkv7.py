@@ -7,7 +7,6 @@ import torch
 import torch.nn as nn
 
 from myfla.backends import check_backend, summary
-from myfla.layers.half import project
 from myfla.layers.layer_inputs import (
     INERT_FORWARD,
     check_hidden_states,
@@ -16,6 +15,7 @@ from myfla.layers.layer_inputs import (
     writes_over,
 )
 from myfla.layers.lora import LoRA
+from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.rwkv7_core import Projected, mix_time, mix_tokens
 from myfla.layers.rwkv7_init import reset_rwkv7

@@ -12,9 +12,9 @@ import torch.nn as nn
 
 from myfla.backends import check_backend
 from myfla.layers.decay import reset_decay
-from myfla.layers.half import project, silu
 from myfla.layers.layer_inputs import check_state
 from myfla.layers.native_steps import StepGates, conv_layer_step
+from myfla.layers.projections import project, silu
 from myfla.layers.recurrent_layer import LayerCall, RecurrentLayer
 from myfla.layers.settings import check_heads, check_settings, expanded
 from myfla.modules import ShortConvolution

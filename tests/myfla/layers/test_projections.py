@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import parametrize, spectral_norm, weight_norm
 
-from myfla.layers import GatedDeltaNet, half
-from myfla.layers.half import is_free, project
+from myfla.layers import GatedDeltaNet, projections
+from myfla.layers.projections import is_free, project
 from myfla.testing import assert_close, cases
 
 
@@ -53,7 +53,7 @@ CHANGES = {
 
 @cases(change=["bottleneck", "as it is"])
 def test_float16_is_computed_in_float32_where_there_are_no_half_products(change, monkeypatch):
-    monkeypatch.setattr(half, "_half_products", lambda: False)
+    monkeypatch.setattr(projections, "_half_products", lambda: False)
     linear, x = CHANGES[change](nn.Linear(4, 3)), torch.randn(2, 1, 4)
     got = project(copy.deepcopy(linear).half(), x.half())
     assert got.dtype is torch.float16

@@ -26,7 +26,7 @@ MOST = 256
 _TENSORS = (torch.Tensor, nn.Parameter)
 _STRIDED, _CPU = torch.strided, torch.device("cpu")
 _PLAIN = frozenset((bool, int, float, str, type(None)))
-_steps: Dict[Optional[Key], Any] = {}
+_steps: Dict[Key, Any] = {}
 
 
 def find_step(key: Optional[Key]) -> Any:
