@@ -1,11 +1,14 @@
 """Every member of the family where the compiled kernels are installed."""
 
+import pytest
 import torch
 
 import family
 import family_layers
 from myfla.models.utils import Cache
 from myfla.ops._delta.steps import forget_steps
+from myfla.ops.kda import chunk_kda, fused_recurrent_kda
+from myfla.ops.kda.inputs import KdaActivation
 from myfla.testing import assert_close, cases
 
 SUMS = ("gla", "simple_gla", "ssd")
@@ -103,6 +106,46 @@ def test_gates_of_kda_have_the_same_bits_in_any_split(native, monkeypatch, key, 
             outputs.append(o)
         assert torch.equal(torch.cat(outputs, 1), whole) and torch.equal(state, last)
     assert len(calls) == 1 + 37 + 5
+
+
+def kda_gate(bound, tokens=37, dtype=torch.float32):
+    """Leaves of a call of KDA with its gates in the op, A_log and dt_bias in shapes of old checkpoints, and options."""
+    torch.manual_seed(0)
+    shapes = dict(q=(2, tokens, 2, 8), k=(2, tokens, 2, 8), v=(2, tokens, 4, 5), g=(2, tokens, 4, 8),
+                  beta=(2, tokens, 4), A_log=(1, 1, 4, 1), dt_bias=(4, 8), initial_state=(2, 4, 8, 5))
+    x = {name: torch.randn(shape).to(dtype).requires_grad_() for name, shape in shapes.items()}
+    return x, dict(use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True, allow_neg_eigval=True, lower_bound=bound,
+                   use_qk_l2norm_in_kernel=True, output_final_state=True)
+
+
+@cases(op=[chunk_kda, fused_recurrent_kda], bound=[None, -4.0])
+def test_kdas_gates_are_computed_in_the_kernels_with_every_gradient(native, monkeypatch, op, bound):
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        x, options = kda_gate(bound, dtype=dtype)
+        if dtype is torch.float32:
+            monkeypatch.setattr(KdaActivation, "gates", lambda *_: pytest.fail("activated before the kernel"))
+        results = op(**x, **options)
+        sum((y.double() * y.double().cos()).sum() for y in results).backward()
+        found[dtype] = dict(o=results[0], final=results[1], **{name: t.grad for name, t in x.items()})
+    for name, want in found[torch.float64].items():
+        assert_close(found[torch.float32][name], want, rms=2e-6, largest=1e-5, name=name)
+
+
+@cases(bound=[None, -4.0], inplace=[False, True])
+def test_a_step_of_kda_with_its_gates_equals_float64(native, monkeypatch, bound, inplace):
+    x, options = kda_gate(bound, tokens=1)
+    with torch.no_grad():
+        want = fused_recurrent_kda(**{name: t.double() for name, t in x.items()}, **options)
+        monkeypatch.setattr(KdaActivation, "gates", lambda *_: pytest.fail("activated before the kernel"))
+        calls = computed(monkeypatch, native)
+        for _ in range(2):
+            state = x["initial_state"].detach().clone()
+            o, final = fused_recurrent_kda(**{**x, "initial_state": state}, **options, inplace_final_state=inplace)
+            assert (final is state) == inplace
+            assert_close(o, want[0], rms=2e-6, largest=1e-5)
+            assert_close(final, want[1], rms=2e-6, largest=1e-5)
+    assert calls == ["step"] * 2
 
 
 @cases(name=family_layers.ALL)

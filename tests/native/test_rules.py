@@ -101,7 +101,7 @@ def test_chunks_go_where_decays_allow_and_tokens_elsewhere(native, kind, size, s
     q, k = (torch.nn.functional.normalize(torch.randn(1, T, H, K), dim=-1) for _ in range(2))
     x = {"q": q, "k": k, "v": torch.randn(1, T, H, V), "g": g, "initial_state": torch.randn(1, H, K, V)}
     x.update({"a": -k, "b": k * torch.rand(1, T, H, K)} if kind == "dplr" else {"beta": torch.rand(1, T, H)})
-    options = {"scale": 1.0, "l2norm": False, "beta_scale": 0, "cu_seqlens": None}
+    options = {"scale": 1.0, "l2norm": False, "beta_scale": 0, "cu_seqlens": None, "lower_bound": None}
     gradients = {"do": torch.randn(1, T, H, V), "dfinal": torch.randn(1, H, K, V)}
     _, _, want, _ = truth(Config(kind, x, options, torch.float32, gradients, []))
     rule = rules.Rule(getattr(rules, kind.upper()), 1.0)
@@ -114,21 +114,25 @@ def test_chunks_go_where_decays_allow_and_tokens_elsewhere(native, kind, size, s
             close(got, want[name], torch.float32, f"gradient of {name}")
 
 
-@cases(kind=["gated", "kda", "dplr"], size=[(32, 32), (7, 19), (64, 128)], first=["key", "value"])
+@cases(kind=["gated", "kda", "dplr", "kda gate", "kda bound"], size=[(32, 32), (7, 19), (64, 128)],
+       first=["key", "value"])
 def test_a_step_has_the_bits_of_a_sequence(native, kind, size, first):
-    """Where the state lies, in place or not, keys first or values first."""
+    """Where the state lies, in place or not, keys first or values first; with the gate in the kernel or before it."""
     rules, (K, V), N, H = native.rules, size, 3, 2
+    kind, gate = kind.split()[0], kind.partition(" ")[2]
     q, k, a, b = (torch.randn(N, 1, H, K) for _ in range(4))
     v, g, beta = torch.randn(N, 1, H, V), -torch.rand(N, 1, H), torch.rand(N, 1, H)
     g = g if kind == "gated" else -torch.rand(N, 1, H, K)
     state = torch.randn(N, H, K, V) if first == "key" else torch.randn(N, H, V, K).transpose(2, 3)
-    number = getattr(rules, kind.upper())
     rest = (a, b) if kind == "dplr" else (beta, None)
-    o, final, _ = rules.forward(rules.Rule(number, 0.5, True), rules.Inputs(q, k, v, g, *rest), state, keep=True)
+    A_log, dt_bias = (torch.randn(H), torch.randn(H * K)) if gate else (None, None)
+    rule = rules.Rule(getattr(rules, kind.upper()), 0.5, True, A_log, dt_bias, 2 if gate else 0,
+                      lower_bound=-5.0 if gate == "bound" else None)
+    o, final, _ = rules.forward(rule, rules.Inputs(q, k, v, g, *rest), state, keep=True)
     new = torch.empty_like(state)
-    step = rules.plan_step(rules.Rule(number, 0.5, True), rules.Inputs(q, k, v, g, *rest), state)
+    step = rules.plan_step(rule, rules.Inputs(q, k, v, g, *rest), state)
     for to in (new, state):
-        assert torch.equal(step(q, k, v, g, *rest, None, None, state, to), o)
+        assert torch.equal(step(q, k, v, g, *rest, A_log, dt_bias, state, to), o)
         assert torch.equal(to, final)
 
 

@@ -15,7 +15,7 @@ class Config(NamedTuple):
 
     kind: str
     tensors: Dict[str, torch.Tensor]  # q, k, v, g, beta or a and b, initial_state, A_log, dt_bias
-    options: Dict[str, object]  # scale, l2norm, beta_scale, cu_seqlens
+    options: Dict[str, object]  # scale, l2norm, beta_scale, cu_seqlens, lower_bound
     out_dtype: torch.dtype
     gradients: Dict[str, Optional[torch.Tensor]]  # do, dfinal
     buffers: List[torch.Tensor]  # what lies behind the tensors, guards too
@@ -86,7 +86,9 @@ def draw(seed: int) -> Config:
         log_decay[torch.rand_like(log_decay) < 0.1] = -float("inf")
     query, key = (torch.nn.functional.normalize(torch.randn(B, T, H, K), dim=-1) for _ in range(2))
     l2norm = kind != "dplr" and choose.random() < 0.5
-    gate = kind == "gated" and choose.random() < 0.5
+    of_kda = random.Random(f"gate {seed}") if kind == "kda" else choose
+    gate = kind != "dplr" and of_kda.random() < 0.5
+    lower_bound = of_kda.choice((-5.0, -0.5)) if kind == "kda" and gate and of_kda.random() < 0.5 else None
     beta_scale = choose.choice((0, 1, 2)) if kind != "dplr" else 0
     state_dtype = choose.choice((torch.float32, torch.float32, dtype))
     tensors = {
@@ -102,12 +104,14 @@ def draw(seed: int) -> Config:
         beta = torch.rand(B, T, HV)
         tensors["beta"] = place(torch.randn_like(beta) if beta_scale else beta, choose.choice((torch.float32, dtype)))
     if gate:
-        tensors["A_log"] = place(torch.randn(HV), torch.float32)
+        if lower_bound is None or of_kda.random() < 0.7:
+            tensors["A_log"] = place(torch.randn(HV), torch.float32)
         if choose.random() < 0.7:
-            tensors["dt_bias"] = place(torch.randn(HV), torch.float32)
+            tensors["dt_bias"] = place(torch.randn(HV if kind == "gated" else HV * K), torch.float32)
     if choose.random() < 0.6:
         tensors["initial_state"] = place(torch.randn(N, HV, K, V), state_dtype)
-    options = dict(scale=choose.choice((K**-0.5, 1.0, 0.3)), l2norm=l2norm, beta_scale=beta_scale, cu_seqlens=cu)
+    options = dict(scale=choose.choice((K**-0.5, 1.0, 0.3)), l2norm=l2norm, beta_scale=beta_scale, cu_seqlens=cu,
+                   lower_bound=lower_bound)
     out_dtype = choose.choice((dtype, torch.float32))
     gradients = {
         "do": place(torch.randn(B, T, HV, V), out_dtype) if choose.random() < 0.9 else None,
@@ -125,8 +129,12 @@ def truth(config: Config):
     norms = {name: (x[name].detach().square().sum(-1, keepdim=True) + 1e-6).sqrt() for name in "qk"}
     if options["l2norm"]:
         q, k = (y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt() for y in (q, k))
-    if "A_log" in x:
-        g = -x["A_log"].exp() * torch.nn.functional.softplus(g + x["dt_bias"] if "dt_bias" in x else g)
+    rate = x["A_log"].exp().view(-1, *[1] * (g.dim() - 3)) if "A_log" in x else 1.0
+    before = g + x["dt_bias"].view(g.shape[2:]) if "dt_bias" in x else g
+    if options["lower_bound"] is not None:
+        g = options["lower_bound"] * (rate * before).sigmoid()
+    elif "A_log" in x:
+        g = -rate * torch.nn.functional.softplus(before)
     inner = {"q": q, "k": k, "g": g}  # behind norm and gate
     if config.kind == "gated":
         g = g[..., None]
@@ -161,7 +169,8 @@ def truth(config: Config):
     want = {name: torch.zeros_like(x[name]) if d is None else d for name, d in zip(x, grads)}
     inside = dict(zip(inner, grads[len(x):]))
     terms = {name: inside[name] / norms[name] for name in "qk"} if options["l2norm"] else {}
-    if "A_log" in x:
-        terms["A_log"] = (inside["g"] * inner["g"]).abs().sum((0, 1))
+    if inner["g"] is not x["g"]:
+        of_rate = inside["g"] * inner["g"] if options["lower_bound"] is None else want["g"] * before.detach()
+        terms["A_log"] = of_rate.abs().sum((0, 1, *range(3, of_rate.dim())))
         terms["dt_bias"] = want["g"].abs().sum((0, 1))
     return o, final, want, {name: y.abs().max().item() if y.numel() else 0.0 for name, y in terms.items()}

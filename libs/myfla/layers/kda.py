@@ -141,8 +141,9 @@ class KimiDeltaAttention(ConvLayer):
         return o, recurrent_state, conv_state
 
     def _step_gates(self, x: torch.Tensor) -> StepGates:
-        g, beta = self.gates(x)
-        return StepGates(g, beta, rule="KDA")
+        g, beta = self._gate_input(x), project(self.b_proj, x)
+        beta_scale = 2 if self.allow_neg_eigval else 1
+        return StepGates(g, beta, self.A_log, self.dt_bias, beta_scale, rule="KDA", lower_bound=self.lower_bound)
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.

@@ -4,6 +4,7 @@ These functions compute one token for each row, with states from a cache. If a f
 the step operation by operation, with the same result up to rounding.
 """
 
+import math
 from typing import Any, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
@@ -25,10 +26,11 @@ class StepGates(NamedTuple):
 
     Attributes:
         g, beta: ``[N, 1, HV]``; g may be None: no decay; for KDA it is ``[N, 1, HV, K]``.
-        A_log, dt_bias: ``[HV]`` where g is a pre-activation, else None.
+        A_log, dt_bias: ``[HV]``, for KDA dt_bias ``[HV * K]``, where g is a pre-activation, else None.
         beta_scale: 0: beta is the write strength; 1 or 2: the write strength is this times the sigmoid of beta.
         l2norm: q and k are brought to length one.
         rule: ``"GATED"``, or ``"KDA"`` with a decay for each key channel.
+        lower_bound: of the gate of KDA, or None.
     """
 
     g: Optional[torch.Tensor]
@@ -38,6 +40,7 @@ class StepGates(NamedTuple):
     beta_scale: int = 0
     l2norm: bool = True
     rule: str = "GATED"
+    lower_bound: Optional[float] = None
 
 
 def conv_layer_step(
@@ -75,7 +78,7 @@ def conv_layer_step(
     options = (
         layer.num_heads, layer.num_v_heads, layer.head_k_dim, layer.head_v_dim, layer.conv_size, layer.backend,
         convs[0].activation, convs[1].activation, convs[2].activation, gates.beta_scale, gates.l2norm, gates.rule,
-        gated, norm.activation if gated else None, norm.eps,
+        gates.lower_bound, gated, norm.activation if gated else None, norm.eps,
     )  # fmt: skip
     key = layout_key(f"{layer.who} step", options, *given)
     step = find_step(key)
@@ -86,7 +89,7 @@ def conv_layer_step(
         step = kernels.steps.plan_conv_layer(
             getattr(kernels.rules, gates.rule), kernels.steps.ConvLayer(*given),
             [conv.activation is not None for conv in convs], gates.l2norm, gates.beta_scale, layer.head_k_dim**-0.5,
-            layer.num_heads, norm.activation if gated else None, norm.eps,
+            layer.num_heads, norm.activation if gated else None, norm.eps, gates.lower_bound,
         )  # fmt: skip
         tell(f"{layer.who} step", layer.backend, "cpu", "native")
         if key is not None:
@@ -116,7 +119,8 @@ def _conv_layer_fits(kernels: Any, layer: Any, rows: int, of_g: Tuple[int, ...],
         and all(x is None or are_dense(x.dtype, x) for x in (t.g, t.beta, t.A_log, t.dt_bias, t.norm))
         and _have((rows, 1, heads, *of_g), t.g)
         and _have((rows, 1, heads), t.beta)
-        and _have((heads,), t.A_log, t.dt_bias)
+        and _have((heads,), t.A_log)
+        and _have((heads * math.prod(of_g),), t.dt_bias)
         and _have((rows, 1, heads * layer.head_v_dim), t.gate)
         and _have((layer.head_v_dim,), t.norm)
     )

@@ -17,12 +17,13 @@ __all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "forward", "kep
 GATED, KDA, DPLR = 0, 1, 2
 """The rules: one decay for each head, one for each key channel, and diagonal plus low rank (RWKV-7)."""
 
-_CALL = Struct("=12qd78q")  # mn_rule
+_CALL = Struct("=12q2d78q")  # mn_rule
 _GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
 _NONE = (0,) * 6
 _Words: Any = ctypes.c_int64 * (_CALL.size // 8)
-_THREADS, _PLACES, _O = 11, range(13, 73, 6), 73  # words of an mn_rule: threads, where q to final lie, and o
+_THREADS, _PLACES, _O = 11, range(14, 74, 6), 74  # words of an mn_rule: threads, where q to final lie, and o
 _KEPT = 128  # MN_KEPT
+_SOFTPLUS, _BOUNDED = 1, 2  # MN_SOFTPLUS, MN_BOUNDED
 _forward = declare("mn_rule_forward", "p")
 _backward = declare("mn_rule_backward", "p")
 _step = declare("mn_rule_step", "p")
@@ -36,10 +37,12 @@ class Rule(NamedTuple):
         kind: `GATED`, `KDA` or `DPLR`.
         scale: factor on q.
         l2norm: divide q and k by the root of their sums of squares + 1e-6 first.
-        A_log, dt_bias: ``[HV]``, for `GATED`; with A_log, g is the pre-activation of
+        A_log, dt_bias: ``[HV]``, for `KDA` dt_bias ``[HV * K]``; not for `DPLR`. With A_log, g is the pre-activation of
             ``-exp(A_log) softplus(g + dt_bias)``.
         beta_scale: 0: beta is the write strength; 1 or 2: the write strength is this times the sigmoid of beta.
         cu_seqlens: ``[N + 1]`` offsets of sequences packed in one row, or None.
+        lower_bound: for `KDA`; with it, g is the pre-activation of ``lower_bound sigmoid(exp(A_log) (g + dt_bias))``,
+            and A_log may be None: zeros.
     """
 
     kind: int
@@ -49,6 +52,12 @@ class Rule(NamedTuple):
     dt_bias: Optional[torch.Tensor] = None
     beta_scale: int = 0
     cu_seqlens: Optional[torch.Tensor] = None
+    lower_bound: Optional[float] = None
+
+    @property
+    def gate(self) -> int:
+        """The field of an ``mn_rule``."""
+        return _BOUNDED if self.lower_bound is not None else _SOFTPLUS if self.A_log is not None else 0
 
 
 class Inputs(NamedTuple):
@@ -111,21 +120,25 @@ def backward(
 
     Returns:
         the inputs' gradients, each in the shape and dtype of its tensor; that of the initial states ``[N, HV, K, V]``
-        in float32; those of A_log and dt_bias ``[HV]`` in float32, or None.
+        in float32; those of A_log and dt_bias in their shapes and in float32, or None.
     """
     rule = _packed(rule)
     grads = [None if x is None else _empty(x.shape, dtype=x.dtype) for x in inputs]
     shape = _state_shape(rule, inputs)
     dinitial = _empty(shape, dtype=torch.float32)
-    gates = [None if x is None else _empty(shape[:2], dtype=torch.float32) for x in (rule.A_log, rule.dt_bias)]
+    of_bias = shape[:3] if rule.kind == KDA else shape[:2]
+    gates = [
+        None if x is None else _empty(size, dtype=torch.float32)
+        for x, size in ((rule.A_log, shape[:2]), (rule.dt_bias, of_bias))
+    ]
     words: List[int] = [*_tensor(do), *_state(dfinal)]
     for x in grads:
         words += _tensor(x)
     for x in gates:
-        words += _NONE if x is None else (x.data_ptr(), x.stride(0), 0, x.stride(1), 0, 0)
+        words += _NONE if x is None else (x.data_ptr(), x.stride(0), 0, x.stride(1), 1, 0)
     words += _state(dinitial)
     _backward(_call(rule, inputs, initial_state, None, None, kept) + _GRADIENTS.pack(*words))
-    dA_log, ddt_bias = (None if x is None else x.sum(0) for x in gates)
+    dA_log, ddt_bias = (None if x is None else x.sum(0).flatten() for x in gates)
     return grads, dinitial, dA_log, ddt_bias
 
 
@@ -187,9 +200,10 @@ def _call(
         states = (first + 4 * v.shape[0] * row, heads * state, value, state, 1, 0)
     return _CALL.pack(
         rule.kind, v.shape[0] if cu is None else cu.numel() - 1, tokens, groups, heads, key, value,
-        0 if cu is None else cu.data_ptr(), rule.l2norm, rule.A_log is not None, rule.beta_scale, threads(), rule.scale,
-        *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
-        *_vector(rule.A_log), *_vector(rule.dt_bias), *_state(initial), *_state(final), *_tensor(o), *error, *states,
+        0 if cu is None else cu.data_ptr(), rule.l2norm, rule.gate, rule.beta_scale, threads(), rule.scale,
+        rule.lower_bound or 0.0, *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
+        *_vector(rule.A_log), *_vector(rule.dt_bias, key if rule.kind == KDA else 1), *_state(initial), *_state(final),
+        *_tensor(o), *error, *states,
     )  # fmt: skip
 
 
@@ -211,6 +225,6 @@ def _state(x: Optional[torch.Tensor]) -> Sequence[int]:
     return x.data_ptr(), sequence, key, head, value, DTYPES[x.dtype]
 
 
-def _vector(x: Optional[torch.Tensor]) -> Sequence[int]:
-    """The stride of ``[head]``."""
-    return _NONE if x is None else (x.data_ptr(), 0, 0, x.stride(0), 0, DTYPES[x.dtype])
+def _vector(x: Optional[torch.Tensor], own: int = 1) -> Sequence[int]:
+    """The strides of ``[heads * own]``."""
+    return _NONE if x is None else (x.data_ptr(), 0, 0, own * x.stride(0), x.stride(0), DTYPES[x.dtype])

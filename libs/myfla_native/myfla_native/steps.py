@@ -13,7 +13,7 @@ import torch
 
 from myfla_native.library import DTYPES, declare, threads
 from myfla_native.norms import GATES
-from myfla_native.rules import _CALL, _NONE, DPLR, KDA, _vector
+from myfla_native.rules import _CALL, _NONE, DPLR, KDA, Rule, _vector
 
 __all__ = ["ConvLayer", "Rwkv7Layer", "plan_conv_layer", "plan_rwkv7_layer", "rwkv7_mix_step"]
 
@@ -22,12 +22,12 @@ _RWKV7 = Struct("=13q2d2q")  # what mn_rwkv7_step adds
 _layer_step = declare("mn_conv_layer_step", "p")
 _rwkv7_step = declare("mn_rwkv7_layer_step", "p")
 _LayerWords: Any = ctypes.c_int64 * ((_CALL.size + _LAYER.size) // 8)
-_THREADS, _FINAL, _Y = 11, 67, 116  # words: threads, addresses of the new recurrent state and of the result
-_KEPT = (95, 101, 107)  # the convolutions' new states
-_GIVEN = (13, 19, 25, 91, 97, 103, 92, 98, 104, 93, 99, 105, 61, 31, 37, 49, 55, 112, 114)  # of `ConvLayer`, in order
+_THREADS, _FINAL, _Y = 11, 68, 117  # words: threads, addresses of the new recurrent state and of the result
+_KEPT = (96, 102, 108)  # the convolutions' new states
+_GIVEN = (14, 20, 26, 92, 98, 104, 93, 99, 105, 94, 100, 106, 62, 32, 38, 50, 56, 113, 115)  # of `ConvLayer`, in order
 _Rwkv7Words: Any = ctypes.c_int64 * ((_CALL.size + _RWKV7.size) // 8)
-_RWKV7_GIVEN = (13, 91, 19, 25, 92, 93, 94, 95, 61, 97, 98, 99, 100, 101)  # of `Rwkv7Layer`, in order
-_RWKV7_Y = 103
+_RWKV7_GIVEN = (14, 92, 20, 26, 93, 94, 95, 96, 62, 98, 99, 100, 101, 102)  # of `Rwkv7Layer`, in order
+_RWKV7_Y = 104
 _rwkv7_mix = declare("mn_rwkv7_mix_step", "pn pn pppppp n ii pp n")
 
 
@@ -53,14 +53,14 @@ class ConvLayer(NamedTuple):
     g: Optional[torch.Tensor]  # [N, 1, HV], KDA [N, 1, HV, K]
     beta: torch.Tensor  # [N, 1, HV]
     A_log: Optional[torch.Tensor]  # [HV]
-    dt_bias: Optional[torch.Tensor]  # [HV]
+    dt_bias: Optional[torch.Tensor]  # [HV], KDA [HV * K]
     gate: Optional[torch.Tensor]  # [N, 1, HV * V]
     norm: Optional[torch.Tensor]  # [V]
 
 
 def plan_conv_layer(
     kind: int, layer: ConvLayer, silu: Sequence[bool], l2norm: bool, beta_scale: int, scale: float, heads: int,
-    activation: Optional[str], eps: float,
+    activation: Optional[str], eps: float, lower_bound: Optional[float] = None,
 ) -> Callable[..., Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]]:  # fmt: skip
     """Plan a step of convolutions, the gated delta rule or KDA, and a root-mean-square norm of each head with or
     without gate. The arguments that do not change between calls are packed once.
@@ -69,7 +69,7 @@ def plan_conv_layer(
         kind: `myfla_native.rules.GATED` or `myfla_native.rules.KDA`.
         layer: the tensors.
         silu: of each convolution, whether it ends in SiLU.
-        l2norm, beta_scale, scale: of the rule, see `myfla_native.rules.Rule`.
+        l2norm, beta_scale, scale, lower_bound: of the rule, see `myfla_native.rules.Rule`.
         heads: of q and k, H.
         activation: of the gate, ``"silu"``, ``"swish"`` or ``"sigmoid"``.
         eps: of the norm.
@@ -86,11 +86,13 @@ def plan_conv_layer(
         words += (0, 0, 0, past.stride(0), 0, ends_in_silu)
     own = K if kind == KDA else 1
     decay = _NONE if g is None else (0, HV * own, HV * own, own, 1 if kind == KDA else 0, DTYPES[g.dtype])
+    rule = Rule(kind, scale, l2norm, A_log, dt_bias, beta_scale, lower_bound=lower_bound)
     template = _CALL.pack(
-        kind, N, 1, heads, HV, K, V, 0, l2norm, A_log is not None, beta_scale, threads(), scale,
+        kind, N, 1, heads, HV, K, V, 0, l2norm, rule.gate, beta_scale, threads(), scale, lower_bound or 0.0,
         0, keys, keys, K, 1, dtype, 0, keys, keys, K, 1, dtype, 0, values, values, V, 1, dtype,
         *decay, 0, HV, HV, 1, 0, DTYPES[beta.dtype], *_NONE,
-        *_vector(A_log), *_vector(dt_bias), 0, size, V, K * V, 1, 0, 0, size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,
+        *_vector(A_log), *_vector(dt_bias, own), 0, size, V, K * V, 1, 0, 0, size, V, K * V, 1, 0,
+        *_NONE, *_NONE, *_NONE,
     ) + _LAYER.pack(
         *words, layer.q_past.shape[2], DTYPES[layer.q_taps.dtype],
         0 if layer.q_bias is None else DTYPES[layer.q_bias.dtype], 0, 0 if gate is None else GATES[activation], 0,
@@ -172,7 +174,7 @@ def plan_rwkv7_layer(
     N, H, K, V = layer.state.shape
     dtype, keys, values, size = DTYPES[layer.v.dtype], H * K, H * V, H * K * V
     template = _CALL.pack(
-        DPLR, N, 1, H, H, K, V, 0, False, False, 0, threads(), 1.0,
+        DPLR, N, 1, H, H, K, V, 0, False, 0, 0, threads(), 1.0, 0.0,
         0, keys, keys, K, 1, dtype, 0, keys, keys, K, 1, dtype, 0, values, values, V, 1, dtype,
         *_NONE, *_NONE, *_NONE, *_NONE, *_NONE,
         0, size, V, K * V, 1, 0, 0, size, V, K * V, 1, 0, *_NONE, *_NONE, *_NONE,

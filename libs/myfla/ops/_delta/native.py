@@ -59,8 +59,7 @@ def plan_native(call: Call, wanted: bool) -> Optional[Step]:
     if call.channel_decays:
         return None
     rules, (*x, A_log, dt_bias) = native_package().rules, arrange(call.x, activation)
-    beta_scale = 0 if activation is None or call.family is KDA else activation.beta_scale
-    rule = rules.Rule(getattr(rules, NATIVE[call.family.name]), call.scale, call.l2norm, A_log, dt_bias, beta_scale)
+    rule = _rule(rules, call, A_log, dt_bias)
     run = rules.plan_step(rule, rules.Inputs(*x), state, call.out_dtype)
 
     def step(x: Tuple[Any, ...], activation: Any, state: Any) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
@@ -70,16 +69,9 @@ def plan_native(call: Call, wanted: bool) -> Optional[Step]:
     return step
 
 
-def _of_gated(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
+def _of_delta(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
     """The tensors of one token as the kernels take them: q, k, v, g, beta, b, A_log and dt_bias."""
     return (*x, None, None, None) if activation is None else (*x, None, *activation.decay)
-
-
-def _of_kda(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
-    q, k, v, g, beta = x
-    if activation is not None:
-        g, beta = activation.gates(g.contiguous(), beta.contiguous())
-    return q, k, v, g, beta, None, None, None
 
 
 def _of_dplr(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
@@ -91,16 +83,14 @@ def _of_gla(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
     return _of_dplr(erasing_nothing(x), activation)
 
 
-_ARRANGED = {"gated_delta": _of_gated, "kda": _of_kda, "dplr": _of_dplr, "gla": _of_gla, "simple_gla": _of_gla}
+_ARRANGED = {"gated_delta": _of_delta, "kda": _of_delta, "dplr": _of_dplr, "gla": _of_gla, "simple_gla": _of_gla}
 
 
 def _as_the_kernels_have_it(call: Call) -> Call:
-    """The kernels activate the gates of the gated rule. Decays of key channels, with that of the head added, are
-    computed as KDA."""
+    """Without the delta rule's correction it is computed as DPLR. Decays of key channels, with that of the head added,
+    are computed as KDA."""
     if not call.family.corrects:
         return call._replace(family=DPLR, x=erasing_nothing(call.x))
-    if call.family.name != "gated_delta":
-        return _activated(call)
     if not call.channel_decays or call.channel_decays[0] is None:
         return call
     call = _activated(call)
@@ -151,8 +141,11 @@ def _inputs(rules: Any, x: Tuple[Any, ...]) -> Any:
 
 def _rule(rules: Any, call: Call, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor]) -> Any:
     kind = getattr(rules, NATIVE[call.family.name])
-    beta_scale = 0 if call.activation is None else call.activation.beta_scale
-    return rules.Rule(kind, call.scale, call.l2norm, A_log, dt_bias, beta_scale, call.cu_seqlens)
+    activation, beta_scale, lower_bound = call.activation, 0, None
+    if activation is not None:
+        beta_scale = activation.beta_scale
+        lower_bound = activation.lower_bound if call.family is KDA and activation.gate else None
+    return rules.Rule(kind, call.scale, call.l2norm, A_log, dt_bias, beta_scale, call.cu_seqlens, lower_bound)
 
 
 def _plain(call: Call) -> Callable[..., Result]:

@@ -22,6 +22,19 @@ class KdaActivation(NamedTuple):
     sigmoid: bool
     neg_eigval: bool
 
+    @property
+    def beta_scale(self) -> int:
+        """The factor of the sigmoid of beta; 0: beta is the write strength itself."""
+        return (2 if self.neg_eigval else 1) if self.sigmoid else 0
+
+    @property
+    def decay(self) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        """A_log ``[HV]`` and dt_bias ``[HV * K]``, if g is to be activated with them."""
+        if not self.gate:
+            return None, None
+        A_log, dt_bias = (x if x is None or x.dim() == 1 else x.reshape(-1) for x in self[1:3])
+        return A_log, dt_bias
+
     def check(self, who: str, g: torch.Tensor) -> None:
         """Options that contradict each other or lack what they need; ``g`` is ``[B, T, HV, K]``."""
         if self.neg_eigval and not self.sigmoid:

@@ -67,4 +67,19 @@ MN_INLINE vf vf_exp(vf x) {
 
 MN_INLINE vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
 
+/* log(1 + e^x), with the relative accuracy of vf_exp: max(x, 0) + log(1 + y), y = e^-|x|, where log(1 + y) is the series
+ * of 2 artanh(s), s = y / (2 + y) <= 1 / 3. */
+MN_INLINE vf vf_softplus(vf x) {
+    vi positive = x > vf_set(0);
+    vf y = vf_exp(vf_select(positive, -x, x)), s = y / (2.0f + y), z = s * s;
+    vf p = vf_set(1.0f / 15);
+    p = p * z + 1.0f / 13;
+    p = p * z + 1.0f / 11;
+    p = p * z + 1.0f / 9;
+    p = p * z + 1.0f / 7;
+    p = p * z + 1.0f / 5;
+    p = p * z + 1.0f / 3;
+    return vf_select(positive, x, vf_set(0)) + (2.0f * s + 2.0f * s * z * p);
+}
+
 #endif

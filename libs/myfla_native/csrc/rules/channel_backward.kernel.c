@@ -53,7 +53,7 @@ static void as_panels(const float *S, float *panels, int64_t Kp, int64_t Vp, int
 }
 
 MN_INLINE void back(void *work_, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *D,
-                    float *sums, const int rule) {
+                    float *sums, double *gate, const int rule) {
     work *w = work_;
     block *b = &w->tokens;
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
@@ -67,7 +67,7 @@ MN_INLINE void back(void *work_, const mn_rule *c, const mn_rule_grad *g, mn_par
         mn_tokens_back(b, w->S, w->D, at.count, Kp, Vp, rule);
         as_panels(w->D, D, Kp, Vp, 1);
     }
-    hand_back(b, c, g, at.row, at.first, at.count, at.head, sums, rule);
+    hand_back(b, c, g, at.row, at.first, at.count, at.head, sums, gate, rule);
 }
 
 #define ONE_RULE(name, rule)                                                                                           \
@@ -76,8 +76,7 @@ MN_INLINE void back(void *work_, const mn_rule *c, const mn_rule_grad *g, mn_par
     }                                                                                                                  \
     static void back_##name(void *w, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *D,    \
                             float *sums, double *gate) {                                                               \
-        (void)gate;                                                                                                    \
-        back(w, c, g, at, S, D, sums, rule);                                                                           \
+        back(w, c, g, at, S, D, sums, gate, rule);                                                                     \
     }
 ONE_RULE(kda, MN_KDA)
 ONE_RULE(dplr, MN_DPLR)

@@ -69,7 +69,7 @@ MN_INLINE void put_keys(const mn_tensor *to, const mn_rule *c, int64_t row, int6
 /* Gradients of the inputs from those of the results of `fill`. The heads of a group add dq and dk to sums, [T, 2, Kp];
  * the last head writes them. */
 MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
-                         int64_t head, float *sums, const int rule) {
+                         int64_t head, float *sums, double *gate, const int rule) {
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), group = c->HV / c->H, query = head / group, part = head % group;
     for (int64_t j = 0; part && j < n * Kp; j += MN_W) {
         vf_store(b->dq + j, vf_load(b->dq + j) + vf_load(sums + j));
@@ -82,6 +82,7 @@ MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int6
         memcpy(sums, b->dq, (size_t)(n * Kp) * sizeof *sums);
         memcpy(sums + MN_TOKENS * Kp, b->dk, (size_t)(n * Kp) * sizeof *sums);
     }
+    if (rule == MN_KDA && c->gate) mn_close_channels(c, head, n, b->in.b, b->dd, gate);
     for (int64_t t = 0; t < n; t++) {
         mn_put(&g->dv, row, first + t, head, b->dv + t * Vp, c->V);
         if (rule == MN_DPLR) {

@@ -14,6 +14,7 @@
 #include "common/pick.h"
 
 enum { MN_GATED = 0, MN_KDA = 1, MN_DPLR = 2 };
+enum { MN_SOFTPLUS = 1, MN_BOUNDED = 2 }; /* gates */
 
 /* A tensor [row, token, head, channel], or a state [sequence, head, key, value]. Strides count elements. */
 typedef struct {
@@ -27,15 +28,17 @@ typedef struct {
     int64_t rule, N, T, H, HV, K, V;
     int64_t cu_seqlens; /* address of [N + 1] int64 for sequences packed in one row, or 0 */
     int64_t l2norm;     /* q and k are divided by sqrt(sum of squares + 1e-6) first */
-    int64_t gate;       /* g is a pre-activation: g = -exp(A_log) softplus(g + dt_bias); not KDA, DPLR */
+    int64_t gate;       /* g is a pre-activation. MN_SOFTPLUS: g = -exp(A_log) softplus(g + dt_bias); KDA also has
+                           MN_BOUNDED: g = lower_bound sigmoid(exp(A_log) (g + dt_bias)) */
     int64_t sigmoid;    /* beta is a pre-activation: 1: sigmoid(beta), 2: twice that */
     int64_t threads;
-    double scale;
+    double scale, lower_bound;
     mn_tensor q, k, v;        /* [.., H, K], [.., H, K], [.., HV, V] */
     mn_tensor g;              /* [.., HV] or [.., HV, K] */
     mn_tensor beta;           /* [.., HV]; DPLR: a [.., H, K] */
     mn_tensor b;              /* DPLR: [.., H, K] */
-    mn_tensor A_log, dt_bias; /* [HV], by `head`; only with gate, dt_bias may be missing */
+    mn_tensor A_log, dt_bias; /* [HV], KDA's dt_bias [HV, K]; only with gate; MN_BOUNDED: either may be missing,
+                                 else dt_bias */
     mn_tensor initial, final; /* [N, HV, K, V]; float32 final, any initial; either may be missing, or be the other */
     mn_tensor o;              /* [.., HV, V] */
     mn_tensor error;          /* e (DPLR: u) [.., HV, V] in float32, kept for the backward; may be missing */
@@ -51,7 +54,7 @@ typedef struct {
     mn_rule call;
     mn_tensor go, gfinal;                /* of the outputs; either may be missing */
     mn_tensor dq, dk, dv, dg, dbeta, db; /* dbeta: da for DPLR; all are written completely */
-    mn_tensor dA_log, ddt_bias;          /* float32 [N, HV], for each sequence; with gate */
+    mn_tensor dA_log, ddt_bias;          /* float32 [N, HV], KDA's ddt_bias [N, HV, K]: of each sequence; with gate */
     mn_tensor dinitial;                  /* float32; may be missing */
 } mn_rule_grad;
 

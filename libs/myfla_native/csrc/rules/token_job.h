@@ -18,11 +18,15 @@ MN_INLINE int64_t mn_forward_floats(int64_t K, int64_t V) {
     return mn_tokens_floats(K, V) + (mn_padded(K) + 2 * MN_TOKENS) * mn_padded(V);
 }
 
+/* How many sums in double a value head has for the gradients of its gate's A_log and dt_bias. */
+MN_INLINE int64_t mn_gate_sums(const mn_rule *c) { return !c->gate ? 0 : c->rule == MN_KDA ? 1 + mn_padded(c->K) : 2; }
+
 /* The backward's: states before MN_TOKENS tokens, and the sums of the value heads of a query head (`walk_back.h`). */
 enum { MN_BLOCKS = MN_KEPT / MN_TOKENS };
 MN_INLINE int64_t mn_walk_floats(const mn_rule *c) {
     int64_t K = mn_padded(c->K), group = c->HV / c->H;
-    return (MN_BLOCKS + group) * K * mn_padded(c->V) + (group > 1 ? MN_KEPT * 2 * K : 0) + mn_padded(4 * group);
+    return (MN_BLOCKS + group) * K * mn_padded(c->V) + (group > 1 ? MN_KEPT * 2 * K : 0) +
+           mn_padded(2 * group * mn_gate_sums(c));
 }
 MN_INLINE int64_t mn_chunk_floats(int64_t K, int64_t V) { return MN_TOKENS * (5 * mn_padded(K) + 6 * mn_padded(V)); }
 

@@ -9,7 +9,7 @@
 
 typedef struct {
     float *q, *k;      /* [C, Kp], q with the scale if states are read */
-    float *a, *b;      /* [C, Kp] DPLR */
+    float *a, *b;      /* [C, Kp] DPLR; KDA's gate: a is its bias [Kp], b its inputs */
     float *d;          /* [C, Kp] decay of each channel; KDA, DPLR */
     float *read_key;   /* [C, Kp] reads u or e from the state before it decays: k d; gated: k, DPLR: a */
     float *read_query; /* [C, Kp] q d; gated: q */
@@ -78,6 +78,7 @@ MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int6
         else mn_get_on(to->d + t * Kp, &c->g, row, first + t, head, c->K, ahead);
         if (rule != MN_DPLR) to->beta[t] = mn_strength(c, row, first + t, head);
     }
+    if (rule == MN_KDA && c->gate) mn_open_channels(c, head, n, to->d, to->b, to->a);
     if (need & MN_NEED_READS) mn_finish_dots(to->q_k, qk, n);
     if (need & MN_NEED_READS && rule == MN_DPLR) mn_finish_dots(to->q_write, qb, n);
     if (need & MN_NEED_Q) mn_unit(to->q_unit, qq, n, c->l2norm);

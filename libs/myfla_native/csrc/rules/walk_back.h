@@ -36,7 +36,8 @@ MN_INLINE void mn_walk_back(void *block, const mn_token_job *job, int64_t n, int
     double *gate = (double *)(void *)(sums + (group > 1 ? MN_KEPT * 2 * Kp : 0));
     mn_span(c, n, &row, &first, &tokens);
     for (int64_t j = 0; j < group; j++) get(D + j * size, &g->gfinal, n, query * group + j, c->K, c->V);
-    for (int64_t j = 0; j < 2 * group; j++) gate[j] = 0;
+    int64_t of_gate = mn_gate_sums(c);
+    for (int64_t j = 0; j < group * of_gate; j++) gate[j] = 0;
     for (int64_t i = mn_blocks(tokens, MN_KEPT) - 1; i >= 0; i--)
         for (int64_t j = 0; j < group; j++) {
             int64_t begin = i * MN_KEPT, blocks = mn_blocks(mn_min(MN_KEPT, tokens - begin), MN_TOKENS);
@@ -47,12 +48,13 @@ MN_INLINE void mn_walk_back(void *block, const mn_token_job *job, int64_t n, int
                 advance(block, c, at, states + b * size, states + (b + 1) * size);
             for (int64_t b = blocks - 1; b >= 0; b--, at.first -= MN_TOKENS) {
                 at.count = mn_min(MN_TOKENS, first + tokens - at.first);
-                retreat(block, c, g, at, states + b * size, D + j * size, sums + b * MN_TOKENS * 2 * Kp, gate + 2 * j);
+                retreat(block, c, g, at, states + b * size, D + j * size, sums + b * MN_TOKENS * 2 * Kp,
+                        gate + j * of_gate);
             }
         }
     for (int64_t j = 0; j < group; j++) {
         put(&g->dinitial, n, query * group + j, D + j * size, c->K, c->V);
-        if (c->gate) mn_put_gate(c, g, n, query * group + j, gate + 2 * j);
+        if (c->gate) mn_put_gate(c, g, n, query * group + j, gate + j * of_gate);
     }
 }
 
