@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from myfla.backends import choice, set_backend
-from myfla.layers import DeltaNet, GatedDeltaNet, KimiDeltaAttention, RWKV7Attention
+from myfla.layers import (
+    Comba,
+    DeltaNet,
+    GatedDeltaNet,
+    GatedDeltaNet2,
+    GatedDeltaProduct,
+    KimiDeltaAttention,
+    RWKV7Attention,
+)
 from myfla.layers import native_steps as door
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
@@ -32,11 +40,30 @@ LAYERS = {
     "kda, bounded, grouped": (KimiDeltaAttention, {
         "hidden_size": 40, "head_dim": 7, "num_heads": 2, "num_v_heads": 4, "expand_v": 2, "lower_bound": -4.0,
         "conv_bias": True}),
+    "product": (GatedDeltaProduct, {"hidden_size": 64, "head_dim": 32, "num_heads": 2}),
+    "product, odd, grouped": (GatedDeltaProduct, {
+        "hidden_size": 20, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "num_householder": 3, "conv_bias": True}),
+    "product, one, no gates": (GatedDeltaProduct, {
+        "hidden_size": 40, "head_dim": 16, "num_heads": 2, "num_householder": 1, "use_output_gate": False,
+        "use_forget_gate": False, "allow_neg_eigval": False}),
+    "product, no decay": (GatedDeltaProduct, {
+        "hidden_size": 40, "head_dim": 16, "num_heads": 2, "use_forget_gate": False}),
+    "comba": (Comba, {"hidden_size": 64, "head_dim": 32, "num_heads": 2}),
+    "comba, odd, grouped": (Comba, {
+        "hidden_size": 20, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "use_output_correction": False,
+        "conv_bias": True}),
+    "comba, plain": (Comba, {
+        "hidden_size": 40, "head_dim": 16, "num_heads": 2, "use_inner_decay": False, "use_output_gate": False,
+        "correction_factor": 0.3}),
+    "gdn2": (GatedDeltaNet2, {"hidden_size": 64, "head_dim": 32, "num_heads": 2}),
+    "gdn2, odd, grouped": (GatedDeltaNet2, {
+        "hidden_size": 20, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2, "allow_neg_eigval": True,
+        "conv_bias": True}),
     "rwkv7, first": (RWKV, {"hidden_size": 64, "head_dim": 32, "layer_idx": 0, "fuse_norm": True}),
     "rwkv7": (RWKV, {"hidden_size": 40, "head_dim": 8, "value_dim": 60}),
     "rwkv7, odd": (RWKV, {"hidden_size": 42, "head_dim": 6, "elementwise_affine": False}),
 }  # fmt: skip
-BITS = [name for name, (kind, _) in LAYERS.items() if kind is not RWKV]
+BITS = [name for name, (kind, _) in LAYERS.items() if kind in (GATED, DeltaNet, KimiDeltaAttention)]
 BARS = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 STEPS = ("plan_conv_layer", "rwkv7_mix_step", "plan_rwkv7_layer")
 
@@ -131,7 +158,7 @@ def test_every_level_keeps_within_its_buffers(taken, native, monkeypatch, name, 
         assert_close(a, exact, rms=2e-6, largest=6e-5)
 
 
-@cases(name=["plain", "odd sizes, grouped", "rwkv7"], threads=[2, 3])
+@cases(name=["plain", "odd sizes, grouped", "product", "comba", "gdn2", "rwkv7"], threads=[2, 3])
 def test_any_number_of_threads_gives_the_same_bits(native, monkeypatch, name, threads):
     calls = []
     watch(native, monkeypatch, lambda _, run, given: calls.append((run, given)) or run(*given))
@@ -147,7 +174,7 @@ def test_any_number_of_threads_gives_the_same_bits(native, monkeypatch, name, th
     assert calls and all(torch.equal(a, b) for one, many in zip(*found) for (_, a), (_, b) in zip(one, many))
 
 
-@cases(name=["plain", "rwkv7"], inplace=[False, True])
+@cases(name=["plain", "product", "comba", "gdn2", "rwkv7"], inplace=[False, True])
 def test_only_the_recurrent_state_of_a_cache_in_place_is_written_over(taken, name, inplace):
     layer, cache = build(name), Cache()
     first = {"v_first": torch.randn(2, 6, layer.value_dim)} if isinstance(layer, RWKV) else {}
@@ -189,7 +216,7 @@ CHANGES = {
 }
 
 
-@cases(name=["plain", "rwkv7, first"], change=list(CHANGES))
+@cases(name=["plain", "product", "comba", "rwkv7, first"], change=list(CHANGES))
 def test_what_is_not_as_built_goes_op_by_op(taken, name, change):
     layer = build(name)
     decode(layer)
@@ -200,12 +227,38 @@ def test_what_is_not_as_built_goes_op_by_op(taken, name, change):
     assert "plan_conv_layer" not in taken and "plan_rwkv7_layer" not in taken
 
 
+@cases(name=["kda", "product", "comba", "gdn2"], method=["gates", "_mix"], where=["class", "layer"])
+def test_a_method_of_ones_own_is_called(taken, name, method, where):
+    """In a class derived from the layer's, or set on the layer."""
+    layer, seen = build(name), []
+
+    def own(self, *given):
+        seen.append(1)
+        return getattr(LAYERS[name][0], method)(self, *given)
+
+    if where == "class":
+        layer.__class__ = type("Own", (type(layer),), {method: own})
+    else:
+        setattr(layer, method, lambda *given: own(layer, *given))
+    decode(layer, steps=2)
+    assert len(seen) == (0 if (name, method) == ("kda", "gates") else 3) and not taken
+
+
 WRONG = {
     "projection": lambda layer: setattr(layer, "v_proj", torch.nn.Linear(64, 32, bias=False)),
     "gate": lambda layer: setattr(layer, "b_proj", torch.nn.Linear(64, 1, bias=False)),
     "taps": lambda layer: setattr(layer, "k_conv1d", ShortConvolution(64, 2)),
     "norm": lambda layer: setattr(layer, "o_norm", FusedRMSNormGated(8)),
     "vector": lambda layer: setattr(layer, "A_log", torch.nn.Parameter(torch.zeros(1))),
+}
+WRONG_MIX = {
+    "comba, inner": lambda layer: setattr(layer, "decay", torch.nn.Parameter(torch.zeros(1))),
+    "comba, output": lambda layer: setattr(layer, "D", torch.nn.Parameter(torch.zeros(3))),
+    "gdn2, erase": lambda layer: setattr(layer, "b_proj", torch.nn.Linear(64, 32, bias=False)),
+    "gdn2, write": lambda layer: setattr(layer, "w_proj", torch.nn.Linear(64, 32, bias=False)),
+    "gdn2, vector": lambda layer: setattr(layer, "dt_bias", torch.nn.Parameter(torch.zeros(2))),
+    "product, beta": lambda layer: setattr(layer, "b_proj", torch.nn.Linear(64, 2, bias=False)),
+    "product, keys": lambda layer: setattr(layer, "k_proj", torch.nn.Linear(64, 64, bias=False)),
 }
 WRONG7 = {
     "projection": lambda layer: setattr(layer, "v_proj", torch.nn.Linear(64, 32, bias=False)),
@@ -215,22 +268,22 @@ WRONG7 = {
 }
 
 
-@cases(name=[*WRONG, *(f"rwkv7 {name}" for name in WRONG7)])
+@cases(name=[*WRONG, *WRONG_MIX, *(f"rwkv7 {name}" for name in WRONG7)])
 def test_parts_that_do_not_fit_are_never_handed_to_the_kernels(taken, name):
     seven = name.startswith("rwkv7")
-    layer, cache = build("rwkv7, first" if seven else "plain"), Cache()
+    layer, cache = build("rwkv7, first" if seven else name.partition(",")[0] if name in WRONG_MIX else "plain"), Cache()
     with torch.no_grad():
         for _ in range(2):
             layer(torch.randn(2, 1, 64), past_key_values=cache, use_cache=True)
         taken.clear()
-        (WRONG7[name[6:]] if seven else WRONG[name])(layer)
+        (WRONG7[name[6:]] if seven else {**WRONG, **WRONG_MIX}[name])(layer)
         with contextlib.suppress(ValueError, RuntimeError):
             layer(torch.randn(2, 1, 64), past_key_values=cache, use_cache=True)
     assert "plan_conv_layer" not in taken and "plan_rwkv7_layer" not in taken
     assert "mixture" not in name or not taken
 
 
-@cases(name=["plain", "rwkv7, first"])
+@cases(name=["plain", "product", "comba", "gdn2", "rwkv7, first"])
 def test_packed_rows_autocast_and_gradients_go_op_by_op(taken, name):
     layer, x = build(name), torch.randn(1, 1, 64)
     cache = Cache()

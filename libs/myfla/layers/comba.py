@@ -6,6 +6,7 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn as nn
 
+from myfla.layers.native_steps import StepGates
 from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
@@ -151,6 +152,13 @@ class Comba(ConvLayer):
             chunk_comba, fused_recurrent_comba, call, q=q, k=k, v=v, p=p, g=g, beta=beta, use_qk_l2norm_in_kernel=True
         )
         return o, recurrent_state, conv_state
+
+    def _step_gates(self, x: torch.Tensor) -> StepGates:
+        own = self._parameters
+        return StepGates(
+            project(self.a_proj, x), project(self.b_proj, x), self.A_log, self.dt_bias, 1, rule="COMBA",
+            inner=own.get("decay"), output=own.get("D"),
+        )  # fmt: skip
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn as nn
 
+from myfla.layers.native_steps import StepGates
 from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
@@ -140,6 +141,11 @@ class GatedDeltaProduct(ConvLayer):
             g=g, beta=beta.reshape(batch, time * n, self.num_v_heads), num_householder=n, use_qk_l2norm_in_kernel=True,
         )  # fmt: skip
         return o, recurrent_state, conv_state
+
+    def _step_gates(self, x: torch.Tensor) -> StepGates:
+        g, A_log, dt_bias = (project(self.a_proj, x), self.A_log, self.dt_bias) if self.use_forget_gate else (None,) * 3
+        beta_scale = 2 if self.allow_neg_eigval else 1
+        return StepGates(g, project(self.b_proj, x), A_log, dt_bias, beta_scale, tokens=self.num_householder)
 
     def gates(self, x: torch.Tensor) -> Tuple[Optional[torch.Tensor], torch.Tensor]:
         """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn as nn
 
+from myfla.layers.native_steps import StepGates
 from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
@@ -125,6 +126,11 @@ class GatedDeltaNet2(ConvLayer):
             chunk_gdn2, fused_recurrent_gdn2, call, q=q, k=k, v=v, g=g, b=b, w=w, use_qk_l2norm_in_kernel=True
         )
         return o, recurrent_state, conv_state
+
+    def _step_gates(self, x: torch.Tensor) -> StepGates:
+        g, erase, write = (project(part, x) for part in (self.f_proj, self.b_proj, self.w_proj))
+        doubled = 2 if self.allow_neg_eigval else 1
+        return StepGates(g, None, self.A_log, self.dt_bias, doubled, rule="GDN2", erase=erase, write=write)
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.

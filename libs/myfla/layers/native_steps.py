@@ -4,7 +4,7 @@ These functions compute one token for each row, with states from a cache. If a f
 the step operation by operation, with the same result up to rounding.
 """
 
-import math
+import functools
 from typing import Any, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
@@ -20,27 +20,41 @@ from myfla.utils.native import are_dense, native
 
 __all__ = ["StepGates", "conv_layer_step", "rwkv7_layer_step", "rwkv7_mix_step"]
 
+_METHODS = frozenset(("_mix", "_qkv", "_convs", "_output", "gates", "_gate_input"))
+"""Methods of a `ConvLayer` that the compiled step computes instead of calling them."""
+
 
 class StepGates(NamedTuple):
-    """The arguments of a layer's gated delta rule besides q, k and v, for one token in each row.
+    """The arguments of a layer's rule besides q, k and v, for one token in each row.
 
     Attributes:
-        g, beta: ``[N, 1, HV]``; g may be None: no decay; for KDA it is ``[N, 1, HV, K]``.
-        A_log, dt_bias: ``[HV]``, for KDA dt_bias ``[HV * K]``, where g is a pre-activation, else None.
-        beta_scale: 0: beta is the write strength; 1 or 2: the write strength is this times the sigmoid of beta.
+        g: ``[N, 1, HV]``, or None: no decay; for KDA ``[N, 1, HV, K]``, for GDN2 ``[N, 1, H * K]``.
+        beta: ``[N, 1, HV]``, with ``tokens`` as many times; None for GDN2.
+        A_log, dt_bias: ``[HV]``, for KDA dt_bias ``[HV * K]``, where g is a pre-activation, else None; for GDN2 ``[H]``
+            and ``[H * K]``.
+        beta_scale: 0: beta is the write strength; 1 or 2: the write strength is this times the sigmoid of beta; for
+            GDN2 of ``erase``.
         l2norm: q and k are brought to length one.
-        rule: ``"GATED"``, or ``"KDA"`` with a decay for each key channel.
+        rule: ``"GATED"``, ``"KDA"``, ``"COMBA"`` or ``"GDN2"``.
         lower_bound: of the gate of KDA, or None.
+        tokens: for GATED, the number of keys and values for each query and decay.
+        erase, write: for GDN2 ``[N, 1, H * K]`` and ``[N, 1, HV * V]``, before their sigmoids.
+        inner, output: for COMBA ``[H]``, the inner decay before its sigmoid and the output correction, or None.
     """
 
     g: Optional[torch.Tensor]
-    beta: torch.Tensor
+    beta: Optional[torch.Tensor]
     A_log: Optional[torch.Tensor] = None
     dt_bias: Optional[torch.Tensor] = None
     beta_scale: int = 0
     l2norm: bool = True
     rule: str = "GATED"
     lower_bound: Optional[float] = None
+    tokens: int = 1
+    erase: Optional[torch.Tensor] = None
+    write: Optional[torch.Tensor] = None
+    inner: Optional[torch.Tensor] = None
+    output: Optional[torch.Tensor] = None
 
 
 def conv_layer_step(
@@ -57,7 +71,7 @@ def conv_layer_step(
         ``[N, 1, HV * V]`` for the output projection, the new recurrent state and the convolutions' new states.
     """
     kernels = _step_kernels(layer, x, call)
-    if kernels is None:
+    if kernels is None or not _has_own_methods(layer.__class__) or not _METHODS.isdisjoint(layer.__dict__):
         return None
     modules = layer._modules
     convs = modules.get("q_conv1d"), modules.get("k_conv1d"), modules.get("v_conv1d")
@@ -73,23 +87,24 @@ def conv_layer_step(
     state = cast(torch.Tensor, call.recurrent_state)
     given = (
         *layer._project(x), q["weight"], k["weight"], v["weight"], q["bias"], k["bias"], v["bias"], *call.conv_state,
-        state, gates.g, gates.beta, gates.A_log, gates.dt_bias, gate, norm._parameters["weight"],
+        state, gates.g, gates.beta, gates.A_log, gates.dt_bias, gate, norm._parameters["weight"], gates.erase,
+        gates.write, gates.inner, gates.output,
     )  # fmt: skip
     options = (
         layer.num_heads, layer.num_v_heads, layer.head_k_dim, layer.head_v_dim, layer.conv_size, layer.backend,
         convs[0].activation, convs[1].activation, convs[2].activation, gates.beta_scale, gates.l2norm, gates.rule,
-        gates.lower_bound, gated, norm.activation if gated else None, norm.eps,
+        gates.lower_bound, gates.tokens, gated, norm.activation if gated else None, norm.eps,
     )  # fmt: skip
     key = layout_key(f"{layer.who} step", options, *given)
     step = find_step(key)
     if step is None:
-        of_g = () if gates.rule == "GATED" else (layer.head_k_dim,)
-        if not _conv_layer_fits(kernels, layer, x.shape[0], of_g, kernels.steps.ConvLayer(*given)):
+        if not _conv_layer_fits(kernels, layer, x.shape[0], gates, kernels.steps.ConvLayer(*given)):
             return None
         step = kernels.steps.plan_conv_layer(
-            getattr(kernels.rules, gates.rule), kernels.steps.ConvLayer(*given),
+            getattr(kernels.steps, gates.rule), kernels.steps.ConvLayer(*given),
             [conv.activation is not None for conv in convs], gates.l2norm, gates.beta_scale, layer.head_k_dim**-0.5,
             layer.num_heads, norm.activation if gated else None, norm.eps, gates.lower_bound,
+            gates.tokens,
         )  # fmt: skip
         tell(f"{layer.who} step", layer.backend, "cpu", "native")
         if key is not None:
@@ -99,29 +114,45 @@ def conv_layer_step(
     return y, final, conv_state
 
 
+@functools.lru_cache(maxsize=64)
+def _has_own_methods(kind: Any) -> bool:
+    """Whether a class computes a step as the class does that has its ``_step_gates``."""
+    owner = next(one for one in kind.__mro__ if "_step_gates" in vars(one))
+    return all(getattr(kind, name, None) is getattr(owner, name, None) for name in _METHODS)
+
+
 def _is_plain_conv(conv: Any) -> bool:
     """Whether a module, or None, is a short convolution without hooks."""
     return type(conv) is ShortConvolution and is_free(conv)
 
 
-def _conv_layer_fits(kernels: Any, layer: Any, rows: int, of_g: Tuple[int, ...], t: Any) -> bool:
-    """Whether the tensors (a `myfla_native.steps.ConvLayer`) are what the compiled step reads; g is
-    ``[rows, 1, HV, *of_g]``."""
-    kind, taps, heads = t.q.dtype, layer.conv_size, layer.num_v_heads
+def _conv_layer_fits(kernels: Any, layer: Any, rows: int, gates: StepGates, t: Any) -> bool:
+    """Whether the tensors (a `myfla_native.steps.ConvLayer`) are what the compiled step reads."""
+    kind, taps, heads, keys = t.q.dtype, layer.conv_size, layer.num_v_heads, layer.key_dim
     parts, weights, biases, pasts = t[:3], t[3:6], t[6:9], t[9:12]
+    values = heads * layer.head_v_dim
+    g: Tuple[int, ...] = (heads,)
+    A_log, dt_bias = heads, heads
+    if gates.rule == "KDA":
+        g, dt_bias = (heads, layer.head_k_dim), heads * layer.head_k_dim
+    elif gates.rule == "GDN2":
+        g, A_log, dt_bias = (keys,), layer.num_heads, keys
     given = [bias for bias in biases if bias is not None]
     fits = (
         taps <= kernels.MOST_TAPS
-        and are_dense(kind, *parts, *([] if t.gate is None else [t.gate]), *(past[0] for past in pasts))
+        and are_dense(kind, *(x for x in (*parts, t.gate, t.erase, t.write) if x is not None))
+        and are_dense(kind, *(past[0] for past in pasts))
         and are_dense(torch.float32, t.state)
         and are_dense(weights[0].dtype, *weights)
         and (not given or (len(given) == len(biases) and are_dense(given[0].dtype, *given)))
-        and all(x is None or are_dense(x.dtype, x) for x in (t.g, t.beta, t.A_log, t.dt_bias, t.norm))
-        and _have((rows, 1, heads, *of_g), t.g)
-        and _have((rows, 1, heads), t.beta)
-        and _have((heads,), t.A_log)
-        and _have((heads * math.prod(of_g),), t.dt_bias)
-        and _have((rows, 1, heads * layer.head_v_dim), t.gate)
+        and all(x is None or are_dense(x.dtype, x) for x in (*t[13:17], t.norm, t.inner, t.output))
+        and _have((rows, 1, *g), t.g)
+        and _have((rows, 1, gates.tokens * heads), t.beta)
+        and _have((A_log,), t.A_log)
+        and _have((dt_bias,), t.dt_bias)
+        and _have((rows, 1, keys), t.erase)
+        and _have((rows, 1, values), t.gate, t.write)
+        and _have((layer.num_heads,), t.inner, t.output)
         and _have((layer.head_v_dim,), t.norm)
     )
     return fits and all(

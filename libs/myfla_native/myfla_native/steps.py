@@ -13,18 +13,24 @@ import torch
 
 from myfla_native.library import DTYPES, declare, threads
 from myfla_native.norms import GATES
-from myfla_native.rules import _CALL, _NONE, DPLR, KDA, Rule, _vector
+from myfla_native.rules import _CALL, _NONE, DPLR, GATED, KDA, Rule, _vector
 
-__all__ = ["ConvLayer", "Rwkv7Layer", "plan_conv_layer", "plan_rwkv7_layer", "rwkv7_mix_step"]
+__all__ = ["COMBA", "GATED", "GDN2", "KDA", "ConvLayer", "Rwkv7Layer", "plan_conv_layer", "plan_rwkv7_layer",
+           "rwkv7_mix_step"]  # fmt: skip
 
-_LAYER = Struct("=26qd")  # what mn_conv_layer adds to an mn_rule
+COMBA, GDN2 = DPLR + 1, DPLR + 2
+"""Layers that compute something else between their convolutions and the DPLR rule; the others are named as the rule."""
+
+_LAYER = Struct("=26qd19q")  # what mn_conv_layer adds to an mn_rule
 _RWKV7 = Struct("=13q2d2q")  # what mn_rwkv7_step adds
 _layer_step = declare("mn_conv_layer_step", "p")
 _rwkv7_step = declare("mn_rwkv7_layer_step", "p")
 _LayerWords: Any = ctypes.c_int64 * ((_CALL.size + _LAYER.size) // 8)
 _THREADS, _FINAL, _Y = 11, 68, 117  # words: threads, addresses of the new recurrent state and of the result
 _KEPT = (96, 102, 108)  # the convolutions' new states
-_GIVEN = (14, 20, 26, 92, 98, 104, 93, 99, 105, 94, 100, 106, 62, 32, 38, 50, 56, 113, 115)  # of `ConvLayer`, in order
+_GIVEN = (
+    14, 20, 26, 92, 98, 104, 93, 99, 105, 94, 100, 106, 62, 32, 38, 50, 56, 113, 115, 44, 120, 126, 132
+)  # of `ConvLayer`, in order
 _Rwkv7Words: Any = ctypes.c_int64 * ((_CALL.size + _RWKV7.size) // 8)
 _RWKV7_GIVEN = (14, 92, 20, 26, 93, 94, 95, 96, 62, 98, 99, 100, 101, 102)  # of `Rwkv7Layer`, in order
 _RWKV7_Y = 104
@@ -38,8 +44,8 @@ class ConvLayer(NamedTuple):
     """
 
     q: torch.Tensor  # [N, 1, H * K]
-    k: torch.Tensor  # [N, 1, H * K]
-    v: torch.Tensor  # [N, 1, HV * V]
+    k: torch.Tensor  # [N, 1, T * H * K]
+    v: torch.Tensor  # [N, 1, T * HV * V]
     q_taps: torch.Tensor  # [D, 1, W]
     k_taps: torch.Tensor
     v_taps: torch.Tensor
@@ -50,60 +56,68 @@ class ConvLayer(NamedTuple):
     k_past: torch.Tensor
     v_past: torch.Tensor
     state: torch.Tensor  # [N, HV, K, V]
-    g: Optional[torch.Tensor]  # [N, 1, HV], KDA [N, 1, HV, K]
-    beta: torch.Tensor  # [N, 1, HV]
-    A_log: Optional[torch.Tensor]  # [HV]
-    dt_bias: Optional[torch.Tensor]  # [HV], KDA [HV * K]
+    g: Optional[torch.Tensor]  # [N, 1, HV], KDA [N, 1, HV, K], GDN2 [N, 1, H * K]
+    beta: Optional[torch.Tensor]  # [N, 1, T * HV]; GDN2: None
+    A_log: Optional[torch.Tensor]  # [HV], GDN2 [H]
+    dt_bias: Optional[torch.Tensor]  # [HV], KDA [HV * K], GDN2 [H * K]
     gate: Optional[torch.Tensor]  # [N, 1, HV * V]
     norm: Optional[torch.Tensor]  # [V]
+    erase: Optional[torch.Tensor] = None  # [N, 1, H * K], GDN2: before its sigmoid
+    write: Optional[torch.Tensor] = None  # [N, 1, HV * V], GDN2: before its sigmoid
+    inner: Optional[torch.Tensor] = None  # [H], COMBA: before its sigmoid
+    output: Optional[torch.Tensor] = None  # [H], COMBA
 
 
 def plan_conv_layer(
     kind: int, layer: ConvLayer, silu: Sequence[bool], l2norm: bool, beta_scale: int, scale: float, heads: int,
-    activation: Optional[str], eps: float, lower_bound: Optional[float] = None,
+    activation: Optional[str], eps: float, lower_bound: Optional[float] = None, tokens: int = 1,
 ) -> Callable[..., Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]]:  # fmt: skip
-    """Plan a step of convolutions, the gated delta rule or KDA, and a root-mean-square norm of each head with or
-    without gate. The arguments that do not change between calls are packed once.
+    """Plan a step of convolutions, a rule, and a root-mean-square norm of each head with or without gate. The arguments
+    that do not change between calls are packed once.
 
     Args:
-        kind: `myfla_native.rules.GATED` or `myfla_native.rules.KDA`.
+        kind: `GATED`, `KDA`, `COMBA` or `GDN2`.
         layer: the tensors.
         silu: of each convolution, whether it ends in SiLU.
         l2norm, beta_scale, scale, lower_bound: of the rule, see `myfla_native.rules.Rule`.
         heads: of q and k, H.
         activation: of the gate, ``"silu"``, ``"swish"`` or ``"sigmoid"``.
         eps: of the norm.
+        tokens: T, for `GATED`: keys and values for each decay and query (products of Householder matrices).
 
     Returns:
         ``step(final, *layer)`` for tensors with the strides of these, where ``final`` receives the new recurrent state
         and may be the old one; it returns ``[N, 1, HV * V]`` in the dtype of v, and the new states of the convolutions.
     """
-    state, g, beta, A_log, dt_bias, gate, norm = layer[12:]
+    state, g, beta, A_log, dt_bias, gate, norm, _, _, inner, output = layer[12:]
     N, HV, K, V = state.shape
     keys, values, dtype, size = heads * K, HV * V, DTYPES[layer.v.dtype], HV * K * V
     words: List[int] = []
     for past, ends_in_silu in zip(layer[9:12], silu):
         words += (0, 0, 0, past.stride(0), 0, ends_in_silu)
-    own = K if kind == KDA else 1
-    decay = _NONE if g is None else (0, HV * own, HV * own, own, 1 if kind == KDA else 0, DTYPES[g.dtype])
-    rule = Rule(kind, scale, l2norm, A_log, dt_bias, beta_scale, lower_bound=lower_bound)
+    own, decays = K if kind in (KDA, GDN2) else 1, heads if kind == GDN2 else HV
+    rule = Rule(min(kind, DPLR), scale, l2norm, A_log, dt_bias, beta_scale, lower_bound=lower_bound)
     template = _CALL.pack(
-        kind, N, 1, heads, HV, K, V, 0, l2norm, rule.gate, beta_scale, threads(), scale, lower_bound or 0.0,
-        0, keys, keys, K, 1, dtype, 0, keys, keys, K, 1, dtype, 0, values, values, V, 1, dtype,
-        *decay, 0, HV, HV, 1, 0, DTYPES[beta.dtype], *_NONE,
+        rule.kind, N, tokens, heads, HV, K, V, 0, l2norm, rule.gate, beta_scale, threads(), scale, lower_bound or 0.0,
+        0, keys, keys, K, 1, dtype, 0, tokens * keys, keys, K, 1, dtype, 0, tokens * values, values, V, 1, dtype,
+        *(_NONE if g is None else (0, decays * own, decays * own, own, 1, DTYPES[g.dtype])),
+        *(_NONE if beta is None else (0, tokens * HV, HV, 1, 0, DTYPES[beta.dtype])), 0, keys, keys, K, 1, dtype,
         *_vector(A_log), *_vector(dt_bias, own), 0, size, V, K * V, 1, 0, 0, size, V, K * V, 1, 0,
         *_NONE, *_NONE, *_NONE,
     ) + _LAYER.pack(
         *words, layer.q_past.shape[2], DTYPES[layer.q_taps.dtype],
         0 if layer.q_bias is None else DTYPES[layer.q_bias.dtype], 0, 0 if gate is None else GATES[activation], 0,
-        0 if norm is None else DTYPES[norm.dtype], 0, eps,
+        0 if norm is None else DTYPES[norm.dtype], 0, eps, max(kind - DPLR, 0), 0, values, values, V, 1, dtype,
+        *_vector(inner), *_vector(output),
     )  # fmt: skip
 
     gaps = not all(past.is_contiguous() for past in layer[9:12])
 
     def step(final: torch.Tensor, *given: Any) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
         pasts = [past.contiguous() for past in given[9:12]] if gaps else given[9:12]
-        y, kept = torch.empty_like(given[2]), tuple(map(torch.empty_like, pasts))
+        v = given[2]
+        y = torch.empty_like(v) if tokens == 1 else v.new_empty((N, 1, values))
+        kept = tuple(map(torch.empty_like, pasts))
         words = _LayerWords.from_buffer_copy(template)
         words[_THREADS], words[_FINAL], words[_Y] = threads(), final.data_ptr(), y.data_ptr()
         for place, x in zip(_KEPT, kept):

@@ -14,16 +14,37 @@ typedef struct {
     int64_t silu;
 } mn_conv_part;
 
-/* Convolutions of q, k and v, the gated delta rule, a norm with or without gate. All fields have eight bytes. */
+/* What becomes of the convolutions' results before a rule reads them. For each query head, with |.| a row over its length,
+ *
+ *     MN_COMBA  p = k sigmoid(inner), q <- q - output p;  DPLR with q = |q|, a = -|p|, b = k = beta |k|
+ *     MN_GDN2   q, k <- |q|, |k|;  DPLR with a = -(erase k) e^g, b = k, v = v sigmoid(write)
+ *
+ * where g, beta and erase are the rule's g, beta and b behind their activations. */
+enum { MN_COMBA = 1, MN_GDN2 = 2 };
+
+/* Convolutions of q, k and v, a rule, a norm with or without gate. The gated rule and KDA may take several tokens (T) of
+ * k, v and beta for one of q and g: they decay on the first and answer on the last (products of Householder matrices).
+ * All fields have eight bytes. */
 typedef struct {
-    mn_rule rule; /* its q, k and v are the inputs of the convolutions: rows [heads * channels] without gaps */
+    mn_rule rule; /* its q, k and v are the inputs of the convolutions: rows [T * heads * channels] without gaps */
     mn_conv_part parts[3];
     int64_t W, weight_dtype, bias_dtype;
     int64_t gate, activation; /* [N, HV * V] in the dtype of v, or 0; `MN_SILU`, `MN_SIGMOID` */
     int64_t norm, norm_dtype; /* [V] or 0 */
     int64_t y;                /* [N, HV * V] in the dtype of v */
     double eps;
+    int64_t mix;              /* MN_COMBA, MN_GDN2 or 0 */
+    mn_tensor write;          /* [N, HV, V], MN_GDN2 */
+    mn_tensor inner, output;  /* [H] by `head`, MN_COMBA; either may be missing */
 } mn_conv_layer;
+
+/* That, and where it puts its rows: of every value head and row padded to whole cache lines. */
+typedef struct {
+    const mn_conv_layer *layer;
+    const mn_rule *rule; /* with the convolutions' results */
+    float *q, *k, *a, *g, *v, *own;
+    int64_t keys, values; /* floats from one head to the next: of q, k, a and g; of v and own, one row for each thread */
+} mn_mix;
 
 /* RWKV-7: with rate = sigmoid(a), per head kk = k k_k / |k k_k|,
  *     v <- v + (v_first - v) sigmoid(v_gate);  g = strongest sigmoid(w);  a <- -kk, b = kk rate, k <- k (1 + (rate - 1) k_a)
@@ -60,6 +81,7 @@ typedef struct {
 } mn_conv_step;
 
 MN_KERNEL(conv_step, (const mn_conv_step *a, int64_t begin, int64_t end, int slot))
+MN_KERNEL(mix, (const mn_mix *a, int64_t begin, int64_t end, int slot))
 MN_KERNEL(rwkv7_mix, (const mn_rwkv7_mix *a, int64_t begin, int64_t end, int slot))
 MN_KERNEL(rwkv7_before, (const mn_rwkv7_step *a, int64_t begin, int64_t end, int slot))
 MN_KERNEL(rwkv7_after, (const mn_rwkv7_step *a, int64_t begin, int64_t end, int slot))
