@@ -1,5 +1,6 @@
 """Whether there are compiled kernels, which ones, and which calls use them."""
 
+import os
 import shutil
 
 import pytest
@@ -22,6 +23,31 @@ def test_plain_tensors_get_the_kernels(native):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert door.native(torch.zeros(2, dtype=dtype), None, torch.nn.Parameter(torch.zeros(1))) is native
         assert door.why_not_native(torch.zeros(2, dtype=dtype), None) is None
+
+
+def flags_of(x):
+    """The kernel's flags of the memory in the middle of a tensor."""
+    inside, at = False, x.data_ptr() + x.numel() * x.element_size() // 2
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            first = line.split()[0]
+            if "-" in first and not first.endswith(":"):
+                begin, end = (int(part, 16) for part in first.split("-"))
+                inside = begin <= at < end
+            elif inside and first == "VmFlags:":
+                return line.split()[1:]
+    raise AssertionError("not mapped")
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="no huge pages here")
+@cases(tokens=[1 << 17, 1 << 10])
+def test_results_that_are_large_lie_in_huge_pages(native, tokens):
+    rules, x, one = native.rules, torch.ones(1, tokens, 1, 64), torch.ones(1, tokens, 1, 1)
+    inputs = rules.Inputs(one, one, x, -one[..., 0], one[..., 0])
+    o, _, kept = rules.forward(rules.Rule(rules.GATED, 1.0), inputs, keep=True)
+    dv = rules.backward(rules.Rule(rules.GATED, 1.0), inputs, None, kept, x, None)[0][2]
+    for result in (o, kept, dv):
+        assert ("hg" in flags_of(result)) == (tokens == 1 << 17)
 
 
 class Strange(torch.Tensor):

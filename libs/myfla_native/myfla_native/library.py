@@ -3,11 +3,11 @@
 import ctypes
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 
-__all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "level", "pointer", "set_level", "threads"]
+__all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "empty", "level", "pointer", "set_level", "threads"]
 
 INTERFACE = 5
 """The interface number that the compiled library must return; increased together with ``MN_INTERFACE`` in the
@@ -56,6 +56,20 @@ def declare(name: str, arguments: str) -> Callable[..., None]:
             raise MemoryError(f"myfla_native: no memory for the scratch space of {name}")
 
     return call
+
+
+_huge_pages = declare("mn_huge_pages", "pi")
+_NEW_MEMORY = 32 << 20  # bytes from which glibc takes new memory from the system every time
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """`torch.empty` on the CPU. Large tensors ask the system for huge pages: to get new memory in small pages takes
+    longer than to compute what is written there."""
+    x = torch.empty(shape, dtype=dtype, device="cpu")
+    size = x.numel() * x.element_size()
+    if size >= _NEW_MEMORY:
+        _huge_pages(x.data_ptr(), size)
+    return x
 
 
 def pointer(x: Optional[torch.Tensor]) -> Optional[int]:

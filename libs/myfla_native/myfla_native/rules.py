@@ -10,7 +10,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, c
 
 import torch
 
-from myfla_native.library import DTYPES, declare, threads
+from myfla_native.library import DTYPES, declare, empty, threads
 
 __all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "forward", "kept_size", "plan_step"]
 
@@ -27,7 +27,7 @@ _SOFTPLUS, _BOUNDED = 1, 2  # MN_SOFTPLUS, MN_BOUNDED
 _forward = declare("mn_rule_forward", "p")
 _backward = declare("mn_rule_backward", "p")
 _step = declare("mn_rule_step", "p")
-_empty = torch.empty
+_empty = empty
 
 
 class Rule(NamedTuple):
@@ -158,7 +158,7 @@ def plan_step(
         new state; it may be ``state``.
     """
     shape, dtype = inputs.v.shape, out_dtype or inputs.v.dtype
-    template = _call(rule, inputs, state, state, _empty(shape, dtype=dtype, device="cpu"), None)
+    template = _call(rule, inputs, state, state, _empty(shape, dtype=dtype), None)
     like_v = inputs.v.is_contiguous() and inputs.v.dtype is dtype
 
     def step(*given: Optional[torch.Tensor]) -> torch.Tensor:
