@@ -7,6 +7,7 @@ import family
 import family_layers
 from myfla.models.utils import Cache
 from myfla.ops._delta.steps import forget_steps
+from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.kda import chunk_kda, fused_recurrent_kda
 from myfla.ops.kda.inputs import KdaActivation
 from myfla.testing import assert_close, cases
@@ -146,6 +147,37 @@ def test_a_step_of_kda_with_its_gates_equals_float64(native, monkeypatch, bound,
             assert_close(o, want[0], rms=2e-6, largest=1e-5)
             assert_close(final, want[1], rms=2e-6, largest=1e-5)
     assert calls == ["step"] * 2
+
+
+V_FIRST = ("kda", "gla", "simple_gla", "gdn2")
+
+
+@cases(name=V_FIRST, inplace=[False, True], size=[(16, 32), (5, 16), (33, 7)])
+def test_steps_on_states_with_values_first_have_the_bits_of_keys_first(native, monkeypatch, name, inplace, size):
+    key, value = size
+    calls = computed(monkeypatch, native)
+    given = family.inputs(name, tokens=1, value_heads=4, key=key, value=value, dtype=torch.float32)
+    state = torch.randn(2, 4, key, value)
+    o, final = family.run(name, "recurrent", given, initial_state=state)
+    for _ in range(2):
+        turned = state.transpose(2, 3).contiguous()
+        got = family.run(name, "recurrent", given, initial_state=turned, state_v_first=True,
+                         inplace_final_state=inplace)
+        assert torch.equal(got[0], o) and torch.equal(got[1], final.transpose(2, 3)) and got[1].is_contiguous()
+        assert (got[1] is turned) == inplace and (inplace or torch.equal(turned, state.transpose(2, 3)))
+    assert calls == ["step"] * 3
+
+
+@cases(op=[chunk_gated_delta_rule, fused_recurrent_gated_delta_rule], state_dtype=[None, torch.float32, torch.bfloat16])
+def test_whole_sequences_with_values_first_have_the_bits_of_keys_first(native, op, state_dtype):
+    q, k, v = (torch.randn(1, 70, 2, size) for size in (20, 20, 35))
+    given = dict(q=q, k=k, v=v, g=-torch.rand(1, 70, 2), beta=torch.rand(1, 70, 2), output_final_state=True,
+                 cu_seqlens=torch.tensor([0, 20, 20, 70]))
+    state = None if state_dtype is None else torch.randn(3, 2, 20, 35, dtype=state_dtype)
+    turned = None if state is None else state.transpose(2, 3).contiguous()
+    o, final = op(**given, initial_state=state)
+    got = op(**given, initial_state=turned, state_v_first=True)
+    assert torch.equal(got[0], o) and torch.equal(got[1], final.transpose(2, 3)) and got[1].is_contiguous()
 
 
 @cases(name=family_layers.ALL)

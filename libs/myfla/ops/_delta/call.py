@@ -33,6 +33,7 @@ class Call(NamedTuple):
         inplace: whether the initial state may be overwritten.
         lower_bound: value below which the caller promises to have no log decay, or None.
         channel_decays: further log decays of the recurrent form: of key channels ``[B, T, HV, K]``, of value channels.
+        state_v_first: whether the final states will be wanted as ``[N, HV, V, K]``; back ends may lay them out so.
     """
 
     who: str
@@ -50,6 +51,7 @@ class Call(NamedTuple):
     inplace: bool = False
     lower_bound: Optional[float] = None
     channel_decays: Sequence[Optional[torch.Tensor]] = ()
+    state_v_first: bool = False
 
     def activated(self, zero_g: bool = False) -> "Call":
         """The same call with g and beta activated; differentiable. With ``zero_g`` a missing g becomes zero."""
@@ -99,4 +101,5 @@ def _with(call: Call, x: Tuple[Any, ...], activation: Any, l2norm: bool) -> Call
     return Call(
         call.who, call.family, call.form, x, call.initial_state, call.scale, call.cu_seqlens, call.sequences,
         call.out_dtype, l2norm, activation, call.chunk_size, call.inplace, call.lower_bound, call.channel_decays,
+        call.state_v_first,
     )  # fmt: skip

@@ -43,7 +43,7 @@ def run_native(call: Call) -> Result:
     tensors = (*call.x, A_log, dt_bias, call.initial_state)
     if records(*tensors):
         return _Rule.apply(rules, call, *tensors)
-    final = call.initial_state if call.inplace else None
+    final = call.initial_state if call.inplace else _new_state(call)
     return rules.forward(
         _rule(rules, call, A_log, dt_bias), _inputs(rules, call.x), call.initial_state, out_dtype=call.out_dtype,
         final=final,
@@ -54,7 +54,9 @@ def plan_native(call: Call, wanted: bool) -> Optional[Step]:
     """The function that computes decoding steps like this call, with final states if ``wanted``; None for empty calls
     and for calls that need more than that."""
     state, inplace, activation, arrange = call.initial_state, call.inplace, call.activation, _ARRANGED[call.family.name]
-    if state is None or not state.numel() or state.dtype is not torch.float32 or not state.is_contiguous():
+    if state is None or not state.numel() or state.dtype is not torch.float32:
+        return None
+    if not (state.is_contiguous() or state.transpose(2, 3).is_contiguous()):
         return None
     if call.channel_decays:
         return None
@@ -139,6 +141,15 @@ def _inputs(rules: Any, x: Tuple[Any, ...]) -> Any:
     return rules.Inputs(q, k, v, gk, a, b)
 
 
+def _new_state(call: Call) -> Optional[torch.Tensor]:
+    """Memory for the final states in the layout in which they are wanted; None for that of the kernels."""
+    if not call.state_v_first:
+        return None
+    heads, value, key = call.x[2].shape[2], call.x[2].shape[3], call.x[1].shape[3]
+    strides = (heads * key * value, key * value, 1, key)
+    return torch.empty_strided((call.sequences, heads, key, value), strides, dtype=torch.float32, device="cpu")
+
+
 def _rule(rules: Any, call: Call, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor]) -> Any:
     kind = getattr(rules, NATIVE[call.family.name])
     activation, beta_scale, lower_bound = call.activation, 0, None
@@ -166,7 +177,9 @@ class _Rule(torch.autograd.Function):
     def forward(ctx, rules, call, *tensors):
         *x, A_log, dt_bias, state = tensors
         rule = _rule(rules, call, A_log, dt_bias)
-        o, final, kept = rules.forward(rule, _inputs(rules, tuple(x)), state, out_dtype=call.out_dtype, keep=True)
+        o, final, kept = rules.forward(
+            rule, _inputs(rules, tuple(x)), state, out_dtype=call.out_dtype, keep=True, final=_new_state(call)
+        )
         ctx.save_for_backward(*tensors, kept)
         # The call must not hold a second reference to saved tensors.
         ctx.rules, ctx.call = rules, call._replace(x=(), initial_state=None)

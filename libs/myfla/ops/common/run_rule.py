@@ -8,7 +8,7 @@ from myfla.ops._delta.backends import select
 from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.base import Family
 from myfla.ops._delta.sequences import reverse_sequences
-from myfla.ops._delta.steps import Key, keep_step
+from myfla.ops._delta.steps import Key, Step, keep_step
 from myfla.ops.common.checks import check_chunk_size, count_sequences
 from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.utils.tensors import check_scale
@@ -65,13 +65,14 @@ def run_rule(
         channel_decays = tuple(t if t is None else reverse_sequences(t, cu_seqlens) for t in channel_decays)
     call = Call(
         who, family, form, x, state, scale, cu_seqlens, sequences, out_dtype, l2norm, activation, chunk_size, inplace,
-        lower_bound, channel_decays,
+        lower_bound, channel_decays, state_v_first,
     )  # fmt: skip
     chosen = select(call, backend)
     step = None if key is None or chosen.plan is None else chosen.plan(call, output_final_state)
     if key is not None and step is not None:
+        step = _of_v_first(step, inplace) if state_v_first else step
         keep_step(key, step)
-        return step(x, activation, state)
+        return step(x, activation, initial_state)
     o, final = chosen.run(call)
     o = reverse_sequences(o, cu_seqlens) if reverse else o
     if not output_final_state and not inplace:
@@ -81,3 +82,13 @@ def run_rule(
         final = final if final is initial_state else put_back(initial_state, final)
         return o, final if output_final_state else None
     return o, final.contiguous()
+
+
+def _of_v_first(step: Step, inplace: bool) -> Step:
+    """The step for states ``[N, HV, V, K]``."""
+
+    def turned(x: Tuple[Any, ...], activation: Any, state: Any) -> Final:
+        o, final = step(x, activation, state.transpose(2, 3))
+        return o, None if final is None else state if inplace else final.transpose(2, 3).contiguous()
+
+    return turned

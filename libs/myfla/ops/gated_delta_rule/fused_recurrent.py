@@ -89,10 +89,10 @@ def fused_recurrent_gated_delta_rule(
     activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     given = activation if use_gate_in_kernel or use_beta_sigmoid_in_kernel else None
     key = None
-    if gk is gv is None and beta is not None and not state_v_first:
+    if gk is gv is None and beta is not None:
         options = (
             scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
-            allow_neg_eigval, inplace_final_state, backend,
+            allow_neg_eigval, inplace_final_state, state_v_first, backend,
         )  # fmt: skip
         key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
     step = find_step(key)

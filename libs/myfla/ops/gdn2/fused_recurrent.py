@@ -62,13 +62,11 @@ def fused_recurrent_gdn2(
         [3.0, 3.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
-    key = None
-    if not state_v_first:
-        options = (
-            scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, inplace_final_state,
-            backend,
-        )  # fmt: skip
-        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, b, w, A_log, dt_bias)
+    options = (
+        scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, inplace_final_state,
+        state_v_first, backend,
+    )  # fmt: skip
+    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, b, w, A_log, dt_bias)
     step = find_step(key)
     x, dtype = prepare(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,

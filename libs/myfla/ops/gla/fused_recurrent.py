@@ -59,8 +59,8 @@ def fused_recurrent_gla(
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     key = None
-    if gk is not None and gv is None and not state_v_first:
-        options = scale, output_final_state, inplace_final_state, backend
+    if gk is not None and gv is None:
+        options = scale, output_final_state, inplace_final_state, state_v_first, backend
         key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, gk)
     step = find_step(key)
     if step is not None:

@@ -80,13 +80,12 @@ def fused_recurrent_kda(
     activation = KdaActivation(
         use_gate_in_kernel, A_log, dt_bias, lower_bound, use_beta_sigmoid_in_kernel, allow_neg_eigval
     )
-    given, key = activation if use_gate_in_kernel or use_beta_sigmoid_in_kernel else None, None
-    if not state_v_first:
-        options = (
-            scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
-            allow_neg_eigval, lower_bound, inplace_final_state, backend,
-        )  # fmt: skip
-        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
+    given = activation if use_gate_in_kernel or use_beta_sigmoid_in_kernel else None
+    options = (
+        scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
+        allow_neg_eigval, lower_bound, inplace_final_state, state_v_first, backend,
+    )  # fmt: skip
+    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
     step = find_step(key)
     if step is not None:
         return step((q, k, v, g, beta), given, initial_state)

@@ -20,15 +20,16 @@ static void convolve(const mn_conv_layer *c, int which, mn_tensor *x, int64_t to
     *x = (mn_tensor){(int64_t)(intptr_t)to, D, heads * size, size, 1, x->dtype};
 }
 
-/* One q, one g and one o for several tokens: all have the same q, the first one has g, o of the last one stays. Where g
- * is a pre-activation, minus infinity is no decay. */
+/* One q, one g and one o for T tokens: all have the same q, the first one has g, o of the last one stays. Where g is a
+ * pre-activation, minus infinity is no decay. */
 static void spread(mn_rule *rule, char *g) {
     int64_t N = rule->N, T = rule->T, HV = rule->HV, width = mn_width((int)rule->g.dtype);
     const float none = rule->gate ? -INFINITY : 0;
     const uint16_t half = !rule->gate ? 0 : rule->g.dtype == MN_BF16 ? 0xff80 : 0xfc00;
     rule->q.token = rule->o.token = 0;
     if (!rule->g.at) return;
-    for (int64_t i = 0; i < N * T * HV; i++) memcpy(g + i * width, width == 4 ? (const void *)&none : &half, (size_t)width);
+    const void *fill = width == 4 ? (const void *)&none : &half;
+    for (int64_t i = 0; i < N * T * HV; i++) memcpy(g + i * width, fill, (size_t)width);
     for (int64_t n = 0; n < N; n++)
         memcpy(g + n * T * HV * width, (const char *)(intptr_t)rule->g.at + n * HV * width, (size_t)(HV * width));
     rule->g = (mn_tensor){(int64_t)(intptr_t)g, T * HV, HV, 1, 0, rule->g.dtype};
@@ -74,8 +75,8 @@ MN_API int mn_conv_layer_step(const mn_conv_layer *c) {
     if (!status)
         status = mn_norm_forward(
             o, V, dtype, (const void *)(intptr_t)c->gate, V, dtype, (int)c->activation, (const void *)(intptr_t)c->norm,
-            (int)c->norm_dtype, NULL, MN_F32, N * rule.HV, V, 1, c->eps, 0, 0, (void *)(intptr_t)c->y, dtype, NULL, NULL,
-            (int)rule.threads);
+            (int)c->norm_dtype, NULL, MN_F32, N * rule.HV, V, 1, c->eps, 0, 0, (void *)(intptr_t)c->y, dtype, NULL,
+            NULL, (int)rule.threads);
     mn_free(room);
     return status;
 }

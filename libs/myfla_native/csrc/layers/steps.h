@@ -14,7 +14,7 @@ typedef struct {
     int64_t silu;
 } mn_conv_part;
 
-/* What becomes of the convolutions' results before a rule reads them. For each query head, with |.| a row over its length,
+/* What becomes of the convolutions' results before a rule reads them. For each query head, |.| a row over its length,
  *
  *     MN_COMBA  p = k sigmoid(inner), q <- q - output p;  DPLR with q = |q|, a = -|p|, b = k = beta |k|
  *     MN_GDN2   q, k <- |q|, |k|;  DPLR with a = -(erase k) e^g, b = k, v = v sigmoid(write)
@@ -22,9 +22,8 @@ typedef struct {
  * where g, beta and erase are the rule's g, beta and b behind their activations. */
 enum { MN_COMBA = 1, MN_GDN2 = 2 };
 
-/* Convolutions of q, k and v, a rule, a norm with or without gate. The gated rule and KDA may take several tokens (T) of
- * k, v and beta for one of q and g: they decay on the first and answer on the last (products of Householder matrices).
- * All fields have eight bytes. */
+/* Convolutions of q, k and v, a rule, a norm with or without gate. The gated rule may take T keys, values and betas for
+ * one query and decay (products of Householder matrices). All fields have eight bytes. */
 typedef struct {
     mn_rule rule; /* its q, k and v are the inputs of the convolutions: rows [T * heads * channels] without gaps */
     mn_conv_part parts[3];

@@ -45,7 +45,7 @@ MN_INLINE float mn_channel_rate(const mn_rule *c, int64_t head) {
 
 /* KDA: log decays g [n, Kp] from pre-activations, to which the bias [Kp] is added first: inputs [n, Kp]. */
 static __attribute__((noinline, unused)) void mn_open_channels(const mn_rule *c, int64_t head, int64_t n, float *g,
-                                                       float *inputs, float *bias) {
+                                                               float *inputs, float *bias) {
     int64_t Kp = mn_whole(c->K);
     float rate = mn_channel_rate(c, head), bound = (float)c->lower_bound;
     if (c->dt_bias.at) mn_get(bias, &c->dt_bias, 0, 0, head, c->K);
@@ -60,8 +60,8 @@ static __attribute__((noinline, unused)) void mn_open_channels(const mn_rule *c,
 
 /* KDA: gradients of log decays dg [n, Kp] become those of pre-activations. `sums` [1 + Kp] adds up those of A_log and
  * dt_bias: of a few tokens in float, of all in double. */
-static __attribute__((noinline, unused)) void mn_close_channels(const mn_rule *c, int64_t head, int64_t n, const float *inputs,
-                                                        float *dg, double *sums) {
+static __attribute__((noinline, unused)) void mn_close_channels(const mn_rule *c, int64_t head, int64_t n,
+                                                                const float *inputs, float *dg, double *sums) {
     int64_t Kp = mn_whole(c->K);
     float rate = mn_channel_rate(c, head), bound = (float)c->lower_bound;
     vf of_rate = {0};

@@ -3,6 +3,7 @@
 #define MN_STATES_H
 
 #include "rules/rows.h"
+#include "rules/transpose.h"
 
 static void mn_get_state(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V) {
     int64_t Kp = mn_whole(K), Vp = mn_whole(V), from = n * x->row + head * x->head;
@@ -15,7 +16,9 @@ static void mn_get_state(float *S, const mn_tensor *x, int64_t n, int64_t head, 
         if (x->channel == 1 || x->token != 1) {
             for (int64_t i = 0; i < K; i++)
                 mn_gather(to + i * width, x, from + i * x->token + p * x->channel, columns, x->channel);
-        } else { /* value first */
+        } else if (x->dtype == MN_F32) { /* value first */
+            mn_turn_in(to, width, (const float *)mn_base(x) + from + p * x->channel, x->channel, columns, K);
+        } else {
             for (int64_t j = 0; j < columns; j++)
                 for (int64_t i = 0; i < K; i++)
                     to[i * width + j] = mn_read_one(mn_base(x), from + (p + j) * x->channel + i, (int)x->dtype);
@@ -33,6 +36,8 @@ static void mn_put_state(const mn_tensor *x, int64_t n, int64_t head, const floa
         if (x->channel == 1 || x->token != 1) {
             for (int64_t i = 0; i < K; i++)
                 mn_scatter(x, to + i * x->token + p * x->channel, from + i * width, columns, x->channel);
+        } else if (x->dtype == MN_F32) {
+            mn_turn_out((float *)mn_base(x) + to + p * x->channel, x->channel, from, width, columns, K);
         } else {
             for (int64_t j = 0; j < columns; j++)
                 for (int64_t i = 0; i < K; i++)

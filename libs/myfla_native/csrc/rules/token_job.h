@@ -12,10 +12,12 @@ typedef struct {
     int64_t floats; /* for each slot */
 } mn_token_job;
 
+enum { MN_MOST_W = 16, MN_MOST_SUMS = 5 };
+
 /* Number of floats of a block of tokens, for any width of vectors. */
 MN_INLINE int64_t mn_tokens_floats(int64_t K, int64_t V) { return MN_TOKENS * (7 * mn_padded(K) + mn_padded(V)); }
 MN_INLINE int64_t mn_forward_floats(int64_t K, int64_t V) {
-    return mn_tokens_floats(K, V) + (mn_padded(K) + 2 * MN_TOKENS) * mn_padded(V);
+    return mn_tokens_floats(K, V) + (mn_padded(K) + 2 * MN_TOKENS) * mn_padded(V) + 2 * MN_MOST_W * mn_padded(K);
 }
 
 /* How many sums in double a value head has for the gradients of its gate's A_log and dt_bias. */
@@ -32,7 +34,6 @@ MN_INLINE int64_t mn_chunk_floats(int64_t K, int64_t V) { return MN_TOKENS * (5 
 
 /* The same for the backward of KDA and DPLR: a block of tokens (`gradients.h`), a chunk (`channel_chunk.h`), two
  * states. */
-enum { MN_MOST_W = 16, MN_MOST_SUMS = 5 };
 MN_INLINE int64_t mn_channel_floats(int64_t K, int64_t V) {
     int64_t Kp = mn_padded(K), Vp = mn_padded(V);
     return mn_tokens_floats(K, V) + MN_TOKENS * (5 * Vp + 5 * Kp) + MN_MOST_W * MN_MOST_W * MN_MOST_SUMS +

@@ -30,4 +30,19 @@ static __attribute__((noinline)) void mn_transpose(const float *a, int64_t lda, 
         }
 }
 
+/* Columns of a state whose keys lie beside each other, x [columns, n], `apart` from one to the next, as a panel
+ * [n, width]; and back. */
+MN_INLINE void mn_turn_in(float *panel, int64_t width, const float *x, int64_t apart, int64_t columns, int64_t n) {
+    int64_t whole = columns / MN_W * MN_W, keys = n / MN_W * MN_W;
+    mn_transpose(x, apart, whole, keys, panel, width);
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = j < whole ? keys : 0; i < n; i++) panel[i * width + j] = x[j * apart + i];
+}
+MN_INLINE void mn_turn_out(float *x, int64_t apart, const float *panel, int64_t width, int64_t columns, int64_t n) {
+    int64_t whole = columns / MN_W * MN_W, keys = n / MN_W * MN_W;
+    for (int64_t j = 0; j < whole; j += MN_W) mn_transpose(panel + j, width, keys, MN_W, x + j * apart, apart);
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = j < whole ? keys : 0; i < n; i++) x[j * apart + i] = panel[i * width + j];
+}
+
 #endif
