@@ -13,6 +13,7 @@ from myfla.layers.projections import project, silu
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import check_settings, expanded, split_heads_of, wide_dtype
 from myfla.layers.short_convs import ConvLayer, Parts
+from myfla.layers.training_parts import TrainingGates
 from myfla.modules import FusedRMSNormGated, RMSNorm
 from myfla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid
@@ -150,6 +151,11 @@ class DeltaNet(ConvLayer):
         if self.qk_activation != "silu" or self.qk_norm != "l2":
             return None
         return StepGates(None, self.gates(x))
+
+    def _training_gates(self) -> Optional[TrainingGates]:
+        if self.qk_activation != "silu" or self.qk_norm != "l2" or not self.use_beta:
+            return None
+        return TrainingGates(None, self.b_proj, None, None, 2 if self.allow_neg_eigval else 1)
 
     def gates(self, x: torch.Tensor) -> torch.Tensor:
         """Write strengths ``beta [B, T, num_heads]`` at each token of ``x``, float32 (float64 for float64)."""

@@ -11,6 +11,7 @@ from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
 from myfla.layers.short_convs import ConvLayer
+from myfla.layers.training_parts import TrainingGates
 from myfla.modules import FusedRMSNormGated, RMSNorm
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid, fused_gdn_gate
@@ -138,6 +139,10 @@ class GatedDeltaNet(ConvLayer):
     def _step_gates(self, x: torch.Tensor) -> StepGates:
         g, beta = project(self.a_proj, x), project(self.b_proj, x)
         return StepGates(g, beta, self.A_log, self.dt_bias, 2 if self.allow_neg_eigval else 1)
+
+    def _training_gates(self) -> TrainingGates:
+        scale = 2 if self.allow_neg_eigval else 1
+        return TrainingGates(self.a_proj, self.b_proj, self.A_log, self.dt_bias, scale)
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.

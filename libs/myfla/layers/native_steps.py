@@ -5,7 +5,7 @@ the step operation by operation, with the same result up to rounding.
 """
 
 import functools
-from typing import Any, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Any, FrozenSet, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import nn
@@ -18,10 +18,10 @@ from myfla.ops._delta.steps import find_step, keep_step, layout_key
 from myfla.utils.dtypes import autocast_enabled
 from myfla.utils.native import are_dense, native
 
-__all__ = ["StepGates", "conv_layer_step", "rwkv7_layer_step", "rwkv7_mix_step"]
+__all__ = ["StepGates", "conv_layer_step", "keeps_methods", "rwkv7_layer_step", "rwkv7_mix_step"]
 
 _METHODS = frozenset(("_mix", "_qkv", "_convs", "_output", "gates", "_gate_input"))
-"""Methods of a `ConvLayer` that the compiled step computes instead of calling them."""
+"""Methods of a `ConvLayer` that compiled forms compute instead of calling them."""
 
 
 class StepGates(NamedTuple):
@@ -71,7 +71,7 @@ def conv_layer_step(
         ``[N, 1, HV * V]`` for the output projection, the new recurrent state and the convolutions' new states.
     """
     kernels = _step_kernels(layer, x, call)
-    if kernels is None or not _has_own_methods(layer.__class__) or not _METHODS.isdisjoint(layer.__dict__):
+    if kernels is None or not keeps_methods(layer, "_step_gates"):
         return None
     modules = layer._modules
     convs = modules.get("q_conv1d"), modules.get("k_conv1d"), modules.get("v_conv1d")
@@ -114,11 +114,17 @@ def conv_layer_step(
     return y, final, conv_state
 
 
+def keeps_methods(layer: Any, described_by: str, *others: str) -> bool:
+    """Whether a `ConvLayer` computes as the class does whose method describes it for a compiled form, also in these
+    other methods."""
+    methods = _METHODS.union(others) if others else _METHODS
+    return _has_own_methods(layer.__class__, described_by, methods) and methods.isdisjoint(layer.__dict__)
+
+
 @functools.lru_cache(maxsize=64)
-def _has_own_methods(kind: Any) -> bool:
-    """Whether a class computes a step as the class does that has its ``_step_gates``."""
-    owner = next(one for one in kind.__mro__ if "_step_gates" in vars(one))
-    return all(getattr(kind, name, None) is getattr(owner, name, None) for name in _METHODS)
+def _has_own_methods(kind: Any, described_by: str, methods: FrozenSet[str]) -> bool:
+    owner = next(one for one in kind.__mro__ if described_by in vars(one))
+    return all(getattr(kind, name, None) is getattr(owner, name, None) for name in methods)
 
 
 def _is_plain_conv(conv: Any) -> bool:

@@ -14,9 +14,11 @@ from myfla.backends import check_backend
 from myfla.layers.decay import reset_decay
 from myfla.layers.layer_inputs import check_state
 from myfla.layers.native_steps import StepGates, conv_layer_step
+from myfla.layers.native_training import train_conv_layer
 from myfla.layers.projections import project, silu
 from myfla.layers.recurrent_layer import LayerCall, RecurrentLayer
 from myfla.layers.settings import check_heads, check_settings, expanded
+from myfla.layers.training_parts import TrainingGates
 from myfla.modules import ShortConvolution
 from myfla.modules.convolution import causal_conv1d
 from myfla.utils.errors import CacheError, message, refuse_unknown
@@ -120,6 +122,9 @@ class ConvLayer(RecurrentLayer):
             setattr(self, f"{name}_conv1d", conv)
 
     def _advance(self, x: torch.Tensor, call: LayerCall) -> Tuple[torch.Tensor, Optional[torch.Tensor], Any]:
+        trained = train_conv_layer(self, x, call)
+        if trained is not None:
+            return trained, None, None
         step = conv_layer_step(self, x, call)
         if step is None:
             return super()._advance(x, call)
@@ -129,6 +134,11 @@ class ConvLayer(RecurrentLayer):
     def _step_gates(self, x: torch.Tensor) -> Optional[StepGates]:
         """The arguments of the gated delta rule besides q, k and v, for one token in each row ``x [N, 1, D]``; None if
         this layer computes something else between its convolutions and its norm."""
+        return None
+
+    def _training_gates(self) -> Optional[TrainingGates]:
+        """The maps and parameters of the gated delta rule's gates; None if this layer computes something else between
+        its convolutions and its norm."""
         return None
 
     def _qkv(self, x: torch.Tensor, call: LayerCall) -> Tuple[Parts, Any]:

@@ -12,7 +12,7 @@ MOST_TAPS = 16
 """Largest supported width of a convolution."""
 
 _forward = declare("mn_conv_forward", "piin piin pn pn pn p iiii n pp n n")
-_backward = declare("mn_conv_backward", "piin piin pn pn pn p iiii n pppn")
+_backward = declare("mn_conv_backward", "piin piin pn pn pn p iiii n pippn")
 
 
 def conv_forward(
@@ -68,12 +68,15 @@ def conv_backward(
     cu_seqlens: Optional[torch.Tensor] = None,
     dx: bool = True,
     dstate: bool = False,
+    into: Optional[torch.Tensor] = None,
 ) -> Tuple[Optional[torch.Tensor], torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
     """Gradients of `conv_forward`, except that of the residual, which is ``dy``.
 
     Args:
         dy: ``[B, T, D]``.
         dx, dstate: whether they are needed.
+        into: shaped as x and in its dtype, receives the gradient of x; rows ``[D]`` without gaps and at equal
+            distances. It may be ``dy``.
 
     Returns:
         of x in its dtype or None, of the weight ``[D, W]`` and the bias ``[D]`` in float32, of the state ``[N, D, W]``
@@ -85,12 +88,12 @@ def conv_backward(
     bias = None if bias is None else bias.contiguous()
     state = None if state is None else state.contiguous()
     N = B if offsets is None else offsets.shape[0] - 1
-    of_x = x.new_empty((B, T, D)) if dx else None
+    of_x = into if into is not None else x.new_empty((B, T, D)) if dx else None
     of_state = x.new_zeros((N, D, W), dtype=torch.float32) if dstate else None
     of_taps = x.new_empty((W + 1, D), dtype=torch.float32)
     _backward(
         *of_rows(x), *of_rows(dy), *typed(weight), *typed(bias), *typed(state), pointer(offsets), N, T, D, W, silu,
-        pointer(of_x), pointer(of_taps), pointer(of_state), threads(),
+        pointer(of_x), D if of_x is None else of_x.stride(1), pointer(of_taps), pointer(of_state), threads(),
     )  # fmt: skip
     return of_x, of_taps[:W].flip(0).t(), of_taps[W], of_state
 

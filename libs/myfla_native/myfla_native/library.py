@@ -7,9 +7,9 @@ from typing import Any, Callable, Optional, Sequence
 
 import torch
 
-__all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "empty", "level", "pointer", "set_level", "threads"]
+__all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "empty", "level", "pays", "pointer", "set_level", "threads"]
 
-INTERFACE = 5
+INTERFACE = 6
 """The interface number that the compiled library must return; increased together with ``MN_INTERFACE`` in the
 sources."""
 
@@ -80,6 +80,11 @@ def pointer(x: Optional[torch.Tensor]) -> Optional[int]:
 def level() -> str:
     """Which compiled variant is in use: ``base``, ``avx2`` or ``avx512``."""
     return LEVELS[_library.mn_set_level(-1) if _forced is None else _library.mn_set_level(LEVELS.index(_forced))]
+
+
+def pays() -> bool:
+    """Whether the library's products of matrices are the faster ones on this processor."""
+    return bool(_library.mn_products_pay())
 
 
 _forced: Optional[str] = None

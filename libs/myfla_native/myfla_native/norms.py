@@ -12,7 +12,7 @@ __all__ = ["norm_backward", "norm_forward"]
 GATES = {None: 0, "silu": 1, "swish": 1, "sigmoid": 2}
 
 _forward = declare("mn_norm_forward", "pin pin n pn pn iii d nn pn pp n")
-_backward = declare("mn_norm_backward", "pin pin pin n pn pn iii nn pp ppp n")
+_backward = declare("mn_norm_backward", "pin pin pin n pn pn iii nn pp ppip n")
 
 Rows = Tuple[Optional[int], int, int]
 
@@ -72,8 +72,15 @@ def norm_backward(
     dg: bool = True,
     dparameters: bool = True,
     unit_length: bool = False,
+    into: Optional[torch.Tensor] = None,
+    gate_into: Optional[torch.Tensor] = None,
 ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Gradients of `norm_forward`; ``mean`` and ``rstd`` are its second and third result.
+
+    Args:
+        into: shaped as h, in its dtype and without gaps, receives the gradient of h. It may be ``dy``.
+        gate_into: shaped as g and in its dtype, receives the gradient of g; its rows ``[D]`` are without gaps and at
+            equal distances.
 
     Returns:
         of h and g in their dtypes, and ``[2, D]`` float32, of weight and bias; each None if not requested.
@@ -81,12 +88,15 @@ def norm_backward(
     D = h.shape[-1]
     of_dy, of_h, of_g = _rows(dy, D), _rows(h, D), _rows(g, D)
     count, groups = rstd.shape
-    of = h.new_empty(h.shape) if dh else None
-    gate = g.new_empty(g.shape) if g is not None and dg else None
+    of = into if into is not None else h.new_empty(h.shape) if dh else None
+    gate = gate_into
+    if gate is None and g is not None and dg:
+        gate = g.new_empty(g.shape)
     parameters = h.new_empty((2, D), dtype=torch.float32) if dparameters else None
     _backward(
         *of_dy[1], *of_h[1], *of_g[1], GATES[activation], *typed(weight), *typed(bias), count, D, groups, unit_length,
-        mean is not None, pointer(mean), rstd.data_ptr(), pointer(of), pointer(gate), pointer(parameters), threads(),
+        mean is not None, pointer(mean), rstd.data_ptr(), pointer(of), pointer(gate), _rows(gate, D)[1][1],
+        pointer(parameters), threads(),
     )  # fmt: skip
     return of, gate, parameters
 

@@ -109,7 +109,7 @@ def kept_size(rule: Rule, inputs: Inputs) -> int:
 
 def backward(
     rule: Rule, inputs: Inputs, initial_state: Optional[torch.Tensor], kept: torch.Tensor, do: Optional[torch.Tensor],
-    dfinal: Optional[torch.Tensor],
+    dfinal: Optional[torch.Tensor], into: Optional[Inputs] = None,
 ) -> Tuple[List[Optional[torch.Tensor]], torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Gradients of `forward`.
 
@@ -117,13 +117,14 @@ def backward(
         rule, inputs, initial_state: as for `forward`.
         kept: its third result.
         do, dfinal: gradients of its first two results; None counts as zero.
+        into: tensors in the shapes and dtypes of the inputs, of any strides, that receive the gradients.
 
     Returns:
         the inputs' gradients, each in the shape and dtype of its tensor; that of the initial states ``[N, HV, K, V]``
         in float32; those of A_log and dt_bias in their shapes and in float32, or None.
     """
     rule = _packed(rule)
-    grads = [None if x is None else _empty(x.shape, dtype=x.dtype) for x in inputs]
+    grads = [None if x is None else _empty(x.shape, dtype=x.dtype) for x in inputs] if into is None else list(into)
     shape = _state_shape(rule, inputs)
     dinitial = _empty(shape, dtype=torch.float32)
     of_bias = shape[:3] if rule.kind == KDA else shape[:2]

@@ -169,10 +169,11 @@ def test_a_projection_may_be_replaced_by_any_module():
             return self.inner(x)
 
     layer, x = build(), torch.randn(1, 4, 12)
-    want = layer(x)[0]
+    want, recorded = torch.no_grad()(layer)(x)[0], layer(x)[0]
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         setattr(layer, name, Wrapped(getattr(layer, name)))
-    assert torch.equal(layer(x)[0], want)
+    assert torch.equal(torch.no_grad()(layer)(x)[0], want)
+    assert_close(layer(x)[0], recorded, rms=1e-6)  # compiled kernels compute projections as built in another order
 
 
 def test_repr_shows_the_settings():

@@ -21,8 +21,14 @@ static int best(void) {
     if (!(second >> 16 & 1) || !(second >> 17 & 1) || !(second >> 30 & 1) || !(second >> 31 & 1)) return MN_AVX2;
     return MN_AVX512; /* F, DQ, BW, VL */
 }
+
+static int of_amd(void) {
+    uint32_t a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163; /* AuthenticAMD */
+}
 #else
 static int best(void) { return MN_BASE; }
+static int of_amd(void) { return 0; }
 #endif
 
 static int level = -1;
@@ -39,5 +45,8 @@ MN_API int mn_set_level(int wanted) {
     __atomic_store_n(&level, wanted < 0 || wanted > most ? most : wanted, __ATOMIC_RELAXED);
     return mn_level();
 }
+
+/* Whether the products of `products/joint.h` are faster here than those of the usual BLAS. */
+MN_API int mn_products_pay(void) { return of_amd() && mn_level() != MN_BASE; }
 
 MN_API int mn_interface(void) { return MN_INTERFACE; }

@@ -7,6 +7,10 @@
 #include "common/mn.h"
 #include "common/pick.h"
 
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define MN_W 16
 #elif defined(__AVX2__)
@@ -44,14 +48,24 @@ MN_INLINE float vf_sum(vf x) {
     return part[0];
 }
 
+/* x, but not below `least` and not above `most`; NaN stays NaN. */
+MN_INLINE vf vf_within(float least, float most, vf x) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)vf_set(most), _mm512_max_ps((__m512)vf_set(least), (__m512)x));
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)vf_set(most), _mm256_max_ps((__m256)vf_set(least), (__m256)x));
+#else
+    x = vf_select(x < vf_set(least), vf_set(least), x);
+    return vf_select(x > vf_set(most), vf_set(most), x);
+#endif
+}
+
 /* e^x to within two units of the last place: 2^n e^f with |f| <= log(2) / 2. Overflow is inf, NaN stays NaN. */
 MN_INLINE vf vf_exp(vf x) {
     const vf magic = vf_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer, in the low bits */
-    x = vf_select(x < vf_set(-104.0f), vf_set(-104.0f), x);
-    x = vf_select(x > vf_set(89.0f), vf_set(89.0f), x);
+    x = vf_within(-104.0f, 89.0f, x);
     vf rounded = x * 1.44269504088896341f + magic;
     vf n = rounded - magic;
-    vi whole = vi_bits(rounded) - vi_bits(magic);
     vf f = x - n * 0.693359375f;
     f = f + n * 2.12194440e-4f;
     vf p = vf_set(1.9875691500e-4f);
@@ -61,8 +75,13 @@ MN_INLINE vf vf_exp(vf x) {
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
     p = p * f * f + f + 1.0f;
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    vi whole = vi_bits(rounded) - vi_bits(magic);
     vi half = whole >> 1; /* in two steps, so that neither factor leaves the range of normal numbers */
     return p * vf_bits((half + 127) << 23) * vf_bits((whole - half + 127) << 23);
+#endif
 }
 
 MN_INLINE vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }

@@ -16,10 +16,12 @@ typedef struct {
     const float *taps; /* [W, D], row s has the tap of the input s tokens before */
     const float *bias; /* [D] or NULL */
     void *y;           /* [tokens, D] in the dtype of x; in the backward pass dx, or NULL */
+    int64_t y_token;   /* the distance of its rows */
     void *final;       /* [N, D, W] in `final_dtype` */
     int final_dtype;
     float *partial; /* backward: [blocks, W + 1, D], gradients of the taps and of the bias from each block */
     int64_t block;  /* tokens in a block, a multiple of MN_CONV_BLOCK */
+    char *after;    /* backward in place: dy of the W - 1 tokens after each block [blocks, W - 1, D]; else NULL */
     float *dstate;  /* backward: [N, D, W] or NULL */
 } mn_conv;
 

@@ -49,7 +49,7 @@ MN_INLINE void forward_channels(const mn_conv *a, const run *r, int64_t c, int64
         for (int s = W - 1; s > 0; s--) seen[s] = seen[s - 1];
         if (a->silu) z = z / (1.0f + vf_exp(-z));
         if (a->residual.data) z += READ(a->residual.data, beside, a->residual.dtype);
-        WRITE(a->y, t * a->D + c, z, dtype);
+        WRITE(a->y, t * a->y_token + c, z, dtype);
     }
 }
 
@@ -87,7 +87,8 @@ void MN_VARIANT(conv_state)(const mn_conv *a, int64_t begin, int64_t end, int sl
 
 /* Gradients of the inputs that a run's tokens read. The gradients dz of the next W - 1 tokens, which read them too, are
  * computed again. A sequence's first run also computes the gradient of the state. */
-MN_INLINE void backward_channels(const mn_conv *a, const run *r, float *own, int64_t c, int64_t m, int dtype, int W, int full) {
+MN_INLINE void backward_channels(const mn_conv *a, const run *r, float *own, const char *after, int64_t c, int64_t m,
+                                 int dtype, int W, int full) {
     vf tap[MN_MOST_TAPS], dtap[MN_MOST_TAPS + 1], seen[MN_MOST_TAPS], dz[MN_MOST_TAPS]; /* dz[s]: of token t - s */
     vf bias = a->bias ? READ(a->bias, c, MN_F32) : vf_set(0);
     for (int s = 0; s < W; s++) tap[s] = READ(a->taps, s * a->D + c, MN_F32);
@@ -98,7 +99,8 @@ MN_INLINE void backward_channels(const mn_conv *a, const run *r, float *own, int
         dz[0] = vf_set(0);
         if (t < r->last) {
             seen[0] = READ(a->x.data, mn_row(&a->x, &a->sequences, r->n, t) + c, dtype);
-            dz[0] = READ(a->dy.data, mn_row(&a->dy, &a->sequences, r->n, t) + c, a->dy.dtype);
+            if (after && t >= r->end) dz[0] = READ(after, (t - r->end) * a->D + c, a->dy.dtype);
+            else dz[0] = READ(a->dy.data, mn_row(&a->dy, &a->sequences, r->n, t) + c, a->dy.dtype);
             if (a->silu) {
                 vf z = bias + seen[0] * tap[0];
                 for (int s = 1; s < W; s++) z += seen[s] * tap[s];
@@ -115,7 +117,7 @@ MN_INLINE void backward_channels(const mn_conv *a, const run *r, float *own, int
         vf dx = dz[0] * tap[W - 1];
         for (int s = 1; s < W; s++) dx += dz[s] * tap[W - 1 - s];
         if (reader >= r->begin) {
-            if (a->y) WRITE(a->y, reader * a->D + c, dx, dtype);
+            if (a->y) WRITE(a->y, reader * a->y_token + c, dx, dtype);
         } else if (a->dstate && r->begin == r->first) {
             float part[MN_W];
             vf_store(part, dx);
@@ -126,10 +128,10 @@ MN_INLINE void backward_channels(const mn_conv *a, const run *r, float *own, int
     for (int s = 0; s <= W; s++) WRITE(own, s * a->D + c, dtap[s], MN_F32);
 }
 
-MN_INLINE void backward_run(const mn_conv *a, const run *r, float *own, int dtype, int W) {
+MN_INLINE void backward_run(const mn_conv *a, const run *r, float *own, const char *after, int dtype, int W) {
     int64_t c = 0;
-    for (; c + MN_W <= a->D; c += MN_W) backward_channels(a, r, own, c, MN_W, dtype, W, 1);
-    if (c < a->D) backward_channels(a, r, own, c, a->D - c, dtype, W, 0);
+    for (; c + MN_W <= a->D; c += MN_W) backward_channels(a, r, own, after, c, MN_W, dtype, W, 1);
+    if (c < a->D) backward_channels(a, r, own, after, c, a->D - c, dtype, W, 0);
 }
 
 /* Blocks begin .. end of tokens. */
@@ -140,10 +142,12 @@ void MN_VARIANT(conv_backward)(const mn_conv *a, int64_t begin, int64_t end, int
         memset(own, 0, (size_t)((a->W + 1) * a->D) * 4);
         int64_t stop = mn_min((i + 1) * a->block, a->tokens);
         for (run r = {.begin = i * a->block}; next_run(a, &r, stop); r.begin = r.end) {
-            if (a->W != 4) backward_run(a, &r, own, a->x.dtype, (int)a->W);
-            else if (a->x.dtype == MN_F32) backward_run(a, &r, own, MN_F32, 4);
-            else if (a->x.dtype == MN_BF16) backward_run(a, &r, own, MN_BF16, 4);
-            else backward_run(a, &r, own, MN_F16, 4);
+            const char *after = NULL;
+            if (a->after && r.end == stop) after = a->after + i * (a->W - 1) * a->D * mn_width(a->dy.dtype);
+            if (a->W != 4) backward_run(a, &r, own, after, a->x.dtype, (int)a->W);
+            else if (a->x.dtype == MN_F32) backward_run(a, &r, own, after, MN_F32, 4);
+            else if (a->x.dtype == MN_BF16) backward_run(a, &r, own, after, MN_BF16, 4);
+            else backward_run(a, &r, own, after, MN_F16, 4);
         }
     }
 }

@@ -37,17 +37,18 @@ MN_API int mn_norm_forward(
     return MN_DONE;
 }
 
-/* dh and dg [rows, D] in the dtypes of h and g, each may be NULL; dparameters [2, D]: of weight and bias, or NULL. */
+/* dh and dg [rows, D] in the dtypes of h and g, each may be NULL; dh may be dy, the rows of dg lie dg_row apart.
+ * dparameters [2, D]: of weight and bias, or NULL. */
 MN_API int mn_norm_backward(
     const void *dy, int64_t dy_row, int dy_dtype, const void *h, int64_t h_row, int h_dtype, const void *g,
     int64_t g_row, int g_dtype, int gate, const void *weight, int weight_dtype, const void *bias, int bias_dtype,
     int64_t rows, int64_t D, int64_t groups, int unit_length, int centred, const float *mean, const float *rstd,
-    void *dh, void *dg, float *dparameters, int threads) {
+    void *dh, void *dg, int64_t dg_row, float *dparameters, int threads) {
     mn_norm a = {
         .h = h, .g = g, .dy = dy, .h_row = h_row, .g_row = g_row, .dy_row = dy_row, .h_dtype = h_dtype,
         .g_dtype = g_dtype, .dy_dtype = dy_dtype, .rows = rows, .D = D, .groups = groups,
         .divisor = unit_length ? 1 : (float)(D / groups), .centred = centred, .gate = g ? gate : MN_NO_GATE,
-        .mean = (float *)mean, .rstd = (float *)rstd, .y = dh, .dg = dg};
+        .mean = (float *)mean, .rstd = (float *)rstd, .y = dh, .dg = dg, .dg_row = dg_row};
     /* Few enough blocks for their sums, each large enough for a thread. The number does not depend on the number of
      * threads. */
     a.block = mn_max(mn_max(1, (1 << 13) / D), mn_blocks(rows, MN_NORM_BLOCKS));

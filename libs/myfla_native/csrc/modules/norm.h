@@ -19,6 +19,7 @@ typedef struct {
     float *mean, *rstd; /* [rows, groups]; mean only if centred */
     void *y;            /* forward: [rows, D]; backward: the gradient of h in its dtype, or NULL */
     void *dg;           /* the gradient of g in its dtype, or NULL */
+    int64_t dg_row;
     float *partial;     /* backward: [blocks, 2, D], gradients of weight and bias from each block, or NULL */
     int64_t block;      /* rows in a block */
 } mn_norm;

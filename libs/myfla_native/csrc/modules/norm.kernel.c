@@ -4,6 +4,9 @@
 #include <math.h>
 
 #include "common/load.h"
+#include "rules/row_sums.h"
+
+enum { KEPT = 1024 }; /* channels of a group whose first pass is kept for the second */
 
 #define READ(p, i, dtype) (m == MN_W ? vf_read(p, i, dtype) : vf_read_n(p, i, m, dtype))
 #define WRITE(p, i, x, dtype) (m == MN_W ? vf_write(p, i, x, dtype) : vf_write_n(p, i, x, m, dtype))
@@ -21,7 +24,7 @@
 
 /* The places of a group in h, g and dy, in results, and in the parameters; and its mean and rstd. */
 typedef struct {
-    int64_t h, g, dy, out, c;
+    int64_t h, g, dy, out, dg, c;
     float mean, rstd, along, level;
 } place;
 
@@ -56,7 +59,8 @@ MN_INLINE void write_result(const mn_norm *a, const place *p, int64_t j, int64_t
 
 MN_INLINE place place_of(const mn_norm *a, int64_t row, int64_t group, int64_t d) {
     int64_t c = group * d;
-    return (place){row * a->h_row + c, row * a->g_row + c, row * a->dy_row + c, row * a->D + c, c, 0, 1, 0, 0};
+    return (place){row * a->h_row + c, row * a->g_row + c, row * a->dy_row + c, row * a->D + c,
+                   row * a->dg_row + c, c, 0, 1, 0, 0};
 }
 
 MN_INLINE void forward_group(const mn_norm *a, int64_t row, int64_t group, int dtype, int gate, int centred) {
@@ -65,11 +69,11 @@ MN_INLINE void forward_group(const mn_norm *a, int64_t row, int64_t group, int d
     vf sum = vf_set(0), squares = vf_set(0);
     if (centred) {
         EACH_VECTOR(d, sum += READ(a->h, p.h + j, dtype));
-        p.mean = vf_sum(sum) / (float)d;
+        p.mean = mn_sum(sum) / (float)d;
         if (a->mean) a->mean[row * a->groups + group] = p.mean;
     }
     EACH_VECTOR(d, add_square(a, &p, &squares, j, m, dtype));
-    p.rstd = 1.0f / sqrtf(vf_sum(squares) / a->divisor + a->eps);
+    p.rstd = 1.0f / sqrtf(mn_sum(squares) / a->divisor + a->eps);
     if (a->rstd) a->rstd[row * a->groups + group] = p.rstd;
     EACH_VECTOR(d, write_result(a, &p, j, m, dtype, gate));
 }
@@ -86,8 +90,10 @@ void MN_VARIANT(norm_forward)(const mn_norm *a, int64_t begin, int64_t end, int 
     else forward_rows(a, begin, end, MN_F32, a->gate, 0);
 }
 
-/* First pass of the backward: gradients of the gate and of the parameters, and the sums that the second pass needs. */
-MN_INLINE void first_pass(const mn_norm *a, const place *p, float *own, vf *share, vf *total, int64_t j, int64_t m, int dtype, int gate) {
+/* First pass of the backward: gradients of the gate and of the parameters, and the sums that the second pass needs; the
+ * gradient of the unit goes to `kept`, which may be NULL. */
+MN_INLINE void first_pass(const mn_norm *a, const place *p, float *own, float *kept, vf *share, vf *total, int64_t j,
+                          int64_t m, int dtype, int gate) {
     vf normal = unit(a, p, j, m, dtype), dn = READ(a->dy, p->dy + j, a->dy_dtype);
     vf weight = a->weight ? READ(a->weight, p->c + j, MN_F32) : vf_set(1);
     if (gate) {
@@ -96,37 +102,39 @@ MN_INLINE void first_pass(const mn_norm *a, const place *p, float *own, vf *shar
             vf n = normal * weight, slope = 1.0f - open;
             if (a->bias) n += READ(a->bias, p->c + j, MN_F32);
             if (gate == MN_SILU) slope = 1.0f + g * slope;
-            WRITE(a->dg, p->out + j, dn * n * open * slope, a->g_dtype);
+            WRITE(a->dg, p->dg + j, dn * n * open * slope, a->g_dtype);
         }
         dn *= act * open;
     }
     if (own) {
         WRITE(own, p->c + j, READ(own, p->c + j, MN_F32) + dn * normal, MN_F32);
-        WRITE(own, a->D + p->c + j, READ(own, a->D + p->c + j, MN_F32) + dn, MN_F32);
+        if (a->bias) WRITE(own, a->D + p->c + j, READ(own, a->D + p->c + j, MN_F32) + dn, MN_F32);
     }
     dn = first(dn * weight, m);
+    if (kept) vf_store(kept + j, dn);
     *share += dn * first(normal, m);
     *total += dn;
 }
 
-MN_INLINE void second_pass(const mn_norm *a, const place *p, int64_t j, int64_t m, int dtype, int gate) {
-    vf dn = READ(a->dy, p->dy + j, a->dy_dtype);
-    if (gate) dn *= activate(READ(a->g, p->g + j, a->g_dtype), gate);
-    if (a->weight) dn *= READ(a->weight, p->c + j, MN_F32);
+MN_INLINE void second_pass(const mn_norm *a, const place *p, const float *kept, int64_t j, int64_t m, int dtype, int gate) {
+    vf dn = kept ? vf_load(kept + j) : READ(a->dy, p->dy + j, a->dy_dtype);
+    if (!kept && gate) dn *= activate(READ(a->g, p->g + j, a->g_dtype), gate);
+    if (!kept && a->weight) dn *= READ(a->weight, p->c + j, MN_F32);
     WRITE(a->y, p->out + j, p->rstd * (dn - p->level - unit(a, p, j, m, dtype) * p->along), dtype);
 }
 
 MN_INLINE void backward_group(const mn_norm *a, int64_t row, int64_t group, float *own, int dtype, int gate, int centred) {
     int64_t d = a->D / a->groups;
+    float room[KEPT + MN_W], *kept = d <= KEPT ? room : NULL;
     place p = place_of(a, row, group, d);
     vf share = vf_set(0), total = vf_set(0);
     p.rstd = a->rstd[row * a->groups + group];
     if (centred) p.mean = a->mean[row * a->groups + group];
-    EACH_VECTOR(d, first_pass(a, &p, own, &share, &total, j, m, dtype, gate));
+    EACH_VECTOR(d, first_pass(a, &p, own, kept, &share, &total, j, m, dtype, gate));
     if (!a->y) return;
-    p.along = vf_sum(share) / a->divisor;
-    if (centred) p.level = vf_sum(total) / (float)d;
-    EACH_VECTOR(d, second_pass(a, &p, j, m, dtype, gate));
+    p.along = mn_sum(share) / a->divisor;
+    if (centred) p.level = mn_sum(total) / (float)d;
+    EACH_VECTOR(d, second_pass(a, &p, kept, j, m, dtype, gate));
 }
 
 MN_INLINE void backward_rows(const mn_norm *a, int64_t begin, int64_t end, float *own, int dtype, int gate, int centred) {

@@ -1,0 +1,329 @@
+"""A whole layer under autograd by one function of the compiled kernels: equal to float64, and to its parts."""
+
+import contextlib
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from myfla.backends import choice, set_backend
+from myfla.layers import DeltaNet, GatedDeltaNet, short_convs
+from myfla.models.utils import Cache
+from myfla.modules import FusedRMSNormGated, ShortConvolution
+from myfla.testing import assert_close, cases
+from native_guard import between_guards, guarded_results
+from native_modules import BARS
+
+GATED = GatedDeltaNet
+LAYERS = {
+    "plain": (GATED, {"hidden_size": 64, "head_dim": 16, "num_heads": 2}),
+    "odd sizes, grouped": (GATED, {"hidden_size": 21, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2}),
+    "bias, three taps, no gate": (GATED, {
+        "hidden_size": 40, "head_dim": 16, "num_heads": 2, "conv_bias": True, "conv_size": 3, "use_gate": False}),
+    "negative, sigmoid gate": (GATED, {
+        "hidden_size": 40, "head_dim": 8, "num_heads": 3, "allow_neg_eigval": True,
+        "output_gate_activation": "sigmoid"}),
+    "delta": (DeltaNet, {"hidden_size": 32, "num_heads": 2}),
+    "delta, gate": (DeltaNet, {"hidden_size": 48, "num_heads": 3, "use_gate": True, "allow_neg_eigval": True}),
+}  # fmt: skip
+SHAPES = {"short": (2, 5), "long": (1, 150), "batch": (3, 70), "one token": (4, 1)}
+LEVELS = ["base", "avx2", "avx512"]
+
+
+@pytest.fixture
+def taken(native, monkeypatch):
+    """Layers whose call was one function, whatever the processor."""
+    monkeypatch.setattr(native.products, "products_pay", lambda: True)
+    seen, run = [], short_convs.train_conv_layer
+
+    def watched(layer, *given):
+        y = run(layer, *given)
+        if y is not None:
+            seen.append(layer)
+        return y
+
+    monkeypatch.setattr(short_convs, "train_conv_layer", watched)
+    return seen
+
+
+def build(name):
+    kind, settings = LAYERS[name]
+    torch.manual_seed(3)
+    layer = kind(layer_idx=0, **settings)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return layer
+
+
+def data(layer, shape, dtype=torch.float32):
+    torch.manual_seed(4)
+    x, weight = torch.randn(2, *shape, layer.hidden_size).to(dtype)
+    return x.requires_grad_(), weight
+
+
+def step(layer, shape):
+    """The output, and the gradients of the input and of all parameters."""
+    x, weight = data(layer, shape, layer.o_proj.weight.dtype)
+    y = layer(x)[0]
+    return [y, *torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()])]
+
+
+def apart(monkeypatch, run, *given):
+    with monkeypatch.context() as context:
+        context.setattr(short_convs, "train_conv_layer", lambda *_: None)
+        return run(*given)
+
+
+def check(got, truth):
+    """Equal to float64 up to the bars of a result and of gradients (`native_modules`)."""
+    for i, (a, exact) in enumerate(zip(got, truth)):
+        assert a.dtype == torch.float32 and a.shape == exact.shape
+        bar = BARS[torch.float32][i > 0]
+        assert_close(a, exact, rms=bar, largest=30 * bar)
+
+
+@cases(name=list(LAYERS), shape=list(SHAPES))
+def test_one_function_equals_float64_and_the_layer_op_by_op(taken, monkeypatch, name, shape):
+    layer = build(name)
+    got, truth = step(layer, SHAPES[shape]), step(copy.deepcopy(layer).double(), SHAPES[shape])
+    assert taken == [layer]
+    check(got, truth)
+    check(apart(monkeypatch, step, layer, SHAPES[shape]), truth)
+
+
+@cases(name=["plain", "odd sizes, grouped", "bias, three taps, no gate"], level=LEVELS)
+def test_every_level_keeps_within_its_buffers(taken, native, monkeypatch, name, level):
+    if native.set_level(level) != level:
+        pytest.skip(f"this processor has no {level}")
+    layer = build(name)
+    with guarded_results(monkeypatch):
+        got = step(layer, (3, 70))
+    assert taken
+    check(got, step(copy.deepcopy(layer).double(), (3, 70)))
+
+
+@cases(name=["plain", "delta, gate"], threads=[2, 3])
+def test_any_number_of_threads_gives_the_same_bits(taken, name, threads):
+    layer, before, found = build(name), torch.get_num_threads(), []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            found.append(step(layer, (4, 300)))
+    finally:
+        torch.set_num_threads(before)
+    assert taken == [layer, layer] and all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@cases(name=["plain", "bias, three taps, no gate", "delta"])
+def test_second_derivatives_equal_those_of_float64(taken, name):
+    layer = build(name)
+
+    def second(layer):
+        x, weight = data(layer, (2, 9), layer.o_proj.weight.dtype)
+        (dx,) = torch.autograd.grad((layer(x)[0] * weight).sum(), x, create_graph=True)
+        return torch.autograd.grad((dx * weight.flip(1)).sum(), [x, *layer.parameters()], allow_unused=True)
+
+    got, truth = second(layer), second(copy.deepcopy(layer).double())
+    assert taken
+    for a, exact in zip(got, truth):
+        assert (a is None) == (exact is None)
+        if exact is not None and exact.any():
+            assert_close(a, exact, rms=5e-5, largest=1e-3)
+
+
+def test_a_graph_may_be_used_twice_and_computed_again(taken):
+    layer = build("plain")
+    x, weight = data(layer, (2, 40))
+    loss = (layer(x)[0] * weight).sum()
+    first, second = (torch.autograd.grad(loss, [x, *layer.parameters()], retain_graph=True) for _ in range(2))
+    y = checkpoint(lambda x: layer(x)[0], x, use_reentrant=False)
+    third = torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()])
+    assert len(taken) == 2  # of what is computed again, checkpoint stops at the last tensor that it needs
+    for a, b, c in zip(first, second, third):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@cases(frozen=["q_proj", "the projections", "o_proj", "all but the input", "the input"])
+def test_what_needs_no_gradient_gets_none_and_changes_no_other(taken, frozen):
+    layer = build("plain")
+    x, weight = data(layer, (2, 20))
+    (layer(x)[0] * weight).sum().backward()
+    want = [x.grad, *(p.grad for p in layer.parameters())]
+    layer.zero_grad(set_to_none=True)
+    x.grad = None
+    for name, parameter in layer.named_parameters():
+        projection = name.split(".")[0] in ("q_proj", "k_proj", "v_proj", "g_proj", "a_proj", "b_proj")
+        if frozen in name or (frozen == "the projections" and projection) or frozen == "all but the input":
+            parameter.requires_grad_(False)
+    x.requires_grad_(frozen != "the input")
+    (layer(x)[0] * weight).sum().backward()
+    assert len(taken) == 2
+    given = [x, *layer.parameters()]
+    for t, dt in zip(given, want):
+        assert (t.grad is None) == (not t.requires_grad)
+        assert t.grad is None or torch.equal(t.grad, dt)
+
+
+def test_gradients_share_no_memory(taken):
+    layer = build("bias, three taps, no gate")
+    x, weight = data(layer, (2, 20))
+    for _ in range(2):
+        (layer(x)[0] * weight).sum().backward()
+    places = {p.grad.data_ptr() for p in layer.parameters()}
+    sizes = [p.grad for p in layer.parameters()]
+    assert len(places) == len(sizes)
+    if hasattr(torch.Tensor, "untyped_storage"):
+        assert all(g.untyped_storage().nbytes() == 4 * g.numel() for g in sizes)
+
+
+def lora(layer):
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    layer.v_proj.__class__ = Own
+
+
+def another_method(layer):
+    class Own(type(layer)):
+        def _output(self, x, o):
+            return super()._output(x, o) * 2
+
+    layer.__class__ = Own
+
+
+CHANGES = {
+    "a method of a subclass": another_method,
+    "a method of its own": lambda layer: vars(layer).update(_project=layer._project),
+    "a hook of a projection": lambda layer: layer.k_proj.register_forward_hook(lambda *_: None),
+    "a hook of a convolution": lambda layer: layer.q_conv1d.register_forward_pre_hook(lambda *_: None),
+    "a hook of the norm": lambda layer: layer.o_norm.register_forward_hook(lambda *_: None),
+    "another projection": lora,
+    "a bias": lambda layer: setattr(layer, "b_proj", nn.Linear(64, 2)),
+    "another forward": lambda layer: vars(layer.o_proj).update(forward=layer.o_proj.forward),
+    "a spectral norm": lambda layer: nn.utils.spectral_norm(layer.q_proj),
+    "another activation": lambda layer: setattr(layer, "q_conv1d", ShortConvolution(32, 4, activation=None)),
+    "backend torch": lambda layer: set_backend(layer, "torch"),
+    "bfloat16": lambda layer: layer.bfloat16(),
+    "float64": lambda layer: layer.double(),
+}
+
+
+@cases(change=list(CHANGES))
+def test_what_is_not_as_built_goes_op_by_op(taken, change):
+    layer = build("plain")
+    step(layer, (2, 9))
+    assert taken
+    taken.clear()
+    CHANGES[change](layer)
+    step(layer, (2, 9))
+    assert not taken
+
+
+def test_hooks_see_what_they_saw(taken):
+    layer, seen = build("plain"), []
+    layer.g_proj.register_forward_hook(lambda module, given, y: seen.append(y.shape) or y * 0)
+    got, truth = step(layer, (2, 9)), step(copy.deepcopy(layer).double(), (2, 9))
+    assert not taken and len(seen) == 2
+    check(got[:1], truth[:1])
+
+
+CALLS = {
+    "a mask": lambda layer, x: layer(x, attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])),
+    "packed rows": lambda layer, x: layer(x.reshape(1, 8, 64), cu_seqlens=torch.tensor([0, 3, 8])),
+    "a cache": lambda layer, x: layer(x, past_key_values=Cache(), use_cache=True),
+    "nothing to record": lambda layer, x: torch.no_grad()(layer)(x),
+    "an empty batch": lambda layer, x: layer(x[:0]),
+    "autocast": lambda layer, x: torch.autocast("cpu", torch.bfloat16)(layer)(x),
+}
+
+
+@cases(call=list(CALLS))
+def test_other_calls_go_op_by_op(taken, call):
+    layer = build("plain")
+    x = data(layer, (2, 4))[0]
+    CALLS[call](layer, x)
+    assert not taken
+    layer(x)
+    assert taken
+
+
+WRONG = {
+    "projection": lambda layer: setattr(layer, "v_proj", nn.Linear(64, 32, bias=False)),
+    "gate": lambda layer: setattr(layer, "b_proj", nn.Linear(64, 1, bias=False)),
+    "taps": lambda layer: setattr(layer, "k_conv1d", ShortConvolution(32, 2)),
+    "norm": lambda layer: setattr(layer, "o_norm", FusedRMSNormGated(8)),
+    "vector": lambda layer: setattr(layer, "A_log", nn.Parameter(torch.zeros(1))),
+    "strided": lambda layer: setattr(layer.q_proj, "weight", nn.Parameter(torch.randn(64, 32).t())),
+    "last": lambda layer: setattr(layer, "o_proj", nn.Linear(32, 64, bias=False)),
+}
+
+
+@cases(wrong=list(WRONG))
+def test_parts_that_do_not_fit_are_never_handed_to_the_kernels(taken, wrong):
+    layer = build("plain")
+    WRONG[wrong](layer)
+    with contextlib.suppress(ValueError, RuntimeError):
+        layer(data(layer, (2, 4))[0])
+    assert not taken
+
+
+def test_other_processors_go_op_by_op(taken, native, monkeypatch):
+    monkeypatch.setattr(native.products, "products_pay", lambda: False)
+    step(build("plain"), (2, 9))
+    assert not taken
+
+
+@cases(backend=["auto", "native"])
+def test_it_is_told_once(taken, caplog, monkeypatch, backend):
+    monkeypatch.setattr(choice, "_told", set())
+    layer = build("plain")
+    set_backend(layer, backend)
+    with caplog.at_level(logging.INFO, "myfla"):
+        for _ in range(2):
+            step(layer, (2, 9))
+    told = f"GatedDeltaNet in training on cpu: computed by backend native (asked for: {backend})"
+    assert caplog.text.count(told) == 1
+
+
+@cases(level=LEVELS, threads=[1, 3])
+def test_products_of_any_size_equal_float64(native, level, threads):
+    if native.set_level(level) != level:
+        pytest.skip(f"this processor has no {level}")
+    torch.manual_seed(5)
+    sizes = [(1, 1, [1]), (3, 17, [5, 1]), (30, 300, [6, 20]), (70, 40, [33, 1100]), (600, 33, [16, 12, 4]),
+             (13, 2100, [40])]  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for M, D, rows in sizes:
+            x, weights = between_guards(torch.randn(M, D)), [between_guards(torch.randn(n, D)) for n in rows]
+            y, dx = between_guards(torch.zeros(M, sum(rows)), 5), torch.empty(M, D)
+            dw = [torch.empty(n, D) for n in rows]
+            native.products.outputs(x, weights, y)
+            exact = torch.cat(weights).double()
+            assert_close(y, x.double() @ exact.t(), rms=1e-6, largest=2e-5)
+            native.products.inputs(y, weights, dx)
+            assert_close(dx, y.double() @ exact, rms=1e-6, largest=2e-5)
+            native.products.weights(y, x, dw)
+            assert_close(torch.cat(dw), y.double().t() @ x.double(), rms=1e-6, largest=2e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@cases(taps=[1, 3, 4], threads=[1, 3], tokens=[1, 64, 65, 700])
+def test_a_convolution_goes_back_in_place_to_the_same_bits(native, taps, threads, tokens):
+    torch.manual_seed(6)
+    x, dy, weight = torch.randn(2, tokens, 40), torch.randn(2, tokens, 48)[..., :40], torch.randn(40, taps)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        want, *others = native.conv_backward(dy, x, weight)
+        got, *same = native.conv_backward(dy, x, weight, into=dy)
+    finally:
+        torch.set_num_threads(before)
+    assert got is dy and torch.equal(got, want) and all(a is b or torch.equal(a, b) for a, b in zip(others, same))
