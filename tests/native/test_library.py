@@ -39,15 +39,25 @@ def flags_of(x):
     raise AssertionError("not mapped")
 
 
-@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="no huge pages here")
-@cases(tokens=[1 << 17, 1 << 10])
-def test_results_that_are_large_lie_in_huge_pages(native, tokens):
+def results_of(native, tokens):
     rules, x, one = native.rules, torch.ones(1, tokens, 1, 64), torch.ones(1, tokens, 1, 1)
     inputs = rules.Inputs(one, one, x, -one[..., 0], one[..., 0])
     o, _, kept = rules.forward(rules.Rule(rules.GATED, 1.0), inputs, keep=True)
     dv = rules.backward(rules.Rule(rules.GATED, 1.0), inputs, None, kept, x, None)[0][2]
-    for result in (o, kept, dv):
-        assert ("hg" in flags_of(result)) == (tokens == 1 << 17)
+    y = native.norms.norm_forward(x, x, None, None, 1e-5, 1, False, "silu", x.dtype, keep=False)[0]
+    z = native.convolution.conv_forward(x[:, :, 0], torch.ones(64, 4))[0]
+    return o, kept, dv, y, z
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="no huge pages here")
+def test_large_results_lie_in_huge_pages(native):
+    for result in results_of(native, 1 << 17):
+        assert "hg" in flags_of(result)
+
+
+def test_small_results_lie_where_they_may(native, monkeypatch):
+    monkeypatch.setattr(native.library, "_huge_pages", lambda at, size: pytest.fail(f"asked for {size} bytes"))
+    assert len(results_of(native, 1 << 10)) == 5
 
 
 class Strange(torch.Tensor):

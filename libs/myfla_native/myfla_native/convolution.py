@@ -4,7 +4,7 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla_native.library import DTYPES, declare, pointer, threads
+from myfla_native.library import DTYPES, declare, empty, pointer, threads
 
 __all__ = ["MOST_TAPS", "conv_backward", "conv_forward"]
 
@@ -49,7 +49,7 @@ def conv_forward(
     state = None if state is None else state.contiguous()
     bias = None if bias is None else bias.contiguous()
     N = B if offsets is None else offsets.shape[0] - 1
-    out = x.new_empty((B, T, D)) if y else None
+    out = empty((B, T, D), x.dtype) if y else None
     last = None if final is None else x.new_empty((N, D, W), dtype=final)
     _forward(
         *of_rows(x), *of_rows(residual), *typed(weight), *typed(bias), *typed(state), pointer(offsets), N, T, D, W,
@@ -88,7 +88,7 @@ def conv_backward(
     bias = None if bias is None else bias.contiguous()
     state = None if state is None else state.contiguous()
     N = B if offsets is None else offsets.shape[0] - 1
-    of_x = into if into is not None else x.new_empty((B, T, D)) if dx else None
+    of_x = into if into is not None else empty((B, T, D), x.dtype) if dx else None
     of_state = x.new_zeros((N, D, W), dtype=torch.float32) if dstate else None
     of_taps = x.new_empty((W + 1, D), dtype=torch.float32)
     _backward(

@@ -59,7 +59,7 @@ def declare(name: str, arguments: str) -> Callable[..., None]:
 
 
 _huge_pages = declare("mn_huge_pages", "pi")
-_NEW_MEMORY = 32 << 20  # bytes from which glibc takes new memory from the system every time
+_NEW_MEMORY = 8 << 20  # bytes; tensors of this size are often, and from 32 MB on always, in memory new to the process
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla_native.convolution import typed
-from myfla_native.library import DTYPES, declare, pointer, threads
+from myfla_native.library import DTYPES, declare, empty, pointer, threads
 
 __all__ = ["norm_backward", "norm_forward"]
 
@@ -49,7 +49,7 @@ def norm_forward(
     D = h.shape[-1]
     of_h, of_g = _rows(h, D), _rows(g, D)
     count = h.numel() // D
-    y = h.new_empty(h.shape, dtype=dtype)
+    y = empty(h.shape, dtype)
     mean = h.new_empty((count, groups), dtype=torch.float32) if keep and centred else None
     rstd = h.new_empty((count, groups), dtype=torch.float32) if keep else None
     _forward(
@@ -88,10 +88,10 @@ def norm_backward(
     D = h.shape[-1]
     of_dy, of_h, of_g = _rows(dy, D), _rows(h, D), _rows(g, D)
     count, groups = rstd.shape
-    of = into if into is not None else h.new_empty(h.shape) if dh else None
+    of = into if into is not None else empty(h.shape, h.dtype) if dh else None
     gate = gate_into
     if gate is None and g is not None and dg:
-        gate = g.new_empty(g.shape)
+        gate = empty(g.shape, g.dtype)
     parameters = h.new_empty((2, D), dtype=torch.float32) if dparameters else None
     _backward(
         *of_dy[1], *of_h[1], *of_g[1], GATES[activation], *typed(weight), *typed(bias), count, D, groups, unit_length,

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla_native.convolution import of_rows, offsets_of, rows, typed
-from myfla_native.library import declare, pointer, threads
+from myfla_native.library import declare, empty, pointer, threads
 
 __all__ = ["shift_backward", "shift_forward"]
 
@@ -38,7 +38,7 @@ def _call(function, x, beside, cu_seqlens, second):
     x, offsets = rows(x), offsets_of(cu_seqlens)
     beside = None if beside is None else beside.contiguous()
     N = B if offsets is None else offsets.shape[0] - 1
-    of_x, of_beside = x.new_empty((B, T, D)), x.new_empty((N, D)) if second else None
+    of_x, of_beside = empty((B, T, D), x.dtype), x.new_empty((N, D)) if second else None
     function(
         *of_rows(x), *typed(beside), pointer(offsets), N, T, D, of_x.data_ptr(), pointer(of_beside), threads()
     )  # fmt: skip
