@@ -104,10 +104,11 @@ def draw(seed: int) -> Config:
         beta = torch.rand(B, T, HV)
         tensors["beta"] = place(torch.randn_like(beta) if beta_scale else beta, choose.choice((torch.float32, dtype)))
     if gate:
+        of_rate, of_bias = (of_kda.choice((torch.float32, dtype)) if kind == "kda" else torch.float32 for _ in range(2))
         if lower_bound is None or of_kda.random() < 0.7:
-            tensors["A_log"] = place(torch.randn(HV), torch.float32)
+            tensors["A_log"] = place(torch.randn(HV), of_rate)
         if choose.random() < 0.7:
-            tensors["dt_bias"] = place(torch.randn(HV if kind == "gated" else HV * K), torch.float32)
+            tensors["dt_bias"] = place(torch.randn(HV if kind == "gated" else HV * K), of_bias)
     if choose.random() < 0.6:
         tensors["initial_state"] = place(torch.randn(N, HV, K, V), state_dtype)
     options = dict(scale=choose.choice((K**-0.5, 1.0, 0.3)), l2norm=l2norm, beta_scale=beta_scale, cu_seqlens=cu,

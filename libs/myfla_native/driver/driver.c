@@ -104,6 +104,46 @@ static void gated(int64_t N, int64_t T, int64_t H, int64_t K, int64_t V, int thr
     free(q), free(k), free(v), free(g), free(beta), free(o), free(final), free(want), free(S), free(e);
 }
 
+/* KDA with its gate, on states with keys first or values first. */
+static void kda(int64_t N, int64_t T, int64_t H, int64_t HV, int64_t K, int64_t V, int gate, int values_first, int threads) {
+    int64_t size = HV * K * V, key = values_first ? 1 : V, value = values_first ? K : 1;
+    float *q = made(N * T * H * K, 0.3f), *k = made(N * T * H * K, 0.3f), *v = made(N * T * HV * V, 1), *g = made(N * T * HV * K, 3);
+    float *beta = made(N * T * HV, 2), *A_log = made(HV, 1), *bias = made(HV * K, 1), *state = made(N * size, 1);
+    float *o = made(N * T * HV * V, 1), *final = made(N * size, 1);
+    double *want = calloc((size_t)(N * T * HV * V), 8), *S = malloc((size_t)(N * size) * 8);
+    for (int64_t i = 0; i < N * size; i++) S[i] = state[i];
+    mn_rule call = {
+        .rule = MN_KDA, .N = N, .T = T, .H = H, .HV = HV, .K = K, .V = V, .gate = gate, .sigmoid = 2, .threads = threads,
+        .scale = 0.5, .lower_bound = -3, .q = tensor(q, T * H * K, H * K, K, 1), .k = tensor(k, T * H * K, H * K, K, 1),
+        .v = tensor(v, T * HV * V, HV * V, V, 1), .g = tensor(g, T * HV * K, HV * K, K, 1),
+        .beta = tensor(beta, T * HV, HV, 1, 0), .A_log = tensor(A_log, 0, 0, 1, 0), .dt_bias = tensor(bias, 0, 0, K, 1),
+        .initial = tensor(state, size, key, K * V, value), .final = tensor(final, size, key, K * V, value),
+        .o = tensor(o, T * HV * V, HV * V, V, 1)};
+    mn_rule_forward(&call);
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t h = 0; h < HV; h++)
+            for (int64_t t = 0; t < T; t++) {
+                int64_t at = (n * T + t) * HV + h, of_q = ((n * T + t) * H + h / (HV / H)) * K;
+                double *of = S + (n * HV + h) * K * V, rate = exp(A_log[h]);
+                for (int64_t i = 0; i < K; i++) {
+                    double x = (double)g[at * K + i] + bias[h * K + i];
+                    double decay = exp(gate == MN_SOFTPLUS ? -rate * log1p(exp(x)) : -3 / (1 + exp(-rate * x)));
+                    for (int64_t j = 0; j < V; j++) of[i * key + j * value] *= decay;
+                }
+                for (int64_t j = 0; j < V; j++) {
+                    double e = v[at * V + j];
+                    for (int64_t i = 0; i < K; i++) e -= of[i * key + j * value] * k[of_q + i];
+                    for (int64_t i = 0; i < K; i++) {
+                        of[i * key + j * value] += k[of_q + i] * e * 2 / (1 + exp(-(double)beta[at]));
+                        want[at * V + j] += 0.5 * q[of_q + i] * of[i * key + j * value];
+                    }
+                }
+            }
+    check("KDA", o, want, N * T * HV * V);
+    check("KDA, final states", final, S, N * size);
+    free(q), free(k), free(v), free(g), free(beta), free(A_log), free(bias), free(state), free(o), free(final), free(want), free(S);
+}
+
 int main(void) {
     printf("interface %d, level %d\n", mn_interface(), mn_set_level(-1));
     for (int threads = 1; threads < 4; threads++) {
@@ -113,6 +153,12 @@ int main(void) {
         gated(2, 37, 3, 32, 32, threads);
         gated(1, 70, 2, 19, 13, threads);
         gated(1, 40, 2, 128, 128, threads);
+        for (int gate = MN_SOFTPLUS; gate <= MN_BOUNDED; gate++)
+            for (int values_first = 0; values_first < 2; values_first++) {
+                kda(2, 37, 1, 2, 32, 32, gate, values_first, threads);
+                kda(3, 1, 2, 4, 19, 32, gate, values_first, threads);
+                kda(1, 1, 2, 2, 64, 13, gate, values_first, threads);
+            }
     }
     puts(failed ? "FAILED" : "all equal");
     return failed;
