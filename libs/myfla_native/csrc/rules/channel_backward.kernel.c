@@ -6,6 +6,7 @@
 #include "rules/walk_back.h"
 
 enum { FEW = C / 2 }; /* tokens that are quicker one by one */
+enum { FEW_KEYS = 4 }; /* with so few key channels, gradients of decays need the accuracy of going one by one */
 
 typedef struct {
     block tokens;
@@ -59,7 +60,7 @@ MN_INLINE void back(void *work_, const mn_rule *c, const mn_rule_grad *g, mn_par
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
     mn_expect_next(&w->chunk.errands, c, g, at.row, at.first, at.head, Kp * Vp / (3 * MN_W), rule);
     fill(b, c, g, at.row, at.first, at.count, at.head, rule);
-    if (at.count > FEW && centre(&w->chunk, b, Kp, rule)) {
+    if (at.count > FEW && c->K > FEW_KEYS && centre(&w->chunk, b, Kp, rule)) {
         one_chunk(&w->chunk, b, S, D, Kp, Vp, rule);
     } else {
         as_panels(S, w->S, Kp, Vp, 0);
