@@ -23,7 +23,8 @@ class Options:
 
 @dataclass
 class Row:
-    """One side of one case. Times are seconds for one run; ``ratio`` is this side's time over ours."""
+    """One side of one case. Times are seconds for one run; ``ratio`` is this side's time over ours,
+    or over that of the first side where ours is not among them."""
 
     section: str
     op: str
@@ -75,7 +76,7 @@ def rows_of(
         floor: seconds of the floor.
         **case: the other fields of `Row`.
     """
-    ours = median(timings[OURS].samples(process)) if OURS in timings else None
+    base = median(timings[OURS if OURS in timings else sides[0]].samples(process))
     rows = []
     for name in sides:
         timing = timings[name]
@@ -85,7 +86,7 @@ def rows_of(
             row.seconds, row.fastest, row.samples = seconds, min(timing.samples(process)), len(timing.wall)
             row.wall, row.process = median(timing.wall), median(timing.process)
             row.error = timing.error
-            row.ratio = seconds / ours if ours else None
+            row.ratio = seconds / base if base else None
             row.tokens_per_second = tokens / seconds if tokens else None
             row.floor = floor
             row.share = floor / seconds if floor else None

@@ -24,18 +24,13 @@ from myfla.modules import FusedRMSNormGated, GroupNorm, ShortConvolution
 from myfla.ops._delta.steps import forget_steps
 from myfla.testing import assert_close, cases
 from native_guard import guarded_results
+from native_layers import CONV_LAYERS
 
 GATED, RWKV = GatedDeltaNet, RWKV7Attention
 LAYERS = {
     "plain": (GATED, {"hidden_size": 64, "head_dim": 32, "num_heads": 2}),
     "odd sizes, grouped": (GATED, {"hidden_size": 20, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2}),
-    "bias, three taps, no gate": (GATED, {
-        "hidden_size": 40, "head_dim": 16, "num_heads": 2, "conv_bias": True, "conv_size": 3, "use_gate": False}),
-    "negative, sigmoid gate": (GATED, {
-        "hidden_size": 40, "head_dim": 8, "num_heads": 3, "allow_neg_eigval": True,
-        "output_gate_activation": "sigmoid"}),
-    "delta": (DeltaNet, {"hidden_size": 32, "num_heads": 2}),
-    "delta, gate": (DeltaNet, {"hidden_size": 48, "num_heads": 3, "use_gate": True, "allow_neg_eigval": True}),
+    **CONV_LAYERS,
     "kda": (KimiDeltaAttention, {"hidden_size": 48, "head_dim": 16, "num_heads": 3, "allow_neg_eigval": True}),
     "kda, bounded, grouped": (KimiDeltaAttention, {
         "hidden_size": 40, "head_dim": 7, "num_heads": 2, "num_v_heads": 4, "expand_v": 2, "lower_bound": -4.0,

@@ -10,24 +10,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from myfla.backends import choice, set_backend
-from myfla.layers import DeltaNet, GatedDeltaNet, short_convs
+from myfla.layers import GatedDeltaNet, short_convs
 from myfla.models.utils import Cache
 from myfla.modules import FusedRMSNormGated, ShortConvolution
 from myfla.testing import assert_close, cases
 from native_guard import between_guards, guarded_results
+from native_layers import CONV_LAYERS
 from native_modules import BARS
 
 GATED = GatedDeltaNet
 LAYERS = {
     "plain": (GATED, {"hidden_size": 64, "head_dim": 16, "num_heads": 2}),
     "odd sizes, grouped": (GATED, {"hidden_size": 21, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2}),
-    "bias, three taps, no gate": (GATED, {
-        "hidden_size": 40, "head_dim": 16, "num_heads": 2, "conv_bias": True, "conv_size": 3, "use_gate": False}),
-    "negative, sigmoid gate": (GATED, {
-        "hidden_size": 40, "head_dim": 8, "num_heads": 3, "allow_neg_eigval": True,
-        "output_gate_activation": "sigmoid"}),
-    "delta": (DeltaNet, {"hidden_size": 32, "num_heads": 2}),
-    "delta, gate": (DeltaNet, {"hidden_size": 48, "num_heads": 3, "use_gate": True, "allow_neg_eigval": True}),
+    **CONV_LAYERS,
 }  # fmt: skip
 SHAPES = {"short": (2, 5), "long": (1, 150), "batch": (3, 70), "one token": (4, 1)}
 LEVELS = ["base", "avx2", "avx512"]

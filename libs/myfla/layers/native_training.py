@@ -31,7 +31,7 @@ def train_conv_layer(layer: Any, x: torch.Tensor, call: LayerCall) -> Optional[t
     """The layer's outputs ``[B, T, D]``, under autograd; or None.
 
     Args:
-        layer: a `ConvLayer`. If its parts are not as it was built (`read_parts`), the result is None.
+        layer: a `ConvLayer`. For one with a part that was replaced or has a hook (`read_parts`), the result is None.
         x: ``[B, T, D]``, the layer's input; float32.
         call: the call of the layer; without autograd, with states, packed or in the recurrent form the result is None.
     """

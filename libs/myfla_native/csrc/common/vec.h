@@ -40,14 +40,6 @@ MN_INLINE vi vi_bits(vf x) { return (vi)x; }
 /* a where a comparison holds, else b. */
 MN_INLINE vf vf_select(vi mask, vf a, vf b) { return vf_bits((vi_bits(a) & mask) | (vi_bits(b) & ~mask)); }
 
-MN_INLINE float vf_sum(vf x) {
-    float part[MN_W];
-    memcpy(part, &x, sizeof part);
-    for (int width = MN_W / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) part[i] += part[i + width];
-    return part[0];
-}
-
 /* x, but not below `least` and not above `most`; NaN stays NaN. */
 MN_INLINE vf vf_within(float least, float most, vf x) {
 #if defined(__AVX512F__)

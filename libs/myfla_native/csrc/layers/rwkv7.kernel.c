@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "common/load.h"
+#include "common/row_sums.h"
 #include "layers/steps.h"
 
 #define READ(p, i, dtype) (m == MN_W ? vf_read(p, i, dtype) : vf_read_n(p, i, m, dtype))
@@ -42,9 +43,9 @@ MN_INLINE void keys(const mn_rwkv7_step *c, int64_t n, int64_t head, int dtype) 
         WRITE(replace, j, rate, MN_F32);
         WRITE(key, j, written, MN_F32);
     }
-    float square = vf_sum(squares), eps = (float)c->unit_eps;
+    float square = mn_sum(squares), eps = (float)c->unit_eps;
     float inverse = eps < 0 ? 1 / fmaxf(sqrtf(square), shortest) : 1 / sqrtf(square + eps);
-    c->own[N * 4 * D + n * c->rule.H + head] = vf_sum(bonus);
+    c->own[N * 4 * D + n * c->rule.H + head] = mn_sum(bonus);
     for (int64_t j = 0; j < K; j += MN_W) {
         int64_t m = mn_min(MN_W, K - j);
         vf unit = READ(remove, j, MN_F32) * inverse;

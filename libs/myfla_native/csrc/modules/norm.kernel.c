@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "common/load.h"
-#include "rules/row_sums.h"
+#include "common/row_sums.h"
 
 enum { KEPT = 1024 }; /* channels of a group whose first pass is kept for the second */
 

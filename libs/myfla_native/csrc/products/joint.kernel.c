@@ -3,8 +3,8 @@
  * MN_TERMS terms, in their order, whatever the threads. */
 #include "products/joint.h"
 
-#include "rules/products.h"
-#include "rules/transpose.h"
+#include "common/products.h"
+#include "common/transpose.h"
 
 enum { UP = MN_W == 16 ? 12 : 6, WIDE = 2 * MN_W };
 enum { FORWARD, INPUTS, WEIGHTS };

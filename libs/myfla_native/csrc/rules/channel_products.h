@@ -2,9 +2,9 @@
 #ifndef MN_CHANNEL_PRODUCTS_H
 #define MN_CHANNEL_PRODUCTS_H
 
+#include "common/products.h"
+#include "common/transpose.h"
 #include "rules/channel_chunk.h"
-#include "rules/products.h"
-#include "rules/transpose.h"
 
 /* Of a matrix [2C, n] what lies at or below the diagonal; in the lower half, below it. */
 static const float ONES_BEFORE[2 * C] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};

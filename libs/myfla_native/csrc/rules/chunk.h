@@ -4,10 +4,10 @@
 #ifndef MN_CHUNK_H
 #define MN_CHUNK_H
 
+#include "common/transpose.h"
 #include "rules/errands.h"
 #include "rules/gates.h"
 #include "rules/token_job.h"
-#include "rules/transpose.h"
 
 enum { C = MN_TOKENS };
 

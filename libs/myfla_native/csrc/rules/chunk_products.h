@@ -2,8 +2,8 @@
 #ifndef MN_CHUNK_PRODUCTS_H
 #define MN_CHUNK_PRODUCTS_H
 
+#include "common/products.h"
 #include "rules/chunk.h"
-#include "rules/products.h"
 
 /* [2C, C] sums over L: columns 0 .. 2C of T by columns `of` .. of + C. Sums of sums of SUMMED: fewer roundings, which
  * gradients of decays would show. */

@@ -5,7 +5,7 @@
 #include <math.h>
 
 #include "common/load.h"
-#include "rules/row_sums.h"
+#include "common/row_sums.h"
 #include "rules/rule.h"
 
 MN_INLINE int64_t mn_whole(int64_t n) { return (n + MN_W - 1) / MN_W * MN_W; }

@@ -1,7 +1,7 @@
 /* One token for each sequence, for decoding: the state is read twice in its tensor and written once. */
+#include "common/transpose.h"
 #include "rules/panel.h"
 #include "rules/token_job.h"
-#include "rules/transpose.h"
 
 /* The columns from p on, nv vectors of them, at S and to; rows of the states `step` and `to_step` apart. */
 MN_INLINE void columns(const mn_tokens *b, const float *S, float *to, int64_t step, int64_t to_step, int64_t p,

@@ -2,9 +2,9 @@
 #ifndef MN_TOKENS_H
 #define MN_TOKENS_H
 
+#include "common/row_sums.h"
 #include "rules/gates.h"
 #include "rules/rows.h"
-#include "rules/row_sums.h"
 #include "rules/token_job.h"
 
 typedef struct {

@@ -2,8 +2,8 @@
 #ifndef MN_TURNED_STATES_H
 #define MN_TURNED_STATES_H
 
+#include "common/transpose.h"
 #include "rules/rows.h"
-#include "rules/transpose.h"
 
 static void mn_get_turned(float *S, const mn_tensor *x, int64_t n, int64_t head, int64_t K, int64_t V) {
     int64_t Kp = mn_whole(K), Vp = mn_whole(V), from = n * x->row + head * x->head;

@@ -2,7 +2,7 @@
 #ifndef MN_TRANSPOSE_H
 #define MN_TRANSPOSE_H
 
-#include "rules/row_sums.h"
+#include "common/row_sums.h"
 
 /* to [columns, rows] from a [rows, columns], both whole vectors: in blocks, by exchanging their halves repeatedly. */
 static __attribute__((noinline)) void mn_transpose(const float *a, int64_t lda, int64_t rows, int64_t columns,
