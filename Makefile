@@ -23,7 +23,9 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 JOBS ?= 2
-EXTRAS ?= app,test
+# Tests of an optional package are left out where it is missing. Hydra's Optuna knows no Python from 3.12 on.
+EXTRAS ?= app,test,parquet,text,tensorboard,sweep,slurm,docs$(shell $(PYTHON) -c \
+	"import sys; print(',optuna' if sys.version_info < (3, 12) else '')")
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pytest
 from hydra import compose, initialize_config_dir
 
 from app.data import japanese_vowels
@@ -25,6 +24,7 @@ SYNTHETIC = ["data.train_sequences=40", "data.test_sequences=4"]
 
 def write_watch(path):
     """Eight short recordings of four people with the columns of the real table."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [{"recording": i, "seconds": step / 50, "subject": i % 4, "exercise": "PEN" if i < 4 else "ROW",
              **{name: float(i + step) for name in ("ax", "ay", "az", "wx", "wy", "wz")}}
             for i in range(8) for step in range(20)]

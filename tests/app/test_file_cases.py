@@ -96,6 +96,8 @@ def test_a_text_file_is_right_or_refused_in_these_words(tmp_path, caplog, monkey
     if reader == "python":
         monkeypatch.setattr(delimited, "has_pyarrow", lambda: False)
     files, settings, want = TEXT_CASES[name]
+    if any(file.endswith(".parquet") for file in files):
+        pytest.importorskip("pyarrow")
     check(tmp_path, put(tmp_path, files), settings, want, caplog)
 
 
