@@ -9,7 +9,7 @@ static void comba(const mn_mix *m, int64_t n, int64_t query) {
     const mn_tensor *inner = &m->layer->inner, *output = &m->layer->output;
     int64_t Kp = mn_whole(c->K), group = c->HV / c->H, first = (n * c->HV + query * group) * m->keys;
     float *q = m->q + first, *k = m->k + first, *p = m->a + first, *g = m->g + first;
-    float share = inner->at ? mn_sigmoid(mn_one(inner, 0, 0, query)) : 1;
+    float share = inner->at ? 1 / (1 + expf(-mn_one(inner, 0, 0, query))) : 1;
     float less = output->at ? mn_one(output, 0, 0, query) : 0;
     mn_get(q, &c->q, n, 0, query, c->K);
     mn_get(k, &c->k, n, 0, query, c->K);
@@ -20,12 +20,14 @@ static void comba(const mn_mix *m, int64_t n, int64_t query) {
     }
     unit(q, Kp), unit(k, Kp), unit(p, Kp);
     for (int64_t i = group - 1; i >= 0; i--) { /* the first head's rows are those that all read */
-        float decay = mn_log_decay(c, n, 0, query * group + i), beta = mn_strength(c, n, 0, query * group + i);
+        float decay[MN_TOKENS], beta[MN_TOKENS];
+        mn_log_decays(decay, c, n, 0, 1, query * group + i);
+        mn_strengths(beta, c, n, 0, 1, query * group + i);
         for (int64_t j = 0, to = i * m->keys; j < Kp; j += MN_W, to += MN_W) {
             vf_store(q + to, vf_load(q + j));
-            vf_store(k + to, vf_load(k + j) * beta);
+            vf_store(k + to, vf_load(k + j) * beta[0]);
             vf_store(p + to, -vf_load(p + j));
-            vf_store(g + to, vf_set(decay));
+            vf_store(g + to, vf_set(decay[0]));
         }
     }
 }

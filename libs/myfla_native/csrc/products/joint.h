@@ -7,7 +7,7 @@
 
 #include "common/pick.h"
 
-enum { MN_TERMS = 256, MN_COLUMNS = 1024 }; /* of the block of the right matrix that is packed at a time */
+enum { MN_TERMS = 512, MN_COLUMNS = 512 }; /* of the block of the right matrix that is packed at a time */
 enum { MN_MOST_ROWS = 12 };                 /* of the left matrix, computed together */
 
 typedef struct {

@@ -1,6 +1,6 @@
 /* A block of the right matrix is packed in panels of two vectors of columns; a panel of UP rows of the left one is
- * copied beside it and multiplied by all panels of the block. Every number of the result is a sum over blocks of
- * MN_TERMS terms, in their order, whatever the threads. */
+ * copied beside it and multiplied by all panels of the block, while the next rows are prefetched. Every number of the
+ * result is a sum over blocks of MN_TERMS terms, in their order, whatever the threads. */
 #include "products/joint.h"
 
 #include "common/products.h"
@@ -50,6 +50,21 @@ static void pack_turned(const mn_joint *a, float *to, int64_t j, int64_t columns
     }
 }
 
+/* Memory that is read soon: `lines` cache lines from `at` on, as many `skip` bytes behind their end, and so on. */
+typedef struct {
+    uintptr_t at, skip;
+    int64_t lines;
+} coming;
+
+/* What `take` reads for the rows from i on. WEIGHTS: the line of the last row's number of each term; those of the rows
+ * before it are often the same, or have been read with the rows before. */
+MN_INLINE coming rows_from(const mn_joint *a, int64_t i, int64_t l, int64_t terms, const int kind) {
+    const float *x = kind == FORWARD ? a->x + i * a->x_row + l : a->y + (kind == WEIGHTS ? l * a->y_row + i + UP - 1
+                                                                                       : i * a->y_row + l);
+    int64_t lines = kind == WEIGHTS ? 1 : mn_blocks(terms, 16), row = kind == FORWARD ? a->x_row : a->y_row;
+    return (coming){(uintptr_t)x, (uintptr_t)(4 * row - 64 * lines), lines};
+}
+
 /* Rows i to i + rows of the left matrix, zeros up to UP: rows MN_TERMS apart; WEIGHTS: terms UP apart. */
 MN_INLINE void take(const mn_joint *a, float *to, int64_t i, int64_t rows, int64_t l, int64_t terms, const int kind) {
     if (kind == WEIGHTS) {
@@ -68,14 +83,18 @@ MN_INLINE void take(const mn_joint *a, float *to, int64_t i, int64_t rows, int64
 
 /* UP rows times a panel of nv vectors: to[r] + j receives `columns` numbers of row r < rows, or is increased by them. */
 MN_INLINE void multiply(const float *a, const float *b, int64_t terms, float *const *to, int64_t j, int64_t rows,
-                        int64_t columns, int add, const int nv, const int64_t row, const int64_t term) {
+                        int64_t columns, int add, coming next, const int nv, const int64_t row, const int64_t term) {
     vf sum[UP * 2];
+    int64_t lines = next.lines;
     for (int64_t r = 0; r < rows; r++) __builtin_prefetch(to[r] + j, 1), __builtin_prefetch(to[r] + j + MN_W, 1);
     MN_UNROLL
     for (int i = 0; i < UP; i++)
         for (int v = 0; v < nv; v++) sum[i * nv + v] = (vf){0};
     for (int64_t l = 0; l < terms; l++, b += nv * MN_W) {
         vf x[2];
+        __builtin_prefetch((const void *)next.at);
+        next.at += 64;
+        if (--lines == 0) lines = next.lines, next.at += next.skip;
         for (int v = 0; v < nv; v++) x[v] = vf_load(b + v * MN_W);
         MN_UNROLL
         for (int i = 0; i < UP; i++)
@@ -93,13 +112,13 @@ MN_INLINE void multiply(const float *a, const float *b, int64_t terms, float *co
 }
 
 typedef void multiplication(const float *a, const float *b, int64_t terms, float *const *to, int64_t j, int64_t rows,
-                            int64_t columns, int add);
+                            int64_t columns, int add, coming next);
 
 /* A compiler that inlines these has too few registers for their sums. */
 #define MULTIPLY(name, nv, row, term)                                                                               \
     static __attribute__((noinline)) void name(const float *a, const float *b, int64_t terms, float *const *to,     \
-                                               int64_t j, int64_t rows, int64_t columns, int add) {                \
-        multiply(a, b, terms, to, j, rows, columns, add, nv, row, term);                                            \
+                                               int64_t j, int64_t rows, int64_t columns, int add, coming next) {    \
+        multiply(a, b, terms, to, j, rows, columns, add, next, nv, row, term);                                      \
     }
 MULTIPLY(by_rows, 2, MN_TERMS, 1)
 MULTIPLY(by_rows_narrow, 1, MN_TERMS, 1)
@@ -120,9 +139,11 @@ MN_INLINE void product(const mn_joint *a, int64_t begin, int64_t end, int slot, 
                 int64_t rows = mn_min(UP, end - i), p = 0;
                 take(a, rows_of, i, rows, l, terms, kind);
                 for (int64_t r = 0; r < rows; r++) to[r] = result(a, i + r, kind) + j;
+                coming next = rows_from(a, i + UP, l, terms, kind), none = {(uintptr_t)rows_of, 0, terms};
                 for (; columns - p > MN_W; p += WIDE)
-                    wide(rows_of, block + p * terms, terms, to, p, rows, columns - p, l > 0);
-                if (p < columns) narrow(rows_of, block + p * terms, terms, to, p, rows, columns - p, l > 0);
+                    wide(rows_of, block + p * terms, terms, to, p, rows, columns - p, l > 0,
+                         columns - p > WIDE ? none : next);
+                if (p < columns) narrow(rows_of, block + p * terms, terms, to, p, rows, columns - p, l > 0, next);
             }
         }
 }

@@ -85,10 +85,9 @@ MN_INLINE void times_columns(float *T, int64_t whole, int64_t step, const float 
 
 /* Gates of `count` tokens, for the rest ones that change nothing; and the products of decays. */
 MN_INLINE void decays(chunk *x, const mn_rule *c, int64_t row, int64_t first, int64_t count, int64_t head) {
-    for (int64_t t = 0; t < C; t++) {
-        x->decay[t] = t < count ? mn_log_decay(c, row, first + t, head) : 0;
-        x->beta[t] = t < count ? mn_strength(c, row, first + t, head) : 0;
-    }
+    mn_log_decays(x->decay, c, row, first, count, head);
+    mn_strengths(x->beta, c, row, first, count, head);
+    for (int64_t t = count; t < C; t++) x->decay[t] = x->beta[t] = 0;
     for (int t = 0; t < C; t += MN_W) vf_store(x->decay + t, vf_exp(vf_load(x->decay + t)));
     vf above[C / MN_W] = {{0}};
     float rise = 1;

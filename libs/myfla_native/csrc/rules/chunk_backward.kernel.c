@@ -121,11 +121,9 @@ static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part a
         put_columns(x, &g->dq, at, query, c, x->dqk, x->qk, x->q_unit);
         put_columns(x, &g->dk, at, query, c, x->dqk + C, x->qk + C, x->k_unit);
     }
-    for (int64_t t = 0; t < n; t++) {
-        mn_put(&g->dv, row, first + t, at.head, x->x + t * Vp, c->V);
-        if (g->dg.at) mn_put_decay(c, g, row, first + t, at.head, x->ddecay[t], gate);
-        if (g->dbeta.at) mn_put_strength(c, g, row, first + t, at.head, x->dbeta[t]);
-    }
+    for (int64_t t = 0; t < n; t++) mn_put(&g->dv, row, first + t, at.head, x->x + t * Vp, c->V);
+    mn_put_decays(c, g, row, first, n, at.head, x->ddecay, gate);
+    mn_put_strengths(c, g, row, first, n, at.head, x->dbeta);
 }
 
 static void forth(void *block, const mn_rule *c, mn_part at, const float *S, float *next) {

@@ -4,37 +4,71 @@
 
 #include "rules/rows.h"
 
-MN_INLINE float mn_softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
-MN_INLINE float mn_sigmoid(float x) { return 1 / (1 + expf(-x)); }
-
-/* The input of the gate's activation. */
-MN_INLINE float mn_gate_input(const mn_rule *c, int64_t row, int64_t token, int64_t head) {
-    float g = mn_one(&c->g, row, token, head);
-    return c->dt_bias.at ? g + mn_one(&c->dt_bias, 0, 0, head) : g;
-}
 MN_INLINE float mn_gate_rate(const mn_rule *c, int64_t head) { return -expf(mn_one(&c->A_log, 0, 0, head)); }
 
-MN_INLINE float mn_log_decay(const mn_rule *c, int64_t row, int64_t token, int64_t head) {
-    if (!c->g.at) return 0;
-    if (!c->gate) return mn_one(&c->g, row, token, head);
-    return mn_gate_rate(c, head) * mn_softplus(mn_gate_input(c, row, token, head));
-}
-MN_INLINE float mn_strength(const mn_rule *c, int64_t row, int64_t token, int64_t head) {
-    if (!c->beta.at) return 1;
-    float beta = mn_one(&c->beta, row, token, head);
-    return c->sigmoid ? (float)c->sigmoid * mn_sigmoid(beta) : beta;
+/* Numbers [n] of tokens `first` and following, zeros up to MN_TOKENS. */
+MN_INLINE void mn_get_ones(float *to, const mn_tensor *x, int64_t row, int64_t first, int64_t n, int64_t head) {
+    for (int64_t t = 0; t < n; t++) to[t] = mn_one(x, row, first + t, head);
+    for (int64_t t = n; t < MN_TOKENS; t++) to[t] = 0;
 }
 
-/* From the gradient of the log decay; `gate` sums those of A_log and dt_bias. */
-MN_INLINE void mn_put_decay(const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t token, int64_t head,
-                            float decay, double *gate) {
-    if (c->gate) {
-        float x = mn_gate_input(c, row, token, head), rate = mn_gate_rate(c, head);
-        gate[0] += (double)(decay * rate * mn_softplus(x));
-        decay *= rate * mn_sigmoid(x);
-        gate[1] += (double)decay;
+/* The inputs of the activation of n gates, like `mn_get_ones`. */
+MN_INLINE void mn_gate_inputs(float *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head) {
+    mn_get_ones(to, &c->g, row, first, n, head);
+    vf bias = vf_set(c->dt_bias.at ? mn_one(&c->dt_bias, 0, 0, head) : 0);
+    for (int64_t t = 0; t < n; t += MN_W) vf_store(to + t, vf_load(to + t) + bias);
+}
+
+/* Log decays [n] and write strengths [n]; `to` has MN_TOKENS. */
+MN_INLINE void mn_log_decays(float *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head) {
+    if (!c->g.at) mn_zero(to, MN_TOKENS);
+    else if (!c->gate) mn_get_ones(to, &c->g, row, first, n, head);
+    else {
+        float rate = mn_gate_rate(c, head);
+        mn_gate_inputs(to, c, row, first, n, head);
+        for (int64_t t = 0; t < n; t += MN_W) vf_store(to + t, rate * vf_softplus(vf_load(to + t)));
     }
-    mn_write_one(mn_base(&g->dg), mn_place(&g->dg, row, token, head), decay, (int)g->dg.dtype);
+}
+MN_INLINE void mn_strengths(float *to, const mn_rule *c, int64_t row, int64_t first, int64_t n, int64_t head) {
+    if (c->beta.at) mn_get_ones(to, &c->beta, row, first, n, head);
+    for (int64_t t = 0; !c->beta.at && t < n; t++) to[t] = 1;
+    for (int64_t t = 0; c->beta.at && c->sigmoid && t < n; t += MN_W)
+        vf_store(to + t, (float)c->sigmoid * vf_sigmoid(vf_load(to + t)));
+}
+
+/* From the gradients of n log decays; `gate` sums those of A_log and dt_bias. */
+MN_INLINE void mn_put_decays(const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
+                             int64_t head, const float *decays, double *gate) {
+    float found[MN_TOKENS], of_rate[MN_TOKENS], inputs[MN_TOKENS];
+    if (!g->dg.at) return;
+    memcpy(found, decays, sizeof found);
+    if (c->gate) {
+        vf rate = vf_set(mn_gate_rate(c, head));
+        mn_gate_inputs(inputs, c, row, first, n, head);
+        for (int64_t t = 0; t < n; t += MN_W) {
+            vf x = vf_load(inputs + t), d = vf_load(found + t) * rate;
+            vf_store(of_rate + t, d * vf_softplus(x));
+            vf_store(found + t, d * vf_sigmoid(x));
+        }
+        for (int64_t t = 0; t < n; t++) gate[0] += (double)of_rate[t], gate[1] += (double)found[t];
+    }
+    for (int64_t t = 0; t < n; t++)
+        mn_write_one(mn_base(&g->dg), mn_place(&g->dg, row, first + t, head), found[t], (int)g->dg.dtype);
+}
+MN_INLINE void mn_put_strengths(const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t first, int64_t n,
+                                int64_t head, const float *dbeta) {
+    float found[MN_TOKENS], inputs[MN_TOKENS];
+    if (!g->dbeta.at) return;
+    memcpy(found, dbeta, sizeof found);
+    if (c->sigmoid) {
+        mn_get_ones(inputs, &c->beta, row, first, n, head);
+        for (int64_t t = 0; t < n; t += MN_W) {
+            vf s = vf_sigmoid(vf_load(inputs + t));
+            vf_store(found + t, vf_load(found + t) * ((float)c->sigmoid * s * (1.0f - s)));
+        }
+    }
+    for (int64_t t = 0; t < n; t++)
+        mn_write_one(mn_base(&g->dbeta), mn_place(&g->dbeta, row, first + t, head), found[t], (int)g->dbeta.dtype);
 }
 
 /* KDA: what multiplies a channel's softplus, or within the sigmoid its input. */
@@ -91,14 +125,6 @@ MN_INLINE void mn_put_gate(const mn_rule *c, const mn_rule_grad *g, int64_t n, i
     for (int64_t i = 0; g->ddt_bias.at && i < count; i++)
         mn_write_one(mn_base(&g->ddt_bias), mn_place(&g->ddt_bias, n, 0, head) + i * g->ddt_bias.channel,
                      (float)sums[1 + i], MN_F32);
-}
-MN_INLINE void mn_put_strength(const mn_rule *c, const mn_rule_grad *g, int64_t row, int64_t token, int64_t head,
-                               float dbeta) {
-    if (c->sigmoid) {
-        float s = mn_sigmoid(mn_one(&c->beta, row, token, head));
-        dbeta *= (float)c->sigmoid * s * (1 - s);
-    }
-    mn_write_one(mn_base(&g->dbeta), mn_place(&g->dbeta, row, token, head), dbeta, (int)g->dbeta.dtype);
 }
 
 #endif

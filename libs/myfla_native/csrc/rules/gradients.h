@@ -90,8 +90,8 @@ MN_INLINE void hand_back(block *b, const mn_rule *c, const mn_rule_grad *g, int6
             mn_put(&g->db, row, first + t, query, b->db + t * Kp, c->K);
         }
         if (g->dg.at) mn_put(&g->dg, row, first + t, head, b->dd + t * Kp, c->K);
-        if (rule != MN_DPLR && g->dbeta.at) mn_put_strength(c, g, row, first + t, head, b->dbeta[t]);
     }
+    if (rule != MN_DPLR) mn_put_strengths(c, g, row, first, n, head, b->dbeta);
 }
 
 #endif

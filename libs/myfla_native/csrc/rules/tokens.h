@@ -74,10 +74,10 @@ MN_INLINE void mn_read_tokens(mn_tokens *to, const mn_rule *c, int64_t row, int6
                 if (need & MN_NEED_READS) mn_start_dot(qb + t * MN_W, q, to->b + t * Kp, Kp);
             }
         }
-        if (rule == MN_GATED) to->decay[t] = mn_log_decay(c, row, first + t, head);
-        else mn_get_on(to->d + t * Kp, &c->g, row, first + t, head, c->K, ahead);
-        if (rule != MN_DPLR) to->beta[t] = mn_strength(c, row, first + t, head);
+        if (rule != MN_GATED) mn_get_on(to->d + t * Kp, &c->g, row, first + t, head, c->K, ahead);
     }
+    if (rule == MN_GATED) mn_log_decays(to->decay, c, row, first, n, head);
+    if (rule != MN_DPLR) mn_strengths(to->beta, c, row, first, n, head);
     if (rule == MN_KDA && c->gate) mn_open_channels(c, head, n, to->d, to->b, to->a);
     if (need & MN_NEED_READS) mn_finish_dots(to->q_k, qk, n);
     if (need & MN_NEED_READS && rule == MN_DPLR) mn_finish_dots(to->q_write, qb, n);
