@@ -34,7 +34,7 @@ ENGINE, FAMILIES = OPS + "_delta/", OPS + "_delta/families/"
 GDN, DPLR, RWKV = OPS + "gated_delta_rule/", OPS + "generalized_delta_rule/dplr/", OPS + "rwkv7/"
 LAYERS, MODULES, MODELS = "libs/myfla/layers/", "libs/myfla/modules/", "libs/myfla/models/"
 DECODE = "tests/myfla/ops/test_decoding_step.py"
-PLANNED = "tests/myfla/ops/test_planned_steps.py"
+PLANNED = "tests/myfla/ops/test_plans.py"
 RULE, LAYER = "tests/myfla/test_gated_delta_rule.py", "tests/myfla/test_gated_deltanet.py"
 DPLR_RULE, RWKV_OPS = (f"tests/myfla/ops/test_{name}.py" for name in ("dplr", "rwkv7_ops"))
 RWKV_LAYER = "tests/myfla/layers/test_rwkv7_layer.py"
@@ -71,7 +71,7 @@ MUTANTS: List[Mutant] = [
     Mutant("backwards: outputs not turned", OPS + "common/run_rule.py", "o = reverse_sequences(o, cu_seqlens) if reverse else o", "o = o", OPTIONS),
     Mutant("simple gla: decay of heads forgotten", OPS + "simple_gla/decays.py", "return g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", "return 0 * g_gamma.to(accumulation_dtype(g_gamma, v)).expand(v.shape[:3])", OPTIONS),
     Mutant("states of chunks: of another sequence", OPS + "common/chunk_states.py", "states[key] for key in sorted(states)", "states[key] for key in sorted(states, key=lambda one: one[::-1])", OPTIONS),
-    Mutant("members: final state not turned", OPS + "common/run_rule.py", "final = final.transpose(2, 3) if state_v_first else final", "final = final", OPTIONS),
+    Mutant("members: final state not turned", OPS + "common/run_rule.py", "final = final.transpose(2, 3) if v_first else final", "final = final", OPTIONS),
     Mutant("DeltaNet: no negative eigenvalues", LAYERS + "delta_net.py", "beta_sigmoid(project(self.b_proj, x), self.allow_neg_eigval)", "beta_sigmoid(project(self.b_proj, x))", FAMILY_LAYERS),
     Mutant("DeltaNet: without learned strengths not doubled", LAYERS + "delta_net.py", "2.0 if self.allow_neg_eigval else 1.0", "1.0", FAMILY_LAYERS),
     Mutant("GatedLinearAttention: feature map of queries alone", LAYERS + "gla.py", "ACTIVATIONS[self.feature_map](q), ACTIVATIONS[self.feature_map](k)", "ACTIVATIONS[self.feature_map](q), k", FAMILY_LAYERS),
@@ -121,10 +121,14 @@ MUTANTS: List[Mutant] = [
     Mutant("decoding step: own share forgotten", ENGINE + "recurrent/step.py", "(keys * queries).sum(-1, keepdim=True)",
            "(0 * keys).sum(-1, keepdim=True)", DECODE),
     Mutant("decoding step: writes the caller's state", ENGINE + "recurrent/loop.py", "new = state if inplace else", "new = state if True else", DECODE),
-    Mutant("planned step: of any size", ENGINE + "steps.py", "key += (x.dtype, x.shape,", "key += (x.dtype, x.dim(),", PLANNED),
-    Mutant("planned step: of any strides", ENGINE + "steps.py", "x.stride(), x.is_neg()", "x.is_neg()", PLANNED),
-    Mutant("planned step: of any options", ENGINE + "steps.py", "native_package(), *options]", "native_package()]", PLANNED),
-    Mutant("planned step: where autograd records", ENGINE + "steps.py", "graph and x.requires_grad", "False and x.requires_grad", PLANNED),
+    Mutant("planned call: of any size", ENGINE + "plans.py", "key += (x.dtype, x.shape,", "key += (x.dtype, x.dim(),", PLANNED),
+    Mutant("planned call: of any strides", ENGINE + "plans.py", "x.stride(), x.is_neg()", "x.is_neg()", PLANNED),
+    Mutant("planned call: of any options", ENGINE + "plans.py", "torch.get_num_threads(), *options]", "torch.get_num_threads()]", PLANNED),
+    Mutant("planned call: where autograd records", ENGINE + "plans.py", "graph and x.requires_grad", "False and x.requires_grad", PLANNED),
+    Mutant("planned call: of any number of threads", ENGINE + "plans.py", "torch.get_num_threads(), *options]", "*options]", PLANNED),
+    Mutant("planned call: offsets not checked", OPS + "common/run_rule.py", "check_cu_seqlens(who, cu_seqlens, 1, tokens)", "pass", PLANNED),
+    Mutant("planned call: equal keys taken for one", RWKV + "chunk.py", "lower_bound, b is k, backend", "lower_bound, backend", PLANNED),
+    Mutant("planned call: unprepared", ENGINE + "chunk/autograd.py", "known, ready = plan, prepared is call", "known, ready = plan, True", PLANNED),
     Mutant("dplr decoding step: read after decay", ENGINE + "recurrent/step.py", "read(torch.stack((a, q * decay), dim=1), state)",
            "read(torch.stack((a * decay, q * decay), dim=1), state)", DECODE),
     # the other family

@@ -6,7 +6,7 @@ import torch
 
 from myfla.backends import choice, describe, set_backend, summary
 from myfla.layers import GatedDeltaNet, RWKV7Attention
-from myfla.ops._delta.steps import forget_steps
+from myfla.ops._delta.plans import forget_plans
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.generalized_delta_rule.dplr import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
 from myfla.testing import assert_close, cases, raises
@@ -117,9 +117,9 @@ def step(backend, **more):
 
 
 def test_a_step_that_was_planned_follows_what_is_installed(native, plain, monkeypatch):
-    taken, plan = [], native.rules.plan_step
-    monkeypatch.setattr(native.rules, "plan_step", lambda *given: taken.append(1) or plan(*given))
-    forget_steps()
+    taken, plan = [], native.rules.Plan
+    monkeypatch.setattr(native.rules, "Plan", lambda *given: taken.append(1) or plan(*given))
+    forget_plans()
     for count, auto in enumerate((native, None, native, None)):
         hidden = plain if auto is None else lambda run, *given: run(*given)
         for _ in range(2):

@@ -6,7 +6,7 @@ import torch
 import family
 import family_layers
 from myfla.models.utils import Cache
-from myfla.ops._delta.steps import forget_steps
+from myfla.ops._delta.plans import forget_plans
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from myfla.ops.kda import chunk_kda, fused_recurrent_kda
 from myfla.ops.kda.inputs import KdaActivation
@@ -38,17 +38,11 @@ def test_native_equals_the_token_loop_with_every_gradient(native, name, form, cu
 
 def computed(monkeypatch, kernels):
     """The list to which every call of the compiled rules adds its name."""
-    calls, plan = [], kernels.rules.plan_step
-
-    def planned(*given):
-        step = plan(*given)
-        return lambda *x: calls.append("step") or step(*x)
-
-    forget_steps()
-    monkeypatch.setattr(kernels.rules, "plan_step", planned)
-    for name in ("forward", "backward"):
-        own = getattr(kernels.rules, name)
-        monkeypatch.setattr(kernels.rules, name, lambda *x, own=own, name=name, **more: calls.append(name) or own(
+    calls = []
+    forget_plans()
+    for name in ("step", "forward", "backward"):
+        own = getattr(kernels.rules.Plan, name)
+        monkeypatch.setattr(kernels.rules.Plan, name, lambda *x, own=own, name=name, **more: calls.append(name) or own(
             *x, **more))
     return calls
 

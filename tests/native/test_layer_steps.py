@@ -21,7 +21,7 @@ from myfla.layers import native_steps as door
 from myfla.models.state_tree import tensors_of
 from myfla.models.utils import Cache
 from myfla.modules import FusedRMSNormGated, GroupNorm, ShortConvolution
-from myfla.ops._delta.steps import forget_steps
+from myfla.ops._delta.plans import forget_plans
 from myfla.testing import assert_close, cases
 from native_guard import guarded_results
 from native_layers import CONV_LAYERS
@@ -102,12 +102,12 @@ def taken(native, monkeypatch):
     seen = []
     watch(native, monkeypatch, lambda name, run, given: seen.append(name) or run(*given))
     yield seen
-    forget_steps()
+    forget_plans()
 
 
 def watch(native, monkeypatch, see):
     """``see(name, run, given)`` stands between the layers and the kernels for whole steps."""
-    forget_steps()
+    forget_plans()
     for name in STEPS:
         run = getattr(native.steps, name)
 
@@ -158,7 +158,7 @@ def test_any_number_of_threads_gives_the_same_bits(native, monkeypatch, name, th
     calls = []
     watch(native, monkeypatch, lambda _, run, given: calls.append((run, given)) or run(*given))
     decode(build(name), rows=64, steps=1)
-    forget_steps()
+    forget_plans()
     before, found = torch.get_num_threads(), []
     try:
         for count in (1, threads):

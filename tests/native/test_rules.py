@@ -134,9 +134,9 @@ def test_a_step_has_the_bits_of_a_sequence(native, kind, size, first):
                       lower_bound=-5.0 if gate == "bound" else None)
     o, final, _ = rules.forward(rule, rules.Inputs(q, k, v, g, *rest), state, keep=True)
     new = torch.empty_like(state)
-    step = rules.plan_step(rule, rules.Inputs(q, k, v, g, *rest), state)
+    plan = rules.Plan(rule, rules.Inputs(q, k, v, g, *rest), state, state)
     for to in (new, state):
-        assert torch.equal(step(q, k, v, g, *rest, A_log, dt_bias, state, to), o)
+        assert torch.equal(plan.step((q, k, v, g, *rest, A_log, dt_bias, state), to), o)
         assert torch.equal(to, final)
 
 

@@ -14,7 +14,7 @@ from myfla.backends.choice import tell
 from myfla.layers.projections import is_free, project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.modules import FusedRMSNormGated, GroupNorm, RMSNorm, ShortConvolution
-from myfla.ops._delta.steps import find_step, keep_step, layout_key
+from myfla.ops._delta.plans import find_plan, keep_plan, layout_key
 from myfla.utils.dtypes import autocast_enabled
 from myfla.utils.native import are_dense, native
 
@@ -96,7 +96,7 @@ def conv_layer_step(
         gates.lower_bound, gates.tokens, gated, norm.activation if gated else None, norm.eps,
     )  # fmt: skip
     key = layout_key(f"{layer.who} step", options, *given)
-    step = find_step(key)
+    step = find_plan(key)
     if step is None:
         if not _conv_layer_fits(kernels, layer, x.shape[0], gates, kernels.steps.ConvLayer(*given)):
             return None
@@ -108,7 +108,7 @@ def conv_layer_step(
         )  # fmt: skip
         tell(f"{layer.who} step", layer.backend, "cpu", "native")
         if key is not None:
-            keep_step(key, step)
+            keep_plan(key, step)
     final = state if call.inplace else torch.empty_like(state)
     y, conv_state = step(final, *given)
     return y, final, conv_state
@@ -208,7 +208,7 @@ def rwkv7_layer_step(
     given = *projected, state, own["k_k"], own["k_a"], own["r_k"], norm.weight, norm.bias
     options = layer.backend, layer.num_heads, layer.key_dim, layer.value_dim, layer.fuse_norm, norm.num_groups, norm.eps
     key = layout_key("RWKV7Attention step", options, *given)
-    step = find_step(key)
+    step = find_plan(key)
     if step is None:
         if not _rwkv7_layer_fits(layer, norm, kernels.steps.Rwkv7Layer(*given)):
             return None
@@ -216,7 +216,7 @@ def rwkv7_layer_step(
         unit_eps = 1e-6 if layer.fuse_norm else None
         step = kernels.steps.plan_rwkv7_layer(kernels.steps.Rwkv7Layer(*given), norm.eps, unit_eps)
         if key is not None:
-            keep_step(key, step)
+            keep_plan(key, step)
     final = state if call.inplace else torch.empty_like(state)
     return step(final, *given), final
 

@@ -6,13 +6,13 @@ float32, bfloat16 and float16 in any mixture; states are float32 unless they are
 
 import ctypes
 from struct import Struct
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 
 from myfla_native.library import DTYPES, declare, empty, threads
 
-__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Rule", "backward", "forward", "kept_size", "plan_step"]
+__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Plan", "Rule", "backward", "forward", "kept_size"]
 
 GATED, KDA, DPLR = 0, 1, 2
 """The rules: one decay for each head, one for each key channel, and diagonal plus low rank (RWKV-7)."""
@@ -20,8 +20,12 @@ GATED, KDA, DPLR = 0, 1, 2
 _CALL = Struct("=12q2d78q")  # mn_rule
 _GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
 _NONE = (0,) * 6
-_Words: Any = ctypes.c_int64 * (_CALL.size // 8)
-_THREADS, _PLACES, _O = 11, range(14, 74, 6), 74  # words of an mn_rule: threads, where q to final lie, and o
+_Words: Any = ctypes.c_int64 * ((_CALL.size + _GRADIENTS.size) // 8)
+_OFFSETS, _THREADS = 7, 11  # words of an mn_rule
+_PLACES = range(14, 74, 6)  # the addresses of q to final
+_O, _ERROR, _STATES = 74, 80, 86
+_DO, _DX, _DGATES = 92, 104, 140  # of an mn_rule_grad: gradients of the results, of the inputs, of the gates
+_SMALL = 1 << 16  # numbers; these need no huge pages
 _KEPT = 128  # MN_KEPT
 _SOFTPLUS, _BOUNDED = 1, 2  # MN_SOFTPLUS, MN_BOUNDED
 _forward = declare("mn_rule_forward", "p")
@@ -89,14 +93,10 @@ def forward(
         o ``[B, T, HV, V]``; the final states, or None; the tensor for `backward`, `kept_size` numbers in float32, or
         None.
     """
-    v = inputs.v
-    o = _empty(v.shape, dtype=out_dtype or v.dtype)
-    kept = _empty((kept_size(rule, inputs),), dtype=torch.float32) if keep else None
-    rule = _packed(rule)
     if final is None and want_final:
         final = _empty(_state_shape(rule, inputs), dtype=torch.float32)
-    _forward(_call(rule, inputs, initial_state, final, o, kept))
-    return o, final, kept
+    plan = Plan(rule, inputs, initial_state, final, out_dtype)
+    return plan.forward((*inputs, rule.A_log, rule.dt_bias, initial_state), final, rule.cu_seqlens, keep)
 
 
 def kept_size(rule: Rule, inputs: Inputs) -> int:
@@ -123,62 +123,107 @@ def backward(
         the inputs' gradients, each in the shape and dtype of its tensor; that of the initial states ``[N, HV, K, V]``
         in float32; those of A_log and dt_bias in their shapes and in float32, or None.
     """
-    rule = _packed(rule)
-    grads = [None if x is None else _empty(x.shape, dtype=x.dtype) for x in inputs] if into is None else list(into)
-    shape = _state_shape(rule, inputs)
-    dinitial = _empty(shape, dtype=torch.float32)
-    of_bias = shape[:3] if rule.kind == KDA else shape[:2]
-    gates = [
-        None if x is None else _empty(size, dtype=torch.float32)
-        for x, size in ((rule.A_log, shape[:2]), (rule.dt_bias, of_bias))
-    ]
-    words: List[int] = [*_tensor(do), *_state(dfinal)]
-    for x in grads:
-        words += _tensor(x)
-    for x in gates:
-        words += _NONE if x is None else (x.data_ptr(), x.stride(0), 0, x.stride(1), 1, 0)
-    words += _state(dinitial)
-    _backward(_call(rule, inputs, initial_state, None, None, kept) + _GRADIENTS.pack(*words))
-    dA_log, ddt_bias = (None if x is None else x.sum(0).flatten() for x in gates)
-    return grads, dinitial, dA_log, ddt_bias
+    plan = Plan(rule, inputs, initial_state, None)
+    given = (*inputs, rule.A_log, rule.dt_bias, initial_state)
+    return plan.backward(given, kept, do, dfinal, rule.cu_seqlens, into)
 
 
-def plan_step(
-    rule: Rule, inputs: Inputs, state: torch.Tensor, out_dtype: Optional[torch.dtype] = None
-) -> Callable[..., torch.Tensor]:
-    """`forward` for one token of each sequence, called many times: the arguments that do not change are packed once.
+Given = Sequence[Optional[torch.Tensor]]
+"""q, k, v, g, beta, b, A_log, dt_bias and the initial states, as in `Inputs`, `Rule` and `forward`."""
+
+
+class Plan:
+    """`forward` and `backward` of calls that differ in the numbers and places of their tensors only. What does not
+    change is packed once.
 
     Args:
-        rule, inputs: the rule and the tensors, with T = 1.
-        state: ``[N, HV, K, V]``.
+        rule, inputs, initial, final: a call's rule and tensors. Those of other calls have the same shapes, dtypes and
+            strides, and are None where these are None.
         out_dtype: of o; v's if not given.
-
-    Returns:
-        ``step(q, k, v, g, beta, b, A_log, dt_bias, state, final)`` for tensors with the strides of these, or None where
-        these are None; it returns o ``[N, 1, HV, V]``. ``final``, in float32 and laid out like ``state``, receives the
-        new state; it may be ``state``.
     """
-    shape, dtype = inputs.v.shape, out_dtype or inputs.v.dtype
-    template = _call(rule, inputs, state, state, _empty(shape, dtype=dtype), None)
-    like_v = inputs.v.is_contiguous() and inputs.v.dtype is dtype
 
-    def step(*given: Optional[torch.Tensor]) -> torch.Tensor:
+    def __init__(
+        self, rule: Rule, inputs: Inputs, initial: Optional[torch.Tensor], final: Optional[torch.Tensor],
+        out_dtype: Optional[torch.dtype] = None,
+    ) -> None:  # fmt: skip
+        self.out = inputs.v.shape, out_dtype or inputs.v.dtype
+        self.like_v = inputs.v.is_contiguous() and inputs.v.dtype is self.out[1] and inputs.v.numel() < _SMALL
+        self.kept = kept_size(rule, inputs)
+        self.states_at = 4 * inputs.v.numel()  # in what is kept, bytes after the corrections
+        self.states = _state_shape(rule, inputs)
+        gates = (rule.A_log, (1,)), (rule.dt_bias, (self.states[2] if rule.kind == KDA else 1,))
+        self.results = [None if x is None else (x.shape, x.dtype) for x in inputs]  # of the backward
+        self.results += [None if x is None else ((*self.states[:2], *own), torch.float32) for x, own in gates]
+        self.results.append((self.states, torch.float32))
+        self.call = _call(rule, inputs, initial, final, self.out, self.results)
+
+    def step(self, given: Given, final: torch.Tensor) -> torch.Tensor:
+        """`forward` for one token of each sequence; ``final`` may be the initial state."""
         v = cast(torch.Tensor, given[2])
-        o = torch.empty_like(v) if like_v else v.new_empty(shape, dtype=dtype)
-        words = _Words.from_buffer_copy(template)
-        words[_THREADS], words[_O] = threads(), o.data_ptr()
-        for place, x in zip(_PLACES, given):
-            if x is not None:
-                words[place] = x.data_ptr()
+        o = torch.empty_like(v) if self.like_v else _empty(self.out[0], dtype=self.out[1])
+        words = self._words(given, final, None)
+        words[_O] = o.data_ptr()
         _step(words)
         return o
 
-    return step
+    def forward(
+        self, given: Given, final: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor] = None,
+        keep: bool = False,
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:  # fmt: skip
+        """The results of `forward`."""
+        o = _empty(self.out[0], dtype=self.out[1])
+        kept = _empty((self.kept,), dtype=torch.float32) if keep else None
+        offsets = None if cu_seqlens is None else _offsets(cu_seqlens)
+        words = self._words(given, final, offsets)
+        words[_O] = o.data_ptr()
+        if kept is not None:
+            self._keep(words, kept)
+        _forward(words)
+        return o, final, kept
+
+    def backward(
+        self, given: Given, kept: torch.Tensor, do: Optional[torch.Tensor], dfinal: Optional[torch.Tensor],
+        cu_seqlens: Optional[torch.Tensor] = None, into: Optional[Inputs] = None,
+    ) -> Tuple[List[Optional[torch.Tensor]], torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+        """The results of `backward`."""
+        offsets = None if cu_seqlens is None else _offsets(cu_seqlens)
+        words = self._words(given, None, offsets)
+        self._keep(words, kept)
+        words[_DO:_DX] = (*_tensor(do), *_state(dfinal))
+        new = self.results if into is None else self.results[6:]
+        found = [None if x is None else _empty(x[0], dtype=x[1]) for x in new]
+        if into is not None:
+            found[:0] = into
+            words[_DX:_DGATES] = [word for x in into for word in _tensor(x)]
+        for place, x in zip(range(_DX, len(words), 6), found):
+            if x is not None:
+                words[place] = x.data_ptr()
+        _backward(words)
+        *grads, dA_log, ddt_bias, dinitial = found
+        return grads, dinitial, _over_sequences(dA_log), _over_sequences(ddt_bias)
+
+    def _words(self, given: Given, final: Optional[torch.Tensor], offsets: Optional[torch.Tensor]) -> Any:
+        """The call's ``mn_rule_grad``, complete up to its ``mn_rule`` without o and what is kept."""
+        words = _Words.from_buffer_copy(self.call)
+        words[_THREADS] = threads()
+        if offsets is not None:
+            words[_OFFSETS] = offsets.data_ptr()
+        for place, x in zip(_PLACES, (*given, final)):
+            if x is not None:
+                words[place] = x.data_ptr()
+        return words
+
+    def _keep(self, words: Any, kept: torch.Tensor) -> None:
+        first = kept.data_ptr()
+        words[_ERROR], words[_STATES] = first, first + self.states_at
 
 
-def _packed(rule: Rule) -> Rule:
-    cu = rule.cu_seqlens
-    return rule if cu is None else rule._replace(cu_seqlens=cu.to("cpu", torch.int64).contiguous())
+def _over_sequences(x: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+    return None if x is None else x.sum(0).flatten()
+
+
+def _offsets(cu_seqlens: torch.Tensor) -> torch.Tensor:
+    return cu_seqlens.to("cpu", torch.int64).contiguous()
 
 
 def _state_shape(rule: Rule, inputs: Inputs) -> Tuple[int, int, int, int]:
@@ -187,25 +232,32 @@ def _state_shape(rule: Rule, inputs: Inputs) -> Tuple[int, int, int, int]:
 
 
 def _call(
-    rule: Rule, inputs: Inputs, initial: Optional[torch.Tensor], final: Optional[torch.Tensor],
-    o: Optional[torch.Tensor], kept: Optional[torch.Tensor],
+    rule: Rule, inputs: Inputs, initial: Optional[torch.Tensor], final: Optional[torch.Tensor], out: Any, results: Any
 ) -> bytes:
-    """An ``mn_rule``."""
+    """An ``mn_rule_grad`` with everything that does not change between calls: strides, sizes, options."""
     q, k, v, g, beta, b = inputs
     _, tokens, groups, key = q.shape
-    heads, value = v.shape[2:]
-    cu, error, states = rule.cu_seqlens, _NONE, _NONE
-    if kept is not None:
-        row, token, state, first = tokens * heads * value, heads * value, key * value, kept.data_ptr()
-        error = (first, row, token, value, 1, 0)
-        states = (first + 4 * v.shape[0] * row, heads * state, value, state, 1, 0)
-    return _CALL.pack(
-        rule.kind, v.shape[0] if cu is None else cu.numel() - 1, tokens, groups, heads, key, value,
-        0 if cu is None else cu.data_ptr(), rule.l2norm, rule.gate, rule.beta_scale, threads(), rule.scale,
-        rule.lower_bound or 0.0, *_tensor(q), *_tensor(k), *_tensor(v), *_tensor(g), *_tensor(beta), *_tensor(b),
-        *_vector(rule.A_log), *_vector(rule.dt_bias, key if rule.kind == KDA else 1), *_state(initial), *_state(final),
-        *_tensor(o), *error, *states,
+    (heads, value), cu, (*grads, dA_log, ddt_bias, _) = v.shape[2:], rule.cu_seqlens, results
+    state = (0, heads * key * value, value, key * value, 1, 0)
+    packed = _CALL.pack(
+        rule.kind, v.shape[0] if cu is None else cu.numel() - 1, tokens, groups, heads, key, value, 0, rule.l2norm,
+        rule.gate, rule.beta_scale, 0, rule.scale, rule.lower_bound or 0.0, *_tensor(q), *_tensor(k), *_tensor(v),
+        *_tensor(g), *_tensor(beta), *_tensor(b), *_vector(rule.A_log),
+        *_vector(rule.dt_bias, key if rule.kind == KDA else 1), *_state(initial), *_state(final), *_dense(out),
+        *_dense((out[0], torch.float32)), *state,
     )  # fmt: skip
+    of_gates = [_NONE if x is None else (0, heads * x[0][2], 0, x[0][2], 1, 0) for x in (dA_log, ddt_bias)]
+    words = [*_NONE, *_NONE, *(word for part in (*map(_dense, grads), *of_gates, state) for word in part)]
+    return packed + _GRADIENTS.pack(*words)
+
+
+def _dense(x: Any) -> Sequence[int]:
+    """`_tensor` of a tensor without gaps that has this shape and dtype; its address comes later."""
+    if x is None:
+        return _NONE
+    (_, tokens, heads, *channels), dtype = x
+    size = channels[0] if channels else 1
+    return 0, tokens * heads * size, heads * size, size, 1 if channels else 0, DTYPES[dtype]
 
 
 def _tensor(x: Optional[torch.Tensor]) -> Sequence[int]:

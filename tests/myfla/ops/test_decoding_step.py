@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import truth
+from myfla.ops._delta.plans import forget_plans
 from myfla.ops._delta.recurrent import loop
-from myfla.ops._delta.steps import forget_steps
 from myfla.ops.gated_delta_rule import fused_recurrent, fused_recurrent_gated_delta_rule
 from myfla.ops.generalized_delta_rule import fused_recurrent_dplr_delta_rule
 from myfla.ops.rwkv7 import fused_mul_recurrent_rwkv7, fused_recurrent_rwkv7
@@ -76,10 +76,10 @@ def test_large_states_go_block_by_block_with_the_same_bits(sizes, monkeypatch):
     given, state, more = make(5, 1, sizes)
     want = stepwise(given, state, **more)
     monkeypatch.setattr(loop, "STEP_WHOLE", 0)
-    forget_steps()
+    forget_plans()
     assert all(map(torch.equal, stepwise(given, state, **more), want))
     monkeypatch.setattr(loop, "STEP_BLOCK", 3 * sizes[0] * sizes[1])
-    forget_steps()
+    forget_plans()
     assert all(map(torch.equal, stepwise(given, state, **more), want))
 
 
@@ -113,7 +113,7 @@ def test_the_short_way_refuses_what_the_checks_refuse_in_their_words(inplace, mo
     calls = [{"inplace_final_state": inplace, **call} for call in spoilt(given, state)]
     assert error(fused_recurrent_gated_delta_rule, **given, initial_state=state, inplace_final_state=inplace) is None
     short = [error(fused_recurrent_gated_delta_rule, **call) for call in calls]
-    monkeypatch.setattr(fused_recurrent, "step_key", lambda *x: None)
+    monkeypatch.setattr(fused_recurrent, "call_key", lambda *x: None)
     checked = [error(fused_recurrent_gated_delta_rule, **call) for call in calls]
     assert short == checked and sum(x is not None for x in checked) > 25
 
@@ -148,7 +148,7 @@ def test_rwkv7_steps_equal_the_float64_loop_block_by_block_too(monkeypatch):
     whole = fused_mul_recurrent_rwkv7(**given, initial_state=state, output_final_state=True)
     monkeypatch.setattr(loop, "STEP_WHOLE", 0)
     monkeypatch.setattr(loop, "STEP_BLOCK", 5 * 64 * 64)
-    forget_steps()
+    forget_plans()
     for mine, exact, one in zip(
         fused_mul_recurrent_rwkv7(**given, initial_state=state, output_final_state=True), want, whole
     ):
@@ -169,6 +169,6 @@ def test_the_other_family_refuses_the_same_by_its_short_way(op, inplace, monkeyp
     calls += [{**good, "initial_state": y} for y in odd]
     calls += [{**good, "scale": "x"}, {**good, "backend": "none"}, {**good, "cu_seqlens": torch.tensor([0, 1])}]
     short = [error(op, **call) for call in calls]
-    monkeypatch.setattr(sys.modules[op.__module__], "step_key", lambda *x: None)
+    monkeypatch.setattr(sys.modules[op.__module__], "call_key", lambda *x: None)
     assert short == [error(op, **call) for call in calls]
     assert short[0] is None and sum(x is not None for x in short) > 40

@@ -25,7 +25,7 @@ from myfla.ops._delta.bf16 import dplr, gated_delta, kda
 from myfla.ops._delta.bf16.chunks import bf16_chunks, bf16_problem
 from myfla.ops._delta.bf16.graph import graph_chunks
 from myfla.ops._delta.call import Call, Result, call_tensors, is_step, recurrent_only
-from myfla.ops._delta.chunk.autograd import chunk_rule, loop_rule
+from myfla.ops._delta.chunk.autograd import chunk_rule, loop_rule, plan_chunks
 from myfla.ops._delta.dispatch import Backend, register, select
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
@@ -154,4 +154,4 @@ register(
 register(Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16, device="cuda", form="chunk"))
 register(Backend("traced", "torch", _run_traced, recorded=True))
 register(Backend("loop", "torch", loop_rule, form="recurrent", plan=plan_token))
-register(Backend("plain", "torch", chunk_rule))
+register(Backend("plain", "torch", chunk_rule, plan=plan_chunks))

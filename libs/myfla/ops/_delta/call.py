@@ -8,7 +8,7 @@ from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
 from myfla.utils.tracing import is_one
 
-__all__ = ["Call", "Result", "call_dtype", "call_tensors", "is_step", "recurrent_only"]
+__all__ = ["Call", "Result", "call_dtype", "call_tensors", "is_step", "recurrent_only", "without_tensors"]
 
 Result = Tuple[torch.Tensor, torch.Tensor]
 """o ``[B, T, HV, V]`` in the call's ``out_dtype``, and the final states ``[N, HV, K, V]`` in its ``dtype``."""
@@ -90,6 +90,11 @@ def recurrent_only(call: Call) -> bool:
     """Whether only the recurrent form supports these inputs: decays of more channels, or a beta for each channel."""
     several = len(call.x) == 5 and call.x[4].dim() == call.x[2].dim()
     return several or any(x is not None for x in call.channel_decays)
+
+
+def without_tensors(call: Call) -> Call:
+    """The options of a call."""
+    return call._replace(x=(), activation=None, initial_state=None, cu_seqlens=None, channel_decays=())
 
 
 def is_step(call: Call) -> bool:

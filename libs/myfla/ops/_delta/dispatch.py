@@ -8,7 +8,7 @@ from typing import Callable, Container, List, NamedTuple, Optional
 
 from myfla.backends import choice as choices
 from myfla.ops._delta.call import Call, Result
-from myfla.ops._delta.steps import Step, forget_steps
+from myfla.ops._delta.plans import Run, forget_plans
 from myfla.utils.tracing import tracing
 
 __all__ = ["Backend", "register", "select"]
@@ -30,8 +30,8 @@ class Backend(NamedTuple):
         device, form, recorded: with ``auto`` and ``torch`` it is only considered for calls on this kind of device, of
             this form, and that are recorded (`myfla.utils.tracing`) or not recorded; by default for all.
         on_request: it is only used where it is requested by name.
-        plan: from a call that it can compute, and whether final states are needed, makes a function that computes all
-            decoding steps of this kind, or returns None if it has no such function; by default it has none.
+        plan: from a call that it can compute, and whether final states are needed, makes the function that computes all
+            calls of this kind, or returns None if it has no such function; by default it has none.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Backend(NamedTuple):
     form: Optional[str] = None
     recorded: Optional[bool] = None
     on_request: bool = False
-    plan: Optional[Callable[[Call, bool], Optional[Step]]] = None
+    plan: Optional[Callable[[Call, bool], Optional[Run]]] = None
 
 
 _registry: List[Backend] = []
@@ -61,7 +61,7 @@ def register(backend: Backend, before: Optional[str] = None) -> None:
     if backend.name in names:
         raise ValueError(f"register: backend {backend.name!r} is already there")
     _registry.insert(len(names) if before is None else names.index(before), backend)
-    forget_steps()
+    forget_plans()
 
 
 def select(call: Call, choice: str) -> Backend:

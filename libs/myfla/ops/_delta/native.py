@@ -1,13 +1,13 @@
-"""The back end of compiled CPU kernels (`myfla.utils.native`): whole calls, under autograd."""
+"""The back end of compiled CPU kernels (`myfla.utils.native`): whole calls, also under autograd, and decoding steps."""
 
-from typing import Any, Callable, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 
-from myfla.ops._delta.call import Call, Result, call_tensors
+from myfla.ops._delta.call import Call, Result, call_tensors, is_step, without_tensors
 from myfla.ops._delta.families.dplr import DPLR
 from myfla.ops._delta.families.kda import KDA
-from myfla.ops._delta.steps import Step
+from myfla.ops._delta.plans import Run
 from myfla.ops._delta.traced.chunks import traced_rule
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.native import native, native_package, why_not_native
@@ -37,38 +37,50 @@ def native_reserve(call: Call) -> Optional[str]:
 
 def run_native(call: Call) -> Result:
     """Outputs and final states of a call that `native_problem` has passed."""
-    call = _as_the_kernels_have_it(call)
-    rules = native(*call_tensors(call)).rules
-    A_log, dt_bias = (None, None) if call.activation is None else call.activation.decay
-    tensors = (*call.x, A_log, dt_bias, call.initial_state)
-    if records(*tensors):
-        return _Rule.apply(rules, call, *tensors)
-    final = call.initial_state if call.inplace else _new_state(call)
-    return rules.forward(
-        _rule(rules, call, A_log, dt_bias), _inputs(rules, call.x), call.initial_state, out_dtype=call.out_dtype,
-        final=final,
-    )[:2]  # fmt: skip
+    return cast(Result, plan_native(call, True)(call.x, call.activation, call.initial_state, call.cu_seqlens))
 
 
-def plan_native(call: Call, wanted: bool) -> Optional[Step]:
-    """The function that computes decoding steps like this call, with final states if ``wanted``; None for empty calls
-    and for calls that need more than that."""
-    state, inplace, activation, arrange = call.initial_state, call.inplace, call.activation, _ARRANGED[call.family.name]
-    if state is None or not state.numel() or state.dtype is not torch.float32:
-        return None
-    if not (state.is_contiguous() or state.transpose(2, 3).is_contiguous()):
-        return None
-    if call.channel_decays:
-        return None
-    rules, (*x, A_log, dt_bias) = native_package().rules, arrange(call.x, activation)
-    rule = _rule(rules, call, A_log, dt_bias)
-    run = rules.plan_step(rule, rules.Inputs(*x), state, call.out_dtype)
+def plan_native(call: Call, wanted: bool) -> Run:
+    """The function that computes calls like this one, with final states if ``wanted``."""
+    if call.channel_decays and call.channel_decays[0] is not None:
+        return _of_channels(call, wanted)
+    rules, state, inplace, out_dtype = native_package().rules, call.initial_state, call.inplace, call.out_dtype
+    arrange, new_state = _ARRANGED[call.family.name], _state_maker(call)
+    *x, A_log, dt_bias = arrange(call.x, call.activation)
+    rule, inputs = _rule(rules, call, A_log, dt_bias), rules.Inputs(*x)
+    if _decodes(call):
+        step = rules.Plan(rule, inputs, state, state, out_dtype).step
 
-    def step(x: Tuple[Any, ...], activation: Any, state: Any) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-        final = state if inplace else torch.empty_like(state)
-        return run(*arrange(x, activation), state, final), final if wanted else None
+        def decode(
+            x: Tuple[Any, ...], activation: Any, state: Any, _: Any = None
+        ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+            final = state if inplace else torch.empty_like(state)
+            return step((*arrange(x, activation), state), final), final if wanted else None
 
-    return step
+        return decode
+    final = state if inplace else new_state() if wanted else None
+    plan, recorded = rules.Plan(rule, inputs, state, final, out_dtype), records(*call_tensors(call))
+    kind = _Kind(plan, new_state if wanted else None, _options(call))
+
+    def run(
+        x: Tuple[Any, ...], activation: Any, state: Any, cu_seqlens: Any = None
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        given = (*arrange(x, activation), state)
+        if recorded:
+            return _Rule.apply(kind, cu_seqlens, *given)
+        final = state if inplace else new_state() if wanted else None
+        return plan.forward(given, final, cu_seqlens)[:2]
+
+    return run
+
+
+def _decodes(call: Call) -> bool:
+    """Whether there is one token for each state, which lie without gaps."""
+    state = call.initial_state
+    if state is None or not is_step(call) or not state.numel() or state.dtype is not torch.float32:
+        return False
+    dense = state.is_contiguous() or state.transpose(2, 3).is_contiguous()
+    return dense and not records(*call_tensors(call))
 
 
 def _of_delta(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
@@ -88,17 +100,14 @@ def _of_gla(x: Tuple[Any, ...], activation: Any) -> Tuple[Any, ...]:
 _ARRANGED = {"gated_delta": _of_delta, "kda": _of_delta, "dplr": _of_dplr, "gla": _of_gla, "simple_gla": _of_gla}
 
 
-def _as_the_kernels_have_it(call: Call) -> Call:
-    """Without the delta rule's correction it is computed as DPLR. Decays of key channels, with that of the head added,
-    are computed as KDA."""
-    if not call.family.corrects:
-        return call._replace(family=DPLR, x=erasing_nothing(call.x))
-    if not call.channel_decays or call.channel_decays[0] is None:
-        return call
+def _of_channels(call: Call, wanted: bool) -> Run:
+    """For this call only: its decays of key channels, with that of the head added, are those of KDA."""
     call = _activated(call)
     q, k, v, g, beta = call.x
     decay = call.channel_decays[0] if g is None else call.channel_decays[0] + g.unsqueeze(-1)
-    return call._replace(family=KDA, x=(q, k, v, decay, beta), channel_decays=())
+    call = call._replace(family=KDA, x=(q, k, v, decay, beta), channel_decays=())
+    run = plan_native(call, wanted)
+    return lambda x, activation, state, cu_seqlens=None: run(call.x, call.activation, state, cu_seqlens)
 
 
 def _activated(call: Call) -> Call:
@@ -134,20 +143,22 @@ def erasing_nothing(x: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
     return q, k, v, none, none, g if g.dim() == 4 else g.unsqueeze(-1).expand(shape)
 
 
-def _inputs(rules: Any, x: Tuple[Any, ...]) -> Any:
-    if len(x) == 5:
-        return rules.Inputs(*x)
-    q, k, v, a, b, gk = x
-    return rules.Inputs(q, k, v, gk, a, b)
+def _state_maker(call: Call) -> Callable[[], torch.Tensor]:
+    """The function that makes memory for the final states, in the layout in which they are wanted."""
+    empty, (heads, value), key = native_package().library.empty, call.x[2].shape[2:], call.x[1].shape[3]
+    shape = (call.sequences, heads, *((value, key) if call.state_v_first else (key, value)))
+    if call.state_v_first:
+        return lambda: empty(shape, torch.float32).transpose(2, 3)
+    return lambda: empty(shape, torch.float32)
 
 
-def _new_state(call: Call) -> Optional[torch.Tensor]:
-    """Memory for the final states in the layout in which they are wanted; None for that of the kernels."""
-    if not call.state_v_first:
-        return None
-    heads, value, key = call.x[2].shape[2], call.x[2].shape[3], call.x[1].shape[3]
-    strides = (heads * key * value, key * value, 1, key)
-    return torch.empty_strided((call.sequences, heads, key, value), strides, dtype=torch.float32, device="cpu")
+def _options(call: Call) -> Call:
+    """The call without tensors, of the rule that the kernels compute."""
+    activation = call.activation
+    if activation is not None:
+        activation = activation._replace(A_log=None, dt_bias=None)
+    family = call.family if call.family.corrects else DPLR
+    return without_tensors(call)._replace(family=family, activation=activation)
 
 
 def _rule(rules: Any, call: Call, A_log: Optional[torch.Tensor], dt_bias: Optional[torch.Tensor]) -> Any:
@@ -159,45 +170,52 @@ def _rule(rules: Any, call: Call, A_log: Optional[torch.Tensor], dt_bias: Option
     return rules.Rule(kind, call.scale, call.l2norm, A_log, dt_bias, beta_scale, call.cu_seqlens, lower_bound)
 
 
-def _plain(call: Call) -> Callable[..., Result]:
-    """The call in plain operations, of the same tensors in the same order."""
+class _Kind(NamedTuple):
+    """Calls under autograd that differ in their tensors only."""
+
+    plan: Any
+    new_state: Optional[Callable[[], torch.Tensor]]  # None where final states are not wanted
+    options: Call
+
+
+def _plain(options: Call, cu_seqlens: Optional[torch.Tensor]) -> Callable[..., Result]:
+    """The call in plain operations, of the tensors that the kernels have, in the same order."""
 
     def rule(*tensors: Any) -> Result:
-        *x, A_log, dt_bias, state = tensors
-        activation = call.activation
+        q, k, v, g, beta, b, A_log, dt_bias, state = tensors
+        x = (q, k, v, beta, b, g) if options.family is DPLR else (q, k, v, g, beta)
+        activation = options.activation
         if activation is not None:
             activation = activation._replace(A_log=A_log, dt_bias=dt_bias)
-        return traced_rule(call._replace(x=tuple(x), activation=activation, initial_state=state))
+        call = options._replace(x=x, activation=activation, initial_state=state, cu_seqlens=cu_seqlens)
+        return traced_rule(call)
 
     return rule
 
 
 class _Rule(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rules, call, *tensors):
-        *x, A_log, dt_bias, state = tensors
-        rule = _rule(rules, call, A_log, dt_bias)
-        o, final, kept = rules.forward(
-            rule, _inputs(rules, tuple(x)), state, out_dtype=call.out_dtype, keep=True, final=_new_state(call)
-        )
-        ctx.save_for_backward(*tensors, kept)
-        # The call must not hold a second reference to saved tensors.
-        ctx.rules, ctx.call = rules, call._replace(x=(), initial_state=None)
+    def forward(ctx, kind, cu_seqlens, *given):
+        final = None if kind.new_state is None else kind.new_state()
+        o, final, kept = kind.plan.forward(given, final, cu_seqlens, keep=True)
+        ctx.save_for_backward(*given, kept, cu_seqlens)
+        ctx.kind = kind
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
-    def backward(ctx, do, dfinal):
-        *tensors, kept = ctx.saved_tensors
+    def backward(ctx, do, dfinal=None):
+        *given, kept, cu_seqlens = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
         if do is None and dfinal is None:
-            return (None,) * (2 + len(tensors))
+            return (None,) * (2 + len(given))
         if torch.is_grad_enabled():
-            return (None, None, *backward_through(_plain(ctx.call), tensors, needs, [do, dfinal]))
-        *x, A_log, dt_bias, state = tensors
-        rule, inputs = _rule(ctx.rules, ctx.call, A_log, dt_bias), _inputs(ctx.rules, tuple(x))
-        grads, dstate, dA_log, ddt_bias = ctx.rules.backward(rule, inputs, state, kept, do, dfinal)
-        q, k, v, g, beta, b = grads
-        of_x = (q, k, v, g, beta) if len(x) == 5 else (q, k, v, beta, b, g)
-        found = (*of_x, dA_log, ddt_bias, dstate)
-        return (None, None, *(dx.to(t.dtype) if need else None for t, dx, need in zip(tensors, found, needs)))
+            formula = _plain(ctx.kind.options, cu_seqlens)
+            return (None, None, *backward_through(formula, given, needs, [do, dfinal]))
+        grads, dstate, dA_log, ddt_bias = ctx.kind.plan.backward(given, kept, do, dfinal, cu_seqlens)
+        found = (*grads, dA_log, ddt_bias, dstate)
+        return (None, None, *(_in_dtype(dx, x) if need else None for x, dx, need in zip(given, found, needs)))
+
+
+def _in_dtype(dx: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return dx if dx.dtype is x.dtype else dx.to(x.dtype)

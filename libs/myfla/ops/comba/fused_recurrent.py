@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.comba.as_dplr import prepare
 from myfla.ops.common.run_rule import run_rule
 
@@ -49,13 +49,13 @@ def fused_recurrent_comba(
         [3.0, 3.0]
     """
     options = scale, output_final_state, use_qk_l2norm_in_kernel, inplace_final_state, backend
-    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, p, v, g, beta)
-    step = find_step(key)
+    key = call_key(NAME, options, q, k, p, v, g, beta, initial_state, cu_seqlens)
+    plan = find_plan(key)
     x, dtype = prepare(
-        NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel, checked=step is not None
+        NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel, checked=plan is not None
     )
-    if step is not None:
-        return step(x, None, initial_state)
+    if plan is not None:
+        return plan(x, None, initial_state, cu_seqlens)
     return run_rule(
         NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
         backend=backend, out_dtype=dtype, inplace=inplace_final_state, key=key,

@@ -7,11 +7,12 @@ import torch
 from myfla.ops._delta.backends import select
 from myfla.ops._delta.call import Call
 from myfla.ops._delta.families.base import Family
+from myfla.ops._delta.plans import Key, Run, keep_plan
 from myfla.ops._delta.sequences import reverse_sequences
-from myfla.ops._delta.steps import Key, Step, keep_step
 from myfla.ops.common.checks import check_chunk_size, count_sequences
 from myfla.ops.common.inplace import check_inplace, put_back
 from myfla.utils.tensors import check_scale
+from myfla.utils.varlen import check_cu_seqlens
 
 __all__ = ["run_rule"]
 
@@ -46,7 +47,8 @@ def run_rule(
         state_v_first: the layout of the states.
         reverse: process every sequence from its last token to its first.
         given: more tensors that autograd must not record where a state is written.
-        key: of a decoding step (`myfla.ops._delta.steps`), which is planned for the next calls like it.
+        key: of the call (`myfla.ops._delta.plans`), which is planned for the next ones like it; not with ``reverse``,
+            and only if every tensor of the call is in ``x``, ``activation`` and ``initial_state``.
 
     Returns:
         o ``[B, T, HV, V]`` and the final states in the caller's layout, or None.
@@ -68,27 +70,38 @@ def run_rule(
         lower_bound, channel_decays, state_v_first,
     )  # fmt: skip
     chosen = select(call, backend)
-    step = None if key is None or chosen.plan is None else chosen.plan(call, output_final_state)
-    if key is not None and step is not None:
-        step = _of_v_first(step, inplace) if state_v_first else step
-        keep_step(key, step)
-        return step(x, activation, initial_state)
-    o, final = chosen.run(call)
-    o = reverse_sequences(o, cu_seqlens) if reverse else o
-    if not output_final_state and not inplace:
-        return o, None
-    final = final.transpose(2, 3) if state_v_first else final
+    plan = None if key is None or reverse or chosen.plan is None else chosen.plan(call, output_final_state)
+    final: Optional[torch.Tensor]
+    if key is None or plan is None:
+        o, final = chosen.run(call)
+        o = reverse_sequences(o, cu_seqlens) if reverse else o
+    else:
+        keep_plan(key, plan if cu_seqlens is None and not state_v_first else _around(plan, call, output_final_state))
+        o, final = plan(x, activation, state, cu_seqlens)
+    return o, _final(final, initial_state, inplace, output_final_state, state_v_first)
+
+
+def _final(
+    final: Optional[torch.Tensor], initial_state: Optional[torch.Tensor], inplace: bool, wanted: bool, v_first: bool
+) -> Optional[torch.Tensor]:
+    """The final states as the caller wants them; in place they are written to the initial ones."""
+    if final is None or not (wanted or inplace):
+        return None
+    final = final.transpose(2, 3) if v_first else final
     if inplace and initial_state is not None:
         final = final if final is initial_state else put_back(initial_state, final)
-        return o, final if output_final_state else None
-    return o, final.contiguous()
+    return final.contiguous() if wanted else None
 
 
-def _of_v_first(step: Step, inplace: bool) -> Step:
-    """The step for states ``[N, HV, V, K]``."""
+def _around(run: Run, call: Call, wanted: bool) -> Run:
+    """The function for states in the caller's layout, which checks the offsets of packed sequences."""
+    who, tokens, inplace, v_first = call.who, call.x[0].shape[1], call.inplace, call.state_v_first
 
-    def turned(x: Tuple[Any, ...], activation: Any, state: Any) -> Final:
-        o, final = step(x, activation, state.transpose(2, 3))
-        return o, None if final is None else state if inplace else final.transpose(2, 3).contiguous()
+    def around(x: Tuple[Any, ...], activation: Any, initial_state: Any, cu_seqlens: Any = None) -> Final:
+        if cu_seqlens is not None:
+            check_cu_seqlens(who, cu_seqlens, 1, tokens)
+        state = initial_state.transpose(2, 3) if v_first and initial_state is not None else initial_state
+        o, final = run(x, activation, state, cu_seqlens)
+        return o, _final(final, initial_state, inplace, wanted, v_first)
 
-    return turned
+    return around

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_member, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
@@ -67,12 +68,18 @@ def chunk_delta_rule(
         torch.Size([1, 3, 1, 2])
     """
     take_legacy_keywords(NAME, legacy, False, KEYWORDS)
-    check_member(NAME, q, k, v, {"beta": (beta, ())}, initial_state, cu_seqlens)
+    options = scale, output_final_state, use_qk_l2norm_in_kernel, chunk_size, backend
+    key = call_key(NAME, options, q, k, v, beta, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is None:
+        check_member(NAME, q, k, v, {"beta": (beta, ())}, initial_state, cu_seqlens)
     g = torch.zeros(v.shape[:3], dtype=accumulation_dtype(q, k, v, beta, initial_state), device=v.device)
+    if plan is not None:
+        return plan((q, k, v, g, beta), None, initial_state, cu_seqlens)
     return run_rule(
         NAME, GATED_DELTA, "chunk", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, l2norm=use_qk_l2norm_in_kernel,
-        chunk_size=chunk_size,
+        chunk_size=chunk_size, key=key,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_member
 from myfla.ops.common.run_rule import run_rule
 
@@ -55,10 +55,10 @@ def fused_recurrent_delta_rule(
         torch.Size([1, 3, 1, 2])
     """
     options = scale, output_final_state, use_qk_l2norm_in_kernel, inplace_final_state, backend
-    key = None if beta is None else step_key(NAME, options, initial_state, cu_seqlens, q, k, v, beta)
-    step = find_step(key)
-    if step is not None:
-        return step((q, k, v, None, beta), None, initial_state)
+    key = None if beta is None else call_key(NAME, options, q, k, v, beta, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, None, beta), None, initial_state, cu_seqlens)
     per_token = {}
     if beta is not None:
         per_token["beta"] = (beta, (v.shape[3],) if getattr(beta, "dim", int)() == 4 else ())

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.gated_delta_rule.inputs import Activation
@@ -89,20 +90,29 @@ def chunk_gated_delta_rule(
     """
     if legacy:
         state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
+    given = activation if use_gate_in_kernel or use_beta_sigmoid_in_kernel else None
+    options = (
+        scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
+        allow_neg_eigval, state_v_first, cp_context, chunk_size, backend,
+    )  # fmt: skip
+    key = call_key(NAME, options, q, k, v, g, beta, initial_state, A_log, dt_bias, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, g, beta), given, initial_state, cu_seqlens)
     check_shapes(NAME, q, k, v)
     check_per_token(NAME, "g", g, v)
     check_per_token(NAME, "beta", beta, v)
     if cp_context is not None:
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
-    activation = Activation(use_gate_in_kernel, A_log, dt_bias, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     activation.check(NAME, g, v.shape[2])
     sequences = count_sequences(NAME, q, cu_seqlens)
     state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
     return run_rule(
         NAME, GATED_DELTA, "chunk", (q, k, v, g, beta), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, sequences=sequences,
-        l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
-        chunk_size=chunk_size, state_v_first=state_v_first,
+        l2norm=use_qk_l2norm_in_kernel, activation=given, chunk_size=chunk_size,
+        state_v_first=state_v_first, key=key,
     )  # fmt: skip
 
 

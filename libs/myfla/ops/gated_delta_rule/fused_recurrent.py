@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gated_delta import GATED_DELTA
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.gated_delta_rule.inputs import Activation
@@ -94,10 +94,10 @@ def fused_recurrent_gated_delta_rule(
             scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
             allow_neg_eigval, inplace_final_state, state_v_first, backend,
         )  # fmt: skip
-        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
-    step = find_step(key)
-    if step is not None:
-        return step((q, k, v, g, beta), given, initial_state)
+        key = call_key(NAME, options, q, k, v, g, beta, initial_state, A_log, dt_bias, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, g, beta), given, initial_state, cu_seqlens)
     check_shapes(NAME, q, k, v)
     sizes = k.shape[3], v.shape[3]
     for name, x, more in (("g", g, ()), ("gk", gk, sizes[:1]), ("gv", gv, sizes[1:])):

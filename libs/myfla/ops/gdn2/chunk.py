@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import take_legacy_keywords
 from myfla.ops.common.chunk_states import with_chunk_states
 from myfla.ops.common.run_rule import run_rule
@@ -95,14 +96,24 @@ def chunk_gdn2(
         [3.0, 3.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    key = None
+    if not return_intermediate_states:
+        options = (
+            scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, safe_gate, lower_bound,
+            state_v_first, cp_context, chunk_size, backend,
+        )  # fmt: skip
+        key = call_key(NAME, options, q, k, v, g, b, w, initial_state, A_log, dt_bias, cu_seqlens)
+    plan = find_plan(key)
     if cp_context is not None:
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     if safe_gate and use_gate_in_kernel and (lower_bound is None or not -5 <= lower_bound < 0):
         raise value_error(NAME, "lower_bound", "must be from -5 to below 0 with safe_gate=True", lower_bound)
     x, dtype = prepare(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, A_log, dt_bias, lower_bound,
+        use_gate_in_kernel, A_log, dt_bias, lower_bound, checked=plan is not None,
     )  # fmt: skip
+    if plan is not None:
+        return plan(x, None, initial_state, cu_seqlens)
 
     def compute(
         initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], wanted: bool = True,
@@ -111,7 +122,7 @@ def chunk_gdn2(
         return run_rule(
             NAME, DPLR, "chunk", tuple(x[name] for name in DPLR.inputs), initial_state, cu_seqlens, scale=scale,
             output_final_state=wanted, backend=backend, out_dtype=dtype, chunk_size=chunk_size,
-            state_v_first=state_v_first,
+            state_v_first=state_v_first, key=key,
         )  # fmt: skip
 
     given = dict(zip(DPLR.inputs, x))

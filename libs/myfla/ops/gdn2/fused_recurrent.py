@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.gdn2.as_dplr import prepare
@@ -66,14 +66,14 @@ def fused_recurrent_gdn2(
         scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, inplace_final_state,
         state_v_first, backend,
     )  # fmt: skip
-    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, b, w, A_log, dt_bias)
-    step = find_step(key)
+    key = call_key(NAME, options, q, k, v, g, b, w, initial_state, A_log, dt_bias, cu_seqlens)
+    plan = find_plan(key)
     x, dtype = prepare(
         NAME, q, k, v, g, b, w, initial_state, cu_seqlens, state_v_first, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, A_log, dt_bias, lower_bound, checked=step is not None,
+        use_gate_in_kernel, A_log, dt_bias, lower_bound, checked=plan is not None,
     )  # fmt: skip
-    if step is not None:
-        return step(x, None, initial_state)
+    if plan is not None:
+        return plan(x, None, initial_state, cu_seqlens)
     return run_rule(
         NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
         backend=backend, out_dtype=dtype, inplace=inplace_final_state, state_v_first=state_v_first, key=key,

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gla import GLA
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_member, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 
@@ -66,11 +67,16 @@ def chunk_gla(
         [3.0, 6.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    options = scale, output_final_state, state_v_first, chunk_size, backend
+    key = call_key(NAME, options, q, k, v, g, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, g), None, initial_state, cu_seqlens)
     size = k.shape[-1] if isinstance(k, torch.Tensor) and k.dim() else 0
     check_member(NAME, q, k, v, {"g": (g, (size,))}, initial_state, cu_seqlens, state_v_first)
     return run_rule(
         NAME, GLA, "chunk", (q, k, v, g), initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
-        backend=backend, out_dtype=v.dtype, chunk_size=chunk_size, state_v_first=state_v_first,
+        backend=backend, out_dtype=v.dtype, chunk_size=chunk_size, state_v_first=state_v_first, key=key,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gla import GLA
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_member, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
@@ -60,11 +60,11 @@ def fused_recurrent_gla(
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     key = None
     if gk is not None and gv is None:
-        options = scale, output_final_state, inplace_final_state, state_v_first, backend
-        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, gk)
-    step = find_step(key)
-    if step is not None:
-        return step((q, k, v, gk), None, initial_state)
+        options = scale, output_final_state, reverse, inplace_final_state, state_v_first, backend
+        key = call_key(NAME, options, q, k, v, gk, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, gk), None, initial_state, cu_seqlens)
     sizes = [x.shape[-1] if isinstance(x, torch.Tensor) and x.dim() else 0 for x in (k, v)]
     given = {name: (x, (size,)) for name, x, size in zip(("gk", "gv"), (gk, gv), sizes) if x is not None}
     check_member(NAME, q, k, v, given, initial_state, cu_seqlens, state_v_first)

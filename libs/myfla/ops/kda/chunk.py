@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.kda import KDA
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
 from myfla.ops.common.chunk_states import with_chunk_states
 from myfla.ops.common.run_rule import run_rule
@@ -104,6 +105,19 @@ def chunk_kda(
         (torch.Size([1, 3, 1, 4]), torch.Size([1, 1, 2, 4]))
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    activation = KdaActivation(
+        use_gate_in_kernel, A_log, dt_bias, lower_bound, use_beta_sigmoid_in_kernel, allow_neg_eigval
+    )
+    of_op, key = activation if use_gate_in_kernel or use_beta_sigmoid_in_kernel else None, None
+    if not return_intermediate_states:
+        options = (
+            scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
+            allow_neg_eigval, safe_gate, lower_bound, state_v_first, cp_context, chunk_size, backend,
+        )  # fmt: skip
+        key = call_key(NAME, options, q, k, v, g, beta, initial_state, A_log, dt_bias, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, g, beta), of_op, initial_state, cu_seqlens)
     check_shapes(NAME, q, k, v)
     check_per_token(NAME, "g", g, v, k.shape[3])
     check_per_token(NAME, "beta", beta, v)
@@ -111,9 +125,6 @@ def chunk_kda(
         raise value_error(NAME, "cp_context", "must be None", type(cp_context).__name__, "split the batch instead")
     if safe_gate and use_gate_in_kernel and (lower_bound is None or not -5 <= lower_bound < 0):
         raise value_error(NAME, "lower_bound", "must be from -5 to below 0 with safe_gate=True", lower_bound)
-    activation = KdaActivation(
-        use_gate_in_kernel, A_log, dt_bias, lower_bound, use_beta_sigmoid_in_kernel, allow_neg_eigval
-    )
     activation.check(NAME, g)
     sequences = count_sequences(NAME, q, cu_seqlens)
     state_k_first(NAME, initial_state, k, v, sequences, state_v_first)
@@ -125,8 +136,8 @@ def chunk_kda(
         return run_rule(
             NAME, KDA, "chunk", tuple(x[name] for name in KDA.inputs), initial_state, cu_seqlens, scale=scale,
             output_final_state=wanted, backend=backend, out_dtype=v.dtype, sequences=sequences,
-            l2norm=use_qk_l2norm_in_kernel, activation=activation if activation.changes() else None,
-            chunk_size=chunk_size, state_v_first=state_v_first,
+            l2norm=use_qk_l2norm_in_kernel, activation=of_op, chunk_size=chunk_size,
+            state_v_first=state_v_first, key=key,
         )  # fmt: skip
 
     given = dict(q=q, k=k, v=v, g=g, beta=beta)

@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.kda import KDA
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_per_token, check_shapes, count_sequences, state_k_first, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.kda.inputs import KdaActivation
@@ -85,10 +85,10 @@ def fused_recurrent_kda(
         scale, output_final_state, use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel,
         allow_neg_eigval, lower_bound, inplace_final_state, state_v_first, backend,
     )  # fmt: skip
-    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g, beta, A_log, dt_bias)
-    step = find_step(key)
-    if step is not None:
-        return step((q, k, v, g, beta), given, initial_state)
+    key = call_key(NAME, options, q, k, v, g, beta, initial_state, A_log, dt_bias, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, g, beta), given, initial_state, cu_seqlens)
     check_shapes(NAME, q, k, v)
     check_per_token(NAME, "g", g, v, k.shape[3])
     check_tensor(NAME, "beta", beta)

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
 
@@ -57,10 +58,15 @@ def chunk_rwkv7(
         >>> chunk_rwkv7(x, 0 * x, x, x, 0 * x, x)[0][0, :, 0, 0].tolist()
         [2.0, 4.0, 6.0]
     """
+    options = scale, output_final_state, cp_context, chunk_size, lower_bound, b is k, backend
+    key = call_key(NAME, options, r, w, k, v, a, b, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((r, k, v, a, b, w), None, initial_state, cu_seqlens)
     rows = check_inputs(NAME, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
     check_options(NAME, cp_context, lower_bound)
     return run_rule(
         NAME, DPLR, "chunk", (r, k, v, a, b, w), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=r.dtype, sequences=rows,
-        chunk_size=chunk_size, lower_bound=lower_bound,
+        chunk_size=chunk_size, lower_bound=lower_bound, key=key,
     )  # fmt: skip

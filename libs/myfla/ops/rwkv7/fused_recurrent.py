@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 from myfla.utils.dtypes import accumulation_dtype
@@ -55,11 +55,11 @@ def fused_recurrent_rwkv7(
         >>> fused_recurrent_rwkv7(x, 0 * x, x, x, 0 * x, x)[1].item()
         2.0
     """
-    name, options = "fused_recurrent_rwkv7", (scale, output_final_state, inplace_final_state, backend)
-    key = step_key(name, options, initial_state, cu_seqlens, r, w, k, v, a, b)
-    step = find_step(key)
-    if step is not None:
-        return step((r, k, v, a, b, w), None, initial_state)
+    name, options = "fused_recurrent_rwkv7", (scale, output_final_state, inplace_final_state, b is k, backend)
+    key = call_key(name, options, r, w, k, v, a, b, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((r, k, v, a, b, w), None, initial_state, cu_seqlens)
     rows = check_inputs(name, {"r": r, "w": w, "k": k, "a": a, "b": b}, v, initial_state, cu_seqlens)
     return run_rule(
         name, DPLR, "recurrent", (r, k, v, a, b, w), initial_state, cu_seqlens, scale=scale,
@@ -112,15 +112,15 @@ def fused_mul_recurrent_rwkv7(
         >>> fused_mul_recurrent_rwkv7(x, 0 * x, x, x, x, x)[0].flatten().tolist()
         [1.0, 1.0]
     """
-    name, options = "fused_mul_recurrent_rwkv7", (scale, output_final_state, inplace_final_state, backend)
-    key = step_key(name, options, initial_state, cu_seqlens, r, w, k, v, kk, a)
-    step, rows = find_step(key), None
-    if step is None:
+    name, options = "fused_mul_recurrent_rwkv7", (scale, output_final_state, reverse, inplace_final_state, backend)
+    key = call_key(name, options, r, w, k, v, kk, a, initial_state, cu_seqlens)
+    plan, rows = find_plan(key), None
+    if plan is None:
         rows = check_inputs(name, {"r": r, "w": w, "k": k, "kk": kk, "a": a}, v, initial_state, cu_seqlens)
     wide = accumulation_dtype(r, w, k, v, kk, a, initial_state)  # what feeds the state is not rounded to half precision
     x = r, k, v, -kk, kk.to(wide) * a.to(wide), w
-    if step is not None:
-        return step(x, None, initial_state)
+    if plan is not None:
+        return plan(x, None, initial_state, cu_seqlens)
     return run_rule(
         name, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
         backend=backend, out_dtype=v.dtype, sequences=rows, inplace=inplace_final_state, reverse=reverse, key=key,

@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gla import SIMPLE_GLA
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_member, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.simple_gla.decays import given_decays
@@ -69,10 +70,17 @@ def chunk_simple_gla(
         [3.0, 6.0]
     """
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
+    key = None
+    if g is not None and g_gamma is None:
+        options = scale, output_final_state, state_v_first, chunk_size, backend
+        key = call_key(NAME, options, q, k, v, g, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, g), None, initial_state, cu_seqlens)
     g = given_decays(NAME, v, g, g_gamma)
     check_member(NAME, q, k, v, {"g": (g, ())}, initial_state, cu_seqlens, state_v_first)
     return run_rule(
         NAME, SIMPLE_GLA, "chunk", (q, k, v, g), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=v.dtype, chunk_size=chunk_size,
-        state_v_first=state_v_first,
+        state_v_first=state_v_first, key=key,
     )  # fmt: skip

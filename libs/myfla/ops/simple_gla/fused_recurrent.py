@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.gla import SIMPLE_GLA
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_member, take_legacy_keywords
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.simple_gla.decays import given_decays
@@ -60,11 +60,11 @@ def fused_recurrent_simple_gla(
     state_v_first = take_legacy_keywords(NAME, legacy, state_v_first, KEYWORDS)
     key = None
     if g is not None and g_gamma is None:
-        options = scale, output_final_state, inplace_final_state, state_v_first, backend
-        key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, g)
-    step = find_step(key)
-    if step is not None:
-        return step((q, k, v, g), None, initial_state)
+        options = scale, output_final_state, reverse, inplace_final_state, state_v_first, backend
+        key = call_key(NAME, options, q, k, v, g, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, g), None, initial_state, cu_seqlens)
     g = given_decays(NAME, v, g, g_gamma)
     check_member(NAME, q, k, v, {"g": (g, ())}, initial_state, cu_seqlens, state_v_first)
     return run_rule(

@@ -1,19 +1,20 @@
 """The autograd Function that all families share."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
 
-from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, recurrent_only
+from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, recurrent_only, without_tensors
 from myfla.ops._delta.chunk.engine import chunk_bwd, chunk_fwd
 from myfla.ops._delta.chunk.plan import Plan, plan_call
 from myfla.ops._delta.families.dplr import DPLR, tie_keys
+from myfla.ops._delta.plans import Run
 from myfla.ops._delta.recurrent.loop import token_loop
 from myfla.ops._delta.traced.chunks import traced_chunks
 from myfla.utils.autograd import backward_through, records
 
-__all__ = ["chunk_rule", "loop_rule"]
+__all__ = ["chunk_rule", "loop_rule", "plan_chunks"]
 
 LANES = 16
 """Head sizes of some families are padded to a multiple of this: products of odd sizes are slow, and their results
@@ -22,15 +23,37 @@ depend on alignment."""
 
 def chunk_rule(call: Call) -> Result:
     """The chunk form of a checked call; differentiable, also twice."""
-    key, value = call.x[1].shape[3], call.x[2].shape[3]
-    call, plan = _prepared(call, LANES)
-    if records(call.initial_state, *call.x):
-        o, final = ChunkRule.apply(plan, None, call.cu_seqlens, call.initial_state, *call.x)
-    else:
-        o, final = chunk_fwd(call.x[2], call.x, call.initial_state, plan, None)
-    if final.shape[2:] == (key, value):
-        return o, final
-    return o[..., :value].contiguous(), final[:, :, :key, :value].contiguous()
+    return cast(Result, plan_chunks(call)(call.x, call.activation, call.initial_state, call.cu_seqlens))
+
+
+def plan_chunks(call: Call, wanted: bool = True) -> Run:
+    """The function that computes calls like this one in the chunk form, with final states if ``wanted``."""
+    options, sizes = without_tensors(call), (call.x[1].shape[3], call.x[2].shape[3])
+    recorded, ready = records(*call_tensors(call)), False
+    known: Optional[Plan] = None
+
+    def run(
+        x: Tuple[Any, ...], activation: Any, state: Any, cu_seqlens: Any = None
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        nonlocal known, ready
+        plan, given = known, (x, state)
+        if not ready:
+            call = options._replace(x=x, activation=activation, initial_state=state, cu_seqlens=cu_seqlens)
+            prepared = _prepared(call, LANES)
+            given = prepared.x, prepared.initial_state
+            plan = plan or _plan(prepared)
+            if cu_seqlens is None:
+                known, ready = plan, prepared is call
+        x, state = given
+        if recorded:
+            o, final = ChunkRule.apply(plan, None, cu_seqlens, state, *x)
+        else:
+            o, final = chunk_fwd(x[2], x, state, cast(Plan, plan), None)
+        if final.shape[2:] != sizes:
+            o, final = o[..., : sizes[1]].contiguous(), final[:, :, : sizes[0], : sizes[1]].contiguous()
+        return o, final if wanted else None
+
+    return run
 
 
 def loop_rule(call: Call) -> Result:
@@ -38,19 +61,22 @@ def loop_rule(call: Call) -> Result:
     inputs."""
     if not records(*call_tensors(call)) or recurrent_only(call):
         return token_loop(call)
-    call, plan = _prepared(call)
-    return ChunkRule.apply(plan, call, call.cu_seqlens, call.initial_state, *call.x)
+    call = _prepared(call)
+    return ChunkRule.apply(_plan(call), call, call.cu_seqlens, call.initial_state, *call.x)
 
 
-def _prepared(call: Call, lanes: int = 1) -> Tuple[Call, Plan]:
+def _prepared(call: Call, lanes: int = 1) -> Call:
     """The call for the engine, with head sizes padded to a multiple of ``lanes`` where the family needs that."""
     if call.family is DPLR and call.x[4] is call.x[1]:
         call = tie_keys(call)
     if call.family.pads_heads:
         call = _pad_heads(call, -call.x[1].shape[3] % lanes, -call.x[2].shape[3] % lanes)
     call = call.activated(zero_g=True)
-    call = call if call.family.fuses_l2norm else call.normalised()
-    return call, plan_call(
+    return call if call.family.fuses_l2norm else call.normalised()
+
+
+def _plan(call: Call) -> Plan:
+    return plan_call(
         call.family, call.x, call.scale, call.l2norm, call.cu_seqlens, call.sequences, call.chunk_size,
         call_dtype(call), call.out_dtype,
     )  # fmt: skip

@@ -10,9 +10,9 @@ import torch
 
 from myfla.ops._delta.call import Call, Result, call_dtype, call_tensors, is_step
 from myfla.ops._delta.layout import sort_rows, unsort_rows
+from myfla.ops._delta.plans import Run
 from myfla.ops._delta.recurrent.step import How, Read, StepRule, as_dtype, reader
 from myfla.ops._delta.recurrent.tokens import TokenLayout
-from myfla.ops._delta.steps import Step
 from myfla.utils.autograd import records
 from myfla.utils.constants import number
 from myfla.utils.dtypes import without_autocast
@@ -42,7 +42,7 @@ def _run(v: torch.Tensor, call: Call) -> Result:
     rule, dtype, given = call.family.step, call_dtype(call), call.initial_state
     recorded = tracing(v) or records(*call_tensors(call))
     (batch, tokens, heads, value), key = v.shape, call.x[1].shape[3]
-    step = plan_token(call) if is_step(call) and not recorded else None
+    step = None if recorded else plan_token(call)
     if step is not None:
         return cast(Result, step(call.x, call.activation, given))
     layout = TokenLayout(batch, tokens, call.cu_seqlens, v.device)
@@ -69,16 +69,18 @@ def _run(v: torch.Tensor, call: Call) -> Result:
     return as_dtype(o, call.out_dtype), unsort_rows(layout.order, final)
 
 
-def plan_token(call: Call, wanted: bool = True) -> Optional[Step]:
+def plan_token(call: Call, wanted: bool = True) -> Optional[Run]:
     """The function that computes decoding steps like this call, without the checks and conversions of other calls;
     final states only if ``wanted``. None for calls that need more than that."""
     state, dtype = call.initial_state, call_dtype(call)
-    if state is None or call.channel_decays or state.dtype is not dtype or not state.is_contiguous():
+    if not is_step(call) or state is None or call.channel_decays or records(*call_tensors(call)):
+        return None
+    if state.dtype is not dtype or not state.is_contiguous():
         return None
     return _one_token(call, state, dtype, wanted)
 
 
-def _one_token(call: Call, state: torch.Tensor, dtype: torch.dtype, wanted: bool) -> Step:
+def _one_token(call: Call, state: torch.Tensor, dtype: torch.dtype, wanted: bool) -> Run:
     """The function of one token; it depends on sizes and options only. Autocast is off, and no operation is
     recorded."""
     rule, shape, of_o, out_dtype = call.family.step, state.shape, call.x[2].shape, call.out_dtype
@@ -87,7 +89,9 @@ def _one_token(call: Call, state: torch.Tensor, dtype: torch.dtype, wanted: bool
     how, scale = _how(call, dtype, False), number(call.scale, dtype)
     read, block = reader(flat), _block(flat)
 
-    def step(x: Tuple[Any, ...], activation: Any, state: Any) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    def step(
+        x: Tuple[Any, ...], activation: Any, state: Any, _: Any = None
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
         new = state if inplace else torch.empty_like(state)
         old = state.view(matrices)
         after, made = old if inplace else new.view(matrices), rule.single(x, many, activation, how)

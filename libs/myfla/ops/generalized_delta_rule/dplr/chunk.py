@@ -5,6 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs, check_options
 from myfla.utils.errors import refuse_unknown, value_error
@@ -85,10 +86,15 @@ def chunk_dplr_delta_rule(
     refuse_unknown(NAME, legacy, KEYWORDS, inert=("head_first",))
     if legacy.get("head_first"):
         raise value_error(NAME, "head_first", "is not supported", True, "pass tensors as [B, T, H, D]")
+    options = scale, output_final_state, cp_context, chunk_size, lower_bound, b is k, backend
+    key = call_key(NAME, options, q, k, v, a, b, gk, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, a, b, gk), None, initial_state, cu_seqlens)
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
     check_options(NAME, cp_context, lower_bound)
     return run_rule(
         NAME, DPLR, "chunk", (q, k, v, a, b, gk), initial_state, cu_seqlens, scale=scale,
         output_final_state=output_final_state, backend=backend, out_dtype=q.dtype, sequences=rows,
-        chunk_size=chunk_size, lower_bound=lower_bound,
+        chunk_size=chunk_size, lower_bound=lower_bound, key=key,
     )  # fmt: skip

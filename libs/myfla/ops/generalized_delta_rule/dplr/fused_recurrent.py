@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 
 from myfla.ops._delta.families.dplr import DPLR
-from myfla.ops._delta.steps import find_step, step_key
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.run_rule import run_rule
 from myfla.ops.generalized_delta_rule.dplr.inputs import check_inputs
 
@@ -61,11 +61,11 @@ def fused_recurrent_dplr_delta_rule(
         >>> fused_recurrent_dplr_delta_rule(x, x, x, 0 * x, x, 0 * x, initial_state=state)[0].item()
         2.0
     """
-    options = scale, output_final_state, inplace_final_state, backend
-    key = step_key(NAME, options, initial_state, cu_seqlens, q, k, v, a, b, gk)
-    step = find_step(key)
-    if step is not None:
-        return step((q, k, v, a, b, gk), None, initial_state)
+    options = scale, output_final_state, reverse, inplace_final_state, b is k, backend
+    key = call_key(NAME, options, q, k, v, a, b, gk, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    if plan is not None:
+        return plan((q, k, v, a, b, gk), None, initial_state, cu_seqlens)
     rows = check_inputs(NAME, {"q": q, "k": k, "a": a, "b": b, "gk": gk}, v, initial_state, cu_seqlens)
     return run_rule(
         NAME, DPLR, "recurrent", (q, k, v, a, b, gk), initial_state, cu_seqlens, scale=scale,
