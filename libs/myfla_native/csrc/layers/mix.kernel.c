@@ -40,7 +40,7 @@ static void gdn2(const mn_mix *m, int64_t n, int64_t query, float *own) {
     mn_get(q, &c->q, n, 0, query, c->K);
     mn_get(k, &c->k, n, 0, query, c->K);
     mn_get(g, &c->g, n, 0, query, c->K);
-    mn_open_channels(c, query, 1, g, own, a);
+    mn_open_channels(c, query, 1, (mn_from){g, 0}, g, own, a);
     unit(q, Kp), unit(k, Kp);
     mn_get(own, &c->b, n, 0, query, c->K);
     for (int64_t j = 0; j < Kp; j += MN_W) {

@@ -15,14 +15,14 @@ typedef struct {
 } work;
 
 /* next = S decayed + writes of C tokens. */
-MN_INLINE void next_block(const chunk *x, const block *b, const float *S, float *next, int64_t Kp, int64_t Vp,
-                          int64_t i, int64_t j, const int nv, const int rule) {
+MN_INLINE void next_block(const chunk *x, const block *b, const float *S, float *next, int64_t Kp, int64_t i, int64_t j,
+                          const int nv, const int rule) {
     vf sum[MN_SUMS];
     mn_clear(sum, nv);
     mn_add(sum, S + i * Kp + j, Kp, nv);
     mn_scale(sum, x->whole + j, nv);
-    mn_multiply(sum, b->u + i, 1, Vp, x->writes + j, Kp, C, nv);
-    if (rule == MN_DPLR) mn_multiply(sum, b->in.v + i, 1, Vp, x->writes + C * Kp + j, Kp, C, nv);
+    mn_multiply(sum, b->error.at + i, 1, b->error.step, x->writes + j, Kp, C, nv);
+    if (rule == MN_DPLR) mn_multiply(sum, b->in.v.at + i, 1, b->in.v.step, x->writes + C * Kp + j, Kp, C, nv);
     mn_give(next + i * Kp + j, Kp, sum, nv);
 }
 
@@ -30,18 +30,23 @@ MN_INLINE void forth(void *work_, const mn_rule *c, mn_part at, const float *S, 
     block *b = &((work *)work_)->tokens;
     chunk *x = &((work *)work_)->chunk;
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V);
-    fill(b, c, NULL, at.row, at.first, C, at.head, rule);
+    prefetch_writes(c, at.row, at.first + C, at.head, rule);
+    mn_from k = fill_writes(b, c, at.row, at.first, C, at.head, rule), w = {NULL, 0};
+    if (rule == MN_DPLR) w = mn_get_rows(&c->b, at.row, at.first, C, at.head, c->K, b->in.b);
+    for (int t = 0; rule != MN_DPLR && t < C; t++) b->in.k_unit[t] *= b->in.beta[t];
     for (int64_t i = 0; i < Kp; i += MN_W) {
         vf fall = vf_set(1);
-        for (int64_t t = C - 1, p; t >= 0; t--) {
-            p = t * Kp + i;
-            vf_store(x->writes + p, vf_load((rule == MN_DPLR ? b->in.b : b->in.k) + p) * fall);
-            if (rule == MN_DPLR) vf_store(x->writes + C * Kp + p, vf_load(b->in.k + p) * fall);
-            fall *= vf_load(b->in.d + p);
+        for (int64_t t = C - 1; t >= 0; t--) {
+            vf key = vf_load(k.at + t * k.step + i) * b->in.k_unit[t] * fall;
+            if (rule == MN_DPLR) {
+                vf_store(x->writes + t * Kp + i, vf_load(w.at + t * w.step + i) * fall);
+                vf_store(x->writes + (C + t) * Kp + i, key);
+            } else vf_store(x->writes + t * Kp + i, key);
+            fall *= vf_exp(vf_load(b->log.at + t * b->log.step + i));
         }
         vf_store(x->whole + i, fall);
     }
-    MN_EACH_BLOCK(Vp, Kp, next_block(x, b, S, next, Kp, Vp, i, j, nv, rule))
+    MN_EACH_BLOCK(Vp, Kp, next_block(x, b, S, next, Kp, i, j, nv, rule))
 }
 
 /* A turned state in panels, and back. */
@@ -61,8 +66,10 @@ MN_INLINE void back(void *work_, const mn_rule *c, const mn_rule_grad *g, mn_par
     mn_expect_next(&w->chunk.errands, c, g, at.row, at.first, at.head, Kp * Vp / (3 * MN_W), rule);
     fill(b, c, g, at.row, at.first, at.count, at.head, rule);
     if (at.count > FEW && c->K > FEW_KEYS && centre(&w->chunk, b, Kp, rule)) {
+        aim(b, c, g, at.row, at.first, at.count, at.head, 1, rule);
         one_chunk(&w->chunk, b, S, D, Kp, Vp, rule);
     } else {
+        aim(b, c, g, at.row, at.first, at.count, at.head, 0, rule);
         as_panels(S, w->S, Kp, Vp, 0);
         as_panels(D, w->D, Kp, Vp, 0);
         mn_tokens_back(b, w->S, w->D, at.count, Kp, Vp, rule);

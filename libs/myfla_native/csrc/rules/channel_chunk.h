@@ -22,7 +22,7 @@
 #include "rules/errands.h"
 #include "rules/gradients.h"
 
-enum { C = MN_TOKENS, MIDDLE = C / 2 - 1 };
+enum { MIDDLE = C / 2 - 1 };
 #define MN_FAINT 8.7e-19f /* 2^-60 */
 
 typedef struct {
@@ -58,14 +58,14 @@ MN_INLINE int centre(chunk *x, const block *b, int64_t Kp, const int rule) {
     for (int64_t c = 0; c < Kp; c += MN_W) {
         vf E = vf_set(1), over = E, before[C];
         for (int i = MIDDLE; i >= 0; i--) {
-            vf d = vf_load(b->in.d + i * Kp + c);
+            vf d = vf_exp(vf_load(b->log.at + i * b->log.step + c));
             fine &= d <= vf_set(1);
             before[i] = over; /* 1 / E_i */
             over *= d;
         }
         vf_store(x->head + c, over);
         for (int i = MIDDLE + 1; i < C; i++) {
-            vf d = vf_load(b->in.d + i * Kp + c);
+            vf d = vf_exp(vf_load(b->log.at + i * b->log.step + c));
             fine &= d <= vf_set(1);
             before[i] = E *= d; /* E_i */
         }
@@ -114,27 +114,27 @@ MN_INLINE void undo_decays(chunk *x, block *b, int64_t Kp, const int rule) {
                 vf of_b = vf_load(dw + at) * over_E, of_k = vf_load(dw + second) * over_E;
                 vf late_b = vf_load(late + at) * over_E, late_k = vf_load(late + second) * over_E;
                 vf_store(x->dreads + C * Kp + at, of_a * vf_load(b->in.a + at)); /* of the decays before */
-                vf_store(b->da + at, of_a);
+                vf_store(b->to_a.at + i * b->to_a.step + c, of_a);
                 before += late_b * w + late_k * k;
                 risen -= of_b * w + of_k * k;
-                vf_store(b->db + at, of_b + late_b + q * x->along[i]);
-                vf_store(b->dk + at, of_k + late_k + q * x->along[C + i]);
+                vf_store(b->to_b.at + i * b->to_b.step + c, of_b + late_b + q * x->along[i]);
+                vf_store(b->to_k.at + i * b->to_k.step + c, of_k + late_k + q * x->along[C + i]);
                 of_q += w * x->along[i] + k * x->along[C + i];
                 last = E;
             } else {
                 vf of_a = vf_load(da + at) * E, of_k = vf_load(dw + at) * over_E, late_k = vf_load(late + at) * over_E;
                 before += late_k * k;
                 risen += (of_a - of_k) * k;
-                vf_store(b->dk + at, of_a + of_k + late_k + q * x->along[i]);
+                vf_store(b->to_k.at + i * b->to_k.step + c, of_a + of_k + late_k + q * x->along[i]);
                 of_q += k * x->along[i];
             }
-            vf_store(b->dq + at, of_q);
+            vf_store(b->to_q.at + i * b->to_q.step + c, of_q);
             vf_store(x->dreads + at, risen);
         }
         for (int i = C - 1; i >= 0; i--) {
             int64_t at = i * Kp + c;
             after += vf_load(dq + at);
-            vf_store(b->dd + at, vf_load(b->dd + at) + (after + next));
+            vf_store(b->to_d.at + i * b->to_d.step + c, vf_load(b->dd + at) + (after + next));
             if (rule == MN_DPLR) next += vf_load(da + at);
         }
     }

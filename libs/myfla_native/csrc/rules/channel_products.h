@@ -36,9 +36,9 @@ MN_INLINE void solve(chunk *x, block *b, float *y, const float *N, int64_t Vp, c
                 vf solution = du[i];
                 if (rule != MN_DPLR) {
                     vf dv = solution * b->in.beta[t];
-                    vf error = vf_load(b->error + t * Vp + j);
+                    vf error = vf_load(b->error.at + t * b->error.step + j);
                     vf_store(x->parts + t * MN_W, vf_load(x->parts + t * MN_W) + solution * error);
-                    vf_store(b->dv + t * Vp + j, dv);
+                    vf_store(b->to_v.at + t * b->to_v.step + j, dv);
                     solution = -dv;
                 }
                 vf_store(y + t * Vp + j, solution);
@@ -78,7 +78,7 @@ MN_INLINE void dv_block(const chunk *x, block *b, const float *y, int64_t Vp, in
     mn_clear(sum, nv);
     mn_multiply(sum, x->M + C * 2 * C + C + i, 1, 2 * C, y + j, Vp, C, nv);
     mn_add(sum, b->dv + i * Vp + j, Vp, nv);
-    mn_give(b->dv + i * Vp + j, Vp, sum, nv);
+    mn_give(b->to_v.at + i * b->to_v.step + j, b->to_v.step, sum, nv);
 }
 
 /* dM, and its diagonals apart. */
@@ -152,8 +152,8 @@ MN_INLINE void one_chunk(chunk *x, block *b, const float *S, float *D, int64_t K
     }
     mn_transpose(b->go, Vp, C, Vp, x->out, 2 * C);
     mn_transpose(y, Vp, C, Vp, x->out + C, 2 * C);
-    mn_transpose(b->u, Vp, C, Vp, x->in, n);
-    if (rule == MN_DPLR) mn_transpose(b->in.v, Vp, C, Vp, x->in + C, n);
+    mn_transpose(b->u.at, b->u.step, C, Vp, x->in, n);
+    if (rule == MN_DPLR) mn_transpose(b->in.v.at, b->in.v.step, C, Vp, x->in + C, n);
     products_of_values(x, Vp, n);
     MN_EACH_BLOCK(2 * C, Kp, reads_block(x, S, Kp, Vp, i, j, n, nv))
     MN_EACH_BLOCK(n, Kp, writes_block(x, D, Kp, Vp, i, j, n, nv))

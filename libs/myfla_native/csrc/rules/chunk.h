@@ -7,15 +7,17 @@
 #include "common/transpose.h"
 #include "rules/errands.h"
 #include "rules/gates.h"
-#include "rules/token_job.h"
+#include "rules/walk_back.h"
 
 enum { C = MN_TOKENS };
 
 typedef struct {
     float *qk, *dqk;                     /* [Kp, 2C] q and k of length one, and the gradients of those */
     float *out;                          /* [Vp, 3C] go, x, u */
-    float *go, *error, *x;               /* [C, Vp] */
-    float *row;                          /* [C, Kp] q, k as read from the tensors, and their gradients as written */
+    mn_from go, error;                   /* [C, Vp] */
+    mn_into x;                         /* [C, Vp] in the tensor dv, if possible */
+    float *own_go, *own_error, *own_x;   /* [C, Vp] */
+    float *row;                          /* [C, Kp] q, k and their gradients, where tensors have other rows */
     float decay[C], beta[C], q_unit[C], k_unit[C], dbeta[C], ddecay[C];
     float rise[C], fall[C], D[C * C];
     float PN[2 * C * C], dPN[2 * C * C]; /* P over N; gradients of those before the decays */
@@ -30,9 +32,9 @@ MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
     x->dqk = next, next += 2 * C * Kp;
     x->row = next, next += C * Kp;
     x->out = next, next += 3 * C * Vp;
-    x->go = next, next += C * Vp;
-    x->error = next, next += C * Vp;
-    x->x = next, next += C * Vp;
+    x->own_go = next, next += C * Vp;
+    x->own_error = next, next += C * Vp;
+    x->own_x = next, next += C * Vp;
     return next;
 }
 
@@ -40,31 +42,12 @@ MN_INLINE float *mn_chunk_in(chunk *x, float *next, int64_t K, int64_t V) {
 static const float ONE_AT[2 * C] = {[C] = 1};
 static const float ONES_BEFORE[2 * C] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-/* Prefetch C rows of n channels from `token` on: no processor predicts their addresses. */
-MN_INLINE void expect(const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n) {
-    int64_t width = mn_width((int)x->dtype);
-    for (int64_t t = 0; x->at && t < C; t++) {
-        uintptr_t next = (uintptr_t)x->at + (uintptr_t)(mn_place(x, row, token + t, head) * width);
-        for (int64_t i = 0; i < n * width; i += 64) __builtin_prefetch((const void *)(next + (uintptr_t)i));
-    }
-}
-/* Rows of n channels of `count` tokens, and zeros for the rest of C. The next chunk begins `ahead` tokens further on,
- * unless that is zero. */
-MN_INLINE void take(float *to, const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
-                    int64_t ahead) {
-    int64_t whole = mn_whole(n);
-    if (!x->at) count = 0;
-    if (ahead) expect(x, row, first + ahead, head, n);
-    for (int64_t t = 0; t < count; t++) mn_get(to + t * whole, x, row, first + t, head, n);
-    mn_zero(to + count * whole, (C - count) * whole);
-}
-
-/* The same for q or k, as columns of T [Kp, 2C]; `unit` has the factors that make them of length one. */
-MN_INLINE void take_columns(chunk *x, float *T, float *unit, const mn_tensor *from, int64_t row, int64_t first,
-                            int64_t count, int64_t head, const mn_rule *c, int64_t ahead) {
+/* q or k of tokens, as columns of T [Kp, 2C]; `unit` has the factors that make them of length one. */
+MN_INLINE void take_columns(chunk *x, float *T, float *unit, const mn_tensor *from, mn_part at, int64_t head,
+                            const mn_rule *c) {
     int64_t Kp = mn_whole(c->K);
-    take(x->row, from, row, first, count, head, c->K, ahead);
-    mn_transpose(x->row, Kp, C, Kp, T, 2 * C);
+    mn_from rows = mn_get_block(from, at.row, at.first, at.count, head, c->K, x->row);
+    mn_transpose(rows.at, rows.step, C, Kp, T, 2 * C);
     for (int j = 0; j < C; j += MN_W) {
         vf sum[4] = {{0}};
         for (int64_t i = 0; c->l2norm && i < Kp; i += 4)

@@ -56,9 +56,10 @@ static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp
     scores(x->qk, 2 * C, C, Kp, x->PN);
     decay_scores(x, scale);
     solve(x, G, Kp, Vp);
-    mn_transpose(x->go, Vp, C, Vp, x->out, 3 * C);
-    mn_transpose(x->x, Vp, C, Vp, x->out + C, 3 * C);
-    mn_transpose(x->error, Vp, C, Vp, x->out + 2 * C, 3 * C);
+    mn_from solved = {x->x.at, x->x.step};
+    mn_transpose(x->go.at, x->go.step, C, Vp, x->out, 3 * C);
+    mn_transpose(solved.at, solved.step, C, Vp, x->out + C, 3 * C);
+    mn_transpose(x->error.at, x->error.step, C, Vp, x->out + 2 * C, 3 * C);
     times_columns(x->out + 2 * C, Vp, 3 * C, x->beta);
     scores(x->out, 3 * C, 2 * C, Vp, x->dPN);
     undecay_scores(x, scale);
@@ -72,7 +73,7 @@ static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp
             gradients_of_channels(x, S, G, Vp, qk, x->dqk + i * 2 * C, rises, j * MN_W, &rise[j], &fall[j]);
         for (int r = 0; r < CHANNELS * 2 * C; r += MN_W)
             vf_store(rising + r, vf_load(qk + r) * vf_load(rises + r % (2 * C)));
-        update(G, G, last, rising, x->go, x->x, Vp, S, &inner, &x->errands, 1);
+        update(G, G, last, rising, x->go, solved, Vp, S, &inner, &x->errands, 1);
     }
     for (int j = 0; j < C / MN_W; j++) vf_store(risen + j * MN_W, rise[j]), vf_store(fallen + j * MN_W, fall[j]);
     double before = (double)mn_sum(inner) * last, after = 0, total[C]; /* large terms of both signs */
@@ -84,6 +85,7 @@ static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp
 MN_INLINE void put_columns(chunk *x, const mn_tensor *to, mn_part at, int64_t head, const mn_rule *c, const float *dT,
                            const float *T, const float *unit) {
     int64_t Kp = mn_whole(c->K);
+    mn_into out = mn_rows_in(to, at.row, at.first, at.count, head, c->K, x->row);
     float raw[MN_W * MN_W];
     for (int j = 0; j < C; j += MN_W) {
         vf sum[4] = {{0}}, factor = vf_load(unit + j);
@@ -95,10 +97,10 @@ MN_INLINE void put_columns(chunk *x, const mn_tensor *to, mn_part at, int64_t he
                 int64_t from = (i + m) * 2 * C + j;
                 vf_store(raw + m * MN_W, (vf_load(dT + from) - vf_load(T + from) * along) * factor);
             }
-            mn_transpose(raw, MN_W, MN_W, MN_W, x->row + j * Kp + i, Kp);
+            mn_transpose(raw, MN_W, MN_W, MN_W, out.at + j * out.step + i, out.step);
         }
     }
-    for (int64_t t = 0; t < at.count; t++) mn_put(to, at.row, at.first + t, head, x->row + t * Kp, c->K);
+    if (out.at == x->row) mn_put_rows(to, at.row, at.first, at.count, head, x->row, c->K);
 }
 
 static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part at, const float *S, float *G,
@@ -108,10 +110,13 @@ static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part a
     int64_t row = at.row, first = at.first, n = at.count, part = at.head % group;
     mn_expect_next(&x->errands, c, g, row, first, at.head, Kp * Vp / (6 * MN_W), MN_GATED);
     decays(x, c, row, first, n, at.head);
-    take(x->go, &g->go, row, first, n, at.head, c->V, 0);
-    take(x->error, &c->error, row, first, n, at.head, c->V, 0);
-    take_columns(x, x->qk, x->q_unit, &c->q, row, first, n, query, c, 0);
-    take_columns(x, x->qk + C, x->k_unit, &c->k, row, first, n, query, c, 0);
+    x->go = (mn_from){x->own_go, Vp};
+    if (g->go.at) x->go = mn_get_block(&g->go, row, first, n, at.head, c->V, x->own_go);
+    else mn_zero(x->own_go, C * Vp);
+    x->error = mn_get_block(&c->error, row, first, n, at.head, c->V, x->own_error);
+    x->x = mn_rows_in(&g->dv, row, first, n, at.head, c->V, x->own_x);
+    take_columns(x, x->qk, x->q_unit, &c->q, at, query, c);
+    take_columns(x, x->qk + C, x->k_unit, &c->k, at, query, c);
     if (c->l2norm) times_columns(x->qk, Kp, 2 * C, x->q_unit), times_columns(x->qk + C, Kp, 2 * C, x->k_unit);
     one_chunk(x, S, G, Kp, Vp, (float)c->scale);
     for (int64_t i = 0; part && i < Kp * 2 * C; i += MN_W)
@@ -121,7 +126,7 @@ static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part a
         put_columns(x, &g->dq, at, query, c, x->dqk, x->qk, x->q_unit);
         put_columns(x, &g->dk, at, query, c, x->dqk + C, x->qk + C, x->k_unit);
     }
-    for (int64_t t = 0; t < n; t++) mn_put(&g->dv, row, first + t, at.head, x->x + t * Vp, c->V);
+    if (x->x.at == x->own_x) mn_put_rows(&g->dv, row, first, n, at.head, x->own_x, c->V);
     mn_put_decays(c, g, row, first, n, at.head, x->ddecay, gate);
     mn_put_strengths(c, g, row, first, n, at.head, x->dbeta);
 }
@@ -129,9 +134,12 @@ static void back(void *block, const mn_rule *c, const mn_rule_grad *g, mn_part a
 static void forth(void *block, const mn_rule *c, mn_part at, const float *S, float *next) {
     chunk *x = block;
     int64_t Kp = mn_whole(c->K), Vp = mn_whole(c->V), query = at.head / (c->HV / c->H);
+    at.count = C;
+    mn_prefetch_rows(&c->k, at.row, at.first + C, query, c->K);
+    mn_prefetch_rows(&c->error, at.row, at.first + C, at.head, c->V);
     decays(x, c, at.row, at.first, C, at.head);
-    take(x->error, &c->error, at.row, at.first, C, at.head, c->V, C);
-    take_columns(x, x->qk, x->k_unit, &c->k, at.row, at.first, C, query, c, C);
+    x->error = mn_get_block(&c->error, at.row, at.first, C, at.head, c->V, x->own_error);
+    take_columns(x, x->qk, x->k_unit, &c->k, at, query, c);
     for (int t = 0; t < C; t++) x->fall[t] *= x->k_unit[t] * x->beta[t];
     times_columns(x->qk, Kp, 2 * C, x->fall);
     for (int64_t i = 0; i < Kp; i += CHANNELS)

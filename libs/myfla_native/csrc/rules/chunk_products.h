@@ -31,17 +31,17 @@ enum { CHANNELS = MN_W == 16 ? 8 : 4 }; /* of keys, so rows of a state, taken at
 
 /* nv vectors of CHANNELS rows of a state [.., Vp]: to = factor from + a b, with a [CHANNELS, 2C] and b [C, Vp], or two
  * of those, one above the other: then the sum of S from is added to `inner`. */
-MN_INLINE void update_part(float *to, const float *from, float factor, const float *a, const float *b, const float *b2,
+MN_INLINE void update_part(float *to, const float *from, float factor, const float *a, mn_from b, mn_from b2,
                            int64_t Vp, const float *S, vf *inner, const int nv, const int two) {
     vf sum[CHANNELS][2], part = {0};
     for (int i = 0; i < CHANNELS; i++)
         for (int j = 0; j < nv; j++) sum[i][j] = (vf){0};
     for (int l = 0; l < C; l++)
         for (int i = 0; i < CHANNELS; i++)
-            for (int j = 0; j < nv; j++) sum[i][j] += vf_load(b + l * Vp + j * MN_W) * a[i * 2 * C + l];
+            for (int j = 0; j < nv; j++) sum[i][j] += vf_load(b.at + l * b.step + j * MN_W) * a[i * 2 * C + l];
     for (int l = 0; two && l < C; l++)
         for (int i = 0; i < CHANNELS; i++)
-            for (int j = 0; j < nv; j++) sum[i][j] += vf_load(b2 + l * Vp + j * MN_W) * a[i * 2 * C + C + l];
+            for (int j = 0; j < nv; j++) sum[i][j] += vf_load(b2.at + l * b2.step + j * MN_W) * a[i * 2 * C + C + l];
     for (int i = 0; i < CHANNELS; i++)
         for (int j = 0; j < nv; j++) {
             int64_t at = i * Vp + j * MN_W;
@@ -51,14 +51,13 @@ MN_INLINE void update_part(float *to, const float *from, float factor, const flo
         }
     if (two) *inner += part; /* sums of sums: fewer roundings */
 }
-MN_INLINE void update(float *to, const float *from, float factor, const float *a, const float *b, const float *b2,
-                      int64_t Vp, const float *S, vf *inner, mn_errands *errands, const int two) {
-    int64_t p = 0;
-    for (; p + 2 * MN_W <= Vp; p += 2 * MN_W) {
-        if (two) mn_ask(errands);
-        update_part(to + p, from + p, factor, a, b + p, b2 + p, Vp, S + p, inner, 2, two);
+MN_INLINE void update(float *to, const float *from, float factor, const float *a, mn_from b, mn_from b2, int64_t Vp,
+                      const float *S, vf *inner, mn_errands *errands, const int two) {
+    for (int64_t p = 0; p < Vp; p += 2 * MN_W, b.at += 2 * MN_W, b2.at += 2 * MN_W) {
+        if (two && p + 2 * MN_W <= Vp) mn_ask(errands);
+        if (p + 2 * MN_W <= Vp) update_part(to + p, from + p, factor, a, b, b2, Vp, S + p, inner, 2, two);
+        else update_part(to + p, from + p, factor, a, b, b2, Vp, S + p, inner, 1, two);
     }
-    if (p < Vp) update_part(to + p, from + p, factor, a, b + p, b2 + p, Vp, S + p, inner, 1, two);
 }
 
 /* x from its last token to its first, and the gradients of beta: see the formulas of the backward. */
@@ -78,21 +77,21 @@ MN_INLINE void solve(chunk *x, const float *G, int64_t Kp, int64_t Vp) {
             MN_UNROLL
             for (int i = 0; i < ROWS; i++) y[i] *= x->fall[first + i];
             for (int l = first; l < C; l++) {
-                vf go = vf_load(x->go + l * Vp + j);
+                vf go = vf_load(x->go.at + l * x->go.step + j);
                 MN_UNROLL
                 for (int i = 0; i < ROWS; i++) y[i] += go * P[l * C + i];
             }
             for (int l = first + ROWS; l < C; l++) {
-                vf later = vf_load(x->x + l * Vp + j);
+                vf later = vf_load(x->x.at + l * x->x.step + j);
                 MN_UNROLL
                 for (int i = 0; i < ROWS; i++) y[i] -= later * N[l * C + i];
             }
             MN_UNROLL
             for (int i = ROWS - 1; i >= 0; i--) {
                 int t = first + i;
-                vf e = vf_load(x->error + t * Vp + j), solution = y[i] * x->beta[t];
+                vf e = vf_load(x->error.at + t * x->error.step + j), solution = y[i] * x->beta[t];
                 vf_store(x->parts + t * MN_W, vf_load(x->parts + t * MN_W) + y[i] * e);
-                vf_store(x->x + t * Vp + j, solution);
+                vf_store(x->x.at + t * x->x.step + j, solution);
                 MN_UNROLL
                 for (int l = 0; l < i; l++) y[l] -= solution * N[t * C + l];
             }

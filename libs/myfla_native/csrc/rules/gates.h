@@ -77,19 +77,21 @@ MN_INLINE float mn_channel_rate(const mn_rule *c, int64_t head) {
     return c->A_log.at ? expf(mn_one(&c->A_log, 0, 0, head)) : 1;
 }
 
-/* KDA: log decays g [n, Kp] from pre-activations, to which the bias [Kp] is added first: inputs [n, Kp]. */
-static __attribute__((noinline, unused)) void mn_open_channels(const mn_rule *c, int64_t head, int64_t n, float *g,
-                                                               float *inputs, float *bias) {
+/* KDA: log decays of n tokens from their pre-activations g, to which the bias [Kp] is added first: inputs [n, Kp]. They
+ * are put into `to` [n, Kp], which may be g. */
+static __attribute__((noinline, unused)) mn_from mn_open_channels(const mn_rule *c, int64_t head, int64_t n, mn_from g,
+                                                                  float *to, float *inputs, float *bias) {
     int64_t Kp = mn_whole(c->K);
     float rate = mn_channel_rate(c, head), bound = (float)c->lower_bound;
     if (c->dt_bias.at) mn_get(bias, &c->dt_bias, 0, 0, head, c->K);
     else mn_zero(bias, Kp);
-    for (int64_t i = 0; i < n * Kp; i += Kp)
+    for (int64_t t = 0; t < n; t++)
         for (int64_t j = 0; j < Kp; j += MN_W) {
-            vf x = vf_load(g + i + j) + vf_load(bias + j);
-            vf_store(inputs + i + j, x);
-            vf_store(g + i + j, c->gate == MN_SOFTPLUS ? rate * vf_softplus(x) : bound * vf_sigmoid(rate * x));
+            vf x = vf_load(g.at + t * g.step + j) + vf_load(bias + j);
+            vf_store(inputs + t * Kp + j, x);
+            vf_store(to + t * Kp + j, c->gate == MN_SOFTPLUS ? rate * vf_softplus(x) : bound * vf_sigmoid(rate * x));
         }
+    return (mn_from){to, Kp};
 }
 
 /* KDA: gradients of log decays dg [n, Kp] become those of pre-activations. `sums` [1 + Kp] adds up those of A_log and

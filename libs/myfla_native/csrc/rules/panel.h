@@ -56,7 +56,7 @@ MN_INLINE void answer(const mn_tokens *b, int64_t t, int64_t p, int64_t Vp, vf *
                       float *error, const int nv, const int rule) {
     for (int j = 0; j < nv; j++) {
         int64_t at = t * Vp + p + j * MN_W;
-        v[j] = vf_load(b->v + at);
+        v[j] = vf_load(b->v.at + t * b->v.step + p + j * MN_W);
         vf e = r[j], out = y[j];
         if (rule == MN_GATED) e = vf_fma(-e, vf_set(b->decay[t]), v[j]);
         if (rule == MN_GATED) out *= b->decay[t];

@@ -69,22 +69,70 @@ MN_INLINE void mn_get(float *to, const mn_tensor *x, int64_t row, int64_t token,
     else
         for (int64_t j = 0; j < n; j += MN_W) vf_store(to + j, vf_load(p + j));
 }
-/* The same, and prefetch the row that is read next, this many tokens further on (0: none): no processor predicts its
- * address. */
-MN_INLINE void mn_get_on(float *to, const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n,
-                         int64_t ahead) {
-    uintptr_t next = (uintptr_t)x->at + (uintptr_t)(mn_place(x, row, token + ahead, head) * mn_width((int)x->dtype));
-    for (int64_t i = 0; ahead && i < n * mn_width((int)x->dtype); i += 64)
-        __builtin_prefetch((const void *)(next + (uintptr_t)i));
-    mn_get(to, x, row, token, head, n);
+
+/* Rows of tokens: in their tensor, or copied. */
+typedef struct {
+    const float *at;
+    int64_t step; /* from one row to the next */
+} mn_from;
+
+/* Rows of n channels of `count` tokens from `first` on, as whole vectors: where they lie, if they are such floats,
+ * otherwise copies in `room`. */
+MN_INLINE mn_from mn_get_rows(const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
+                              float *room) {
+    int64_t from = mn_place(x, row, first, head), whole = mn_whole(n);
+    if (mn_plain(x, n)) return (mn_from){(const float *)mn_base(x) + from, x->token};
+    for (int64_t t = 0; t < count; t++) mn_gather(room + t * whole, x, from + t * x->token, n, x->channel);
+    return (mn_from){room, whole};
 }
-MN_INLINE void mn_put(const mn_tensor *x, int64_t row, int64_t token, int64_t head, const float *from, int64_t n) {
-    int64_t to = mn_place(x, row, token, head);
+/* The same for MN_TOKENS rows, those after `count` zeros. */
+MN_INLINE mn_from mn_get_block(const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
+                               float *room) {
+    int64_t whole = mn_whole(n);
+    mn_from rows = mn_get_rows(x, row, first, count, head, n, room);
+    if (count == MN_TOKENS) return rows;
+    for (int64_t t = 0; rows.at != room && t < count; t++)
+        for (int64_t j = 0; j < whole; j += MN_W)
+            vf_store(room + t * whole + j, vf_load(rows.at + t * rows.step + j));
+    memset(room + count * whole, 0, (size_t)((MN_TOKENS - count) * whole) * sizeof *room);
+    return (mn_from){room, whole};
+}
+/* to [count, whole] = rows times factors. */
+MN_INLINE void mn_times_rows(float *to, mn_from x, const float *factors, int64_t count, int64_t whole) {
+    for (int64_t t = 0; t < count; t++, x.at += x.step, to += whole)
+        for (int64_t j = 0; j < whole; j += MN_W) vf_store(to + j, vf_load(x.at + j) * factors[t]);
+}
+MN_INLINE void mn_put_rows(const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head,
+                           const float *from, int64_t n) {
+    int64_t to = mn_place(x, row, first, head), whole = mn_whole(n);
     float *p = (float *)mn_base(x) + to;
-    if (!mn_plain(x, n)) mn_scatter(x, to, from, n, x->channel);
-    else
-        for (int64_t j = 0; j < n; j += MN_W) vf_store(p + j, vf_load(from + j));
+    int plain = mn_plain(x, n);
+    for (int64_t t = 0; t < count; t++, from += whole, to += x->token, p += x->token) {
+        for (int64_t j = 0; plain && j < n; j += MN_W) vf_store(p + j, vf_load(from + j));
+        if (!plain) mn_scatter(x, to, from, n, x->channel);
+    }
 }
+
+/* Prefetch MN_TOKENS rows of n channels from `token` on: no processor predicts their addresses. */
+MN_INLINE void mn_prefetch_rows(const mn_tensor *x, int64_t row, int64_t token, int64_t head, int64_t n) {
+    int64_t width = mn_width((int)x->dtype);
+    uintptr_t next = (uintptr_t)x->at + (uintptr_t)(mn_place(x, row, token, head) * width);
+    for (int64_t t = 0; t < MN_TOKENS; t++, next += (uintptr_t)(x->token * width))
+        for (int64_t i = 0; i < n * width; i += 64) __builtin_prefetch((const void *)(next + (uintptr_t)i));
+}
+
+/* Rows to be written: MN_TOKENS rows of floats in their tensor, or in `room` for mn_put_rows. */
+typedef struct {
+    float *at;
+    int64_t step;
+} mn_into;
+MN_INLINE mn_into mn_rows_in(const mn_tensor *x, int64_t row, int64_t first, int64_t count, int64_t head, int64_t n,
+                             float *room) {
+    int64_t to = mn_place(x, row, first, head);
+    if (count == MN_TOKENS && mn_plain(x, n)) return (mn_into){(float *)mn_base(x) + to, x->token};
+    return (mn_into){room, mn_whole(n)};
+}
+
 MN_INLINE float mn_one(const mn_tensor *x, int64_t row, int64_t token, int64_t head) {
     return mn_read_one(mn_base(x), mn_place(x, row, token, head), (int)x->dtype);
 }

@@ -119,10 +119,10 @@ MN_INLINE void take(columns *to, block *b, int64_t t, int64_t p, int64_t Vp, con
     for (int j = 0; j < nv; j++) {
         int64_t at = t * Vp + p + j * MN_W;
         to->out[j] = vf_load(b->go + at);
-        to->write[j] = vf_load(b->u + at);
+        to->write[j] = vf_load(b->u.at + t * b->u.step + p + j * MN_W);
         u_out += to->write[j] * to->out[j];
         if (rule == MN_DPLR) {
-            to->value[j] = vf_load(b->in.v + at);
+            to->value[j] = vf_load(b->in.v.at + t * b->in.v.step + p + j * MN_W);
             v_out += to->value[j] * to->out[j];
         }
     }
@@ -139,7 +139,8 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
     for (int64_t t = 0; t + 1 < n; t++) {
         const float *k = b->in.k + t * Kp, *w = rule == MN_DPLR ? b->in.b + t * Kp : k;
         float *to = b->states + (t + 1) * size;
-        advance(to, before, b->in.d + t * Kp, w, k, b->u + t * Vp + p, b->in.v + t * Vp + p, Kp, nv, rule);
+        const float *u = b->u.at + t * b->u.step + p, *v = rule == MN_DPLR ? b->in.v.at + t * b->in.v.step + p : u;
+        advance(to, before, b->in.d + t * Kp, w, k, u, v, Kp, nv, rule);
         before = to;
     }
     for (int64_t t = n; t >= 0; t--) {
@@ -154,7 +155,7 @@ MN_INLINE void panel(block *b, const float *S, float *D, int64_t n, int64_t p, i
         for (int j = 0; j < nv; j++) {
             int64_t at = (t - 1) * Vp + p + j * MN_W;
             if (rule != MN_DPLR) {
-                strength += du[j] * vf_load(b->error + at);
+                strength += du[j] * vf_load(b->error.at + (t - 1) * b->error.step + p + j * MN_W);
                 du[j] *= b->in.beta[t - 1];
             }
             next.back[j] = du[j];
@@ -172,6 +173,9 @@ MN_INLINE void mn_tokens_back(block *b, const float *S, float *D, int64_t n, int
     mn_zero(b->dd, n * Kp);
     if (rule == MN_DPLR) mn_zero(b->da, n * Kp), mn_zero(b->db, n * Kp);
     for (int64_t t = 0; t < n; t++) b->dbeta[t] = 0;
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t j = 0; j < Kp; j += MN_W)
+            vf_store(b->in.d + t * Kp + j, vf_exp(vf_load(b->log.at + t * b->log.step + j)));
     for (int64_t p = 0, nv; p < Vp; p += nv * MN_W) {
         nv = mn_panel(Vp - p);
         if (nv == 4) panel(b, S + p * Kp, D + p * Kp, n, p, Kp, Vp, 4, rule);

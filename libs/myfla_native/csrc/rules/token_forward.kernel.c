@@ -50,8 +50,7 @@ MN_INLINE void sequence(const mn_rule *c, int64_t n, int64_t head, float *room, 
         int64_t count = mn_min(MN_TOKENS, tokens - begin);
         if (c->error.at && begin && begin % MN_KEPT == 0)
             mn_put_state(&c->kept, mn_slot(c, n, begin / MN_KEPT), head, S, c->K, c->V);
-        mn_read_tokens(&b, c, row, first + begin, count, head, 0, rule,
-                       MN_NEED_Q | MN_NEED_V | MN_NEED_READS);
+        mn_read_tokens(&b, c, row, first + begin, count, head, rule);
         expect(&errands, c, row, first + begin, count, head, mn_blocks(Vp, MN_PANEL * MN_W), rule);
         for (int64_t p = 0; p < Vp;) {
             int nv = mn_panel(Vp - p);
@@ -60,9 +59,8 @@ MN_INLINE void sequence(const mn_rule *c, int64_t n, int64_t head, float *room, 
             else panel(S + p * Kp, &b, count, p, Kp, Vp, o, error, &errands, 1, rule);
             p += nv * MN_W;
         }
-        for (int64_t t = 0; t < count; t++) mn_put(&c->o, row, first + begin + t, head, o + t * Vp, c->V);
-        for (int64_t t = 0; c->error.at && t < count; t++)
-            mn_put(&c->error, row, first + begin + t, head, error + t * Vp, c->V);
+        mn_put_rows(&c->o, row, first + begin, count, head, o, c->V);
+        if (c->error.at) mn_put_rows(&c->error, row, first + begin, count, head, error, c->V);
     }
     mn_put_state(&c->final, n, head, S, c->K, c->V);
 }

@@ -51,7 +51,7 @@ MN_INLINE void head(const mn_rule *c, int64_t n, int64_t head, float *room, cons
     float *o = mn_tokens_in(&b, room, c->K, V, rule), *error = o + V;
     const float *S = (const float *)mn_base(&c->initial) + mn_place(&c->initial, n, 0, head);
     float *to = (float *)mn_base(&c->final) + mn_place(&c->final, n, 0, head);
-    mn_read_tokens(&b, c, n, 0, 1, head, 0, rule, MN_NEED_Q | MN_NEED_V | MN_NEED_READS);
+    mn_read_tokens(&b, c, n, 0, 1, head, rule);
     int64_t p = 0, step = c->initial.token, to_step = c->final.token;
 #define MN_COLUMNS(nv)                                                                                                 \
     for (; p + nv * MN_W <= V; p += nv * MN_W)                                                                         \
@@ -66,7 +66,7 @@ MN_INLINE void head(const mn_rule *c, int64_t n, int64_t head, float *room, cons
         MN_COLUMNS(1)
     }
 #undef MN_COLUMNS
-    mn_put(&c->o, n, 0, head, o, V);
+    mn_put_rows(&c->o, n, 0, 1, head, o, V);
 }
 
 /* Whether a call has one token for each sequence, and float32 states of whole vectors of value channels, both with
