@@ -1,7 +1,7 @@
 """The short convolution as one autograd function: taps, activation and residual in float32, rounded once."""
 
 import functools
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +42,18 @@ class CausalConv1dFunction(torch.autograd.Function):
     """`conv_rows` under autograd."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, state, activation, heads):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor],
+        residual: Optional[torch.Tensor], state: Optional[torch.Tensor], activation: Optional[str],
+        heads: Optional[Heads],
+    ) -> torch.Tensor:  # fmt: skip
         y, z = _forward(x, weight, bias, residual, state, activation, heads, keep=True)
         ctx.save_for_backward(x, weight, bias, residual, state, z)
         ctx.activation, ctx.heads = activation, heads
         return y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, weight, bias, residual, state, z = ctx.saved_tensors
         needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
@@ -83,7 +87,10 @@ def _history(state: Optional[torch.Tensor], kind: torch.dtype) -> Optional[torch
     return None if state is None else state[:, :, 1:].transpose(1, 2).to(kind)
 
 
-def _forward(x, weight, bias, residual, state, activation, heads, keep):
+def _forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], residual: Optional[torch.Tensor],
+    state: Optional[torch.Tensor], activation: Optional[str], heads: Optional[Heads], keep: bool,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:  # fmt: skip
     """The result, and the input of the activation if it is to be kept."""
     kind = accumulation_dtype(x, weight, bias, residual, state)
     wide, taps, history = _widen(x, weight, state, kind)
@@ -95,7 +102,10 @@ def _forward(x, weight, bias, residual, state, activation, heads, keep):
     return y.to(x.dtype), z if keep else None
 
 
-def formula(x, weight, bias, residual, state, activation, heads):
+def formula(
+    x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], residual: Optional[torch.Tensor],
+    state: Optional[torch.Tensor], activation: Optional[str], heads: Optional[Heads],
+) -> torch.Tensor:  # fmt: skip
     """`_forward` in plain operations, for second derivatives and recorded graphs (`myfla.utils.tracing`)."""
     kind = accumulation_dtype(x, weight, bias, residual, state)
     rows, past = x.to(kind), _history(state, kind)

@@ -52,13 +52,17 @@ def final_state_native(
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernels, x, weight, bias, residual, state, activation, cu_seqlens):
+    def forward(
+        ctx: Any, kernels: Any, x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor],
+        residual: Optional[torch.Tensor], state: Optional[torch.Tensor], activation: Optional[str],
+        cu_seqlens: Optional[torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, bias, residual, state)
         ctx.kernels, ctx.activation, ctx.cu_seqlens = kernels, activation, cu_seqlens
         return kernels.conv_forward(x, weight, bias, residual, state, activation is not None, cu_seqlens)[0]
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, weight, bias, residual, state = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:6]
         if torch.is_grad_enabled():
@@ -78,7 +82,10 @@ class _Conv(torch.autograd.Function):
         )
 
 
-def _formula(x, weight, bias, residual, state, activation, cu_seqlens):
+def _formula(
+    x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], residual: Optional[torch.Tensor],
+    state: Optional[torch.Tensor], activation: Optional[str], cu_seqlens: Optional[torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
     """In plain operations, for second derivatives."""
     if cu_seqlens is None:
         return formula(x, weight, bias, residual, state, activation, None)

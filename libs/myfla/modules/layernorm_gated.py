@@ -155,7 +155,10 @@ def _groups(who: str, size: int, group_size: Optional[int]) -> int:
     return 1 if group_size is None else size // group_size
 
 
-def _run(who, x, weight, bias, z, eps, group_size, norm_before_gate, rms):
+def _run(
+    who: str, x: torch.Tensor, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
+    z: Optional[torch.Tensor], eps: float, group_size: Optional[int], norm_before_gate: bool, rms: bool,
+) -> torch.Tensor:  # fmt: skip
     check_tensor(who, "x", x)
     if x.dim() < 1 or not x.is_floating_point():
         raise value_error(who, "x", "must be a floating tensor [..., D]", f"{x.dtype} {tuple(x.shape)}")
@@ -164,9 +167,11 @@ def _run(who, x, weight, bias, z, eps, group_size, norm_before_gate, rms):
         check_tensor(who, "z", z, x)
     if z is not None and z.shape != x.shape:
         raise value_error(who, "z", f"must have the shape of x, {tuple(x.shape)}", tuple(z.shape))
+    y: Any  # a tensor, as there is no residual
     if z is None or norm_before_gate:
-        return normalise(who, x, weight, bias, None, eps, False, False, not rms, groups, z, "silu")
+        y = normalise(who, x, weight, bias, None, eps, False, False, not rms, groups, z, "silu")
+        return y
     kind = accumulation_dtype(x, z)
     gated = x.to(kind) * F.silu(z.to(kind))
-    y: Any = normalise(who, gated, weight, bias, None, eps, False, False, not rms, groups)
+    y = normalise(who, gated, weight, bias, None, eps, False, False, not rms, groups)
     return y.to(x.dtype)

@@ -8,7 +8,7 @@
 """
 
 import functools
-from typing import NamedTuple, Optional, Tuple, Union
+from typing import Any, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -83,14 +83,17 @@ def _one_format(kind: torch.dtype, *tensors: Optional[torch.Tensor]) -> bool:
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, g, weight, bias, settings):
+    def forward(
+        ctx: Any, h: torch.Tensor, g: Optional[torch.Tensor], weight: Optional[torch.Tensor],
+        bias: Optional[torch.Tensor], settings: Settings,
+    ) -> torch.Tensor:  # fmt: skip
         y, mean, rstd, gate = _forward(h, g, weight, bias, settings)
         ctx.save_for_backward(h, g, weight, bias, mean, rstd, gate)
         ctx.settings = settings
         return y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
         h, g, weight, bias, mean, rstd, gate = ctx.saved_tensors
         settings, needs = ctx.settings, ctx.needs_input_grad
         if torch.is_grad_enabled():
@@ -99,15 +102,18 @@ class _Normalise(torch.autograd.Function):
         return (*_backward(dy, h, g, weight, bias, (mean, rstd, gate), settings, needs), None)
 
 
-def _backward(dy, h, g, weight, bias, kept, settings, needs):
+def _backward(
+    dy: torch.Tensor, h: torch.Tensor, g: Optional[torch.Tensor], weight: Optional[torch.Tensor],
+    bias: Optional[torch.Tensor], kept: Sequence[Any], settings: Settings, needs: Sequence[bool],
+) -> Tuple[Optional[torch.Tensor], ...]:  # fmt: skip
     """Gradients of h, g, weight and bias, some rows at a time."""
     D, kind = h.shape[-1], kept[1].dtype
     found = (
         torch.empty_like(h, memory_format=torch.contiguous_format) if needs[0] else None,
         torch.empty_like(g, memory_format=torch.contiguous_format) if g is not None and needs[1] else None,
-        weight.new_zeros(D, dtype=kind) if needs[2] else None, bias.new_zeros(D, dtype=kind) if needs[3] else None,
+        *(None if p is None or not need else p.new_zeros(D, dtype=kind) for p, need in zip((weight, bias), needs[2:])),
     )  # fmt: skip
-    w, b = (_parameter(parameter, kind, settings.groups) for parameter in (weight, bias))
+    w, b = (None if p is None else _parameter(p, kind, settings.groups) for p in (weight, bias))
     flat = [None if t is None else t.reshape(-1, D) for t in (dy, h, g, *found[:2])]
     own = 1 if settings.groups == 1 else 2  # axes of one row
     kept = [None if t is None else t.reshape(-1, *t.shape[-own:]) for t in kept]
@@ -115,11 +121,14 @@ def _backward(dy, h, g, weight, bias, kept, settings, needs):
         part = [None if t is None else t[start:end] for t in flat]
         more = [None if t is None else t[start:end] for t in kept]
         _backward_rows(part, more, w, b, found[2], found[3], settings)
-    dweight, dbias = (None if d is None else d.to(p.dtype) for d, p in ((found[2], weight), (found[3], bias)))
+    dweight, dbias = (None if d is None or p is None else d.to(p.dtype) for d, p in zip(found[2:], (weight, bias)))
     return found[0], found[1], dweight, dbias
 
 
-def _backward_rows(rows, kept, w, b, dweight, dbias, settings):
+def _backward_rows(
+    rows: Sequence[Any], kept: Sequence[Any], w: Optional[torch.Tensor], b: Optional[torch.Tensor],
+    dweight: Optional[torch.Tensor], dbias: Optional[torch.Tensor], settings: Settings,
+) -> None:  # fmt: skip
     """Rows ``[n, D]``: fills their part of the gradients of h and g, and adds to those of weight and bias."""
     dy, h, g, dh, dg = rows
     mean, rstd, gate = kept
@@ -150,11 +159,14 @@ def _split(rows: torch.Tensor, groups: int) -> torch.Tensor:
     return rows if groups == 1 else rows.reshape((*rows.shape[:-1], groups, rows.shape[-1] // groups))
 
 
-def _parameter(parameter: Optional[torch.Tensor], kind: torch.dtype, groups: int) -> Optional[torch.Tensor]:
-    return None if parameter is None else _split(parameter.to(kind), groups)
+def _parameter(parameter: torch.Tensor, kind: torch.dtype, groups: int) -> torch.Tensor:
+    return _split(parameter.to(kind), groups)
 
 
-def _forward(h, g, weight, bias, settings):
+def _forward(
+    h: torch.Tensor, g: Optional[torch.Tensor], weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
+    settings: Settings,
+) -> Tuple[torch.Tensor, Any, torch.Tensor, Any]:  # fmt: skip
     """y, and for the backward pass the mean, rstd and the activated gate."""
     kind, groups = accumulation_dtype(h, g, weight, bias), settings.groups
     rows, mean, gate = _split(h.to(kind), groups), None, None
@@ -178,7 +190,10 @@ def _activate(g: torch.Tensor, activation: Optional[str]) -> torch.Tensor:
     return torch.sigmoid(g) if activation == "sigmoid" else F.silu(g)
 
 
-def _backward_gate(dy, unit, w, b, g, gate, settings):
+def _backward_gate(
+    dy: torch.Tensor, unit: torch.Tensor, w: Optional[torch.Tensor], b: Optional[torch.Tensor], g: torch.Tensor,
+    gate: torch.Tensor, settings: Settings,
+) -> torch.Tensor:  # fmt: skip
     """Gradient of g; ``gate`` is its activation, ``unit`` the rows of unit size before weight and bias."""
     into = dy * unit
     if w is not None:
@@ -191,7 +206,10 @@ def _backward_gate(dy, unit, w, b, g, gate, settings):
     return torch.ops.aten.silu_backward(into, g.to(into.dtype))
 
 
-def _formula(h, g, weight, bias, settings):
+def _formula(
+    h: torch.Tensor, g: Optional[torch.Tensor], weight: Optional[torch.Tensor], bias: Optional[torch.Tensor],
+    settings: Settings,
+) -> torch.Tensor:  # fmt: skip
     """`_forward` in plain operations, for second derivatives."""
     kind, groups = accumulation_dtype(h, g, weight, bias), settings.groups
     rows = _split(h.to(kind), groups)

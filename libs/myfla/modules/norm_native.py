@@ -32,21 +32,27 @@ def norm_native(
     return _forward(kernels, h, g, weight, bias, settings, keep=False)[0]
 
 
-def _forward(kernels, h, g, weight, bias, settings, keep):
+def _forward(
+    kernels: Any, h: torch.Tensor, g: Optional[torch.Tensor], weight: Optional[torch.Tensor],
+    bias: Optional[torch.Tensor], settings: Any, keep: bool,
+) -> Any:  # fmt: skip
     eps, centred, groups, activation, dtype = settings
     return kernels.norm_forward(h, g, weight, bias, eps, groups, centred, activation, dtype, keep=keep)
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernels, h, g, weight, bias, settings, formula):
+    def forward(
+        ctx: Any, kernels: Any, h: torch.Tensor, g: Optional[torch.Tensor], weight: Optional[torch.Tensor],
+        bias: Optional[torch.Tensor], settings: Any, formula: Callable[..., torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
         y, mean, rstd = _forward(kernels, h, g, weight, bias, settings, keep=True)
         ctx.save_for_backward(h, g, weight, bias, mean, rstd)
         ctx.kernels, ctx.settings, ctx.formula = kernels, settings, formula
         return y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
         h, g, weight, bias, mean, rstd = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:5]
         if torch.is_grad_enabled():

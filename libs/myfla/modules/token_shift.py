@@ -96,7 +96,10 @@ class TokenShift(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, cu_seqlens=None, cache=None, output_cache=False, chunk_indices=None):
+    def forward(
+        ctx: Any, x: torch.Tensor, cu_seqlens: Optional[torch.Tensor] = None, cache: Optional[torch.Tensor] = None,
+        output_cache: bool = False, chunk_indices: Optional[torch.Tensor] = None,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The differences and the last tokens; arguments as `token_shift`."""
         ctx.cu_seqlens, ctx.kernels = cu_seqlens, native(x, cache)
         if ctx.kernels is not None:
@@ -108,7 +111,7 @@ class TokenShift(torch.autograd.Function):
         return _forward(x, cache, ctx.ends, rows)
 
     @staticmethod
-    def backward(ctx, d_delta, d_last):
+    def backward(ctx: Any, d_delta: torch.Tensor, d_last: torch.Tensor) -> Any:
         """The gradients of ``x`` and ``cache``, from ``d_delta`` and ``d_last``, those of both results."""
         if torch.is_grad_enabled():
             return _again(ctx, d_delta, d_last)
@@ -133,7 +136,7 @@ def _again(ctx: Any, d_delta: torch.Tensor, d_last: torch.Tensor) -> Tuple[Optio
     x, has_cache = torch.zeros_like(d_delta).requires_grad_(), ctx.cache_dtype is not None
     cache = torch.zeros_like(d_last, dtype=ctx.cache_dtype).requires_grad_() if has_cache else None
 
-    def shift(x, cache):
+    def shift(x: torch.Tensor, cache: Optional[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
         return _formula(x, ctx.cu_seqlens, cache)
 
     dx, d_cache = backward_through(shift, [x, cache], [True, has_cache], [d_delta, d_last])

@@ -115,7 +115,7 @@ def _unit_length(
 
 class _L2Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, eps, output_dtype):
+    def forward(ctx: Any, x: torch.Tensor, eps: float, output_dtype: Optional[torch.dtype]) -> torch.Tensor:
         ctx.eps, ctx.output_dtype, ctx.kernels = eps, output_dtype or x.dtype, _kernels(x, output_dtype)
         if ctx.kernels is not None:
             y, rstd = _unit_length(ctx.kernels, x, eps, output_dtype)
@@ -127,7 +127,7 @@ class _L2Norm(torch.autograd.Function):
         return (wide * rstd).to(ctx.output_dtype)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*backward_through(lambda t: _formula(t, ctx.eps, ctx.output_dtype), [x], [True], [dy]), None, None)

@@ -152,7 +152,7 @@ class Plan:
         self.states_at = 4 * inputs.v.numel()  # in what is kept, bytes after the corrections
         self.states = _state_shape(rule, inputs)
         gates = (rule.A_log, (1,)), (rule.dt_bias, (self.states[2] if rule.kind == KDA else 1,))
-        self.results = [None if x is None else (x.shape, x.dtype) for x in inputs]  # of the backward
+        self.results: List[Any] = [None if x is None else (x.shape, x.dtype) for x in inputs]  # of the backward
         self.results += [None if x is None else ((*self.states[:2], *own), torch.float32) for x, own in gates]
         self.results.append((self.states, torch.float32))
         self.call = _call(rule, inputs, initial, final, self.out, self.results)
@@ -200,7 +200,7 @@ class Plan:
                 words[place] = x.data_ptr()
         _backward(words)
         *grads, dA_log, ddt_bias, dinitial = found
-        return grads, dinitial, _over_sequences(dA_log), _over_sequences(ddt_bias)
+        return grads, cast(torch.Tensor, dinitial), _over_sequences(dA_log), _over_sequences(ddt_bias)
 
     def _words(self, given: Given, final: Optional[torch.Tensor], offsets: Optional[torch.Tensor]) -> Any:
         """The call's ``mn_rule_grad``, complete up to its ``mn_rule`` without o and what is kept."""

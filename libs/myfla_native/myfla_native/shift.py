@@ -1,6 +1,6 @@
 """The difference between each token and the one before it."""
 
-from typing import Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 
@@ -33,7 +33,10 @@ def shift_backward(
     return _call(_backward, ddelta, dlast, cu_seqlens, dcache)
 
 
-def _call(function, x, beside, cu_seqlens, second):
+def _call(
+    function: Callable[..., None], x: torch.Tensor, beside: Optional[torch.Tensor],
+    cu_seqlens: Optional[torch.Tensor], second: bool,
+) -> Any:  # fmt: skip
     B, T, D = x.shape
     x, offsets = rows(x), offsets_of(cu_seqlens)
     beside = None if beside is None else beside.contiguous()

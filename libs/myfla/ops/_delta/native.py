@@ -195,7 +195,7 @@ def _plain(options: Call, cu_seqlens: Optional[torch.Tensor]) -> Callable[..., R
 
 class _Rule(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kind, cu_seqlens, *given):
+    def forward(ctx: Any, kind: _Kind, cu_seqlens: Optional[torch.Tensor], *given: Optional[torch.Tensor]) -> Result:
         final = None if kind.new_state is None else kind.new_state()
         o, final, kept = kind.plan.forward(given, final, cu_seqlens, keep=True)
         ctx.save_for_backward(*given, kept, cu_seqlens)
@@ -204,7 +204,7 @@ class _Rule(torch.autograd.Function):
         return o, final
 
     @staticmethod
-    def backward(ctx, do, dfinal=None):
+    def backward(ctx: Any, do: Optional[torch.Tensor], dfinal: Optional[torch.Tensor] = None) -> Any:
         *given, kept, cu_seqlens = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
         if do is None and dfinal is None:

@@ -96,13 +96,15 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
     return _relu_and_square(x)
 
 
-def _mix_forward(x, x_prev, x_k):
+def _mix_forward(x: torch.Tensor, x_prev: torch.Tensor, x_k: torch.Tensor) -> torch.Tensor:
     """`rwkv_mix_torch` in float32 (float64 for float64 input), each result rounded once."""
     dtype = accumulation_dtype(x)
     return rwkv_mix_torch(*(t.to(dtype) for t in (x, x_prev, x_k))).to(x.dtype)
 
 
-def _mix_backward(grad, x, x_prev, x_k):
+def _mix_backward(
+    grad: torch.Tensor, x: torch.Tensor, x_prev: torch.Tensor, x_k: torch.Tensor
+) -> Tuple[torch.Tensor, ...]:
     dtype = accumulation_dtype(x)
     wide, token = grad.to(dtype), x.to(dtype)
     before = x_prev.to(dtype).view(x.shape[0], 1, -1)
@@ -115,12 +117,12 @@ def _mix_backward(grad, x, x_prev, x_k):
     return dx.to(x.dtype), first.to(x_prev.dtype).view(x_prev.shape), d_mix.to(x_k.dtype).view(x_k.shape)
 
 
-def _square_forward(x):
+def _square_forward(x: torch.Tensor) -> torch.Tensor:
     active = torch.relu(x)
     return active.mul_(active)
 
 
-def _square_backward(grad, x):
+def _square_backward(grad: torch.Tensor, x: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     return (torch.relu(x).mul_(grad).mul_(2),)
 
 

@@ -1,6 +1,6 @@
 """Mixing every token with the one before it, once for each of the layer's inputs."""
 
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, Optional, Sequence, Tuple
 
 import torch
 
@@ -82,13 +82,15 @@ def row_blocks(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _forward(hidden, delta, *mixes):
+def _forward(hidden: torch.Tensor, delta: torch.Tensor, *mixes: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     dtype = accumulation_dtype(hidden)
     wide, step = hidden.to(dtype), delta.to(dtype)
     return tuple(torch.addcmul(wide, step, x.to(dtype)).to(hidden.dtype) for x in mixes)
 
 
-def _backward(grads, hidden, delta, *mixes):
+def _backward(
+    grads: Sequence[torch.Tensor], hidden: torch.Tensor, delta: torch.Tensor, *mixes: torch.Tensor
+) -> Tuple[torch.Tensor, ...]:
     dtype, width = accumulation_dtype(delta), delta.shape[-1]
     flat, rows = delta.reshape(-1, width), [g.reshape(-1, width) for g in grads]
     d_hidden, d_delta = (torch.empty_like(flat, dtype=x.dtype) for x in (hidden, delta))

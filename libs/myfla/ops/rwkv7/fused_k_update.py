@@ -1,6 +1,6 @@
 """The key that is written: the projected key, scaled by the in-context learning rate."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 
@@ -52,13 +52,13 @@ def fused_k_rwkv7(
     return _update_key(k, a, ka)
 
 
-def _forward(k, a, ka):
+def _forward(k: torch.Tensor, a: torch.Tensor, ka: torch.Tensor) -> torch.Tensor:
     dtype = accumulation_dtype(k)
     wide = k.to(dtype)
     return torch.addcmul(wide, wide * (a.to(dtype) - 1), ka.to(dtype)).to(k.dtype)
 
 
-def _backward(grad, k, a, ka):
+def _backward(grad: torch.Tensor, k: torch.Tensor, a: torch.Tensor, ka: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     dtype, width = accumulation_dtype(k), k.shape[-1]
     rows = [x.reshape(-1, width) for x in (grad, k, a)]
     dk, da = (torch.empty_like(x) for x in rows[1:])

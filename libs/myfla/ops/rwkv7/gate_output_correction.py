@@ -119,13 +119,17 @@ def _head_sum(own: torch.Tensor, r_k: torch.Tensor) -> torch.Tensor:
     return (own * r_k).sum(-1, keepdim=True)
 
 
-def _formula(o, r, k, r_k, v, g):
+def _formula(
+    o: torch.Tensor, r: torch.Tensor, k: torch.Tensor, r_k: torch.Tensor, v: torch.Tensor, g: torch.Tensor
+) -> torch.Tensor:
     """`_forward` in plain operations."""
     kind = accumulation_dtype(o)
     return gate_output_correction_ref(*(x.to(kind) for x in (o, r, k, r_k, v, g))).to(o.dtype)
 
 
-def _forward(o, r, k, r_k, v, g):
+def _forward(
+    o: torch.Tensor, r: torch.Tensor, k: torch.Tensor, r_k: torch.Tensor, v: torch.Tensor, g: torch.Tensor
+) -> torch.Tensor:
     dtype = accumulation_dtype(o)
     bonus = _head_sum(r.to(dtype) * k.to(dtype), r_k.to(dtype))
     out = bonus * v.to(dtype)

@@ -1,6 +1,6 @@
 """From RWKV-7's projections to the arguments of its recurrence, in one node of the graph and few passes over memory."""
 
-from typing import Optional, Tuple
+from typing import Any, List, Optional, Sequence, Tuple, cast
 
 import torch
 
@@ -55,13 +55,16 @@ def key_gates(
         ([1.5, 2.0], [-0.6, -0.8, 0.3, 0.4])
     """
     if tracing():
-        return _formula(k, w, a, k_k, k_a, head_dim, eps)
+        return cast(Four, _formula(k, w, a, k_k, k_a, head_dim, eps))
     if torch.is_grad_enabled():
         return _KeyGatesFunction.apply(k, w, a, k_k, k_a, head_dim, eps)
-    return _forward(k, w, a, k_k, k_a, head_dim, eps)[:4]
+    return cast(Four, tuple(_forward(k, w, a, k_k, k_a, head_dim, eps)[:4]))
 
 
-def _formula(k, w, a, k_k, k_a, head_dim, eps):
+def _formula(
+    k: torch.Tensor, w: torch.Tensor, a: torch.Tensor, k_k: torch.Tensor, k_a: torch.Tensor, head_dim: int,
+    eps: Optional[float],
+) -> Tuple[torch.Tensor, ...]:  # fmt: skip
     """The four results in plain operations, for recorded graphs (`myfla.utils.tracing`)."""
     dtype = accumulation_dtype(k)
     heads = (*k.shape[:-1], k.shape[-1] // head_dim, head_dim)
@@ -78,7 +81,10 @@ def _formula(k, w, a, k_k, k_a, head_dim, eps):
     return tuple(x.to(k.dtype) for x in (decay.view(heads), key.view(heads), -unit, unit * rates))
 
 
-def _forward(k, w, a, k_k, k_a, head_dim, eps):
+def _forward(
+    k: torch.Tensor, w: torch.Tensor, a: torch.Tensor, k_k: torch.Tensor, k_a: torch.Tensor, head_dim: int,
+    eps: Optional[float],
+) -> List[torch.Tensor]:  # fmt: skip
     """The four results, and one over the length of each key."""
     dtype, width = accumulation_dtype(k), k.shape[-1]
     heads = (*k.shape[:-1], width // head_dim, head_dim)
@@ -97,7 +103,10 @@ def _forward(k, w, a, k_k, k_a, head_dim, eps):
     return [x.view(heads) for x in outputs] + [inverse]
 
 
-def _block(plain, gate, rate, scale, mix, head_dim, eps):
+def _block(
+    plain: torch.Tensor, gate: torch.Tensor, rate: torch.Tensor, scale: torch.Tensor, mix: torch.Tensor,
+    head_dim: int, eps: Optional[float],
+) -> Tuple[torch.Tensor, ...]:  # fmt: skip
     """`_forward` of some rows ``[n, D]``."""
     decay, rate = torch.sigmoid(gate).mul_(STRONGEST_DECAY), torch.sigmoid(rate)
     unit = (plain * scale).view(plain.shape[0], -1, head_dim)
@@ -111,14 +120,19 @@ class _KeyGatesFunction(torch.autograd.Function):
     """Both directions go through blocks of rows that stay in the processor's cache."""
 
     @staticmethod
-    def forward(ctx, k, w, a, k_k, k_a, head_dim, eps):
+    def forward(
+        ctx: Any, k: torch.Tensor, w: torch.Tensor, a: torch.Tensor, k_k: torch.Tensor, k_a: torch.Tensor,
+        head_dim: int, eps: Optional[float],
+    ) -> Tuple[torch.Tensor, ...]:  # fmt: skip
         decay, key, remove, replace, inverse = _forward(k, w, a, k_k, k_a, head_dim, eps)
         ctx.save_for_backward(k, a, k_k, k_a, inverse, decay, remove)
         ctx.eps, ctx.w_dtype = eps, w.dtype
         return decay, key, remove, replace
 
     @staticmethod
-    def backward(ctx, d_decay, d_key, d_remove, d_replace):
+    def backward(
+        ctx: Any, d_decay: torch.Tensor, d_key: torch.Tensor, d_remove: torch.Tensor, d_replace: torch.Tensor
+    ) -> Any:
         k, a, k_k, k_a, inverse, decay, remove = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _again(ctx, k, a, k_k, k_a, decay, (d_decay, d_key, d_remove, d_replace))
@@ -147,12 +161,15 @@ class _KeyGatesFunction(torch.autograd.Function):
         return dk, dw, da, d_scale.to(k_k.dtype), d_mix.to(k_a.dtype), None, None
 
 
-def _again(ctx, k, a, k_k, k_a, decay, grads):
+def _again(
+    ctx: Any, k: torch.Tensor, a: torch.Tensor, k_k: torch.Tensor, k_a: torch.Tensor, decay: torch.Tensor,
+    grads: Sequence[torch.Tensor],
+) -> Tuple[Optional[torch.Tensor], ...]:  # fmt: skip
     """The gradients as autograd can record them; w is not kept, but its one result, the decay, is."""
     wide = decay.to(accumulation_dtype(k))
     dw = grads[0].to(wide.dtype) * (wide - wide * wide / STRONGEST_DECAY)
 
-    def others(k, a, k_k, k_a):
+    def others(k: torch.Tensor, a: torch.Tensor, k_k: torch.Tensor, k_a: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         return _formula(k, torch.zeros_like(k), a, k_k, k_a, decay.shape[-1], ctx.eps)[1:]
 
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]

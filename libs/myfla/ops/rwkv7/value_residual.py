@@ -1,5 +1,7 @@
 """The value residual: every layer's values, mixed with those of the first."""
 
+from typing import Tuple
+
 import torch
 
 from myfla.utils.autograd import hand_differentiated
@@ -24,13 +26,15 @@ def mix_values(v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor) -> to
     return _mix_values(v, v_first, gate)
 
 
-def _forward(v, v_first, gate):
+def _forward(v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     dtype = accumulation_dtype(v)
     wide, share = v.to(dtype), torch.sigmoid(gate.to(dtype))
     return torch.addcmul(wide, v_first.to(dtype) - wide, share).to(v.dtype)
 
 
-def _backward(grad, v, v_first, gate):
+def _backward(
+    grad: torch.Tensor, v: torch.Tensor, v_first: torch.Tensor, gate: torch.Tensor
+) -> Tuple[torch.Tensor, ...]:
     dtype = accumulation_dtype(v)
     wide, part = grad.to(dtype), torch.sigmoid(gate.to(dtype))
     to_first = wide * part
