@@ -138,20 +138,20 @@ def _compiled_rule(call: Call) -> Result:
 
 for family in (GATED_DELTA, KDA, DPLR, GLA, SIMPLE_GLA):
     make_graph_op(family)
-register(Backend("official", "fla", _run_official, _official_problem, _official_reserve, device="cuda", recorded=False))
+register(Backend("official", "fla", _run_official, _official_problem, _official_reserve, device="cuda", traced=False))
 register(Backend("naive", "naive", _run_naive, _naive_problem, on_request=True))
 register(Backend("compiled", "compiled", _run_compiled, _compiled_problem, on_request=True))
 register(
     Backend(
-        "native", "native", run_native, native_problem, native_reserve, NATIVE, "cpu", recorded=False, plan=plan_native
+        "native", "native", run_native, native_problem, native_reserve, NATIVE, "cpu", traced=False, plan=plan_native
     )
 )
 register(
     Backend(
-        "native graph", "native", run_native_graph, native_graph_problem, native_reserve, NATIVE, "cpu", recorded=True
+        "native graph", "native", run_native_graph, native_graph_problem, native_reserve, NATIVE, "cpu", traced=True
     )
 )
 register(Backend("bf16", "torch", _run_bf16, _bf16_problem, families=_BF16, device="cuda", form="chunk"))
-register(Backend("traced", "torch", _run_traced, recorded=True))
+register(Backend("traced", "torch", _run_traced, traced=True))
 register(Backend("loop", "torch", loop_rule, form="recurrent", plan=plan_token))
 register(Backend("plain", "torch", chunk_rule, plan=plan_chunks))

@@ -27,8 +27,8 @@ class Backend(NamedTuple):
         problem: returns why it cannot compute a call; by default it can compute all.
         reserve: returns why ``auto`` does not choose it for a call that it can compute; by default never.
         families: names of the families that it supports; by default all.
-        device, form, recorded: with ``auto`` and ``torch`` it is only considered for calls on this kind of device, of
-            this form, and that are recorded (`myfla.utils.tracing`) or not recorded; by default for all.
+        device, form, traced: with ``auto`` and ``torch`` it is only considered for calls on this kind of device, of
+            this form, and that are traced (`myfla.utils.tracing`) or not traced; by default for all.
         on_request: it is only used where it is requested by name.
         plan: from a call that it can compute, and whether final states are needed, makes the function that computes all
             calls of this kind, or returns None if it has no such function; by default it has none.
@@ -42,7 +42,7 @@ class Backend(NamedTuple):
     families: Optional[Container[str]] = None
     device: Optional[str] = None
     form: Optional[str] = None
-    recorded: Optional[bool] = None
+    traced: Optional[bool] = None
     on_request: bool = False
     plan: Optional[Callable[[Call, bool], Optional[Run]]] = None
 
@@ -76,7 +76,7 @@ def select(call: Call, choice: str) -> Backend:
             why.
     """
     reasons, one_of_all, x = [], choice == "auto" or choice == "torch", call.x[0]
-    device, recorded = x.device.type, tracing(x)
+    device, traced = x.device.type, tracing(x)
     if not one_of_all:
         choices.check_backend(call.who, choice)
     for backend in _registry:
@@ -88,7 +88,7 @@ def select(call: Call, choice: str) -> Backend:
         if one_of_all and (
             backend.device not in (None, device)
             or backend.form not in (None, call.form)
-            or backend.recorded not in (None, recorded)
+            or backend.traced not in (None, traced)
         ):
             continue
         reason = None
@@ -99,7 +99,7 @@ def select(call: Call, choice: str) -> Backend:
         if reason is None and choice == "auto" and backend.reserve is not None:
             reason = backend.reserve(call)
         if reason is None:
-            if not recorded:
+            if not traced:
                 choices.tell(call.who, choice, device, backend.choice)
             return backend
         reasons.append(reason)

@@ -40,9 +40,9 @@ def token_loop(call: Call) -> Result:
 @without_autocast
 def _run(v: torch.Tensor, call: Call) -> Result:
     rule, dtype, given = call.family.step, call_dtype(call), call.initial_state
-    recorded = tracing(v) or records(*call_tensors(call))
+    functional = tracing(v) or records(*call_tensors(call))
     (batch, tokens, heads, value), key = v.shape, call.x[1].shape[3]
-    step = None if recorded else plan_token(call)
+    step = None if functional else plan_token(call)
     if step is not None:
         return cast(Result, step(call.x, call.activation, given))
     layout = TokenLayout(batch, tokens, call.cu_seqlens, v.device)
@@ -53,11 +53,11 @@ def _run(v: torch.Tensor, call: Call) -> Result:
     if not layout.active:
         state = state.clone() if state is given else state
         return v.new_zeros(v.shape, dtype=call.out_dtype), unsort_rows(layout.order, state)
-    steps = _steps(layout, rule, call, dtype, recorded)
+    steps = _steps(layout, rule, call, dtype, functional)
     active, flat = [rows * heads for rows in layout.active], state.flatten(0, 1)
     # The returned state is no view: a compiler would make another graph for each shape of the tensor behind it.
-    if recorded:
-        outputs, final = _recorded(rule, steps, active, flat)
+    if functional:
+        outputs, final = _functional(rule, steps, active, flat)
         final = final.reshape(state.shape)
         final = final.clone() if tracing(v) or final._base is not None else final
     elif call.inplace or state is not given:
@@ -102,16 +102,16 @@ def _one_token(call: Call, state: torch.Tensor, dtype: torch.dtype, wanted: bool
     return step
 
 
-def _how(call: Call, dtype: torch.dtype, recorded: bool) -> How:
-    return How(dtype, recorded, call.l2norm, None if recorded or not call.l2norm else number(1e-6, dtype))
+def _how(call: Call, dtype: torch.dtype, functional: bool) -> How:
+    return How(dtype, call.l2norm, None if functional or not call.l2norm else number(1e-6, dtype))
 
 
 def _steps(
-    layout: TokenLayout, rule: StepRule, call: Call, dtype: torch.dtype, recorded: bool
+    layout: TokenLayout, rule: StepRule, call: Call, dtype: torch.dtype, functional: bool
 ) -> Iterator[Tuple[torch.Tensor, ...]]:
     """Prepare every token, many tokens at a time."""
     heads, size = call.x[2].shape[2], max(call.x[1].shape[3], call.x[2].shape[3])
-    how, given = _how(call, dtype, recorded), rule.tokens(call.x, call.channel_decays)
+    how, given = _how(call, dtype, functional), rule.tokens(call.x, call.channel_decays)
     flat = [t if t is None else layout.flat(t) for t in given]
     for counts, part in layout.segments(SEGMENT // (heads * size), *flat):
         yield from rule.ready(part, [count * heads for count in counts], counts, call.activation, how)
@@ -147,7 +147,7 @@ def _update(
     return torch.cat([rule.update(read, *part) for part in zip(*(t.split(block) for t in (old, new, *step)))])
 
 
-def _recorded(
+def _functional(
     rule: StepRule, steps: Iterable[Any], active: List[int], state: torch.Tensor
 ) -> Tuple[List[torch.Tensor], torch.Tensor]:
     """All steps in operations that autograd, compilers and transforms can record: nothing is overwritten."""
@@ -157,6 +157,6 @@ def _recorded(
         if count < len(state):
             done.append(state[count:])
             state = state[:count]
-        o, state = rule.recorded(state, *step)
+        o, state = rule.functional(state, *step)
         outputs.append(o)
     return outputs, torch.cat([state, *done[::-1]]) if done else state

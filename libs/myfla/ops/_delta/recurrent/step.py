@@ -30,13 +30,12 @@ class How(NamedTuple):
 
     Attributes:
         dtype: of the states.
-        recorded: whether autograd, a compiler or a transform records the operations.
         l2norm: bring q and k to length one.
-        eps: ``[]``, added to squared lengths then; None if operations are recorded.
+        eps: ``[]``, added to squared lengths then; None where autograd, a compiler or a transform
+            records the operations.
     """
 
     dtype: torch.dtype
-    recorded: bool
     l2norm: bool
     eps: Optional[torch.Tensor]
 
@@ -68,7 +67,7 @@ class StepRule:
         """Write the state after ``state [M, K, V]`` into ``new``, which may be the same; returns o ``[M, V]``."""
         raise NotImplementedError
 
-    def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def functional(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """o and the new state, in operations that autograd, compilers and transforms can record."""
         raise NotImplementedError
 
@@ -152,7 +151,7 @@ class DeltaStep(StepRule):
         new.addcmul_(k, delta.unsqueeze(1))
         return torch.addcmul(of_query, match, delta)
 
-    def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def functional(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         read, k, match, v, beta, *decays = step
         for decay in decays:
             state = state * decay
@@ -223,7 +222,7 @@ class DplrStep(StepRule):
         new.baddbmm_(writes.transpose(1, 2), torch.stack((found, v), dim=1))
         return of_query.addcmul(own[:, 0], found).addcmul_(own[:, 1], v)
 
-    def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def functional(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         q, a, v, writes, own, decay = step
         found, read = torch.bmm(torch.stack((a, q * decay), dim=1), state).unbind(1)
         o = read + own[:, 0] * found + own[:, 1] * v
@@ -269,7 +268,7 @@ class GlaStep(StepRule):
         new.addcmul_(k, v.unsqueeze(1))
         return torch.bmm(q, new).squeeze(1)
 
-    def recorded(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def functional(self, state: torch.Tensor, *step: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         q, k, v, *decays = step
         for decay in decays:
             state = decay * state
