@@ -1,4 +1,5 @@
-"""A whole layer under autograd by one function of the compiled kernels: equal to float64, and to its parts."""
+"""A layer under autograd with everything between its projections in one call of the compiled kernels, and with its
+projections in the same function: equal to float64, and to the layer operation by operation."""
 
 import contextlib
 import copy
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from myfla.backends import choice, set_backend
-from myfla.layers import GatedDeltaNet, short_convs
+from myfla.layers import GatedDeltaNet, KimiDeltaAttention, native_training, short_convs
 from myfla.models.utils import Cache
 from myfla.modules import FusedRMSNormGated, ShortConvolution
 from myfla.testing import assert_close, cases
@@ -24,34 +25,56 @@ LAYERS = {
     "odd sizes, grouped": (GATED, {"hidden_size": 21, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2}),
     **CONV_LAYERS,
 }  # fmt: skip
+KDA_LAYERS = {
+    "kda": (KimiDeltaAttention, {"hidden_size": 40, "head_dim": 16, "num_heads": 2}),
+    "kda, bounded, grouped": (KimiDeltaAttention, {
+        "hidden_size": 21, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2, "safe_gate": True,
+        "lower_bound": -5.0, "conv_bias": True, "conv_size": 3, "allow_neg_eigval": True}),
+}  # fmt: skip
+WAYS = ["whole", "between"]  # by products of the library, by PyTorch's
+CASES = {
+    **{f"{name}, {way}": (made, way) for name, made in LAYERS.items() for way in WAYS},
+    **{name: (made, "between") for name, made in KDA_LAYERS.items()},
+}
 SHAPES = {"short": (2, 5), "long": (1, 150), "batch": (3, 70), "one token": (4, 1)}
 LEVELS = ["base", "avx2", "avx512"]
 
 
 @pytest.fixture
 def taken(native, monkeypatch):
-    """Layers whose call was one function, whatever the processor."""
+    """The ways of the calls that were not computed operation by operation; products pay, whatever the processor."""
     monkeypatch.setattr(native.products, "products_pay", lambda: True)
-    seen, run = [], short_convs.train_conv_layer
+    seen = []
 
-    def watched(layer, *given):
-        y = run(layer, *given)
-        if y is not None:
-            seen.append(layer)
-        return y
+    def watched(way, run):
+        def call(*given):
+            y = run(*given)
+            if y is not None:
+                seen.append(way)
+            return y
 
-    monkeypatch.setattr(short_convs, "train_conv_layer", watched)
+        return call
+
+    for way in WAYS:
+        monkeypatch.setattr(native_training, f"_{way}", watched(way, getattr(native_training, f"_{way}")))
     return seen
 
 
-def build(name):
-    kind, settings = LAYERS[name]
-    torch.manual_seed(3)
-    layer = kind(layer_idx=0, **settings)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.2)
-    return layer
+@pytest.fixture
+def build(native, monkeypatch):
+    """A function that makes the layer of a case, and lets products pay or not."""
+
+    def make(name):
+        (kind, settings), way = CASES[name if name in CASES else f"{name}, whole"]
+        monkeypatch.setattr(native.products, "products_pay", lambda: way == "whole")
+        torch.manual_seed(3)
+        layer = kind(layer_idx=0, **settings)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+        return layer
+
+    return make
 
 
 def data(layer, shape, dtype=torch.float32):
@@ -81,17 +104,18 @@ def check(got, truth):
         assert_close(a, exact, rms=bar, largest=30 * bar)
 
 
-@cases(name=list(LAYERS), shape=list(SHAPES))
-def test_one_function_equals_float64_and_the_layer_op_by_op(taken, monkeypatch, name, shape):
+@cases(name=list(CASES), shape=list(SHAPES))
+def test_one_function_equals_float64_and_the_layer_op_by_op(taken, build, monkeypatch, name, shape):
     layer = build(name)
     got, truth = step(layer, SHAPES[shape]), step(copy.deepcopy(layer).double(), SHAPES[shape])
-    assert taken == [layer]
+    assert taken == [CASES[name][1]]
     check(got, truth)
     check(apart(monkeypatch, step, layer, SHAPES[shape]), truth)
 
 
-@cases(name=["plain", "odd sizes, grouped", "bias, three taps, no gate"], level=LEVELS)
-def test_every_level_keeps_within_its_buffers(taken, native, monkeypatch, name, level):
+@cases(name=["plain, whole", "odd sizes, grouped, whole", "odd sizes, grouped, between",
+             "bias, three taps, no gate, whole", "kda, bounded, grouped"], level=LEVELS)  # fmt: skip
+def test_every_level_keeps_within_its_buffers(taken, build, native, monkeypatch, name, level):
     if native.set_level(level) != level:
         pytest.skip(f"this processor has no {level}")
     layer = build(name)
@@ -101,8 +125,8 @@ def test_every_level_keeps_within_its_buffers(taken, native, monkeypatch, name, 
     check(got, step(copy.deepcopy(layer).double(), (3, 70)))
 
 
-@cases(name=["plain", "delta, gate"], threads=[2, 3])
-def test_any_number_of_threads_gives_the_same_bits(taken, name, threads):
+@cases(name=["plain, whole", "delta, gate, whole"], threads=[2, 3])
+def test_any_number_of_threads_gives_the_same_bits(taken, build, name, threads):
     layer, before, found = build(name), torch.get_num_threads(), []
     try:
         for count in (1, threads):
@@ -110,11 +134,36 @@ def test_any_number_of_threads_gives_the_same_bits(taken, name, threads):
             found.append(step(layer, (4, 300)))
     finally:
         torch.set_num_threads(before)
-    assert taken == [layer, layer] and all(torch.equal(a, b) for a, b in zip(*found))
+    assert taken == ["whole"] * 2 and all(torch.equal(a, b) for a, b in zip(*found))
 
 
-@cases(name=["plain", "bias, three taps, no gate", "delta"])
-def test_second_derivatives_equal_those_of_float64(taken, name):
+@cases(threads=[2, 3])
+def test_any_number_of_threads_gives_the_same_bits_between_projections(native, threads):
+    m = native.middle.Middle(2, 4, 16, 24, 4, True, native.rules.KDA, 1, "swish", 0.25, None, 1e-5)
+    before, found = torch.get_num_threads(), []
+    torch.manual_seed(7)
+    given = [torch.randn(3, 300, size) for size in (32, 32, 96, 96, 64, 4)]
+    parameters = [*(torch.randn(size, 1, 4) for size in (32, 32, 96)), None, None, torch.randn(96), torch.randn(4),
+                  torch.randn(64), torch.randn(24)]  # fmt: skip
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            places, made = [native.middle.place(x) for x in given], [torch.empty_like(x) for x in given]
+            of = [None if x is None else torch.empty_like(x) for x in parameters]
+            y, kept = native.middle.forward(m, 3, 300, places, parameters)
+            into = [native.middle.place(x) for x in made]
+            native.middle.backward(m, places, parameters, kept, y, torch.empty_like(y), into, of)
+            found.append([y, *made, *(x for x in of if x is not None)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+SECOND = ["plain, whole", "plain, between", "bias, three taps, no gate, whole", "delta, whole", "kda, bounded, grouped"]
+
+
+@cases(name=SECOND)
+def test_second_derivatives_equal_those_of_float64(taken, build, name):
     layer = build(name)
 
     def second(layer):
@@ -130,8 +179,9 @@ def test_second_derivatives_equal_those_of_float64(taken, name):
             assert_close(a, exact, rms=5e-5, largest=1e-3)
 
 
-def test_a_graph_may_be_used_twice_and_computed_again(taken):
-    layer = build("plain")
+@cases(name=["plain, whole", "plain, between"])
+def test_a_graph_may_be_used_twice_and_computed_again(taken, build, name):
+    layer = build(name)
     x, weight = data(layer, (2, 40))
     loss = (layer(x)[0] * weight).sum()
     first, second = (torch.autograd.grad(loss, [x, *layer.parameters()], retain_graph=True) for _ in range(2))
@@ -142,9 +192,12 @@ def test_a_graph_may_be_used_twice_and_computed_again(taken):
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
-@cases(frozen=["q_proj", "the projections", "o_proj", "all but the input", "the input"])
-def test_what_needs_no_gradient_gets_none_and_changes_no_other(taken, frozen):
-    layer = build("plain")
+@cases(
+    name=["plain, whole", "plain, between"],
+    frozen=["q_proj", "the projections", "o_proj", "all but the input", "the input"],
+)
+def test_what_needs_no_gradient_gets_none_and_changes_no_other(taken, build, name, frozen):
+    layer = build(name)
     x, weight = data(layer, (2, 20))
     (layer(x)[0] * weight).sum().backward()
     want = [x.grad, *(p.grad for p in layer.parameters())]
@@ -163,8 +216,9 @@ def test_what_needs_no_gradient_gets_none_and_changes_no_other(taken, frozen):
         assert t.grad is None or torch.equal(t.grad, dt)
 
 
-def test_gradients_share_no_memory(taken):
-    layer = build("bias, three taps, no gate")
+@cases(name=["bias, three taps, no gate, whole", "kda"])
+def test_gradients_share_no_memory(taken, build, name):
+    layer = build(name)
     x, weight = data(layer, (2, 20))
     for _ in range(2):
         (layer(x)[0] * weight).sum().backward()
@@ -191,35 +245,44 @@ def another_method(layer):
     layer.__class__ = Own
 
 
+def bottleneck(layer):
+    return nn.Sequential(nn.Linear(64, 8, bias=False), nn.Linear(8, 64))
+
+
 CHANGES = {
-    "a method of a subclass": another_method,
-    "a method of its own": lambda layer: vars(layer).update(_project=layer._project),
-    "a hook of a projection": lambda layer: layer.k_proj.register_forward_hook(lambda *_: None),
-    "a hook of a convolution": lambda layer: layer.q_conv1d.register_forward_pre_hook(lambda *_: None),
-    "a hook of the norm": lambda layer: layer.o_norm.register_forward_hook(lambda *_: None),
-    "another projection": lora,
-    "a bias": lambda layer: setattr(layer, "b_proj", nn.Linear(64, 2)),
-    "another forward": lambda layer: vars(layer.o_proj).update(forward=layer.o_proj.forward),
-    "a spectral norm": lambda layer: nn.utils.spectral_norm(layer.q_proj),
-    "another activation": lambda layer: setattr(layer, "q_conv1d", ShortConvolution(32, 4, activation=None)),
-    "backend torch": lambda layer: set_backend(layer, "torch"),
-    "bfloat16": lambda layer: layer.bfloat16(),
-    "float64": lambda layer: layer.double(),
+    "a method of a subclass": (another_method, None),
+    "a method of its own": (lambda layer: vars(layer).update(_project=layer._project), None),
+    "a hook of a projection": (lambda layer: layer.k_proj.register_forward_hook(lambda *_: None), None),
+    "a hook of a convolution": (lambda layer: layer.q_conv1d.register_forward_pre_hook(lambda *_: None), None),
+    "a hook of the norm": (lambda layer: layer.o_norm.register_forward_hook(lambda *_: None), None),
+    "a hook of the last map": (lambda layer: layer.o_proj.register_forward_hook(lambda *_: None), "between"),
+    "another projection": (lora, None),
+    "a bias": (lambda layer: setattr(layer, "b_proj", nn.Linear(64, 2)), "between"),
+    "two maps": (lambda layer: setattr(layer, "g_proj", bottleneck(layer)), "between"),
+    "another forward": (lambda layer: vars(layer.k_proj).update(forward=layer.k_proj.forward), None),
+    "a spectral norm": (lambda layer: nn.utils.spectral_norm(layer.q_proj), None),
+    "another activation": (lambda layer: setattr(layer, "q_conv1d", ShortConvolution(32, 4, activation=None)), None),
+    "backend torch": (lambda layer: set_backend(layer, "torch"), None),
+    "bfloat16": (lambda layer: layer.bfloat16(), None),
+    "float64": (lambda layer: layer.double(), None),
 }
 
 
 @cases(change=list(CHANGES))
-def test_what_is_not_as_built_goes_op_by_op(taken, change):
-    layer = build("plain")
+def test_what_is_not_as_built_goes_apart(taken, build, monkeypatch, change):
+    layer, (apply, way) = build("plain"), CHANGES[change]
     step(layer, (2, 9))
-    assert taken
+    assert taken == ["whole"]
     taken.clear()
-    CHANGES[change](layer)
-    step(layer, (2, 9))
-    assert not taken
+    apply(layer)
+    got = step(layer, (2, 9))
+    assert taken == ([] if way is None else [way])
+    if way is not None:
+        for a, b in zip(got, apart(monkeypatch, step, layer, (2, 9))):
+            assert_close(a, b, rms=1e-5, largest=1e-4)
 
 
-def test_hooks_see_what_they_saw(taken):
+def test_hooks_see_what_they_saw(taken, build):
     layer, seen = build("plain"), []
     layer.g_proj.register_forward_hook(lambda module, given, y: seen.append(y.shape) or y * 0)
     got, truth = step(layer, (2, 9)), step(copy.deepcopy(layer).double(), (2, 9))
@@ -238,7 +301,7 @@ CALLS = {
 
 
 @cases(call=list(CALLS))
-def test_other_calls_go_op_by_op(taken, call):
+def test_other_calls_go_op_by_op(taken, build, call):
     layer = build("plain")
     x = data(layer, (2, 4))[0]
     CALLS[call](layer, x)
@@ -253,28 +316,34 @@ WRONG = {
     "taps": lambda layer: setattr(layer, "k_conv1d", ShortConvolution(32, 2)),
     "norm": lambda layer: setattr(layer, "o_norm", FusedRMSNormGated(8)),
     "vector": lambda layer: setattr(layer, "A_log", nn.Parameter(torch.zeros(1))),
-    "strided": lambda layer: setattr(layer.q_proj, "weight", nn.Parameter(torch.randn(64, 32).t())),
     "last": lambda layer: setattr(layer, "o_proj", nn.Linear(32, 64, bias=False)),
+    "strided taps": lambda layer: setattr(
+        layer.q_conv1d, "weight", nn.Parameter(torch.randn(4, 1, 32).transpose(0, 2))),
 }
 
 
-@cases(wrong=list(WRONG))
-def test_parts_that_do_not_fit_are_never_handed_to_the_kernels(taken, wrong):
-    layer = build("plain")
+@cases(name=["plain, whole", "plain, between"], wrong=list(WRONG))
+def test_parts_that_do_not_fit_are_never_handed_to_the_kernels(taken, build, name, wrong):
+    layer = build(name)
     WRONG[wrong](layer)
     with contextlib.suppress(ValueError, RuntimeError):
         layer(data(layer, (2, 4))[0])
     assert not taken
 
 
-def test_other_processors_go_op_by_op(taken, native, monkeypatch):
-    monkeypatch.setattr(native.products, "products_pay", lambda: False)
-    step(build("plain"), (2, 9))
-    assert not taken
+@cases(name=["plain, whole", "kda"])
+def test_inputs_of_any_layout(taken, build, monkeypatch, name):
+    layer = build(name)
+    one, many, wide = (torch.randn(*size, layer.hidden_size) for size in ((1, 4), (9, 2), (2, 9, 3)))
+    for x in (one.transpose(0, 1), many.transpose(0, 1), wide[:, :, 1]):
+        want = apart(monkeypatch, lambda x: torch.autograd.grad(layer(x)[0].sum(), layer.q_proj.weight)[0], x)
+        got = torch.autograd.grad(layer(x)[0].sum(), layer.q_proj.weight)[0]
+        assert_close(got, want, rms=1e-5, largest=1e-4)
+    assert len(taken) == 3
 
 
 @cases(backend=["auto", "native"])
-def test_it_is_told_once(taken, caplog, monkeypatch, backend):
+def test_it_is_told_once(taken, build, caplog, monkeypatch, backend):
     monkeypatch.setattr(choice, "_told", set())
     layer = build("plain")
     set_backend(layer, backend)

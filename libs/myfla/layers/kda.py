@@ -10,6 +10,7 @@ from myfla.layers.projections import project
 from myfla.layers.recurrent_layer import LayerCall
 from myfla.layers.settings import wide_dtype
 from myfla.layers.short_convs import ConvLayer
+from myfla.layers.training_parts import TrainingGates
 from myfla.modules import FusedRMSNormGated
 from myfla.ops.gated_delta_rule.gate import beta_sigmoid
 from myfla.ops.kda import chunk_kda, fused_recurrent_kda
@@ -144,6 +145,10 @@ class KimiDeltaAttention(ConvLayer):
         g, beta = self._gate_input(x), project(self.b_proj, x)
         beta_scale = 2 if self.allow_neg_eigval else 1
         return StepGates(g, beta, self.A_log, self.dt_bias, beta_scale, rule="KDA", lower_bound=self.lower_bound)
+
+    def _training_gates(self) -> TrainingGates:
+        scale = 2 if self.allow_neg_eigval else 1
+        return TrainingGates(self.f_proj, self.b_proj, self.A_log, self.dt_bias, scale, "KDA", self.lower_bound)
 
     def gates(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Decay and write strength at each token of ``x`` ``[B, T, hidden_size]``.

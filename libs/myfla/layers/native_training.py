@@ -1,30 +1,37 @@
-"""A whole layer under autograd in one function, by the compiled kernels (`myfla.utils.native`).
+"""Whole sequences of a layer under autograd, by the compiled kernels (`myfla.utils.native`).
 
-The projections of the layer's input are one product, the three convolutions one call, and autograd sees none of what
-lies between the projections. Where `train_conv_layer` returns None, the layer computes operation by operation, with the
-same result up to rounding.
+What stands between a layer's projections is one compiled call, forward and backward. Where the library's products of
+matrices are the faster ones, the whole layer is one function for autograd: the projections of its input are one
+product. Where `train_conv_layer` returns None, the layer computes operation by operation, with the same result up to
+rounding.
 """
 
 import functools
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from myfla.backends.choice import tell
-from myfla.layers.joint_products import inputs_of, project_jointly, weights_of
+from myfla.layers.joint_products import inputs_of, places_in, project_jointly, weights_of
 from myfla.layers.native_steps import keeps_methods
+from myfla.layers.projections import is_free, project
 from myfla.layers.recurrent_layer import LayerCall
-from myfla.layers.training_parts import Parts, Settings, flat, heads_of, read_parts, unflat
+from myfla.layers.training_parts import Parts, read_parts, weight_of
 from myfla.modules.convolution import causal_conv1d
 from myfla.modules.fused_norm_gate import rms_norm_gated
 from myfla.modules.layernorm import rms_norm
 from myfla.ops.gated_delta_rule import chunk_gated_delta_rule
+from myfla.ops.kda import chunk_kda
 from myfla.utils.autograd import backward_through, records
 from myfla.utils.dtypes import autocast_enabled
-from myfla.utils.native import native
+from myfla.utils.native import are_dense, native
 
 __all__ = ["train_conv_layer"]
+
+Tensors = Tuple[Optional[torch.Tensor], ...]
+PROJECTED, GIVEN = 6, 15  # tensors: of projections; these and the parameters between the projections
 
 
 def train_conv_layer(layer: Any, x: torch.Tensor, call: LayerCall) -> Optional[torch.Tensor]:
@@ -42,101 +49,152 @@ def train_conv_layer(layer: Any, x: torch.Tensor, call: LayerCall) -> Optional[t
     if x.dtype is not torch.float32 or not x.numel() or autocast_enabled("cpu"):
         return None
     kernels = native(x)
-    if kernels is None or not kernels.products.products_pay():
-        return None
-    if not keeps_methods(layer, "_training_gates", "_project"):
+    if kernels is None or not keeps_methods(layer, "_training_gates", "_project"):
         return None
     gates = layer._training_gates()
-    if gates is None:
+    parts = None if gates is None else read_parts(kernels, layer, gates)
+    if parts is None:
         return None
-    found = read_parts(kernels, layer, gates)
-    if found is None:
+    run = _Run(kernels, parts.middle, gates.rule, layer.backend)
+    y = _whole(run, parts, x) if kernels.products.products_pay() else None
+    if y is None:
+        y = _between(run, parts, x)
+    if y is not None:
+        tell(f"{layer.who} in training", layer.backend, "cpu", "native")
+    return y
+
+
+class _Run(NamedTuple):
+    """What of a call is no tensor."""
+
+    kernels: Any
+    middle: Any  # a `myfla_native.middle.Middle`
+    rule: str
+    backend: str
+
+
+def _whole(run: _Run, parts: Parts, x: torch.Tensor) -> Optional[torch.Tensor]:
+    """The layer in one function; None if its projections are not plain maps."""
+    width, values = x.shape[2], parts.sizes[2]
+    maps = [m if m is None else weight_of(m, size, width) for m, size in zip(parts.maps, parts.sizes)]
+    last = weight_of(parts.last, width, values)
+    if last is None or any(w is None and m is not None for w, m in zip(maps, parts.maps)):
         return None
-    settings, parts = found
-    given = flat(parts, parts)
-    if not records(x, *given):
+    if not records(x, last, *maps, *parts.parameters):
         return None
-    tell(f"{layer.who} in training", layer.backend, "cpu", "native")
-    counts = tuple(len(part) if isinstance(part, tuple) else part is not None for part in parts)
-    return _Layer.apply(kernels, settings, counts, x.contiguous(), *given)
+    return _Layer.apply(run, x.contiguous(), *maps, *parts.parameters, last)
 
 
-def _rule(kernels: Any, s: Settings, t: Parts) -> Any:
-    return kernels.rules.Rule(kernels.rules.GATED, s.key**-0.5, True, t.A_log, t.dt_bias, s.beta_scale)
+def _between(run: _Run, parts: Parts, x: torch.Tensor) -> Optional[torch.Tensor]:
+    """The layer with its projections as functions of their own; None if these may give something else than expected."""
+    if not all(m is None or _is_plain(m) for m in parts.maps):
+        return None
+    projected = [None if m is None else project(m, x).contiguous() for m in parts.maps]
+    for y, size in zip(projected, parts.sizes):
+        if y is not None and (y.shape[2] != size or not are_dense(torch.float32, y)):
+            return None
+    if not records(*projected, *parts.parameters):
+        return None
+    return project(parts.last, _Middle.apply(run, *projected, *parts.parameters))
 
 
-def _filters(t: Parts) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """Taps and biases of the three convolutions as of one."""
-    return torch.cat(t.taps).squeeze(1), torch.cat(t.biases) if t.biases else None
+def _is_plain(module: Any) -> bool:
+    """Whether a projection consists of linear maps without hooks."""
+    if type(module) is nn.Sequential:
+        return is_free(module) and all(map(_is_plain, module._modules.values()))
+    return type(module) is nn.Linear and is_free(module)
 
 
-def _of_groups(s: Settings, t: Parts) -> Optional[torch.Tensor]:
-    """The norm's weight for the channels of all heads."""
-    return None if t.norm is None else t.norm.repeat(s.value_heads)
+class _Middle(torch.autograd.Function):
+    """Everything between the projections; arguments: their results, and parameters as in `Parts`."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *given: Any) -> torch.Tensor:
+        middle = run.kernels.middle
+        places = [middle.place(x) for x in given[:PROJECTED]]
+        y, kept = middle.forward(run.middle, *given[0].shape[:2], places, given[PROJECTED:])
+        ctx.save_for_backward(kept, *given)
+        ctx.run = run
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        run, (kept, *given), needs = ctx.run, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            return (None, *backward_through(functools.partial(_middle_formula, run), given, needs, [dy]))
+        middle, dy = run.kernels.middle, dy.contiguous()
+        found = _like(given)
+        places, into = ([middle.place(x) for x in tensors[:PROJECTED]] for tensors in (given, found))
+        middle.backward(
+            run.middle, places, given[PROJECTED:], kept, dy, torch.empty_like(dy), into, found[PROJECTED:])
+        return (None, *_wanted(found, needs))
 
 
 class _Layer(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, kernels, settings, counts, x, *given):
-        s, t = settings, unflat(counts, given)
-        y = project_jointly(kernels, x, t.maps)
-        taps, bias = _filters(t)
-        convolved = kernels.conv_forward(s.before(y), taps, bias, silu=s.silu)[0]
-        inputs = kernels.rules.Inputs(*s.qkv(convolved), *s.gates(y))
-        o, _, kept = kernels.rules.forward(_rule(kernels, s, t), inputs, keep=True, want_final=False)
-        o = o.flatten(2)
-        normed, _, rstd = kernels.norm_forward(
-            o, s.gate(y), _of_groups(s, t), None, s.eps, s.value_heads, False, s.activation, o.dtype)
-        ctx.save_for_backward(x, y, convolved, o, kept, normed, rstd, *given)
-        ctx.kernels, ctx.settings, ctx.counts = kernels, settings, counts
-        return project_jointly(kernels, normed, [t.last])
+    """The whole layer; arguments: its input, the weights of its projections, parameters as in `Parts`, and the weight
+    of its output projection."""
 
     @staticmethod
-    def backward(ctx, dout):
-        kernels, s, counts, needs = ctx.kernels, ctx.settings, ctx.counts, ctx.needs_input_grad[3:]
-        x, y, convolved, o, kept, normed, rstd, *given = ctx.saved_tensors
+    def forward(ctx: Any, run: _Run, x: torch.Tensor, *given: Optional[torch.Tensor]) -> torch.Tensor:
+        kernels, maps, parameters, last = run.kernels, given[:PROJECTED], given[PROJECTED:GIVEN], given[GIVEN]
+        y = project_jointly(kernels, x, maps)
+        between, kept = kernels.middle.forward(run.middle, *x.shape[:2], places_in(y, maps), parameters)
+        ctx.save_for_backward(x, y, between, kept, *given)
+        ctx.run = run
+        return project_jointly(kernels, between, [last])
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> Any:
+        run, needs = ctx.run, ctx.needs_input_grad[1:]
+        x, y, between, kept, *given = ctx.saved_tensors
         if torch.is_grad_enabled():
-            formula = functools.partial(_formula, s, counts)
-            return (None, None, None, *backward_through(formula, [x, *given], needs, [dout]))
-        t, need, rules, dout = unflat(counts, given), unflat(counts, needs[1:]), kernels.rules, dout.contiguous()
-        dlast = weights_of(kernels, dout, normed, [t.last])[0] if need.last else None
-        do, dy = inputs_of(kernels, dout, [t.last]), torch.empty_like(y)
-        dnorm = kernels.norm_backward(
-            do, o, s.gate(y), _of_groups(s, t), None, None, rstd, s.activation, into=do, gate_into=s.gate(dy))[2]
-        before = s.before(dy)  # receives the gradients behind the convolutions, then those before them
-        _, _, dA_log, ddt_bias = rules.backward(
-            _rule(kernels, s, t), rules.Inputs(*s.qkv(convolved), *s.gates(y)), None, kept, heads_of(do, s.value_heads),
-            None, into=rules.Inputs(*s.qkv(before), *s.gates(dy)))
+            return (None, *backward_through(functools.partial(_layer_formula, run), [x, *given], needs, [dout]))
+        maps, parameters, last = given[:PROJECTED], given[PROJECTED:GIVEN], given[GIVEN:]
+        kernels, dout = run.kernels, dout.contiguous()
+        dlast = weights_of(kernels, dout, between, last) if needs[-1] else [None]
+        do, dy, found = inputs_of(kernels, dout, last), kernels.library.empty(y.shape, y.dtype), _like(parameters)
+        kernels.middle.backward(
+            run.middle, places_in(y, maps), parameters, kept, do, do, places_in(dy, maps), found)
         del do  # room for the gradients that follow
-        taps, bias = _filters(t)
-        _, dtaps, dbias, _ = kernels.conv_backward(before, s.before(y), taps, bias, silu=s.silu, into=before)
-        sizes = [len(w) for w in t.taps]
-        found = Parts(
-            tuple(weights_of(kernels, dy, x, t.maps)) if any(need.maps) else (None,) * len(t.maps),
-            dtaps.unsqueeze(1).split(sizes), tuple(b.clone() for b in dbias.split(sizes)) if t.biases else (),
-            dA_log, ddt_bias, None if t.norm is None else dnorm[0].view(s.value_heads, s.value).sum(0), dlast,
-        )  # fmt: skip
-        dx = inputs_of(kernels, dy, t.maps) if needs[0] else None
-        return (None, None, None, dx, *(g if wanted else None for g, wanted in zip(flat(found, t), needs[1:])))
+        dmaps = weights_of(kernels, dy, x, maps) if any(needs[1 : 1 + PROJECTED]) else [None] * PROJECTED
+        dx = inputs_of(kernels, dy, maps) if needs[0] else None
+        return (None, dx, *_wanted([*dmaps, *found, *dlast], needs[1:]))
 
 
-def _formula(s: Settings, counts: Sequence[int], x: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-    """The layer in plain differentiable operations, for second derivatives."""
-    t = unflat(counts, given)
-    y = F.linear(x, torch.cat(t.maps))
-    taps, bias = _filters(t)
-    convolved = causal_conv1d(s.before(y), taps, bias, activation="silu" if s.silu else None)[0]
-    q, k, v = s.qkv(convolved)
-    g, beta = s.gates(y)
-    o, _ = chunk_gated_delta_rule(
-        q, k, v, torch.zeros_like(beta) if g is None else g, beta, use_qk_l2norm_in_kernel=True,
-        use_gate_in_kernel=s.decay, A_log=t.A_log, dt_bias=t.dt_bias, use_beta_sigmoid_in_kernel=True,
-        allow_neg_eigval=s.beta_scale == 2, backend=s.backend,
-    )  # fmt: skip
-    gate: Any = s.gate(y)
-    if gate is None:
-        normed: Any = rms_norm(o, t.norm, None, eps=s.eps)
+def _like(given: Any) -> Any:
+    return [None if x is None else torch.empty_like(x) for x in given]
+
+
+def _wanted(found: Any, needs: Any) -> Any:
+    return (x if wanted else None for x, wanted in zip(found, needs))
+
+
+def _layer_formula(run: _Run, x: torch.Tensor, *given: Optional[torch.Tensor]) -> torch.Tensor:
+    """`_Layer` in plain differentiable operations, for second derivatives."""
+    projected = [None if w is None else F.linear(x, w) for w in given[:PROJECTED]]
+    last: Any = given[GIVEN]
+    return F.linear(_middle_formula(run, *projected, *given[PROJECTED:GIVEN]), last)
+
+
+def _middle_formula(run: _Run, *given: Any) -> torch.Tensor:
+    """`_Middle` in plain differentiable operations."""
+    m, (*inputs, gate, g, beta), (*convs, A_log, dt_bias, norm) = run.middle, given[:PROJECTED], given[PROJECTED:]
+    activation = "silu" if m.silu else None
+    q, k, v = (
+        causal_conv1d(x, taps.squeeze(1), bias, activation=activation)[0].unflatten(2, (heads, -1))
+        for x, taps, bias, heads in zip(inputs, convs[:3], convs[3:], (m.heads, m.heads, m.value_heads))
+    )
+    options = {
+        "use_qk_l2norm_in_kernel": True, "use_gate_in_kernel": g is not None, "A_log": A_log, "dt_bias": dt_bias,
+        "use_beta_sigmoid_in_kernel": True, "allow_neg_eigval": m.beta_scale == 2, "backend": run.backend,
+    }  # fmt: skip
+    if run.rule == "KDA":
+        bounded = {"safe_gate": m.lower_bound is not None, "lower_bound": m.lower_bound}
+        o, _ = chunk_kda(q, k, v, g.unflatten(2, (m.value_heads, m.key)), beta, **options, **bounded)
     else:
-        gate = heads_of(gate, s.value_heads)
-        normed = rms_norm_gated(o, gate, t.norm, None, s.activation or "swish", eps=s.eps)
-    return F.linear(normed.flatten(2), t.last)
+        o, _ = chunk_gated_delta_rule(q, k, v, torch.zeros_like(beta) if g is None else g, beta, **options)
+    if gate is None:
+        y: Any = rms_norm(o, norm, None, eps=m.eps)
+    else:
+        y = rms_norm_gated(o, gate.view(o.shape), norm, None, m.activation, eps=m.eps)
+    return y.flatten(2)

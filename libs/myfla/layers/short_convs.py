@@ -137,8 +137,8 @@ class ConvLayer(RecurrentLayer):
         return None
 
     def _training_gates(self) -> Optional[TrainingGates]:
-        """The maps and parameters of the gated delta rule's gates; None if this layer computes something else between
-        its convolutions and its norm."""
+        """The maps and parameters of the gates of the gated delta rule or KDA; None if this layer computes something
+        else between its convolutions and its norm."""
         return None
 
     def _qkv(self, x: torch.Tensor, call: LayerCall) -> Tuple[Parts, Any]:

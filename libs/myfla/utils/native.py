@@ -18,7 +18,7 @@ from myfla.utils.tracing import compiling, tracing
 __all__ = ["INTERFACE", "are_dense", "graph_takes_native", "missing_native", "native", "native_level", "native_package",
            "why_not_native"]  # fmt: skip
 
-INTERFACE = 6
+INTERFACE = 7
 """The interface number that these files support. A `myfla_native` with another number is not used."""
 
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)

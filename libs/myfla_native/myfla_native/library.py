@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["DTYPES", "INTERFACE", "LEVELS", "declare", "empty", "level", "pays", "pointer", "set_level", "threads"]
 
-INTERFACE = 6
+INTERFACE = 7
 """The interface number that the compiled library must return; increased together with ``MN_INTERFACE`` in the
 sources."""
 

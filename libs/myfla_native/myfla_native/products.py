@@ -1,6 +1,6 @@
 """Products of one matrix with several weights side by side, as if these were one weight.
 
-Everything is float32. ``x [M, D]`` and ``y [M, N]`` have rows without gaps, at equal distances; weights are
+Everything is float32. ``x [..., D]`` and ``y [..., N]`` have M rows without gaps, at equal distances; weights are
 ``[N_p, D]`` without gaps, and N is the sum of the N_p.
 """
 
@@ -43,5 +43,11 @@ def weights(y: torch.Tensor, x: torch.Tensor, found: Sequence[torch.Tensor]) -> 
 def _call(kind: int, x: torch.Tensor, y: torch.Tensor, given: Sequence[torch.Tensor]) -> None:
     words: Any = ctypes.c_int64 * len(given)
     addresses, sizes = words(*[w.data_ptr() for w in given]), words(*[w.shape[0] for w in given])
-    _product(kind, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), x.shape[0], x.shape[1], addresses, sizes,
+    D = x.shape[-1]
+    _product(kind, x.data_ptr(), _distance(x), y.data_ptr(), _distance(y), x.numel() // D, D, addresses, sizes,
              len(given), threads())  # fmt: skip
+
+
+def _distance(x: torch.Tensor) -> int:
+    """From one row to the next; without gaps, the strides of axes of length one mean nothing."""
+    return x.shape[-1] if x.is_contiguous() else x.stride(-2)

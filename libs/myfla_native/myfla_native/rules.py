@@ -12,10 +12,12 @@ import torch
 
 from myfla_native.library import DTYPES, declare, empty, threads
 
-__all__ = ["DPLR", "GATED", "KDA", "Inputs", "Plan", "Rule", "backward", "forward", "kept_size"]
+__all__ = ["DPLR", "GATED", "KDA", "KEPT", "Inputs", "Plan", "Rule", "backward", "forward", "kept_size"]
 
 GATED, KDA, DPLR = 0, 1, 2
 """The rules: one decay for each head, one for each key channel, and diagonal plus low rank (RWKV-7)."""
+KEPT = 128
+"""A forward keeps the states after every so many tokens (``MN_KEPT``)."""
 
 _CALL = Struct("=12q2d78q")  # mn_rule
 _GRADIENTS = Struct("=66q")  # what mn_rule_grad adds
@@ -26,12 +28,16 @@ _PLACES = range(14, 74, 6)  # the addresses of q to final
 _O, _ERROR, _STATES = 74, 80, 86
 _DO, _DX, _DGATES = 92, 104, 140  # of an mn_rule_grad: gradients of the results, of the inputs, of the gates
 _SMALL = 1 << 16  # numbers; these need no huge pages
-_KEPT = 128  # MN_KEPT
 _SOFTPLUS, _BOUNDED = 1, 2  # MN_SOFTPLUS, MN_BOUNDED
 _forward = declare("mn_rule_forward", "p")
 _backward = declare("mn_rule_backward", "p")
 _step = declare("mn_rule_step", "p")
 _empty = empty
+
+
+def gate_of(A_log: Optional[torch.Tensor], lower_bound: Optional[float]) -> int:
+    """The field ``gate`` of an ``mn_rule``."""
+    return _BOUNDED if lower_bound is not None else _SOFTPLUS if A_log is not None else 0
 
 
 class Rule(NamedTuple):
@@ -61,7 +67,7 @@ class Rule(NamedTuple):
     @property
     def gate(self) -> int:
         """The field of an ``mn_rule``."""
-        return _BOUNDED if self.lower_bound is not None else _SOFTPLUS if self.A_log is not None else 0
+        return gate_of(self.A_log, self.lower_bound)
 
 
 class Inputs(NamedTuple):
@@ -103,7 +109,7 @@ def kept_size(rule: Rule, inputs: Inputs) -> int:
     """How many float32 numbers a forward keeps: each token's correction ``[B, T, HV, V]``, and states."""
     v, cu = inputs.v, rule.cu_seqlens
     batch, tokens, heads, value = v.shape
-    slots = batch * (tokens // _KEPT) if cu is None else tokens // _KEPT + cu.shape[0] - 1
+    slots = batch * (tokens // KEPT) if cu is None else tokens // KEPT + cu.shape[0] - 1
     return heads * value * (batch * tokens + slots * inputs.k.shape[3])
 
 

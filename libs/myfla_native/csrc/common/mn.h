@@ -19,7 +19,7 @@ enum { MN_F32 = 0, MN_BF16 = 1, MN_F16 = 2 };
 enum { MN_DONE = 0, MN_NO_MEMORY = 1 };
 
 /* Increased by one with every change of what an exported function does. */
-#define MN_INTERFACE 6
+#define MN_INTERFACE 7
 
 MN_INLINE int64_t mn_min(int64_t a, int64_t b) { return a < b ? a : b; }
 MN_INLINE int64_t mn_max(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -3,12 +3,7 @@
 
 #include "common/memory.h"
 #include "layers/steps.h"
-
-int mn_rule_forward(const mn_rule *call);
-int mn_norm_forward(
-    const void *h, int64_t h_row, int h_dtype, const void *g, int64_t g_row, int g_dtype, int gate, const void *weight,
-    int weight_dtype, const void *bias, int bias_dtype, int64_t rows, int64_t D, int64_t groups, double eps,
-    int unit_length, int centred, void *y, int y_dtype, float *mean, float *rstd, int threads);
+#include "modules/norm.h"
 
 /* The convolution of q, k or v, whose result [N, tokens, heads, size] replaces it in the call. */
 static void convolve(const mn_conv_layer *c, int which, mn_tensor *x, int64_t tokens, int64_t heads, int64_t size,

@@ -1,12 +1,7 @@
 #include "common/floats.h"
 #include "common/memory.h"
 #include "layers/steps.h"
-
-int mn_rule_step(const mn_rule *call);
-int mn_norm_forward(
-    const void *h, int64_t h_row, int h_dtype, const void *g, int64_t g_row, int g_dtype, int gate, const void *weight,
-    int weight_dtype, const void *bias, int bias_dtype, int64_t rows, int64_t D, int64_t groups, double eps,
-    int unit_length, int centred, void *y, int y_dtype, float *mean, float *rstd, int threads);
+#include "modules/norm.h"
 
 MN_API int mn_rwkv7_mix_step(
     const void *x, int dtype, const void *last, int last_dtype, const void *r, const void *w, const void *k,

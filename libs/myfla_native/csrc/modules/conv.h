@@ -25,6 +25,18 @@ typedef struct {
     float *dstate;  /* backward: [N, D, W] or NULL */
 } mn_conv;
 
+/* See conv.c. */
+MN_API int mn_conv_forward(
+    const void *x, int64_t x_batch, int64_t x_token, int dtype, const void *residual, int64_t residual_batch,
+    int64_t residual_token, int residual_dtype, const void *weight, int weight_dtype, const void *bias, int bias_dtype,
+    const void *state, int state_dtype, const int64_t *offsets, int64_t N, int64_t T, int64_t D, int64_t W, int silu,
+    void *y, void *final, int final_dtype, int threads);
+MN_API int mn_conv_backward(
+    const void *x, int64_t x_batch, int64_t x_token, int dtype, const void *dy, int64_t dy_batch, int64_t dy_token,
+    int dy_dtype, const void *weight, int weight_dtype, const void *bias, int bias_dtype, const void *state,
+    int state_dtype, const int64_t *offsets, int64_t N, int64_t T, int64_t D, int64_t W, int silu, void *dx,
+    int64_t dx_token, float *dtaps, float *dstate, int threads);
+
 MN_KERNEL(conv_forward, (const mn_conv *a, int64_t begin, int64_t end, int slot))
 MN_KERNEL(conv_state, (const mn_conv *a, int64_t begin, int64_t end, int slot))
 MN_KERNEL(conv_backward, (const mn_conv *a, int64_t begin, int64_t end, int slot))

@@ -24,6 +24,17 @@ typedef struct {
     int64_t block;      /* rows in a block */
 } mn_norm;
 
+/* See norm.c. */
+MN_API int mn_norm_forward(
+    const void *h, int64_t h_row, int h_dtype, const void *g, int64_t g_row, int g_dtype, int gate, const void *weight,
+    int weight_dtype, const void *bias, int bias_dtype, int64_t rows, int64_t D, int64_t groups, double eps,
+    int unit_length, int centred, void *y, int y_dtype, float *mean, float *rstd, int threads);
+MN_API int mn_norm_backward(
+    const void *dy, int64_t dy_row, int dy_dtype, const void *h, int64_t h_row, int h_dtype, const void *g,
+    int64_t g_row, int g_dtype, int gate, const void *weight, int weight_dtype, const void *bias, int bias_dtype,
+    int64_t rows, int64_t D, int64_t groups, int unit_length, int centred, const float *mean, const float *rstd,
+    void *dh, void *dg, int64_t dg_row, float *dparameters, int threads);
+
 MN_KERNEL(norm_forward, (const mn_norm *a, int64_t begin, int64_t end, int slot))
 MN_KERNEL(norm_backward, (const mn_norm *a, int64_t begin, int64_t end, int slot))
 

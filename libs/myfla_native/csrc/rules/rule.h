@@ -58,6 +58,11 @@ typedef struct {
     mn_tensor dinitial;                  /* float32; may be missing */
 } mn_rule_grad;
 
+/* See rules.c. */
+MN_API int mn_rule_forward(const mn_rule *call);
+MN_API int mn_rule_step(const mn_rule *call);
+MN_API int mn_rule_backward(const mn_rule_grad *grad);
+
 /* The number of tokens of sequence n, and the place of its first one. */
 MN_INLINE void mn_span(const mn_rule *c, int64_t n, int64_t *row, int64_t *first, int64_t *tokens) {
     const int64_t *cu = (const int64_t *)(intptr_t)c->cu_seqlens;
