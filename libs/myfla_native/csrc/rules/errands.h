@@ -61,7 +61,7 @@ MN_INLINE void mn_expect_next(mn_errands *list, const mn_rule *c, const mn_rule_
     enum { FAR = 4096 }; /* bytes */
     int64_t query = head / (c->HV / c->H), K = c->K, V = c->V, before = first - MN_TOKENS;
     list->count = list->at = list->row = 0;
-    mn_expect(list, &g->dv, row, first, head, V);
+    mn_expect(list, &g->dv, row, rule == MN_GATED ? before : first, head, V); /* gated: written before the products */
     mn_expect(list, &g->dq, row, first, query, K);
     mn_expect(list, &g->dk, row, first, query, K);
     if (rule != MN_GATED) mn_expect(list, &g->dg, row, first, head, K);
