@@ -147,11 +147,11 @@ def test_threads_change_no_bit(native, monkeypatch, kind):
     g = -torch.rand(B, T, H) if kind == "gated" else -torch.rand(B, T, H, K)
     last = (0.1 * torch.randn(B, T, H, K), 0.1 * b) if kind == "dplr" else (torch.rand(B, T, H), None)
     rule, inputs = rules.Rule(getattr(rules, kind.upper()), 0.2, kind != "dplr"), rules.Inputs(q, k, v, g, *last)
-    runs = []
+    state, runs = torch.randn(B, H, K, K), []
     for threads in (1, 2, 5):
         monkeypatch.setattr(rules, "threads", lambda: threads)  # noqa: B023
-        o, final, kept = rules.forward(rule, inputs, keep=True)
-        grads, dinitial, _, _ = rules.backward(rule, inputs, None, kept, do, None)
+        o, final, kept = rules.forward(rule, inputs, state, keep=True)
+        grads, dinitial, _, _ = rules.backward(rule, inputs, state, kept, do, None)
         runs.append([o, final, dinitial, *(x for x in grads if x is not None)])
     for other in runs[1:]:
         assert all(torch.equal(x, y) for x, y in zip(runs[0], other))

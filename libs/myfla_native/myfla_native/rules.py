@@ -116,7 +116,7 @@ def kept_size(rule: Rule, inputs: Inputs) -> int:
 def backward(
     rule: Rule, inputs: Inputs, initial_state: Optional[torch.Tensor], kept: torch.Tensor, do: Optional[torch.Tensor],
     dfinal: Optional[torch.Tensor], into: Optional[Inputs] = None,
-) -> Tuple[List[Optional[torch.Tensor]], torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+) -> Tuple[List[Optional[torch.Tensor]], Optional[torch.Tensor], Optional[torch.Tensor], Optional[torch.Tensor]]:
     """Gradients of `forward`.
 
     Args:
@@ -127,7 +127,7 @@ def backward(
 
     Returns:
         the inputs' gradients, each in the shape and dtype of its tensor; that of the initial states ``[N, HV, K, V]``
-        in float32; those of A_log and dt_bias in their shapes and in float32, or None.
+        in float32, or None if there are none; those of A_log and dt_bias in their shapes and in float32, or None.
     """
     plan = Plan(rule, inputs, initial_state, None)
     given = (*inputs, rule.A_log, rule.dt_bias, initial_state)
@@ -160,7 +160,7 @@ class Plan:
         gates = (rule.A_log, (1,)), (rule.dt_bias, (self.states[2] if rule.kind == KDA else 1,))
         self.results: List[Any] = [None if x is None else (x.shape, x.dtype) for x in inputs]  # of the backward
         self.results += [None if x is None else ((*self.states[:2], *own), torch.float32) for x, own in gates]
-        self.results.append((self.states, torch.float32))
+        self.results.append(None if initial is None else (self.states, torch.float32))
         self.call = _call(rule, inputs, initial, final, self.out, self.results)
 
     def step(self, given: Given, final: torch.Tensor) -> torch.Tensor:
@@ -190,7 +190,7 @@ class Plan:
     def backward(
         self, given: Given, kept: torch.Tensor, do: Optional[torch.Tensor], dfinal: Optional[torch.Tensor],
         cu_seqlens: Optional[torch.Tensor] = None, into: Optional[Inputs] = None,
-    ) -> Tuple[List[Optional[torch.Tensor]], torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
+    ) -> Tuple[List[Optional[torch.Tensor]], Optional[torch.Tensor], Optional[torch.Tensor], Optional[torch.Tensor]]:
         """The results of `backward`."""
         offsets = None if cu_seqlens is None else _offsets(cu_seqlens)
         words = self._words(given, None, offsets)
