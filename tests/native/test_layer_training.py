@@ -151,10 +151,12 @@ def test_second_derivatives_equal_those_of_float64(taken, build, name):
 
     got, truth = second(layer), second(copy.deepcopy(layer).double())
     assert taken
-    for a, exact in zip(got, truth):
+    set_backend(layer, "torch")
+    for a, plain, exact in zip(got, second(layer), truth):
         assert (a is None) == (exact is None)
-        if exact is not None and exact.any():
-            assert_close(a, exact, rms=5e-5, largest=1e-3)
+        if exact is not None and exact.any():  # those of the decays are sums of large terms of both signs
+            error = (plain.double() - exact).norm() / exact.norm()
+            assert_close(a, exact, rms=2e-6 + 1.5 * min(float(error), 1e-4), largest=1e-3)
 
 
 @cases(name=["plain, whole", "plain, between"])
