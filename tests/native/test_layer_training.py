@@ -11,31 +11,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from myfla.backends import choice, set_backend
-from myfla.layers import GatedDeltaNet, KimiDeltaAttention, native_training, short_convs
+from myfla.layers import native_training, short_convs
 from myfla.models.utils import Cache
 from myfla.modules import FusedRMSNormGated, ShortConvolution
 from myfla.testing import assert_close, cases
 from native_guard import guarded_results
-from native_layers import CONV_LAYERS
+from native_layers import TRAINED, WAYS
 from native_modules import BARS
 
-GATED = GatedDeltaNet
-LAYERS = {
-    "plain": (GATED, {"hidden_size": 64, "head_dim": 16, "num_heads": 2}),
-    "odd sizes, grouped": (GATED, {"hidden_size": 21, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2}),
-    **CONV_LAYERS,
-}  # fmt: skip
-KDA_LAYERS = {
-    "kda": (KimiDeltaAttention, {"hidden_size": 40, "head_dim": 16, "num_heads": 2}),
-    "kda, bounded, grouped": (KimiDeltaAttention, {
-        "hidden_size": 21, "head_dim": 7, "num_heads": 2, "num_v_heads": 6, "expand_v": 2, "safe_gate": True,
-        "lower_bound": -5.0, "conv_bias": True, "conv_size": 3, "allow_neg_eigval": True}),
-}  # fmt: skip
-WAYS = ["whole", "between"]  # by products of the library, by PyTorch's
-CASES = {
-    **{f"{name}, {way}": (made, way) for name, made in LAYERS.items() for way in WAYS},
-    **{name: (made, "between") for name, made in KDA_LAYERS.items()},
-}
 SHAPES = {"short": (2, 5), "long": (1, 150), "batch": (3, 70), "one token": (4, 1)}
 LEVELS = ["base", "avx2", "avx512"]
 
@@ -65,7 +48,7 @@ def build(native, monkeypatch):
     """A function that makes the layer of a case, and lets products pay or not."""
 
     def make(name):
-        (kind, settings), way = CASES[name if name in CASES else f"{name}, whole"]
+        (kind, settings), way = TRAINED[name if name in TRAINED else f"{name}, whole"]
         monkeypatch.setattr(native.products, "products_pay", lambda: way == "whole")
         torch.manual_seed(3)
         layer = kind(layer_idx=0, **settings)
@@ -83,10 +66,10 @@ def data(layer, shape, dtype=torch.float32):
     return x.requires_grad_(), weight
 
 
-def step(layer, shape):
+def step(layer, shape, **more):
     """The output, and the gradients of the input and of all parameters."""
     x, weight = data(layer, shape, layer.o_proj.weight.dtype)
-    y = layer(x)[0]
+    y = layer(x, **more)[0]
     return [y, *torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()])]
 
 
@@ -104,11 +87,11 @@ def check(got, truth):
         assert_close(a, exact, rms=bar, largest=30 * bar)
 
 
-@cases(name=list(CASES), shape=list(SHAPES))
+@cases(name=list(TRAINED), shape=list(SHAPES))
 def test_one_function_equals_float64_and_the_layer_op_by_op(taken, build, monkeypatch, name, shape):
     layer = build(name)
     got, truth = step(layer, SHAPES[shape]), step(copy.deepcopy(layer).double(), SHAPES[shape])
-    assert taken == [CASES[name][1]]
+    assert taken == [TRAINED[name][1]]
     check(got, truth)
     check(apart(monkeypatch, step, layer, SHAPES[shape]), truth)
 
@@ -123,6 +106,34 @@ def test_every_level_keeps_within_its_buffers(taken, build, native, monkeypatch,
         got = step(layer, (3, 70))
     assert taken
     check(got, step(copy.deepcopy(layer).double(), (3, 70)))
+
+
+OFFSETS = torch.tensor([0, 3, 3, 70, 199, 200])
+MASK = torch.arange(200).view(2, 100) % 7 != 3
+PACKED = {
+    "packed rows": ((1, 200), {"cu_seqlens": OFFSETS}),
+    "a mask": ((2, 100), {"attention_mask": MASK}),
+    "offsets of 32 bits": ((1, 200), {"cu_seqlens": OFFSETS.int()}),
+}
+
+
+@cases(how=list(PACKED), name=["plain, whole", "odd sizes, grouped, between", "bias, three taps, no gate, whole",
+                               "kda, bounded, grouped"])  # fmt: skip
+def test_packed_and_padded_rows_equal_float64(taken, build, monkeypatch, name, how):
+    layer, (shape, more) = build(name), PACKED[how]
+    with guarded_results(monkeypatch):
+        got = step(layer, shape, **more)
+    assert taken == [TRAINED[name][1]]
+    check(got, step(copy.deepcopy(layer).double(), shape, **more))
+
+
+def test_offsets_may_change_between_forward_and_backward(taken, build):
+    layer, offsets = build("plain"), OFFSETS.clone()
+    x, weight = data(layer, (1, 200))
+    want = torch.autograd.grad((layer(x, cu_seqlens=offsets)[0] * weight).sum(), x)[0]
+    y = layer(x, cu_seqlens=offsets)[0]
+    offsets += 10**6
+    assert torch.equal(torch.autograd.grad((y * weight).sum(), x)[0], want) and len(taken) == 2
 
 
 @cases(name=["plain, whole", "delta, gate, whole"], threads=[2, 3])
@@ -140,13 +151,14 @@ def test_any_number_of_threads_gives_the_same_bits(taken, build, name, threads):
 SECOND = ["plain, whole", "plain, between", "bias, three taps, no gate, whole", "delta, whole", "kda, bounded, grouped"]
 
 
-@cases(name=SECOND)
-def test_second_derivatives_equal_those_of_float64(taken, build, name):
+@cases(name=SECOND, packed=[False, True])
+def test_second_derivatives_equal_those_of_float64(taken, build, name, packed):
     layer = build(name)
 
     def second(layer):
-        x, weight = data(layer, (2, 9), layer.o_proj.weight.dtype)
-        (dx,) = torch.autograd.grad((layer(x)[0] * weight).sum(), x, create_graph=True)
+        x, weight = data(layer, (1, 18) if packed else (2, 9), layer.o_proj.weight.dtype)
+        y = layer(x, cu_seqlens=torch.tensor([0, 5, 5, 18]) if packed else None)[0]
+        (dx,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
         return torch.autograd.grad((dx * weight.flip(1)).sum(), [x, *layer.parameters()], allow_unused=True)
 
     got, truth = second(layer), second(copy.deepcopy(layer).double())
@@ -271,8 +283,6 @@ def test_hooks_see_what_they_saw(taken, build):
 
 
 CALLS = {
-    "a mask": lambda layer, x: layer(x, attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])),
-    "packed rows": lambda layer, x: layer(x.reshape(1, 8, 64), cu_seqlens=torch.tensor([0, 3, 8])),
     "a cache": lambda layer, x: layer(x, past_key_values=Cache(), use_cache=True),
     "nothing to record": lambda layer, x: torch.no_grad()(layer)(x),
     "an empty batch": lambda layer, x: layer(x[:0]),

@@ -40,9 +40,9 @@ def train_conv_layer(layer: Any, x: torch.Tensor, call: LayerCall) -> Optional[t
     Args:
         layer: a `ConvLayer`. For one with a part that was replaced or has a hook (`read_parts`), the result is None.
         x: ``[B, T, D]``, the layer's input; float32.
-        call: the call of the layer; without autograd, with states, packed or in the recurrent form the result is None.
+        call: the call of the layer; without autograd, with states or in the recurrent form the result is None.
     """
-    if call.keep or not call.chunks or call.cu_seqlens is not None or not torch.is_grad_enabled():
+    if call.keep or not call.chunks or not torch.is_grad_enabled():
         return None
     if call.recurrent_state is not None or call.conv_state is not None or layer.backend not in ("auto", "native"):
         return None
@@ -55,7 +55,9 @@ def train_conv_layer(layer: Any, x: torch.Tensor, call: LayerCall) -> Optional[t
     parts = None if gates is None else read_parts(kernels, layer, gates)
     if parts is None:
         return None
-    run = _Run(kernels, parts.middle, gates.rule, layer.backend)
+    # A copy: the backward would follow offsets that were changed after the forward out of the tensors.
+    offsets = None if call.cu_seqlens is None else call.cu_seqlens.to("cpu", torch.int64, copy=True).contiguous()
+    run = _Run(kernels, parts.middle, gates.rule, layer.backend, offsets)
     y = _whole(run, parts, x) if kernels.products.products_pay() else None
     if y is None:
         y = _between(run, parts, x)
@@ -71,6 +73,7 @@ class _Run(NamedTuple):
     middle: Any  # a `myfla_native.middle.Middle`
     rule: str
     backend: str
+    cu_seqlens: Optional[torch.Tensor]  # [N + 1] int64
 
 
 def _whole(run: _Run, parts: Parts, x: torch.Tensor) -> Optional[torch.Tensor]:
@@ -112,7 +115,7 @@ class _Middle(torch.autograd.Function):
     def forward(ctx: Any, run: _Run, *given: Any) -> torch.Tensor:
         middle = run.kernels.middle
         places = [middle.place(x) for x in given[:PROJECTED]]
-        y, kept = middle.forward(run.middle, *given[0].shape[:2], places, given[PROJECTED:])
+        y, kept = middle.forward(run.middle, *given[0].shape[:2], places, given[PROJECTED:], run.cu_seqlens)
         ctx.save_for_backward(kept, *given)
         ctx.run = run
         return y
@@ -126,7 +129,8 @@ class _Middle(torch.autograd.Function):
         found = _like(given)
         places, into = ([middle.place(x) for x in tensors[:PROJECTED]] for tensors in (given, found))
         middle.backward(
-            run.middle, places, given[PROJECTED:], kept, dy, torch.empty_like(dy), into, found[PROJECTED:])
+            run.middle, places, given[PROJECTED:], kept, dy, torch.empty_like(dy), into, found[PROJECTED:],
+            run.cu_seqlens)  # fmt: skip
         return (None, *_wanted(found, needs))
 
 
@@ -138,7 +142,7 @@ class _Layer(torch.autograd.Function):
     def forward(ctx: Any, run: _Run, x: torch.Tensor, *given: Optional[torch.Tensor]) -> torch.Tensor:
         kernels, maps, parameters, last = run.kernels, given[:PROJECTED], given[PROJECTED:GIVEN], given[GIVEN]
         y = project_jointly(kernels, x, maps)
-        between, kept = kernels.middle.forward(run.middle, *x.shape[:2], places_in(y, maps), parameters)
+        between, kept = kernels.middle.forward(run.middle, *x.shape[:2], places_in(y, maps), parameters, run.cu_seqlens)
         ctx.save_for_backward(x, y, between, kept, *given)
         ctx.run = run
         return project_jointly(kernels, between, [last])
@@ -154,7 +158,7 @@ class _Layer(torch.autograd.Function):
         dlast = weights_of(kernels, dout, between, last) if needs[-1] else [None]
         do, dy, found = inputs_of(kernels, dout, last), kernels.library.empty(y.shape, y.dtype), _like(parameters)
         kernels.middle.backward(
-            run.middle, places_in(y, maps), parameters, kept, do, do, places_in(dy, maps), found)
+            run.middle, places_in(y, maps), parameters, kept, do, do, places_in(dy, maps), found, run.cu_seqlens)
         del do  # room for the gradients that follow
         dmaps = weights_of(kernels, dy, x, maps) if any(needs[1 : 1 + PROJECTED]) else [None] * PROJECTED
         dx = inputs_of(kernels, dy, maps) if needs[0] else None
@@ -179,14 +183,15 @@ def _layer_formula(run: _Run, x: torch.Tensor, *given: Optional[torch.Tensor]) -
 def _middle_formula(run: _Run, *given: Any) -> torch.Tensor:
     """`_Middle` in plain differentiable operations."""
     m, (*inputs, gate, g, beta), (*convs, A_log, dt_bias, norm) = run.middle, given[:PROJECTED], given[PROJECTED:]
-    activation = "silu" if m.silu else None
+    convolve = functools.partial(causal_conv1d, activation="silu" if m.silu else None, cu_seqlens=run.cu_seqlens)
     q, k, v = (
-        causal_conv1d(x, taps.squeeze(1), bias, activation=activation)[0].unflatten(2, (heads, -1))
+        convolve(x, taps.squeeze(1), bias)[0].unflatten(2, (heads, -1))
         for x, taps, bias, heads in zip(inputs, convs[:3], convs[3:], (m.heads, m.heads, m.value_heads))
     )
     options = {
         "use_qk_l2norm_in_kernel": True, "use_gate_in_kernel": g is not None, "A_log": A_log, "dt_bias": dt_bias,
         "use_beta_sigmoid_in_kernel": True, "allow_neg_eigval": m.beta_scale == 2, "backend": run.backend,
+        "cu_seqlens": run.cu_seqlens,
     }  # fmt: skip
     if run.rule == "KDA":
         bounded = {"safe_gate": m.lower_bound is not None, "lower_bound": m.lower_bound}

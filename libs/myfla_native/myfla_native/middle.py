@@ -15,7 +15,7 @@ from myfla_native.rules import KEPT, gate_of
 
 __all__ = ["Middle", "Place", "backward", "forward", "place"]
 
-_CALL = Struct("=13q3d23q")  # mn_middle
+_CALL = Struct("=14q3d23q")  # mn_middle
 _GRADIENTS = Struct("=23q")  # what mn_middle_grad adds
 _forward = declare("mn_middle_forward", "p")
 _backward = declare("mn_middle_backward", "p")
@@ -58,8 +58,9 @@ def place(x: Optional[torch.Tensor]) -> Place:
 
 
 def forward(
-    m: Middle, batch: int, tokens: int, projected: Sequence[Place], parameters: Sequence[Optional[torch.Tensor]]
-) -> Tuple[torch.Tensor, torch.Tensor]:
+    m: Middle, batch: int, tokens: int, projected: Sequence[Place], parameters: Sequence[Optional[torch.Tensor]],
+    cu_seqlens: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The result, and a tensor for `backward`.
 
     Args:
@@ -70,26 +71,29 @@ def forward(
             the last three may be missing.
         parameters: without gaps; the convolutions' taps ``[channels, 1, W]`` and biases ``[channels]``, three each,
             ``A_log [HV]``, ``dt_bias [HV]``, KDA ``[HV * K]``, and the norm's weight ``[V]``; None where there is none.
+        cu_seqlens: ``[N + 1]`` int64, offsets of sequences packed in one row.
 
     Returns:
         ``[B, T, HV * V]`` for the output projection, and the tensor for `backward`.
     """
     values = m.value_heads * m.value
-    states = batch * (tokens // KEPT) * values * m.key
+    slots = batch * (tokens // KEPT) if cu_seqlens is None else tokens // KEPT + cu_seqlens.shape[0] - 1
     y = empty((batch, tokens, values), torch.float32)
-    kept = empty((batch * tokens * (2 * m.heads * m.key + 3 * values + m.value_heads) + states,), torch.float32)
-    _forward(_call(m, batch, tokens, projected, parameters, kept, y.data_ptr()))
+    own = 2 * m.heads * m.key + 3 * values + m.value_heads
+    kept = empty((batch * tokens * own + slots * values * m.key,), torch.float32)
+    _forward(_call(m, batch, tokens, projected, parameters, cu_seqlens, kept, y.data_ptr()))
     return y, kept
 
 
 def backward(
     m: Middle, projected: Sequence[Place], parameters: Sequence[Optional[torch.Tensor]], kept: torch.Tensor,
     dy: torch.Tensor, room: torch.Tensor, into: Sequence[Place], found: Sequence[Optional[torch.Tensor]],
+    cu_seqlens: Optional[torch.Tensor] = None,
 ) -> None:  # fmt: skip
     """Gradients of `forward`.
 
     Args:
-        m, projected, parameters: as for `forward`.
+        m, projected, parameters, cu_seqlens: as for `forward`.
         kept: its second result.
         dy: ``[B, T, HV * V]`` without gaps, the gradient of its first result.
         room: shaped as dy, is overwritten; it may be dy.
@@ -101,18 +105,20 @@ def backward(
         words += where
     for x in found:
         words.append(0 if x is None else x.data_ptr())
-    call = _call(m, dy.shape[0], dy.shape[1], projected, parameters, kept, 0)
+    call = _call(m, dy.shape[0], dy.shape[1], projected, parameters, cu_seqlens, kept, 0)
     _backward(call + _GRADIENTS.pack(*words))
 
 
 def _call(
     m: Middle, batch: int, tokens: int, projected: Sequence[Place], parameters: Sequence[Optional[torch.Tensor]],
-    kept: torch.Tensor, y: int,
+    cu: Optional[torch.Tensor], kept: torch.Tensor, y: int,
 ) -> bytes:  # fmt: skip
     """An ``mn_middle``."""
     gate = gate_of(parameters[6], m.lower_bound)
+    sequences, offsets = (batch, 0) if cu is None else (cu.shape[0] - 1, cu.data_ptr())
     words: List[Any] = [
-        batch, tokens, *m[:7], gate, m.beta_scale, GATES[m.activation], threads(), m.scale, m.lower_bound or 0.0, m.eps,
+        sequences, tokens, *m[:6], offsets, m.kind, gate, m.beta_scale, GATES[m.activation], threads(), m.scale,
+        m.lower_bound or 0.0, m.eps,
     ]  # fmt: skip
     for where in projected:
         words += where

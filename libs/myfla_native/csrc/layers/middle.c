@@ -13,10 +13,12 @@ typedef struct {
 
 static float *at(int64_t address) { return (float *)(intptr_t)address; }
 
+static int64_t tokens_of(const mn_middle *c) { return c->offsets ? c->T : c->N * c->T; }
+
 static int64_t channels(const mn_middle *c, int part) { return part < 2 ? c->H * c->K : c->HV * c->V; }
 
 static mn_middle_rooms rooms(const mn_middle *c) {
-    int64_t tokens = c->N * c->T, keys = tokens * c->H * c->K, values = tokens * c->HV * c->V;
+    int64_t tokens = tokens_of(c), keys = tokens * c->H * c->K, values = tokens * c->HV * c->V;
     float *q = at(c->kept), *k = q + keys, *v = k + keys, *o = v + values, *rstd = o + values;
     float *error = rstd + tokens * c->HV;
     return (mn_middle_rooms){{q, k, v}, o, rstd, error, error + values};
@@ -38,8 +40,8 @@ static mn_tensor of_gate(const mn_middle *c, const mn_projected *x) {
 static mn_rule rule_of(const mn_middle *c, const mn_middle_rooms *r) {
     int64_t own = c->rule == MN_KDA ? c->K : 1;
     return (mn_rule){
-        .rule = c->rule, .N = c->N, .T = c->T, .H = c->H, .HV = c->HV, .K = c->K, .V = c->V, .l2norm = 1,
-        .gate = c->gate, .sigmoid = c->sigmoid, .threads = c->threads, .scale = c->scale,
+        .rule = c->rule, .N = c->N, .T = c->T, .H = c->H, .HV = c->HV, .K = c->K, .V = c->V,
+        .cu_seqlens = c->offsets, .l2norm = 1, .gate = c->gate, .sigmoid = c->sigmoid, .threads = c->threads, .scale = c->scale,
         .lower_bound = c->lower_bound, .q = without_gaps(c, r->convolved[0], c->H, c->K),
         .k = without_gaps(c, r->convolved[1], c->H, c->K), .v = without_gaps(c, r->convolved[2], c->HV, c->V),
         .g = of_gate(c, &c->x.g), .beta = of(c, &c->x.beta, 1, 0),
@@ -58,19 +60,20 @@ static const float *of_all_heads(const mn_middle *c, float *to) {
 MN_API int mn_middle_forward(const mn_middle *c) {
     mn_middle_rooms r = rooms(c);
     const mn_projected *x[] = {&c->x.q, &c->x.k, &c->x.v};
+    const int64_t *offsets = (const int64_t *)(intptr_t)c->offsets;
     int64_t D = c->HV * c->V;
     int threads = (int)c->threads, status = MN_DONE;
     float *weight = mn_alloc(D * 4);
     if (!weight) return MN_NO_MEMORY;
     for (int i = 0; i < 3 && !status; i++)
         status = mn_conv_forward(at(x[i]->at), c->T * x[i]->token, x[i]->token, MN_F32, NULL, 0, 0, 0,
-                                 at(c->p.taps[i]), MN_F32, at(c->p.biases[i]), MN_F32, NULL, 0, NULL, c->N, c->T,
+                                 at(c->p.taps[i]), MN_F32, at(c->p.biases[i]), MN_F32, NULL, 0, offsets, c->N, c->T,
                                  channels(c, i), c->W, (int)c->silu, r.convolved[i], NULL, 0, threads);
     mn_rule rule = rule_of(c, &r);
     if (!status) status = mn_rule_forward(&rule);
     if (!status)
         status = mn_norm_forward(r.o, D, MN_F32, at(c->x.gate.at), c->x.gate.token, MN_F32, (int)c->activation,
-                                 of_all_heads(c, weight), MN_F32, NULL, MN_F32, c->N * c->T, D, c->HV, c->eps, 0, 0,
+                                 of_all_heads(c, weight), MN_F32, NULL, MN_F32, tokens_of(c), D, c->HV, c->eps, 0, 0,
                                  at(c->y), MN_F32, NULL, r.rstd, threads);
     mn_free(weight);
     return status;
@@ -90,7 +93,7 @@ static int norm_back(const mn_middle_grad *g, const mn_middle_rooms *r, float *r
     float *found = g->dp.norm ? room + D : NULL;
     int status = mn_norm_backward(
         at(g->dy), D, MN_F32, r->o, D, MN_F32, at(c->x.gate.at), c->x.gate.token, MN_F32, (int)c->activation,
-        of_all_heads(c, room), MN_F32, NULL, MN_F32, c->N * c->T, D, c->HV, 0, 0, NULL, r->rstd, at(g->room),
+        of_all_heads(c, room), MN_F32, NULL, MN_F32, tokens_of(c), D, c->HV, 0, 0, NULL, r->rstd, at(g->room),
         at(g->dx.gate.at), g->dx.gate.token, found, (int)c->threads);
     if (!status) add_up(g->dp.norm, found, c->HV, c->V, c->V);
     return status;
@@ -119,10 +122,11 @@ static int rule_back(const mn_middle_grad *g, const mn_middle_rooms *r, int64_t 
 static int conv_back(const mn_middle_grad *g, int part, float *room) {
     const mn_middle *c = &g->call;
     const mn_projected *x[] = {&c->x.q, &c->x.k, &c->x.v}, *dx[] = {&g->dx.q, &g->dx.k, &g->dx.v};
+    const int64_t *offsets = (const int64_t *)(intptr_t)c->offsets;
     int64_t D = channels(c, part), W = c->W, apart = dx[part]->token;
     int status = mn_conv_backward(
         at(x[part]->at), c->T * x[part]->token, x[part]->token, MN_F32, at(dx[part]->at), c->T * apart, apart, MN_F32,
-        at(c->p.taps[part]), MN_F32, at(c->p.biases[part]), MN_F32, NULL, 0, NULL, c->N, c->T, D, W, (int)c->silu,
+        at(c->p.taps[part]), MN_F32, at(c->p.biases[part]), MN_F32, NULL, 0, offsets, c->N, c->T, D, W, (int)c->silu,
         at(dx[part]->at), apart, room, NULL, (int)c->threads);
     if (status) return status;
     for (int64_t w = 0; w < W; w++)

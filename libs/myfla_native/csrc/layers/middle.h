@@ -6,7 +6,8 @@
 
 #include "rules/rule.h"
 
-/* A projection's result, or its gradient [N, T, channels]: tokens lie `token` floats apart, rows T times as far. */
+/* A projection's result, or its gradient [N, T, channels], of packed sequences [T, channels]: tokens lie `token` floats
+ * apart. */
 typedef struct {
     int64_t at, token;
 } mn_projected;
@@ -24,6 +25,7 @@ typedef struct {
 
 typedef struct {
     int64_t N, T, H, HV, K, V, W, silu;
+    int64_t offsets;                /* address of [N + 1] for packed sequences with T tokens together, or 0 */
     int64_t rule, gate, sigmoid;    /* as in mn_rule */
     int64_t activation;             /* of the norm's gate */
     int64_t threads;
