@@ -50,10 +50,11 @@ static void pack_turned(const mn_joint *a, float *to, int64_t j, int64_t columns
     }
 }
 
-/* Memory that is read soon: `lines` cache lines from `at` on, as many `skip` bytes behind their end, and so on. */
+/* Memory that is read soon: `lines` cache lines from `at` on, as many `skip` bytes behind their end, and so on for some
+ * rows. */
 typedef struct {
     uintptr_t at, skip;
-    int64_t lines;
+    int64_t lines, rows;
 } coming;
 
 /* What `take` reads for the rows from i on. WEIGHTS: the line of the last row's number of each term; those of the rows
@@ -62,7 +63,7 @@ MN_INLINE coming rows_from(const mn_joint *a, int64_t i, int64_t l, int64_t term
     const float *x = kind == FORWARD ? a->x + i * a->x_row + l : a->y + (kind == WEIGHTS ? l * a->y_row + i + UP - 1
                                                                                        : i * a->y_row + l);
     int64_t lines = kind == WEIGHTS ? 1 : mn_blocks(terms, 16), row = kind == FORWARD ? a->x_row : a->y_row;
-    return (coming){(uintptr_t)x, (uintptr_t)(4 * row - 64 * lines), lines};
+    return (coming){(uintptr_t)x, (uintptr_t)(4 * row - 64 * lines), lines, kind == WEIGHTS ? terms : UP};
 }
 
 /* Rows i to i + rows of the left matrix, zeros up to UP: rows MN_TERMS apart; WEIGHTS: terms UP apart. */
@@ -85,16 +86,20 @@ MN_INLINE void take(const mn_joint *a, float *to, int64_t i, int64_t rows, int64
 MN_INLINE void multiply(const float *a, const float *b, int64_t terms, float *const *to, int64_t j, int64_t rows,
                         int64_t columns, int add, coming next, const int nv, const int64_t row, const int64_t term) {
     vf sum[UP * 2];
-    int64_t lines = next.lines;
+    uintptr_t at = next.at;
+    int64_t lines = next.lines, left = next.rows;
     for (int64_t r = 0; r < rows; r++) __builtin_prefetch(to[r] + j, 1), __builtin_prefetch(to[r] + j + MN_W, 1);
     MN_UNROLL
     for (int i = 0; i < UP; i++)
         for (int v = 0; v < nv; v++) sum[i * nv + v] = (vf){0};
     for (int64_t l = 0; l < terms; l++, b += nv * MN_W) {
         vf x[2];
-        __builtin_prefetch((const void *)next.at);
-        next.at += 64;
-        if (--lines == 0) lines = next.lines, next.at += next.skip;
+        __builtin_prefetch((const void *)at);
+        at += 64;
+        if (--lines == 0) {
+            lines = next.lines, at += next.skip;
+            if (--left == 0) left = next.rows, at = next.at;
+        }
         for (int v = 0; v < nv; v++) x[v] = vf_load(b + v * MN_W);
         MN_UNROLL
         for (int i = 0; i < UP; i++)
@@ -139,7 +144,7 @@ MN_INLINE void product(const mn_joint *a, int64_t begin, int64_t end, int slot, 
                 int64_t rows = mn_min(UP, end - i), p = 0;
                 take(a, rows_of, i, rows, l, terms, kind);
                 for (int64_t r = 0; r < rows; r++) to[r] = result(a, i + r, kind) + j;
-                coming next = rows_from(a, i + UP, l, terms, kind), none = {(uintptr_t)rows_of, 0, terms};
+                coming next = rows_from(a, i + UP, l, terms, kind), none = {(uintptr_t)rows_of, 0, terms, 1};
                 for (; columns - p > MN_W; p += WIDE)
                     wide(rows_of, block + p * terms, terms, to, p, rows, columns - p, l > 0,
                          columns - p > WIDE ? none : next);
