@@ -65,7 +65,8 @@ static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp
     undecay_scores(x, scale);
 
     float rises[2 * C], rising[CHANNELS * 2 * C], last = x->rise[C - 1], risen[C], fallen[C];
-    vf inner = {0}, rise[C / MN_W] = {{0}}, fall[C / MN_W] = {{0}};
+    vf rise[C / MN_W] = {{0}}, fall[C / MN_W] = {{0}};
+    double inner = 0; /* of terms as many as the state has numbers, of both signs */
     for (int i = 0; i < C; i++) rises[i] = x->rise[i] * scale, rises[C + i] = -x->rise[i];
     for (int64_t i = 0; i < Kp; i += CHANNELS, S += CHANNELS * Vp, G += CHANNELS * Vp) {
         const float *qk = x->qk + i * 2 * C;
@@ -73,10 +74,12 @@ static void one_chunk(chunk *x, const float *S, float *G, int64_t Kp, int64_t Vp
             gradients_of_channels(x, S, G, Vp, qk, x->dqk + i * 2 * C, rises, j * MN_W, &rise[j], &fall[j]);
         for (int r = 0; r < CHANNELS * 2 * C; r += MN_W)
             vf_store(rising + r, vf_load(qk + r) * vf_load(rises + r % (2 * C)));
-        update(G, G, last, rising, x->go, solved, Vp, S, &inner, &x->errands, 1);
+        vf part = {0};
+        update(G, G, last, rising, x->go, solved, Vp, S, &part, &x->errands, 1);
+        inner += (double)mn_sum(part);
     }
     for (int j = 0; j < C / MN_W; j++) vf_store(risen + j * MN_W, rise[j]), vf_store(fallen + j * MN_W, fall[j]);
-    double before = (double)mn_sum(inner) * last, after = 0, total[C]; /* large terms of both signs */
+    double before = inner * last, after = 0, total[C]; /* large terms of both signs */
     for (int t = 0; t < C; t++) total[t] = before + (double)x->ddecay[t], before += (double)fallen[t];
     for (int t = C - 1; t >= 0; t--) after += (double)risen[t], x->ddecay[t] = (float)(total[t] + after);
 }
