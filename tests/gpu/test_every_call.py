@@ -62,35 +62,16 @@ def double(value):
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def parameters(call):
-    """Those of the modules that a function encloses."""
-    cells = [cell.cell_contents for cell in getattr(call, "__closure__", None) or ()]
-    return [p for x in (call, *cells) if isinstance(x, torch.nn.Module) for p in x.parameters()]
-
-
-def shaken(subject, grad, seed):
-    """The float64 results after one float32 rounding of every input and weight."""
-    call, arguments = subject.make(torch.float64), {k: double(v) for k, v in subject.arguments().items()}
-    floats = [x for x in arguments.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
-    with torch.no_grad():
-        for place, x in enumerate([*parameters(call), *floats]):
-            x.mul_(1 + 2.0**-24 * draw(x.numel(), seed=1000 * seed + place).view(x.shape).sign().to(x.device))
-    return results(call, arguments, grad)
-
-
 @cases(name=list(SUBJECTS), grad=[False, True])
 def test_a_gpu_computes_what_the_cpu_does(name, grad):
-    """Within rounding of float64. Where a CPU loses digits, or one rounding of the inputs does, up to four times as
-    many."""
+    """Within rounding of float64: where a CPU loses digits, up to four times as many."""
     subject = SUBJECTS[name]
     truth = results(subject.make(torch.float64), {k: double(v) for k, v in subject.arguments().items()}, grad)
     cpu = results(subject.make(torch.float32), subject.arguments(), grad)
     gpu = results(to_cuda(subject.make(torch.float32)), {k: to_cuda(v) for k, v in subject.arguments().items()}, grad)
-    near = [shaken(subject, grad, seed) for seed in range(4)]
     assert len(gpu) == len(cpu) == len(truth)
-    for place, (a, b, want, *others) in enumerate(zip(gpu, cpu, truth, *near)):
+    for place, (a, b, want) in enumerate(zip(gpu, cpu, truth)):
         if want.is_floating_point():
-            lost = max(rms_error(x, want) for x in (b, *others))
-            assert_close(a, want, max(BOUND, 4 * lost), name=f"{name}, result {place}")
+            assert_close(a, want, max(BOUND, 4 * rms_error(b, want)), name=f"{name}, result {place}")
         else:
             assert torch.equal(a.cpu(), want)

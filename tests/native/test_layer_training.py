@@ -156,19 +156,17 @@ def test_second_derivatives_equal_those_of_float64(taken, build, name, packed):
     layer = build(name)
 
     def second(layer):
-        x, weight = data(layer, (1, 18) if packed else (2, 9), layer.o_proj.weight.dtype)
+        x, weight = data(layer, (1, 18) if packed else (3, 9), layer.o_proj.weight.dtype)
         y = layer(x, cu_seqlens=torch.tensor([0, 5, 5, 18]) if packed else None)[0]
         (dx,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
         return torch.autograd.grad((dx * weight.flip(1)).sum(), [x, *layer.parameters()], allow_unused=True)
 
     got, truth = second(layer), second(copy.deepcopy(layer).double())
     assert taken
-    set_backend(layer, "torch")
-    for a, plain, exact in zip(got, second(layer), truth):
+    for a, exact in zip(got, truth):
         assert (a is None) == (exact is None)
-        if exact is not None and exact.any():  # those of the decays are sums of large terms of both signs
-            error = (plain.double() - exact).norm() / exact.norm()
-            assert_close(a, exact, rms=2e-6 + 1.5 * min(float(error), 1e-4), largest=1e-3)
+        if exact is not None and exact.any():
+            assert_close(a, exact, rms=1e-6 if name.endswith("whole") else 5e-5, largest=1e-3)
 
 
 @cases(name=["plain, whole", "plain, between"])
@@ -179,7 +177,8 @@ def test_a_graph_may_be_used_twice_and_computed_again(taken, build, name):
     first, second = (torch.autograd.grad(loss, [x, *layer.parameters()], retain_graph=True) for _ in range(2))
     y = checkpoint(lambda x: layer(x)[0], x, use_reentrant=False)
     third = torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()])
-    assert len(taken) >= 2  # of what is computed again, some versions stop at the last tensor that they need
+    # Of what is computed again, newer versions stop at the last tensor that they need.
+    assert len(taken) == (2 if hasattr(torch.utils.checkpoint, "set_checkpoint_early_stop") else 3)
     for a, b, c in zip(first, second, third):
         assert torch.equal(a, b) and torch.equal(a, c)
 

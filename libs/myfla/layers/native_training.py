@@ -57,7 +57,7 @@ def train_conv_layer(layer: Any, x: torch.Tensor, call: LayerCall) -> Optional[t
         return None
     # A copy: the backward would follow offsets that were changed after the forward out of the tensors.
     offsets = None if call.cu_seqlens is None else call.cu_seqlens.to("cpu", torch.int64, copy=True).contiguous()
-    run = _Run(kernels, parts.middle, gates.rule, layer.backend, offsets)
+    run = _Run(kernels, parts.middle, gates.rule, offsets)
     y = _whole(run, parts, x) if kernels.products.products_pay() else None
     if y is None:
         y = _between(run, parts, x)
@@ -72,7 +72,6 @@ class _Run(NamedTuple):
     kernels: Any
     middle: Any  # a `myfla_native.middle.Middle`
     rule: str
-    backend: str
     cu_seqlens: Optional[torch.Tensor]  # [N + 1] int64
 
 
@@ -90,14 +89,13 @@ def _whole(run: _Run, parts: Parts, x: torch.Tensor) -> Optional[torch.Tensor]:
 
 def _between(run: _Run, parts: Parts, x: torch.Tensor) -> Optional[torch.Tensor]:
     """The layer with its projections as functions of their own; None if these may give something else than expected."""
-    if not all(m is None or _is_plain(m) for m in parts.maps):
+    maps = [m for m in parts.maps if m is not None]
+    if not all(map(_is_plain, maps)) or not records(x, *parts.parameters, *(w for m in maps for w in m.parameters())):
         return None
     projected = [None if m is None else project(m, x).contiguous() for m in parts.maps]
     for y, size in zip(projected, parts.sizes):
         if y is not None and (y.shape[2] != size or not are_dense(torch.float32, y)):
             return None
-    if not records(*projected, *parts.parameters):
-        return None
     return project(parts.last, _Middle.apply(run, *projected, *parts.parameters))
 
 
@@ -174,14 +172,23 @@ def _wanted(found: Any, needs: Any) -> Any:
 
 
 def _layer_formula(run: _Run, x: torch.Tensor, *given: Optional[torch.Tensor]) -> torch.Tensor:
-    """`_Layer` in plain differentiable operations, for second derivatives."""
-    projected = [None if w is None else F.linear(x, w) for w in given[:PROJECTED]]
-    last: Any = given[GIVEN]
-    return F.linear(_middle_formula(run, *projected, *given[PROJECTED:GIVEN]), last)
+    """`_Layer` in plain differentiable operations, in float64."""
+    x, *wide = _doubled((x, *given))
+    projected = [None if w is None else F.linear(x, w) for w in wide[:PROJECTED]]
+    return F.linear(_between_formula(run, *projected, *wide[PROJECTED:GIVEN]), wide[GIVEN]).float()
 
 
 def _middle_formula(run: _Run, *given: Any) -> torch.Tensor:
-    """`_Middle` in plain differentiable operations."""
+    """`_Middle` in plain differentiable operations, in float64."""
+    return _between_formula(run, *_doubled(given)).float()
+
+
+def _doubled(given: Any) -> Any:
+    """In float64: second derivatives of the decays are sums of large terms of both signs."""
+    return [x if x is None else x.double() for x in given]
+
+
+def _between_formula(run: _Run, *given: Any) -> torch.Tensor:
     m, (*inputs, gate, g, beta), (*convs, A_log, dt_bias, norm) = run.middle, given[:PROJECTED], given[PROJECTED:]
     convolve = functools.partial(causal_conv1d, activation="silu" if m.silu else None, cu_seqlens=run.cu_seqlens)
     q, k, v = (
@@ -190,7 +197,7 @@ def _middle_formula(run: _Run, *given: Any) -> torch.Tensor:
     )
     options = {
         "use_qk_l2norm_in_kernel": True, "use_gate_in_kernel": g is not None, "A_log": A_log, "dt_bias": dt_bias,
-        "use_beta_sigmoid_in_kernel": True, "allow_neg_eigval": m.beta_scale == 2, "backend": run.backend,
+        "use_beta_sigmoid_in_kernel": True, "allow_neg_eigval": m.beta_scale == 2,
         "cu_seqlens": run.cu_seqlens,
     }  # fmt: skip
     if run.rule == "KDA":

@@ -7,14 +7,36 @@ from typing import Optional, Tuple
 
 import torch
 
+from myfla.ops._delta.families.dplr import DPLR
+from myfla.ops._delta.plans import call_key, find_plan
 from myfla.ops.common.checks import check_like, check_member
+from myfla.ops.common.run_rule import run_rule
 from myfla.utils.dtypes import accumulation_dtype
 from myfla.utils.l2norm import l2norm
 
-__all__ = ["prepare"]
+__all__ = ["run_comba"]
 
 
-def prepare(
+def run_comba(
+    who: str, form: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: Optional[torch.Tensor], g: torch.Tensor,
+    beta: Optional[torch.Tensor], initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor], *,
+    scale: Optional[float], output_final_state: bool, l2norm_qk: bool, backend: str, chunk_size: Optional[int] = None,
+    inplace: bool = False,
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:  # fmt: skip
+    """The op ``who``, whose arguments these are, in a form of the other rule: ``"chunk"`` or ``"recurrent"``."""
+    options = scale, output_final_state, l2norm_qk, chunk_size, inplace, backend
+    key = call_key(who, options, q, k, v, p, g, beta, initial_state, cu_seqlens)
+    plan = find_plan(key)
+    x, dtype = _prepare(who, q, k, v, p, g, beta, initial_state, cu_seqlens, l2norm_qk, checked=plan is not None)
+    if plan is not None:
+        return plan(x, None, initial_state, cu_seqlens)
+    return run_rule(
+        who, DPLR, form, x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
+        backend=backend, out_dtype=dtype, chunk_size=chunk_size, inplace=inplace, key=key,
+    )  # fmt: skip
+
+
+def _prepare(
     who: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, p: Optional[torch.Tensor], g: torch.Tensor,
     beta: Optional[torch.Tensor], initial_state: Optional[torch.Tensor], cu_seqlens: Optional[torch.Tensor],
     l2norm_qk: bool, checked: bool = False,

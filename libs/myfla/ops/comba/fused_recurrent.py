@@ -4,10 +4,7 @@ from typing import Optional, Tuple
 
 import torch
 
-from myfla.ops._delta.families.dplr import DPLR
-from myfla.ops._delta.plans import call_key, find_plan
-from myfla.ops.comba.as_dplr import prepare
-from myfla.ops.common.run_rule import run_rule
+from myfla.ops.comba.as_dplr import run_comba
 
 __all__ = ["fused_recurrent_comba"]
 
@@ -48,15 +45,8 @@ def fused_recurrent_comba(
         >>> fused_recurrent_comba(x, x, x, 3 * x, 0 * x[..., 0], x[..., 0])[0].flatten().tolist()
         [3.0, 3.0]
     """
-    options = scale, output_final_state, use_qk_l2norm_in_kernel, inplace_final_state, backend
-    key = call_key(NAME, options, q, k, p, v, g, beta, initial_state, cu_seqlens)
-    plan = find_plan(key)
-    x, dtype = prepare(
-        NAME, q, k, v, p, g, beta, initial_state, cu_seqlens, use_qk_l2norm_in_kernel, checked=plan is not None
-    )
-    if plan is not None:
-        return plan(x, None, initial_state, cu_seqlens)
-    return run_rule(
-        NAME, DPLR, "recurrent", x, initial_state, cu_seqlens, scale=scale, output_final_state=output_final_state,
-        backend=backend, out_dtype=dtype, inplace=inplace_final_state, key=key,
+    return run_comba(
+        NAME, "recurrent", q, k, v, p, g, beta, initial_state, cu_seqlens, scale=scale,
+        output_final_state=output_final_state, l2norm_qk=use_qk_l2norm_in_kernel, backend=backend,
+        inplace=inplace_final_state,
     )  # fmt: skip
